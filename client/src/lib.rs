@@ -1,0 +1,1 @@
+//! Who answers: the participant, and the agent that keeps it connected

@@ -1,0 +1,1 @@
+//! What is learned: models, data, partitions, local training and evaluation on candle

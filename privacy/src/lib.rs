@@ -1,0 +1,1 @@
+//! What must not leak: clipping, the integer lattice and the exact sum

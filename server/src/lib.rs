@@ -1,0 +1,1 @@
+//! Who decides: the plan, the coordinator, aggregation and the server around them

@@ -1,0 +1,1 @@
+//! The world in one process: virtual clients, a virtual clock and weather
