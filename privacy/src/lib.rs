@@ -1,1 +1,19 @@
-//! What must not leak: clipping, the integer lattice and the exact sum
+//! What must not leak: clipping, the integer lattice and the exact sum.
+//!
+//! An update passes through four types, and each can be made in one way only:
+//! [`Clipped`] by [`clip`], [`Encoded`] by [`Encoded::encode`] (at a client) or [`Encoded::admit`] (at a server, which
+//! trusts no client), [`Sum`] by folding `Encoded` values, [`Released`] from a `Sum`. Only a `Released` moves a model.
+//!
+//! This crate works on slices. It knows nothing of learning, networks, files or clocks.
+
+mod clipping;
+mod lattice;
+mod released;
+mod sum;
+mod tally;
+
+pub use clipping::{Clipped, NormBound, NormBoundError, NotFinite, clip};
+pub use lattice::{Encoded, Inadmissible, Lattice, LatticeError, Weight};
+pub use released::Released;
+pub use sum::{Sum, SumError};
+pub use tally::{LIMBS, Tally, TallyError};

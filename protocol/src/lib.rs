@@ -1,1 +1,25 @@
-//! What is said: ids, time, seeds, layouts, tasks, updates and the wire codec
+//! What is said between a federation's parties, and the few types all of them share. No input or output happens here.
+//!
+//! Reading order: [`ClientId`], [`Round`], [`TaskId`] (who and when) · [`Layout`], [`Parameters`] (the model as bytes) ·
+//! [`Spec`] (what every site must know of a run) · [`Task`], [`Learner`], [`Answer`] (work and its result) ·
+//! [`wire`] (messages per direction and their frames).
+
+mod ids;
+mod layout;
+mod learner;
+mod seed;
+mod spec;
+mod task;
+mod time;
+pub mod wire;
+
+pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
+pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
+pub use learner::{EvaluateOrder, LearnError, Learner, Statistic, Stop, TrainOrder};
+pub use seed::{Purpose, Seed};
+pub use spec::{
+    Categorical, DataSpec, Loss, Missing, ModelSpec, OptimizerSpec, Positive, Spec, SpecError, Standardise,
+    TableSpec, Target, TensorSpec, TrainingSpec, UpdateSpec, Weighting,
+};
+pub use task::{Answer, Decline, Metrics, Outcome, Refusal, Standardiser, Task, Work};
+pub use time::Time;

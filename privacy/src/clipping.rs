@@ -1,0 +1,129 @@
+//! Flat L2 clipping of one client's update.
+//!
+//! McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models" (2018), section 2. The
+//! norm is taken in f64 whatever the precision of the update; a value that is not finite is refused before any
+//! arithmetic, since `min(1, C / NaN)` would let it through.
+
+/// The largest L2 norm an update may have: finite and greater than zero.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct NormBound(f64);
+
+/// A norm bound that is not a positive finite number.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("a norm bound must lie between 1e-30 and 1e30, not {0}; give the largest L2 norm an update may have")]
+pub struct NormBoundError(f64);
+
+impl NormBound {
+    /// A bound of `norm_max` (L2, in units of the parameters), between 1e-30 and 1e30.
+    pub fn new(norm_max: f64) -> Result<Self, NormBoundError> {
+        if (1e-30..=1e30).contains(&norm_max) { Ok(Self(norm_max)) } else { Err(NormBoundError(norm_max)) }
+    }
+
+    /// The bound as a number.
+    pub fn value(self) -> f64 {
+        self.0
+    }
+}
+
+/// An update holds NaN or an infinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("coordinate {index} of the update is not a finite number; the update is refused")]
+pub struct NotFinite {
+    /// The first offending coordinate.
+    pub index: usize,
+}
+
+/// An update whose L2 norm is at most its bound. Made by [`clip`] only.
+///
+/// `Debug` is absent on purpose: the values are one site's update.
+#[allow(missing_debug_implementations)]
+pub struct Clipped {
+    values: Vec<f32>,
+    factor: f64,
+    norm: f64,
+    bound: NormBound,
+}
+
+/// Scales `delta` down so that its L2 norm is at most `bound`; a shorter update is left as it is.
+///
+/// # Errors
+/// [`NotFinite`] when a coordinate is NaN or infinite; nothing of the update is used then.
+pub fn clip(delta: Vec<f32>, bound: NormBound) -> Result<Clipped, NotFinite> {
+    if let Some(index) = delta.iter().position(|value| !value.is_finite()) {
+        return Err(NotFinite { index });
+    }
+    let norm = norm(&delta);
+    let factor = if norm > bound.0 { bound.0 / norm } else { 1.0 };
+    Ok(Clipped { values: delta, factor, norm, bound })
+}
+
+impl Clipped {
+    /// The L2 norm before clipping. Private to the site: it describes one site's data.
+    pub fn norm_before(&self) -> f64 {
+        self.norm
+    }
+
+    /// Whether the update was longer than its bound.
+    pub fn was_scaled(&self) -> bool {
+        self.factor < 1.0
+    }
+
+    /// The bound it was clipped to.
+    pub fn bound(&self) -> NormBound {
+        self.bound
+    }
+
+    /// Number of coordinates.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether there are no coordinates.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    pub(crate) fn parts(&self) -> (&[f32], f64) {
+        (&self.values, self.factor)
+    }
+}
+
+/// L2 norm in f64, by blocks, so that rounding grows with the number of blocks and not of coordinates.
+fn norm(values: &[f32]) -> f64 {
+    let square = |value: &f32| f64::from(*value) * f64::from(*value);
+    values.chunks(256).map(|block| block.iter().map(square).sum::<f64>()).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_update_is_left_alone_and_a_long_one_is_scaled() {
+        let bound = NormBound::new(5.0).unwrap();
+        assert!(!clip(vec![3.0, 4.0], bound).unwrap().was_scaled());
+        let long = clip(vec![30.0, 40.0], bound).unwrap();
+        assert_eq!((long.norm_before(), long.parts().1), (50.0, 0.1));
+    }
+
+    #[test]
+    fn the_largest_floats_do_not_overflow_the_norm() {
+        let long = clip(vec![f32::MAX; 1 << 12], NormBound::new(1.0).unwrap()).unwrap();
+        assert!(long.norm_before().is_finite());
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_named_by_its_place() {
+        let bound = NormBound::new(1.0).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(clip(vec![0.0, bad], bound).err(), Some(NotFinite { index: 1 }));
+        }
+    }
+
+    #[test]
+    fn a_bound_is_positive_and_finite() {
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-300] {
+            assert!(NormBound::new(bad).is_err(), "{bad}");
+        }
+    }
+}

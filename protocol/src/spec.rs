@@ -1,0 +1,565 @@
+//! What every site must know of a run: the model, the columns, the training and the lattice.
+//!
+//! The same types are read from `federation.toml` and travel as JSON inside a task, through the same checks: a value
+//! that exists is in range. Enums are externally tagged (`[model.mlp]`), which keeps line numbers in TOML errors.
+
+use privacy::{Lattice, LatticeError, NormBound};
+use serde::{Deserialize, Serialize};
+
+/// A positive finite number (a learning rate, a norm).
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Positive(f64);
+
+impl Positive {
+    /// Checks that `value` is finite and greater than zero.
+    ///
+    /// # Errors
+    /// [`SpecError`] with the value.
+    pub fn new(value: f64) -> Result<Self, SpecError> {
+        let positive = value.is_finite() && value > 0.0;
+        if positive {
+            Ok(Self(value))
+        } else {
+            Err(SpecError::new("", format!("{value} is not a positive number")))
+        }
+    }
+
+    /// The number.
+    pub fn value(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Positive {
+    type Error = SpecError;
+    fn try_from(value: f64) -> Result<Self, SpecError> {
+        Self::new(value)
+    }
+}
+
+impl From<Positive> for f64 {
+    fn from(positive: Positive) -> Self {
+        positive.0
+    }
+}
+
+/// What a user typed does not make sense. `key` is the dotted path of the setting at fault, such as `training.epochs`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}{message}", key, if key.is_empty() { "" } else { ": " })]
+pub struct SpecError {
+    /// The setting at fault; empty when the value itself says enough.
+    pub key: String,
+    /// What is wrong with which value, and what to do.
+    pub message: String,
+}
+
+impl SpecError {
+    /// An error at `key`.
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into() }
+    }
+}
+
+/// The model family. Inputs and outputs follow from the data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ModelSpec {
+    /// One linear layer; with a real target this is linear regression.
+    Linear,
+    /// One linear layer on class targets: logistic regression.
+    Logistic,
+    /// A multi-layer perceptron with ReLU.
+    Mlp {
+        /// Width of each hidden layer.
+        hidden: Vec<usize>,
+    },
+    /// Convolutions (ReLU, 2x2 max-pool after each, zero padding that keeps the size), then one hidden dense layer.
+    /// The defaults are the MNIST network of McMahan et al. 2017, section 3: 1,663,370 parameters.
+    Cnn {
+        /// Output channels of each convolution.
+        #[serde(default = "cnn_channels")]
+        channels: Vec<usize>,
+        /// Side of the square kernels; odd.
+        #[serde(default = "cnn_kernel")]
+        kernel: usize,
+        /// Width of the hidden dense layer.
+        #[serde(default = "cnn_hidden")]
+        hidden: usize,
+    },
+    /// A model that the embedding program builds itself, known to all sites under this name.
+    Custom {
+        /// The name.
+        name: String,
+    },
+}
+
+fn cnn_channels() -> Vec<usize> {
+    vec![32, 64]
+}
+fn cnn_kernel() -> usize {
+    5
+}
+fn cnn_hidden() -> usize {
+    512
+}
+
+/// What a record looks like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataSpec {
+    /// Rows and named columns, from CSV.
+    Table(TableSpec),
+    /// Arrays of one shape with class or real labels, from IDX or NumPy files.
+    Tensor(TensorSpec),
+}
+
+/// What is predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Target {
+    /// A class from 0 to `classes - 1`.
+    Classes(usize),
+    /// A real number.
+    Real,
+}
+
+/// Columns of a table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSpec {
+    /// The column to predict.
+    pub label: String,
+    /// What the label is.
+    pub target: Target,
+    /// Numeric feature columns, in order.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Categorical columns, one-hot encoded after the numeric ones.
+    #[serde(default)]
+    pub categorical: Vec<Categorical>,
+    /// Where mean and standard deviation of the numeric columns come from.
+    #[serde(default)]
+    pub standardise: Standardise,
+    /// What to do with empty cells (also `?`, `na`, `nan`).
+    #[serde(default)]
+    pub missing: Missing,
+}
+
+/// A categorical column. All sites must agree on its values, so they are listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Categorical {
+    /// The column's name.
+    pub column: String,
+    /// Its values in the order of the one-hot coordinates; any other value becomes all zeros.
+    pub values: Vec<String>,
+}
+
+/// Where the mean and standard deviation of numeric columns come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Standardise {
+    /// Columns are used as they are.
+    #[default]
+    None,
+    /// From a statistics round over all sites.
+    Federated,
+    /// Each site from its own training data.
+    Site,
+    /// Given here, one number a feature.
+    Given {
+        /// Means.
+        mean: Vec<f64>,
+        /// Standard deviations, greater than zero.
+        std: Vec<Positive>,
+    },
+}
+
+/// What to do with a missing cell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Missing {
+    /// A missing cell is an error that names file, line and column.
+    #[default]
+    Refuse,
+    /// The row is left out.
+    Drop,
+    /// The column's mean: the federated or given one where there is one, else the site's.
+    Mean,
+    /// This value, before standardisation.
+    Constant(f64),
+}
+
+/// Arrays of one shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorSpec {
+    /// Shape of one sample, such as `[1, 28, 28]`: channels, height, width.
+    pub shape: Vec<usize>,
+    /// What the label is.
+    pub target: Target,
+    /// Every value is divided by this (255 for bytes); 1 leaves them.
+    #[serde(default = "one")]
+    pub divide_by: Positive,
+}
+
+fn one() -> Positive {
+    Positive(1.0)
+}
+
+/// How a site trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingSpec {
+    /// Passes over the local data a round.
+    #[serde(default = "single")]
+    pub epochs: u32,
+    /// Samples a step; the last batch of a pass may be smaller. 0 takes all samples in one batch.
+    pub batch_size: usize,
+    /// The loss; by default cross-entropy for classes and mean squared error for a real target.
+    #[serde(default)]
+    pub loss: Loss,
+    /// The optimizer at the site; its state starts anew each round.
+    pub optimizer: OptimizerSpec,
+    /// Gradients longer than this L2 norm are scaled down to it, before the optimizer.
+    #[serde(default)]
+    pub gradient_norm_max: Option<Positive>,
+    /// Batches whose gradients are averaged into one step.
+    #[serde(default = "single")]
+    pub accumulate: u32,
+}
+
+fn single() -> u32 {
+    1
+}
+
+/// The loss of a batch: the mean over its samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Cross-entropy for classes, mean squared error for a real target.
+    #[default]
+    Auto,
+    /// Softmax cross-entropy; one output a class.
+    CrossEntropy,
+    /// Sigmoid cross-entropy; one output, two classes.
+    BinaryCrossEntropy,
+    /// Mean squared error; one output.
+    MeanSquared,
+}
+
+/// The optimizer at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum OptimizerSpec {
+    /// Stochastic gradient descent: `v = momentum * v + g + weight_decay * w; w = w - learning_rate * v`.
+    Sgd {
+        /// Step length; the schedule of the plan scales it.
+        learning_rate: Positive,
+        /// From 0 up to but not including 1.
+        #[serde(default)]
+        momentum: f64,
+        /// L2 decay, at least 0.
+        #[serde(default)]
+        weight_decay: f64,
+    },
+    /// Adam (Kingma, Ba 2015).
+    Adam {
+        /// Step length; the schedule of the plan scales it.
+        learning_rate: Positive,
+    },
+    /// AdamW (Loshchilov, Hutter 2019).
+    #[serde(rename = "adamw")]
+    AdamW {
+        /// Step length; the schedule of the plan scales it.
+        learning_rate: Positive,
+        /// Decoupled decay, at least 0.
+        #[serde(default)]
+        weight_decay: f64,
+    },
+}
+
+/// What an update may be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateSpec {
+    /// The largest L2 norm of one update; longer ones are scaled down at the site and refused at the server.
+    pub norm_max: Positive,
+    /// How updates are weighted in the mean.
+    pub weights: Weighting,
+    /// The most one client can count, in examples, when weighted by examples.
+    pub weight_max: u32,
+}
+
+impl Default for UpdateSpec {
+    fn default() -> Self {
+        Self { norm_max: Positive(100.0), weights: Weighting::Examples, weight_max: 1000 }
+    }
+}
+
+/// How updates are weighted in the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weighting {
+    /// By the number of training examples, up to `weight_max` (McMahan et al. 2017).
+    #[default]
+    Examples,
+    /// Every client counts the same.
+    Uniform,
+}
+
+/// What every site must know of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// The model.
+    pub model: ModelSpec,
+    /// The records.
+    pub data: DataSpec,
+    /// Local training.
+    pub training: TrainingSpec,
+    /// Bounds of an update.
+    #[serde(default)]
+    pub update: UpdateSpec,
+    /// Layers, by the beginning of their tensors' names, that stay at the site.
+    #[serde(default)]
+    pub personal_layers: Vec<String>,
+    /// FedProx (Li et al. 2020): weight of `mu / 2 * |w - w_global|^2` in the local objective; 0 is plain.
+    #[serde(default)]
+    pub proximal_mu: f64,
+    /// The most updates one sum may hold; with `update` it fixes the lattice.
+    pub cohort_max: u64,
+}
+
+impl Spec {
+    /// Checks what a single value cannot show.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the setting at fault.
+    pub fn checked(self) -> Result<Self, SpecError> {
+        self.check_data()?;
+        self.check_training()?;
+        match &self.model {
+            ModelSpec::Mlp { hidden } if hidden.is_empty() || hidden.contains(&0) => Err(SpecError::new(
+                "model.mlp.hidden",
+                "give the width of at least one hidden layer, each above 0",
+            )),
+            ModelSpec::Cnn { channels, kernel, hidden } => self.check_cnn(channels, *kernel, *hidden),
+            ModelSpec::Logistic if self.target() == Target::Real => Err(SpecError::new(
+                "model",
+                "logistic regression needs classes; for a real target take `linear`",
+            )),
+            _ => Ok(()),
+        }?;
+        Ok(self)
+    }
+
+    /// The spec as JSON, as it travels.
+    ///
+    /// # Panics
+    /// Never: every field has a JSON form.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("every field has a JSON form")
+    }
+
+    /// Reads and checks a spec that came as JSON.
+    ///
+    /// # Errors
+    /// [`SpecError`] says what is not understood or makes no sense.
+    pub fn from_json(json: &str) -> Result<Self, SpecError> {
+        serde_json::from_str::<Self>(json).map_err(|error| SpecError::new("", error.to_string()))?.checked()
+    }
+
+    /// What is predicted.
+    pub fn target(&self) -> Target {
+        match &self.data {
+            DataSpec::Table(table) => table.target,
+            DataSpec::Tensor(tensor) => tensor.target,
+        }
+    }
+
+    /// The loss with `auto` resolved.
+    pub fn loss(&self) -> Loss {
+        match (self.training.loss, self.target()) {
+            (Loss::Auto, Target::Classes(_)) => Loss::CrossEntropy,
+            (Loss::Auto, Target::Real) => Loss::MeanSquared,
+            (chosen, _) => chosen,
+        }
+    }
+
+    /// Shape of one sample as the model sees it, without the batch.
+    pub fn input_shape(&self) -> Vec<usize> {
+        match &self.data {
+            DataSpec::Table(table) => {
+                vec![
+                    table.features.len()
+                        + table.categorical.iter().map(|one| one.values.len()).sum::<usize>(),
+                ]
+            }
+            DataSpec::Tensor(tensor) => tensor.shape.clone(),
+        }
+    }
+
+    /// Values the model gives for a sample.
+    pub fn outputs(&self) -> usize {
+        match (self.loss(), self.target()) {
+            (Loss::CrossEntropy, Target::Classes(classes)) => classes,
+            _ => 1,
+        }
+    }
+
+    /// The names of the statistics that a statistics round sums: per numeric column the count of present cells, their
+    /// sum and their sum of squares. Empty when the run needs no such round.
+    pub fn statistics(&self) -> Vec<String> {
+        match &self.data {
+            DataSpec::Table(table) if table.standardise == Standardise::Federated => {
+                let three =
+                    |column: &String| ["count", "sum", "square"].map(|what| format!("{what}/{column}"));
+                table.features.iter().flat_map(three).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The lattice for updates of `dimension` coordinates.
+    ///
+    /// # Errors
+    /// [`SpecError`] at `update` when no lattice exists for the plan.
+    pub fn lattice(&self, dimension: usize) -> Result<Lattice, SpecError> {
+        let bound = NormBound::new(self.update.norm_max.value())
+            .map_err(|error| SpecError::new("update.norm_max", error.to_string()))?;
+        let weight_max = match self.update.weights {
+            Weighting::Examples => self.update.weight_max,
+            Weighting::Uniform => 1,
+        };
+        Lattice::plan(bound, self.cohort_max, weight_max, dimension).map_err(|error| match error {
+            LatticeError::WeightMax(_) => SpecError::new("update.weight_max", error.to_string()),
+            _ => SpecError::new("update", error.to_string()),
+        })
+    }
+
+    fn check_data(&self) -> Result<(), SpecError> {
+        if let Target::Classes(classes) = self.target()
+            && !(2..=100_000).contains(&classes)
+        {
+            return Err(SpecError::new(
+                "data",
+                format!("{classes} classes; give at least 2 and at most 100000"),
+            ));
+        }
+        match &self.data {
+            DataSpec::Table(table) => table.check(),
+            DataSpec::Tensor(tensor) if tensor.shape.is_empty() || tensor.shape.contains(&0) => {
+                Err(SpecError::new("data.tensor.shape", "give the shape of one sample, each side above 0"))
+            }
+            DataSpec::Tensor(_) => Ok(()),
+        }
+    }
+
+    fn check_training(&self) -> Result<(), SpecError> {
+        let training = &self.training;
+        if training.epochs == 0 {
+            return Err(SpecError::new("training.epochs", "0 epochs train nothing; give at least 1"));
+        }
+        if training.accumulate == 0 {
+            return Err(SpecError::new("training.accumulate", "0 batches make no step; give at least 1"));
+        }
+        let decay_at_least_zero = |decay: f64, key: &str| {
+            let fine = decay.is_finite() && decay >= 0.0;
+            if fine {
+                Ok(())
+            } else {
+                Err(SpecError::new(key, format!("{decay} is not a decay; give 0 or more")))
+            }
+        };
+        decay_at_least_zero(self.proximal_mu, "strategy.mu")?;
+        match training.optimizer {
+            OptimizerSpec::Sgd { momentum, .. } if !(0.0..1.0).contains(&momentum) => {
+                let message = format!("{momentum} is not a momentum; give 0 or more and less than 1");
+                return Err(SpecError::new("training.optimizer.sgd.momentum", message));
+            }
+            OptimizerSpec::Sgd { weight_decay, .. } => {
+                decay_at_least_zero(weight_decay, "training.optimizer.sgd.weight_decay")?;
+            }
+            OptimizerSpec::AdamW { weight_decay, .. } => {
+                decay_at_least_zero(weight_decay, "training.optimizer.adamw.weight_decay")?;
+            }
+            OptimizerSpec::Adam { .. } => {}
+        }
+        match (self.loss(), self.target()) {
+            (Loss::CrossEntropy, Target::Classes(_))
+            | (Loss::BinaryCrossEntropy, Target::Classes(2))
+            | (Loss::MeanSquared, Target::Real) => Ok(()),
+            (Loss::BinaryCrossEntropy, Target::Classes(classes)) => {
+                let message =
+                    format!("binary cross-entropy needs 2 classes, not {classes}; take `cross_entropy`");
+                Err(SpecError::new("training.loss", message))
+            }
+            (loss, target) => {
+                Err(SpecError::new("training.loss", format!("{loss:?} does not fit the target {target:?}")))
+            }
+        }
+    }
+
+    fn check_cnn(&self, channels: &[usize], kernel: usize, hidden: usize) -> Result<(), SpecError> {
+        if channels.is_empty() || channels.contains(&0) || hidden == 0 {
+            return Err(SpecError::new(
+                "model.cnn",
+                "channels and hidden must be above 0, with at least one channel",
+            ));
+        }
+        if kernel % 2 == 0 || kernel > 31 {
+            let message =
+                format!("a kernel of {kernel} has no centre or is too large; give an odd side up to 31");
+            return Err(SpecError::new("model.cnn.kernel", message));
+        }
+        let [_, height, width] = self.input_shape()[..] else {
+            return Err(SpecError::new("model", "a cnn needs samples of shape [channels, height, width]"));
+        };
+        if height.min(width) >> channels.len() == 0 {
+            let message = format!("{} poolings leave nothing of {height} x {width}", channels.len());
+            return Err(SpecError::new("model.cnn.channels", message));
+        }
+        Ok(())
+    }
+}
+
+impl TableSpec {
+    fn check(&self) -> Result<(), SpecError> {
+        if self.features.is_empty() && self.categorical.is_empty() {
+            return Err(SpecError::new("data.table.features", "name at least one feature column"));
+        }
+        let named: Vec<&String> =
+            self.features.iter().chain(self.categorical.iter().map(|one| &one.column)).collect();
+        for (index, name) in named.iter().enumerate() {
+            if **name == self.label {
+                return Err(SpecError::new("data.table.label", format!("`{name}` is also a feature")));
+            }
+            if named[..index].contains(name) {
+                return Err(SpecError::new("data.table.features", format!("column `{name}` is named twice")));
+            }
+        }
+        if let Some(empty) = self.categorical.iter().find(|one| one.values.is_empty()) {
+            let message = format!("column `{}` lists no values; all sites must agree on them", empty.column);
+            return Err(SpecError::new("data.table.categorical", message));
+        }
+        match &self.standardise {
+            Standardise::Given { mean, std }
+                if mean.len() != self.features.len() || std.len() != self.features.len() =>
+            {
+                let message = format!(
+                    "{} means and {} deviations for {} features; give one of each a feature",
+                    mean.len(),
+                    std.len(),
+                    self.features.len()
+                );
+                Err(SpecError::new("data.table.standardise", message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

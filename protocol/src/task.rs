@@ -1,0 +1,312 @@
+//! A task and its answer.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Parameters, Seed, Spec, TaskId};
+
+/// Mean and standard deviation of every numeric column, in the order of the plan's features.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standardiser {
+    /// Means.
+    pub mean: Vec<f64>,
+    /// Standard deviations, greater than zero.
+    pub std: Vec<f64>,
+}
+
+impl Standardiser {
+    /// From federated totals in the order of [`Spec::statistics`]: count, sum and sum of squares a column. A column
+    /// without any value gets mean 0; one without spread gets deviation 1. `None` when the totals are not threes.
+    pub fn from_totals(totals: &[f64]) -> Option<Self> {
+        let mut standardiser = Self { mean: Vec::new(), std: Vec::new() };
+        for column in totals.chunks(3) {
+            let &[count, sum, square] = column else { return None };
+            let mean = if count > 0.0 { sum / count } else { 0.0 };
+            let variance = if count > 0.0 { square / count - mean * mean } else { 0.0 };
+            // What cancellation leaves of a constant column is not spread.
+            let spread = variance > mean * mean * 1e-12 && variance > 0.0;
+            standardiser.mean.push(mean);
+            standardiser.std.push(if spread { variance.sqrt() } else { 1.0 });
+        }
+        Some(standardiser)
+    }
+
+    /// Whether it has `features` finite means and positive finite deviations.
+    pub fn fits(&self, features: usize) -> bool {
+        self.mean.len() == features
+            && self.std.len() == features
+            && self.mean.iter().all(|mean| mean.is_finite())
+            && self.std.iter().all(|std| std.is_finite() && *std > 0.0)
+    }
+}
+
+/// What a site is asked to do. Cheap to clone: the model is shared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// Which task.
+    pub id: TaskId,
+    /// What the run is about.
+    pub spec: Arc<Spec>,
+    /// In a simulation or rehearsal, the run's seed; in production `None`, and sites use their own entropy.
+    pub seed: Option<Seed>,
+    /// How numeric columns are standardised, once that is known federation-wide.
+    pub standardiser: Option<Arc<Standardiser>>,
+    /// The work.
+    pub work: Work,
+}
+
+/// The kinds of work. This list grows; a site declines what it does not know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Sum the named statistics over the training data.
+    Statistics {
+        /// Their names, in the order in which the answer lists them.
+        names: Vec<String>,
+    },
+    /// Train from these shared parameters.
+    Train {
+        /// The model, shared part.
+        model: Arc<Parameters>,
+        /// The schedule's factor on the learning rate this round; positive.
+        learning_rate_scale: f64,
+    },
+    /// Evaluate these shared parameters.
+    Evaluate {
+        /// The model, shared part.
+        model: Arc<Parameters>,
+    },
+}
+
+impl Work {
+    /// The model that goes with the work, if any.
+    pub fn model(&self) -> Option<&Arc<Parameters>> {
+        match self {
+            Self::Statistics { .. } => None,
+            Self::Train { model, .. } | Self::Evaluate { model } => Some(model),
+        }
+    }
+}
+
+/// What a site measured while it worked. Means are over `examples`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// Mean loss (for training: over all steps).
+    pub loss: f64,
+    /// Share of examples whose class was right, where the target is a class.
+    pub accuracy: Option<f64>,
+    /// Examples used.
+    pub examples: u64,
+    /// Seconds of work at the site.
+    pub seconds: f64,
+}
+
+impl Metrics {
+    /// Whether every number is finite and in range.
+    pub fn is_sound(&self) -> bool {
+        self.loss.is_finite()
+            && self.seconds.is_finite()
+            && self.seconds >= 0.0
+            && self.accuracy.is_none_or(|accuracy| (0.0..=1.0).contains(&accuracy))
+    }
+
+    /// The mean of several sites' metrics, weighted by examples; seconds are the longest. `None` without examples.
+    pub fn pooled<'a>(sites: impl Iterator<Item = &'a Self>) -> Option<Self> {
+        let (mut pooled, mut correct, mut classified) = (Self::default(), 0.0, false);
+        for site in sites {
+            pooled.loss += site.loss * site.examples as f64;
+            correct += site.accuracy.unwrap_or(0.0) * site.examples as f64;
+            classified |= site.accuracy.is_some();
+            pooled.examples += site.examples;
+            pooled.seconds = pooled.seconds.max(site.seconds);
+        }
+        let count = pooled.examples as f64;
+        pooled.loss /= count;
+        pooled.accuracy = classified.then_some(correct / count);
+        (pooled.examples > 0).then_some(pooled)
+    }
+}
+
+/// A site's answer to a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The task it answers.
+    pub task: TaskId,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a task. Nothing in it is trusted: a server checks every number again.
+#[derive(Clone, PartialEq)]
+pub enum Outcome {
+    /// A clipped, weighted update on the lattice.
+    Trained {
+        /// Lattice points in the order of the shared layout.
+        points: Vec<i32>,
+        /// Its weight, from 1 to the plan's bound.
+        weight: u32,
+        /// Metrics of the local training.
+        metrics: Metrics,
+    },
+    /// Metrics of the model it was given.
+    Evaluated {
+        /// On the site's test data.
+        metrics: Metrics,
+    },
+    /// Limbs of the named statistics.
+    Counted {
+        /// Three a statistic.
+        limbs: Vec<i64>,
+    },
+    /// The site will not or cannot do it.
+    Declined {
+        /// Why.
+        reason: Decline,
+        /// For the operator, without data of the site; at most 512 bytes travel.
+        detail: String,
+    },
+}
+
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Trained { points, weight, .. } => {
+                write!(f, "Trained({} points, weight {weight})", points.len())
+            }
+            Self::Evaluated { metrics } => write!(f, "Evaluated({metrics:?})"),
+            Self::Counted { limbs } => write!(f, "Counted({} limbs)", limbs.len()),
+            Self::Declined { reason, detail } => write!(f, "Declined({reason:?}: {detail})"),
+        }
+    }
+}
+
+/// Why a site does not do a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decline {
+    /// The plan or the task does not make sense to this site's software.
+    Unsupported,
+    /// The site's data does not fit the plan, or cannot be read.
+    Data,
+    /// Training gave numbers that are not finite.
+    NotFinite,
+    /// The site is shutting down or was told to stop this task.
+    Stopped,
+    /// Training failed.
+    Failed,
+}
+
+impl Decline {
+    /// The reason in one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unsupported => "unsupported",
+            Self::Data => "data",
+            Self::NotFinite => "not_finite",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Why a server does not accept an answer. Counted per client and shown to the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The client was not asked.
+    Unsolicited,
+    /// The task's run or round is over, or never was.
+    Stale,
+    /// The client has already answered.
+    Duplicate,
+    /// The answer is of another kind than the task.
+    WrongKind,
+    /// Another number of values than the plan's.
+    WrongShape,
+    /// A value beyond the lattice; NaN and infinities land here.
+    OutOfRange,
+    /// Longer than the norm bound allows for its weight.
+    NormExceeded,
+    /// A weight of zero or above the bound.
+    WrongWeight,
+    /// Metrics that are not finite or out of range.
+    BadMetrics,
+    /// Bytes that are not a message of this protocol.
+    Malformed,
+    /// A length above the limit.
+    Oversize,
+    /// The stream ended before the announced length.
+    Truncated,
+    /// The upload took longer than allowed.
+    TooSlow,
+}
+
+impl Refusal {
+    /// Every reason, in order.
+    pub const ALL: [Self; 13] = [
+        Self::Unsolicited,
+        Self::Stale,
+        Self::Duplicate,
+        Self::WrongKind,
+        Self::WrongShape,
+        Self::OutOfRange,
+        Self::NormExceeded,
+        Self::WrongWeight,
+        Self::BadMetrics,
+        Self::Malformed,
+        Self::Oversize,
+        Self::Truncated,
+        Self::TooSlow,
+    ];
+
+    /// The reason in one word, as in logs, reports and the store.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unsolicited => "unsolicited",
+            Self::Stale => "stale",
+            Self::Duplicate => "duplicate",
+            Self::WrongKind => "wrong_kind",
+            Self::WrongShape => "wrong_shape",
+            Self::OutOfRange => "out_of_range",
+            Self::NormExceeded => "norm_exceeded",
+            Self::WrongWeight => "wrong_weight",
+            Self::BadMetrics => "bad_metrics",
+            Self::Malformed => "malformed",
+            Self::Oversize => "oversize",
+            Self::Truncated => "truncated",
+            Self::TooSlow => "too_slow",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_become_means_and_deviations() {
+        let standardiser =
+            Standardiser::from_totals(&[4.0, 10.0, 30.0, 0.0, 0.0, 0.0, 3.0, 6.0, 12.0]).unwrap();
+        assert_eq!(standardiser.mean, [2.5, 0.0, 2.0]);
+        assert_eq!(standardiser.std, [1.25f64.sqrt(), 1.0, 1.0]);
+        assert!(standardiser.fits(3) && !standardiser.fits(2));
+        assert!(Standardiser::from_totals(&[1.0]).is_none());
+    }
+
+    #[test]
+    fn pooled_metrics_weigh_sites_by_their_examples() {
+        let site =
+            |loss, accuracy, examples| Metrics { loss, accuracy: Some(accuracy), examples, seconds: 1.0 };
+        let pooled = Metrics::pooled([site(1.0, 0.5, 10), site(4.0, 1.0, 20)].iter()).unwrap();
+        assert_eq!((pooled.loss, pooled.accuracy, pooled.examples), (3.0, Some(25.0 / 30.0), 30));
+        assert!(Metrics::pooled([].iter()).is_none());
+    }
+
+    #[test]
+    fn metrics_that_are_not_finite_are_unsound() {
+        assert!(Metrics::default().is_sound());
+        assert!(!Metrics { loss: f64::NAN, ..Metrics::default() }.is_sound());
+        assert!(!Metrics { accuracy: Some(1.5), ..Metrics::default() }.is_sound());
+    }
+}

@@ -1,0 +1,32 @@
+//! Messages per direction, and the frames that carry them. `docs/protocol.md` describes the bytes.
+//!
+//! A connection is mutually authenticated QUIC; who the client is, is its certificate's to say and no message's. The
+//! client opens the one bidirectional stream it may open and says [`Hello`]; the server answers [`Greeting`]. From then
+//! on the server opens a bidirectional stream per task ([`TaskHeader`], then the model's raw bytes), the client answers on
+//! it ([`AnswerHeader`], then the update's raw bytes), and the server closes with a [`Receipt`]. An operator's stream
+//! carries [`AdminRequest`] and [`AdminReply`].
+//!
+//! Tensors never pass through the codec: they follow their header as raw little-endian values whose count is checked
+//! against the plan before memory is taken.
+
+mod admin;
+mod codec;
+mod messages;
+
+pub use admin::{AdminReply, AdminRequest, ClientSummary, RoundSummary, RunState, RunSummary};
+pub use codec::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
+pub use messages::{
+    AnswerBody, AnswerHeader, Greeting, Hello, Payload, Receipt, Rejection, TaskHeader, TaskHeaderError,
+    WorkHeader,
+};
+
+/// The protocol's version. Both sides must have the same.
+pub const VERSION: u16 = 1;
+/// ALPN of the one protocol spoken on the port.
+pub const ALPN: &[u8] = b"consortia/1";
+/// The most bytes of a hello, its answer, an answer's header or a receipt.
+pub const SMALL_MAX: usize = 4 * 1024;
+/// The most bytes of a task's header: it carries the plan as JSON.
+pub const HEADER_MAX: usize = 256 * 1024;
+/// The most bytes of an operator's request or reply.
+pub const ADMIN_MAX: usize = 1024 * 1024;

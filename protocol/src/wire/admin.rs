@@ -1,0 +1,117 @@
+//! What an operator's program and the server say to each other, over the same port, with an operator's certificate.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ClientId, Metrics, RunId};
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum AdminRequest {
+    /// Take this plan into the queue of runs.
+    Submit {
+        /// The text of a `federation.toml`.
+        plan_toml: String,
+        /// Makes the run a rehearsal with this seed.
+        seed: Option<u64>,
+    },
+    /// List the runs, newest first.
+    List,
+    /// Send the run's summary now and whenever it changes, until it has ended.
+    Watch {
+        /// The run; the newest when `None`.
+        run: Option<RunId>,
+    },
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum AdminReply {
+    /// The run is in the queue.
+    Submitted {
+        /// Its id.
+        run: RunId,
+    },
+    /// The runs, newest first.
+    Runs(Vec<RunSummary>),
+    /// A watched run as it is now.
+    Run(RunSummary),
+    /// The request cannot be served.
+    Error(String),
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Waits for the runs before it.
+    Queued,
+    /// Is being worked on.
+    Running,
+    /// Has done its rounds.
+    Finished,
+    /// Ended without doing its rounds.
+    Failed,
+}
+
+/// A run for an operator's eyes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// Its id.
+    pub run: RunId,
+    /// Its plan's name.
+    pub name: String,
+    /// Where it stands.
+    pub state: RunState,
+    /// One sentence on what it waits for or why it ended.
+    pub message: String,
+    /// Training rounds done.
+    pub rounds_done: u32,
+    /// Training rounds planned.
+    pub rounds: u32,
+    /// Whether it carries a seed: a rehearsal, which may not claim privacy.
+    pub rehearsal: bool,
+    /// SHA-256 of the current model, once there is one.
+    pub model_sha256: String,
+    /// The last 1,000 rounds, oldest first.
+    pub history: Vec<RoundSummary>,
+    /// Every client seen in this run.
+    pub clients: Vec<ClientSummary>,
+}
+
+/// One round for an operator's eyes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundSummary {
+    /// Its number; 0 is the statistics round.
+    pub round: u32,
+    /// Whether the model moved.
+    pub released: bool,
+    /// Clients asked.
+    pub cohort: u32,
+    /// Updates that count.
+    pub answered: u32,
+    /// Mean of the clients' training metrics.
+    pub train: Option<Metrics>,
+    /// Mean of the sites' test metrics.
+    pub sites: Option<Metrics>,
+    /// Metrics on the server's own file.
+    pub central: Option<Metrics>,
+    /// Seconds from the opening of the round to its release.
+    pub seconds: f64,
+}
+
+/// One client in one run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientSummary {
+    /// Its name.
+    pub client: ClientId,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// Updates that counted.
+    pub accepted: u32,
+    /// Refused answers by reason.
+    pub refused: Vec<(String, u32)>,
+    /// Declined tasks by reason.
+    pub declined: Vec<(String, u32)>,
+    /// Its last test metrics.
+    pub test: Option<Metrics>,
+}

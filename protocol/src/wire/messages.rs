@@ -1,0 +1,282 @@
+//! What client and server say to each other.
+
+use std::sync::Arc;
+
+use privacy::LIMBS;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Answer, Decline, Metrics, Outcome, Parameters, Refusal, Seed, Spec, Standardiser, Task, TaskId, Work,
+};
+
+/// The client's first words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Name and version of its software, for the operator's log.
+    pub software: String,
+}
+
+/// The server's answer to a hello.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Greeting {
+    /// Tasks will follow.
+    Welcome {
+        /// Name and version of the server's software.
+        software: String,
+        /// The name that the server read from the client's certificate.
+        you: String,
+    },
+    /// The connection will be closed.
+    Rejected(Rejection),
+}
+
+/// Why a connection is closed by the server; also the text of the QUIC close.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    /// Another protocol version.
+    #[error(
+        "the server speaks protocol version {server}, this client version {client}; install the same release on both sides"
+    )]
+    Version {
+        /// The server's.
+        server: u16,
+        /// The client's.
+        client: u16,
+    },
+    /// The first message was not a hello.
+    #[error("the first message was not a hello of this protocol")]
+    NotAHello,
+    /// A certificate of this federation, but not for a site.
+    #[error("the certificate names no site; ask the operator for one made with `server issue`")]
+    NotASite,
+    /// The same site has connected again; the newer connection stays.
+    #[error("the same site has connected again, and the newer connection replaces this one")]
+    Superseded,
+    /// The server is going down and will be back.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// The server has all the connections it allows.
+    #[error("the server has as many connections as it allows; try again later")]
+    Busy,
+}
+
+/// A task without its model. `model_len` values of f32 follow as raw little-endian bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskHeader {
+    /// Which task.
+    pub id: TaskId,
+    /// The [`Spec`] as JSON.
+    pub spec_json: String,
+    /// The run's seed, in a rehearsal.
+    pub seed: Option<Seed>,
+    /// Federation-wide standardisation, once known.
+    pub standardiser: Option<Standardiser>,
+    /// The work.
+    pub work: WorkHeader,
+    /// Values of f32 that follow.
+    pub model_len: u64,
+}
+
+/// The work of a task without its model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum WorkHeader {
+    /// [`Work::Statistics`].
+    Statistics,
+    /// [`Work::Train`].
+    Train {
+        /// The schedule's factor.
+        learning_rate_scale: f64,
+    },
+    /// [`Work::Evaluate`].
+    Evaluate,
+}
+
+/// Why a task's header does not make a task.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskHeaderError {
+    /// The plan does not parse or does not make sense.
+    #[error("the plan in the task is not understood: {0}; is this site's software older than the server's?")]
+    Spec(String),
+    /// The task contradicts itself.
+    #[error("the task contradicts itself: {0}")]
+    Contradiction(&'static str),
+}
+
+impl TaskHeader {
+    /// The header of `task`. `spec_json` is the JSON of the task's spec, made once a run by [`Spec::to_json`].
+    pub fn of(task: &Task, spec_json: &str) -> Self {
+        let work = match &task.work {
+            Work::Statistics { .. } => WorkHeader::Statistics,
+            Work::Train { learning_rate_scale, .. } => {
+                WorkHeader::Train { learning_rate_scale: *learning_rate_scale }
+            }
+            Work::Evaluate { .. } => WorkHeader::Evaluate,
+        };
+        Self {
+            id: task.id,
+            spec_json: spec_json.to_owned(),
+            seed: task.seed,
+            standardiser: task.standardiser.as_deref().cloned(),
+            work,
+            model_len: task.work.model().map_or(0, |model| model.len() as u64),
+        }
+    }
+
+    /// The task, once the model's values have come.
+    ///
+    /// # Errors
+    /// [`TaskHeaderError`] when the spec or the numbers do not make sense.
+    pub fn into_task(self, model: Vec<f32>) -> Result<Task, TaskHeaderError> {
+        let spec =
+            Spec::from_json(&self.spec_json).map_err(|error| TaskHeaderError::Spec(error.to_string()))?;
+        let model = Arc::new(Parameters::new(model));
+        let work = match self.work {
+            WorkHeader::Statistics => Work::Statistics { names: spec.statistics() },
+            WorkHeader::Train { learning_rate_scale } => {
+                if !(learning_rate_scale.is_finite() && learning_rate_scale >= 0.0) {
+                    return Err(TaskHeaderError::Contradiction(
+                        "the learning rate's factor is not a number above 0",
+                    ));
+                }
+                Work::Train { model, learning_rate_scale }
+            }
+            WorkHeader::Evaluate => Work::Evaluate { model },
+        };
+        let standardiser = self.standardiser.map(Arc::new);
+        Ok(Task { id: self.id, spec: Arc::new(spec), seed: self.seed, standardiser, work })
+    }
+}
+
+/// An answer without its raw values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnswerHeader {
+    /// The task it answers.
+    pub task: TaskId,
+    /// What came of it.
+    pub body: AnswerBody,
+}
+
+/// What came of a task, without raw values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum AnswerBody {
+    /// `len` lattice points (i32) follow.
+    Trained {
+        /// Lattice points that follow.
+        len: u64,
+        /// Weight of the update.
+        weight: u32,
+        /// Metrics of the training.
+        metrics: Metrics,
+    },
+    /// Nothing follows.
+    Evaluated {
+        /// Metrics of the model.
+        metrics: Metrics,
+    },
+    /// `len` limbs (i64) follow.
+    Counted {
+        /// Limbs that follow.
+        len: u64,
+    },
+    /// Nothing follows.
+    Declined {
+        /// Why.
+        reason: Decline,
+        /// For the operator.
+        detail: String,
+    },
+}
+
+/// The raw values that follow an answer's header.
+#[derive(Clone, PartialEq)]
+#[allow(missing_debug_implementations)]
+pub enum Payload {
+    /// No values.
+    None,
+    /// Lattice points of an update.
+    Points(Vec<i32>),
+    /// Limbs of statistics.
+    Limbs(Vec<i64>),
+}
+
+/// The most bytes of a decline's detail that travel.
+const DETAIL_MAX: usize = 512;
+
+impl AnswerHeader {
+    /// Splits an answer into its header and the values that follow it.
+    pub fn split(answer: Answer) -> (Self, Payload) {
+        let (body, payload) = match answer.outcome {
+            Outcome::Trained { points, weight, metrics } => {
+                (AnswerBody::Trained { len: points.len() as u64, weight, metrics }, Payload::Points(points))
+            }
+            Outcome::Evaluated { metrics } => (AnswerBody::Evaluated { metrics }, Payload::None),
+            Outcome::Counted { limbs } => {
+                (AnswerBody::Counted { len: limbs.len() as u64 }, Payload::Limbs(limbs))
+            }
+            Outcome::Declined { reason, detail } => {
+                let end = detail
+                    .char_indices()
+                    .map(|(at, c)| at + c.len_utf8())
+                    .take_while(|end| *end <= DETAIL_MAX);
+                let end = end.last().unwrap_or(0);
+                (AnswerBody::Declined { reason, detail: detail[..end].to_owned() }, Payload::None)
+            }
+        };
+        (Self { task: answer.task, body }, payload)
+    }
+
+    /// Bytes of raw values that the header announces; `None` when no machine could hold them.
+    pub fn payload_bytes(&self) -> Option<u64> {
+        match self.body {
+            AnswerBody::Trained { len, .. } => len.checked_mul(size_of::<i32>() as u64),
+            AnswerBody::Counted { len } => len.checked_mul(size_of::<i64>() as u64),
+            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Some(0),
+        }
+    }
+
+    /// Joins the header with its values. `None` when they are of another kind or count than announced.
+    pub fn join(self, payload: Payload) -> Option<Answer> {
+        let outcome = match (self.body, payload) {
+            (AnswerBody::Trained { len, weight, metrics }, Payload::Points(points))
+                if len == points.len() as u64 =>
+            {
+                Outcome::Trained { points, weight, metrics }
+            }
+            (AnswerBody::Evaluated { metrics }, Payload::None) => Outcome::Evaluated { metrics },
+            (AnswerBody::Counted { len }, Payload::Limbs(limbs)) if len == limbs.len() as u64 => {
+                Outcome::Counted { limbs }
+            }
+            (AnswerBody::Declined { reason, detail }, Payload::None) => Outcome::Declined { reason, detail },
+            _ => return None,
+        };
+        Some(Answer { task: self.task, outcome })
+    }
+
+    /// Checks an announced length against the task before any memory is taken: `dimension` shared parameters and
+    /// `statistics` names.
+    ///
+    /// # Errors
+    /// The reason why the answer is refused.
+    pub fn check_lengths(&self, dimension: usize, statistics: usize) -> Result<(), Refusal> {
+        let expected = match self.body {
+            AnswerBody::Trained { len, .. } => (len, dimension as u64),
+            AnswerBody::Counted { len } => (len, (statistics * LIMBS) as u64),
+            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => return Ok(()),
+        };
+        match expected {
+            (found, right) if found == right => Ok(()),
+            (found, right) if found > right => Err(Refusal::Oversize),
+            _ => Err(Refusal::WrongShape),
+        }
+    }
+}
+
+/// The server's last words on a task's stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Receipt {
+    /// The answer counts.
+    Accepted,
+    /// The answer does not count.
+    Refused(Refusal),
+}
