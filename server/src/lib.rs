@@ -1,1 +1,24 @@
-//! Who decides: the plan, the coordinator, aggregation and the server around them
+//! Who decides: the plan, the coordinator of one run, aggregation and server optimizers; and, behind the feature `net`,
+//! the server around them.
+//!
+//! Reading order: [`Plan`] (what was typed, parsed into what it means) · [`Coordinator`] (a state machine without input
+//! or output: [`Event`] in, [`Action`] out) · [`ServerOptimizer`] (how a released mean moves the model) · `net` (QUIC,
+//! sessions, the store).
+
+mod config;
+mod coordinator;
+mod optimizer;
+mod plan;
+mod schedule;
+mod selection;
+
+#[cfg(feature = "net")]
+pub mod net;
+
+pub use config::{ConfigError, read_toml};
+pub use coordinator::{
+    Action, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, RunEnd, Setup, SetupError,
+};
+pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer, StateError};
+pub use plan::{CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Plan, Strategy};
+pub use schedule::Schedule;

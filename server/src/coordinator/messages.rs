@@ -1,0 +1,224 @@
+//! What goes into the coordinator and what comes out of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use protocol::wire::{Receipt, RoundSummary};
+use protocol::{Answer, ClientId, Decline, Metrics, Parameters, Refusal, Round, Standardiser, Task, TaskId};
+
+/// What happened, as the shell saw it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A client is connected (again). If it owes an answer, the task is sent once more.
+    Joined(ClientId),
+    /// A client's connection is gone. If it owes an answer, it may come back for it until the deadline.
+    Left(ClientId),
+    /// A client has answered; nothing in the answer has been checked.
+    Answered {
+        /// Who: from the certificate, never from the answer.
+        client: ClientId,
+        /// What it says.
+        answer: Answer,
+    },
+    /// The shell has refused what a client sent, before it was an answer.
+    Refused {
+        /// Who.
+        client: ClientId,
+        /// The task it was sent for, if any.
+        task: Option<TaskId>,
+        /// Why.
+        reason: Refusal,
+    },
+    /// The last [`Action::Commit`] is on disk.
+    Committed,
+    /// The result of [`Action::EvaluateCentrally`]; `None` when it failed.
+    EvaluatedCentrally {
+        /// The round whose model was evaluated.
+        round: Round,
+        /// What was measured.
+        metrics: Option<Metrics>,
+    },
+    /// Time has passed: at or after [`super::Coordinator::deadline`].
+    Tick,
+}
+
+/// What the shell is to do. Actions are to be carried out in order.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Action {
+    /// Send a task to a connected client.
+    Send {
+        /// To whom.
+        client: ClientId,
+        /// What to do.
+        task: Task,
+    },
+    /// The answer to this task is no longer wanted; abort its transfer.
+    Cancel {
+        /// At whom.
+        client: ClientId,
+        /// Which task.
+        task: TaskId,
+    },
+    /// Tell a client whether its answer counts.
+    Receipt {
+        /// Whom.
+        client: ClientId,
+        /// Its task.
+        task: TaskId,
+        /// What to tell.
+        receipt: Receipt,
+    },
+    /// Store this in one transaction, then report [`Event::Committed`]. Nothing else happens in the run until then.
+    Commit(Box<Commit>),
+    /// Evaluate on the server's own data, then report [`Event::EvaluatedCentrally`]. Asked only when
+    /// [`super::Setup::central`] was set.
+    EvaluateCentrally {
+        /// The round whose model this is.
+        round: Round,
+        /// The model, shared part.
+        model: Arc<Parameters>,
+        /// Federation-wide standardisation.
+        standardiser: Option<Arc<Standardiser>>,
+    },
+    /// For the log and the operator.
+    Note(Note),
+    /// The run has ended; the last commit said so already. No action follows.
+    Ended(RunEnd),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunEnd {
+    /// All rounds are done.
+    Finished,
+    /// It cannot go on, for this reason.
+    Failed(String),
+}
+
+/// Where a run stands: all that a new coordinator needs to go on. Cheap to clone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The last round that is over; 0 before the first.
+    pub round: Round,
+    /// Whether the evaluation that was due after it is over.
+    pub evaluated: bool,
+    /// Set once the run has ended.
+    pub end: Option<RunEnd>,
+    /// Rounds without quorum since the last release.
+    pub failures: u32,
+    /// The model, shared part.
+    pub model: Arc<Parameters>,
+    /// State of the server optimizer: vectors as long as the model.
+    pub optimizer: Vec<Arc<Vec<f32>>>,
+    /// Federation-wide standardisation, once known.
+    pub standardiser: Option<Arc<Standardiser>>,
+}
+
+impl Checkpoint {
+    /// Where a run begins: with this model and nothing done.
+    pub fn begin(model: Parameters) -> Self {
+        Self {
+            round: Round(0),
+            evaluated: true,
+            end: None,
+            failures: 0,
+            model: Arc::new(model),
+            optimizer: Vec::new(),
+            standardiser: None,
+        }
+    }
+}
+
+/// One transaction: a round's end, or its evaluation's end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    /// Where the run stands now.
+    pub checkpoint: Checkpoint,
+    /// The round's line. Committed again, with metrics added, when its evaluation is over.
+    pub summary: RoundSummary,
+    /// Training metrics of every client whose update counts, and test metrics of every client that evaluated.
+    pub reports: Vec<(ClientId, TaskId, Metrics)>,
+    /// Clients whose record has changed since the last commit: their whole record.
+    pub clients: Vec<(ClientId, ClientRecord)>,
+}
+
+/// What the run remembers of a client.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClientRecord {
+    /// Whether it is connected now; not stored.
+    pub connected: bool,
+    /// Updates that counted.
+    pub accepted: u32,
+    /// Refused answers.
+    pub refused: BTreeMap<Refusal, u32>,
+    /// Declined tasks.
+    pub declined: BTreeMap<Decline, u32>,
+    /// Its last test metrics.
+    pub test: Option<Metrics>,
+}
+
+/// For the log, the progress display and `events.jsonl`.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Note {
+    /// Too few clients to open a round.
+    Waiting {
+        /// Connected now.
+        connected: usize,
+        /// Needed.
+        needed: usize,
+    },
+    /// A task has been sent to a cohort.
+    Opened {
+        /// The task.
+        task: TaskId,
+        /// Clients asked.
+        cohort: usize,
+    },
+    /// An answer counts.
+    Accepted {
+        /// Whose.
+        client: ClientId,
+        /// For which task.
+        task: TaskId,
+        /// Metrics it came with, if any.
+        metrics: Option<Metrics>,
+    },
+    /// An answer does not count.
+    Refused {
+        /// Whose.
+        client: ClientId,
+        /// For which task, if any.
+        task: Option<TaskId>,
+        /// Why, in one word.
+        reason: Refusal,
+        /// Why, with numbers.
+        detail: String,
+    },
+    /// A client will not or cannot do a task.
+    Declined {
+        /// Who.
+        client: ClientId,
+        /// Which task.
+        task: TaskId,
+        /// Why, in one word.
+        reason: Decline,
+        /// Why, in its own words.
+        detail: String,
+    },
+    /// A task is over.
+    Closed {
+        /// The task.
+        task: TaskId,
+        /// Answers that count.
+        answered: usize,
+        /// Clients that were asked and have not answered.
+        missing: usize,
+        /// Whether there were enough.
+        quorum: bool,
+    },
+    /// A round is over and on disk.
+    Round(RoundSummary),
+}
