@@ -1,0 +1,205 @@
+//! From records to what a model sees: missing cells filled, numeric columns standardised.
+//!
+//! The mean and deviation come from the federation, the plan, or the site's own training rows; never from test rows.
+//! One-hot columns are left as they are. Nothing that is not finite leaves this file.
+
+use protocol::{
+    DataSpec, Decline, LearnError, Missing, Spec, Standardise, Standardiser, Statistic, TableSpec, Target,
+};
+
+use super::{Dataset, Labels, View};
+
+/// Where a site's records come from.
+pub trait DataSource: Send {
+    /// The records in the form the plan asks for. Called again whenever the plan changes.
+    ///
+    /// # Errors
+    /// [`LearnError`] with the file, line, column and value at fault.
+    fn load(&mut self, spec: &Spec) -> Result<SiteData, LearnError>;
+}
+
+/// A site's training and test records, not yet prepared.
+#[derive(Clone, Debug)]
+pub struct SiteData {
+    /// To train on.
+    pub train: View,
+    /// To measure on, if the site has such.
+    pub test: Option<View>,
+}
+
+/// Clean records: every number is finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// To train on.
+    pub train: Dataset,
+    /// To measure on, if the site has such.
+    pub test: Option<Dataset>,
+}
+
+/// Records already in memory, such as a virtual client's, serve any plan that fits them.
+impl DataSource for SiteData {
+    fn load(&mut self, spec: &Spec) -> Result<SiteData, LearnError> {
+        check(&self.train, spec, "training")?;
+        self.test.as_ref().map_or(Ok(()), |test| check(test, spec, "test"))?;
+        Ok(self.clone())
+    }
+}
+
+impl SiteData {
+    /// Fills missing cells and standardises numeric columns as the plan says. `standardiser` is the federation's, needed
+    /// where the plan says [`Standardise::Federated`] and ignored elsewhere. [`Missing::Mean`] fills with the mean that
+    /// is subtracted, and without standardisation with the site's training mean; a column without any value counts as 0.
+    ///
+    /// # Errors
+    /// When records do not fit the plan, the standardiser is absent or of another length, or a number is not finite.
+    pub fn prepared(&self, spec: &Spec, standardiser: Option<&Standardiser>) -> Result<Prepared, LearnError> {
+        check(&self.train, spec, "training")?;
+        self.test.as_ref().map_or(Ok(()), |test| check(test, spec, "test"))?;
+        let recipe = match &spec.data {
+            DataSpec::Table(table) => Some(Recipe::of(table, &self.train, standardiser)?),
+            DataSpec::Tensor(_) => None,
+        };
+        let cleaned = |view: &View, what: &str| {
+            let mut records = view.copied();
+            if let Some(recipe) = &recipe {
+                recipe.apply(&mut records);
+            }
+            find_unfinished(&records, view, what).map_or(Ok(records), Err)
+        };
+        let test = self.test.as_ref().map(|test| cleaned(test, "test")).transpose()?;
+        Ok(Prepared { train: cleaned(&self.train, "training")?, test })
+    }
+
+    /// Count, sum and sum of squares of the present cells of every numeric column over the training rows, in row order
+    /// and f64, under the names of [`Spec::statistics`]; empty where the plan has none.
+    pub fn statistics(&self, spec: &Spec) -> Vec<Statistic> {
+        let names = spec.statistics();
+        let totals = totals(&self.train, names.len() / 3);
+        names.into_iter().zip(totals).map(|(name, value)| Statistic { name, value }).collect()
+    }
+}
+
+/// What is done to each numeric column: `NaN -> fill`, then `(x - mean) / std`.
+struct Recipe {
+    fill: Vec<f64>,
+    scale: Option<Standardiser>,
+}
+
+impl Recipe {
+    fn of(table: &TableSpec, train: &View, federated: Option<&Standardiser>) -> Result<Self, LearnError> {
+        let count = table.features.len();
+        let own = || Standardiser::from_totals(&totals(train, count)).expect("totals are threes");
+        let scale = match &table.standardise {
+            Standardise::None => None,
+            Standardise::Site => Some(own()),
+            Standardise::Given { mean, std } => Some(Standardiser {
+                mean: mean.clone(),
+                std: std.iter().map(|std| std.value()).collect(),
+            }),
+            Standardise::Federated => Some(federated.cloned().ok_or_else(|| {
+                let message = "the plan standardises with the federation's statistics, but the task brought none; \
+                               the server must run its statistics round first";
+                LearnError::new(Decline::Unsupported, message)
+            })?),
+        };
+        if let Some(wrong) = scale.as_ref().filter(|scale| !scale.fits(count)) {
+            let message = format!(
+                "{} means and {} deviations came for {count} numeric columns; each column needs a finite mean and a \
+                 deviation above 0",
+                wrong.mean.len(),
+                wrong.std.len()
+            );
+            return Err(LearnError::new(Decline::Unsupported, message));
+        }
+        let fill = match table.missing {
+            Missing::Mean => scale.as_ref().map_or_else(|| own().mean, |scale| scale.mean.clone()),
+            Missing::Constant(value) => vec![value; count],
+            Missing::Refuse | Missing::Drop => vec![f64::NAN; count],
+        };
+        Ok(Self { fill, scale })
+    }
+
+    fn apply(&self, records: &mut Dataset) {
+        let width = records.width();
+        for row in records.features.chunks_exact_mut(width) {
+            for (column, (cell, fill)) in row.iter_mut().zip(&self.fill).enumerate() {
+                let value = if cell.is_nan() { *fill } else { f64::from(*cell) };
+                *cell = match &self.scale {
+                    Some(scale) => (value - scale.mean[column]) / scale.std[column],
+                    None => value,
+                } as f32;
+            }
+        }
+    }
+}
+
+/// Count, sum and sum of squares of the first `columns` columns, over the cells that are present.
+fn totals(view: &View, columns: usize) -> Vec<f64> {
+    let mut totals = vec![0.0; columns * 3];
+    for row in view.rows.iter() {
+        let cells = view.dataset.sample(*row as usize);
+        for (total, cell) in totals.chunks_exact_mut(3).zip(cells).filter(|(_, cell)| !cell.is_nan()) {
+            let value = f64::from(*cell);
+            total[0] += 1.0;
+            total[1] += value;
+            total[2] += value * value;
+        }
+    }
+    totals
+}
+
+/// Whether records in memory have the plan's shape and kind of label.
+fn check(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError> {
+    let (dataset, shape) = (&view.dataset, spec.input_shape());
+    let refuse = |message: String| Err(LearnError::new(Decline::Data, message));
+    if dataset.shape != shape {
+        return refuse(format!("{what} samples have shape {:?} where the plan has {shape:?}", dataset.shape));
+    }
+    if dataset.features.len() != dataset.len() * dataset.width() {
+        let (values, rows) = (dataset.features.len(), dataset.len());
+        return refuse(format!("{what} records hold {values} values for {rows} labels of shape {shape:?}"));
+    }
+    if let Some(row) = view.rows.iter().find(|row| **row as usize >= dataset.len()) {
+        return refuse(format!("{what} row {row} does not exist; there are {}", dataset.len()));
+    }
+    match (&dataset.labels, spec.target()) {
+        (Labels::Real(_), Target::Real) => Ok(()),
+        (Labels::Classes(labels), Target::Classes(classes)) => {
+            let beyond = view.rows.iter().find(|row| labels[**row as usize] as usize >= classes);
+            beyond.map_or(Ok(()), |row| {
+                let label = labels[*row as usize];
+                refuse(format!(
+                    "{what} row {row} has class {label}; the plan has classes 0 to {}",
+                    classes - 1
+                ))
+            })
+        }
+        (Labels::Real(_), Target::Classes(_)) => {
+            refuse(format!("{what} labels are real; the plan has classes"))
+        }
+        (Labels::Classes(_), Target::Real) => {
+            refuse(format!("{what} labels are classes; the plan has a real target"))
+        }
+    }
+}
+
+/// The first number that a model could not take.
+fn find_unfinished(records: &Dataset, view: &View, what: &str) -> Option<LearnError> {
+    let at = records.features.iter().position(|value| !value.is_finite());
+    let label = match &records.labels {
+        Labels::Real(values) => values.iter().position(|value| !value.is_finite()),
+        Labels::Classes(_) => None,
+    };
+    let message = match (at, label) {
+        (Some(at), _) => {
+            let (row, column) = (view.rows[at / records.width()], at % records.width());
+            let value = records.features[at];
+            format!(
+                "{what} row {row} has {value} in column {column} after preparation; clean it or set `missing`"
+            )
+        }
+        (None, Some(at)) => format!("{what} row {} has a label that is not finite", view.rows[at]),
+        (None, None) => return None,
+    };
+    Some(LearnError::new(Decline::Data, message))
+}
