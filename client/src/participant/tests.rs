@@ -1,0 +1,293 @@
+use protocol::{
+    DataSpec, Layout, ModelSpec, OptimizerSpec, Positive, RunId, Standardise, Statistic, TableSpec, Target,
+    TaskKind, TrainingSpec, UpdateSpec,
+};
+use rand::RngCore;
+
+use super::*;
+
+/// What a [`Toy`] does when it trains.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Mood {
+    Well,
+    NotFinite,
+    BadLoss,
+    Private,
+    Panics,
+    /// Works until it is told to stop.
+    Endless,
+}
+
+/// Adds 1 (times the scale) to every parameter, plus a little chance from the order's seed.
+pub(crate) struct Toy {
+    layout: Layout,
+    pub(crate) mood: Mood,
+    pub(crate) prepared: u32,
+    pub(crate) trained: std::sync::mpsc::Sender<()>,
+}
+
+impl Toy {
+    pub(crate) fn new(personal: &[&str], mood: Mood) -> Self {
+        let tensors = [("body", vec![2]), ("head", vec![1])].map(|(name, shape)| (name.to_owned(), shape));
+        let personal: Vec<String> = personal.iter().map(|name| (*name).to_owned()).collect();
+        let layout = Layout::new(tensors).unwrap().with_personal(&personal).unwrap();
+        Self { layout, mood, prepared: 0, trained: std::sync::mpsc::channel().0 }
+    }
+}
+
+impl Learner for Toy {
+    fn prepare(&mut self, _: &Arc<Spec>) -> Result<(), LearnError> {
+        self.prepared += 1;
+        Ok(())
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn initialise(&mut self, _: Seed) -> Result<Vec<f32>, LearnError> {
+        Ok(vec![7.0; self.layout.len()])
+    }
+
+    fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
+        let value = if self.mood == Mood::NotFinite { f64::NAN } else { 2.0 };
+        Ok(["count/age", "sum/age", "square/age"].map(|name| Statistic { name: name.into(), value }).into())
+    }
+
+    fn train(
+        &mut self,
+        parameters: &mut [f32],
+        order: &TrainOrder,
+        stop: &Stop,
+    ) -> Result<Metrics, LearnError> {
+        let _ = self.trained.send(());
+        let chance = (order.seed.generator().next_u32() >> 20) as f32 * 1e-6;
+        parameters.iter_mut().for_each(|value| *value += order.learning_rate_scale as f32 + chance);
+        match self.mood {
+            Mood::Well => {}
+            Mood::NotFinite => parameters[1] = f32::NAN,
+            Mood::BadLoss => return Ok(Metrics { loss: f64::NAN, examples: 5, ..Metrics::default() }),
+            Mood::Private => {
+                return Err(LearnError::new(Decline::Data, "patients.csv line 3: age is `secret`"));
+            }
+            Mood::Panics => panic!("out of cheese"),
+            Mood::Endless => {
+                while !stop.is_stopped() {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        Ok(Metrics { loss: 0.5, examples: 5, ..Metrics::default() })
+    }
+
+    fn evaluate(&mut self, parameters: &[f32], _: &EvaluateOrder, _: &Stop) -> Result<Metrics, LearnError> {
+        Ok(Metrics { loss: f64::from(parameters[2]), examples: 3, ..Metrics::default() })
+    }
+}
+
+pub(crate) fn spec() -> Spec {
+    let table = TableSpec {
+        label: "label".into(),
+        target: Target::Real,
+        features: vec!["age".into()],
+        categorical: vec![],
+        standardise: Standardise::Federated,
+        missing: Default::default(),
+    };
+    let optimizer =
+        OptimizerSpec::Sgd { learning_rate: Positive::new(0.1).unwrap(), momentum: 0.0, weight_decay: 0.0 };
+    let training = TrainingSpec {
+        epochs: 1,
+        batch_size: 0,
+        loss: Default::default(),
+        optimizer,
+        gradient_norm_max: None,
+        accumulate: 1,
+    };
+    Spec {
+        model: ModelSpec::Linear,
+        data: DataSpec::Table(table),
+        training,
+        update: UpdateSpec { weight_max: 10, ..UpdateSpec::default() },
+        personal_layers: vec![],
+        proximal_mu: 0.0,
+        cohort_max: 4,
+    }
+}
+
+pub(crate) fn task(round: u32, work: Work) -> Task {
+    let kind = match work {
+        Work::Statistics { .. } => TaskKind::Statistics,
+        Work::Train { .. } => TaskKind::Train,
+        Work::Evaluate { .. } => TaskKind::Evaluate,
+    };
+    let id = TaskId { run: RunId(1), round: Round(round), kind };
+    let seed = Some(Seed::from_number(3));
+    Task { id, spec: Arc::new(spec()), seed, standardiser: None, work }
+}
+
+pub(crate) fn train(round: u32, len: usize) -> Task {
+    let model = Arc::new(Parameters::new(vec![0.5; len]));
+    task(round, Work::Train { model, learning_rate_scale: 1.0 })
+}
+
+pub(crate) fn entropy() -> Seed {
+    Seed::from_number(99)
+}
+
+pub(crate) fn participant(personal: &[&str], mood: Mood) -> Participant {
+    Participant::new(ClientId::new("north").unwrap(), Box::new(Toy::new(personal, mood)))
+}
+
+fn declined(mood: Mood, task: &Task) -> (Decline, String) {
+    match participant(&[], mood).perform(task, entropy(), &Stop::default()).outcome {
+        Outcome::Declined { reason, detail } => (reason, detail),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_update_is_what_training_changed_on_the_lattice() {
+    let task = train(1, 3);
+    let answer = participant(&[], Mood::Well).perform(&task, entropy(), &Stop::default());
+    let Outcome::Trained { points, weight, metrics } = answer.outcome else { panic!("{answer:?}") };
+    assert_eq!((answer.task, weight, metrics.examples), (task.id, 5, 5));
+    let lattice = task.spec.lattice(3).unwrap();
+    let first = f64::from(points[0]) * lattice.step() * 10.0 / 5.0;
+    assert!((1.0..1.01).contains(&first), "{first}");
+    assert!(Encoded::admit(points, weight, &lattice).is_ok());
+}
+
+#[test]
+fn with_uniform_weights_every_update_weighs_one() {
+    let mut task = train(1, 3);
+    Arc::make_mut(&mut task.spec).update.weights = protocol::Weighting::Uniform;
+    let answer = participant(&[], Mood::Well).perform(&task, entropy(), &Stop::default());
+    assert!(matches!(answer.outcome, Outcome::Trained { weight: 1, .. }), "{answer:?}");
+}
+
+#[test]
+fn a_seeded_task_gives_the_same_bits_again_and_an_unseeded_one_uses_the_entropy() {
+    let (mut one, mut other) = (participant(&["head"], Mood::Well), participant(&["head"], Mood::Well));
+    let stop = Stop::default();
+    for round in 1..4 {
+        let first = one.perform(&train(round, 2), entropy(), &stop);
+        assert_eq!(first, one.perform(&train(round, 2), Seed::from_number(5), &stop));
+        assert_eq!(first, other.perform(&train(round, 2), Seed::from_number(6), &stop));
+        assert_eq!(one.personal(), other.personal());
+    }
+    let free = Task { seed: None, ..train(9, 2) };
+    let first = one.perform(&free, entropy(), &stop);
+    assert_ne!(first, other.perform(&free, Seed::from_number(5), &stop));
+}
+
+#[test]
+fn the_personal_part_stays_and_grows_from_round_to_round() {
+    let (mut site, stop) = (participant(&["head"], Mood::Well), Stop::default());
+    let answer = site.perform(&train(1, 2), entropy(), &stop);
+    assert!(matches!(answer.outcome, Outcome::Trained { points, .. } if points.len() == 2));
+    site.perform(&train(2, 2), entropy(), &stop);
+    let kept = site.personal().values(RunId(1)).unwrap()[0];
+    assert!((9.0..9.1).contains(&kept), "{kept}");
+    let mut heir = participant(&["head"], Mood::Well);
+    heir.restore_personal(site.personal().clone());
+    let model = Arc::new(Parameters::new(vec![0.0; 2]));
+    let answer = heir.perform(&task(2, Work::Evaluate { model }), entropy(), &stop);
+    assert!(
+        matches!(answer.outcome, Outcome::Evaluated { metrics } if metrics.loss == f64::from(kept)),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn a_personal_part_that_does_not_fit_is_named() {
+    let mut site = participant(&["head"], Mood::Well);
+    let mut wrong = Personal::default();
+    wrong.keep(RunId(1), Round(1), vec![0.0; 9]);
+    site.restore_personal(wrong);
+    let trouble = site.attempt(&train(2, 2), entropy(), &Stop::default()).unwrap_err();
+    assert_eq!(trouble.reason, Decline::Failed);
+    assert!(trouble.detail.contains("forget what is kept"));
+}
+
+#[test]
+fn without_personal_layers_nothing_is_kept() {
+    let mut site = participant(&[], Mood::Well);
+    site.perform(&train(1, 3), entropy(), &Stop::default());
+    assert!(site.personal().is_empty());
+}
+
+#[test]
+fn statistics_are_counted_when_their_names_agree() {
+    let names = spec().statistics();
+    let counted = task(0, Work::Statistics { names });
+    let answer = participant(&[], Mood::Well).perform(&counted, entropy(), &Stop::default());
+    assert!(matches!(answer.outcome, Outcome::Counted { limbs } if limbs.len() == 9));
+    let other = task(0, Work::Statistics { names: vec!["count/height".into()] });
+    let (reason, detail) = declined(Mood::Well, &other);
+    assert!(reason == Decline::Unsupported && detail.contains("count/height"), "{detail}");
+    assert_eq!(declined(Mood::NotFinite, &counted).0, Decline::Data);
+}
+
+#[test]
+fn a_model_of_another_length_is_declined_naming_both() {
+    let (reason, detail) = declined(Mood::Well, &train(1, 4));
+    assert_eq!(reason, Decline::Unsupported);
+    assert!(detail.contains("4 values") && detail.contains("layout 3"), "{detail}");
+}
+
+#[test]
+fn numbers_that_are_not_finite_never_leave() {
+    let (reason, detail) = declined(Mood::NotFinite, &train(1, 3));
+    assert!(reason == Decline::NotFinite && detail.contains("parameter 1"), "{detail}");
+    assert_eq!(declined(Mood::BadLoss, &train(1, 3)).0, Decline::NotFinite);
+    let model = Arc::new(Parameters::new(vec![f32::INFINITY; 3]));
+    let (_, detail) = declined(Mood::Well, &task(1, Work::Train { model, learning_rate_scale: 1.0 }));
+    assert!(detail.contains("server sent"), "{detail}");
+}
+
+#[test]
+fn the_operator_is_not_told_what_the_sites_log_is_told() {
+    let (reason, detail) = declined(Mood::Private, &train(1, 3));
+    assert!(reason == Decline::Data && !detail.contains("secret"), "{detail}");
+    let trouble = participant(&[], Mood::Private).attempt(&train(1, 3), entropy(), &Stop::default());
+    assert!(trouble.unwrap_err().message.contains("line 3"));
+}
+
+#[test]
+fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
+    let mut toy = Toy::new(&[], Mood::Panics);
+    let mut personal = Personal::default();
+    let id = ClientId::new("north").unwrap();
+    let stop = Stop::default();
+    let trouble = attempt(&id, &mut toy, &mut personal, &train(1, 3), entropy(), &stop).unwrap_err();
+    assert_eq!(
+        (trouble.reason, trouble.message.as_str()),
+        (Decline::Failed, "the learner panicked: out of cheese")
+    );
+    toy.mood = Mood::Well;
+    let answer = perform(&id, &mut toy, &mut personal, &train(1, 3), entropy(), &stop);
+    assert!(matches!(answer.outcome, Outcome::Trained { .. }));
+    assert_eq!(toy.prepared, 2);
+}
+
+#[test]
+fn a_stopped_task_is_declined_and_keeps_nothing() {
+    let stop = Stop::default();
+    stop.stop();
+    let mut site = participant(&["head"], Mood::Well);
+    let trouble = site.attempt(&train(1, 2), entropy(), &stop).unwrap_err();
+    assert_eq!(trouble.reason, Decline::Stopped);
+    let (toy, stop) = (Toy::new(&["head"], Mood::Endless), Stop::default());
+    let (started, begins) = std::sync::mpsc::channel();
+    let mut site = Participant::new(site.id().clone(), Box::new(Toy { trained: started, ..toy }));
+    let asked = stop.clone();
+    let outcome = std::thread::scope(|scope| {
+        let work = scope.spawn(|| site.attempt(&train(1, 2), entropy(), &asked));
+        begins.recv().unwrap();
+        stop.stop();
+        work.join().unwrap()
+    });
+    assert_eq!(outcome.unwrap_err().reason, Decline::Stopped);
+    assert!(site.personal().is_empty());
+}
