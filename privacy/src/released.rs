@@ -18,7 +18,7 @@ impl Released {
     /// The name is long so that every use of it stands out in review.
     pub fn unprotected(sum: Sum) -> Option<Self> {
         let factor = match sum.unit {
-            Unit::Lattice(lattice) => lattice.step() * f64::from(lattice.weight_max()) / sum.weight as f64,
+            Unit::Lattice(lattice) => lattice.step() / sum.weight as f64,
             Unit::Limbs { .. } => 1.0,
         };
         let Sum { totals, weight, contributions, .. } = sum;

@@ -63,8 +63,12 @@ impl Sum {
         if self.unit != Unit::Lattice(*update.lattice()) {
             return Err(SumError::Foreign);
         }
-        self.fold(update.lattice().clients_max(), update.points().iter().map(|point| i64::from(*point)))?;
-        self.weight += u64::from(update.weight().value());
+        let weight = i64::from(update.weight().value());
+        self.fold(
+            update.lattice().clients_max(),
+            update.points().iter().map(|point| weight * i64::from(*point)),
+        )?;
+        self.weight += weight.unsigned_abs();
         Ok(())
     }
 
@@ -124,12 +128,12 @@ mod tests {
         sum.add(&encoded(&[1.0], 10, &lattice)).unwrap();
         sum.add(&encoded(&[4.0], 20, &lattice)).unwrap();
         let mean: Vec<f64> = Released::unprotected(sum).unwrap().mean().collect();
-        assert!((mean[0] - 3.0).abs() < 1e-5);
+        assert!((mean[0] - 3.0).abs() < 1e-6);
         let mut capped = Sum::new(&lattice);
         capped.add(&encoded(&[1.0], 50, &lattice)).unwrap();
         capped.add(&encoded(&[4.0], 1_000_000, &lattice)).unwrap();
         let mean: Vec<f64> = Released::unprotected(capped).unwrap().mean().collect();
-        assert!((mean[0] - 2.5).abs() < 1e-5);
+        assert!((mean[0] - 2.5).abs() < 1e-6);
     }
 
     #[test]

@@ -224,9 +224,9 @@ pub enum Refusal {
     WrongKind,
     /// Another number of values than the plan's.
     WrongShape,
-    /// A value beyond the lattice; NaN and infinities land here.
+    /// A value beyond the lattice.
     OutOfRange,
-    /// Longer than the norm bound allows for its weight.
+    /// Longer than the norm bound allows.
     NormExceeded,
     /// A weight of zero or above the bound.
     WrongWeight,

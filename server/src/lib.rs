@@ -20,5 +20,7 @@ pub use coordinator::{
     Action, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, RunEnd, Setup, SetupError,
 };
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer, StateError};
-pub use plan::{CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Plan, Strategy};
-pub use schedule::Schedule;
+pub use plan::{
+    AdaptiveConfig, CohortConfig, CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Plan, Strategy,
+};
+pub use schedule::{Decay, Schedule};

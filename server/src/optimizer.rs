@@ -25,7 +25,9 @@ pub trait ServerOptimizer: Send {
 
 /// Stored state belongs to another optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{found} state vectors are stored where this optimizer has {expected}; was the plan changed under a run?")]
+#[error(
+    "{found} state vectors are stored where this optimizer has {expected}; was the plan changed under a run?"
+)]
 pub struct StateError {
     /// What this optimizer has.
     pub expected: usize,
@@ -134,7 +136,11 @@ impl ServerOptimizer for Adaptive {
     }
 
     fn state(&self) -> Vec<Arc<Vec<f32>>> {
-        if self.first.is_empty() { Vec::new() } else { vec![Arc::clone(&self.first), Arc::clone(&self.second)] }
+        if self.first.is_empty() {
+            Vec::new()
+        } else {
+            vec![Arc::clone(&self.first), Arc::clone(&self.second)]
+        }
     }
 
     fn restore(&mut self, state: Vec<Arc<Vec<f32>>>) -> Result<(), StateError> {
@@ -190,21 +196,35 @@ mod tests {
     #[test]
     fn adaptive_steps_match_a_calculation_by_hand() {
         let (rate, tau) = (0.1, 0.5);
-        let v = 0.25 + 4.0;
-        near(walk(&mut Adaptive::new(AdaptiveKind::Adagrad, rate, 0.0, 0.99, tau), &[2.0]), 0.2 / (v.sqrt() + tau));
+        let v: f64 = 0.25 + 4.0;
+        near(
+            walk(&mut Adaptive::new(AdaptiveKind::Adagrad, rate, 0.0, 0.99, tau), &[2.0]),
+            0.2 / (v.sqrt() + tau),
+        );
         let v: f64 = 0.99 * 0.25 + 0.01 * 4.0;
-        near(walk(&mut Adaptive::new(AdaptiveKind::Adam, rate, 0.9, 0.99, tau), &[2.0]), 0.1 * 0.2 / (v.sqrt() + tau));
+        near(
+            walk(&mut Adaptive::new(AdaptiveKind::Adam, rate, 0.9, 0.99, tau), &[2.0]),
+            0.1 * 0.2 / (v.sqrt() + tau),
+        );
         let v: f64 = 0.25 + 0.01 * 4.0;
-        near(walk(&mut Adaptive::new(AdaptiveKind::Yogi, rate, 0.9, 0.99, tau), &[2.0]), 0.1 * 0.2 / (v.sqrt() + tau));
+        near(
+            walk(&mut Adaptive::new(AdaptiveKind::Yogi, rate, 0.9, 0.99, tau), &[2.0]),
+            0.1 * 0.2 / (v.sqrt() + tau),
+        );
     }
 
     #[test]
     fn a_restored_optimizer_goes_on_as_if_never_stopped() {
         let fresh = || -> Vec<Box<dyn ServerOptimizer>> {
             let adaptive = |kind| Box::new(Adaptive::new(kind, 0.1, 0.9, 0.99, 1e-3));
-            vec![Box::new(Averaging::new(1.0, 0.9)), adaptive(AdaptiveKind::Adam), adaptive(AdaptiveKind::Yogi)]
+            vec![
+                Box::new(Averaging::new(1.0, 0.9)),
+                adaptive(AdaptiveKind::Adam),
+                adaptive(AdaptiveKind::Yogi),
+            ]
         };
-        for (mut whole, (mut before, mut after)) in fresh().into_iter().zip(fresh().into_iter().zip(fresh())) {
+        for (mut whole, (mut before, mut after)) in fresh().into_iter().zip(fresh().into_iter().zip(fresh()))
+        {
             let expected = walk(&mut *whole, &[1.0, -2.0, 3.0]);
             let mut model = [0.0f32];
             before.step(&mut model, &released(&[1.0]));

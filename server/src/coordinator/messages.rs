@@ -114,6 +114,8 @@ pub struct Checkpoint {
     pub optimizer: Vec<Arc<Vec<f32>>>,
     /// Federation-wide standardisation, once known.
     pub standardiser: Option<Arc<Standardiser>>,
+    /// The line of the last round, to which an evaluation still due will add its metrics.
+    pub summary: Option<RoundSummary>,
 }
 
 impl Checkpoint {
@@ -127,6 +129,7 @@ impl Checkpoint {
             model: Arc::new(model),
             optimizer: Vec::new(),
             standardiser: None,
+            summary: None,
         }
     }
 }
@@ -136,7 +139,7 @@ impl Checkpoint {
 pub struct Commit {
     /// Where the run stands now.
     pub checkpoint: Checkpoint,
-    /// The round's line. Committed again, with metrics added, when its evaluation is over.
+    /// The round's line, as in the checkpoint. Committed again, with metrics added, when its evaluation is over.
     pub summary: RoundSummary,
     /// Training metrics of every client whose update counts, and test metrics of every client that evaluated.
     pub reports: Vec<(ClientId, TaskId, Metrics)>,
@@ -219,6 +222,6 @@ pub enum Note {
         /// Whether there were enough.
         quorum: bool,
     },
-    /// A round is over and on disk.
+    /// A round is over and on disk, its evaluation with it.
     Round(RoundSummary),
 }

@@ -1,0 +1,74 @@
+//! The checks every answer passes, whoever sent it. Each has a reason of its own.
+
+use privacy::{Encoded, Inadmissible, Lattice, Tally, TallyError};
+use protocol::{Decline, Metrics, Outcome, Refusal, TaskKind};
+
+/// An answer whose every number has been checked.
+pub(super) enum Admitted {
+    Update { update: Encoded, metrics: Metrics },
+    Tally(Tally),
+    Metrics(Metrics),
+    Declined { reason: Decline, detail: String },
+}
+
+/// Why an answer does not count: the reason that is counted, and the numbers for the log.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) reason: Refusal,
+    pub(super) detail: String,
+}
+
+impl Refused {
+    pub(super) fn new(reason: Refusal, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// Checks what came for a task of `kind`: kind, shape, range, norm, weight, metrics.
+pub(super) fn admit(
+    outcome: Outcome,
+    kind: TaskKind,
+    lattice: &Lattice,
+    statistics: usize,
+) -> Result<Admitted, Refused> {
+    match (outcome, kind) {
+        (Outcome::Declined { reason, detail }, _) => Ok(Admitted::Declined { reason, detail }),
+        (Outcome::Trained { points, weight, metrics }, TaskKind::Train) => {
+            let metrics = sound(metrics)?;
+            let update = Encoded::admit(points, weight, lattice)
+                .map_err(|why| Refused::new(inadmissible(&why), why.to_string()))?;
+            Ok(Admitted::Update { update, metrics })
+        }
+        (Outcome::Counted { limbs }, TaskKind::Statistics) => {
+            let reason = |why: &TallyError| match why {
+                TallyError::Shape { .. } => Refusal::WrongShape,
+                _ => Refusal::OutOfRange,
+            };
+            let tally =
+                Tally::admit(limbs, statistics).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
+            Ok(Admitted::Tally(tally))
+        }
+        (Outcome::Evaluated { metrics }, TaskKind::Evaluate) => Ok(Admitted::Metrics(sound(metrics)?)),
+        (outcome, kind) => {
+            let detail = format!("{outcome:?} is no answer to a task of kind {}", kind.name());
+            Err(Refused::new(Refusal::WrongKind, detail))
+        }
+    }
+}
+
+fn sound(metrics: Metrics) -> Result<Metrics, Refused> {
+    if metrics.is_sound() {
+        Ok(metrics)
+    } else {
+        Err(Refused::new(Refusal::BadMetrics, format!("metrics are not finite or out of range: {metrics:?}")))
+    }
+}
+
+fn inadmissible(why: &Inadmissible) -> Refusal {
+    match why {
+        Inadmissible::Shape { .. } => Refusal::WrongShape,
+        Inadmissible::Weight { .. } => Refusal::WrongWeight,
+        Inadmissible::Norm => Refusal::NormExceeded,
+        _ => Refusal::OutOfRange,
+    }
+}

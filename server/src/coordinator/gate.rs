@@ -1,0 +1,81 @@
+//! Who is awaited, until when, and how many suffice.
+
+use std::collections::BTreeMap;
+
+use protocol::{ClientId, TaskId, Time};
+
+/// One task put to a cohort. It opens when nobody is awaited any more, or at its deadline.
+#[derive(Debug)]
+pub(super) struct Gate {
+    pub(super) task: TaskId,
+    pub(super) opened: Time,
+    pub(super) deadline: Time,
+    quorum: usize,
+    asked: BTreeMap<ClientId, Standing>,
+    waiting: usize,
+    answered: usize,
+}
+
+/// Where one client of a cohort stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Owes an answer.
+    Waiting,
+    /// Its answer counts.
+    Answered,
+    /// Has refused, or was refused: it gets no second try in this task.
+    Out,
+}
+
+impl Gate {
+    pub(super) fn new(
+        task: TaskId,
+        cohort: &[ClientId],
+        quorum: usize,
+        opened: Time,
+        deadline: Time,
+    ) -> Self {
+        let asked: BTreeMap<_, _> = cohort.iter().map(|client| (client.clone(), Standing::Waiting)).collect();
+        Self { task, opened, deadline, quorum, waiting: asked.len(), asked, answered: 0 }
+    }
+
+    /// Where `client` stands; `None` when it was not asked.
+    pub(super) fn standing(&self, client: &ClientId) -> Option<Standing> {
+        self.asked.get(client).copied()
+    }
+
+    /// Settles a client that is awaited; others are left as they are.
+    pub(super) fn settle(&mut self, client: &ClientId, standing: Standing) {
+        let Some(now) = self.asked.get_mut(client).filter(|now| **now == Standing::Waiting) else { return };
+        *now = standing;
+        self.waiting -= usize::from(standing != Standing::Waiting);
+        self.answered += usize::from(standing == Standing::Answered);
+    }
+
+    /// Whether it is time to go on.
+    pub(super) fn is_open(&self, now: Time) -> bool {
+        self.waiting == 0 || now >= self.deadline
+    }
+
+    /// Whether enough answers count.
+    pub(super) fn has_quorum(&self) -> bool {
+        self.answered >= self.quorum
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.asked.len()
+    }
+
+    pub(super) fn answered(&self) -> usize {
+        self.answered
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The clients that still owe an answer.
+    pub(super) fn owing(&self) -> impl Iterator<Item = &ClientId> {
+        self.asked.iter().filter(|(_, standing)| **standing == Standing::Waiting).map(|(client, _)| client)
+    }
+}

@@ -1,0 +1,194 @@
+use super::*;
+
+const TWO: &str = "[cohort]\nclients_min = 2\n";
+
+fn near(found: &[f32], expected: f32) {
+    assert!(found.iter().all(|value| (value - expected).abs() < 1e-5), "{found:?} is not {expected}");
+}
+
+#[test]
+fn a_run_gathers_trains_evaluates_and_finishes() {
+    let mut stage = Stage::new(TWO);
+    stage.join(&["a"]);
+    assert!(stage.sent.is_empty());
+    stage.join(&["b"]);
+    stage.answer_all(1.0);
+    near(&stage.model(), 1.0);
+    assert!(stage.sent.iter().all(|(_, task)| task.id.kind == TaskKind::Evaluate));
+    stage.answer_all(0.0);
+    stage.answer_all(3.0);
+    stage.answer_all(0.0);
+    near(&stage.model(), 4.0);
+    assert_eq!(stage.end, Some(RunEnd::Finished));
+    let rounds: Vec<u32> = stage.commits.iter().map(|commit| commit.summary.round).collect();
+    assert_eq!(rounds, [1, 1, 2, 2]);
+    assert!(stage.commits[1].summary.sites.is_some() && stage.commits[1].summary.train.is_some());
+}
+
+#[test]
+fn without_quorum_the_model_stands_still() {
+    let mut stage = Stage::new(TWO);
+    stage.join(&["a", "b"]);
+    let (client, task) = stage.take_sent().remove(0);
+    stage.answer(&client, task.id, honest(&task, 5.0, 1));
+    stage.wait_for_deadline();
+    near(&stage.model(), 0.0);
+    assert!(!stage.commits[0].summary.released);
+    assert_eq!(stage.cancelled, [id("b")]);
+    assert_eq!(stage.sent[0].1.id.round, Round(2));
+}
+
+#[test]
+fn with_a_quorum_the_round_closes_at_its_deadline_without_stragglers() {
+    let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
+    stage.join(&["a", "b"]);
+    let sent = stage.take_sent();
+    stage.answer(&sent[0].0, sent[0].1.id, honest(&sent[0].1, 5.0, 1));
+    assert!(stage.commits.is_empty());
+    stage.wait_for_deadline();
+    near(&stage.model(), 5.0);
+    stage.answer(&sent[1].0, sent[1].1.id, honest(&sent[1].1, 9.0, 1));
+    near(&stage.model(), 5.0);
+    assert_eq!(stage.refusals("b"), [(Refusal::Stale, 1)]);
+}
+
+#[test]
+fn a_client_counts_once_and_only_if_asked() {
+    let mut stage = Stage::new("[cohort]\nclients_min = 3\ncount = 2\nquorum = 2\n");
+    stage.join(&["a", "b", "c"]);
+    let sent = stage.take_sent();
+    let task = &sent[0].1;
+    stage.answer(&sent[0].0, task.id, honest(task, 1.0, 1));
+    stage.answer(&sent[0].0, task.id, honest(task, 50.0, 1));
+    let outsider =
+        [id("a"), id("b"), id("c")].into_iter().find(|one| sent.iter().all(|(asked, _)| asked != one));
+    let outsider = outsider.unwrap();
+    stage.answer(&outsider, task.id, honest(task, 50.0, 1));
+    assert_eq!(stage.refusals(sent[0].0.as_str()), [(Refusal::Duplicate, 1)]);
+    assert_eq!(stage.refusals(outsider.as_str()), [(Refusal::Unsolicited, 1)]);
+    stage.answer(&sent[1].0, task.id, honest(task, 3.0, 1));
+    near(&stage.model(), 2.0);
+}
+
+#[test]
+fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
+    let metrics = Metrics::default();
+    let trained = |points: Vec<i32>, weight| Outcome::Trained { points, weight, metrics };
+    let nan = Metrics { loss: f64::NAN, ..metrics };
+    let bad = [
+        (trained(vec![0], 1), Refusal::WrongShape),
+        (trained(vec![0, i32::MAX], 1), Refusal::OutOfRange),
+        (trained(vec![f32::NAN.to_bits() as i32, 0], 1), Refusal::OutOfRange),
+        (trained(vec![1 << 30, 1], 1), Refusal::NormExceeded),
+        (trained(vec![0, 0], 0), Refusal::WrongWeight),
+        (trained(vec![0, 0], 1001), Refusal::WrongWeight),
+        (Outcome::Trained { points: vec![0, 0], weight: 1, metrics: nan }, Refusal::BadMetrics),
+        (Outcome::Evaluated { metrics }, Refusal::WrongKind),
+        (Outcome::Counted { limbs: vec![] }, Refusal::WrongKind),
+    ];
+    for (outcome, reason) in bad {
+        let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
+        stage.join(&["bad", "good"]);
+        let task = stage.take_sent().remove(0).1;
+        stage.answer(&id("bad"), task.id, outcome);
+        assert_eq!(stage.refusals("bad"), [(reason, 1)]);
+        assert_eq!(stage.receipts, [(id("bad"), Receipt::Refused(reason))]);
+        stage.answer(&id("good"), task.id, honest(&task, 2.0, 1));
+        near(&stage.model(), 2.0);
+        let changed: Vec<&str> = stage.commits[0].clients.iter().map(|(client, _)| client.as_str()).collect();
+        assert_eq!(changed, ["bad", "good"]);
+    }
+}
+
+#[test]
+fn a_client_that_comes_back_gets_its_task_again() {
+    let mut stage = Stage::new(TWO);
+    stage.join(&["a", "b"]);
+    let first = stage.take_sent();
+    stage.handle(Event::Left(id("a")));
+    stage.handle(Event::Refused { client: id("a"), task: Some(first[0].1.id), reason: Refusal::Truncated });
+    stage.join(&["a"]);
+    assert_eq!(stage.sent, [first[0].clone()]);
+    stage.sent.push(first[1].clone());
+    stage.answer_all(1.0);
+    near(&stage.model(), 1.0);
+    stage.handle(Event::Left(id("a")));
+    stage.join(&["a", "a"]);
+    assert_eq!(stage.coordinator.connected, 2);
+}
+
+#[test]
+fn declining_clients_are_counted_and_not_awaited() {
+    let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
+    stage.join(&["a", "b"]);
+    let sent = stage.take_sent();
+    let declined = Outcome::Declined { reason: protocol::Decline::Data, detail: "no such column".into() };
+    stage.answer(&id("a"), sent[0].1.id, declined);
+    stage.answer(&id("b"), sent[1].1.id, honest(&sent[1].1, 1.0, 1));
+    near(&stage.model(), 1.0);
+    assert_eq!(stage.coordinator.clients()[&id("a")].declined[&protocol::Decline::Data], 1);
+}
+
+#[test]
+fn nothing_is_asked_while_a_round_is_not_on_disk() {
+    let mut stage = Stage::new(TWO);
+    stage.commits_succeed = false;
+    stage.join(&["a", "b"]);
+    stage.answer_all(1.0);
+    assert!(stage.commits.len() == 1 && stage.sent.is_empty() && stage.coordinator.deadline().is_none());
+    stage.handle(Event::Committed);
+    assert_eq!(stage.sent.len(), 2);
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_same_bits() {
+    let momentum = "[cohort]\nclients_min = 2\n[strategy.fedavgm]\n[simulation]\n";
+    let mut whole = Stage::new(momentum);
+    whole.join(&["a", "b"]);
+    for value in [1.0, 0.0, 0.3, 0.0] {
+        whole.answer_all(value);
+    }
+    for stop in 0..whole.commits.len() {
+        let mut resumed = Stage::resume(momentum, whole.commits[stop].checkpoint.clone());
+        resumed.join(&["b", "a"]);
+        for value in &[1.0, 0.0, 0.3, 0.0][stop + 1..] {
+            resumed.answer_all(*value);
+        }
+        assert_eq!(resumed.model(), whole.model(), "stopped after commit {stop}");
+        assert_eq!(resumed.coordinator.checkpoint().end, Some(RunEnd::Finished));
+        assert_eq!(resumed.coordinator.checkpoint().summary, whole.coordinator.checkpoint().summary);
+    }
+}
+
+#[test]
+fn statistics_come_first_and_reach_every_later_task() {
+    let federated = PLAN.replace("features = [\"a\"]", "features = [\"a\"]\nstandardise = \"federated\"");
+    let plan = Arc::new(Plan::parse(&format!("{federated}{TWO}")).unwrap());
+    let mut stage = Stage::new(TWO);
+    let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));
+    stage.coordinator = Coordinator::new(Setup { plan, ..setup("", checkpoint) }).unwrap();
+    stage.join(&["a", "b"]);
+    assert_eq!(stage.sent[0].1.id, TaskId { run: RunId(1), round: Round(0), kind: TaskKind::Statistics });
+    stage.answer_all(2.0);
+    let standardiser = stage.sent[0].1.standardiser.clone().unwrap();
+    assert_eq!((standardiser.mean.as_slice(), standardiser.std.as_slice()), (&[1.0][..], &[1.0][..]));
+    assert_eq!(stage.commits[0].checkpoint.standardiser, Some(standardiser));
+}
+
+#[test]
+fn a_federation_that_never_finds_a_quorum_fails_and_says_so() {
+    let mut stage = Stage::new("[cohort]\nclients_min = 2\nfailures_max = 1\n");
+    stage.join(&["a", "b"]);
+    stage.wait_for_deadline();
+    assert!(matches!(&stage.end, Some(RunEnd::Failed(why)) if why.contains("quorum of 2")));
+}
+
+#[test]
+fn weights_follow_the_examples_of_each_site() {
+    let mut stage = Stage::new(TWO);
+    stage.join(&["a", "b"]);
+    let sent = stage.take_sent();
+    stage.answer(&sent[0].0, sent[0].1.id, honest(&sent[0].1, 1.0, 100));
+    stage.answer(&sent[1].0, sent[1].1.id, honest(&sent[1].1, 4.0, 200));
+    near(&stage.model(), 3.0);
+}

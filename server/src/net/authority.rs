@@ -1,0 +1,276 @@
+//! The federation's certificate authority: one root that signs the server, the sites and the operators.
+//!
+//! A site's name is the URI `consortia:site:<name>` in its certificate, an operator's `consortia:operator:<name>`; the
+//! subject is for human eyes only. Keys are ECDSA P-256. It never signs what somebody else filled in, never makes
+//! another authority, and never writes over a key.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use protocol::ClientId;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
+use time::{Duration, OffsetDateTime};
+
+/// The name every server certificate carries, whatever host it runs on; clients ask for it.
+pub const SERVER_NAME: &str = "server.consortia";
+/// What a site's name follows in its certificate.
+pub(crate) const SITE_URI: &str = "consortia:site:";
+/// What an operator's name follows in its certificate.
+pub(crate) const OPERATOR_URI: &str = "consortia:operator:";
+
+const CA_CERT: &str = "ca.pem";
+const CA_KEY: &str = "ca-key.pem";
+const ROOT_DAYS: i64 = 3652;
+const LEAF_DAYS: i64 = 730;
+
+/// The federation's root, with its key. Whoever has it decides who is in the federation.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    ca_pem: String,
+    fingerprint: String,
+}
+
+/// A certificate of the federation with its key and the root that signed it, all PEM.
+pub struct Identity {
+    /// The federation's root.
+    pub ca_pem: String,
+    /// The certificate.
+    pub cert_pem: String,
+    /// Its private key, PKCS#8.
+    pub key_pem: String,
+}
+
+/// Why a certificate cannot be made or kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Something is there already.
+    #[error("{} exists already; move it away if it is really to be replaced", .0.display())]
+    Exists(PathBuf),
+    /// A file is not what it should be.
+    #[error("{}: {message}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A name that cannot stand in a certificate.
+    #[error("`{0}` cannot stand in a certificate; use letters, digits, '.', '_' and '-'")]
+    Name(String),
+    /// The cryptographic library refuses.
+    #[error("the certificate cannot be made: {0}")]
+    Sign(#[from] rcgen::Error),
+}
+
+impl Authority {
+    /// Makes a root and writes `ca.pem` and `ca-key.pem` (readable by the owner alone) into `dir`.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when either file exists or cannot be written.
+    pub fn create(dir: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
+        make_dir(dir)?;
+        for name in [CA_CERT, CA_KEY] {
+            refuse_existing(&dir.join(name))?;
+        }
+        let mut params = params("consortia federation", now, ROOT_DAYS);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = false;
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let cert = params.self_signed(&key)?;
+        write_new(&dir.join(CA_KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        write_new(&dir.join(CA_CERT), cert.pem().as_bytes(), 0o644)?;
+        let fingerprint = fingerprint(cert.der());
+        Ok(Self { issuer: Issuer::new(params, key), ca_pem: cert.pem(), fingerprint })
+    }
+
+    /// Reads the root that [`Authority::create`] wrote.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] names the file at fault.
+    pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
+        let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
+        let (ca_pem, key_pem) = (read(&cert_path)?, read(&key_path)?);
+        let bad = |path: &Path, error: &dyn std::fmt::Display| AuthorityError::Content {
+            path: path.to_owned(),
+            message: error.to_string(),
+        };
+        let key = KeyPair::from_pem(&key_pem).map_err(|error| bad(&key_path, &error))?;
+        let der = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|error| bad(&cert_path, &error))?;
+        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| bad(&cert_path, &error))?;
+        Ok(Self { issuer, fingerprint: fingerprint(&der), ca_pem })
+    }
+
+    /// SHA-256 of the root certificate's DER, in hexadecimal: read it over the telephone.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The root certificate as PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// A certificate for the server, valid two years, for [`SERVER_NAME`], the loopback and these host names or
+    /// addresses.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Name`] for a name that is neither.
+    pub fn issue_server(&self, names: &[String], now: SystemTime) -> Result<Identity, AuthorityError> {
+        let mut params = params(SERVER_NAME, now, LEAF_DAYS);
+        let own = [SERVER_NAME, "localhost", "127.0.0.1", "::1"].map(str::to_owned);
+        for name in own.iter().chain(names) {
+            let entry = match name.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(host(name)?),
+            };
+            if !params.subject_alt_names.contains(&entry) {
+                params.subject_alt_names.push(entry);
+            }
+        }
+        self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// A certificate for a site, valid two years.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Sign`] when the library refuses.
+    pub fn issue_site(&self, site: &ClientId, now: SystemTime) -> Result<Identity, AuthorityError> {
+        self.issue_named(SITE_URI, site.as_str(), now)
+    }
+
+    /// A certificate for an operator, valid two years. Names follow the rules of site names.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Name`] for any other name.
+    pub fn issue_operator(&self, name: &str, now: SystemTime) -> Result<Identity, AuthorityError> {
+        let name = ClientId::new(name).map_err(|_| AuthorityError::Name(name.into()))?;
+        self.issue_named(OPERATOR_URI, name.as_str(), now)
+    }
+
+    fn issue_named(&self, prefix: &str, name: &str, now: SystemTime) -> Result<Identity, AuthorityError> {
+        let mut params = params(name, now, LEAF_DAYS);
+        let uri = format!("{prefix}{name}");
+        let uri = uri.as_str().try_into().map_err(|_| AuthorityError::Name(uri.clone()))?;
+        params.subject_alt_names.push(SanType::URI(uri));
+        self.sign(params, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<Identity, AuthorityError> {
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![usage];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let cert = params.signed_by(&key, &self.issuer)?;
+        Ok(Identity { ca_pem: self.ca_pem.clone(), cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authority({})", self.fingerprint)
+    }
+}
+
+impl Identity {
+    /// Writes `ca.pem`, `cert.pem` and `key.pem` (readable by the owner alone) into `dir`, making it if need be.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Exists`] when one of them is there already: nothing is written then.
+    pub fn write_identity(&self, dir: &Path) -> Result<(), AuthorityError> {
+        make_dir(dir)?;
+        let files =
+            [("key.pem", &self.key_pem, 0o600), ("cert.pem", &self.cert_pem, 0o644), (CA_CERT, &self.ca_pem, 0o644)];
+        for (name, ..) in files {
+            refuse_existing(&dir.join(name))?;
+        }
+        files.into_iter().try_for_each(|(name, text, mode)| write_new(&dir.join(name), text.as_bytes(), mode))
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
+
+fn params(name: &str, now: SystemTime, days: i64) -> CertificateParams {
+    let now = OffsetDateTime::from(now);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    // Clocks at the sites may be behind.
+    params.not_before = now - Duration::hours(1);
+    params.not_after = now + Duration::days(days);
+    params
+}
+
+/// A DNS name as a certificate holds it.
+fn host(name: &str) -> Result<rcgen::string::Ia5String, AuthorityError> {
+    let bad = || AuthorityError::Name(name.chars().take(80).collect());
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.len() > 253 || !name.bytes().all(allowed) {
+        return Err(bad());
+    }
+    name.try_into().map_err(|_| bad())
+}
+
+fn fingerprint(der: &[u8]) -> String {
+    Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read(path: &Path) -> Result<String, AuthorityError> {
+    fs::read_to_string(path).map_err(|source| AuthorityError::File { path: path.to_owned(), source })
+}
+
+fn make_dir(dir: &Path) -> Result<(), AuthorityError> {
+    let made = DirBuilder::new().recursive(true).create(dir);
+    made.map_err(|source| AuthorityError::File { path: dir.to_owned(), source })
+}
+
+fn refuse_existing(path: &Path) -> Result<(), AuthorityError> {
+    if path.exists() { Err(AuthorityError::Exists(path.to_owned())) } else { Ok(()) }
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), AuthorityError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+    #[cfg(not(unix))]
+    let _ = mode;
+    let written = options.open(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AlreadyExists => AuthorityError::Exists(path.to_owned()),
+        _ => AuthorityError::File { path: path.to_owned(), source },
+    })
+}
+
+#[cfg(test)]
+mod tests;

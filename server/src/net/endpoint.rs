@@ -1,0 +1,133 @@
+//! The one UDP port: QUIC with mutual TLS 1.3 against the federation's root.
+//!
+//! It refuses connections without a certificate of the federation, data before the handshake is done (0-RTT), and
+//! resumed sessions: a certificate is checked at every connection.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::wire::ALPN;
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+
+/// Bytes of the socket's buffers: with the usual 212 KiB a thousand uploads never finish.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// Bytes a peer may send on one stream ahead of our reading.
+const STREAM_WINDOW: u32 = 16 << 20;
+/// Bytes a peer may send on its connection ahead of our reading, while none of its uploads is being read.
+pub(crate) const WINDOW_IDLE: u32 = 256 << 10;
+/// The same, while an upload is being read.
+pub(crate) const WINDOW_UPLOAD: u32 = STREAM_WINDOW;
+/// Bytes sent to a peer that it has not acknowledged.
+const SEND_WINDOW: u64 = 8 << 20;
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const IDLE_MS: u32 = 30_000;
+
+/// Why the port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// A file of the identity is missing or is not what it should be.
+    #[error("{}: {message}; make the server's identity with `server issue`", path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The certificate, key and root do not fit together.
+    #[error("the server's identity cannot be used: {0}")]
+    Tls(String),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// Opens the port with the identity (`ca.pem`, `cert.pem`, `key.pem`) in `identity`.
+pub(crate) fn open(listen: SocketAddr, identity: &Path) -> Result<Endpoint, EndpointError> {
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls(identity)?));
+    config.transport_config(Arc::new(transport()));
+    let failed = |source| EndpointError::Listen { address: listen, source };
+    let socket = socket(listen).map_err(failed)?;
+    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)
+}
+
+fn tls(identity: &Path) -> Result<QuicServerConfig, EndpointError> {
+    let (ca, cert, key) = (identity.join("ca.pem"), identity.join("cert.pem"), identity.join("key.pem"));
+    let unusable = |error: &dyn std::fmt::Display| EndpointError::Tls(error.to_string());
+    let mut roots = RootCertStore::empty();
+    for root in certificates(&ca)? {
+        roots.add(root).map_err(|error| unusable(&error))?;
+    }
+    let key_der = PrivateKeyDer::from_pem_slice(&read(&key)?)
+        .map_err(|error| EndpointError::Identity { path: key, message: error.to_string() })?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .map_err(|error| unusable(&error))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| unusable(&error))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(certificates(&cert)?, key_der)
+        .map_err(|error| unusable(&error))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    QuicServerConfig::try_from(config).map_err(|error| unusable(&error))
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(WINDOW_IDLE))
+        .send_window(SEND_WINDOW);
+    transport
+}
+
+fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {
+    let domain = socket2::Domain::for_address(listen);
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    if receive.min(send) < SOCKET_BUFFER {
+        tracing::warn!(
+            "the system caps UDP buffers at {receive} bytes to receive and {send} to send; for many sites set \
+             net.core.rmem_max and net.core.wmem_max to {SOCKET_BUFFER}"
+        );
+    }
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, EndpointError> {
+    let wrong = |message: String| EndpointError::Identity { path: path.to_owned(), message };
+    let text = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let found = found.map_err(|error| wrong(error.to_string()))?;
+    if found.is_empty() { Err(wrong("there is no certificate in this file".into())) } else { Ok(found) }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, EndpointError> {
+    std::fs::read(path)
+        .map_err(|error| EndpointError::Identity { path: path.to_owned(), message: error.to_string() })
+}

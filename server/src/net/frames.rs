@@ -1,0 +1,203 @@
+//! Frames and raw values over QUIC streams, with a limit on every length and on every wait.
+//!
+//! No memory is taken on a peer's word: a frame's length is checked against its limit, and the count of raw values has
+//! been checked against the plan by the caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytemuck::Pod;
+use bytes::Bytes;
+use protocol::wire::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
+use protocol::{Parameters, Refusal};
+use quinn::{ReadError, RecvStream, SendStream, WriteError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+/// Bytes read from the stream at a time.
+const BLOCK: usize = 256 << 10;
+
+/// How long a reader waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For the first byte; `None` waits as long as the connection lives.
+    pub(crate) first: Option<Duration>,
+    /// For the rest of a frame.
+    pub(crate) idle: Duration,
+}
+
+/// Why a frame or its values did not come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrameError {
+    /// Bytes that are not the frame.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// Nothing came for too long, or all of it took too long.
+    #[error("the peer sends too slowly")]
+    TooSlow,
+    /// The stream ended or was given up by the peer.
+    #[error("the stream ended before the message did")]
+    Truncated,
+    /// The connection is gone.
+    #[error("the connection is lost: {0}")]
+    Lost(quinn::ConnectionError),
+}
+
+impl FrameError {
+    /// The reason for which an answer is refused; `None` when the connection is gone and the peer may come back.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Codec(CodecError::Oversize { .. }) => Some(Refusal::Oversize),
+            Self::Codec(_) => Some(Refusal::Malformed),
+            Self::TooSlow => Some(Refusal::TooSlow),
+            Self::Truncated => Some(Refusal::Truncated),
+            Self::Lost(_) => None,
+        }
+    }
+}
+
+impl From<ReadError> for FrameError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::ConnectionLost(error) => Self::Lost(error),
+            ReadError::Reset(_)
+            | ReadError::ClosedStream
+            | ReadError::IllegalOrderedRead
+            | ReadError::ZeroRttRejected => Self::Truncated,
+        }
+    }
+}
+
+/// Reads one frame of this kind, whose body has at most `limit` bytes.
+pub(crate) async fn read_frame<T: DeserializeOwned>(
+    stream: &mut RecvStream,
+    kind: FrameKind,
+    limit: usize,
+    patience: Patience,
+) -> Result<T, FrameError> {
+    let mut head = [0u8; FRAME_HEAD];
+    let (first, rest) = head.split_at_mut(1);
+    match patience.first {
+        Some(first_wait) => fill(stream, first, first_wait).await?,
+        None => match stream.read(first).await? {
+            Some(_) => {}
+            None => return Err(FrameError::Truncated),
+        },
+    }
+    let rest = async {
+        fill(stream, rest, patience.idle).await?;
+        let head = FrameHead::parse(head, kind, limit)?;
+        let mut body = vec![0u8; head.len];
+        fill(stream, &mut body, patience.idle).await?;
+        Ok(decode(&body)?)
+    };
+    timeout(patience.idle, rest).await.map_err(|_| FrameError::TooSlow)?
+}
+
+/// Writes one frame.
+pub(crate) async fn write_frame<T: Serialize>(
+    stream: &mut SendStream,
+    kind: FrameKind,
+    message: &T,
+) -> Result<(), WriteError> {
+    stream.write_all(&encode(kind, message)).await
+}
+
+/// A number that travels raw, little-endian.
+pub(crate) trait Raw: Pod {
+    /// Zero.
+    const ZERO: Self;
+    /// From the byte order of the wire.
+    fn from_wire(self) -> Self;
+}
+
+impl Raw for i32 {
+    const ZERO: Self = 0;
+    fn from_wire(self) -> Self {
+        Self::from_le(self)
+    }
+}
+
+impl Raw for i64 {
+    const ZERO: Self = 0;
+    fn from_wire(self) -> Self {
+        Self::from_le(self)
+    }
+}
+
+/// Reads exactly `len` values. The caller has checked `len` against the plan; pages of the vector are touched only as
+/// bytes come in.
+pub(crate) async fn read_values<T: Raw>(
+    stream: &mut RecvStream,
+    len: usize,
+    idle: Duration,
+    whole: Duration,
+) -> Result<Vec<T>, FrameError> {
+    let mut values = vec![T::ZERO; len];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+    timeout(whole, fill(stream, bytes, idle)).await.map_err(|_| FrameError::TooSlow)??;
+    if cfg!(target_endian = "big") {
+        values.iter_mut().for_each(|value| *value = value.from_wire());
+    }
+    Ok(values)
+}
+
+/// Whether the peer has finished its side, and nothing is left over.
+pub(crate) async fn at_end(stream: &mut RecvStream, idle: Duration) -> Result<bool, FrameError> {
+    let mut byte = [0u8; 1];
+    let read = timeout(idle, stream.read(&mut byte)).await.map_err(|_| FrameError::TooSlow)??;
+    Ok(read.is_none())
+}
+
+async fn fill(stream: &mut RecvStream, buffer: &mut [u8], idle: Duration) -> Result<(), FrameError> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let end = buffer.len().min(filled + BLOCK);
+        let read = timeout(idle, stream.read(&mut buffer[filled..end])).await;
+        match read.map_err(|_| FrameError::TooSlow)?? {
+            Some(count) => filled += count,
+            None => return Err(FrameError::Truncated),
+        }
+    }
+    Ok(())
+}
+
+/// The raw bytes of a model. They share the model's memory, however many clients they are sent to.
+pub(crate) fn model_bytes(model: &Arc<Parameters>) -> Bytes {
+    struct Shared(Arc<Parameters>);
+    impl AsRef<[u8]> for Shared {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(self.0.values())
+        }
+    }
+    if cfg!(target_endian = "little") {
+        Bytes::from_owner(Shared(Arc::clone(model)))
+    } else {
+        model.values().iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_bytes_are_its_little_endian_values_in_the_same_memory() {
+        let model = Arc::new(Parameters::new(vec![1.0, -2.5]));
+        let bytes = model_bytes(&model);
+        assert_eq!(&bytes[..], [1.0f32.to_le_bytes(), (-2.5f32).to_le_bytes()].concat());
+        if cfg!(target_endian = "little") {
+            assert_eq!(bytes.as_ptr(), model.values().as_ptr().cast());
+        }
+    }
+
+    #[test]
+    fn only_a_lost_connection_is_no_reason_to_refuse() {
+        assert_eq!(FrameError::Codec(CodecError::Magic).refusal(), Some(Refusal::Malformed));
+        let oversize = CodecError::Oversize { limit: 1, found: 2 };
+        assert_eq!(FrameError::Codec(oversize).refusal(), Some(Refusal::Oversize));
+        assert_eq!(FrameError::from(ReadError::ClosedStream).refusal(), Some(Refusal::Truncated));
+        assert_eq!(FrameError::Lost(quinn::ConnectionError::TimedOut).refusal(), None);
+    }
+}

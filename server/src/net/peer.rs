@@ -1,0 +1,69 @@
+//! Who a connection is: what the URI in its certificate says, and nothing else.
+//!
+//! The certificate has been verified against the federation's root before this is asked. It refuses a certificate that
+//! carries no name of this federation, or more than one.
+
+use protocol::ClientId;
+use rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::authority::{OPERATOR_URI, SITE_URI};
+
+/// The party behind a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// A site, by the name in its certificate.
+    Site(ClientId),
+    /// An operator, by the name in the certificate.
+    Operator(String),
+}
+
+impl Peer {
+    /// The party that a verified certificate names; `None` when it names none or several.
+    pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        let names = &certificate.subject_alternative_name().ok()??.value.general_names;
+        let mut uris = names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
+        let (Some(uri), None) = (uris.next(), uris.next()) else { return None };
+        if let Some(name) = uri.strip_prefix(SITE_URI) {
+            ClientId::new(name).ok().map(Self::Site)
+        } else {
+            let name = ClientId::new(uri.strip_prefix(OPERATOR_URI)?).ok()?;
+            Some(Self::Operator(name.into()))
+        }
+    }
+
+    /// The party at the other end of a connection.
+    pub(crate) fn of_connection(connection: &quinn::Connection) -> Option<Self> {
+        let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        Self::of(chain.first()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use rustls::pki_types::pem::PemObject;
+
+    use super::*;
+    use crate::net::authority::Authority;
+
+    #[test]
+    fn the_uri_alone_says_who_it_is() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create(dir.path(), now).unwrap();
+        let peer = |pem: &str| Peer::of(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+        let north = ClientId::new("north").unwrap();
+        let site = authority.issue_site(&north, now).unwrap();
+        assert_eq!(peer(&site.cert_pem), Some(Peer::Site(north)));
+        let operator = authority.issue_operator("ada", now).unwrap();
+        assert_eq!(peer(&operator.cert_pem), Some(Peer::Operator("ada".into())));
+        assert_eq!(peer(&authority.issue_server(&[], now).unwrap().cert_pem), None);
+        assert_eq!(Peer::of(b"not a certificate"), None);
+    }
+}

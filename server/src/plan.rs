@@ -1,0 +1,411 @@
+//! The plan of a run: what was typed in `federation.toml`, parsed into what it means.
+//!
+//! A [`Plan`] that exists is consistent: every number is in range and a lattice exists for its updates. The table
+//! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::{DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, read_toml};
+use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
+use crate::schedule::Schedule;
+
+/// The most clients a cohort may have when the plan does not say: enough for any simulation, and no finer lattice
+/// would be had by saying less.
+const COHORT_MAX: u64 = 1 << 20;
+
+/// What was typed. Only [`Plan`] means anything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FederationConfig {
+    /// A name for people: 1 to 64 letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// Training rounds.
+    pub rounds: u32,
+    /// The model.
+    pub model: ModelSpec,
+    /// The records.
+    pub data: DataSpec,
+    /// Local training.
+    pub training: TrainingSpec,
+    /// Bounds of an update.
+    #[serde(default)]
+    pub update: UpdateSpec,
+    /// Layers that stay at the sites.
+    #[serde(default)]
+    pub personal_layers: Vec<String>,
+    /// The algorithm.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// Who takes part.
+    #[serde(default)]
+    pub cohort: CohortConfig,
+    /// Learning rate across rounds.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// When and where the model is evaluated.
+    #[serde(default)]
+    pub evaluation: EvaluationPlan,
+    /// The simulator's table.
+    #[serde(default)]
+    pub simulation: Option<toml::Table>,
+}
+
+/// An algorithm by name: a row of *client objective x aggregation rule x server optimizer*. The rule is the weighted
+/// mean in every row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Strategy {
+    /// Plain objective, mean, added as it is (McMahan et al. 2017).
+    #[default]
+    FedAvg,
+    /// Proximal objective, mean, added as it is (Li et al. 2020).
+    FedProx {
+        /// Weight of the proximal term, at least 0.
+        mu: f64,
+    },
+    /// Plain objective, mean, momentum (Hsu et al. 2019).
+    FedAvgM {
+        /// Step length at the server.
+        #[serde(default = "one")]
+        learning_rate: Positive,
+        /// From 0 up to but not including 1.
+        #[serde(default = "momentum")]
+        momentum: f64,
+    },
+    /// Plain objective, mean, Adagrad (Reddi et al. 2021).
+    FedAdagrad(AdaptiveConfig),
+    /// Plain objective, mean, Adam (Reddi et al. 2021).
+    FedAdam(AdaptiveConfig),
+    /// Plain objective, mean, Yogi (Reddi et al. 2021).
+    FedYogi(AdaptiveConfig),
+}
+
+/// Settings of the adaptive server optimizers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdaptiveConfig {
+    /// Step length at the server.
+    pub learning_rate: Positive,
+    /// From 0 up to but not including 1.
+    pub beta1: f64,
+    /// From 0 up to but not including 1; without meaning to Adagrad.
+    pub beta2: f64,
+    /// Degree of adaptivity, above 0.
+    pub tau: Positive,
+}
+
+impl Default for AdaptiveConfig {
+    fn default() -> Self {
+        Self { learning_rate: positive(0.1), beta1: 0.9, beta2: 0.99, tau: positive(1e-3) }
+    }
+}
+
+fn positive(value: f64) -> Positive {
+    Positive::new(value).expect("the defaults of this file are above 0")
+}
+
+fn one() -> Positive {
+    positive(1.0)
+}
+
+fn momentum() -> f64 {
+    0.9
+}
+
+impl Strategy {
+    /// Every name, with the row it stands for: client objective, aggregation rule, server optimizer.
+    pub const ROWS: [(&'static str, [&'static str; 3]); 6] = [
+        ("fedavg", ["plain", "mean", "add"]),
+        ("fedprox", ["proximal", "mean", "add"]),
+        ("fedavgm", ["plain", "mean", "momentum"]),
+        ("fedadagrad", ["plain", "mean", "adagrad"]),
+        ("fedadam", ["plain", "mean", "adam"]),
+        ("fedyogi", ["plain", "mean", "yogi"]),
+    ];
+
+    /// The server optimizer of the row.
+    pub fn optimizer(&self) -> Box<dyn ServerOptimizer> {
+        let adaptive = |kind, config: &AdaptiveConfig| {
+            let AdaptiveConfig { learning_rate, beta1, beta2, tau } = *config;
+            Box::new(Adaptive::new(kind, learning_rate.value(), beta1, beta2, tau.value()))
+        };
+        match self {
+            Self::FedAvg | Self::FedProx { .. } => Box::new(Averaging::new(1.0, 0.0)),
+            Self::FedAvgM { learning_rate, momentum } => {
+                Box::new(Averaging::new(learning_rate.value(), *momentum))
+            }
+            Self::FedAdagrad(config) => adaptive(AdaptiveKind::Adagrad, config),
+            Self::FedAdam(config) => adaptive(AdaptiveKind::Adam, config),
+            Self::FedYogi(config) => adaptive(AdaptiveKind::Yogi, config),
+        }
+    }
+
+    fn proximal_mu(&self) -> f64 {
+        if let Self::FedProx { mu } = self { *mu } else { 0.0 }
+    }
+
+    fn check(&self) -> Result<(), SpecError> {
+        let below_one = |value: f64, key: String| {
+            let fine = (0.0..1.0).contains(&value);
+            if fine { Ok(()) } else { Err(SpecError::new(key, format!("{value} is not from 0 up to 1"))) }
+        };
+        let betas = |config: &AdaptiveConfig, name: &str| {
+            below_one(config.beta1, format!("strategy.{name}.beta1"))?;
+            below_one(config.beta2, format!("strategy.{name}.beta2"))
+        };
+        match self {
+            Self::FedAvg => Ok(()),
+            Self::FedProx { mu } if mu.is_finite() && *mu >= 0.0 => Ok(()),
+            Self::FedProx { mu } => {
+                Err(SpecError::new("strategy.fedprox.mu", format!("{mu} is not 0 or more")))
+            }
+            Self::FedAvgM { momentum, .. } => below_one(*momentum, "strategy.fedavgm.momentum".into()),
+            Self::FedAdagrad(config) => betas(config, "fedadagrad"),
+            Self::FedAdam(config) => betas(config, "fedadam"),
+            Self::FedYogi(config) => betas(config, "fedyogi"),
+        }
+    }
+}
+
+/// Who takes part, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CohortConfig {
+    /// Clients that must be connected before a round opens.
+    pub clients_min: usize,
+    /// Clients a round, as a share of those connected; this or `count`.
+    pub fraction: Option<f64>,
+    /// Clients a round; this or `fraction`.
+    pub count: Option<usize>,
+    /// Updates without which a round does not count; by default `clients_min`, at most the cohort.
+    pub quorum: Option<usize>,
+    /// Seconds until a round closes without those that are missing.
+    pub deadline_seconds: Positive,
+    /// Rounds in a row without quorum after which the run fails.
+    pub failures_max: u32,
+}
+
+impl Default for CohortConfig {
+    fn default() -> Self {
+        Self {
+            clients_min: 1,
+            fraction: None,
+            count: None,
+            quorum: None,
+            deadline_seconds: positive(600.0),
+            failures_max: 10,
+        }
+    }
+}
+
+/// Who takes part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CohortPlan {
+    /// Clients that must be connected before a round opens.
+    pub clients_min: usize,
+    /// Clients a round.
+    pub size: CohortSize,
+    /// Updates without which the model does not move.
+    pub quorum: usize,
+    /// Time from the opening of a task until it closes.
+    pub deadline: Duration,
+    /// Rounds in a row without quorum after which the run fails.
+    pub failures_max: u32,
+}
+
+/// Clients a round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum CohortSize {
+    /// This share of those connected, rounded to the nearest, at least one.
+    Fraction(f64),
+    /// This many, or all when fewer are connected.
+    Count(usize),
+}
+
+impl Default for CohortPlan {
+    fn default() -> Self {
+        CohortConfig::default().parse().expect("the defaults are consistent")
+    }
+}
+
+impl CohortPlan {
+    /// Clients of a round when `connected` are there.
+    pub fn size_of(&self, connected: usize) -> usize {
+        match self.size {
+            CohortSize::Count(count) => count.min(connected),
+            CohortSize::Fraction(share) => {
+                let size = (share * connected as f64).round() as usize;
+                size.clamp(1, connected.clamp(1, COHORT_MAX as usize))
+            }
+        }
+    }
+
+    /// The most updates a round can hold.
+    fn cohort_max(&self) -> u64 {
+        match self.size {
+            CohortSize::Count(count) => count as u64,
+            CohortSize::Fraction(_) => COHORT_MAX,
+        }
+    }
+}
+
+impl CohortConfig {
+    fn parse(&self) -> Result<CohortPlan, SpecError> {
+        let size = match (self.fraction, self.count) {
+            (Some(_), Some(_)) => {
+                return Err(SpecError::new("cohort.count", "give `count` or `fraction`, not both"));
+            }
+            (Some(share), None) if !(share > 0.0 && share <= 1.0) => {
+                return Err(SpecError::new(
+                    "cohort.fraction",
+                    format!("{share} is not above 0 and at most 1"),
+                ));
+            }
+            (_, Some(count)) if count == 0 || count as u64 > COHORT_MAX => {
+                return Err(SpecError::new("cohort.count", format!("{count} is not from 1 to {COHORT_MAX}")));
+            }
+            (_, Some(count)) => CohortSize::Count(count),
+            (share, None) => CohortSize::Fraction(share.unwrap_or(1.0)),
+        };
+        if self.clients_min == 0 {
+            return Err(SpecError::new(
+                "cohort.clients_min",
+                "no round can open with 0 clients; give at least 1",
+            ));
+        }
+        if self.failures_max == 0 {
+            return Err(SpecError::new("cohort.failures_max", "0 allows no round at all; give at least 1"));
+        }
+        let deadline = Duration::try_from_secs_f64(self.deadline_seconds.value())
+            .map_err(|error| SpecError::new("cohort.deadline_seconds", error.to_string()))?;
+        let mut plan = CohortPlan {
+            clients_min: self.clients_min,
+            size,
+            quorum: 0,
+            deadline,
+            failures_max: self.failures_max,
+        };
+        let smallest = plan.size_of(self.clients_min);
+        plan.quorum = self.quorum.unwrap_or(smallest);
+        if plan.quorum == 0 || plan.quorum > smallest {
+            let message = format!(
+                "a quorum of {} cannot be met by the smallest cohort, {smallest} of {} clients; give 1 to {smallest}",
+                plan.quorum, self.clients_min
+            );
+            return Err(SpecError::new("cohort.quorum", message));
+        }
+        Ok(plan)
+    }
+}
+
+/// When and where the model is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationPlan {
+    /// After every how many rounds; the last round is always evaluated; 0 evaluates only then.
+    pub every: u32,
+    /// Which sites evaluate the model on their test data.
+    pub sites: Evaluators,
+    /// Whether the server evaluates on a file of its own, where it has one.
+    pub central: bool,
+}
+
+impl Default for EvaluationPlan {
+    fn default() -> Self {
+        Self { every: 1, sites: Evaluators::All, central: true }
+    }
+}
+
+/// Which sites evaluate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evaluators {
+    /// All that are connected.
+    All,
+    /// None.
+    None,
+}
+
+impl EvaluationPlan {
+    /// Whether the model is evaluated after round `round` of `rounds`.
+    pub fn is_due(&self, round: u32, rounds: u32) -> bool {
+        round == rounds || (self.every > 0 && round.is_multiple_of(self.every))
+    }
+}
+
+/// What a run is to do. It exists only if it is consistent.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// A name for people.
+    pub name: String,
+    /// Training rounds, at least 1.
+    pub rounds: u32,
+    /// What every site must know.
+    pub spec: Arc<Spec>,
+    /// The algorithm.
+    pub strategy: Strategy,
+    /// Who takes part.
+    pub cohort: CohortPlan,
+    /// Learning rate across rounds.
+    pub schedule: Schedule,
+    /// When and where the model is evaluated.
+    pub evaluation: EvaluationPlan,
+}
+
+impl Plan {
+    /// Reads the text of a `federation.toml`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with line, column and the value at fault.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let typed: FederationConfig = read_toml(text)?;
+        Self::new(typed).map_err(|error| ConfigError::of(text, &error))
+    }
+
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the setting at fault.
+    pub fn new(typed: FederationConfig) -> Result<Self, SpecError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !(1..=64).contains(&typed.name.len()) || !typed.name.chars().all(plain) {
+            let message =
+                format!("`{}` is not a name; use 1 to 64 letters, digits, '.', '_', '-'", typed.name);
+            return Err(SpecError::new("name", message));
+        }
+        if typed.rounds == 0 {
+            return Err(SpecError::new("rounds", "0 rounds train nothing; give at least 1"));
+        }
+        let cohort = typed.cohort.parse()?;
+        typed.schedule.check(typed.rounds)?;
+        typed.strategy.check()?;
+        let spec = Spec {
+            model: typed.model,
+            data: typed.data,
+            training: typed.training,
+            update: typed.update,
+            personal_layers: typed.personal_layers,
+            proximal_mu: typed.strategy.proximal_mu(),
+            cohort_max: cohort.cohort_max(),
+        }
+        .checked()?;
+        // The smallest model: a plan that has no lattice even for it is refused here, before any model is built.
+        spec.lattice(1)?;
+        Ok(Self {
+            name: typed.name,
+            rounds: typed.rounds,
+            spec: Arc::new(spec),
+            strategy: typed.strategy,
+            cohort,
+            schedule: typed.schedule,
+            evaluation: typed.evaluation,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
