@@ -2,8 +2,19 @@
 //!
 //! Refuses to guess: a cell, a file or a length that does not fit the plan is an error that names the place.
 
+mod array;
 mod dataset;
+mod files;
+mod idx;
+mod load;
+mod numpy;
+mod origin;
 mod prepare;
+mod source;
+mod table;
 
 pub use dataset::{Dataset, Labels, View};
+pub use load::{FileSource, load};
+pub use origin::{Identified, NaturalClient, load_with_ids};
 pub use prepare::{DataSource, Prepared, SiteData};
+pub use source::{CsvSource, IdFiles, IdSource, IdxSource, NumpySource, SourceError, SourceSpec};

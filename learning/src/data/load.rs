@@ -1,0 +1,144 @@
+//! From files to a site's records, and again only when the plan's columns change.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use protocol::{DataSpec, Decline, LearnError, Spec, TensorSpec};
+
+use super::array::{ArrayError, ReadArray, read_dataset};
+use super::source::{CsvSource, IdxSource, NumpySource, SourceError, SourceSpec};
+use super::table::{Query, TableError};
+use super::{DataSource, Dataset, SiteData, View, idx, numpy, table};
+
+/// A site's files. They are read when the first plan comes, and again when a plan wants other columns.
+#[derive(Clone, Debug)]
+pub struct FileSource {
+    source: SourceSpec,
+    cached: Option<(DataSpec, SiteData)>,
+}
+
+impl FileSource {
+    /// Files with resolved paths; nothing is read yet.
+    pub fn new(source: SourceSpec) -> Self {
+        Self { source, cached: None }
+    }
+}
+
+impl DataSource for FileSource {
+    fn load(&mut self, spec: &Spec) -> Result<SiteData, LearnError> {
+        if let Some((_, data)) = self.cached.as_ref().filter(|(known, _)| *known == spec.data) {
+            return Ok(data.clone());
+        }
+        let data = load(&self.source, &spec.data)?;
+        self.cached = Some((spec.data.clone(), data.clone()));
+        Ok(data)
+    }
+}
+
+/// Reads all records of a source in the form that `spec` describes.
+///
+/// # Errors
+/// [`LearnError`] with the file, line, column and value at fault and what to do about it.
+pub fn load(source: &SourceSpec, spec: &DataSpec) -> Result<SiteData, LearnError> {
+    let (train, test) = read_parts(source, spec, None)?;
+    let whole = |part: Records| View::whole(Arc::new(part.dataset));
+    Ok(SiteData { train: whole(train), test: test.map(whole) })
+}
+
+/// Records and, if a column was named for them, their ids.
+pub(super) struct Records {
+    pub(super) dataset: Dataset,
+    pub(super) ids: Vec<String>,
+}
+
+/// Training and test records of any source. Only tables have an id column.
+pub(super) fn read_parts(
+    source: &SourceSpec,
+    spec: &DataSpec,
+    id_column: Option<&str>,
+) -> Result<(Records, Option<Records>), LearnError> {
+    source.check()?;
+    match (source, spec) {
+        (SourceSpec::Csv(csv), DataSpec::Table(spec)) => {
+            let query = |split_column| Query { spec, filter: &csv.filter, split_column, id_column };
+            read_tables(csv, query(csv.split_column.as_deref()), query(None))
+        }
+        (SourceSpec::Idx(_) | SourceSpec::Numpy(_), DataSpec::Tensor(spec)) => {
+            let (read, files) = array_files(source).expect("idx and numpy sources are array files");
+            let (train, test) = read_arrays(read, &files, spec)?;
+            let plain = |dataset| Records { dataset, ids: Vec::new() };
+            Ok((plain(train), test.map(plain)))
+        }
+        (SourceSpec::Csv(_), DataSpec::Tensor(_)) => {
+            let message = "the plan describes arrays (`data.tensor`) but this site's data is csv; give idx or numpy files";
+            Err(LearnError::new(Decline::Data, message))
+        }
+        (SourceSpec::Idx(_) | SourceSpec::Numpy(_), DataSpec::Table(_)) => {
+            let message =
+                "the plan describes a table (`data.table`) but this site's data are arrays; give csv files";
+            Err(LearnError::new(Decline::Data, message))
+        }
+    }
+}
+
+/// Samples and labels to train on, and to test on.
+pub(super) struct ArrayFiles<'a> {
+    pub(super) train: (&'a Path, &'a Path),
+    pub(super) test: Option<(&'a Path, &'a Path)>,
+}
+
+/// The files of an array source and what reads them; `None` for a table.
+pub(super) fn array_files(source: &SourceSpec) -> Option<(ReadArray, ArrayFiles<'_>)> {
+    match source {
+        SourceSpec::Csv(_) => None,
+        SourceSpec::Idx(IdxSource { train_images, train_labels, test_images, test_labels }) => {
+            let test = test_images.as_deref().zip(test_labels.as_deref());
+            Some((idx::read, ArrayFiles { train: (train_images, train_labels), test }))
+        }
+        SourceSpec::Numpy(NumpySource { train_x, train_y, test_x, test_y }) => {
+            let test = test_x.as_deref().zip(test_y.as_deref());
+            Some((numpy::read, ArrayFiles { train: (train_x, train_y), test }))
+        }
+    }
+}
+
+fn read_arrays(
+    read: ReadArray,
+    files: &ArrayFiles<'_>,
+    spec: &TensorSpec,
+) -> Result<(Dataset, Option<Dataset>), ArrayError> {
+    let one = |(samples, labels): (&Path, &Path)| read_dataset(read, samples, labels, spec);
+    Ok((one(files.train)?, files.test.map(one).transpose()?))
+}
+
+fn read_tables(
+    csv: &CsvSource,
+    query: Query<'_>,
+    test_query: Query<'_>,
+) -> Result<(Records, Option<Records>), LearnError> {
+    let records = |part: table::Part| Records { dataset: part.dataset, ids: part.ids };
+    let (train, divided) = table::read(&csv.train, query)?;
+    let test = match &csv.test {
+        Some(file) => Some(table::read(file, test_query)?.0),
+        None => (!divided.dataset.is_empty()).then_some(divided),
+    };
+    Ok((records(train), test.map(records)))
+}
+
+impl From<TableError> for LearnError {
+    fn from(error: TableError) -> Self {
+        Self::new(Decline::Data, error.to_string())
+    }
+}
+
+impl From<ArrayError> for LearnError {
+    fn from(error: ArrayError) -> Self {
+        Self::new(Decline::Data, error.to_string())
+    }
+}
+
+impl From<SourceError> for LearnError {
+    fn from(error: SourceError) -> Self {
+        Self::new(Decline::Data, error.to_string())
+    }
+}
