@@ -160,6 +160,7 @@ impl Coordinator {
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Joined(client) => self.joined(client),
+            Event::JoinedTogether(clients) => clients.into_iter().for_each(|client| self.joined(client)),
             Event::Left(client) => self.left(&client),
             Event::Answered { client, answer } => self.answered(client, answer),
             Event::Refused { client, task, reason } => {

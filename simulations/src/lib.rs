@@ -1,1 +1,19 @@
-//! The world in one process: virtual clients, a virtual clock and weather
+//! The world in one process: virtual clients, a virtual clock and weather, around the very coordinator, participants and
+//! learners of a deployment. No network, no database, no async runtime.
+//!
+//! Reading order: [`Scenario`] (a federation file plus its `[simulation]` table) · [`Population`] (who holds what) ·
+//! [`Weather`] (who is there, how fast, who drops out) · [`World`] (the loop that runs it).
+
+mod population;
+mod scenario;
+mod synthetic;
+mod weather;
+mod workers;
+mod world;
+
+pub use population::{Population, PopulationError};
+pub use scenario::{DatasetConfig, Scenario, ScenarioError, SimulationConfig};
+pub use synthetic::SyntheticSource;
+pub use weather::{Weather, WeatherConfig};
+pub use workers::{Worker, Workforce};
+pub use world::{Observation, Outcome, World, WorldError};

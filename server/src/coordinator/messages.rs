@@ -12,6 +12,8 @@ use protocol::{Answer, ClientId, Decline, Metrics, Parameters, Refusal, Round, S
 pub enum Event {
     /// A client is connected (again). If it owes an answer, the task is sent once more.
     Joined(ClientId),
+    /// These clients are connected; no round opens before all of them are known.
+    JoinedTogether(Vec<ClientId>),
     /// A client's connection is gone. If it owes an answer, it may come back for it until the deadline.
     Left(ClientId),
     /// A client has answered; nothing in the answer has been checked.

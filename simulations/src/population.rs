@@ -1,0 +1,198 @@
+//! Who holds what: virtual clients as rows of one data set in memory.
+
+use std::sync::Arc;
+
+use learning::device::Device;
+use learning::{
+    Dataset, Models, Partition, PartitionError, SiteData, Trainer, View, load, load_with_ids, partition,
+};
+use protocol::{ClientId, DataSpec, IdError, LearnError, Learner, Purpose, Round, Seed, Spec};
+
+use crate::scenario::{DatasetConfig, SimulationConfig};
+use crate::workers::{Worker, Workforce};
+
+/// The clients of a simulation, their records, and the models they train.
+#[derive(Debug)]
+pub struct Population {
+    clients: Vec<ClientId>,
+    sites: Vec<SiteData>,
+    central: Option<SiteData>,
+    models: Models,
+    device: Device,
+}
+
+/// Why a population cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PopulationError {
+    /// The records cannot be read or do not fit the plan.
+    #[error("simulation.dataset: {0}")]
+    Records(#[from] LearnError),
+    /// The records cannot be divided as asked.
+    #[error("simulation.partition: {0}")]
+    Partition(#[from] PartitionError),
+    /// An id in the data is no client's name.
+    #[error("simulation.partition: an id in the data: {0}")]
+    Name(#[from] IdError),
+    /// Made-up records have no columns.
+    #[error("simulation.dataset: synthetic records have no columns; give `data.tensor`, or `dataset.files`")]
+    SyntheticTable,
+}
+
+impl Population {
+    /// Reads the records, divides them, and names the clients: by their ids in the data, or `client-0001` and so on.
+    ///
+    /// # Errors
+    /// [`PopulationError`] says what does not fit.
+    pub fn build(config: &SimulationConfig, spec: &Spec, device: Device) -> Result<Self, PopulationError> {
+        let seed = Seed::from_number(config.seed).derive(Purpose::Partition, Round(0), None);
+        if let (DatasetConfig::Files(source), Partition::Natural(ids)) = (&config.dataset, &config.partition)
+        {
+            let found = load_with_ids(source, &spec.data, ids)?;
+            let (train, test) = (Arc::clone(&found.train), found.test.clone());
+            let (mut clients, mut sites) = (Vec::new(), Vec::new());
+            for natural in found.clients() {
+                clients.push(ClientId::new(&plain_name(&natural.id))?);
+                sites.push(natural.data);
+            }
+            let has_tests = sites.iter().any(|site| site.test.is_some());
+            let central = central_data(config, spec, &train, test, has_tests);
+            return Ok(Self { clients, sites, central, models: Models::new(), device });
+        }
+        let (train, test) = match (&config.dataset, &spec.data) {
+            (DatasetConfig::Files(source), data) => {
+                let data = load(source, data)?;
+                (data.train.dataset, data.test.map(|test| test.dataset))
+            }
+            (DatasetConfig::Synthetic(source), DataSpec::Tensor(tensor)) => {
+                let (train, test) = source.make(&tensor.shape, tensor.target, seed);
+                (Arc::new(train), Some(Arc::new(test)))
+            }
+            (DatasetConfig::Synthetic(_), DataSpec::Table(_)) => return Err(PopulationError::SyntheticTable),
+        };
+        let parts = partition(&train.labels, &config.partition, config.clients.unwrap_or(0), seed)?;
+        let digits = parts.len().to_string().len();
+        let name = |number: usize| ClientId::new(&format!("client-{number:0digits$}"));
+        let clients = (1..=parts.len()).map(name).collect::<Result<_, _>>()?;
+        let site = |rows: Vec<u32>| {
+            let train = View { dataset: Arc::clone(&train), rows: rows.into() };
+            SiteData { train, test: None }
+        };
+        let central = central_data(config, spec, &train, test, false);
+        Ok(Self {
+            clients,
+            sites: parts.into_iter().map(site).collect(),
+            central,
+            models: Models::new(),
+            device,
+        })
+    }
+
+    /// A population of given sites, for simulations in code.
+    pub fn of(sites: Vec<(ClientId, SiteData)>, central: Option<SiteData>, device: Device) -> Self {
+        let (clients, sites) = sites.into_iter().unzip();
+        Self { clients, sites, central, models: Models::new(), device }
+    }
+
+    /// The same population training models of your own.
+    #[must_use]
+    pub fn with_models(mut self, models: Models) -> Self {
+        self.models = models;
+        self
+    }
+
+    /// The models it can train.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// Each client's records.
+    pub fn sites(&self) -> impl Iterator<Item = (&ClientId, &SiteData)> {
+        self.clients.iter().zip(&self.sites)
+    }
+
+    fn trainer(&self) -> Trainer {
+        Trainer::without_data(self.device.clone()).with_models(self.models.clone())
+    }
+}
+
+/// Ids in data may have letters that names may not.
+fn plain_name(id: &str) -> String {
+    let plain =
+        |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '_' };
+    id.trim().chars().map(plain).collect()
+}
+
+fn central_data(
+    config: &SimulationConfig,
+    spec: &Spec,
+    train: &Arc<Dataset>,
+    test: Option<Arc<Dataset>>,
+    clients_have_tests: bool,
+) -> Option<SiteData> {
+    let all = |dataset: Arc<Dataset>| View { rows: (0..dataset.len() as u32).collect(), dataset };
+    let wanted = config.central_test.unwrap_or(!clients_have_tests);
+    // Tables may be standardised by the server's own training rows; arrays never are, and copying them would be waste.
+    let train = match &spec.data {
+        DataSpec::Table(_) => all(Arc::clone(train)),
+        DataSpec::Tensor(_) => View { dataset: Arc::clone(train), rows: Arc::new([]) },
+    };
+    test.filter(|_| wanted).map(|test| SiteData { train, test: Some(all(test)) })
+}
+
+impl Workforce for Population {
+    fn clients(&self) -> &[ClientId] {
+        &self.clients
+    }
+
+    fn worker(&self) -> Box<dyn Worker + '_> {
+        Box::new(Visitor { population: self, trainer: self.trainer() })
+    }
+
+    fn central(&self) -> Option<Box<dyn Learner>> {
+        let data = self.central.clone()?;
+        let mut trainer = self.trainer();
+        trainer.set_site(data);
+        Some(Box::new(trainer))
+    }
+}
+
+struct Visitor<'a> {
+    population: &'a Population,
+    trainer: Trainer,
+}
+
+impl Worker for Visitor<'_> {
+    fn visit(&mut self, client: usize) -> &mut dyn Learner {
+        self.trainer.set_site(self.population.sites[client].clone());
+        &mut self.trainer
+    }
+}
+
+/// Evaluates and trains outside a federation, as a yardstick: one site's records alone, or all pooled.
+impl Population {
+    /// All training records as one site, and all test records.
+    pub fn pooled(&self) -> Option<SiteData> {
+        let first = self.sites.first()?;
+        let rows = |view: fn(&SiteData) -> Option<&View>| -> Arc<[u32]> {
+            self.sites.iter().filter_map(view).flat_map(|view| view.rows.iter().copied()).collect()
+        };
+        let train = View { dataset: Arc::clone(&first.train.dataset), rows: rows(|site| Some(&site.train)) };
+        let test = self
+            .sites
+            .iter()
+            .find_map(|site| site.test.as_ref())
+            .map(|test| View { dataset: Arc::clone(&test.dataset), rows: rows(|site| site.test.as_ref()) });
+        Some(SiteData { train, test })
+    }
+
+    /// A population of one client that holds `data`.
+    ///
+    /// # Errors
+    /// [`PopulationError::Name`] when `name` is no client's name.
+    pub fn alone(&self, name: &str, data: SiteData) -> Result<Self, PopulationError> {
+        let mut alone = Self::of(vec![(ClientId::new(name)?, data)], None, self.device.clone());
+        alone.models = self.models.clone();
+        Ok(alone)
+    }
+}

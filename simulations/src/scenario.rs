@@ -1,0 +1,161 @@
+//! A simulation file: a federation file and the table `[simulation]` that only the simulator reads.
+
+use std::path::Path;
+
+use learning::{Partition, SourceError, SourceSpec};
+use serde::{Deserialize, Serialize};
+use server::{ConfigError, Plan, read_toml};
+
+use crate::synthetic::SyntheticSource;
+use crate::weather::WeatherConfig;
+
+/// The table `[simulation]` as typed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SimulationConfig {
+    /// The seed from which everything random follows.
+    #[serde(default)]
+    pub seed: u64,
+    /// Virtual clients; must be absent for a natural partition, where the data says who there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<usize>,
+    /// The records.
+    pub dataset: DatasetConfig,
+    /// How records become clients.
+    #[serde(default = "iid")]
+    pub partition: Partition,
+    /// Latency, loss and churn.
+    #[serde(default)]
+    pub weather: WeatherConfig,
+    /// Whether the server evaluates on the whole test set; by default only where clients have no test records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub central_test: Option<bool>,
+}
+
+fn iid() -> Partition {
+    Partition::Iid
+}
+
+/// Where a simulation's records come from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetConfig {
+    /// Files.
+    Files(SourceSpec),
+    /// Made up: classes as Gaussian clouds.
+    Synthetic(SyntheticSource),
+}
+
+/// A simulation that makes sense: a plan, a population to be built, and weather.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// What is trained, and how.
+    pub plan: Plan,
+    /// The rest of the file.
+    pub simulation: SimulationConfig,
+}
+
+/// Why a simulation file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScenarioError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A path cannot be resolved.
+    #[error("simulation.dataset: {0}")]
+    Path(#[from] SourceError),
+}
+
+/// Only the table that is ours; the rest of the file is the plan's.
+#[derive(Deserialize)]
+struct SimulationFile {
+    simulation: SimulationConfig,
+}
+
+impl Scenario {
+    /// Reads the text of a simulation file. Relative paths start at `base`; `${NAME}` in a path is what `lookup` says.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] with line and column, or the path at fault.
+    pub fn parse(
+        text: &str,
+        base: &Path,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ScenarioError> {
+        let plan = Plan::parse(text)?;
+        let SimulationFile { mut simulation } = read_toml(text)?;
+        let natural = matches!(simulation.partition, Partition::Natural(_));
+        let fault = |key: &str, message: &str| {
+            ScenarioError::Config(ConfigError::of(text, &protocol::SpecError::new(key, message)))
+        };
+        match (natural, simulation.clients) {
+            (true, Some(_)) => {
+                return Err(fault(
+                    "simulation.clients",
+                    "a natural partition finds its clients in the data; leave it out",
+                ));
+            }
+            (false, None) => {
+                return Err(fault("simulation.partition", "give `clients`, how many clients to make"));
+            }
+            (false, Some(0)) => {
+                return Err(fault("simulation.clients", "0 clients train nothing; give at least 1"));
+            }
+            _ => {}
+        }
+        simulation.weather.check().map_err(|error| ConfigError::of(text, &error))?;
+        simulation.dataset = match simulation.dataset {
+            DatasetConfig::Files(source) => DatasetConfig::Files(source.resolved(base, lookup)?),
+            synthetic @ DatasetConfig::Synthetic(_) => synthetic,
+        };
+        simulation.partition = simulation.partition.resolved(base, lookup)?;
+        Ok(Self { plan, simulation })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "name = \"t\"\nrounds = 1\nmodel = \"logistic\"\n\
+        [data.tensor]\nshape = [4]\ntarget = { classes = 2 }\n\
+        [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.1 } }\n\
+        [simulation]\nclients = 3\ndataset = { synthetic = { rows = 30 } }\n";
+
+    fn parse(text: &str) -> Result<Scenario, ScenarioError> {
+        Scenario::parse(text, Path::new("."), &|_| None)
+    }
+
+    #[test]
+    fn a_simulation_file_is_a_plan_and_a_table() {
+        let scenario = parse(FILE).unwrap();
+        assert_eq!((scenario.simulation.clients, scenario.plan.rounds), (Some(3), 1));
+        assert_eq!(scenario.simulation.partition, Partition::Iid);
+    }
+
+    #[test]
+    fn contradictions_name_their_line() {
+        let line = |text: &str| match parse(text) {
+            Err(ScenarioError::Config(error)) => error.line,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(line(&FILE.replace("clients = 3\n", "")), 10);
+        assert_eq!(line(&FILE.replace("clients = 3", "clients = 0")), 11);
+        assert_eq!(line(&format!("{FILE}partition = {{ natural = {{ column = \"site\" }} }}\n")), 11);
+        assert_eq!(line(&format!("{FILE}weather = {{ dropout = 1.5 }}\n")), 13);
+        assert_eq!(line(&FILE.replace("clients = 3", "client = 3")), 11);
+        assert_eq!(line(FILE.split("[simulation]").next().unwrap()), 1);
+    }
+
+    #[test]
+    fn paths_start_at_the_file_s_folder() {
+        let text =
+            FILE.replace("{ synthetic = { rows = 30 } }", "{ files = { csv = { train = \"a.csv\" } } }");
+        let scenario = Scenario::parse(&text, Path::new("/base"), &|_| None).unwrap();
+        let DatasetConfig::Files(SourceSpec::Csv(csv)) = scenario.simulation.dataset else {
+            panic!("csv was typed")
+        };
+        assert_eq!(csv.train, Path::new("/base/a.csv"));
+    }
+}

@@ -1,0 +1,134 @@
+//! Who is there, how long work takes and who drops out: chance in a simulation, drawn from (seed, round, client), so that
+//! neither threads nor order can change it.
+
+use std::time::Duration;
+
+use protocol::{ClientId, Positive, Purpose, Round, Seed, SpecError, TaskId};
+use rand::Rng;
+use rand_distr::{Distribution, LogNormal};
+use serde::{Deserialize, Serialize};
+
+/// The table `[simulation.weather]` as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WeatherConfig {
+    /// Chance that a client is connected in a round, above 0 up to 1.
+    pub availability: f64,
+    /// Chance that a client that was asked goes away without answering, from 0 up to 1.
+    pub dropout: f64,
+    /// Median of the virtual seconds between a task and its answer.
+    pub latency_seconds: Positive,
+    /// Spread of the latency: standard deviation of its logarithm; 0 makes all alike.
+    pub latency_spread: f64,
+}
+
+impl Default for WeatherConfig {
+    fn default() -> Self {
+        let latency_seconds = Positive::new(1.0).expect("one is positive");
+        Self { availability: 1.0, dropout: 0.0, latency_seconds, latency_spread: 0.0 }
+    }
+}
+
+impl WeatherConfig {
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        let fault = |key: &str, value: f64, range: &str| {
+            Err(SpecError::new(format!("simulation.weather.{key}"), format!("{value} is not {range}")))
+        };
+        if !(self.availability > 0.0 && self.availability <= 1.0) {
+            return fault("availability", self.availability, "above 0 and at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.dropout) {
+            return fault("dropout", self.dropout, "from 0 to 1");
+        }
+        if !(0.0..=10.0).contains(&self.latency_spread) {
+            return fault("latency_spread", self.latency_spread, "from 0 to 10");
+        }
+        Ok(())
+    }
+}
+
+/// What happens to one task at one client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The answer arrives after this time.
+    Answers(Duration),
+    /// The client goes away after this time.
+    Leaves(Duration),
+}
+
+/// The weather of a simulation.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    config: WeatherConfig,
+    latency: LogNormal<f64>,
+    seed: Seed,
+}
+
+impl Weather {
+    /// Weather that follows from `seed`.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the setting out of range.
+    pub fn new(config: WeatherConfig, seed: Seed) -> Result<Self, SpecError> {
+        config.check()?;
+        let latency = LogNormal::new(config.latency_seconds.value().ln(), config.latency_spread)
+            .map_err(|error| SpecError::new("simulation.weather.latency_spread", error.to_string()))?;
+        Ok(Self { config, latency, seed })
+    }
+
+    /// Whether a client is connected, in the `turn`-th draw of who is.
+    pub(crate) fn is_online(&self, client: &ClientId, turn: u32) -> bool {
+        self.config.availability >= 1.0
+            || self.generator(client, Round(turn), 0).random_bool(self.config.availability)
+    }
+
+    /// Whether every client is always there.
+    pub(crate) fn is_fair(&self) -> bool {
+        self.config.availability >= 1.0 && self.config.dropout <= 0.0
+    }
+
+    pub(crate) fn fate(&self, client: &ClientId, task: TaskId) -> Fate {
+        let mut generator = self.generator(client, task.round, 1 + task.kind as u8);
+        let seconds = self.latency.sample(&mut generator).clamp(0.0, 1e9);
+        let latency = Duration::from_secs_f64(seconds);
+        if generator.random_bool(self.config.dropout) {
+            Fate::Leaves(latency / 2)
+        } else {
+            Fate::Answers(latency)
+        }
+    }
+
+    fn generator(&self, client: &ClientId, round: Round, stream: u8) -> impl Rng {
+        let mut generator = self.seed.derive(Purpose::Weather, round, Some(client)).generator();
+        generator.set_stream(u64::from(stream));
+        generator
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::{RunId, TaskKind};
+
+    #[test]
+    fn chances_are_what_was_asked_for() {
+        let config = WeatherConfig {
+            availability: 0.3,
+            dropout: 0.2,
+            latency_spread: 0.5,
+            ..WeatherConfig::default()
+        };
+        let weather = Weather::new(config, Seed::from_number(1)).unwrap();
+        let clients: Vec<ClientId> = (0..5000).map(|i| ClientId::new(&format!("c{i}")).unwrap()).collect();
+        let share = |count: usize| count as f64 / 5000.0;
+        let online = share(clients.iter().filter(|client| weather.is_online(client, 1)).count());
+        assert!((online - 0.3).abs() < 0.04, "{online}");
+        let task = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+        let fates: Vec<Fate> = clients.iter().map(|client| weather.fate(client, task)).collect();
+        let left = share(fates.iter().filter(|fate| matches!(fate, Fate::Leaves(_))).count());
+        assert!((left - 0.2).abs() < 0.04, "{left}");
+        let slow = |fate: &&Fate| matches!(fate, Fate::Answers(latency) if latency.as_secs_f64() > 1.0);
+        let above_median = share(fates.iter().filter(slow).count()) / (1.0 - left);
+        assert!((above_median - 0.5).abs() < 0.04, "{above_median}");
+    }
+}
