@@ -509,7 +509,7 @@ impl Spec {
                 "channels and hidden must be above 0, with at least one channel",
             ));
         }
-        if kernel % 2 == 0 || kernel > 31 {
+        if kernel.is_multiple_of(2) || kernel > 31 {
             let message =
                 format!("a kernel of {kernel} has no centre or is too large; give an odd side up to 31");
             return Err(SpecError::new("model.cnn.kernel", message));
