@@ -1,1 +1,25 @@
-//! What is learned: models, data, partitions, local training and evaluation on candle
+//! What is learned: models, data, partitions, local training and evaluation. The only crate that links candle; it knows
+//! nothing of networks, and starts no threads: parallelism is one [`Trainer`] a core.
+//!
+//! Reading order: [`Trainer`] (a [`protocol::Learner`] on candle) · [`Model`], [`Models`] (what it trains; yours too) ·
+//! [`ops`] (layers with checked gradients) · [`device`] (where it runs) · the data it learns from.
+
+pub mod device;
+mod initialise;
+mod model;
+pub mod ops;
+mod optimizer;
+mod training;
+
+pub use initialise::initial_parameters;
+pub use model::{Mode, Model, ModelError, Models, layout_of};
+pub use training::Trainer;
+
+mod data;
+mod partition;
+
+pub use data::{
+    CsvSource, DataSource, Dataset, FileSource, IdFiles, IdSource, Identified, IdxSource, Labels,
+    NaturalClient, NumpySource, Prepared, SiteData, SourceError, SourceSpec, View, load, load_with_ids,
+};
+pub use partition::{Partition, PartitionError, Sizes, partition};

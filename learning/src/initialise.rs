@@ -1,0 +1,79 @@
+//! First values of a model from a seed.
+//!
+//! Weights are uniform within `1 / sqrt(fan_in)` of zero, and so is the bias of the same layer: Kaiming initialisation
+//! (He et al. 2015, section 2.2) with the slope `sqrt 5` that PyTorch takes by default. Linear and logistic models start at
+//! zero. candle's initialisers draw from a generator that cannot be seeded and are not used.
+
+use candle_core::Device;
+use protocol::{ModelSpec, Seed, Spec};
+use rand::Rng;
+
+use crate::model::{Model, ModelError, Models};
+
+/// The first full parameter vector, in layout order, of a spec with a built-in model; for custom ones see
+/// [`Models::initial_parameters`].
+///
+/// # Errors
+/// [`ModelError`] when the model cannot be built.
+pub fn initial_parameters(spec: &Spec, seed: Seed) -> Result<Vec<f32>, ModelError> {
+    Models::new().initial_parameters(spec, seed)
+}
+
+impl Models {
+    /// The first full parameter vector of a spec, in layout order. The same seed gives the same values on every machine.
+    ///
+    /// In a custom model, tensors of two or more dimensions count as weights, and a tensor `x.bias` shares the range of
+    /// `x.weight`; all others (the scale of a normalisation, say) keep the value their builder gave them.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the model cannot be built.
+    pub fn initial_parameters(&self, spec: &Spec, seed: Seed) -> Result<Vec<f32>, ModelError> {
+        match &spec.model {
+            ModelSpec::Linear | ModelSpec::Logistic => Ok(vec![0.0; self.layout_of(spec)?.len()]),
+            ModelSpec::Mlp { .. } | ModelSpec::Cnn { .. } => {
+                let tensors = self.layout_of(spec)?.tensors().to_vec();
+                let none = tensors.into_iter().map(|tensor| (tensor.name, tensor.shape, Vec::new()));
+                Ok(draw(none, seed))
+            }
+            ModelSpec::Custom { .. } => {
+                self.layout_of(spec)?;
+                let built = values_of(self.build(spec, &Device::Cpu)?.as_ref())?;
+                Ok(draw(built.into_iter(), seed))
+            }
+        }
+    }
+}
+
+/// Name, shape and value of every tensor of a built model.
+fn values_of(model: &dyn Model) -> candle_core::Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    let value = |(name, var): (String, candle_core::Var)| {
+        Ok((name, var.dims().to_vec(), var.flatten_all()?.to_vec1::<f32>()?))
+    };
+    model.tensors().into_iter().map(value).collect()
+}
+
+/// Draws in layout order; a tensor that is neither weight nor a weight's bias keeps its value.
+fn draw(tensors: impl Iterator<Item = (String, Vec<usize>, Vec<f32>)>, seed: Seed) -> Vec<f32> {
+    let mut generator = seed.generator();
+    let mut values = Vec::new();
+    let mut last_weight: Option<(String, f32)> = None;
+    for (name, shape, built) in tensors {
+        let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
+        let bound = match &last_weight {
+            _ if shape.len() >= 2 => {
+                let fan_in: usize = shape[1..].iter().product();
+                Some(1.0 / (fan_in.max(1) as f32).sqrt())
+            }
+            Some((weight, bound)) if weight == layer && name.ends_with(".bias") => Some(*bound),
+            _ => None,
+        };
+        let Some(bound) = bound else {
+            values.extend(built);
+            continue;
+        };
+        let count: usize = shape.iter().product();
+        values.extend((0..count).map(|_| (generator.random::<f32>() * 2.0 - 1.0) * bound));
+        last_weight = (shape.len() >= 2).then(|| (layer.to_owned(), bound)).or(last_weight);
+    }
+    values
+}

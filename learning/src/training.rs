@@ -1,0 +1,285 @@
+//! The trainer: one resident model, one site's records, and the work a [`Learner`] is asked for.
+//!
+//! One trainer works on one core and starts no threads; with the same spec, parameters, records and seed it gives the same
+//! bits. It never talks to a network, and it keeps nothing of one round for the next but caches.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the seconds a site worked are measured here, and decide nothing"
+)]
+
+mod batches;
+mod gradients;
+mod steps;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor, Var};
+use protocol::{
+    Decline, EvaluateOrder, Layout, LearnError, Learner, Metrics, Seed, Spec, Standardiser, Statistic, Stop,
+    TrainOrder,
+};
+
+use crate::model::{Model, Models, first_line};
+use crate::ops::{edit_floats, with_floats};
+use crate::{DataSource, Prepared, SiteData};
+
+/// Trains and evaluates a spec's model on one site's records with candle.
+///
+/// The model is built once and kept as long as specs ask for the same one; a simulator's worker changes the records
+/// between virtual clients by [`Trainer::set_site`].
+pub struct Trainer {
+    device: Device,
+    models: Models,
+    source: Option<Box<dyn DataSource>>,
+    site: Option<SiteData>,
+    prepared: Option<Cached>,
+    resident: Option<Resident>,
+    layout: Layout,
+}
+
+/// Records made ready, and the standardiser they were made ready with.
+struct Cached {
+    standardiser: Option<Standardiser>,
+    records: Prepared,
+}
+
+/// The model in memory.
+struct Resident {
+    spec: Arc<Spec>,
+    model: Box<dyn Model>,
+    /// In layout order.
+    vars: Vec<Var>,
+}
+
+impl Trainer {
+    /// A trainer with the built-in models on `source`'s records.
+    pub fn new(source: Box<dyn DataSource>, device: Device) -> Self {
+        Self { source: Some(source), ..Self::without_data(device) }
+    }
+
+    /// A trainer with the built-in models that is given its records later, by [`Trainer::set_site`] or
+    /// [`Trainer::set_source`].
+    pub fn without_data(device: Device) -> Self {
+        let (source, site, prepared, resident) = (None, None, None, None);
+        Self { device, models: Models::new(), source, site, prepared, resident, layout: Layout::default() }
+    }
+
+    /// The same trainer with a model of your own for `ModelSpec::Custom { name }`.
+    #[must_use]
+    pub fn with_model(
+        mut self,
+        name: impl Into<String>,
+        build: impl Fn(&Spec, &Device) -> candle_core::Result<Box<dyn Model>> + Send + Sync + 'static,
+    ) -> Self {
+        self.models = self.models.with(name, build);
+        self
+    }
+
+    /// The same trainer with these models instead of those it knew.
+    #[must_use]
+    pub fn with_models(mut self, models: Models) -> Self {
+        self.models = models;
+        self
+    }
+
+    /// Works on these records from now on, whatever the spec; the model stays. A source given before is dropped.
+    pub fn set_site(&mut self, site: SiteData) {
+        (self.source, self.site, self.prepared) = (None, Some(site), None);
+    }
+
+    /// Works on this source's records from now on; the model stays.
+    pub fn set_source(&mut self, source: Box<dyn DataSource>) {
+        (self.source, self.site, self.prepared) = (Some(source), None, None);
+    }
+
+    /// The prepared model; an error before [`Learner::prepare`].
+    fn resident(&self) -> Result<&Resident, LearnError> {
+        let unprepared = || LearnError::new(Decline::Failed, "a trainer must be prepared for a spec first");
+        self.resident.as_ref().ok_or_else(unprepared)
+    }
+
+    /// Loads the source's records if they are not loaded yet.
+    fn load_site(&mut self) -> Result<(), LearnError> {
+        if let (None, Some(source), Some(resident)) = (&self.site, &mut self.source, &self.resident) {
+            self.site = Some(source.load(&resident.spec)?);
+        }
+        Ok(())
+    }
+
+    fn site(&mut self) -> Result<&SiteData, LearnError> {
+        self.load_site()?;
+        let missing =
+            || LearnError::new(Decline::Data, "the trainer has no records; give it a source or a site");
+        self.site.as_ref().ok_or_else(missing)
+    }
+
+    /// Makes the records ready with `standardiser`, unless they are.
+    fn ready(&mut self, standardiser: Option<&Standardiser>) -> Result<(), LearnError> {
+        if self.prepared.as_ref().is_some_and(|cached| cached.standardiser.as_ref() == standardiser) {
+            return Ok(());
+        }
+        self.prepared = None;
+        let spec = Arc::clone(&self.resident()?.spec);
+        let records = self.site()?.prepared(&spec, standardiser)?;
+        self.prepared = Some(Cached { standardiser: standardiser.cloned(), records });
+        Ok(())
+    }
+
+    /// The records, the model with `parameters` loaded, and its layout.
+    fn loaded(
+        &mut self,
+        parameters: &[f32],
+        standardiser: Option<&Standardiser>,
+    ) -> Result<(&Prepared, &Resident, &Layout), LearnError> {
+        self.resident()?;
+        if parameters.len() != self.layout.len() {
+            let (came, needed) = (parameters.len(), self.layout.len());
+            return Err(LearnError::new(
+                Decline::Failed,
+                format!(
+                    "{came} parameters came for a model of {needed}; prepare the trainer for the same spec"
+                ),
+            ));
+        }
+        self.ready(standardiser)?;
+        let resident = self.resident()?;
+        resident.load(parameters, &self.layout).map_err(failed)?;
+        let missing =
+            || LearnError::new(Decline::Data, "the trainer has no records; give it a source or a site");
+        Ok((&self.prepared.as_ref().ok_or_else(missing)?.records, resident, &self.layout))
+    }
+}
+
+impl Learner for Trainer {
+    fn prepare(&mut self, spec: &Arc<Spec>) -> Result<(), LearnError> {
+        if self.resident.as_ref().is_some_and(|resident| resident.spec == *spec) {
+            return self.load_site();
+        }
+        self.layout = self.models.layout_of(spec)?;
+        match &mut self.resident {
+            Some(resident) if resident.serves(spec) => resident.spec = Arc::clone(spec),
+            _ => {
+                // The old model's memory is given back before the new one takes its own.
+                self.resident = None;
+                let model = self.models.build(spec, &self.device)?;
+                let vars = model.tensors().into_iter().map(|(_, var)| var).collect();
+                self.resident = Some(Resident { spec: Arc::clone(spec), model, vars });
+            }
+        }
+        self.prepared = None;
+        if self.source.is_some() {
+            self.site = None;
+        }
+        self.load_site()
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn initialise(&mut self, seed: Seed) -> Result<Vec<f32>, LearnError> {
+        Ok(self.models.initial_parameters(&self.resident()?.spec, seed)?)
+    }
+
+    fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
+        let spec = Arc::clone(&self.resident()?.spec);
+        Ok(self.site()?.statistics(&spec))
+    }
+
+    fn train(
+        &mut self,
+        parameters: &mut [f32],
+        order: &TrainOrder,
+        stop: &Stop,
+    ) -> Result<Metrics, LearnError> {
+        let started = Instant::now();
+        let device = self.device.clone();
+        let (records, resident, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
+        if records.train.is_empty() {
+            return Err(LearnError::new(Decline::Data, "the site has no training records"));
+        }
+        let tally = steps::train(resident, &records.train, &device, order, stop)?;
+        let examples = records.train.len() as u64;
+        resident.store(parameters, layout).map_err(failed)?;
+        if let Some(place) = parameters.iter().position(|value| !value.is_finite()) {
+            let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&place));
+            let name = tensor.map_or("", |tensor| tensor.name.as_str());
+            let message =
+                format!("after round {} `{name}` is not finite; try a lower learning rate", order.round.0);
+            return Err(LearnError::new(Decline::NotFinite, message));
+        }
+        Ok(tally.metrics(examples, started.elapsed().as_secs_f64()))
+    }
+
+    fn evaluate(
+        &mut self,
+        parameters: &[f32],
+        order: &EvaluateOrder,
+        stop: &Stop,
+    ) -> Result<Metrics, LearnError> {
+        let started = Instant::now();
+        let device = self.device.clone();
+        let (records, resident, _) = self.loaded(parameters, order.standardiser.as_deref())?;
+        let Some(test) = records.test.as_ref().filter(|test| !test.is_empty()) else {
+            return Ok(Metrics { seconds: started.elapsed().as_secs_f64(), ..Metrics::default() });
+        };
+        let tally = steps::evaluate(resident, test, &device, stop)?;
+        Ok(tally.metrics(test.len() as u64, started.elapsed().as_secs_f64()))
+    }
+}
+
+impl Resident {
+    /// Whether the model in memory is the one that `spec` asks for.
+    fn serves(&self, spec: &Spec) -> bool {
+        self.spec.model == spec.model
+            && self.spec.input_shape() == spec.input_shape()
+            && self.spec.outputs() == spec.outputs()
+            && !matches!(spec.model, protocol::ModelSpec::Custom { .. })
+    }
+
+    /// Copies a full vector into the variables.
+    fn load(&self, parameters: &[f32], layout: &Layout) -> candle_core::Result<()> {
+        for (var, tensor) in self.vars.iter().zip(layout.tensors()) {
+            let values = &parameters[tensor.range()];
+            if var.device().is_cpu() {
+                edit_floats(var, |target| target.copy_from_slice(values))?;
+            } else {
+                var.set(&Tensor::from_slice(values, var.shape(), var.device())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the variables into a full vector.
+    fn store(&self, parameters: &mut [f32], layout: &Layout) -> candle_core::Result<()> {
+        for (var, tensor) in self.vars.iter().zip(layout.tensors()) {
+            let target = &mut parameters[tensor.range()];
+            if var.device().is_cpu() {
+                with_floats(var, |values| {
+                    target.copy_from_slice(values);
+                    Ok(())
+                })?;
+            } else {
+                target.copy_from_slice(&var.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("Trainer");
+        debug.field("device", &self.device).field("models", &self.models).field("site", &self.site);
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// candle failed in the middle of the work.
+fn failed(error: candle_core::Error) -> LearnError {
+    LearnError::new(Decline::Failed, format!("the model cannot be run: {}", first_line(&error)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! Batches: which rows, in which order, and as tensors.
+
+use candle_core::{Device, Tensor};
+use protocol::{Decline, LearnError, Loss};
+use rand::Rng;
+
+use super::failed;
+use crate::{Dataset, Labels};
+
+/// Permutes rows uniformly (Fisher, Yates; Durstenfeld 1964).
+pub(super) fn shuffle(rows: &mut [u32], generator: &mut impl Rng) {
+    for last in (1..rows.len()).rev() {
+        // A data set has at most u32::MAX rows; drawing u32 gives the same order on every machine.
+        let other = generator.random_range(0..=last as u32) as usize;
+        rows.swap(last, other);
+    }
+}
+
+/// Rows as tensors.
+pub(super) struct Batch {
+    /// `[rows, ...]` with the shape of one sample.
+    pub(super) inputs: Tensor,
+    /// `[rows]`: u32 classes for cross-entropy, else f32.
+    pub(super) targets: Tensor,
+}
+
+impl Batch {
+    /// Copies `rows` of a data set to the device, with targets as `loss` (never `Auto`) takes them.
+    ///
+    /// # Errors
+    /// When the labels do not fit the loss, or the device fails.
+    pub(super) fn gather(
+        data: &Dataset,
+        rows: &[u32],
+        loss: Loss,
+        device: &Device,
+    ) -> Result<Self, LearnError> {
+        let mut features = Vec::with_capacity(rows.len() * data.width());
+        for row in rows {
+            features.extend_from_slice(data.sample(*row as usize));
+        }
+        let shape: Vec<usize> = [rows.len()].iter().chain(&data.shape).copied().collect();
+        let count = rows.len();
+        let targets = match (loss, data.labels.select(rows)) {
+            (Loss::CrossEntropy, Labels::Classes(classes)) => Tensor::from_vec(classes, count, device),
+            (Loss::BinaryCrossEntropy, Labels::Classes(classes)) => {
+                let targets: Vec<f32> = classes.into_iter().map(|class| class as f32).collect();
+                Tensor::from_vec(targets, count, device)
+            }
+            (Loss::MeanSquared, Labels::Real(values)) => Tensor::from_vec(values, count, device),
+            (loss, labels) => {
+                let message = format!("the loss {loss:?} does not fit the labels {labels:?}");
+                return Err(LearnError::new(Decline::Data, message));
+            }
+        };
+        let inputs = Tensor::from_vec(features, shape, device).map_err(failed)?;
+        Ok(Self { inputs, targets: targets.map_err(failed)? })
+    }
+}
