@@ -39,7 +39,7 @@ pub(super) enum ArrayError {
     Open { path: PathBuf, source: io::Error },
     #[error("cannot read `{path}`: {source}; the file is damaged or cut short, copy it again", path = path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("`{path}` is not an {format} file: {why}", path = path.display())]
+    #[error("`{path}` is not in {format} format: {why}", path = path.display())]
     Format { path: PathBuf, format: &'static str, why: String },
     #[error("`{path}` holds values of type {found}; save it as one of {accepted}", path = path.display())]
     Type { path: PathBuf, found: String, accepted: &'static str },

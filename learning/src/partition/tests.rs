@@ -161,3 +161,30 @@ fn what_cannot_be_divided_is_refused_with_the_reason() {
     let message = "a natural partition follows the ids in the data; load the data with its ids instead";
     assert_eq!(refused(&three, &natural, 2), message);
 }
+
+#[test]
+fn a_partition_reads_as_it_is_typed() {
+    #[derive(Deserialize)]
+    struct Typed {
+        partition: Partition,
+    }
+    let read =
+        |typed: &str| toml::from_str::<Typed>(&format!("partition = {typed}")).map(|typed| typed.partition);
+    assert_eq!(read("'iid'"), Ok(Partition::Iid));
+    assert_eq!(read("{ shards = { per_client = 2 } }"), Ok(shards(2)));
+    assert_eq!(read("{ dirichlet = { alpha = 0.5 } }"), Ok(dirichlet(0.5)));
+    let alpha = Partition::QuantitySkew(Sizes::Alpha(positive(2.0)));
+    assert_eq!(read("{ quantity_skew = { alpha = 2.0 } }"), Ok(alpha));
+    let column = Partition::Natural(IdSource::Column("site".into()));
+    assert_eq!(read("{ natural = { column = 'site' } }"), Ok(column));
+    let files = read("{ natural = { files = { train = 'w' } } }").unwrap();
+    let resolved = files.resolved(Path::new("/data"), &|_| None).unwrap();
+    assert_eq!(resolved, read("{ natural = { files = { train = '/data/w' } } }").unwrap());
+    for wrong in [
+        "{ dirichlet = { alpha = 0.0 } }",
+        "{ shards = { per_client = 0 } }",
+        "{ dirichlet = { beta = 1.0 } }",
+    ] {
+        assert!(read(wrong).is_err(), "{wrong}");
+    }
+}
