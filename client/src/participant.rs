@@ -30,7 +30,7 @@ pub struct Trouble {
 
 impl Trouble {
     /// Trouble that holds nothing private: both sides read the same sentence.
-    fn open(reason: Decline, message: String) -> Self {
+    pub(crate) fn open(reason: Decline, message: String) -> Self {
         Self { reason, detail: message.clone(), message }
     }
 

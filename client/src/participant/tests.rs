@@ -1,3 +1,6 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use privacy::{Released, Sum};
 use protocol::{
     DataSpec, Layout, ModelSpec, OptimizerSpec, Positive, RunId, Standardise, Statistic, TableSpec, Target,
     TaskKind, TrainingSpec, UpdateSpec,
@@ -20,9 +23,9 @@ pub(crate) enum Mood {
 
 /// Adds 1 (times the scale) to every parameter, plus a little chance from the order's seed.
 pub(crate) struct Toy {
-    layout: Layout,
+    pub(crate) layout: Layout,
     pub(crate) mood: Mood,
-    pub(crate) prepared: u32,
+    pub(crate) prepared: Arc<AtomicU32>,
     pub(crate) trained: std::sync::mpsc::Sender<()>,
 }
 
@@ -31,13 +34,13 @@ impl Toy {
         let tensors = [("body", vec![2]), ("head", vec![1])].map(|(name, shape)| (name.to_owned(), shape));
         let personal: Vec<String> = personal.iter().map(|name| (*name).to_owned()).collect();
         let layout = Layout::new(tensors).unwrap().with_personal(&personal).unwrap();
-        Self { layout, mood, prepared: 0, trained: std::sync::mpsc::channel().0 }
+        Self { layout, mood, prepared: Arc::default(), trained: std::sync::mpsc::channel().0 }
     }
 }
 
 impl Learner for Toy {
     fn prepare(&mut self, _: &Arc<Spec>) -> Result<(), LearnError> {
-        self.prepared += 1;
+        self.prepared.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -153,9 +156,10 @@ fn an_update_is_what_training_changed_on_the_lattice() {
     let Outcome::Trained { points, weight, metrics } = answer.outcome else { panic!("{answer:?}") };
     assert_eq!((answer.task, weight, metrics.examples), (task.id, 5, 5));
     let lattice = task.spec.lattice(3).unwrap();
-    let first = f64::from(points[0]) * lattice.step() * 10.0 / 5.0;
-    assert!((1.0..1.01).contains(&first), "{first}");
-    assert!(Encoded::admit(points, weight, &lattice).is_ok());
+    let mut sum = Sum::new(&lattice);
+    sum.add(&Encoded::admit(points, weight, &lattice).unwrap()).unwrap();
+    let mean: Vec<f64> = Released::unprotected(sum).unwrap().mean().collect();
+    assert!(mean.len() == 3 && mean.iter().all(|value| (1.0..1.01).contains(value)), "{mean:?}");
 }
 
 #[test]
@@ -268,7 +272,22 @@ fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
     toy.mood = Mood::Well;
     let answer = perform(&id, &mut toy, &mut personal, &train(1, 3), entropy(), &stop);
     assert!(matches!(answer.outcome, Outcome::Trained { .. }));
-    assert_eq!(toy.prepared, 2);
+    assert_eq!(toy.prepared.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_learner_is_prepared_again_only_when_the_spec_changes() {
+    let toy = Toy::new(&[], Mood::Well);
+    let (prepared, stop) = (Arc::clone(&toy.prepared), Stop::default());
+    let mut site = Participant::new(ClientId::new("north").unwrap(), Box::new(toy));
+    let mut done = |task: &Task| {
+        site.perform(task, entropy(), &stop);
+        prepared.load(Ordering::Relaxed)
+    };
+    assert_eq!((done(&train(1, 3)), done(&train(2, 3))), (1, 1));
+    let mut changed = train(3, 3);
+    Arc::make_mut(&mut changed.spec).training.epochs = 2;
+    assert_eq!((done(&changed), done(&changed)), (2, 2));
 }
 
 #[test]

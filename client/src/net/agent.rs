@@ -1,0 +1,181 @@
+//! Keeps a participant connected, for as long as its site wants to take part.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use protocol::wire::{CodecError, Rejection};
+use rand::TryRngCore;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{ConnectError, Link, SERVER_NAME, explain};
+use super::events::AgentEvent;
+use super::identity::Identity;
+use super::session::{GreetError, Workshop, greet};
+use crate::{Participant, Personal};
+
+/// The first and the longest pause between two attempts to connect; each is drawn between zero and its bound.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A connection that lived this long was a good one: the next pause is short again.
+const GOOD_LIFE: Duration = Duration::from_secs(10);
+
+/// Where the server is and how much it may ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// The server's address, `host:port`. The name is looked up again at each attempt.
+    pub server: String,
+    /// The name that the server's certificate must hold; by default [`SERVER_NAME`], which the federation's authority
+    /// puts into it beside real names.
+    pub server_name: String,
+    /// What the server's log calls this program.
+    pub software: String,
+    /// The most bytes of a model this site takes; by default 4 GiB.
+    pub model_bytes_max: u64,
+}
+
+impl AgentConfig {
+    /// The defaults for a server at `server` (`host:port`).
+    pub fn new(server: impl Into<String>) -> Self {
+        Self {
+            server: server.into(),
+            server_name: SERVER_NAME.to_owned(),
+            software: format!("consortia {}", env!("CARGO_PKG_VERSION")),
+            model_bytes_max: 4 << 30,
+        }
+    }
+}
+
+/// Why an agent gave up. Everything else it waits out.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The server will not have this client.
+    #[error("the server rejects this client: {0}")]
+    Rejected(Rejection),
+    /// The server speaks another version of the protocol.
+    #[error(transparent)]
+    Version(CodecError),
+    /// The configuration can never lead to a connection.
+    #[error(transparent)]
+    Configuration(ConnectError),
+}
+
+/// A participant and its line to the server.
+#[derive(Debug)]
+pub struct Agent {
+    config: AgentConfig,
+    identity: Identity,
+    workshop: Workshop,
+}
+
+/// Why one attempt to connect failed.
+enum Attempt {
+    Final(AgentError),
+    Passing(String),
+}
+
+impl Agent {
+    /// An agent for `participant`; nothing happens before [`Agent::run`].
+    pub fn new(participant: Participant, identity: Identity, config: AgentConfig) -> Self {
+        let model_bytes_max = config.model_bytes_max;
+        let participant = Arc::new(Mutex::new(participant));
+        let workshop = Workshop { participant, keeper: None, events: None, model_bytes_max };
+        Self { config, identity, workshop }
+    }
+
+    /// Sends what happens to `events`. A full channel misses events; it never holds up the work.
+    #[must_use]
+    pub fn with_events(mut self, events: mpsc::Sender<AgentEvent>) -> Self {
+        self.workshop.events = Some(events);
+        self
+    }
+
+    /// Calls `keep` after every training that changed what stays at the site, on the thread that trained, so that it
+    /// can be written to disk. [`Participant::restore_personal`] brings it back.
+    #[must_use]
+    pub fn with_keeper(mut self, keep: impl Fn(&Personal) + Send + Sync + 'static) -> Self {
+        self.workshop.keeper = Some(Arc::new(keep));
+        self
+    }
+
+    /// Connects, does tasks, and connects again, until `shutdown` is cancelled: then the running task is stopped, the
+    /// server hears a goodbye, and `Ok` is returned within about two seconds.
+    ///
+    /// Certificates that are not accepted are waited out like an absent server, since the operator may mend them; the
+    /// event [`AgentEvent::Waiting`] says what to do.
+    ///
+    /// # Errors
+    /// [`AgentError`] when no waiting can help: another protocol version, a certificate that names no site, or an
+    /// impossible configuration.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
+        let mut failures = 0;
+        while !shutdown.is_cancelled() {
+            let trouble = match shutdown.run_until_cancelled(self.connect()).await {
+                None => break,
+                Some(Err(Attempt::Final(error))) => return Err(error),
+                Some(Err(Attempt::Passing(trouble))) => trouble,
+                Some(Ok(link)) => {
+                    let since = tokio::time::Instant::now();
+                    let served = shutdown.run_until_cancelled(self.workshop.serve(&link.connection)).await;
+                    let Some(error) = served else {
+                        link.leave().await;
+                        break;
+                    };
+                    failures = if since.elapsed() < GOOD_LIFE { failures } else { 0 };
+                    explain(&error)
+                }
+            };
+            let retry_in = pause(failures);
+            failures += 1;
+            self.workshop.report(AgentEvent::Waiting { trouble, retry_in });
+            shutdown.run_until_cancelled(tokio::time::sleep(retry_in)).await;
+        }
+        self.workshop.report(AgentEvent::Left);
+        Ok(())
+    }
+
+    /// One attempt: a connection, and a server that has greeted.
+    async fn connect(&self) -> Result<Link, Attempt> {
+        let config = &self.config;
+        let link = Link::open(&config.server, &config.server_name, &self.identity).await;
+        let link = link.map_err(|error| match error {
+            ConnectError::ServerName(_) => Attempt::Final(AgentError::Configuration(error)),
+            other => Attempt::Passing(other.to_string()),
+        })?;
+        match greet(&link.connection, &config.software).await {
+            Ok((software, you)) => {
+                let server = link.connection.remote_address();
+                self.workshop.report(AgentEvent::Connected { server, software, you });
+                Ok(link)
+            }
+            Err(GreetError::Rejected(rejection)) => Err(Attempt::Final(AgentError::Rejected(rejection))),
+            Err(GreetError::Version(error)) => Err(Attempt::Final(AgentError::Version(error))),
+            Err(GreetError::Lost(trouble)) => Err(Attempt::Passing(trouble)),
+        }
+    }
+}
+
+/// A pause after `failures` failures in a row: exponential with full jitter, so that a thousand sites that lost the
+/// same server do not come back in the same instant (Brooker 2015, "Exponential Backoff And Jitter").
+fn pause(failures: u32) -> Duration {
+    let bound = PAUSE_FIRST.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)).min(PAUSE_MAX);
+    // Without entropy there is no jitter, and the pause is the longest.
+    let share = rand::rngs::OsRng.try_next_u32().map_or(1.0, |drawn| f64::from(drawn) / f64::from(u32::MAX));
+    bound.mul_f64(share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_half_a_minute_and_not_beyond() {
+        for failures in [0, 1, 5, 31, 32, u32::MAX] {
+            let bound = if failures < 2 { PAUSE_FIRST * (1 << failures) } else { PAUSE_MAX };
+            assert!((0..100).all(|_| pause(failures) <= bound), "{failures}");
+        }
+        let longest = (0..200).map(|_| pause(40)).max().unwrap();
+        assert!(longest > Duration::from_secs(20), "{longest:?}");
+    }
+}

@@ -1,0 +1,122 @@
+//! What an agent does, told to whoever prints it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use protocol::{Decline, Refusal, TaskId, TaskKind};
+
+/// One step of an agent's life. Meant for a terminal or a log at the site: messages may name files and values of the
+/// site and are never sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AgentEvent {
+    /// The server has greeted us.
+    Connected {
+        /// Its address.
+        server: SocketAddr,
+        /// Name and version of its software.
+        software: String,
+        /// The name it knows us by, from our certificate.
+        you: String,
+    },
+    /// There is no connection, and the agent will try again.
+    Waiting {
+        /// What happened and what to do about it.
+        trouble: String,
+        /// Until the next attempt.
+        retry_in: Duration,
+    },
+    /// A task has arrived with its model, and work on it begins.
+    Started {
+        /// The task.
+        task: TaskId,
+    },
+    /// The site did not do a task; the server was told the reason and nothing else of this.
+    Declined {
+        /// The task.
+        task: TaskId,
+        /// The reason in one word.
+        reason: Decline,
+        /// The full message.
+        message: String,
+    },
+    /// The server took the answer.
+    Accepted {
+        /// The task.
+        task: TaskId,
+    },
+    /// The server did not take the answer.
+    Refused {
+        /// The task.
+        task: TaskId,
+        /// Its reason.
+        refusal: Refusal,
+        /// What that means for the site.
+        meaning: &'static str,
+    },
+    /// A task came to nothing: the server no longer wanted it, its bytes made no sense, or the line broke.
+    Abandoned {
+        /// The task, when its header could be read.
+        task: Option<TaskId>,
+        /// Why.
+        trouble: String,
+    },
+    /// The agent has said goodbye.
+    Left,
+}
+
+/// What a refused answer means for the site.
+pub(super) fn meaning(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Unsolicited => "the server did not ask this site; nothing to do",
+        Refusal::Stale => {
+            "the round was over before the answer arrived; a faster machine or a later deadline helps"
+        }
+        Refusal::Duplicate => "the server already has this site's answer; nothing to do",
+        Refusal::Malformed | Refusal::WrongKind | Refusal::WrongShape | Refusal::OutOfRange => {
+            "the server does not understand the answer; install the same release on both sides"
+        }
+        Refusal::NormExceeded | Refusal::WrongWeight => {
+            "the update breaks the plan's bounds; install the same release on both sides"
+        }
+        Refusal::BadMetrics => "the metrics are not finite; check the site's data",
+        Refusal::Oversize => {
+            "the answer is larger than the plan allows; install the same release on both sides"
+        }
+        Refusal::Truncated => "the line broke during the upload; the server may ask again",
+        Refusal::TooSlow => "the upload took longer than the server allows; check the line",
+    }
+}
+
+impl std::fmt::Display for AgentEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connected { server, software, you } => {
+                write!(f, "connected to {server} ({software}) as {you}")
+            }
+            Self::Waiting { trouble, retry_in } => {
+                write!(f, "not connected: {trouble}; trying again in {:.1} s", retry_in.as_secs_f64())
+            }
+            Self::Started { task } => write!(f, "{}", begun(*task)),
+            Self::Declined { task, reason, message } => {
+                write!(f, "declined the {task} ({}): {message}", reason.name())
+            }
+            Self::Accepted { task } => write!(f, "the server accepted the {task}"),
+            Self::Refused { task, refusal, meaning } => {
+                write!(f, "the server refused the {task} ({}): {meaning}", refusal.name())
+            }
+            Self::Abandoned { task: Some(task), trouble } => write!(f, "gave up the {task}: {trouble}"),
+            Self::Abandoned { task: None, trouble } => write!(f, "gave up a task: {trouble}"),
+            Self::Left => f.write_str("left the federation's server"),
+        }
+    }
+}
+
+fn begun(task: TaskId) -> String {
+    let doing = match task.kind {
+        TaskKind::Statistics => "counting",
+        TaskKind::Train => "training",
+        TaskKind::Evaluate => "evaluating",
+    };
+    format!("{doing} in round {} of run {}", task.round, task.run)
+}

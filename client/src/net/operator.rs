@@ -1,0 +1,107 @@
+//! An operator's requests: each is one stream, with one request on it and replies until the server is done.
+//!
+//! The server tells an operator from a site by the certificate, so nothing is said before the first request. What an
+//! operator may do is the server's to decide.
+
+use protocol::RunId;
+use protocol::wire::{ADMIN_MAX, AdminReply, AdminRequest, FrameKind, RunSummary};
+use quinn::{ConnectionError, RecvStream};
+
+use super::connection::{ConnectError, Link, explain};
+use super::frames::{FrameError, read_frame, write_frame};
+use super::identity::Identity;
+
+/// Why a request has no result.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperatorError {
+    /// The connection is gone.
+    #[error("{0}")]
+    Lost(String),
+    /// The reply did not come or is not understood.
+    #[error(transparent)]
+    Frame(FrameError),
+    /// The server's own words.
+    #[error("{0}")]
+    Server(String),
+    /// The reply is of another kind than the request.
+    #[error("the server's reply does not fit the request; install the same release on both sides")]
+    WrongReply,
+}
+
+/// An operator's connection.
+#[derive(Debug)]
+pub struct OperatorClient {
+    link: Link,
+}
+
+impl OperatorClient {
+    /// Connects to `server` (`host:port`), whose certificate must hold `server_name` (usually
+    /// [`SERVER_NAME`](super::SERVER_NAME)), with an operator's identity. There is no second attempt.
+    ///
+    /// # Errors
+    /// [`ConnectError`] says what failed and what to do. A certificate that the server does not accept may show only
+    /// with the first request.
+    pub async fn connect(server: &str, server_name: &str, identity: &Identity) -> Result<Self, ConnectError> {
+        Ok(Self { link: Link::open(server, server_name, identity).await? })
+    }
+
+    /// Sends a request and returns the first reply; [`AdminReply::Error`] comes back as an error.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn ask(&self, request: &AdminRequest) -> Result<AdminReply, OperatorError> {
+        let mut replies = self.request(request).await?;
+        self.reply(&mut replies).await?.ok_or(OperatorError::Frame(FrameError::Ended))
+    }
+
+    /// Follows a run (the newest when `None`): calls `on_update` with its summary now and at every change, and returns
+    /// the last summary when the server has no more to say, which is when the run has ended.
+    ///
+    /// # Errors
+    /// [`OperatorError`], also when the connection is lost before the run has ended.
+    pub async fn watch(
+        &self,
+        run: Option<RunId>,
+        mut on_update: impl FnMut(&RunSummary),
+    ) -> Result<RunSummary, OperatorError> {
+        let mut replies = self.request(&AdminRequest::Watch { run }).await?;
+        let mut last = None;
+        while let Some(reply) = self.reply(&mut replies).await? {
+            let AdminReply::Run(summary) = reply else { return Err(OperatorError::WrongReply) };
+            on_update(&summary);
+            last = Some(summary);
+        }
+        last.ok_or(OperatorError::Frame(FrameError::Ended))
+    }
+
+    /// Says goodbye.
+    pub async fn close(self) {
+        self.link.leave().await;
+    }
+
+    async fn request(&self, request: &AdminRequest) -> Result<RecvStream, OperatorError> {
+        let opened = self.link.connection.open_bi().await;
+        let (mut send, recv) = opened.map_err(|error| OperatorError::Lost(explain(&error)))?;
+        let sent = write_frame(&mut send, FrameKind::AdminRequest, request).await;
+        sent.map_err(|error| self.trouble(error))?;
+        let _ = send.finish();
+        Ok(recv)
+    }
+
+    async fn reply(&self, replies: &mut RecvStream) -> Result<Option<AdminReply>, OperatorError> {
+        match read_frame(replies, FrameKind::AdminReply, ADMIN_MAX).await {
+            Ok(Some(AdminReply::Error(text))) => Err(OperatorError::Server(text)),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(self.trouble(error)),
+        }
+    }
+
+    /// A lost connection explains more than the stream that broke with it.
+    fn trouble(&self, error: FrameError) -> OperatorError {
+        match self.link.connection.close_reason() {
+            None | Some(ConnectionError::LocallyClosed) => OperatorError::Frame(error),
+            Some(reason) => OperatorError::Lost(explain(&reason)),
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! One connection's work: the greeting, then a stream per task.
+//!
+//! One task runs at a time. A newer task stops the older one, and so does a server that gives up the task's stream or
+//! the connection. What the server sends is read in pieces, so that memory grows with the bytes received and never with
+//! a length that was only announced. No trouble on a task's stream ends the connection.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::wire::{
+    AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Payload, Receipt, Rejection, SMALL_MAX,
+    TaskHeader,
+};
+use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt, WriteError};
+use rand::TryRngCore;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::connection::explain;
+use super::events::{AgentEvent, meaning};
+use super::frames::{FrameError, read_frame, write_frame};
+use crate::{Participant, Personal, Trouble, answer};
+
+/// How long the server may take to greet.
+const GREETING_MAX: Duration = Duration::from_secs(20);
+/// How long the server may take to acknowledge an answer that it has read.
+const RECEIPT_MAX: Duration = Duration::from_secs(120);
+/// Values of a model that are read at a time.
+const PIECE: usize = 1 << 18;
+/// The code with which a stream is given up.
+const GIVEN_UP: VarInt = VarInt::from_u32(1);
+
+/// Why the server did not greet.
+pub(super) enum GreetError {
+    /// It will not greet next time either.
+    Rejected(Rejection),
+    /// It speaks another version.
+    Version(CodecError),
+    /// It may greet next time.
+    Lost(String),
+}
+
+/// Says hello and returns the server's software and the name it knows us by.
+pub(super) async fn greet(connection: &Connection, software: &str) -> Result<(String, String), GreetError> {
+    let exchange = async {
+        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| explain(&error))?;
+        let hello = Hello { software: software.to_owned() };
+        let said = write_frame(&mut send, FrameKind::Hello, &hello).await;
+        let _ = send.finish();
+        let heard = read_frame(&mut recv, FrameKind::Greeting, SMALL_MAX).await;
+        said.map_err(|error| error.to_string())?;
+        Ok::<_, String>(heard)
+    };
+    let lost = |fallback: String| match connection.close_reason() {
+        Some(ConnectionError::ApplicationClosed(close)) => rejection(&String::from_utf8_lossy(&close.reason)),
+        Some(error) => GreetError::Lost(explain(&error)),
+        None => GreetError::Lost(fallback),
+    };
+    match tokio::time::timeout(GREETING_MAX, exchange).await {
+        Ok(Ok(Ok(Some(Greeting::Welcome { software, you })))) => Ok((software, you)),
+        Ok(Ok(Ok(Some(Greeting::Rejected(rejection))))) => Err(sort(rejection)),
+        Ok(Ok(Ok(None))) => Err(lost("the server ended the greeting".to_owned())),
+        Ok(Ok(Err(FrameError::Codec(error @ CodecError::Version { .. })))) => Err(GreetError::Version(error)),
+        Ok(Ok(Err(error))) => Err(lost(error.to_string())),
+        Ok(Err(error)) => Err(lost(error)),
+        Err(_) => Err(GreetError::Lost("the server did not greet within 20 seconds".to_owned())),
+    }
+}
+
+/// Which rejections no waiting will heal.
+fn sort(rejection: Rejection) -> GreetError {
+    match rejection {
+        Rejection::Version { .. } | Rejection::NotAHello | Rejection::NotASite => {
+            GreetError::Rejected(rejection)
+        }
+        Rejection::Superseded | Rejection::ShuttingDown | Rejection::Busy => {
+            GreetError::Lost(rejection.to_string())
+        }
+    }
+}
+
+/// A rejection that came as the text of the close, because the close overtook the greeting.
+fn rejection(text: &str) -> GreetError {
+    let fixed =
+        [Rejection::NotASite, Rejection::NotAHello].into_iter().find(|known| known.to_string() == text);
+    fixed.map_or_else(|| GreetError::Lost(text.to_owned()), GreetError::Rejected)
+}
+
+/// Takes what a participant keeps to wherever the shell wants it.
+pub(super) type Keeper = Arc<dyn Fn(&Personal) + Send + Sync>;
+
+/// Where tasks are done, whatever connection they come over.
+#[derive(Clone)]
+pub(super) struct Workshop {
+    pub(super) participant: Arc<Mutex<Participant>>,
+    pub(super) keeper: Option<Keeper>,
+    pub(super) events: Option<mpsc::Sender<AgentEvent>>,
+    pub(super) model_bytes_max: u64,
+}
+
+/// Stops the work when whoever waits for it is gone.
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// A task's two halves of a stream.
+struct TaskStream {
+    send: SendStream,
+    recv: RecvStream,
+}
+
+/// Why a task came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Abandoned {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the server no longer wants it")]
+    Unwanted,
+    #[error("the server did not acknowledge the answer within 120 seconds")]
+    NoReceipt,
+}
+
+impl Workshop {
+    /// Tells the log and whoever listens. A listener that does not keep up misses events; the work goes on.
+    pub(super) fn report(&self, event: AgentEvent) {
+        match &event {
+            AgentEvent::Waiting { .. }
+            | AgentEvent::Declined { .. }
+            | AgentEvent::Refused { .. }
+            | AgentEvent::Abandoned { .. } => tracing::warn!("{event}"),
+            AgentEvent::Connected { .. }
+            | AgentEvent::Started { .. }
+            | AgentEvent::Accepted { .. }
+            | AgentEvent::Left => tracing::info!("{event}"),
+        }
+        if let Some(events) = &self.events {
+            let _ = events.try_send(event);
+        }
+    }
+
+    /// Does the tasks that come over `connection` until it ends; says why it ended. Dropping the future stops the work.
+    pub(super) async fn serve(&self, connection: &Connection) -> ConnectionError {
+        let mut tasks = JoinSet::new();
+        let mut newest = Stop::default();
+        loop {
+            tokio::select! {
+                stream = connection.accept_bi() => match stream {
+                    Ok((send, recv)) => {
+                        newest.stop();
+                        newest = Stop::default();
+                        let workshop = self.clone();
+                        tasks.spawn(workshop.attend(TaskStream { send, recv }, newest.clone()));
+                    }
+                    Err(error) => return error,
+                },
+                Some(_) = tasks.join_next() => {}
+            }
+        }
+    }
+
+    async fn attend(self, mut stream: TaskStream, stop: Stop) {
+        let _guard = StopOnDrop(stop.clone());
+        let mut id = None;
+        if let Err(trouble) = self.exchange(&mut stream, &stop, &mut id).await {
+            let _ = stream.send.reset(GIVEN_UP);
+            let _ = stream.recv.stop(GIVEN_UP);
+            self.report(AgentEvent::Abandoned { task: id, trouble: trouble.to_string() });
+        }
+    }
+
+    /// Task in, answer out, receipt in. Leaves the task's id in `id` as soon as it is known.
+    async fn exchange(
+        &self,
+        stream: &mut TaskStream,
+        stop: &Stop,
+        id: &mut Option<TaskId>,
+    ) -> Result<(), Abandoned> {
+        let header = read_frame(&mut stream.recv, FrameKind::Task, HEADER_MAX).await?;
+        let header: TaskHeader = header.ok_or(FrameError::Ended)?;
+        let task = *id.insert(header.id);
+        let attempted = match self.check_size(&header) {
+            Ok(len) => self.receive_and_work(header, len, stop, stream).await?,
+            Err(trouble) => return self.decline_unread(task, trouble, stream).await,
+        };
+        if let Err(trouble) = &attempted {
+            self.report_declined(task, trouble);
+        }
+        match self.deliver(answer(task, attempted), stream).await? {
+            Receipt::Accepted => self.report(AgentEvent::Accepted { task }),
+            Receipt::Refused(refusal) => {
+                self.report(AgentEvent::Refused { task, refusal, meaning: meaning(refusal) });
+            }
+        }
+        Ok(())
+    }
+
+    fn report_declined(&self, task: TaskId, trouble: &Trouble) {
+        let message = trouble.message.clone();
+        self.report(AgentEvent::Declined { task, reason: trouble.reason, message });
+    }
+
+    /// The number of values that will be read, when the site allows as many.
+    fn check_size(&self, header: &TaskHeader) -> Result<usize, Trouble> {
+        let bytes = header.model_len.checked_mul(size_of::<f32>() as u64);
+        let fits = bytes.is_some_and(|bytes| bytes <= self.model_bytes_max);
+        usize::try_from(header.model_len).ok().filter(|_| fits).ok_or_else(|| {
+            let message = format!(
+                "the model has {} values of 4 bytes; this site allows {} bytes (model_bytes_max)",
+                header.model_len, self.model_bytes_max
+            );
+            Trouble::open(Decline::Unsupported, message)
+        })
+    }
+
+    /// Declines a task whose model will not be read. No receipt can be heard behind it, so none is awaited.
+    async fn decline_unread(
+        &self,
+        task: TaskId,
+        trouble: Trouble,
+        stream: &mut TaskStream,
+    ) -> Result<(), Abandoned> {
+        self.report_declined(task, &trouble);
+        let (header, _) = AnswerHeader::split(answer(task, Err(trouble)));
+        write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
+        let _ = stream.send.finish();
+        let _ = stream.recv.stop(GIVEN_UP);
+        Ok(())
+    }
+
+    /// Reads the model that follows the header, then does the task.
+    async fn receive_and_work(
+        &self,
+        header: TaskHeader,
+        len: usize,
+        stop: &Stop,
+        stream: &mut TaskStream,
+    ) -> Result<Result<Outcome, Trouble>, Abandoned> {
+        let model = read_model(&mut stream.recv, len).await?;
+        match header.into_task(model) {
+            Ok(task) => {
+                self.report(AgentEvent::Started { task: task.id });
+                self.work(task, stop, stream).await
+            }
+            Err(error) => Ok(Err(Trouble::open(Decline::Unsupported, error.to_string()))),
+        }
+    }
+
+    /// Does the task on a thread of its own, and stops it when the server gives up the stream.
+    async fn work(
+        &self,
+        task: Task,
+        stop: &Stop,
+        stream: &mut TaskStream,
+    ) -> Result<Result<Outcome, Trouble>, Abandoned> {
+        let (workshop, asked) = (self.clone(), stop.clone());
+        let mut job = tokio::task::spawn_blocking(move || workshop.attempt(&task, &asked));
+        let unwanted = async {
+            tokio::select! {
+                _ = stream.send.stopped() => {}
+                () = given_up(&mut stream.recv) => {}
+            }
+        };
+        tokio::select! {
+            done = &mut job => Ok(done.unwrap_or_else(|error| {
+                Err(Trouble::open(Decline::Failed, format!("the work ended without a result: {error}")))
+            })),
+            () = unwanted => {
+                stop.stop();
+                Err(Abandoned::Unwanted)
+            }
+        }
+    }
+
+    fn attempt(&self, task: &Task, stop: &Stop) -> Result<Outcome, Trouble> {
+        let mut bytes = [0; 32];
+        rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(|error| {
+            Trouble::open(Decline::Failed, format!("the operating system gives no entropy: {error}"))
+        })?;
+        let mut participant = self.participant.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = participant.attempt(task, Seed::from_entropy(bytes), stop);
+        if let (Ok(Outcome::Trained { .. }), Some(keeper)) = (&outcome, &self.keeper)
+            && !participant.personal().is_empty()
+        {
+            keeper(participant.personal());
+        }
+        outcome
+    }
+
+    /// Sends the answer and waits for its receipt. A server that stops reading may still say why.
+    async fn deliver(&self, answer: Answer, stream: &mut TaskStream) -> Result<Receipt, Abandoned> {
+        let (header, payload) = AnswerHeader::split(answer);
+        let sent = async {
+            write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
+            write_payload(&mut stream.send, payload).await?;
+            Ok::<_, FrameError>(())
+        };
+        match sent.await {
+            Ok(()) => {
+                let _ = stream.send.finish();
+            }
+            Err(FrameError::Write(WriteError::Stopped(_))) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let receipt = read_frame(&mut stream.recv, FrameKind::Receipt, SMALL_MAX);
+        let receipt = tokio::time::timeout(RECEIPT_MAX, receipt).await.map_err(|_| Abandoned::NoReceipt)?;
+        Ok(receipt?.ok_or(FrameError::Ended)?)
+    }
+}
+
+/// Resolves when the server resets its half or the connection ends; never when it merely has no more to say.
+async fn given_up(recv: &mut RecvStream) {
+    if let Ok(None) = recv.received_reset().await {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Reads `len` little-endian values, a piece at a time.
+async fn read_model(recv: &mut RecvStream, len: usize) -> Result<Vec<f32>, FrameError> {
+    let mut values: Vec<f32> = Vec::new();
+    while values.len() < len {
+        let read = values.len();
+        // Room doubles with what has come and ends at what was announced.
+        if values.capacity() < len.min(read + PIECE) {
+            values.reserve_exact((len - read).min(read.max(PIECE)));
+        }
+        values.resize(len.min(read + PIECE), 0.0);
+        recv.read_exact(bytemuck::cast_slice_mut(&mut values[read..])).await?;
+    }
+    if cfg!(target_endian = "big") {
+        values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
+    }
+    Ok(values)
+}
+
+async fn write_payload(send: &mut SendStream, payload: Payload) -> Result<(), FrameError> {
+    match payload {
+        Payload::None => {}
+        Payload::Points(mut points) => {
+            points.iter_mut().for_each(|point| *point = point.to_le());
+            send.write_all(bytemuck::cast_slice(&points)).await?;
+        }
+        Payload::Limbs(mut limbs) => {
+            limbs.iter_mut().for_each(|limb| *limb = limb.to_le());
+            send.write_all(bytemuck::cast_slice(&limbs)).await?;
+        }
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for Workshop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workshop").field("model_bytes_max", &self.model_bytes_max).finish_non_exhaustive()
+    }
+}
