@@ -114,7 +114,8 @@ impl Authority {
             message: error.to_string(),
         };
         let key = KeyPair::from_pem(&key_pem).map_err(|error| bad(&key_path, &error))?;
-        let der = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|error| bad(&cert_path, &error))?;
+        let der =
+            CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|error| bad(&cert_path, &error))?;
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| bad(&cert_path, &error))?;
         Ok(Self { issuer, fingerprint: fingerprint(&der), ca_pem })
     }
@@ -202,8 +203,11 @@ impl Identity {
     /// [`AuthorityError::Exists`] when one of them is there already: nothing is written then.
     pub fn write_identity(&self, dir: &Path) -> Result<(), AuthorityError> {
         make_dir(dir)?;
-        let files =
-            [("key.pem", &self.key_pem, 0o600), ("cert.pem", &self.cert_pem, 0o644), (CA_CERT, &self.ca_pem, 0o644)];
+        let files = [
+            ("key.pem", &self.key_pem, 0o600),
+            ("cert.pem", &self.cert_pem, 0o644),
+            (CA_CERT, &self.ca_pem, 0o644),
+        ];
         for (name, ..) in files {
             refuse_existing(&dir.join(name))?;
         }

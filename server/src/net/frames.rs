@@ -77,16 +77,13 @@ pub(crate) async fn read_frame<T: DeserializeOwned>(
     patience: Patience,
 ) -> Result<T, FrameError> {
     let mut head = [0u8; FRAME_HEAD];
-    let (first, rest) = head.split_at_mut(1);
     match patience.first {
-        Some(first_wait) => fill(stream, first, first_wait).await?,
-        None => match stream.read(first).await? {
-            Some(_) => {}
-            None => return Err(FrameError::Truncated),
-        },
+        Some(first) => fill(stream, &mut head[..1], first).await?,
+        None if stream.read(&mut head[..1]).await?.is_none() => return Err(FrameError::Truncated),
+        None => {}
     }
     let rest = async {
-        fill(stream, rest, patience.idle).await?;
+        fill(stream, &mut head[1..], patience.idle).await?;
         let head = FrameHead::parse(head, kind, limit)?;
         let mut body = vec![0u8; head.len];
         fill(stream, &mut body, patience.idle).await?;

@@ -41,7 +41,10 @@ fn names_that_cannot_stand_in_a_certificate_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::create(dir.path(), now()).unwrap();
     for bad in ["", "a b", "http://x"] {
-        assert!(matches!(authority.issue_server(&[bad.into()], now()), Err(AuthorityError::Name(_))), "{bad}");
+        assert!(
+            matches!(authority.issue_server(&[bad.into()], now()), Err(AuthorityError::Name(_))),
+            "{bad}"
+        );
     }
     assert!(authority.issue_server(&["fl.example.org".into(), "10.0.0.1".into()], now()).is_ok());
     assert!(matches!(authority.issue_operator("a/b", now()), Err(AuthorityError::Name(_))));

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -104,7 +103,9 @@ impl Blobs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(damaged("the file is missing".into()));
             }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(damaged(error.to_string())),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(damaged(error.to_string()));
+            }
             Err(source) => return Err(BlobError::File { path, source }),
         };
         if found == hash {
@@ -158,8 +159,7 @@ fn write_tensors(sink: &mut impl Write, pieces: &[Piece<'_>], source: &str) -> i
     let tensors = pieces.iter().map(|piece| {
         let begin = end;
         end += size_of_val(piece.values);
-        let info =
-            TensorInfo { dtype: Dtype::F32, shape: piece.shape.to_vec(), data_offsets: (begin, end) };
+        let info = TensorInfo { dtype: Dtype::F32, shape: piece.shape.to_vec(), data_offsets: (begin, end) };
         (piece.name.to_owned(), info)
     });
     let source = [("source".to_owned(), source.to_owned())].into_iter().collect();
@@ -190,7 +190,9 @@ fn read_tensors(path: &Path) -> io::Result<(Vec<f32>, String)> {
     hash.update(head);
     let header = u64::from_le_bytes(head);
     let body = len.checked_sub(8).and_then(|rest| rest.checked_sub(header));
-    let body = body.filter(|body| body.is_multiple_of(4)).ok_or_else(|| invalid("the header does not fit the file"))?;
+    let body = body
+        .filter(|body| body.is_multiple_of(4))
+        .ok_or_else(|| invalid("the header does not fit the file"))?;
     let mut description = Vec::new();
     file.by_ref().take(header).read_to_end(&mut description)?;
     hash.update(&description);
@@ -263,7 +265,8 @@ mod tests {
     fn only_files_that_nobody_keeps_are_collected() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(dir.path().to_owned()).unwrap();
-        let write = |value| blobs.write(&[Piece { name: "w", shape: &[1], values: &[value] }], "a test").unwrap();
+        let write =
+            |value| blobs.write(&[Piece { name: "w", shape: &[1], values: &[value] }], "a test").unwrap();
         let (old, new) = (write(1.0), write(2.0));
         blobs.collect(&[new.clone()].into()).unwrap();
         assert!(blobs.read(&new).is_ok() && blobs.read(&old).is_err());

@@ -1,0 +1,256 @@
+//! The server around the coordinator: a QUIC port, a session per connection, one thread that decides, one folder that
+//! remembers.
+//!
+//! [`Server::start`] opens the state and the port, goes on with the oldest run that has not ended, and works on one run
+//! at a time in the order of their submission; sites stay connected from run to run. What a model is, the embedding
+//! program says through [`ModelRoom`]. A client can make the server refuse it, never make it stop; what it cannot refuse
+//! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
+
+mod authority;
+mod central;
+mod desk;
+mod endpoint;
+mod engine;
+mod exchange;
+mod frames;
+mod peer;
+mod session;
+mod store;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use protocol::wire::{Rejection, RunSummary};
+use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
+use quinn::Endpoint;
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::Note;
+pub use authority::{Authority, AuthorityError, Identity, SERVER_NAME};
+use desk::Desk;
+pub use endpoint::EndpointError;
+use engine::{Engine, Nerves};
+use exchange::Uploads;
+use session::Hall;
+pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
+
+/// Commands that may wait for the engine; updates among them are bounded by bytes.
+const COMMANDS: usize = 1024;
+/// Notes that a slow listener may be behind before it misses some.
+const NOTES: usize = 4096;
+
+/// What the embedding program knows of models.
+pub trait ModelRoom: Send + Sync {
+    /// The layout of a plan's model and the first values of its shared tensors. `seed` is the run's seed: derive
+    /// [`protocol::Purpose::Initialise`] from it.
+    ///
+    /// # Errors
+    /// A sentence for the operator when the plan's model cannot be built.
+    fn begin(&self, spec: &Spec, seed: Seed) -> Result<InitialModel, String>;
+
+    /// A learner over the server's own test data; `None` when it has none for this plan.
+    fn central(&self, spec: &Spec) -> Option<Box<dyn Learner>>;
+}
+
+/// Where a model begins.
+#[derive(Debug)]
+pub struct InitialModel {
+    /// The tensors.
+    pub layout: Layout,
+    /// First values of the shared ones.
+    pub shared: Parameters,
+}
+
+/// Where the server keeps and finds things.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The state folder; one server at a time.
+    pub state: PathBuf,
+    /// Address and port to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
+    pub identity: PathBuf,
+    /// What clients may ask of this machine.
+    pub limits: Limits,
+}
+
+/// What clients may ask of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of sites and operators at a time.
+    pub connections_max: usize,
+    /// Handshakes at a time; from then on a newcomer must first prove its address, and at twice as many is refused.
+    pub handshakes_max: usize,
+    /// Bytes of updates in memory at a time. One update is always allowed, however large the plan makes it.
+    pub upload_bytes_max: u64,
+    /// How long an upload may pause.
+    pub upload_idle: Duration,
+    /// How long an upload may take.
+    pub upload_max: Duration,
+    /// Bytes a second below which an upload is given up.
+    pub upload_rate_min: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 2000,
+            handshakes_max: 256,
+            upload_bytes_max: 128 << 20,
+            upload_idle: Duration::from_secs(10),
+            upload_max: Duration::from_secs(600),
+            upload_rate_min: 64 << 10,
+        }
+    }
+}
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The port cannot be opened.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// The operating system refuses something basic.
+    #[error("the operating system refuses: {0}")]
+    System(#[from] std::io::Error),
+    /// A defect in this program.
+    #[error("the deciding thread died; this is a defect, the log has more")]
+    Died,
+}
+
+/// A server that runs. Dropping it stops it without waiting, as a crash would; [`Server::shutdown`] is the polite way.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    endpoint: Endpoint,
+    desk: Arc<Desk>,
+    store: Arc<Store>,
+    notes: broadcast::Sender<(RunId, Note)>,
+    stop: CancellationToken,
+    stopped: CancellationToken,
+    engine: Option<JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Server {
+    /// Opens the state and the port and begins to work. Must be called within a multi-threaded Tokio runtime.
+    ///
+    /// # Errors
+    /// [`ServeError`] when state, identity or address cannot be used.
+    pub async fn start(config: ServerConfig, room: Arc<dyn ModelRoom>) -> Result<Self, ServeError> {
+        let store = Arc::new(Store::open(&config.state).await?);
+        let endpoint = endpoint::open(config.listen, &config.identity)?;
+        let address = endpoint.local_addr()?;
+        let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let (live, watched) = watch::channel(None);
+        let notes = broadcast::Sender::new(NOTES);
+        let nerves =
+            Nerves { commands: commands.downgrade(), live, notes: notes.clone(), stop: stop.clone() };
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves);
+        let guard = stopped.clone().drop_guard();
+        let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
+            let _stopped = guard;
+            engine.run(inbox)
+        })?;
+        let desk =
+            Arc::new(Desk { store: Arc::clone(&store), room, commands: commands.clone(), live: watched });
+        let hall = Arc::new(Hall {
+            limits: config.limits,
+            uploads: Uploads::new(config.limits.upload_bytes_max),
+            seats: Arc::new(Semaphore::new(config.limits.connections_max)),
+            handshakes: Arc::new(Semaphore::new(2 * config.limits.handshakes_max)),
+            commands,
+            desk: Arc::clone(&desk),
+        });
+        tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
+        tracing::info!("listening on {address}");
+        Ok(Self { address, endpoint, desk, store, notes, stop, stopped, engine: Some(engine) })
+    }
+
+    /// The address it listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes a plan into the queue of runs; a seed makes it a rehearsal.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub async fn submit(&self, plan_toml: String, seed: Option<u64>) -> Result<RunId, String> {
+        self.desk.submit(plan_toml, seed).await
+    }
+
+    /// The runs, newest first, without their rounds and clients.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub async fn runs(&self) -> Result<Vec<RunSummary>, String> {
+        self.desk.list().await
+    }
+
+    /// One run as it is now; the newest when `run` is `None`.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub async fn run(&self, run: Option<RunId>) -> Result<RunSummary, String> {
+        self.desk.current(run).await
+    }
+
+    /// The run that is being worked on, as it changes.
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<RunSummary>>> {
+        self.desk.live.clone()
+    }
+
+    /// What happens in runs, from now on.
+    pub fn notes(&self) -> broadcast::Receiver<(RunId, Note)> {
+        self.notes.subscribe()
+    }
+
+    /// The safetensors file of a run's current model. The file goes when the model is two releases old.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub async fn model_file(&self, run: RunId) -> Result<PathBuf, String> {
+        self.store.model_file(run).await.map(|(path, _)| path).map_err(|error| error.to_string())
+    }
+
+    /// Waits until the server can no longer work: [`Server::shutdown`] then says why.
+    pub async fn wait(&self) {
+        self.stopped.cancelled().await;
+    }
+
+    /// Finishes a commit in flight, tells the clients, closes the port and the state.
+    ///
+    /// # Errors
+    /// [`ServeError`] when the server had stopped by itself.
+    pub async fn shutdown(mut self) -> Result<(), ServeError> {
+        self.stop.cancel();
+        self.stopped.cancelled().await;
+        let thread = self.engine.take();
+        let ended = tokio::task::spawn_blocking(move || thread.map(JoinHandle::join)).await;
+        session::close_all(&self.endpoint, &Rejection::ShuttingDown);
+        // A client that does not answer must not hold up the end.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
+        self.store.close().await;
+        match ended {
+            Ok(Some(Ok(ended))) => Ok(ended?),
+            Ok(None) => Ok(()),
+            Ok(Some(Err(_))) | Err(_) => Err(ServeError::Died),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        session::close_all(&self.endpoint, &Rejection::ShuttingDown);
+    }
+}

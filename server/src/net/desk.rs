@@ -1,0 +1,176 @@
+//! What operators ask for: submit a plan, list the runs, watch one.
+//!
+//! Plans are checked here, before the engine hears of them; a plan that makes no sense is answered with line, column and
+//! value and never becomes a run.
+
+use std::sync::Arc;
+
+use protocol::RunId;
+use protocol::wire::{
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, FrameKind, HEADER_MAX, Rejection, RunState, RunSummary,
+};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::ModelRoom;
+use super::engine::{Command, NewRun, seed_of};
+use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::session::{OPENING, reject_on};
+use super::store::Store;
+use crate::Plan;
+
+/// Requests of one operator at a time.
+const REQUESTS: u32 = 16;
+/// Bytes of a plan's text that are accepted.
+const PLAN_MAX: usize = HEADER_MAX / 2;
+
+/// Answers operators.
+pub(crate) struct Desk {
+    pub(crate) store: Arc<Store>,
+    pub(crate) room: Arc<dyn ModelRoom>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) live: watch::Receiver<Option<Arc<RunSummary>>>,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Desk")
+    }
+}
+
+impl Desk {
+    /// Checks a plan and puts it into the queue.
+    pub(crate) async fn submit(&self, plan_toml: String, seed: Option<u64>) -> Result<RunId, String> {
+        let room = Arc::clone(&self.room);
+        // Building a model may take a while.
+        let built = tokio::task::spawn_blocking(move || prepare(&*room, plan_toml, seed)).await;
+        let new = built.map_err(|_| "building the plan's model panicked; the server's log has more")??;
+        let (reply, answer) = oneshot::channel();
+        let stopping = |_| "the server is shutting down".to_owned();
+        self.commands.send(Command::Submit { new: Box::new(new), reply }).await.map_err(|_| stopping(()))?;
+        answer.await.map_err(|_| stopping(()))?
+    }
+
+    /// The runs, newest first.
+    pub(crate) async fn list(&self) -> Result<Vec<RunSummary>, String> {
+        let mut runs = self.store.summaries().await.map_err(|error| error.to_string())?;
+        let live = self.live.borrow().clone();
+        if let Some(live) = live
+            && let Some(run) = runs.iter_mut().find(|run| run.run == live.run)
+        {
+            let (history, clients) = (Vec::new(), Vec::new());
+            *run = RunSummary { history, clients, ..(*live).clone() };
+        }
+        Ok(runs)
+    }
+
+    /// One run as it is now.
+    pub(crate) async fn current(&self, run: Option<RunId>) -> Result<RunSummary, String> {
+        let stored = self.store.summary(run).await.map_err(|error| error.to_string())?;
+        let stored = stored.ok_or_else(|| match run {
+            Some(run) => format!("there is no run {run} here"),
+            None => "there is no run here yet".to_owned(),
+        })?;
+        let live = self.live.borrow().clone();
+        Ok(match live {
+            Some(live) if live.run == stored.run => (*live).clone(),
+            _ => stored,
+        })
+    }
+
+    /// Serves an operator's connection until it is gone.
+    pub(crate) async fn attend(self: &Arc<Self>, connection: &Connection) {
+        connection.set_max_concurrent_bi_streams(VarInt::from_u32(REQUESTS));
+        let mut streams = JoinSet::new();
+        loop {
+            tokio::select! {
+                stream = connection.accept_bi() => match stream {
+                    Ok((send, recv)) => {
+                        let (desk, connection) = (Arc::clone(self), connection.clone());
+                        streams.spawn(async move { desk.answer(&connection, send, recv).await });
+                    }
+                    Err(_) => return,
+                },
+                Some(_) = streams.join_next() => {}
+            }
+        }
+    }
+
+    async fn answer(&self, connection: &Connection, mut send: SendStream, mut recv: RecvStream) {
+        let patience = Patience { first: Some(OPENING), idle: OPENING };
+        let reply = match read_frame(&mut recv, FrameKind::AdminRequest, ADMIN_MAX, patience).await {
+            Ok(AdminRequest::Submit { plan_toml, seed }) => {
+                self.submit(plan_toml, seed).await.map(|run| AdminReply::Submitted { run })
+            }
+            Ok(AdminRequest::List) => self.list().await.map(AdminReply::Runs),
+            Ok(AdminRequest::Watch { run }) => match self.watch(run, &mut send).await {
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
+            // An operator's certificate in a site's hands.
+            Err(FrameError::Codec(CodecError::Kind { found, .. })) if found == FrameKind::Hello as u8 => {
+                return reject_on(connection, &mut send, Rejection::NotASite).await;
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        let reply = reply.unwrap_or_else(AdminReply::Error);
+        if write_frame(&mut send, FrameKind::AdminReply, &reply).await.is_ok() {
+            // The peer may be gone.
+            let _ = send.finish();
+        }
+    }
+
+    /// Sends a run's summary now and whenever it changes, until it has ended.
+    async fn watch(&self, run: Option<RunId>, send: &mut SendStream) -> Result<(), String> {
+        let mut live = self.live.clone();
+        let mut last: Option<RunSummary> = None;
+        let mut run = run;
+        loop {
+            live.borrow_and_update();
+            let current = self.current(run).await?;
+            run = Some(current.run);
+            let ended = matches!(current.state, RunState::Finished | RunState::Failed);
+            if last.as_ref() != Some(&current) {
+                let reply = AdminReply::Run(current.clone());
+                if write_frame(send, FrameKind::AdminReply, &reply).await.is_err() {
+                    return Ok(());
+                }
+                last = Some(current);
+            }
+            if ended {
+                // The peer may be gone.
+                let _ = send.finish();
+                return Ok(());
+            }
+            tokio::select! {
+                changed = live.changed() => changed.map_err(|_| "the server is shutting down".to_owned())?,
+                _ = send.stopped() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Parses a plan and builds its first model.
+fn prepare(room: &dyn ModelRoom, plan_toml: String, seed: Option<u64>) -> Result<NewRun, String> {
+    if plan_toml.len() > PLAN_MAX {
+        return Err(format!("the plan has {} bytes; at most {PLAN_MAX} are allowed", plan_toml.len()));
+    }
+    let plan = Plan::parse(&plan_toml).map_err(|error| error.to_string())?;
+    // The header of a task holds the plan and two numbers a column.
+    let header = plan.spec.to_json().len() + 16 * plan.spec.statistics().len() + 1024;
+    if header > HEADER_MAX {
+        return Err(format!(
+            "the plan makes a task's header of {header} bytes; at most {HEADER_MAX} are allowed"
+        ));
+    }
+    let initial = room.begin(&plan.spec, seed_of(seed))?;
+    let (found, needed) = (initial.shared.len(), initial.layout.shared_len());
+    if found != needed {
+        return Err(format!(
+            "the model has {found} values where its shared tensors have {needed}; this is a defect"
+        ));
+    }
+    plan.spec.lattice(needed).map_err(|error| error.to_string())?;
+    Ok(NewRun { plan: Arc::new(plan), plan_toml, seed, initial })
+}

@@ -1,0 +1,144 @@
+//! The active run for eyes: its summary as watchers get it, and its lines in the log. Nothing is decided from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::wire::{RunState, RunSummary};
+use protocol::{RunId, Time};
+use tokio::sync::watch;
+
+use crate::net::store::{HISTORY_MAX, rows::client_summary};
+use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd};
+
+/// The shortest time between two summaries, unless something is stored.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What watchers see.
+pub(super) struct Live {
+    summary: RunSummary,
+    changed: bool,
+    published: Time,
+}
+
+impl Live {
+    /// The view of a run that begins or goes on from `checkpoint`.
+    pub(super) fn new(
+        run: RunId,
+        plan: &Plan,
+        rehearsal: bool,
+        checkpoint: &Checkpoint,
+        before: Option<RunSummary>,
+    ) -> Self {
+        let (model_sha256, history) =
+            before.map_or_else(Default::default, |before| (before.model_sha256, before.history));
+        let summary = RunSummary {
+            run,
+            name: plan.name.clone(),
+            state: RunState::Running,
+            message: String::new(),
+            rounds_done: checkpoint.round.0,
+            rounds: plan.rounds,
+            rehearsal,
+            model_sha256,
+            history,
+            clients: Vec::new(),
+        };
+        Self { summary, changed: true, published: Time::ZERO }
+    }
+
+    /// Something has changed.
+    pub(super) fn touch(&mut self) {
+        self.changed = true;
+    }
+
+    /// When the next summary is due, from now.
+    pub(super) fn due(&self, now: Time) -> Option<Duration> {
+        self.changed.then(|| self.published + PAUSE - now)
+    }
+
+    /// Takes over what has been stored.
+    pub(super) fn committed(&mut self, commit: &Commit, model_sha256: String) {
+        let history = &mut self.summary.history;
+        match history.iter_mut().find(|line| line.round == commit.summary.round) {
+            Some(line) => line.clone_from(&commit.summary),
+            None => history.push(commit.summary.clone()),
+        }
+        let surplus = history.len().saturating_sub(HISTORY_MAX as usize);
+        history.drain(..surplus);
+        self.summary.rounds_done = commit.checkpoint.round.0;
+        self.summary.model_sha256 = model_sha256;
+    }
+
+    /// The run is over.
+    pub(super) fn end(&mut self, end: &RunEnd) {
+        (self.summary.state, self.summary.message) = match end {
+            RunEnd::Finished => (RunState::Finished, "all rounds are done".to_owned()),
+            RunEnd::Failed(reason) => (RunState::Failed, reason.clone()),
+        };
+    }
+
+    /// Publishes when something has changed and the last time was long enough ago.
+    pub(super) fn publish_if_due(
+        &mut self,
+        now: Time,
+        coordinator: &Coordinator,
+        to: &watch::Sender<Option<Arc<RunSummary>>>,
+    ) {
+        if self.due(now) == Some(Duration::ZERO) {
+            self.publish(now, coordinator, to);
+        }
+    }
+
+    /// Publishes.
+    pub(super) fn publish(
+        &mut self,
+        now: Time,
+        coordinator: &Coordinator,
+        to: &watch::Sender<Option<Arc<RunSummary>>>,
+    ) {
+        (self.changed, self.published) = (false, now);
+        let clients = coordinator.clients();
+        self.summary.clients =
+            clients.iter().map(|(client, record)| client_summary(client, record)).collect();
+        if self.summary.state == RunState::Running {
+            self.summary.message = coordinator.status();
+        }
+        to.send_replace(Some(Arc::new(self.summary.clone())));
+    }
+}
+
+/// A note as a line of the log.
+pub(super) fn log(run: RunId, note: &Note) {
+    match note {
+        Note::Waiting { connected, needed } => {
+            tracing::info!("run {run} waits: {connected} of {needed} clients are connected");
+        }
+        Note::Opened { task, cohort } => tracing::info!("{task} is put to {cohort} clients"),
+        Note::Accepted { client, task, .. } => tracing::debug!("{client} has answered {task}"),
+        Note::Refused { client, task, reason, detail } => {
+            let task = task.map_or_else(|| "no task".to_owned(), |task| task.to_string());
+            tracing::warn!("{client} is refused for {task}: {} ({detail})", reason.name());
+        }
+        Note::Declined { client, task, reason, detail } => {
+            let detail: String = detail.chars().filter(|c| !c.is_control()).collect();
+            tracing::warn!("{client} declines {task}: {} ({detail})", reason.name());
+        }
+        Note::Closed { task, answered, missing, quorum } => {
+            let word = if *quorum { "enough" } else { "too few" };
+            tracing::info!("{task} is over: {answered} answers, {word}; {missing} missing");
+        }
+        Note::Round(summary) => tracing::info!(
+            "round {} of run {run} is stored; the model {}",
+            summary.round,
+            if summary.released { "moved" } else { "stood still" }
+        ),
+    }
+}
+
+/// The last line of a run.
+pub(super) fn log_end(run: RunId, name: &str, end: &RunEnd) {
+    match end {
+        RunEnd::Finished => tracing::info!("run {run} ({name}) is finished"),
+        RunEnd::Failed(reason) => tracing::error!("run {run} ({name}) has failed: {reason}"),
+    }
+}

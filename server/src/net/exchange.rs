@@ -1,0 +1,252 @@
+//! One task's stream: the task and its model out, the answer in, the receipt out.
+//!
+//! Lengths are checked against the plan before memory is taken, and the bytes of updates held at a time, from the first
+//! read until the engine has folded them, are bounded. A peer that waits for its turn is held back by QUIC's own flow
+//! control. Everything that is not a whole answer to this very task is refused here, with its reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::wire::{AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, SMALL_MAX, TaskHeader};
+use protocol::{Answer, ClientId, Refusal, TaskId};
+use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD};
+use super::engine::{Command, TaskOrder};
+use super::frames::{FrameError, Patience, at_end, model_bytes, read_frame, read_values, write_frame};
+use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
+
+/// The code with which a stream is given up.
+const CODE_CANCELLED: VarInt = VarInt::from_u32(1);
+/// How long a refused peer's receipt may take the engine.
+const RECEIPT: Duration = Duration::from_secs(5);
+/// A permit's unit.
+const KIB: u64 = 1024;
+
+/// Bounds the bytes of updates in memory.
+pub(crate) struct Uploads {
+    kib: Arc<Semaphore>,
+    total: u32,
+}
+
+impl Uploads {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
+        let total = u32::try_from(bytes_max.div_ceil(KIB)).unwrap_or(u32::MAX).clamp(1, most);
+        Self { kib: Arc::new(Semaphore::new(total as usize)), total }
+    }
+
+    /// Waits for room for this many bytes. What is larger than all the room waits for all of it.
+    async fn room_for(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let kib = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX).min(self.total);
+        let permit = Arc::clone(&self.kib).acquire_many_owned(kib).await;
+        permit.expect("this semaphore is never closed")
+    }
+}
+
+/// Whose stream it is.
+pub(crate) struct Exchange {
+    pub(crate) hall: Arc<Hall>,
+    pub(crate) connection: Connection,
+    pub(crate) client: ClientId,
+    pub(crate) session: u64,
+}
+
+/// What an answer must fit.
+#[derive(Clone, Copy)]
+struct Expected {
+    task: TaskId,
+    dimension: usize,
+    statistics: usize,
+}
+
+/// Why there is no answer.
+enum Fault {
+    /// It is refused.
+    Refused(Refusal),
+    /// The connection is gone.
+    Lost,
+}
+
+impl From<FrameError> for Fault {
+    fn from(error: FrameError) -> Self {
+        error.refusal().map_or(Self::Lost, Self::Refused)
+    }
+}
+
+/// A whole answer, and the room it takes.
+type Received = (Answer, Option<OwnedSemaphorePermit>);
+
+impl Exchange {
+    /// Sends the task and delivers what comes of it to the engine, until `cancel`.
+    pub(crate) async fn carry_out(
+        &self,
+        order: Box<TaskOrder>,
+        receipt: oneshot::Receiver<Receipt>,
+        cancel: CancellationToken,
+    ) {
+        let opened = cancel.run_until_cancelled(self.connection.open_bi()).await;
+        let Some(Ok((mut send, mut recv))) = opened else { return };
+        let conversation = self.converse(order, receipt, &mut send, &mut recv);
+        if cancel.run_until_cancelled(conversation).await.is_none_or(|whole| !whole) {
+            let _ = send.reset(CODE_CANCELLED);
+            let _ = recv.stop(CODE_CANCELLED);
+        }
+    }
+
+    /// Returns whether both sides of the stream were brought to their ends.
+    async fn converse(
+        &self,
+        order: Box<TaskOrder>,
+        receipt: oneshot::Receiver<Receipt>,
+        send: &mut SendStream,
+        recv: &mut RecvStream,
+    ) -> bool {
+        let TaskOrder { task, spec_json, dimension, statistics } = *order;
+        let expected = Expected { task: task.id, dimension, statistics };
+        let header = TaskHeader::of(&task, &spec_json);
+        let model = task.work.model().map(model_bytes);
+        drop(task);
+        let telling = async {
+            write_frame(send, FrameKind::Task, &header).await?;
+            match model {
+                Some(model) => send.write_chunk(model).await,
+                None => Ok(()),
+            }
+        };
+        let patience = Patience { first: None, idle: self.hall.limits.upload_idle };
+        let (told, answer) = {
+            let hearing = read_frame::<AnswerHeader>(recv, FrameKind::Answer, SMALL_MAX, patience);
+            tokio::pin!(hearing);
+            tokio::select! {
+                biased;
+                told = telling => match told {
+                    Ok(()) => (true, hearing.await),
+                    Err(WriteError::ConnectionLost(_)) => return false,
+                    // It does not want the rest of the model: it will say why.
+                    Err(_) => (false, hearing.await),
+                },
+                // It declines before it has read the model, of which the rest is not sent.
+                early = &mut hearing => (false, early),
+            }
+        };
+        let answer = match answer {
+            Ok(header) => self.receive(header, expected, recv).await,
+            Err(error) => Err(error.into()),
+        };
+        match answer {
+            Ok((answer, room)) => self.deliver(answer, room, receipt, send).await && told,
+            Err(Fault::Lost) => false,
+            Err(Fault::Refused(reason)) => {
+                self.refuse(expected.task, reason, receipt, send).await;
+                let _ = recv.stop(CODE_CANCELLED);
+                if matches!(reason, Refusal::Malformed | Refusal::Oversize | Refusal::TooSlow) {
+                    let _ = timeout(LAST_WORDS, send.stopped()).await;
+                    let why = format!("an answer was refused: {}", reason.name());
+                    self.connection.close(CODE_MISBEHAVED, why.as_bytes());
+                }
+                told
+            }
+        }
+    }
+
+    /// The values that an answer's header announces, once they have been checked against the task.
+    async fn receive(
+        &self,
+        header: AnswerHeader,
+        expected: Expected,
+        recv: &mut RecvStream,
+    ) -> Result<Received, Fault> {
+        if header.task != expected.task {
+            return Err(Fault::Refused(Refusal::Stale));
+        }
+        header.check_lengths(expected.dimension, expected.statistics).map_err(Fault::Refused)?;
+        let bytes = header.payload_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
+        let limits = &self.hall.limits;
+        let room = if bytes > 0 { Some(self.hall.uploads.room_for(bytes).await) } else { None };
+        let large = bytes > u64::from(WINDOW_IDLE / 2);
+        if large {
+            self.connection.set_receive_window(VarInt::from_u32(WINDOW_UPLOAD));
+        }
+        let at_rate = Duration::from_secs(bytes / limits.upload_rate_min.max(1));
+        let whole = limits.upload_max.min(limits.upload_idle.saturating_add(at_rate));
+        let payload = read_payload(&header, recv, limits.upload_idle, whole).await;
+        if large {
+            self.connection.set_receive_window(VarInt::from_u32(WINDOW_IDLE));
+        }
+        let payload = payload?;
+        if !at_end(recv, limits.upload_idle).await? {
+            return Err(Fault::Refused(Refusal::Duplicate));
+        }
+        let answer = header.join(payload).ok_or(Fault::Refused(Refusal::Malformed))?;
+        Ok((answer, room))
+    }
+
+    /// Gives an answer to the engine and its verdict to the peer.
+    async fn deliver(
+        &self,
+        answer: Answer,
+        room: Option<OwnedSemaphorePermit>,
+        receipt: oneshot::Receiver<Receipt>,
+        send: &mut SendStream,
+    ) -> bool {
+        let (client, session) = (self.client.clone(), self.session);
+        if self.hall.commands.send(Command::Answered { client, session, answer, room }).await.is_err() {
+            return false;
+        }
+        let Ok(receipt) = receipt.await else { return false };
+        write_frame(send, FrameKind::Receipt, &receipt).await.is_ok() && send.finish().is_ok()
+    }
+
+    /// Tells the engine and, as well as can be, the peer.
+    async fn refuse(
+        &self,
+        task: TaskId,
+        reason: Refusal,
+        receipt: oneshot::Receiver<Receipt>,
+        send: &mut SendStream,
+    ) {
+        let (client, session) = (self.client.clone(), self.session);
+        let told = self.hall.commands.send(Command::Refused { client, session, task, reason }).await;
+        if told.is_ok() {
+            // The engine's word and ours are the same; waiting for it keeps the order of events.
+            let _ = timeout(RECEIPT, receipt).await;
+        }
+        let _ = write_frame(send, FrameKind::Receipt, &Receipt::Refused(reason)).await;
+        let _ = send.finish();
+    }
+}
+
+async fn read_payload(
+    header: &AnswerHeader,
+    recv: &mut RecvStream,
+    idle: Duration,
+    whole: Duration,
+) -> Result<Payload, Fault> {
+    let size = |len: u64| usize::try_from(len).map_err(|_| Fault::Refused(Refusal::Oversize));
+    Ok(match header.body {
+        AnswerBody::Trained { len, .. } => Payload::Points(read_values(recv, size(len)?, idle, whole).await?),
+        AnswerBody::Counted { len } => Payload::Limbs(read_values(recv, size(len)?, idle, whole).await?),
+        AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_update_larger_than_all_the_room_takes_all_of_it() {
+        let uploads = Uploads::new(10 * KIB);
+        let small = uploads.room_for(1).await;
+        assert!(timeout(Duration::ZERO, uploads.room_for(1 << 40)).await.is_err());
+        drop(small);
+        let large = uploads.room_for(1 << 40).await;
+        assert!(timeout(Duration::ZERO, uploads.room_for(1)).await.is_err());
+        drop(large);
+        assert!(timeout(Duration::ZERO, uploads.room_for(10 * KIB)).await.is_ok());
+    }
+}

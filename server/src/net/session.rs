@@ -1,0 +1,240 @@
+//! One connection: who it is, what it says first, and then a stream per task that the engine gives it.
+//!
+//! A session decides nothing about a run. It refuses peers that do not speak this protocol, tells them why in the text
+//! of the close, and lets a newer connection of the same site replace an older one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use protocol::wire::{CodecError, FrameKind, Greeting, Hello, Receipt, Rejection, SMALL_MAX, VERSION};
+use protocol::{ClientId, TaskId};
+use quinn::{Connection, Endpoint, Incoming, SendStream, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::Limits;
+use super::desk::Desk;
+use super::engine::{Command, Link, Order};
+use super::exchange::{Exchange, Uploads};
+use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::peer::Peer;
+
+/// What this program calls itself.
+pub(crate) const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));
+/// How long a handshake, a hello or a request may take.
+pub(crate) const OPENING: Duration = Duration::from_secs(10);
+/// How long the last words on a stream may take to arrive before the connection is closed.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The close's code when the text is a [`Rejection`].
+const CODE_REJECTED: VarInt = VarInt::from_u32(1);
+/// The close's code when the peer broke the protocol.
+pub(crate) const CODE_MISBEHAVED: VarInt = VarInt::from_u32(2);
+/// Orders that may wait for a session.
+const ORDERS: usize = 64;
+
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
+
+/// What all sessions share.
+pub(crate) struct Hall {
+    pub(crate) limits: Limits,
+    pub(crate) uploads: Uploads,
+    pub(crate) seats: Arc<Semaphore>,
+    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) desk: Arc<Desk>,
+}
+
+/// Lets connections in until `stop`.
+pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: CancellationToken) {
+    while let Some(Some(incoming)) = stop.run_until_cancelled(endpoint.accept()).await {
+        let Ok(handshake) = Arc::clone(&hall.handshakes).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let busy = hall.handshakes.available_permits() < hall.limits.handshakes_max;
+        if busy && incoming.may_retry() && !incoming.remote_address_validated() {
+            // It fails only for an address that has proved itself, which was just ruled out.
+            let _ = incoming.retry();
+            continue;
+        }
+        tokio::spawn(open(Arc::clone(&hall), incoming, handshake));
+    }
+}
+
+/// Closes every connection with this text.
+pub(crate) fn close_all(endpoint: &Endpoint, why: &Rejection) {
+    endpoint.close(CODE_REJECTED, why.to_string().as_bytes());
+}
+
+/// Closes one connection with this text.
+pub(crate) fn close(connection: &Connection, why: &Rejection) {
+    connection.close(CODE_REJECTED, why.to_string().as_bytes());
+}
+
+async fn open(hall: Arc<Hall>, incoming: Incoming, handshake: OwnedSemaphorePermit) {
+    let address = incoming.remote_address();
+    let Ok(connecting) = incoming.accept() else { return };
+    let connection = match timeout(OPENING, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::info!("a handshake from {address} failed: {error}"),
+        Err(_) => return tracing::info!("a handshake from {address} took too long"),
+    };
+    let Ok(_seat) = Arc::clone(&hall.seats).try_acquire_owned() else {
+        return reject(&connection, Rejection::Busy).await;
+    };
+    drop(handshake);
+    match Peer::of_connection(&connection) {
+        Some(Peer::Site(client)) => attend_site(&hall, &connection, client).await,
+        Some(Peer::Operator(name)) => {
+            tracing::info!("operator {name} is connected from {address}");
+            hall.desk.attend(&connection).await;
+        }
+        None => reject(&connection, Rejection::NotASite).await,
+    }
+}
+
+/// Waits for the peer's first stream, rejects it there, and closes the connection.
+async fn reject(connection: &Connection, why: Rejection) {
+    if let Ok(Ok((mut send, _recv))) = timeout(OPENING, connection.accept_bi()).await {
+        return reject_on(connection, &mut send, why).await;
+    }
+    close(connection, &why);
+}
+
+/// Rejects a peer on its first stream and closes the connection once that has arrived.
+pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, why: Rejection) {
+    tracing::info!("{} is rejected: {why}", connection.remote_address());
+    let said = write_frame(send, FrameKind::Greeting, &Greeting::Rejected(why.clone())).await;
+    if said.is_ok() && send.finish().is_ok() {
+        let _ = timeout(LAST_WORDS, send.stopped()).await;
+    }
+    close(connection, &why);
+}
+
+/// The words of a site's first stream. `None` when the connection is of no use.
+async fn greet(connection: &Connection, client: &ClientId) -> Option<()> {
+    let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
+        close(connection, &Rejection::NotAHello);
+        return None;
+    };
+    let patience = Patience { first: Some(OPENING), idle: OPENING };
+    match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
+        Ok(hello) => {
+            let software: String = hello.software.chars().filter(|c| !c.is_control()).take(64).collect();
+            tracing::info!("{client} is connected from {} with {software}", connection.remote_address());
+        }
+        Err(FrameError::Lost(_)) => return None,
+        Err(FrameError::Codec(CodecError::Version { theirs, .. })) => {
+            reject_on(connection, &mut send, Rejection::Version { server: VERSION, client: theirs }).await;
+            return None;
+        }
+        Err(_) => {
+            reject_on(connection, &mut send, Rejection::NotAHello).await;
+            return None;
+        }
+    }
+    let welcome = Greeting::Welcome { software: SOFTWARE.to_owned(), you: client.to_string() };
+    write_frame(&mut send, FrameKind::Greeting, &welcome).await.ok()?;
+    send.finish().ok()
+}
+
+async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId) {
+    if greet(connection, &client).await.is_none() {
+        return;
+    }
+    // From here on the server opens the streams.
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
+    let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let (orders, inbox) = mpsc::channel(ORDERS);
+    let link = Link { session, orders, connection: connection.clone() };
+    let joined = Command::Joined { client: client.clone(), link };
+    if hall.commands.send(joined).await.is_err() {
+        return close(connection, &Rejection::ShuttingDown);
+    }
+    let mut site =
+        Site { hall, connection, client, session, open: BTreeMap::new(), streams: JoinSet::new(), serial: 0 };
+    let why = site.serve(inbox).await;
+    // Streams end before the engine hears that the site has left: it may be asked again at once.
+    site.streams.shutdown().await;
+    tracing::info!("{} has left: {why}", site.client);
+    let _ = hall.commands.send(Command::Left { client: site.client, session }).await;
+}
+
+/// A greeted site.
+struct Site<'a> {
+    hall: &'a Arc<Hall>,
+    connection: &'a Connection,
+    client: ClientId,
+    session: u64,
+    open: BTreeMap<TaskId, OpenTask>,
+    streams: JoinSet<(TaskId, u64)>,
+    serial: u64,
+}
+
+/// A task whose stream is open.
+struct OpenTask {
+    serial: u64,
+    cancel: CancellationToken,
+    receipt: Option<oneshot::Sender<Receipt>>,
+}
+
+impl Site<'_> {
+    /// Carries out orders until the connection is gone; says why it is.
+    async fn serve(&mut self, mut inbox: mpsc::Receiver<Order>) -> String {
+        loop {
+            tokio::select! {
+                order = inbox.recv() => match order {
+                    Some(order) => self.obey(order),
+                    None => return "replaced, or the server is stopping".to_owned(),
+                },
+                Some(ended) = self.streams.join_next() => {
+                    if let Ok((task, serial)) = ended
+                        && self.open.get(&task).is_some_and(|open| open.serial == serial)
+                    {
+                        self.open.remove(&task);
+                    }
+                }
+                error = self.connection.closed() => return error.to_string(),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Task(order) => {
+                let (task, cancel) = (order.task.id, CancellationToken::new());
+                let (sender, receipt) = oneshot::channel();
+                self.serial += 1;
+                let serial = self.serial;
+                let open = OpenTask { serial, cancel: cancel.clone(), receipt: Some(sender) };
+                if let Some(before) = self.open.insert(task, open) {
+                    before.cancel.cancel();
+                }
+                let exchange = Exchange {
+                    hall: Arc::clone(self.hall),
+                    connection: self.connection.clone(),
+                    client: self.client.clone(),
+                    session: self.session,
+                };
+                self.streams.spawn(async move {
+                    exchange.carry_out(order, receipt, cancel).await;
+                    (task, serial)
+                });
+            }
+            Order::Cancel(task) => {
+                if let Some(open) = self.open.remove(&task) {
+                    open.cancel.cancel();
+                }
+            }
+            Order::Receipt(task, receipt) => {
+                let sender = self.open.get_mut(&task).and_then(|open| open.receipt.take());
+                // A stream that is gone needs no receipt.
+                let _ = sender.map(|sender| sender.send(receipt));
+            }
+        }
+    }
+}

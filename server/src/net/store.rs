@@ -1,0 +1,418 @@
+//! What a server remembers: runs, checkpoints, rounds, reports and clients in SQLite, tensors in files beside it.
+//!
+//! A commit is one transaction, synced to disk before it counts; the files it refers to are on disk before it begins. A
+//! crash at any instant leaves either the state before a commit or the state after it. One server owns a state folder at
+//! a time: a second one is refused. The store never guesses: a damaged file is an error that names it.
+
+mod blobs;
+pub(crate) mod rows;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use protocol::wire::{RunState, RunSummary};
+use protocol::{ClientId, Layout, Parameters, RunId};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Row, SqlitePool};
+
+use crate::{Checkpoint, ClientRecord, Commit, RunEnd};
+pub use blobs::BlobError;
+use blobs::{Blobs, Piece};
+
+const SCHEMA: i64 = 1;
+const SCHEMA_SQL: &str = include_str!("../../migrations/0001_runs.sql");
+/// Runs and rounds that a summary tells at most.
+const RUNS_MAX: i64 = 200;
+pub(crate) const HISTORY_MAX: i64 = 1000;
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another server runs on this folder.
+    #[error("{}: another server uses this folder; stop it first, or give this server a folder of its own", .0.display())]
+    Locked(PathBuf),
+    /// The system refuses.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The database refuses.
+    #[error("the state's database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The state was written by a newer program.
+    #[error("the state has schema {found} and this program knows {known}; install the newer release")]
+    Newer {
+        /// In the database.
+        found: i64,
+        /// In this program.
+        known: i64,
+    },
+    /// A file of tensors cannot be used.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A row that this program did not write.
+    #[error(
+        "run {run}: the stored {what} is not understood ({message}); restore the state folder from a backup"
+    )]
+    Row {
+        /// The run.
+        run: String,
+        /// Which value.
+        what: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// No such run.
+    #[error("there is no run {0} here")]
+    NoSuchRun(RunId),
+}
+
+/// The state folder of one server.
+pub struct Store {
+    pool: SqlitePool,
+    blobs: Blobs,
+    last_model: Mutex<Option<Written>>,
+    _lock: File,
+}
+
+/// The model last written, so that the commit of its evaluation does not write it again. It is not kept alive.
+#[derive(Clone)]
+struct Written {
+    model: Weak<Parameters>,
+    blob: String,
+    sha256: String,
+}
+
+/// What is handed in with a new run.
+#[derive(Debug)]
+pub struct Submission<'a> {
+    /// The new run's id.
+    pub run: RunId,
+    /// The plan's name.
+    pub name: &'a str,
+    /// Rounds planned.
+    pub rounds: u32,
+    /// The plan as typed.
+    pub plan_toml: &'a str,
+    /// Makes it a rehearsal.
+    pub seed: Option<u64>,
+    /// Names and shapes of the model's tensors.
+    pub layout: &'a Layout,
+    /// Where the run begins.
+    pub checkpoint: &'a Checkpoint,
+}
+
+/// A run as it was stored.
+#[derive(Debug)]
+pub struct StoredRun {
+    /// The plan as typed.
+    pub plan_toml: String,
+    /// The seed of a rehearsal.
+    pub seed: Option<u64>,
+    /// Names and shapes of the shared tensors.
+    pub layout: Layout,
+    /// Where it stands.
+    pub checkpoint: Checkpoint,
+    /// What is known of clients.
+    pub clients: BTreeMap<ClientId, ClientRecord>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({:?})", self.blobs)
+    }
+}
+
+impl Store {
+    /// Opens the state in `dir`, making it if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] while another server has it open.
+    pub async fn open(dir: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(dir).map_err(|source| StoreError::File { path: dir.to_owned(), source })?;
+        let lock = lock(dir)?;
+        let options = SqliteConnectOptions::new()
+            .filename(dir.join("state.sqlite"))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10));
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        let blobs = Blobs::open(dir.join("blobs"))?;
+        let store = Self { pool, blobs, last_model: Mutex::new(None), _lock: lock };
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let found: i64 = sqlx::query("PRAGMA user_version").fetch_one(&self.pool).await?.try_get(0)?;
+        if found > SCHEMA {
+            return Err(StoreError::Newer { found, known: SCHEMA });
+        }
+        if found < SCHEMA {
+            let mut transaction = self.pool.begin().await?;
+            sqlx::raw_sql(SCHEMA_SQL).execute(&mut *transaction).await?;
+            sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
+            transaction.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Closes the database.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Takes in a new run. Writes files on the calling thread.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be written; the run does not exist then.
+    pub async fn submit(&self, new: &Submission<'_>) -> Result<(), StoreError> {
+        let tensors: Vec<_> = new.layout.shared().map(|tensor| (&tensor.name, &tensor.shape)).collect();
+        let tensors = serde_json::to_string(&tensors).expect("names and numbers have a JSON form");
+        let files = self.write_files(new.run, new.layout, new.checkpoint)?;
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query(
+            "INSERT INTO runs (run, name, rounds, plan_toml, seed, tensors) VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(new.run.to_string())
+        .bind(new.name)
+        .bind(i64::from(new.rounds))
+        .bind(new.plan_toml)
+        .bind(new.seed.map(|seed| seed.to_string()))
+        .bind(tensors)
+        .execute(&mut *transaction)
+        .await?;
+        rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Stores a commit in one transaction, then removes the files nobody needs any more; returns the model's fingerprint.
+    /// Writes files on the calling thread.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be written; what was stored before stands then.
+    pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
+        let files = self.write_files(run, layout, &commit.checkpoint)?;
+        let mut transaction = self.pool.begin().await?;
+        rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files).await?;
+        rows::write_round(&mut transaction, run, &commit.summary).await?;
+        for (client, task, metrics) in &commit.reports {
+            rows::write_report(&mut transaction, run, client, *task, metrics).await?;
+        }
+        for (client, record) in &commit.clients {
+            rows::write_client(&mut transaction, run, client, record).await?;
+        }
+        transaction.commit().await?;
+        self.collect().await?;
+        Ok(files.model_sha256)
+    }
+
+    /// Ends a run that cannot go on, for this reason.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be written.
+    pub async fn fail(&self, run: RunId, reason: &str) -> Result<(), StoreError> {
+        sqlx::query("UPDATE checkpoints SET ended = 'failed', reason = $1 WHERE run = $2")
+            .bind(reason)
+            .bind(run.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The runs that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be read.
+    pub async fn unfinished(&self) -> Result<Vec<RunId>, StoreError> {
+        let sql = "SELECT run FROM runs JOIN checkpoints USING (run) WHERE ended IS NULL ORDER BY sequence";
+        let found = sqlx::query(sql).fetch_all(&self.pool).await?;
+        found.iter().map(rows::run_id).collect()
+    }
+
+    /// All that is needed to go on with a run. Reads files on the calling thread.
+    ///
+    /// # Errors
+    /// [`StoreError::Blob`] names a damaged or missing file.
+    pub async fn load(&self, run: RunId) -> Result<StoredRun, StoreError> {
+        let sql = "SELECT * FROM runs JOIN checkpoints USING (run) WHERE run = $1";
+        let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
+        let row = row.ok_or(StoreError::NoSuchRun(run))?;
+        let layout = rows::layout(&row)?;
+        let model = self.read_model(run, &row, &layout)?;
+        let optimizer = match row.try_get::<Option<String>, _>("optimizer")? {
+            Some(hash) => {
+                let flat = self.blobs.read(&hash)?;
+                flat.chunks(layout.shared_len().max(1)).map(|state| Arc::new(state.to_vec())).collect()
+            }
+            None => Vec::new(),
+        };
+        let rounds = self.rounds(run, 1).await?;
+        let checkpoint = rows::checkpoint(&row, Arc::new(model), optimizer, rounds.into_iter().next_back())?;
+        Ok(StoredRun {
+            plan_toml: row.try_get("plan_toml")?,
+            seed: rows::seed(&row)?,
+            layout,
+            checkpoint,
+            clients: self.clients(run).await?,
+        })
+    }
+
+    /// The current model's file and fingerprint ([`Parameters::sha256`]).
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchRun`] for a run that is not here.
+    pub async fn model_file(&self, run: RunId) -> Result<(PathBuf, String), StoreError> {
+        let sql = "SELECT model, model_sha256 FROM checkpoints WHERE run = $1";
+        let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
+        let row = row.ok_or(StoreError::NoSuchRun(run))?;
+        Ok((self.blobs.path(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
+    }
+
+    /// The newest 200 runs, newest first, without rounds and clients. A run that has not ended is called queued: only
+    /// the server knows which one it works on.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be read.
+    pub async fn summaries(&self) -> Result<Vec<RunSummary>, StoreError> {
+        let sql = "SELECT * FROM runs JOIN checkpoints USING (run) ORDER BY sequence DESC LIMIT $1";
+        let found = sqlx::query(sql).bind(RUNS_MAX).fetch_all(&self.pool).await?;
+        found.iter().map(rows::summary).collect()
+    }
+
+    /// One run with its last 1,000 rounds and its clients; the newest run when `run` is `None`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    pub async fn summary(&self, run: Option<RunId>) -> Result<Option<RunSummary>, StoreError> {
+        let sql = "SELECT * FROM runs JOIN checkpoints USING (run) WHERE $1 IS NULL OR run = $1 \
+                   ORDER BY sequence DESC LIMIT 1";
+        let row = sqlx::query(sql).bind(run.map(|run| run.to_string())).fetch_optional(&self.pool).await?;
+        let Some(row) = row else { return Ok(None) };
+        let mut summary = rows::summary(&row)?;
+        summary.history = self.rounds(summary.run, HISTORY_MAX).await?;
+        let clients = self.clients(summary.run).await?;
+        summary.clients =
+            clients.iter().map(|(client, record)| rows::client_summary(client, record)).collect();
+        Ok(Some(summary))
+    }
+
+    /// The last rounds of a run, oldest first.
+    async fn rounds(&self, run: RunId, limit: i64) -> Result<Vec<protocol::wire::RoundSummary>, StoreError> {
+        let sql = "SELECT run, summary FROM rounds WHERE run = $1 ORDER BY round DESC LIMIT $2";
+        let found = sqlx::query(sql).bind(run.to_string()).bind(limit).fetch_all(&self.pool).await?;
+        found.iter().rev().map(|row| rows::json(row, "summary")).collect()
+    }
+
+    async fn clients(&self, run: RunId) -> Result<BTreeMap<ClientId, ClientRecord>, StoreError> {
+        let sql = "SELECT * FROM clients WHERE run = $1";
+        let found = sqlx::query(sql).bind(run.to_string()).fetch_all(&self.pool).await?;
+        found.iter().map(rows::client).collect()
+    }
+
+    fn read_model(&self, run: RunId, row: &SqliteRow, layout: &Layout) -> Result<Parameters, StoreError> {
+        let blob: String = row.try_get("model")?;
+        let model = Parameters::new(self.blobs.read(&blob)?);
+        if model.len() == layout.shared_len() {
+            return Ok(model);
+        }
+        let message = format!("{} values where the tensors have {}", model.len(), layout.shared_len());
+        Err(StoreError::Row { run: run.to_string(), what: "model", message })
+    }
+
+    fn write_files(&self, run: RunId, layout: &Layout, checkpoint: &Checkpoint) -> Result<Files, StoreError> {
+        let source = format!("consortia run {run} round {}", checkpoint.round);
+        let Written { blob: model, sha256: model_sha256, .. } =
+            self.write_model(layout, &checkpoint.model, &source)?;
+        let names: Vec<_> = (0..checkpoint.optimizer.len()).map(|index| format!("state.{index}")).collect();
+        let shapes: Vec<_> = checkpoint.optimizer.iter().map(|state| [state.len()]).collect();
+        let states = checkpoint.optimizer.iter().zip(&names).zip(&shapes);
+        let pieces: Vec<_> =
+            states.map(|((values, name), shape)| Piece { name, shape, values: values.as_slice() }).collect();
+        // An ended run never steps again.
+        let optimizer = if pieces.is_empty() || checkpoint.end.is_some() {
+            None
+        } else {
+            Some(self.blobs.write(&pieces, &source)?)
+        };
+        Ok(Files { model, model_sha256, optimizer })
+    }
+
+    fn write_model(
+        &self,
+        layout: &Layout,
+        model: &Arc<Parameters>,
+        source: &str,
+    ) -> Result<Written, StoreError> {
+        let mut last = self.last_model.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(written) = last.as_ref().filter(|one| one.model.ptr_eq(&Arc::downgrade(model))) {
+            return Ok(written.clone());
+        }
+        let (mut pieces, mut from) = (Vec::new(), 0);
+        for tensor in layout.shared() {
+            let values = &model.values()[from..from + tensor.len()];
+            pieces.push(Piece { name: &tensor.name, shape: &tensor.shape, values });
+            from += tensor.len();
+        }
+        let blob = self.blobs.write(&pieces, source)?;
+        let written = Written { model: Arc::downgrade(model), blob, sha256: model.sha256() };
+        Ok(last.insert(written).clone())
+    }
+
+    async fn collect(&self) -> Result<(), StoreError> {
+        let mut kept = BTreeSet::new();
+        for sql in [
+            "SELECT model FROM checkpoints",
+            "SELECT optimizer FROM checkpoints WHERE optimizer IS NOT NULL",
+            "SELECT model_before FROM checkpoints WHERE model_before IS NOT NULL",
+            "SELECT optimizer_before FROM checkpoints WHERE optimizer_before IS NOT NULL",
+        ] {
+            for row in sqlx::query(sql).fetch_all(&self.pool).await? {
+                kept.insert(row.try_get::<String, _>(0)?);
+            }
+        }
+        Ok(self.blobs.collect(&kept)?)
+    }
+}
+
+/// The files of a checkpoint, by hash.
+struct Files {
+    model: String,
+    model_sha256: String,
+    optimizer: Option<String>,
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("server.lock");
+    let failed = |source| StoreError::File { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// The state of a run that is not being worked on.
+fn state_of(end: Option<&RunEnd>) -> RunState {
+    match end {
+        None => RunState::Queued,
+        Some(RunEnd::Finished) => RunState::Finished,
+        Some(RunEnd::Failed(_)) => RunState::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! Rows of the database to values and back. Metrics that are not finite are left out rather than stored: JSON has no
+//! word for them.
+
+use std::sync::Arc;
+
+use protocol::wire::{ClientSummary, RoundSummary, RunSummary};
+use protocol::{ClientId, Layout, Metrics, Parameters, Round, RunId, Standardiser, TaskId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::{Files, StoreError, state_of};
+use crate::{Checkpoint, ClientRecord, RunEnd};
+
+fn wrong(row: &SqliteRow, what: &'static str, message: impl ToString) -> StoreError {
+    let run = row.try_get("run").unwrap_or_default();
+    StoreError::Row { run, what, message: message.to_string() }
+}
+
+/// A JSON column.
+pub(super) fn json<T: DeserializeOwned>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
+    serde_json::from_str(&row.try_get::<String, _>(column)?).map_err(|error| wrong(row, column, error))
+}
+
+fn to_json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("counts and finite numbers under plain keys have a JSON form")
+}
+
+/// The `run` column.
+pub(super) fn run_id(row: &SqliteRow) -> Result<RunId, StoreError> {
+    row.try_get::<String, _>("run")?.parse().map_err(|error| wrong(row, "id", error))
+}
+
+fn number(row: &SqliteRow, column: &'static str) -> Result<u32, StoreError> {
+    u32::try_from(row.try_get::<i64, _>(column)?).map_err(|error| wrong(row, column, error))
+}
+
+/// The seed of a rehearsal.
+pub(super) fn seed(row: &SqliteRow) -> Result<Option<u64>, StoreError> {
+    let text: Option<String> = row.try_get("seed")?;
+    text.map(|text| text.parse()).transpose().map_err(|error| wrong(row, "seed", error))
+}
+
+/// Names and shapes of the shared tensors.
+pub(super) fn layout(row: &SqliteRow) -> Result<Layout, StoreError> {
+    let tensors: Vec<(String, Vec<usize>)> = json(row, "tensors")?;
+    Layout::new(tensors).map_err(|error| wrong(row, "tensors", error))
+}
+
+fn end(row: &SqliteRow) -> Result<Option<RunEnd>, StoreError> {
+    let ended: Option<String> = row.try_get("ended")?;
+    Ok(match ended.as_deref() {
+        None => None,
+        Some("finished") => Some(RunEnd::Finished),
+        Some(_) => Some(RunEnd::Failed(row.try_get("reason")?)),
+    })
+}
+
+/// A checkpoint, given what lies in files.
+pub(super) fn checkpoint(
+    row: &SqliteRow,
+    model: Arc<Parameters>,
+    optimizer: Vec<Arc<Vec<f32>>>,
+    summary: Option<RoundSummary>,
+) -> Result<Checkpoint, StoreError> {
+    let standardiser: Option<Vec<u8>> = row.try_get("standardiser")?;
+    let standardiser = standardiser.map(|bytes| standardiser_of(&bytes).map(Arc::new));
+    Ok(Checkpoint {
+        round: Round(number(row, "round")?),
+        evaluated: row.try_get::<i64, _>("evaluated")? != 0,
+        end: end(row)?,
+        failures: number(row, "failures")?,
+        model,
+        optimizer,
+        standardiser: standardiser.transpose().map_err(|message| wrong(row, "standardiser", message))?,
+        summary,
+    })
+}
+
+fn standardiser_of(bytes: &[u8]) -> Result<Standardiser, &'static str> {
+    if !bytes.len().is_multiple_of(16) {
+        return Err("not pairs of numbers");
+    }
+    let (values, _) = bytes.as_chunks::<8>();
+    let mut values: Vec<f64> = values.iter().map(|eight| f64::from_le_bytes(*eight)).collect();
+    let std = values.split_off(values.len() / 2);
+    Ok(Standardiser { mean: values, std })
+}
+
+/// Puts the checkpoint in place of the one before; the files of that one become the spare ones.
+pub(super) async fn write_checkpoint(
+    transaction: &mut Transaction<'_, Sqlite>,
+    run: RunId,
+    checkpoint: &Checkpoint,
+    files: &Files,
+) -> Result<(), StoreError> {
+    let standardiser = checkpoint.standardiser.as_ref().map(|one| -> Vec<u8> {
+        one.mean.iter().chain(&one.std).flat_map(|value| value.to_le_bytes()).collect()
+    });
+    let (ended, reason) = match &checkpoint.end {
+        None => (None, ""),
+        Some(RunEnd::Finished) => (Some("finished"), ""),
+        Some(RunEnd::Failed(reason)) => (Some("failed"), reason.as_str()),
+    };
+    let sql = "INSERT INTO checkpoints (run, round, evaluated, ended, reason, failures, model, model_sha256, \
+               optimizer, standardiser) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+               ON CONFLICT (run) DO UPDATE SET round = $2, evaluated = $3, ended = $4, reason = $5, failures = $6, \
+               model_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN model = $7 THEN model_before ELSE model END, \
+               optimizer_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN model = $7 THEN optimizer_before \
+               ELSE optimizer END, model = $7, model_sha256 = $8, optimizer = $9, standardiser = $10";
+    sqlx::query(sql)
+        .bind(run.to_string())
+        .bind(i64::from(checkpoint.round.0))
+        .bind(i64::from(checkpoint.evaluated))
+        .bind(ended)
+        .bind(reason)
+        .bind(i64::from(checkpoint.failures))
+        .bind(&files.model)
+        .bind(&files.model_sha256)
+        .bind(files.optimizer.as_deref())
+        .bind(standardiser)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+fn sound(metrics: Option<Metrics>) -> Option<Metrics> {
+    metrics.filter(Metrics::is_sound)
+}
+
+/// Puts a round's line in place of the one before, if any.
+pub(super) async fn write_round(
+    transaction: &mut Transaction<'_, Sqlite>,
+    run: RunId,
+    summary: &RoundSummary,
+) -> Result<(), StoreError> {
+    let summary = RoundSummary {
+        train: sound(summary.train),
+        sites: sound(summary.sites),
+        central: sound(summary.central),
+        ..summary.clone()
+    };
+    sqlx::query("INSERT OR REPLACE INTO rounds (run, round, summary) VALUES ($1, $2, $3)")
+        .bind(run.to_string())
+        .bind(i64::from(summary.round))
+        .bind(to_json(&summary))
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// Stores what one client measured.
+pub(super) async fn write_report(
+    transaction: &mut Transaction<'_, Sqlite>,
+    run: RunId,
+    client: &ClientId,
+    task: TaskId,
+    metrics: &Metrics,
+) -> Result<(), StoreError> {
+    let Some(metrics) = sound(Some(*metrics)) else { return Ok(()) };
+    sqlx::query("INSERT OR REPLACE INTO reports VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
+        .bind(run.to_string())
+        .bind(i64::from(task.round.0))
+        .bind(task.kind.name())
+        .bind(client.as_str())
+        .bind(metrics.loss)
+        .bind(metrics.accuracy)
+        .bind(i64::try_from(metrics.examples).unwrap_or(i64::MAX))
+        .bind(metrics.seconds)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// Puts a client's record in place of the one before.
+pub(super) async fn write_client(
+    transaction: &mut Transaction<'_, Sqlite>,
+    run: RunId,
+    client: &ClientId,
+    record: &ClientRecord,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT OR REPLACE INTO clients VALUES ($1, $2, $3, $4, $5, $6)")
+        .bind(run.to_string())
+        .bind(client.as_str())
+        .bind(i64::from(record.accepted))
+        .bind(to_json(&record.refused.iter().collect::<Vec<_>>()))
+        .bind(to_json(&record.declined.iter().collect::<Vec<_>>()))
+        .bind(sound(record.test).map(|test| to_json(&test)))
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// A client's record.
+pub(super) fn client(row: &SqliteRow) -> Result<(ClientId, ClientRecord), StoreError> {
+    let name: String = row.try_get("client")?;
+    let client = ClientId::new(&name).map_err(|error| wrong(row, "client", error))?;
+    let tested = row.try_get::<Option<String>, _>("test")?.is_some();
+    let record = ClientRecord {
+        connected: false,
+        accepted: number(row, "accepted")?,
+        refused: json::<Vec<_>>(row, "refused")?.into_iter().collect(),
+        declined: json::<Vec<_>>(row, "declined")?.into_iter().collect(),
+        test: if tested { Some(json(row, "test")?) } else { None },
+    };
+    Ok((client, record))
+}
+
+/// A run's line without rounds and clients.
+pub(super) fn summary(row: &SqliteRow) -> Result<RunSummary, StoreError> {
+    let end = end(row)?;
+    let message = match &end {
+        None => "waits for the runs before it".to_owned(),
+        Some(RunEnd::Finished) => "all rounds are done".to_owned(),
+        Some(RunEnd::Failed(reason)) => reason.clone(),
+    };
+    Ok(RunSummary {
+        run: run_id(row)?,
+        name: row.try_get("name")?,
+        state: state_of(end.as_ref()),
+        message,
+        rounds_done: number(row, "round")?,
+        rounds: number(row, "rounds")?,
+        rehearsal: seed(row)?.is_some(),
+        model_sha256: row.try_get("model_sha256")?,
+        history: Vec::new(),
+        clients: Vec::new(),
+    })
+}
+
+/// A client for an operator's eyes.
+pub(crate) fn client_summary(client: &ClientId, record: &ClientRecord) -> ClientSummary {
+    ClientSummary {
+        client: client.clone(),
+        connected: record.connected,
+        accepted: record.accepted,
+        refused: record.refused.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+        declined: record.declined.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+        test: record.test,
+    }
+}

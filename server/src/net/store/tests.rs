@@ -1,0 +1,173 @@
+use protocol::wire::RoundSummary;
+use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
+
+use super::*;
+
+const RUN: RunId = RunId(7);
+
+fn layout() -> Layout {
+    Layout::new([("weight".to_owned(), vec![2, 1]), ("bias".to_owned(), vec![1])]).unwrap()
+}
+
+fn begin(values: [f32; 3]) -> Checkpoint {
+    Checkpoint::begin(Parameters::new(values.to_vec()))
+}
+
+async fn submit(store: &Store, run: RunId, checkpoint: &Checkpoint) {
+    let layout = layout();
+    let (name, plan_toml) = ("hearts", "rounds = 3");
+    let new =
+        Submission { run, name, rounds: 3, plan_toml, seed: Some(u64::MAX), layout: &layout, checkpoint };
+    store.submit(&new).await.unwrap();
+}
+
+fn commit(round: u32, values: [f32; 3]) -> Commit {
+    let client = ClientId::new("north").unwrap();
+    let metrics = Metrics { loss: 0.1 + 0.2, accuracy: Some(0.5), examples: 9, seconds: 0.25 };
+    let summary = RoundSummary {
+        round,
+        released: true,
+        cohort: 2,
+        answered: 2,
+        train: Some(metrics),
+        sites: None,
+        central: None,
+        seconds: 1.5,
+    };
+    let record = ClientRecord {
+        connected: false,
+        accepted: round,
+        refused: [(Refusal::TooSlow, 2)].into(),
+        declined: [(Decline::Data, 1)].into(),
+        test: Some(metrics),
+    };
+    let third = 1.0 / 3.0;
+    let checkpoint = Checkpoint {
+        round: Round(round),
+        optimizer: vec![Arc::new(vec![0.5, -1.5, 2.5]), Arc::new(vec![9.0; 3])],
+        standardiser: Some(Arc::new(Standardiser { mean: vec![0.1, third], std: vec![1e-300, 2.0] })),
+        summary: Some(summary.clone()),
+        ..begin(values)
+    };
+    let task = TaskId { run: RUN, round: Round(round), kind: TaskKind::Train };
+    Commit {
+        checkpoint,
+        summary,
+        reports: vec![(client.clone(), task, metrics)],
+        clients: vec![(client, record)],
+    }
+}
+
+fn blobs_in(dir: &Path) -> usize {
+    std::fs::read_dir(dir.join("blobs")).unwrap().count()
+}
+
+#[tokio::test]
+async fn what_is_committed_is_there_bit_for_bit_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = commit(1, [1.0, -0.0, f32::MIN_POSITIVE]);
+    {
+        let store = Store::open(dir.path()).await.unwrap();
+        submit(&store, RUN, &begin([0.0; 3])).await;
+        let sha256 = store.commit(RUN, &layout(), &done).await.unwrap();
+        assert_eq!(sha256, done.checkpoint.model.sha256());
+        store.close().await;
+    }
+    let store = Store::open(dir.path()).await.unwrap();
+    assert_eq!(store.unfinished().await.unwrap(), [RUN]);
+    let stored = store.load(RUN).await.unwrap();
+    assert_eq!(stored.checkpoint, done.checkpoint);
+    assert_eq!(stored.checkpoint.model.sha256(), done.checkpoint.model.sha256());
+    assert_eq!((stored.seed, stored.plan_toml.as_str()), (Some(u64::MAX), "rounds = 3"));
+    assert_eq!(stored.layout, layout());
+    assert_eq!(stored.clients.into_iter().collect::<Vec<_>>(), done.clients);
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_state_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Store::open(dir.path()).await.unwrap();
+    assert!(matches!(Store::open(dir.path()).await, Err(StoreError::Locked(_))));
+    first.close().await;
+    drop(first);
+    assert!(Store::open(dir.path()).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_current_model_the_one_before_and_final_models_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    for round in 1..5u8 {
+        store.commit(RUN, &layout(), &commit(round.into(), [f32::from(round); 3])).await.unwrap();
+    }
+    // Two models; the optimizer's state is the same in every round.
+    assert_eq!(blobs_in(dir.path()), 3);
+    let mut last = commit(5, [9.0; 3]);
+    last.checkpoint.end = Some(RunEnd::Finished);
+    store.commit(RUN, &layout(), &last).await.unwrap();
+    assert_eq!(blobs_in(dir.path()), 1);
+    let (file, sha256) = store.model_file(RUN).await.unwrap();
+    assert!(file.exists());
+    assert_eq!(sha256, last.checkpoint.model.sha256());
+    assert!(store.unfinished().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_commit_of_an_evaluation_replaces_the_rounds_line_and_writes_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    let mut done = commit(1, [1.0; 3]);
+    store.commit(RUN, &layout(), &done).await.unwrap();
+    let (file, _) = store.model_file(RUN).await.unwrap();
+    let written = std::fs::metadata(&file).unwrap().modified().unwrap();
+    done.summary.central = done.summary.train;
+    store.commit(RUN, &layout(), &done).await.unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), written);
+    let summary = store.summary(None).await.unwrap().unwrap();
+    assert_eq!(summary.history, [done.summary]);
+    assert_eq!(summary.clients[0].refused, [("too_slow".to_owned(), 2)]);
+}
+
+#[tokio::test]
+async fn a_damaged_model_is_reported_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([1.0, 2.0, 3.0])).await;
+    let (file, _) = store.model_file(RUN).await.unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let error = store.load(RUN).await.unwrap_err().to_string();
+    assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
+}
+
+#[tokio::test]
+async fn runs_are_listed_newest_first_and_a_failed_one_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    submit(&store, RunId(1), &begin([0.0; 3])).await;
+    store.fail(RUN, "no lattice").await.unwrap();
+    let runs = store.summaries().await.unwrap();
+    assert_eq!(
+        runs.iter().map(|run| (run.run, run.state)).collect::<Vec<_>>(),
+        [(RunId(1), RunState::Queued), (RUN, RunState::Failed)]
+    );
+    assert_eq!(runs[1].message, "no lattice");
+    assert_eq!(store.unfinished().await.unwrap(), [RunId(1)]);
+    assert!(matches!(store.load(RunId(2)).await, Err(StoreError::NoSuchRun(_))));
+}
+
+#[tokio::test]
+async fn metrics_that_are_not_finite_never_make_a_state_unreadable() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    let mut hostile = commit(1, [1.0; 3]);
+    let infinite = Some(Metrics { loss: f64::INFINITY, ..Metrics::default() });
+    (hostile.summary.train, hostile.clients[0].1.test) = (infinite, infinite);
+    store.commit(RUN, &layout(), &hostile).await.unwrap();
+    assert_eq!(store.load(RUN).await.unwrap().checkpoint.summary.unwrap().train, None);
+}
