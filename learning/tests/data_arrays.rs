@@ -1,5 +1,7 @@
 //! IDX and NumPy arrays: what is read, what is refused and in which words; MNIST where it is at hand.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;

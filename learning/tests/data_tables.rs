@@ -1,5 +1,7 @@
 //! CSV tables: what is read, what is refused and in which words, and how cells are prepared.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
