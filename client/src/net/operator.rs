@@ -4,7 +4,7 @@
 //! operator may do is the server's to decide.
 
 use protocol::RunId;
-use protocol::wire::{ADMIN_MAX, AdminReply, AdminRequest, FrameKind, RunSummary};
+use protocol::wire::{ADMIN_MAX, AdminReply, AdminRequest, CodecError, FrameKind, Rejection, RunSummary};
 use quinn::{ConnectionError, RecvStream};
 
 use super::connection::{ConnectError, Link, explain};
@@ -21,6 +21,9 @@ pub enum OperatorError {
     /// The reply did not come or is not understood.
     #[error(transparent)]
     Frame(FrameError),
+    /// The server took this party for a site.
+    #[error("the certificate is a site's; requests need one made for an operator")]
+    NotAnOperator,
     /// The server's own words.
     #[error("{0}")]
     Server(String),
@@ -99,8 +102,17 @@ impl OperatorClient {
 
     /// A lost connection explains more than the stream that broke with it.
     fn trouble(&self, error: FrameError) -> OperatorError {
+        let greeted = |found: u8| found == FrameKind::Greeting as u8;
+        if matches!(error, FrameError::Codec(CodecError::Kind { found, .. }) if greeted(found)) {
+            return OperatorError::NotAnOperator;
+        }
         match self.link.connection.close_reason() {
             None | Some(ConnectionError::LocallyClosed) => OperatorError::Frame(error),
+            Some(ConnectionError::ApplicationClosed(close))
+                if close.reason == Rejection::NotAHello.to_string().as_bytes() =>
+            {
+                OperatorError::NotAnOperator
+            }
             Some(reason) => OperatorError::Lost(explain(&reason)),
         }
     }

@@ -12,7 +12,7 @@ use protocol::wire::{
     TaskHeader,
 };
 use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -118,11 +118,20 @@ struct TaskStream {
 #[derive(Debug, thiserror::Error)]
 enum Abandoned {
     #[error(transparent)]
-    Frame(#[from] FrameError),
+    Frame(FrameError),
     #[error("the server no longer wants it")]
     Unwanted,
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,
+}
+
+impl From<FrameError> for Abandoned {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Read(ReadError::Reset(_)) => Self::Unwanted,
+            other => Self::Frame(other),
+        }
+    }
 }
 
 impl Workshop {

@@ -374,6 +374,51 @@ fn an_operator_asks_watches_and_hears_the_servers_own_words() {
     });
 }
 
+#[test]
+fn a_sites_certificate_is_not_an_operators() {
+    play(async {
+        let authority = Authority::new();
+        let server = authority.server();
+        let address = server.address();
+        let serving = tokio::spawn(async move {
+            let first = server.accept().await.unwrap();
+            let (mut send, _recv) = first.accept_bi().await.unwrap();
+            let rejected = Greeting::Rejected(Rejection::NotAHello);
+            write_frame(&mut send, FrameKind::Greeting, &rejected).await.unwrap();
+            let second = server.accept().await.unwrap();
+            let _streams = second.accept_bi().await.unwrap();
+            second.close(1u32.into(), Rejection::NotAHello.to_string().as_bytes());
+            first.closed().await;
+        });
+        let identity = authority.identity("north");
+        for _ in 0..2 {
+            let site = OperatorClient::connect(&address, SERVER_NAME, &identity).await.unwrap();
+            let error = site.ask(&AdminRequest::List).await.unwrap_err();
+            assert!(matches!(error, OperatorError::NotAnOperator), "{error}");
+            drop(site);
+        }
+        serving.await.unwrap();
+    });
+}
+
+#[test]
+fn a_task_that_is_cancelled_before_its_receipt_is_told_as_unwanted() {
+    play(async {
+        let authority = Authority::new();
+        let server = authority.server();
+        let mut agent = Running::start(well(), authority.identity("north"), &server);
+        let connection = server.welcome().await;
+        let (mut send, mut recv) = send_task(&connection, &train(1, 3)).await;
+        read_answer(&mut recv).await;
+        send.reset(1u32.into()).unwrap();
+        let trouble = |event: &AgentEvent| match event {
+            AgentEvent::Abandoned { trouble, .. } => Some(trouble.clone()),
+            _ => None,
+        };
+        assert_eq!(agent.until(trouble).await, "the server no longer wants it");
+    });
+}
+
 #[tokio::test]
 async fn an_address_that_leads_nowhere_is_named() {
     let authority = Authority::new();
