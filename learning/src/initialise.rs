@@ -31,33 +31,44 @@ impl Models {
         match &spec.model {
             ModelSpec::Linear | ModelSpec::Logistic => Ok(vec![0.0; self.layout_of(spec)?.len()]),
             ModelSpec::Mlp { .. } | ModelSpec::Cnn { .. } => {
-                let tensors = self.layout_of(spec)?.tensors().to_vec();
-                let none = tensors.into_iter().map(|tensor| (tensor.name, tensor.shape, Vec::new()));
-                Ok(draw(none, seed))
+                let layout = self.layout_of(spec)?;
+                let undrawn = layout.tensors().iter().map(|tensor| Built {
+                    name: tensor.name.clone(),
+                    shape: tensor.shape.clone(),
+                    values: Vec::new(),
+                });
+                Ok(draw(undrawn, seed))
             }
             ModelSpec::Custom { .. } => {
                 self.layout_of(spec)?;
-                let built = values_of(self.build(spec, &Device::Cpu)?.as_ref())?;
-                Ok(draw(built.into_iter(), seed))
+                Ok(draw(built_by(self.build(spec, &Device::Cpu)?.as_ref())?, seed))
             }
         }
     }
 }
 
-/// Name, shape and value of every tensor of a built model.
-fn values_of(model: &dyn Model) -> candle_core::Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
-    let value = |(name, var): (String, candle_core::Var)| {
-        Ok((name, var.dims().to_vec(), var.flatten_all()?.to_vec1::<f32>()?))
+/// A tensor as its builder left it.
+struct Built {
+    name: String,
+    shape: Vec<usize>,
+    /// Empty where every value will be drawn.
+    values: Vec<f32>,
+}
+
+/// Every tensor of a built model.
+fn built_by(model: &dyn Model) -> candle_core::Result<Vec<Built>> {
+    let built = |(name, var): (String, candle_core::Var)| {
+        Ok(Built { name, shape: var.dims().to_vec(), values: var.flatten_all()?.to_vec1()? })
     };
-    model.tensors().into_iter().map(value).collect()
+    model.tensors().into_iter().map(built).collect()
 }
 
 /// Draws in layout order; a tensor that is neither weight nor a weight's bias keeps its value.
-fn draw(tensors: impl Iterator<Item = (String, Vec<usize>, Vec<f32>)>, seed: Seed) -> Vec<f32> {
+fn draw(tensors: impl IntoIterator<Item = Built>, seed: Seed) -> Vec<f32> {
     let mut generator = seed.generator();
     let mut values = Vec::new();
     let mut last_weight: Option<(String, f32)> = None;
-    for (name, shape, built) in tensors {
+    for Built { name, shape, values: built } in tensors {
         let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
         let bound = match &last_weight {
             _ if shape.len() >= 2 => {

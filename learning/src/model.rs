@@ -34,7 +34,31 @@ impl Mode {
     }
 }
 
-/// A model on candle. Implement it for your own, register a builder with [`Models::with`], and name it in the plan.
+/// A model on candle. Implement it for your own, register a builder, and name it in the plan (`[model.custom]`).
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor, Var};
+/// use learning::{Mode, Model, Trainer, ops};
+///
+/// struct Mine(Var, Var);
+///
+/// impl Model for Mine {
+///     fn tensors(&self) -> Vec<(String, Var)> {
+///         vec![("layer.weight".into(), self.0.clone()), ("layer.bias".into(), self.1.clone())]
+///     }
+///     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+///         ops::linear(&ops::dropout(x, 0.1, mode, 0)?, &self.0, &self.1, ops::Activation::Identity)
+///     }
+/// }
+///
+/// let trainer = Trainer::without_data(Device::Cpu).with_model("mine", |spec, device| {
+///     let weight = Var::zeros((spec.outputs(), spec.input_shape()[0]), DType::F32, device)?;
+///     Ok(Box::new(Mine(weight, Var::zeros(spec.outputs(), DType::F32, device)?)))
+/// });
+/// ```
+///
+/// Unlike [`crate::ops`], candle's own products use as many threads as `RAYON_NUM_THREADS` says; set it to 1 where several
+/// trainers share a machine.
 pub trait Model: Send {
     /// The variables and their names in layout order: always the same variables in the same order, each contiguous f32.
     fn tensors(&self) -> Vec<(String, Var)>;

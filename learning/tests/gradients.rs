@@ -1,10 +1,14 @@
 //! Every layer, loss and built-in model against central finite differences. Points are chosen away from kinks: inputs of a
 //! ReLU or of a pool are farther from their kinks than the step of the difference moves them.
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use candle_core::{Device, Result, Tensor, Var};
 use learning::ops::{Activation, conv2d, linear, loss, max_pool2d, max_pool2d_composed};
 use learning::{Mode, Models, initial_parameters};
 use protocol::{Loss, Seed, Spec};
+
+/// What rounding a scalar to f32 does to a difference.
+const NOISE: f64 = 1e-4;
 
 /// Numbers without a pattern in (-1, 1), the same every time.
 fn numbers(count: usize, salt: u64) -> Vec<f32> {
@@ -40,7 +44,7 @@ fn total(function: &dyn Fn() -> Result<Tensor>) -> f64 {
     values(&output).iter().zip(weights).map(|(value, weight)| f64::from(*value) * f64::from(weight)).sum()
 }
 
-/// Compares the gradient of `function` (a scalar, or a layer's output to be weighed) with differences at up to 60 places of
+/// Compares, relative to the largest value, the gradient of `function` (a scalar, or a layer's output to be weighed) with differences at up to 60 places of
 /// every variable.
 fn check(what: &str, vars: &[&Var], step: f32, tolerance: f64, function: &dyn Fn() -> Result<Tensor>) {
     let output = function().unwrap();
@@ -50,7 +54,8 @@ fn check(what: &str, vars: &[&Var], step: f32, tolerance: f64, function: &dyn Fn
         let gradient =
             values(gradients.get(var).unwrap_or_else(|| panic!("{what}: variable {index} has no gradient")));
         let start = values(var);
-        assert!(gradient.iter().any(|value| *value != 0.0), "{what}: variable {index} has a zero gradient");
+        let largest = gradient.iter().fold(0f64, |largest, value| largest.max(f64::from(value.abs())));
+        assert!(largest > 20.0 * NOISE, "{what}: the gradient of variable {index} drowns in rounding");
         for place in (0..start.len()).step_by(start.len().div_ceil(60)) {
             let at = |offset: f32| {
                 let mut moved = start.clone();
@@ -61,7 +66,7 @@ fn check(what: &str, vars: &[&Var], step: f32, tolerance: f64, function: &dyn Fn
             let ((up, above), (down, below)) = (at(step), at(-step));
             let difference = (up - down) / (above - below);
             let error = (difference - f64::from(gradient[place])).abs();
-            let allowed = tolerance * (1.0 + difference.abs());
+            let allowed = tolerance * (largest + difference.abs()) + NOISE;
             assert!(
                 error <= allowed,
                 "{what}: variable {index}, place {place}: gradient {} but difference {difference}",
@@ -201,7 +206,7 @@ fn losses_have_the_values_of_their_definitions_and_survive_large_logits() {
     let matrix =
         |values: &[f32], width| Tensor::from_slice(values, (values.len() / width, width), device).unwrap();
     let classes = Tensor::new(&[1u32, 0], device).unwrap();
-    let entropy = scalar(Loss::Auto, matrix(&[0., 0., 1000., -1000.], 2), classes.clone());
+    let entropy = scalar(Loss::Auto, matrix(&[0., 0., 1000., -1000.], 2), classes);
     assert!((entropy - 0.5 * 2f32.ln()).abs() < 1e-6, "{entropy}");
     let targets = Tensor::new(&[1f32, 0., 0.], device).unwrap();
     let binary = scalar(Loss::BinaryCrossEntropy, matrix(&[1000., -1000., 0.], 1), targets.clone());
@@ -236,7 +241,7 @@ fn model_check(model: &str, shape: &[usize], step: f32) {
     let x = var(&batch, 23);
     let classes = Tensor::new(&[0u32, 2, 1, 2], &Device::Cpu).unwrap();
     let vars: Vec<&Var> = vars.iter().collect();
-    check(model, &vars, step, 3e-3, &|| {
+    check(model, &vars, step, 1e-2, &|| {
         loss(Loss::CrossEntropy, &model_built.forward(&x, Mode::Evaluate)?, &classes)
     });
 }

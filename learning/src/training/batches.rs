@@ -57,3 +57,28 @@ impl Batch {
         Ok(Self { inputs, targets: targets.map_err(failed)? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use protocol::Seed;
+
+    use super::*;
+
+    #[test]
+    fn a_shuffle_keeps_every_row_and_its_order_is_the_same_on_every_machine() {
+        let mut rows: Vec<u32> = (0..10).collect();
+        shuffle(&mut rows, &mut Seed::from_number(1).generator());
+        assert_eq!(rows, [8, 4, 0, 6, 7, 1, 5, 2, 3, 9]);
+        rows.sort_unstable();
+        assert_eq!(rows, (0..10).collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn labels_that_do_not_fit_the_loss_are_refused() {
+        let data = Dataset { shape: vec![1], features: vec![0.0], labels: Labels::Real(vec![0.5]) };
+        let error = Batch::gather(&data, &[0], Loss::CrossEntropy, &Device::Cpu).err().unwrap();
+        assert_eq!(error.reason, Decline::Data);
+        let batch = Batch::gather(&data, &[0, 0], Loss::MeanSquared, &Device::Cpu).unwrap();
+        assert_eq!((batch.inputs.dims(), batch.targets.dims()), (&[2, 1][..], &[2][..]));
+    }
+}

@@ -69,8 +69,7 @@ impl StepGradient {
     ) -> Result<Vec<Option<Tensor>>> {
         if let Some(Proximal { mu, start }) = proximal {
             for ((sum, var), start) in self.sums.iter_mut().zip(vars).zip(start) {
-                let pull = ((var.as_detached_tensor() - start)? * *mu)?;
-                *sum = Some(sum.take().map_or_else(|| Ok(pull.clone()), |sum| sum + &pull)?);
+                *sum = Some(pulled(sum.take(), var, start, *mu)?);
             }
         }
         if let Some(norm_max) = norm_max {
@@ -83,6 +82,27 @@ impl StepGradient {
         }
         Ok(self.sums)
     }
+}
+
+/// `gradient + mu * (var - start)`; no gradient counts as zero. On the CPU in one pass.
+fn pulled(gradient: Option<Tensor>, var: &Var, start: &Tensor, mu: f64) -> Result<Tensor> {
+    if !var.device().is_cpu() {
+        let pull = ((var.as_detached_tensor() - start)? * mu)?;
+        return gradient.map_or_else(|| Ok(pull.clone()), |gradient| gradient + &pull);
+    }
+    let mut sum = match &gradient {
+        Some(gradient) => with_floats(&gradient.contiguous()?, |values| Ok(values.to_vec()))?,
+        None => vec![0.0; var.elem_count()],
+    };
+    with_floats(var, |values| {
+        with_floats(start, |start| {
+            for ((sum, value), start) in sum.iter_mut().zip(values).zip(start) {
+                *sum += mu as f32 * (value - start);
+            }
+            Ok(())
+        })
+    })?;
+    Tensor::from_vec(sum, var.shape(), var.device())
 }
 
 /// The L2 norm over all tensors, summed in f64 in their order.
