@@ -325,7 +325,7 @@ impl Engine {
         let plan = Arc::new(Plan::parse(&plan_toml).map_err(|error| error.to_string())?);
         let learner = if plan.evaluation.central { self.room.central(&plan.spec) } else { None };
         if plan.evaluation.central && learner.is_none() {
-            tracing::warn!("run {run} asks for an evaluation on the server, which has no data for it");
+            tracing::info!("run {run} would be evaluated here too, but this server has no data for it");
         }
         let central = learner.map(|learner| {
             Evaluator::start(run, Arc::clone(&plan.spec), learner, self.nerves.commands.clone())

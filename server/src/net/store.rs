@@ -80,11 +80,18 @@ pub enum StoreError {
 pub struct Store {
     pool: SqlitePool,
     blobs: Blobs,
-    last_model: Mutex<Option<Written>>,
+    last: Mutex<Last>,
     _lock: File,
 }
 
-/// The model last written, so that the commit of its evaluation does not write it again. It is not kept alive.
+/// What was written last, so that the commit of an evaluation does not write it again.
+#[derive(Default)]
+struct Last {
+    model: Option<Written>,
+    optimizer: Option<(Vec<Weak<Vec<f32>>>, String)>,
+}
+
+/// The model last written. It is not kept alive.
 #[derive(Clone)]
 struct Written {
     model: Weak<Parameters>,
@@ -149,7 +156,7 @@ impl Store {
             .busy_timeout(Duration::from_secs(10));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         let blobs = Blobs::open(dir.join("blobs"))?;
-        let store = Self { pool, blobs, last_model: Mutex::new(None), _lock: lock };
+        let store = Self { pool, blobs, last: Mutex::default(), _lock: lock };
         store.migrate().await?;
         Ok(store)
     }
@@ -336,18 +343,31 @@ impl Store {
         let source = format!("consortia run {run} round {}", checkpoint.round);
         let Written { blob: model, sha256: model_sha256, .. } =
             self.write_model(layout, &checkpoint.model, &source)?;
-        let names: Vec<_> = (0..checkpoint.optimizer.len()).map(|index| format!("state.{index}")).collect();
-        let shapes: Vec<_> = checkpoint.optimizer.iter().map(|state| [state.len()]).collect();
-        let states = checkpoint.optimizer.iter().zip(&names).zip(&shapes);
-        let pieces: Vec<_> =
-            states.map(|((values, name), shape)| Piece { name, shape, values: values.as_slice() }).collect();
-        // An ended run never steps again.
-        let optimizer = if pieces.is_empty() || checkpoint.end.is_some() {
-            None
-        } else {
-            Some(self.blobs.write(&pieces, &source)?)
-        };
+        let optimizer = self.write_optimizer(checkpoint, &source)?;
         Ok(Files { model, model_sha256, optimizer })
+    }
+
+    fn write_optimizer(&self, checkpoint: &Checkpoint, source: &str) -> Result<Option<String>, StoreError> {
+        let states = &checkpoint.optimizer;
+        // A run that has ended never steps again.
+        if states.is_empty() || checkpoint.end.is_some() {
+            return Ok(None);
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity: Vec<_> = states.iter().map(Arc::downgrade).collect();
+        if let Some((before, blob)) = &last.optimizer
+            && before.len() == identity.len()
+            && before.iter().zip(&identity).all(|(before, now)| before.ptr_eq(now))
+        {
+            return Ok(Some(blob.clone()));
+        }
+        let names: Vec<_> = (0..states.len()).map(|index| format!("state.{index}")).collect();
+        let shapes: Vec<_> = states.iter().map(|state| [state.len()]).collect();
+        let pieces = states.iter().zip(&names).zip(&shapes);
+        let pieces: Vec<_> = pieces.map(|((values, name), shape)| Piece { name, shape, values }).collect();
+        let blob = self.blobs.write(&pieces, source)?;
+        last.optimizer = Some((identity, blob.clone()));
+        Ok(Some(blob))
     }
 
     fn write_model(
@@ -356,8 +376,8 @@ impl Store {
         model: &Arc<Parameters>,
         source: &str,
     ) -> Result<Written, StoreError> {
-        let mut last = self.last_model.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(written) = last.as_ref().filter(|one| one.model.ptr_eq(&Arc::downgrade(model))) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(written) = last.model.as_ref().filter(|one| one.model.ptr_eq(&Arc::downgrade(model))) {
             return Ok(written.clone());
         }
         let (mut pieces, mut from) = (Vec::new(), 0);
@@ -368,7 +388,7 @@ impl Store {
         }
         let blob = self.blobs.write(&pieces, source)?;
         let written = Written { model: Arc::downgrade(model), blob, sha256: model.sha256() };
-        Ok(last.insert(written).clone())
+        Ok(last.model.insert(written).clone())
     }
 
     async fn collect(&self) -> Result<(), StoreError> {

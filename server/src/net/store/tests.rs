@@ -101,8 +101,8 @@ async fn the_current_model_the_one_before_and_final_models_are_kept() {
     for round in 1..5u8 {
         store.commit(RUN, &layout(), &commit(round.into(), [f32::from(round); 3])).await.unwrap();
     }
-    // Two models; the optimizer's state is the same in every round.
-    assert_eq!(blobs_in(dir.path()), 3);
+    // Two models and the optimizer's state with each.
+    assert_eq!(blobs_in(dir.path()), 4);
     let mut last = commit(5, [9.0; 3]);
     last.checkpoint.end = Some(RunEnd::Finished);
     store.commit(RUN, &layout(), &last).await.unwrap();
