@@ -189,7 +189,11 @@ impl Site<'_> {
             tokio::select! {
                 order = inbox.recv() => match order {
                     Some(order) => self.obey(order),
-                    None => return "replaced, or the server is stopping".to_owned(),
+                    None => {
+                        // A replaced connection has been closed already, and that text stands.
+                        close(self.connection, &Rejection::ShuttingDown);
+                        return "it was replaced, or the server is stopping".to_owned();
+                    }
                 },
                 Some(ended) = self.streams.join_next() => {
                     if let Ok((task, serial)) = ended
