@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use protocol::wire::{Receipt, Rejection, RunSummary};
 use protocol::{Answer, ClientId, Layout, Metrics, Refusal, Round, RunId, Seed, Task, TaskId, Time};
-use quinn::{Connection, VarInt};
+use quinn::Connection;
 use rand::TryRngCore;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
@@ -272,7 +272,7 @@ impl Engine {
     fn order(&self, client: &ClientId, order: Order) {
         let Some(link) = self.links.get(client) else { return };
         if let Err(mpsc::error::TrySendError::Full(_)) = link.orders.try_send(order) {
-            link.connection.close(VarInt::from(CODE_MISBEHAVED), b"the connection does not keep up");
+            link.connection.close(CODE_MISBEHAVED, b"the connection does not keep up");
         }
     }
 

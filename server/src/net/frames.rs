@@ -106,19 +106,19 @@ pub(crate) trait Raw: Pod {
     /// Zero.
     const ZERO: Self;
     /// From the byte order of the wire.
-    fn from_wire(self) -> Self;
+    fn native(self) -> Self;
 }
 
 impl Raw for i32 {
     const ZERO: Self = 0;
-    fn from_wire(self) -> Self {
+    fn native(self) -> Self {
         Self::from_le(self)
     }
 }
 
 impl Raw for i64 {
     const ZERO: Self = 0;
-    fn from_wire(self) -> Self {
+    fn native(self) -> Self {
         Self::from_le(self)
     }
 }
@@ -135,7 +135,7 @@ pub(crate) async fn read_values<T: Raw>(
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
     timeout(whole, fill(stream, bytes, idle)).await.map_err(|_| FrameError::TooSlow)??;
     if cfg!(target_endian = "big") {
-        values.iter_mut().for_each(|value| *value = value.from_wire());
+        values.iter_mut().for_each(|value| *value = value.native());
     }
     Ok(values)
 }
