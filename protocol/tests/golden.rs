@@ -1,0 +1,203 @@
+//! Golden bytes: every block of hexadecimal digits in `docs/protocol.md` is what the program writes and reads. A change
+//! that fails here changes the wire: raise `VERSION` and the page together.
+
+use std::fmt::Debug;
+
+use privacy::{Encoded, Lattice, NormBound, Tally, clip};
+use protocol::wire::{
+    AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, FRAME_HEAD, FrameHead, FrameKind,
+    Greeting, Hello, Receipt, Rejection, RoundSummary, RunState, RunSummary, TaskHeader, WorkHeader, decode,
+    encode,
+};
+use protocol::{
+    ClientId, Decline, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec, Standardiser, TaskId, TaskKind,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+const PAGE: &str = include_str!("../../docs/protocol.md");
+const RUN: RunId = RunId(0x0123_4567_89ab_cdef);
+
+/// The text of the page's fenced block with this heading.
+fn block(heading: &str) -> &'static str {
+    let opening = format!("\n```{heading}\n");
+    let start = PAGE.find(&opening).unwrap_or_else(|| panic!("docs/protocol.md has no block `{heading}`"));
+    let rest = &PAGE[start + opening.len()..];
+    &rest[..rest.find("\n```").expect("every block is closed") + 1]
+}
+
+/// The bytes of a block: what stands before `|` in each line.
+fn bytes(name: &str) -> Vec<u8> {
+    let lines = block(&format!("hex {name}")).lines();
+    let digits = lines.flat_map(|line| line.split('|').next().unwrap_or_default().split_whitespace());
+    digits.map(|pair| u8::from_str_radix(pair, 16).unwrap_or_else(|_| panic!("{name}: `{pair}`"))).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x} ")).collect()
+}
+
+/// The message is written as the block says, and the block is read as the message.
+fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, kind: FrameKind, message: &T) {
+    let expected = bytes(name);
+    assert_eq!(
+        hex(&encode(kind, message)),
+        hex(&expected),
+        "{name} is written otherwise than docs/protocol.md says"
+    );
+    let head = expected[..FRAME_HEAD].try_into().unwrap();
+    let head = FrameHead::parse(head, kind, 1 << 20).unwrap();
+    assert_eq!(head.len, expected.len() - FRAME_HEAD, "{name}");
+    assert_eq!(decode::<T>(&expected[FRAME_HEAD..]).as_ref(), Ok(message), "{name}");
+}
+
+fn id(round: u32, kind: TaskKind) -> TaskId {
+    TaskId { run: RUN, round: Round(round), kind }
+}
+
+fn task(id: TaskId, work: WorkHeader, model_len: u64) -> TaskHeader {
+    TaskHeader { id, spec_json: "{}".into(), seed: None, standardiser: None, work, model_len }
+}
+
+#[test]
+fn greetings_have_the_bytes_of_the_page() {
+    golden("hello", FrameKind::Hello, &Hello { software: "example 1.0".into() });
+    let welcome = Greeting::Welcome { software: "consortia 0.1.0".into(), you: "cleveland".into() };
+    golden("welcome", FrameKind::Greeting, &welcome);
+    let rejected = Greeting::Rejected(Rejection::Version { server: 1, client: 2 });
+    golden("rejected", FrameKind::Greeting, &rejected);
+}
+
+#[test]
+fn tasks_have_the_bytes_of_the_page() {
+    let train = TaskHeader {
+        seed: Some(Seed::from_number(7)),
+        standardiser: Some(Standardiser { mean: vec![54.5], std: vec![9.0] }),
+        ..task(id(3, TaskKind::Train), WorkHeader::Train { learning_rate_scale: 0.5 }, 2)
+    };
+    golden("task-train", FrameKind::Task, &train);
+    golden("task-evaluate", FrameKind::Task, &task(id(3, TaskKind::Evaluate), WorkHeader::Evaluate, 2));
+    golden("task-statistics", FrameKind::Task, &task(id(0, TaskKind::Statistics), WorkHeader::Statistics, 0));
+    let model: Vec<u8> = [1.0f32, -0.5].iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(bytes("model"), model);
+}
+
+#[test]
+fn answers_have_the_bytes_of_the_page() {
+    let answer = |task, body| AnswerHeader { task, body };
+    let metrics = Metrics { loss: 0.5, accuracy: Some(0.75), examples: 199, seconds: 1.5 };
+    let trained = AnswerBody::Trained { len: 2, weight: 199, metrics };
+    golden("answer-trained", FrameKind::Answer, &answer(id(3, TaskKind::Train), trained));
+    let metrics = Metrics { loss: 0.25, accuracy: None, examples: 104, seconds: 0.0 };
+    let evaluated = AnswerBody::Evaluated { metrics };
+    golden("answer-evaluated", FrameKind::Answer, &answer(id(3, TaskKind::Evaluate), evaluated));
+    let counted = AnswerBody::Counted { len: 3 };
+    golden("answer-counted", FrameKind::Answer, &answer(id(0, TaskKind::Statistics), counted));
+    let declined = AnswerBody::Declined { reason: Decline::Data, detail: "no file".into() };
+    golden("answer-declined", FrameKind::Answer, &answer(id(3, TaskKind::Train), declined));
+}
+
+#[test]
+fn raw_values_have_the_bytes_of_the_page() {
+    let points: Vec<u8> = [1i32, -2].iter().flat_map(|point| point.to_le_bytes()).collect();
+    assert_eq!(bytes("points"), points);
+    let tally = Tally::encode(&[-1.5]).unwrap();
+    let limbs: Vec<u8> = tally.limbs().iter().flat_map(|limb| limb.to_le_bytes()).collect();
+    assert_eq!(bytes("limbs"), limbs);
+}
+
+#[test]
+fn receipts_have_the_bytes_of_the_page() {
+    golden("receipt-accepted", FrameKind::Receipt, &Receipt::Accepted);
+    golden("receipt-refused", FrameKind::Receipt, &Receipt::Refused(Refusal::NormExceeded));
+}
+
+#[test]
+fn every_reason_of_a_refusal_has_its_number_and_its_name_on_the_page() {
+    for (number, reason) in (0u8..).zip(Refusal::ALL) {
+        assert_eq!(encode(FrameKind::Receipt, &Receipt::Refused(reason))[FRAME_HEAD + 4], number);
+    }
+    let names: Vec<String> = Refusal::ALL.iter().map(|reason| format!("`{}`", reason.name())).collect();
+    let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(page.contains(&names.join(", ")), "docs/protocol.md lists other reasons than Refusal::ALL");
+}
+
+#[test]
+fn an_operator_s_messages_have_the_bytes_of_the_page() {
+    let submit = AdminRequest::Submit { plan_toml: "x = 1".into(), seed: Some(7) };
+    golden("submit", FrameKind::AdminRequest, &submit);
+    golden("list", FrameKind::AdminRequest, &AdminRequest::List);
+    golden("watch", FrameKind::AdminRequest, &AdminRequest::Watch { run: Some(RUN) });
+    golden("submitted", FrameKind::AdminReply, &AdminReply::Submitted { run: RUN });
+    golden("runs", FrameKind::AdminReply, &AdminReply::Runs(vec![]));
+    golden("error", FrameKind::AdminReply, &AdminReply::Error("there is no run here yet".into()));
+    golden("run", FrameKind::AdminReply, &AdminReply::Run(summary()));
+}
+
+fn summary() -> RunSummary {
+    let round = RoundSummary {
+        round: 1,
+        released: true,
+        cohort: 4,
+        answered: 3,
+        train: None,
+        sites: None,
+        central: Some(Metrics { loss: 0.5, accuracy: None, examples: 254, seconds: 0.25 }),
+        seconds: 2.0,
+    };
+    let client = ClientSummary {
+        client: ClientId::new("va").unwrap(),
+        connected: true,
+        accepted: 5,
+        refused: vec![("stale".into(), 2)],
+        declined: vec![],
+        test: None,
+    };
+    RunSummary {
+        run: RUN,
+        name: "heart".into(),
+        state: RunState::Running,
+        message: "waits".into(),
+        rounds_done: 1,
+        rounds: 20,
+        rehearsal: true,
+        model_sha256: "ab".into(),
+        history: vec![round],
+        clients: vec![client],
+    }
+}
+
+#[test]
+fn the_plan_on_the_page_is_the_plan_that_travels() {
+    let page: serde_json::Value = serde_json::from_str(block("json spec")).unwrap();
+    let spec = Spec::from_json(&page.to_string()).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&spec.to_json()).unwrap(), page);
+}
+
+#[test]
+fn the_worked_examples_of_the_lattice_are_right() {
+    let points = |norm_max: f64, delta: Vec<f32>| {
+        let lattice = Lattice::plan(NormBound::new(norm_max).unwrap(), 4, 1000, delta.len()).unwrap();
+        assert_eq!(lattice.reach(), 1 << 30);
+        let clipped = clip(delta, lattice.bound()).unwrap();
+        Encoded::encode(&clipped, lattice.weigh(1), &lattice).unwrap().into_points()
+    };
+    let examples = [points(5.0, vec![30.0, 40.0]), points(1.0, vec![1.0, 2.0, 2.0])];
+    assert_eq!(examples, [vec![644_245_094, 858_993_459], vec![357_913_600, 715_827_200, 715_827_200]]);
+    let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(examples.iter().flatten().all(|point| page.contains(&point.to_string())));
+}
+
+#[test]
+fn a_rehearsal_s_seeds_are_derived_as_the_page_says() {
+    let seed = Seed::from_number(7);
+    let cleveland = ClientId::new("cleveland").unwrap();
+    let seeds = [
+        seed,
+        seed.derive(Purpose::Train, Round(3), Some(&cleveland)),
+        seed.derive(Purpose::Initialise, Round(0), None),
+    ];
+    let written: Vec<u8> =
+        seeds.iter().flat_map(|seed| encode(FrameKind::Hello, seed).split_off(FRAME_HEAD)).collect();
+    assert_eq!(hex(&written), hex(&bytes("seeds")));
+}

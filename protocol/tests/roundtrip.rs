@@ -1,0 +1,351 @@
+//! Properties of the codec: every message comes back as it was sent, and no bytes whatever make a reader panic, or take
+//! memory that the bytes do not pay for.
+
+use privacy::LIMBS;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use protocol::wire::{
+    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, CodecError, FRAME_HEAD,
+    FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, Payload, Receipt, Rejection, RoundSummary, RunState,
+    RunSummary, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
+};
+use protocol::{
+    Answer, ClientId, Decline, Metrics, Outcome, Refusal, Round, RunId, Seed, Spec, Standardiser, TaskId,
+    TaskKind,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+const KINDS: [FrameKind; 7] = [
+    FrameKind::Hello,
+    FrameKind::Greeting,
+    FrameKind::Task,
+    FrameKind::Answer,
+    FrameKind::Receipt,
+    FrameKind::AdminRequest,
+    FrameKind::AdminReply,
+];
+
+fn task_id() -> impl Strategy<Value = TaskId> {
+    let kind = prop::sample::select(vec![TaskKind::Statistics, TaskKind::Train, TaskKind::Evaluate]);
+    (any::<u64>(), any::<u32>(), kind).prop_map(|(run, round, kind)| TaskId {
+        run: RunId(run),
+        round: Round(round),
+        kind,
+    })
+}
+
+fn number() -> impl Strategy<Value = f64> {
+    prop::num::f64::ANY.prop_filter("NaN is not equal to itself", |value| !value.is_nan())
+}
+
+fn metrics() -> impl Strategy<Value = Metrics> {
+    (number(), option::of(number()), any::<u64>(), number())
+        .prop_map(|(loss, accuracy, examples, seconds)| Metrics { loss, accuracy, examples, seconds })
+}
+
+fn refusal() -> impl Strategy<Value = Refusal> {
+    prop::sample::select(Refusal::ALL.to_vec())
+}
+
+fn decline() -> impl Strategy<Value = Decline> {
+    use Decline::{Data, Failed, NotFinite, Stopped, Unsupported};
+    prop::sample::select(vec![Unsupported, Data, NotFinite, Stopped, Failed])
+}
+
+fn greeting() -> impl Strategy<Value = Greeting> {
+    use Rejection::{Busy, NotAHello, NotASite, ShuttingDown, Superseded};
+    let others = prop::sample::select(vec![NotAHello, NotASite, Superseded, ShuttingDown, Busy]);
+    let version =
+        (any::<u16>(), any::<u16>()).prop_map(|(server, client)| Rejection::Version { server, client });
+    prop_oneof![
+        (".{0,40}", ".{0,40}").prop_map(|(software, you)| Greeting::Welcome { software, you }),
+        others.prop_map(Greeting::Rejected),
+        version.prop_map(Greeting::Rejected),
+    ]
+}
+
+fn task_header() -> impl Strategy<Value = TaskHeader> {
+    let work = prop_oneof![
+        Just(WorkHeader::Statistics),
+        number().prop_map(|learning_rate_scale| WorkHeader::Train { learning_rate_scale }),
+        Just(WorkHeader::Evaluate),
+    ];
+    let standardiser = (vec(number(), 0..9), vec(number(), 0..9));
+    let standardiser = standardiser.prop_map(|(mean, std)| Standardiser { mean, std });
+    let seed = any::<[u8; 32]>().prop_map(Seed::from_entropy);
+    (task_id(), ".{0,300}", option::of(seed), option::of(standardiser), work, any::<u64>()).prop_map(
+        |(id, spec_json, seed, standardiser, work, model_len)| TaskHeader {
+            id,
+            spec_json,
+            seed,
+            standardiser,
+            work,
+            model_len,
+        },
+    )
+}
+
+fn answer_header() -> impl Strategy<Value = AnswerHeader> {
+    let body = prop_oneof![
+        (any::<u64>(), any::<u32>(), metrics()).prop_map(|(len, weight, metrics)| AnswerBody::Trained {
+            len,
+            weight,
+            metrics
+        }),
+        metrics().prop_map(|metrics| AnswerBody::Evaluated { metrics }),
+        any::<u64>().prop_map(|len| AnswerBody::Counted { len }),
+        (decline(), ".{0,100}").prop_map(|(reason, detail)| AnswerBody::Declined { reason, detail }),
+    ];
+    (task_id(), body).prop_map(|(task, body)| AnswerHeader { task, body })
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        (vec(any::<i32>(), 0..50), any::<u32>(), metrics())
+            .prop_map(|(points, weight, metrics)| Outcome::Trained { points, weight, metrics }),
+        metrics().prop_map(|metrics| Outcome::Evaluated { metrics }),
+        vec(any::<i64>(), 0..50).prop_map(|limbs| Outcome::Counted { limbs }),
+        (decline(), ".{0,100}").prop_map(|(reason, detail)| Outcome::Declined { reason, detail }),
+    ]
+}
+
+fn request() -> impl Strategy<Value = AdminRequest> {
+    prop_oneof![
+        (".{0,300}", any::<Option<u64>>())
+            .prop_map(|(plan_toml, seed)| AdminRequest::Submit { plan_toml, seed }),
+        Just(AdminRequest::List),
+        any::<Option<u64>>().prop_map(|run| AdminRequest::Watch { run: run.map(RunId) }),
+    ]
+}
+
+fn round_summary() -> impl Strategy<Value = RoundSummary> {
+    let measured = || option::of(metrics());
+    (any::<[u32; 3]>(), any::<bool>(), measured(), measured(), measured(), number()).prop_map(
+        |([round, cohort, answered], released, train, sites, central, seconds)| RoundSummary {
+            round,
+            released,
+            cohort,
+            answered,
+            train,
+            sites,
+            central,
+            seconds,
+        },
+    )
+}
+
+fn client_summary() -> impl Strategy<Value = ClientSummary> {
+    let counts = || vec(("[a-z_]{1,12}", any::<u32>()), 0..4);
+    let client = "[a-z0-9._-]{1,64}".prop_map(|name| ClientId::new(&name).unwrap());
+    (client, any::<bool>(), any::<u32>(), counts(), counts(), option::of(metrics())).prop_map(
+        |(client, connected, accepted, refused, declined, test)| ClientSummary {
+            client,
+            connected,
+            accepted,
+            refused,
+            declined,
+            test,
+        },
+    )
+}
+
+fn run_summary() -> impl Strategy<Value = RunSummary> {
+    use RunState::{Failed, Finished, Queued, Running};
+    let state = prop::sample::select(vec![Queued, Running, Finished, Failed]);
+    let texts = (".{0,40}", ".{0,80}", "[0-9a-f]{0,64}");
+    let lists = (vec(round_summary(), 0..5), vec(client_summary(), 0..5));
+    (any::<u64>(), state, texts, any::<(u32, u32, bool)>(), lists).prop_map(
+        |(run, state, (name, message, model_sha256), numbers, (history, clients))| RunSummary {
+            run: RunId(run),
+            name,
+            state,
+            message,
+            rounds_done: numbers.0,
+            rounds: numbers.1,
+            rehearsal: numbers.2,
+            model_sha256,
+            history,
+            clients,
+        },
+    )
+}
+
+fn reply() -> impl Strategy<Value = AdminReply> {
+    prop_oneof![
+        any::<u64>().prop_map(|run| AdminReply::Submitted { run: RunId(run) }),
+        vec(run_summary(), 0..3).prop_map(AdminReply::Runs),
+        run_summary().prop_map(AdminReply::Run),
+        ".{0,300}".prop_map(AdminReply::Error),
+    ]
+}
+
+/// Writes a message, reads it back, and tries every shorter body and one that is a byte too long.
+fn comes_back<T>(kind: FrameKind, message: &T) -> Result<(), TestCaseError>
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let frame = encode(kind, message);
+    let (head, body) = frame.split_at(FRAME_HEAD);
+    let head = FrameHead::parse(head.try_into().unwrap(), kind, ADMIN_MAX).unwrap();
+    prop_assert_eq!(head.len, body.len());
+    prop_assert_eq!(&decode::<T>(body).unwrap(), message);
+    for end in (0..body.len()).step_by(body.len() / 64 + 1) {
+        prop_assert!(decode::<T>(&body[..end]).is_err(), "{} of {} bytes are a message", end, body.len());
+    }
+    let longer = [body, &[0]].concat();
+    prop_assert!(matches!(decode::<T>(&longer), Err(CodecError::Body(_))));
+    Ok(())
+}
+
+/// Reads bytes as a message; what is read is written as the same bytes.
+fn reads<T: Serialize + DeserializeOwned>(kind: FrameKind, bytes: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(message) = decode::<T>(bytes) {
+        prop_assert_eq!(&encode(kind, &message)[FRAME_HEAD..], bytes);
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_greeting_comes_back_as_it_was_sent(software in ".{0,200}", greeting in greeting()) {
+        comes_back(FrameKind::Hello, &Hello { software })?;
+        comes_back(FrameKind::Greeting, &greeting)?;
+    }
+
+    #[test]
+    fn a_task_comes_back_as_it_was_sent(header in task_header()) {
+        comes_back(FrameKind::Task, &header)?;
+    }
+
+    #[test]
+    fn an_answer_comes_back_as_it_was_sent(header in answer_header()) {
+        comes_back(FrameKind::Answer, &header)?;
+    }
+
+    #[test]
+    fn a_receipt_comes_back_as_it_was_sent(reason in refusal()) {
+        comes_back(FrameKind::Receipt, &Receipt::Refused(reason))?;
+        comes_back(FrameKind::Receipt, &Receipt::Accepted)?;
+    }
+
+    #[test]
+    fn an_operator_s_messages_come_back_as_they_were_sent(request in request(), reply in reply()) {
+        comes_back(FrameKind::AdminRequest, &request)?;
+        comes_back(FrameKind::AdminReply, &reply)?;
+    }
+
+    #[test]
+    fn an_answer_is_split_and_joined_without_loss(task in task_id(), outcome in outcome()) {
+        let answer = Answer { task, outcome };
+        let (header, payload) = AnswerHeader::split(answer.clone());
+        let sizes = match &payload {
+            Payload::None => 0,
+            Payload::Points(points) => 4 * points.len(),
+            Payload::Limbs(limbs) => 8 * limbs.len(),
+        };
+        prop_assert_eq!(header.payload_bytes(), Some(sizes as u64));
+        prop_assert_eq!(header.join(payload), Some(answer));
+    }
+
+    #[test]
+    fn only_the_planned_lengths_pass(header in answer_header(), dimension in 0usize..9, statistics in 0usize..9) {
+        let planned = match header.body {
+            AnswerBody::Trained { len, .. } => len == dimension as u64,
+            AnswerBody::Counted { len } => len == (statistics * LIMBS) as u64,
+            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => true,
+        };
+        prop_assert_eq!(header.check_lengths(dimension, statistics).is_ok(), planned);
+    }
+
+    #[test]
+    fn no_bytes_make_a_reader_panic(bytes in vec(any::<u8>(), 0..300)) {
+        reads::<Hello>(FrameKind::Hello, &bytes)?;
+        reads::<Greeting>(FrameKind::Greeting, &bytes)?;
+        reads::<TaskHeader>(FrameKind::Task, &bytes)?;
+        reads::<AnswerHeader>(FrameKind::Answer, &bytes)?;
+        reads::<Receipt>(FrameKind::Receipt, &bytes)?;
+        reads::<AdminRequest>(FrameKind::AdminRequest, &bytes)?;
+        reads::<AdminReply>(FrameKind::AdminReply, &bytes)?;
+    }
+
+    #[test]
+    fn a_message_with_a_few_wrong_bytes_is_read_or_refused(
+        reply in reply(), header in task_header(), faults in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let spoilt = |mut frame: Vec<u8>| {
+            let mut body = frame.split_off(FRAME_HEAD);
+            faults.iter().for_each(|(place, byte)| *place.get_mut(&mut body[..]) = *byte);
+            body
+        };
+        reads::<AdminReply>(FrameKind::AdminReply, &spoilt(encode(FrameKind::AdminReply, &reply)))?;
+        let body = spoilt(encode(FrameKind::Task, &header));
+        reads::<TaskHeader>(FrameKind::Task, &body)?;
+        if let Ok(header) = decode::<TaskHeader>(&body) {
+            // Random text is no plan: it is refused, whatever the rest says.
+            prop_assert!(header.into_task(Vec::new()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_head_is_checked_before_anything_is_read(head in any::<[u8; FRAME_HEAD]>(), limit in 0usize..1 << 22) {
+        for kind in KINDS {
+            prop_assert!(FrameHead::parse(head, kind, limit).is_err() || head.starts_with(b"CSRT"));
+        }
+        // The same with the right beginning, so that the length decides.
+        let mut right = encode(FrameKind::Task, &());
+        right[8..].copy_from_slice(&head[8..]);
+        let announced = u32::from_le_bytes(head[8..].try_into().unwrap()) as usize;
+        match FrameHead::parse(right.try_into().unwrap(), FrameKind::Task, limit) {
+            Ok(head) => prop_assert!(head.len == announced && announced <= limit),
+            Err(error) => prop_assert_eq!(error, CodecError::Oversize { limit, found: announced }),
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_plan_is_refused_as_a_plan(text in ".{0,200}") {
+        prop_assert!(Spec::from_json(&text).is_err());
+    }
+
+    #[test]
+    fn a_length_that_no_bytes_pay_for_is_an_error(claim in 1u64 << 24..=u64::MAX, rest in vec(any::<u8>(), 0..64)) {
+        let claimed = |before: &[u8]| [before, &claim.to_le_bytes(), &rest].concat();
+        let variant = |number: u32| number.to_le_bytes();
+        prop_assert!(decode::<Hello>(&claimed(&[])).is_err());
+        prop_assert!(decode::<Greeting>(&claimed(&variant(0))).is_err());
+        prop_assert!(decode::<AdminRequest>(&claimed(&variant(0))).is_err());
+        prop_assert!(decode::<AdminReply>(&claimed(&variant(1))).is_err());
+        prop_assert!(decode::<AdminReply>(&claimed(&variant(3))).is_err());
+        // A task's header: its plan, and, behind an empty plan and no seed, the standardiser's means.
+        prop_assert!(decode::<TaskHeader>(&claimed(&[0; 16])).is_err());
+        let mut before = vec![0; 16 + 8 + 1];
+        before.push(1);
+        prop_assert!(decode::<TaskHeader>(&claimed(&before)).is_err());
+        // An answer that declines: its detail.
+        let mut before = vec![0; 16];
+        before.extend(variant(3));
+        before.extend(variant(1));
+        prop_assert!(decode::<AnswerHeader>(&claimed(&before)).is_err());
+    }
+}
+
+#[test]
+fn a_claim_of_exabytes_takes_no_memory_and_no_time() {
+    // Memory for either claim would abort the test.
+    let body = [&1u32.to_le_bytes()[..], &(1u64 << 60).to_le_bytes()].concat();
+    assert!(decode::<AdminReply>(&body).is_err());
+    assert!(decode::<Hello>(&body[4..]).is_err());
+}
+
+#[test]
+fn the_limits_leave_room_for_the_largest_messages_that_are_sent() {
+    let detail = "ä".repeat(1000);
+    let task = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+    let declined = Answer { task, outcome: Outcome::Declined { reason: Decline::Data, detail } };
+    let (header, _) = AnswerHeader::split(declined);
+    let AnswerBody::Declined { detail, .. } = &header.body else { panic!("a decline stays one") };
+    assert_eq!(detail.len(), 512);
+    assert!(encode(FrameKind::Answer, &header).len() - FRAME_HEAD <= SMALL_MAX);
+    assert!(SMALL_MAX < HEADER_MAX && HEADER_MAX < ADMIN_MAX);
+}
