@@ -1,3 +1,5 @@
+//! The agent before a server of this file's own, over loopback.
+
 mod stage;
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! The participant with a toy learner in every mood.
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use privacy::{Released, Sum};

@@ -1,3 +1,5 @@
+//! Every row goes to one client, and every client gets one.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Specs as JSON, and the setting that every contradiction names.
+
 use super::*;
 
 fn spec() -> Spec {

@@ -1,3 +1,5 @@
+//! Plans as text: defaults, and the line of every mistake.
+
 use super::*;
 
 const HEAD: &str = "name = \"t\"\nrounds = 3\nmodel = \"logistic\"\n";

@@ -1,3 +1,5 @@
+//! Small worlds: the same bits whatever the threads and the weather.
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use protocol::{EvaluateOrder, Layout, LearnError, Spec, Statistic, TrainOrder};

@@ -1,3 +1,5 @@
+//! The coordinator in told stories: one thing goes wrong in each.
+
 use super::*;
 
 const TWO: &str = "[cohort]\nclients_min = 2\n";

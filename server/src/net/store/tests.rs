@@ -1,3 +1,5 @@
+//! What a store remembers, and what it says of damage.
+
 use protocol::wire::RoundSummary;
 use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
 
