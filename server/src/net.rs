@@ -35,6 +35,7 @@ use desk::Desk;
 pub use endpoint::EndpointError;
 use engine::{Engine, Nerves};
 use exchange::Uploads;
+pub use peer::{NotASite, site_of_pem};
 use session::Hall;
 pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
 
@@ -83,7 +84,8 @@ pub struct ServerConfig {
 pub struct Limits {
     /// Connections of sites and operators at a time.
     pub connections_max: usize,
-    /// Handshakes at a time; from then on a newcomer must first prove its address, and at twice as many is refused.
+    /// Handshakes at a time, at least 1: from that one on a newcomer must first prove its address, and above twice as many
+    /// it is refused.
     pub handshakes_max: usize,
     /// Bytes of updates in memory at a time. One update is always allowed, however large the plan makes it.
     pub upload_bytes_max: u64,

@@ -99,3 +99,6 @@ fn evaluate(learner: &mut dyn Learner, question: &Question, stop: &Stop) -> Resu
     learner.layout().scatter_shared(shared, &mut full);
     learner.evaluate(&full, &order, stop)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use protocol::RunId;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, CodecError, FrameKind, HEADER_MAX, Rejection, RunState, RunSummary,
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, FRAME_HEAD, FrameKind, HEADER_MAX, Rejection, RunState,
+    RunSummary, encode,
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -132,8 +133,7 @@ impl Desk {
             run = Some(current.run);
             let ended = matches!(current.state, RunState::Finished | RunState::Failed);
             if last.as_ref() != Some(&current) {
-                let reply = AdminReply::Run(current.clone());
-                if write_frame(send, FrameKind::AdminReply, &reply).await.is_err() {
+                if send.write_all(&fitting(current.clone())).await.is_err() {
                     return Ok(());
                 }
                 last = Some(current);
@@ -148,6 +148,17 @@ impl Desk {
                 _ = send.stopped() => return Ok(()),
             }
         }
+    }
+}
+
+/// The frame of a summary, with as many clients as fit into one.
+fn fitting(mut summary: RunSummary) -> Vec<u8> {
+    loop {
+        let frame = encode(FrameKind::AdminReply, &AdminReply::Run(summary.clone()));
+        if frame.len() <= FRAME_HEAD + ADMIN_MAX || summary.clients.is_empty() {
+            return frame;
+        }
+        summary.clients.truncate(summary.clients.len() / 2);
     }
 }
 
@@ -173,4 +184,38 @@ fn prepare(room: &dyn ModelRoom, plan_toml: String, seed: Option<u64>) -> Result
     }
     plan.spec.lattice(needed).map_err(|error| error.to_string())?;
     Ok(NewRun { plan: Arc::new(plan), plan_toml, seed, initial })
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::ClientId;
+    use protocol::wire::ClientSummary;
+
+    use super::*;
+
+    #[test]
+    fn a_summary_of_very_many_clients_still_fits_into_a_frame() {
+        let client = |index: u32| ClientSummary {
+            client: ClientId::new(&format!("site-{index}")).unwrap(),
+            connected: true,
+            accepted: index,
+            refused: vec![("truncated".into(), 1)],
+            declined: vec![],
+            test: None,
+        };
+        let summary = RunSummary {
+            run: RunId(1),
+            name: "large".into(),
+            state: RunState::Running,
+            message: String::new(),
+            rounds_done: 0,
+            rounds: 1,
+            rehearsal: false,
+            model_sha256: String::new(),
+            history: vec![],
+            clients: (0..50_000).map(client).collect(),
+        };
+        let frame = fitting(summary);
+        assert!((ADMIN_MAX / 4..=FRAME_HEAD + ADMIN_MAX).contains(&frame.len()), "{}", frame.len());
+    }
 }

@@ -313,6 +313,8 @@ impl Engine {
                 Err(reason) => {
                     tracing::error!("run {run} cannot go on: {reason}");
                     self.handle.block_on(self.store.fail(run, &reason))?;
+                    // Whoever watches that run looks again.
+                    self.nerves.live.send_modify(|_| {});
                 }
             }
         }

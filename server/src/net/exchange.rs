@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD};
 use super::engine::{Command, TaskOrder};
-use super::frames::{FrameError, Patience, at_end, model_bytes, read_frame, read_values, write_frame};
+use super::frames::{FrameError, Pace, Patience, at_end, model_bytes, read_frame, read_values, write_frame};
 use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
 
 /// The code with which a stream is given up.
@@ -167,22 +167,22 @@ impl Exchange {
         let bytes = header.payload_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
         let limits = &self.hall.limits;
         let room = if bytes > 0 { Some(self.hall.uploads.room_for(bytes).await) } else { None };
-        let large = bytes > u64::from(WINDOW_IDLE / 2);
-        if large {
-            self.connection.set_receive_window(VarInt::from_u32(WINDOW_UPLOAD));
-        }
         let at_rate = Duration::from_secs(bytes / limits.upload_rate_min.max(1));
         let whole = limits.upload_max.min(limits.upload_idle.saturating_add(at_rate));
-        let payload = read_payload(&header, recv, limits.upload_idle, whole).await;
-        if large {
-            self.connection.set_receive_window(VarInt::from_u32(WINDOW_IDLE));
-        }
-        let payload = payload?;
+        let pace = Pace { idle: limits.upload_idle, whole, tail: WINDOW_UPLOAD as usize };
+        let payload = read_payload(&header, recv, pace, &self.widen(bytes)).await?;
         if !at_end(recv, limits.upload_idle).await? {
             return Err(Fault::Refused(Refusal::Duplicate));
         }
         let answer = header.join(payload).ok_or(Fault::Refused(Refusal::Malformed))?;
         Ok((answer, room))
+    }
+
+    /// Lets the peer send this much ahead of our reading, up to a limit; dropping or narrowing the result takes that back.
+    fn widen(&self, bytes: u64) -> Widened<'_> {
+        let window = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(WINDOW_IDLE, WINDOW_UPLOAD);
+        self.connection.set_receive_window(VarInt::from_u32(window));
+        Widened(&self.connection)
     }
 
     /// Gives an answer to the engine and its verdict to the peer.
@@ -220,16 +220,34 @@ impl Exchange {
     }
 }
 
+/// A connection whose peer may send far ahead of our reading. What it was allowed stays allowed until it has come, so
+/// the window is narrowed while the last of an upload is still to come: then nothing of it is left for the next one,
+/// which has to wait for its turn.
+struct Widened<'a>(&'a Connection);
+
+impl Widened<'_> {
+    fn narrow(&self) {
+        self.0.set_receive_window(VarInt::from_u32(WINDOW_IDLE));
+    }
+}
+
+impl Drop for Widened<'_> {
+    fn drop(&mut self) {
+        self.narrow();
+    }
+}
+
 async fn read_payload(
     header: &AnswerHeader,
     recv: &mut RecvStream,
-    idle: Duration,
-    whole: Duration,
+    pace: Pace,
+    window: &Widened<'_>,
 ) -> Result<Payload, Fault> {
     let size = |len: u64| usize::try_from(len).map_err(|_| Fault::Refused(Refusal::Oversize));
+    let near = || window.narrow();
     Ok(match header.body {
-        AnswerBody::Trained { len, .. } => Payload::Points(read_values(recv, size(len)?, idle, whole).await?),
-        AnswerBody::Counted { len } => Payload::Limbs(read_values(recv, size(len)?, idle, whole).await?),
+        AnswerBody::Trained { len, .. } => Payload::Points(read_values(recv, size(len)?, pace, near).await?),
+        AnswerBody::Counted { len } => Payload::Limbs(read_values(recv, size(len)?, pace, near).await?),
         AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
     })
 }

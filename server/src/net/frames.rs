@@ -123,17 +123,34 @@ impl Raw for i64 {
     }
 }
 
-/// Reads exactly `len` values. The caller has checked `len` against the plan; pages of the vector are touched only as
-/// bytes come in.
+/// How fast values must come, and when the end is near.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// The longest pause.
+    pub(crate) idle: Duration,
+    /// The longest time for all of them.
+    pub(crate) whole: Duration,
+    /// Bytes that count as the end.
+    pub(crate) tail: usize,
+}
+
+/// Reads exactly `len` values, and calls `near` when no more than the tail is left. The caller has checked `len` against
+/// the plan; pages of the vector are touched only as bytes come in.
 pub(crate) async fn read_values<T: Raw>(
     stream: &mut RecvStream,
     len: usize,
-    idle: Duration,
-    whole: Duration,
+    pace: Pace,
+    near: impl FnOnce(),
 ) -> Result<Vec<T>, FrameError> {
     let mut values = vec![T::ZERO; len];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-    timeout(whole, fill(stream, bytes, idle)).await.map_err(|_| FrameError::TooSlow)??;
+    let (body, tail) = bytes.split_at_mut(bytes.len().saturating_sub(pace.tail));
+    let reading = async {
+        fill(stream, body, pace.idle).await?;
+        near();
+        fill(stream, tail, pace.idle).await
+    };
+    timeout(pace.whole, reading).await.map_err(|_| FrameError::TooSlow)??;
     if cfg!(target_endian = "big") {
         values.iter_mut().for_each(|value| *value = value.native());
     }

@@ -5,6 +5,7 @@
 
 use protocol::ClientId;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::authority::{OPERATOR_URI, SITE_URI};
@@ -43,11 +44,26 @@ impl Peer {
     }
 }
 
+/// A certificate file that names no site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the file holds no certificate that names a site; ask the operator for one made with `server issue`")]
+pub struct NotASite;
+
+/// The name in a site's certificate, in PEM: the one by which the server will know it. Nothing is verified.
+///
+/// # Errors
+/// [`NotASite`] when there is no certificate, or it is an operator's or a server's.
+pub fn site_of_pem(pem: &[u8]) -> Result<ClientId, NotASite> {
+    let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| NotASite)?;
+    match Peer::of(&certificate) {
+        Some(Peer::Site(site)) => Ok(site),
+        Some(Peer::Operator(_)) | None => Err(NotASite),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, SystemTime};
-
-    use rustls::pki_types::pem::PemObject;
 
     use super::*;
     use crate::net::authority::Authority;

@@ -55,7 +55,7 @@ pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: Cancellat
             incoming.refuse();
             continue;
         };
-        let busy = hall.handshakes.available_permits() < hall.limits.handshakes_max;
+        let busy = hall.handshakes.available_permits() <= hall.limits.handshakes_max;
         if busy && incoming.may_retry() && !incoming.remote_address_validated() {
             // It fails only for an address that has proved itself, which was just ruled out.
             let _ = incoming.retry();

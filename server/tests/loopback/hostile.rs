@@ -60,6 +60,15 @@ async fn a_server_with_all_its_connections_says_so() {
     server.shutdown().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_many_handshakes_lets_in_whoever_proves_its_address() {
+    let federation = Federation::new();
+    let limits = Limits { handshakes_max: 1, ..Limits::default() };
+    let server = federation.serve_with(&federation.state(), limits).await;
+    federation.site(&server, "north").await;
+    server.shutdown().await.unwrap();
+}
+
 /// Bytes of an honest answer, to be spoilt.
 fn bytes(answer: Answer) -> (Vec<u8>, Vec<u8>) {
     let (header, payload) = AnswerHeader::split(answer);
