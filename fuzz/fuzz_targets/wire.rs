@@ -1,0 +1,37 @@
+//! Reads arbitrary bytes as every message of the wire. Nothing may panic, and what is read must be written as the same
+//! bytes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use protocol::wire::{
+    AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
+    Receipt, TaskHeader, decode, encode,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn reads<T: Serialize + DeserializeOwned>(kind: FrameKind, bytes: &[u8]) -> Option<T> {
+    if let Some((head, _)) = bytes.split_first_chunk::<FRAME_HEAD>()
+        && let Ok(head) = FrameHead::parse(*head, kind, HEADER_MAX)
+    {
+        assert!(head.len <= HEADER_MAX);
+    }
+    let message: T = decode(bytes).ok()?;
+    assert_eq!(&encode(kind, &message)[FRAME_HEAD..], bytes);
+    Some(message)
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    reads::<Hello>(FrameKind::Hello, bytes);
+    reads::<Greeting>(FrameKind::Greeting, bytes);
+    if let Some(header) = reads::<TaskHeader>(FrameKind::Task, bytes) {
+        // The plan inside comes from outside as well.
+        let _ = header.into_task(Vec::new());
+    }
+    if let Some(header) = reads::<AnswerHeader>(FrameKind::Answer, bytes) {
+        let _ = (header.payload_bytes(), header.check_lengths(10, 2));
+    }
+    reads::<Receipt>(FrameKind::Receipt, bytes);
+    reads::<AdminRequest>(FrameKind::AdminRequest, bytes);
+    reads::<AdminReply>(FrameKind::AdminReply, bytes);
+});
