@@ -50,6 +50,13 @@ impl TryFrom<String> for ClientId {
     }
 }
 
+impl FromStr for ClientId {
+    type Err = IdError;
+    fn from_str(name: &str) -> Result<Self, IdError> {
+        Self::new(name)
+    }
+}
+
 impl From<ClientId> for String {
     fn from(id: ClientId) -> Self {
         id.0.as_ref().to_owned()

@@ -103,9 +103,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Whether every number is finite and in range.
+    /// Whether every number is finite and in range; a loss beyond 1e30 in magnitude is not, so that sums of losses stay
+    /// finite.
     pub fn is_sound(&self) -> bool {
-        self.loss.is_finite()
+        self.loss.abs() <= 1e30
             && self.seconds.is_finite()
             && self.seconds >= 0.0
             && self.accuracy.is_none_or(|accuracy| (0.0..=1.0).contains(&accuracy))

@@ -21,6 +21,7 @@ pub use coordinator::{
 };
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer, StateError};
 pub use plan::{
-    AdaptiveConfig, CohortConfig, CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Plan, Strategy,
+    AdaptiveConfig, CohortConfig, CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Plan,
+    Strategy,
 };
 pub use schedule::{Decay, Schedule};

@@ -1,0 +1,193 @@
+//! What was typed, and where it goes. Data is written to stdout; talk and progress to stderr.
+
+mod check;
+mod demo;
+mod failure;
+mod folder;
+mod output;
+mod papers;
+mod progress;
+mod run;
+mod serve;
+mod simulate;
+mod site;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use failure::Failure;
+use output::Format;
+
+/// Institutions that may not pool their records train one model together.
+#[derive(Debug, Parser)]
+#[command(name = "consortia", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Settings of every command.
+#[derive(Debug, Args)]
+struct Global {
+    /// What stdout carries.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "CONSORTIA_FORMAT")]
+    format: Format,
+    /// Say less; twice for nothing but errors.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    quiet: u8,
+    /// Say more; twice for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train on four hospitals' records over QUIC on this machine, and compare.
+    Demo(demo::DemoArgs),
+    /// Run a federation of virtual clients in this process.
+    Simulate(simulate::SimulateArgs),
+    /// Check a federation, simulation, site or server file, and say what a plan costs.
+    Check(check::CheckArgs),
+    /// Set up and run a federation's server.
+    #[command(subcommand)]
+    Server(ServerCommand),
+    /// Set up and run a site.
+    #[command(subcommand)]
+    Site(SiteCommand),
+    /// Hand in and follow runs, as the operator.
+    #[command(subcommand)]
+    Run(RunCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a folder.
+    Man {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ServerCommand {
+    /// Make a federation: its authority, the server's and the operator's certificates, `server.toml`.
+    Init(serve::InitArgs),
+    /// Make the certificate bundle of one site.
+    Issue(serve::IssueArgs),
+    /// Serve until interrupted.
+    Run(serve::RunArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum SiteCommand {
+    /// Write a `site.toml` beside a certificate bundle.
+    Init(site::InitArgs),
+    /// Take part until interrupted.
+    Run(site::RunArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum RunCommand {
+    /// Hand a plan to a running server.
+    Submit(run::SubmitArgs),
+    /// Follow a run until it ends.
+    Watch(run::WatchArgs),
+    /// List the runs.
+    Ls(run::OperatorArgs),
+}
+
+/// Parses the command line, does it, and turns failures into exit codes.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // Nothing can be done about a closed stderr.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    listen_to_logs(&cli.global);
+    match perform(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(cli.global.format),
+    }
+}
+
+fn perform(cli: &Cli) -> Result<(), Failure> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Demo(args) => demo::demo(args, global),
+        Command::Simulate(args) => simulate::simulate(args, global),
+        Command::Check(args) => check::check(args, global),
+        Command::Server(ServerCommand::Init(args)) => serve::init(args, global),
+        Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
+        Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
+        Command::Site(SiteCommand::Init(args)) => site::init(args, global),
+        Command::Site(SiteCommand::Run(args)) => site::run(args, global),
+        Command::Run(RunCommand::Submit(args)) => run::submit(args, global),
+        Command::Run(RunCommand::Watch(args)) => run::watch(args, global),
+        Command::Run(RunCommand::Ls(args)) => run::ls(args, global),
+        Command::Completions { shell } => papers::completions(*shell),
+        Command::Man { folder } => papers::man(folder),
+    }
+}
+
+/// Logs go to stderr: warnings by default, more with `-v`, as `RUST_LOG` says if it is set; as JSON with `--format json`.
+fn listen_to_logs(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (0, 0) => "warn",
+        (0, 1) => "info",
+        (0, _) => "debug",
+        (_, _) => "error",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match global.format {
+        Format::Json => logs.json().init(),
+        Format::Text | Format::Silent => logs.with_target(false).init(),
+    }
+}
+
+/// A value typed as `key=value`.
+#[derive(Clone, Debug)]
+struct Setting {
+    key: String,
+    value: String,
+}
+
+impl std::str::FromStr for Setting {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("give key=value, such as training.epochs=2")?;
+        Ok(Self { key: key.trim().to_owned(), value: value.trim().to_owned() })
+    }
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Json]
+    }
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        use clap::builder::PossibleValue;
+        match self {
+            Self::Text => Some(PossibleValue::new("text").help("for people")),
+            Self::Json => {
+                Some(PossibleValue::new("json").help("one object, or one a line while something runs"))
+            }
+            Self::Silent => None,
+        }
+    }
+}
+
+/// The command tree, for completions and man pages.
+fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}

@@ -1,0 +1,143 @@
+//! `consortia check`: reads a file as the program would, and says what it means.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use learning::Models;
+use protocol::{DataSpec, Spec};
+use serde_json::{Value, json};
+use server::Plan;
+use simulations::Scenario;
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::{ServerFile, SiteFile};
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// A federation, simulation, site or server file.
+    file: PathBuf,
+}
+
+/// What a file is for, by the settings only it has.
+enum FileKind {
+    Federation,
+    Simulation,
+    Site,
+    Server,
+}
+
+impl FileKind {
+    fn of(table: &toml::Table) -> Self {
+        if table.contains_key("simulation") {
+            Self::Simulation
+        } else if table.contains_key("identity") || table.contains_key("server") {
+            Self::Site
+        } else if table.contains_key("listen") {
+            Self::Server
+        } else {
+            Self::Federation
+        }
+    }
+}
+
+pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
+    let path = args.file.display().to_string();
+    let text = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
+    let base = args.file.parent().unwrap_or_else(|| Path::new(""));
+    let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
+    let facts = match FileKind::of(&table) {
+        FileKind::Federation => {
+            let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
+            plan_facts(&plan, "federation").or_fail(Kind::Configuration, &path)?
+        }
+        FileKind::Simulation => {
+            let lookup = |name: &str| std::env::var(name).ok();
+            let scenario = Scenario::parse(&text, base, &lookup).or_fail(Kind::Configuration, &path)?;
+            let mut facts = plan_facts(&scenario.plan, "simulation").or_fail(Kind::Configuration, &path)?;
+            if let Some(clients) = scenario.simulation.clients {
+                facts.push(("virtual clients", json!(clients)));
+            }
+            facts
+        }
+        FileKind::Site => site_facts(&args.file)?,
+        FileKind::Server => {
+            let file = ServerFile::parse(&text, base).or_fail(Kind::Configuration, &path)?;
+            let limits = file.limits();
+            vec![
+                ("kind", json!("server")),
+                ("listens on", json!(file.listen.to_string())),
+                ("connections at most", json!(limits.connections_max)),
+                ("evaluates on its own records", json!(file.central.is_some())),
+            ]
+        }
+    };
+    let text = || {
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let lines: Vec<String> =
+            facts.iter().map(|(name, value)| format!("{name:<30} {}", plain(value))).collect();
+        format!("{path} is in order\n{}", lines.join("\n"))
+    };
+    let object = || {
+        let named = facts.iter().map(|(name, value)| (name.replace(' ', "_"), value.clone()));
+        Value::Object(named.collect())
+    };
+    global.format.say(text, object);
+    Ok(())
+}
+
+type Facts = Vec<(&'static str, Value)>;
+
+/// What a plan costs and does.
+fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
+    let spec = &plan.spec;
+    let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
+    let shared = layout.shared_len();
+    let lattice = spec.lattice(shared).map_err(|error| error.to_string())?;
+    let model_bytes = 4 * shared;
+    let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
+    Ok(vec![
+        ("kind", json!(kind)),
+        ("name", json!(plan.name)),
+        ("rounds", json!(plan.rounds)),
+        ("evaluated rounds", json!(evaluations)),
+        ("parameters", json!(layout.len())),
+        ("parameters that stay at sites", json!(layout.len() - shared)),
+        ("statistics round", json!(!spec.statistics().is_empty())),
+        ("clients needed", json!(plan.cohort.clients_min)),
+        ("quorum", json!(plan.cohort.quorum)),
+        ("bytes down per client and round", json!(model_bytes)),
+        ("bytes up per client and round", json!(model_bytes)),
+        ("server memory for the sum", json!(8 * shared)),
+        ("largest norm of an update", json!(spec.update.norm_max.value())),
+        ("lattice step", json!(lattice.step())),
+        ("records are", json!(records(spec))),
+        ("privacy", json!("none: the server sees each site's clipped update")),
+    ])
+}
+
+fn records(spec: &Spec) -> String {
+    match &spec.data {
+        DataSpec::Table(table) => {
+            format!("{} numeric and {} categorical columns", table.features.len(), table.categorical.len())
+        }
+        DataSpec::Tensor(tensor) => format!("arrays of shape {:?}", tensor.shape),
+    }
+}
+
+/// Checks what a site's file points at, as far as it can be known without the plan.
+fn site_facts(path: &Path) -> Result<Facts, Failure> {
+    let file = SiteFile::read(path)?;
+    ::client::net::Identity::load(&file.identity).or_fail(Kind::Configuration, "")?;
+    let certificate = file.identity.join("cert.pem");
+    let pem = std::fs::read(&certificate).or_fail(Kind::Configuration, certificate.display())?;
+    let name = server::net::site_of_pem(&pem).or_fail(Kind::Configuration, certificate.display())?;
+    file.data.check().or_fail(Kind::Configuration, format!("{}: data", path.display()))?;
+    let device = learning::device::select(&file.device).or_fail(Kind::Configuration, "device")?;
+    Ok(vec![
+        ("kind", json!("site")),
+        ("name", json!(name.as_str())),
+        ("server", json!(file.server)),
+        ("trains on", json!(format!("{device:?}"))),
+    ])
+}

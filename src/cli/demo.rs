@@ -1,0 +1,275 @@
+//! `consortia demo`: four hospitals, one server, five processes on this machine, real records, real QUIC.
+//!
+//! The parent makes a federation in a temporary folder with the same functions as the commands a user would type, gives
+//! each hospital its own rows, starts one process a site and one for the server, and hands in the plan as the operator.
+//! The server never reads a record.
+
+mod processes;
+mod yardstick;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use consortia::results::Results;
+use protocol::ClientId;
+use protocol::wire::{RunState, RunSummary};
+use serde_json::json;
+use server::{FederationConfig, read_toml};
+use simulations::{Population, Scenario};
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::{ServerFolder, open_results};
+use super::output::{Format, share, table};
+use super::progress::Progress;
+use super::run::{connect_to, hand_in};
+use super::simulate::last_test;
+use super::watch::runtime;
+use processes::Processes;
+use yardstick::{Yardstick, measure};
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// The seed from which everything random follows: `simulate examples/heart.toml` with it gives the same model.
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+    /// The folder in which the results folder is made.
+    #[arg(long, default_value = "runs")]
+    out: PathBuf,
+    /// Keep the federation's folder (certificates, state, records) here instead of a temporary one.
+    #[arg(long)]
+    keep: Option<PathBuf>,
+}
+
+const PLAN: &str = include_str!("../../examples/heart.toml");
+const RECORDS: &str = include_str!("../../examples/data/heart_disease.csv");
+/// The longest the demo waits for its own processes.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
+    let started = Instant::now();
+    let temporary = tempfile::Builder::new()
+        .prefix("consortia-demo-")
+        .tempdir()
+        .or_fail(Kind::Run, "temporary folder")?;
+    let folder = ServerFolder(args.keep.clone().unwrap_or_else(|| temporary.path().to_path_buf()));
+    std::fs::create_dir_all(&folder.0).or_fail(Kind::Configuration, folder.0.display())?;
+    let hospitals = split_records(RECORDS);
+    let note = |text: String| {
+        if global.quiet == 0 {
+            eprintln!("{text}");
+        }
+    };
+    note(format!("making a federation of {} hospitals in {}", hospitals.len(), folder.0.display()));
+    make_federation(&folder, &hospitals, global)?;
+    let mut results = open_results(&args.out, "demo")?;
+    let (summary, yardstick) =
+        runtime()?.block_on(federate(&folder, &hospitals, args, global, &mut results))?;
+    let model = results.folder().join("model.safetensors");
+    std::fs::copy(folder.0.join("model.safetensors"), &model).or_fail(Kind::Run, model.display())?;
+    let typed: FederationConfig = read_toml(PLAN).or_fail(Kind::Defect, "examples/heart.toml")?;
+    let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
+    results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
+    let title = "four hospitals, heart disease";
+    let folder = results.finish(title, &summary.history).or_fail(Kind::Run, "results")?;
+    conclude(&summary, &yardstick, &folder, args, started.elapsed().as_secs_f64(), global);
+    match summary.state {
+        RunState::Finished => Ok(()),
+        RunState::Queued | RunState::Running | RunState::Failed => {
+            Err(Failure::new(Kind::Run, &summary.message))
+        }
+    }
+}
+
+/// Each hospital's name and its own rows, header line included.
+fn split_records(csv: &str) -> Vec<(String, String)> {
+    let mut lines = csv.lines();
+    let header = lines.next().unwrap_or_default();
+    let mut hospitals: Vec<(String, String)> = Vec::new();
+    for line in lines {
+        let name = line.split(',').next().unwrap_or_default();
+        let place = hospitals.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+            hospitals.push((name.to_owned(), format!("{header}\n")));
+            hospitals.len() - 1
+        });
+        hospitals[place].1.push_str(line);
+        hospitals[place].1.push('\n');
+    }
+    hospitals
+}
+
+/// What `server init`, `server issue` and an IT department would do.
+fn make_federation(
+    folder: &ServerFolder,
+    hospitals: &[(String, String)],
+    global: &Global,
+) -> Result<(), Failure> {
+    let silent = Global { format: Format::Silent, quiet: global.quiet, verbose: global.verbose };
+    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    super::serve::init(
+        &super::serve::InitArgs { folder: folder.0.clone(), names: Vec::new(), listen },
+        &silent,
+    )?;
+    for (name, rows) in hospitals {
+        let site = ClientId::new(name).or_fail(Kind::Defect, "examples/data")?;
+        super::serve::issue(&super::serve::IssueArgs { site, folder: folder.0.clone() }, &silent)?;
+        let path = folder.site(name).join("records.csv");
+        std::fs::write(&path, rows).or_fail(Kind::Run, path.display())?;
+    }
+    Ok(())
+}
+
+/// Starts everything, follows the run to its end, and stops everything. The yardstick is measured meanwhile.
+async fn federate(
+    folder: &ServerFolder,
+    hospitals: &[(String, String)],
+    args: &DemoArgs,
+    global: &Global,
+    results: &mut Results,
+) -> Result<(RunSummary, Yardstick), Failure> {
+    let mut processes = Processes::default();
+    let address = processes.start_server(folder).await?;
+    for (name, _) in hospitals {
+        processes.start_site(&folder.site(name), &address)?;
+    }
+    if global.quiet == 0 {
+        let sites: Vec<&str> = hospitals.iter().map(|(name, _)| name.as_str()).collect();
+        eprintln!("server on {address}, one process each for {}", sites.join(", "));
+    }
+    let scenario =
+        Scenario::parse(PLAN, &folder.0, &|_| None).or_fail(Kind::Defect, "examples/heart.toml")?;
+    let population = bundled_population(&scenario, folder)?;
+    let seed = args.seed;
+    let measuring = tokio::task::spawn_blocking(move || measure(&scenario, &population, seed));
+
+    let operator = connect_to(&address, folder).await?;
+    let run = hand_in(&operator, PLAN.to_owned(), Some(args.seed)).await?;
+    let mut shown = Vec::new();
+    let mut progress = None;
+    let watching = operator.watch(Some(run), |summary| {
+        let progress = progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
+        progress.within(summary.message.clone());
+        for round in summary.history.iter().filter(|round| round.round > 0 && round.sites.is_some()) {
+            if !shown.contains(&round.round) {
+                shown.push(round.round);
+                progress.round(round);
+            }
+        }
+    });
+    let summary = match tokio::time::timeout(PATIENCE, watching).await {
+        Ok(summary) => summary.or_fail(Kind::Connection, "")?,
+        Err(_) => {
+            return Err(Failure::new(
+                Kind::Timeout,
+                "the demo's own processes did not finish in five minutes",
+            ));
+        }
+    };
+    if let Some(progress) = &progress {
+        progress.end();
+    }
+    operator.close().await;
+    processes.stop(results).await?;
+    let (model, _) = {
+        let store = server::net::Store::open(&folder.state()).await.or_fail(Kind::Run, "")?;
+        let found = store.model_file(run).await.or_fail(Kind::Run, "")?;
+        store.close().await;
+        found
+    };
+    std::fs::copy(&model, folder.0.join("model.safetensors")).or_fail(Kind::Run, model.display())?;
+    let yardstick = measuring.await.or_fail(Kind::Defect, "yardstick")??;
+    Ok((summary, yardstick))
+}
+
+/// All hospitals' records in one place: only the yardstick sees them so.
+fn bundled_population(scenario: &Scenario, folder: &ServerFolder) -> Result<Population, Failure> {
+    let records = folder.0.join("data").join("heart_disease.csv");
+    std::fs::create_dir_all(folder.0.join("data")).or_fail(Kind::Run, records.display())?;
+    std::fs::write(&records, RECORDS).or_fail(Kind::Run, records.display())?;
+    let device = learning::device::Device::Cpu;
+    Population::build(&scenario.simulation, &scenario.plan.spec, device)
+        .or_fail(Kind::Defect, "examples/heart.toml")
+}
+
+fn conclude(
+    summary: &RunSummary,
+    yardstick: &Yardstick,
+    folder: &Path,
+    args: &DemoArgs,
+    seconds: f64,
+    global: &Global,
+) {
+    let test = last_test(&summary.history);
+    let accuracy = test.and_then(|metrics| metrics.accuracy);
+    let rounds = summary.history.iter().filter(|round| round.round > 0).count();
+    let mut rows = vec![["hospital", "test rows", "together", "alone", "pooled"].map(str::to_owned).to_vec()];
+    let mut sites = Vec::new();
+    for client in &summary.clients {
+        let together = client.test.and_then(|metrics| metrics.accuracy);
+        let measured = yardstick.sites.iter().find(|site| site.name == client.client);
+        let (alone, pooled) = measured.map_or((None, None), |site| (site.alone, site.pooled));
+        let rows_count = client.test.map_or(0, |metrics| metrics.examples);
+        rows.push(vec![
+            client.client.to_string(),
+            rows_count.to_string(),
+            share(together),
+            share(alone),
+            share(pooled),
+        ]);
+        sites.push(json!({ "site": client.client.as_str(), "test_rows": rows_count, "together": together, "alone": alone, "pooled": pooled }));
+    }
+    let examples = test.map_or(0, |metrics| metrics.examples);
+    let (alone, pooled) = (share(yardstick.alone), share(yardstick.pooled));
+    rows.push(vec!["all four".into(), examples.to_string(), share(accuracy), alone, pooled]);
+    let text = || {
+        format!(
+            "\ntest accuracy after {rounds} rounds over QUIC, {seconds:.1} s\n\n{}\n\n\
+             together  one model, trained without any record leaving its hospital\n\
+             alone     each hospital's own model, on its own test rows\n\
+             pooled    one model on all records in one place, which is what nobody may do\n\n\
+             model sha256  {}\nresults       {}\n\n\
+             the same bits without a network:\n  consortia simulate examples/heart.toml --seed {}\n\
+             the same for real:\n  consortia server init federation --name YOUR.HOST\n  \
+             consortia server issue SITE --dir federation     and hand federation/sites/SITE to the site\n  \
+             consortia server run federation\n  \
+             consortia site init SITE --server YOUR.HOST:4433 --bundle SITE-BUNDLE     at the site\n  \
+             consortia site run SITE/site.toml\n  \
+             consortia run submit examples/heart.toml --dir federation --watch",
+            table(&rows),
+            summary.model_sha256,
+            folder.display(),
+            args.seed,
+        )
+    };
+    let object = || {
+        json!({
+            "model_sha256": summary.model_sha256,
+            "rounds": rounds,
+            "accuracy": accuracy,
+            "loss": test.map(|metrics| metrics.loss),
+            "seconds": seconds,
+            "results": folder,
+            "alone": yardstick.alone,
+            "pooled": yardstick.pooled,
+            "sites": sites,
+            "rehearsal": summary.rehearsal,
+        })
+    };
+    global.format.say(text, object);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hospital_gets_its_own_rows_and_the_header() {
+        let hospitals = split_records(RECORDS);
+        let names: Vec<&str> = hospitals.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["cleveland", "hungarian", "switzerland", "va"]);
+        let rows: Vec<usize> = hospitals.iter().map(|(_, rows)| rows.lines().count() - 1).collect();
+        assert_eq!(rows, [303, 261, 46, 130]);
+        assert!(hospitals.iter().all(|(_, rows)| rows.starts_with("site,split,")));
+    }
+}

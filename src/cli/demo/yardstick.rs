@@ -1,0 +1,90 @@
+//! What a federation is measured by: each hospital alone, and all records pooled. Same model, rounds and settings.
+
+use std::sync::Arc;
+
+use ::client::{Personal, perform};
+use consortia::first_model;
+use learning::device::Device;
+use learning::{SiteData, Trainer};
+use protocol::{
+    ClientId, Metrics, Outcome, Parameters, Round, RunId, Seed, Standardiser, Stop, Task, TaskId, TaskKind,
+    Work,
+};
+use server::{CohortPlan, EvaluationPlan, Evaluators, Plan};
+use simulations::{Population, Scenario, WeatherConfig, World};
+
+use crate::cli::failure::{Failure, Kind, OrFail};
+
+/// Accuracies on the hospitals' test rows.
+pub(super) struct Yardstick {
+    pub(super) sites: Vec<SiteYardstick>,
+    /// Each hospital's own model on its own test rows, over all rows.
+    pub(super) alone: Option<f64>,
+    /// The pooled model, over all rows.
+    pub(super) pooled: Option<f64>,
+}
+
+/// One hospital's accuracies on its own test rows.
+pub(super) struct SiteYardstick {
+    pub(super) name: ClientId,
+    pub(super) alone: Option<f64>,
+    pub(super) pooled: Option<f64>,
+}
+
+/// A model and what goes with it.
+struct Trained {
+    model: Arc<Parameters>,
+    standardiser: Option<Arc<Standardiser>>,
+}
+
+pub(super) fn measure(scenario: &Scenario, population: &Population, seed: u64) -> Result<Yardstick, Failure> {
+    let all = population.pooled().ok_or_else(|| Failure::new(Kind::Defect, "the demo has no hospitals"))?;
+    let pooled_model = train(scenario, population, "pooled", all, seed)?;
+    let (mut sites, mut alone_all, mut pooled_all) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, data) in population.sites() {
+        let alone_model = train(scenario, population, name.as_str(), data.clone(), seed)?;
+        let alone = test(&scenario.plan, &alone_model, data);
+        let pooled = test(&scenario.plan, &pooled_model, data);
+        let accuracy = |metrics: Option<Metrics>| metrics.and_then(|metrics| metrics.accuracy);
+        sites.push(SiteYardstick { name: name.clone(), alone: accuracy(alone), pooled: accuracy(pooled) });
+        alone_all.extend(alone);
+        pooled_all.extend(pooled);
+    }
+    let overall = |all: &[Metrics]| Metrics::pooled(all.iter()).and_then(|metrics| metrics.accuracy);
+    Ok(Yardstick { sites, alone: overall(&alone_all), pooled: overall(&pooled_all) })
+}
+
+/// A federation of one.
+fn train(
+    scenario: &Scenario,
+    population: &Population,
+    name: &str,
+    data: SiteData,
+    seed: u64,
+) -> Result<Trained, Failure> {
+    let alone = population.alone(name, data).or_fail(Kind::Defect, name)?;
+    let cohort = CohortPlan { deadline: scenario.plan.cohort.deadline, ..CohortPlan::default() };
+    let evaluation = EvaluationPlan { every: 0, sites: Evaluators::None, central: false };
+    let plan = Plan { cohort, evaluation, ..scenario.plan.clone() };
+    let first =
+        first_model(alone.models(), &plan.spec, Seed::from_number(seed)).or_fail(Kind::Defect, name)?;
+    let world = World::new(plan, first.shared, seed, WeatherConfig::default()).or_fail(Kind::Defect, name)?;
+    let outcome = world.with_threads(1).run(&alone, &mut |_| {}).or_fail(Kind::Defect, name)?;
+    Ok(Trained { model: outcome.model, standardiser: outcome.standardiser })
+}
+
+/// Metrics of a model on one hospital's test rows.
+fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
+    let mut trainer = Trainer::without_data(Device::Cpu);
+    trainer.set_site(data.clone());
+    let id = TaskId { run: RunId(0), round: Round(plan.rounds), kind: TaskKind::Evaluate };
+    let work = Work::Evaluate { model: Arc::clone(&trained.model) };
+    let standardiser = trained.standardiser.clone();
+    let task = Task { id, spec: Arc::clone(&plan.spec), seed: None, standardiser, work };
+    let name = ClientId::new("yardstick").ok()?;
+    let entropy = Seed::from_number(0);
+    match perform(&name, &mut trainer, &mut Personal::default(), &task, entropy, &Stop::default()).outcome {
+        Outcome::Evaluated { metrics } => Some(metrics),
+        _ => None,
+    }
+}

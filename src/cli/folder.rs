@@ -1,0 +1,168 @@
+//! The folder of a federation's server, as `server init` makes it, and the files a user writes there and at a site.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use consortia::results::Results;
+use learning::SourceSpec;
+use protocol::SpecError;
+use serde::{Deserialize, Serialize};
+use server::net::Limits;
+use server::{ConfigError, read_toml};
+
+use super::failure::{Failure, Kind, OrFail};
+
+/// A server's folder.
+#[derive(Clone, Debug)]
+pub(super) struct ServerFolder(pub(super) PathBuf);
+
+impl ServerFolder {
+    pub(super) fn authority(&self) -> PathBuf {
+        self.0.join("authority")
+    }
+    pub(super) fn identity(&self) -> PathBuf {
+        self.0.join("identity")
+    }
+    pub(super) fn operator(&self) -> PathBuf {
+        self.0.join("operator")
+    }
+    pub(super) fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+    pub(super) fn site(&self, name: &str) -> PathBuf {
+        self.0.join("sites").join(name)
+    }
+    pub(super) fn config(&self) -> PathBuf {
+        self.0.join("server.toml")
+    }
+
+    /// Reads and checks `server.toml`.
+    pub(super) fn read(&self) -> Result<ServerFile, Failure> {
+        let path = self.config();
+        let text = std::fs::read_to_string(&path).or_fail(Kind::Configuration, path.display())?;
+        ServerFile::parse(&text, &self.0).or_fail(Kind::Configuration, path.display())
+    }
+}
+
+/// `server.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerFile {
+    /// Address and UDP port to listen on.
+    pub(super) listen: SocketAddr,
+    /// Where the server evaluates: auto, cpu, cuda, cuda:N or metal.
+    #[serde(default = "auto")]
+    pub(super) device: String,
+    /// Test records of the server's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) central: Option<SourceSpec>,
+    /// What clients may ask of this machine.
+    #[serde(default)]
+    pub(super) limits: LimitsFile,
+}
+
+/// `[limits]` of `server.toml`; what is absent has the built-in value.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsFile {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections_max: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upload_bytes_max: Option<u64>,
+}
+
+fn auto() -> String {
+    "auto".to_owned()
+}
+
+impl ServerFile {
+    pub(super) fn parse(text: &str, base: &Path) -> Result<Self, ConfigError> {
+        let mut file: Self = read_toml(text)?;
+        file.central = resolved(text, "central", file.central, base)?;
+        Ok(file)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        let built_in = Limits::default();
+        Limits {
+            connections_max: self.limits.connections_max.unwrap_or(built_in.connections_max),
+            upload_bytes_max: self.limits.upload_bytes_max.unwrap_or(built_in.upload_bytes_max),
+            ..built_in
+        }
+    }
+}
+
+/// `site.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SiteFile {
+    /// The server, `host:port`.
+    pub(super) server: String,
+    /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
+    pub(super) identity: PathBuf,
+    /// The folder where the site keeps what never leaves it.
+    pub(super) state: PathBuf,
+    /// Where to train: auto, cpu, cuda, cuda:N or metal.
+    #[serde(default = "auto")]
+    pub(super) device: String,
+    /// The site's records.
+    pub(super) data: SourceSpec,
+}
+
+impl SiteFile {
+    pub(super) fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path).or_fail(Kind::Configuration, path.display())?;
+        let base = path.parent().unwrap_or_else(|| Path::new(""));
+        Self::parse(&text, base).or_fail(Kind::Configuration, path.display())
+    }
+
+    pub(super) fn parse(text: &str, base: &Path) -> Result<Self, ConfigError> {
+        let mut file: Self = read_toml(text)?;
+        file.identity = base.join(file.identity);
+        file.state = base.join(file.state);
+        let data = resolved(text, "data", Some(file.data), base)?;
+        let missing = || ConfigError::at(text, 0, "data: name the site's records");
+        file.data = data.ok_or_else(missing)?;
+        Ok(file)
+    }
+}
+
+/// The source with its paths resolved; errors point at `key`.
+fn resolved(
+    text: &str,
+    key: &str,
+    source: Option<SourceSpec>,
+    base: &Path,
+) -> Result<Option<SourceSpec>, ConfigError> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let resolve = |source: SourceSpec| source.resolved(base, &lookup);
+    let fault = |error: learning::SourceError| ConfigError::of(text, &SpecError::new(key, error.to_string()));
+    source.map(resolve).transpose().map_err(fault)
+}
+
+/// Opens a new results folder below `parent`.
+pub(super) fn open_results(parent: &Path, name: &str) -> Result<Results, Failure> {
+    let now = time::OffsetDateTime::now_utc();
+    let chance = ((now.nanosecond() / 1000) & 0xffff) as u16 ^ std::process::id() as u16;
+    Results::create(parent, name, now, chance).or_fail(Kind::Run, parent.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_with_their_paths_resolved_and_errors_name_the_line() {
+        let text = "server = \"h:1\"\nidentity = \"i\"\nstate = \"s\"\n[data.csv]\ntrain = \"a.csv\"\n";
+        let site = SiteFile::parse(text, Path::new("/base")).unwrap();
+        assert_eq!((site.identity.as_path(), site.device.as_str()), (Path::new("/base/i"), "auto"));
+        let wrong = text.replace("\"a.csv\"", "\"${NOT_SET_ANYWHERE}/a.csv\"");
+        let error = SiteFile::parse(&wrong, Path::new("/base")).unwrap_err();
+        assert!(error.message.contains("NOT_SET_ANYWHERE"), "{}", error.message);
+        assert_eq!(SiteFile::parse(&text.replace("state", "stat"), Path::new(".")).unwrap_err().line, 3);
+        let server =
+            ServerFile::parse("listen = \"127.0.0.1:0\"\nlimits = { connections_max = 5 }\n", Path::new("."));
+        assert_eq!(server.unwrap().limits().connections_max, 5);
+        assert_eq!(ServerFile::parse("\nlisten = \"here\"\n", Path::new(".")).unwrap_err().line, 2);
+    }
+}

@@ -1,0 +1,73 @@
+//! Progress on stderr: a bar on a terminal, a line a round elsewhere, nothing with `-q`.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use protocol::wire::RoundSummary;
+
+use super::Global;
+
+/// Shows a run's rounds.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    lines: bool,
+    rounds: u32,
+}
+
+impl Progress {
+    /// For a run of `rounds` rounds.
+    pub(super) fn new(global: &Global, rounds: u32) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let target = if global.quiet == 0 && terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(Some(u64::from(rounds)), target);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} round {pos}/{len}  {elapsed}  {msg}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { bar, lines: global.quiet == 0 && !terminal, rounds }
+    }
+
+    /// What is going on within a round.
+    pub(super) fn within(&self, message: String) {
+        self.bar.set_message(message);
+    }
+
+    /// A round is over.
+    pub(super) fn round(&self, summary: &RoundSummary) {
+        let line = describe(summary);
+        self.bar.set_position(u64::from(summary.round));
+        self.bar.set_message(line.clone());
+        if self.lines {
+            eprintln!("round {}/{}  {line}", summary.round, self.rounds);
+        }
+    }
+
+    /// The run is over.
+    pub(super) fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A round in one line, without its number.
+pub(super) fn describe(summary: &RoundSummary) -> String {
+    let mut parts = vec![format!("{} of {} answered", summary.answered, summary.cohort)];
+    if !summary.released {
+        parts.push("no quorum, the model stands still".to_owned());
+    }
+    if let Some(train) = summary.train {
+        parts.push(format!("training loss {:.4}", train.loss));
+    }
+    for (name, metrics) in [("test", summary.sites), ("central test", summary.central)] {
+        if let Some(metrics) = metrics {
+            let accuracy =
+                metrics.accuracy.map_or_else(String::new, |value| format!(", accuracy {value:.4}"));
+            parts.push(format!("{name} loss {:.4}{accuracy}", metrics.loss));
+        }
+    }
+    parts.join("  ")
+}

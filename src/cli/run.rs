@@ -1,0 +1,222 @@
+//! `consortia run`: an operator hands in plans and follows runs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ::client::net::{ConnectError, Identity, OperatorClient, OperatorError, SERVER_NAME};
+use clap::Args;
+use protocol::RunId;
+use protocol::wire::{AdminReply, AdminRequest, RunState, RunSummary};
+use serde_json::{Value, json};
+use server::Plan;
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::ServerFolder;
+use super::output::{share, table};
+use super::progress::Progress;
+use super::watch::runtime;
+
+#[derive(Debug, Args)]
+pub(super) struct OperatorArgs {
+    /// The server's folder, which holds the operator's identity.
+    #[arg(long = "dir", value_name = "DIR", default_value = ".")]
+    folder: PathBuf,
+    /// The server, `host:port`, if it is not on this machine at the port of `server.toml`.
+    #[arg(long)]
+    server: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SubmitArgs {
+    /// The federation file.
+    file: PathBuf,
+    #[command(flatten)]
+    operator: OperatorArgs,
+    /// Make it a rehearsal: everything random follows from this seed, so that it can be repeated bit for bit.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Follow the run until it ends.
+    #[arg(long)]
+    watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    /// The run; the newest if absent.
+    run: Option<RunId>,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> {
+    let path = args.file.display().to_string();
+    let plan_toml = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
+    Plan::parse(&plan_toml).or_fail(Kind::Configuration, &path)?;
+    runtime()?.block_on(async {
+        let operator = connect(&args.operator).await?;
+        let run = hand_in(&operator, plan_toml, args.seed).await?;
+        let (text, object) = (format!("run {run} is in the queue"), json!({ "run": run.to_string() }));
+        if args.watch {
+            eprintln!("{text}");
+            return follow(&operator, Some(run), global).await;
+        }
+        global.format.say(|| text, || object);
+        operator.close().await;
+        Ok(())
+    })
+}
+
+/// Hands a plan to the server.
+pub(super) async fn hand_in(
+    operator: &OperatorClient,
+    plan_toml: String,
+    seed: Option<u64>,
+) -> Result<RunId, Failure> {
+    match operator.ask(&AdminRequest::Submit { plan_toml, seed }).await {
+        Ok(AdminReply::Submitted { run }) => Ok(run),
+        Ok(_) => Err(Failure::new(Kind::Defect, OperatorError::WrongReply)),
+        Err(error @ OperatorError::Server(_)) => Err(Failure::new(Kind::Configuration, error)),
+        Err(error) => Err(Failure::new(Kind::Connection, error)),
+    }
+}
+
+pub(super) fn watch(args: &WatchArgs, global: &Global) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let operator = connect(&args.operator).await?;
+        follow(&operator, args.run, global).await
+    })
+}
+
+/// Shows a run until it ends; its failure is the command's.
+async fn follow(operator: &OperatorClient, run: Option<RunId>, global: &Global) -> Result<(), Failure> {
+    let mut shown = Shown { progress: None, rounds: 0 };
+    let last = operator.watch(run, |summary| shown.update(summary, global)).await;
+    let summary = last.or_fail(Kind::Connection, "")?;
+    if let Some(progress) = &shown.progress {
+        progress.end();
+    }
+    global.format.say(|| describe(&summary), || summary_json(&summary));
+    match summary.state {
+        RunState::Failed => Err(Failure::new(Kind::Run, &summary.message)),
+        RunState::Queued | RunState::Running | RunState::Finished => Ok(()),
+    }
+}
+
+struct Shown {
+    progress: Option<Progress>,
+    rounds: u32,
+}
+
+impl Shown {
+    fn update(&mut self, summary: &RunSummary, global: &Global) {
+        let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
+        progress.within(summary.message.clone());
+        let ended = summary.state != RunState::Running;
+        for round in &summary.history {
+            // A round's line is shown once its evaluation is in, which is at the latest when the next one is over.
+            let complete = round.sites.is_some() || round.round < summary.rounds_done || ended;
+            if round.round > self.rounds && complete {
+                progress.round(round);
+                self.rounds = round.round;
+            }
+        }
+        if global.format == super::Format::Json && summary.state == RunState::Running {
+            global.format.say(String::new, || summary_json(summary));
+        }
+    }
+}
+
+pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
+    let reply = runtime()?.block_on(async {
+        let operator = connect(args).await?;
+        operator.ask(&AdminRequest::List).await.or_fail(Kind::Connection, "")
+    })?;
+    let AdminReply::Runs(runs) = reply else {
+        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    };
+    let mut rows = vec![["run", "name", "state", "rounds", "message"].map(str::to_owned).to_vec()];
+    rows.extend(runs.iter().map(|run| {
+        let rounds = format!("{}/{}", run.rounds_done, run.rounds);
+        vec![run.run.to_string(), run.name.clone(), state_name(run.state).into(), rounds, run.message.clone()]
+    }));
+    global.format.say(|| table(&rows), || Value::from(runs.iter().map(summary_json).collect::<Vec<_>>()));
+    Ok(())
+}
+
+async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failure> {
+    let folder = ServerFolder(args.folder.clone());
+    let server = match &args.server {
+        Some(server) => server.clone(),
+        None => format!("localhost:{}", folder.read()?.listen.port()),
+    };
+    connect_to(&server, &folder).await
+}
+
+/// Connects as the operator of `folder`.
+pub(super) async fn connect_to(server: &str, folder: &ServerFolder) -> Result<OperatorClient, Failure> {
+    let identity = Identity::load(&folder.operator()).or_fail(Kind::Connection, "")?;
+    let connecting = OperatorClient::connect(server, SERVER_NAME, &identity);
+    match tokio::time::timeout(Duration::from_secs(15), connecting).await {
+        Ok(connected) => connected.map_err(|error: ConnectError| Failure::new(Kind::Connection, error)),
+        Err(_) => Err(Failure::new(
+            Kind::Timeout,
+            format!("{server} does not answer; is `consortia server run` up?"),
+        )),
+    }
+}
+
+fn state_name(state: RunState) -> &'static str {
+    match state {
+        RunState::Queued => "queued",
+        RunState::Running => "running",
+        RunState::Finished => "finished",
+        RunState::Failed => "failed",
+    }
+}
+
+/// A run for a person.
+fn describe(run: &RunSummary) -> String {
+    let mut text = format!(
+        "run {} ({}) {}: {}\nrounds {}/{}{}\nmodel sha256 {}",
+        run.run,
+        run.name,
+        state_name(run.state),
+        run.message,
+        run.rounds_done,
+        run.rounds,
+        if run.rehearsal { "  (a rehearsal: it carries a seed and may not claim privacy)" } else { "" },
+        run.model_sha256,
+    );
+    let mut rows = vec![
+        ["client", "connected", "accepted", "refused", "declined", "test accuracy"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let counts = |counts: &[(String, u32)]| {
+        let shown: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        if shown.is_empty() { "-".to_owned() } else { shown.join(", ") }
+    };
+    rows.extend(run.clients.iter().map(|client| {
+        vec![
+            client.client.to_string(),
+            if client.connected { "yes" } else { "no" }.to_owned(),
+            client.accepted.to_string(),
+            counts(&client.refused),
+            counts(&client.declined),
+            share(client.test.and_then(|metrics| metrics.accuracy)),
+        ]
+    }));
+    if rows.len() > 1 {
+        text.push_str("\n\n");
+        text.push_str(&table(&rows));
+    }
+    text
+}
+
+/// A run as JSON.
+pub(super) fn summary_json(run: &RunSummary) -> Value {
+    let mut object = serde_json::to_value(run).unwrap_or_default();
+    object["run"] = run.run.to_string().into();
+    object
+}

@@ -1,0 +1,196 @@
+//! `consortia server`: a federation's authority and its server.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use consortia::Room;
+use consortia::results::event_json;
+use learning::device::select;
+use protocol::ClientId;
+use serde_json::{Value, json};
+use server::net::{Authority, Server, ServerConfig};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::{ServerFile, ServerFolder};
+use super::output::Format;
+use super::watch::{runtime, until_told};
+
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// The folder to make; the federation's server lives in it.
+    pub(super) folder: PathBuf,
+    /// A DNS name or IP address under which sites reach the server; may be repeated.
+    #[arg(long = "name", value_name = "HOST")]
+    pub(super) names: Vec<String>,
+    /// Address and UDP port to listen on.
+    #[arg(long, default_value = "0.0.0.0:4433")]
+    pub(super) listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct IssueArgs {
+    /// The site's name: 1 to 64 of a-z, 0-9, '.', '_' and '-'.
+    pub(super) site: ClientId,
+    /// The server's folder.
+    #[arg(long = "dir", value_name = "DIR", default_value = ".")]
+    pub(super) folder: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The server's folder.
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Listen here instead of where `server.toml` says; port 0 takes a free one.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// End when stdin is closed, so that no server outlives the program that started it.
+    #[arg(long, hide = true)]
+    while_stdin_open: bool,
+}
+
+/// The comments a user finds in a fresh `server.toml`.
+const SERVER_TOML: &str = r#"# The server of a federation. Paths are relative to this file's folder.
+
+# Address and UDP port to listen on; open this port in the firewall for UDP.
+listen = "LISTEN"
+
+# Where the server evaluates, when it has test records of its own: auto, cpu, cuda, cuda:N or metal.
+device = "auto"
+
+# Test records of the server's own, if any; every released model is evaluated on them.
+# [central.csv]
+# train = "central.csv"
+# split_column = "split"
+
+# [limits]
+# connections_max = 2000
+# upload_bytes_max = 134217728
+"#;
+
+pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
+    let folder = ServerFolder(args.folder.clone());
+    let shown = args.folder.display().to_string();
+    if folder.config().exists() {
+        let message = format!("{shown} already holds a federation; nothing was changed");
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    std::fs::create_dir_all(folder.state()).or_fail(Kind::Configuration, &shown)?;
+    let now = SystemTime::now();
+    let authority = Authority::create(&folder.authority(), now).or_fail(Kind::Configuration, "")?;
+    let server = authority.issue_server(&args.names, now).or_fail(Kind::Configuration, "")?;
+    server.write_identity(&folder.identity()).or_fail(Kind::Configuration, "")?;
+    let operator = authority.issue_operator("operator", now).or_fail(Kind::Configuration, "")?;
+    operator.write_identity(&folder.operator()).or_fail(Kind::Configuration, "")?;
+    let text = SERVER_TOML.replace("LISTEN", &args.listen.to_string());
+    std::fs::write(folder.config(), text).or_fail(Kind::Configuration, folder.config().display())?;
+    global.format.say(
+        || {
+            format!(
+                "federation made in {shown}\nauthority fingerprint {}\n\nnext:\n  consortia server issue SITE --dir \
+                 {shown}     for each site\n  consortia server run {shown}\n\n{shown}/authority/ca-key.pem can make \
+                 any identity: keep it off the network once the sites have theirs.",
+                authority.fingerprint()
+            )
+        },
+        || json!({ "folder": args.folder, "authority_sha256": authority.fingerprint() }),
+    );
+    Ok(())
+}
+
+pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
+    let folder = ServerFolder(args.folder.clone());
+    let authority = Authority::open(&folder.authority()).or_fail(Kind::Configuration, "")?;
+    let identity = authority.issue_site(&args.site, SystemTime::now()).or_fail(Kind::Configuration, "")?;
+    let bundle = folder.site(args.site.as_str());
+    identity.write_identity(&bundle).or_fail(Kind::Configuration, "")?;
+    global.format.say(
+        || {
+            format!(
+                "bundle for {} in {}\nhand this folder to the site over a channel you trust: key.pem is its identity",
+                args.site,
+                bundle.display()
+            )
+        },
+        || json!({ "site": args.site.as_str(), "bundle": bundle }),
+    );
+    Ok(())
+}
+
+pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
+    let folder = ServerFolder(args.folder.clone());
+    let mut file = folder.read()?;
+    file.listen = args.listen.unwrap_or(file.listen);
+    runtime()?.block_on(serve(&folder, &file, args.while_stdin_open, global.format))
+}
+
+async fn serve(
+    folder: &ServerFolder,
+    file: &ServerFile,
+    while_stdin_open: bool,
+    format: Format,
+) -> Result<(), Failure> {
+    let mut room = Room::new();
+    if let Some(central) = &file.central {
+        let device = select(&file.device).or_fail(Kind::Configuration, folder.config().display())?;
+        room = room.with_central(central.clone(), device);
+    }
+    let config = ServerConfig {
+        state: folder.state(),
+        listen: file.listen,
+        identity: folder.identity(),
+        limits: file.limits(),
+    };
+    let server = Server::start(config, Arc::new(room)).await.or_fail(Kind::Configuration, "")?;
+    let address = server.local_addr();
+    let mut notes = server.notes();
+    format.say(
+        || format!("listening on {address} (UDP, QUIC)"),
+        || json!({ "event": "listening", "address": address.to_string() }),
+    );
+    let told = until_told(while_stdin_open);
+    tokio::pin!(told);
+    loop {
+        tokio::select! {
+            () = &mut told => break,
+            () = server.wait() => break,
+            note = notes.recv() => match note {
+                Ok((run, note)) => {
+                    let event = event_json(unix_seconds(), &note);
+                    let line = || with_run(event.clone(), &run.to_string());
+                    format.say(|| tell(&event), line);
+                }
+                Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were not shown"),
+                Err(RecvError::Closed) => break,
+            },
+        }
+    }
+    server.shutdown().await.or_fail(Kind::Run, "")
+}
+
+fn with_run(mut event: Value, run: &str) -> Value {
+    if let Value::Object(object) = &mut event {
+        object.insert("run".into(), run.into());
+    }
+    event
+}
+
+/// An event for a person: its kind, then what it holds.
+fn tell(event: &Value) -> String {
+    let Value::Object(object) = event else { return event.to_string() };
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let field = |(name, value): (&String, &Value)| format!("{name}={}", plain(value));
+    let shown =
+        object.iter().filter(|(name, value)| !["event", "time"].contains(&name.as_str()) && !value.is_null());
+    let kind = object.get("event").map(plain).unwrap_or_default();
+    format!("{kind:<9} {}", shown.map(field).collect::<Vec<_>>().join(" "))
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,215 @@
+//! `consortia simulate`: a federation of virtual clients in this process.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use consortia::first_model;
+use consortia::results::{Results, event_json, write_model};
+use learning::device::select;
+use protocol::wire::RoundSummary;
+use protocol::{Metrics, Seed, TaskKind};
+use serde_json::json;
+use server::{FederationConfig, Note, RunEnd, read_toml};
+use simulations::{Observation, Outcome, Population, Scenario, World};
+
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::open_results;
+use super::output::share;
+use super::progress::Progress;
+use super::{Global, Setting};
+
+#[derive(Debug, Args)]
+pub(super) struct SimulateArgs {
+    /// The simulation file: a federation file with a `[simulation]` table.
+    file: PathBuf,
+    /// Change a setting of the file, such as `training.epochs=2`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<Setting>,
+    /// The seed from which everything random follows, instead of the file's.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Worker threads; all cores by default. The result does not depend on it.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// The folder in which the results folder is made.
+    #[arg(long, default_value = "runs")]
+    out: PathBuf,
+    /// Where to train: auto, cpu, cuda, cuda:N or metal.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failure> {
+    let started = Instant::now();
+    let (scenario, resolved) = read_scenario(args)?;
+    let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
+    let spec = std::sync::Arc::clone(&scenario.plan.spec);
+    let population =
+        Population::build(&scenario.simulation, &spec, device).or_fail(Kind::Configuration, file(args))?;
+    let seed = scenario.simulation.seed;
+    let first = first_model(population.models(), &spec, Seed::from_number(seed))
+        .or_fail(Kind::Configuration, file(args))?;
+
+    let (name, rounds) = (scenario.plan.name.clone(), scenario.plan.rounds);
+    let mut results = open_results(&args.out, &name)?;
+    results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
+    let world = World::new(scenario.plan, first.shared, seed, scenario.simulation.weather)
+        .or_fail(Kind::Configuration, file(args))?;
+    let world = if let Some(threads) = args.threads { world.with_threads(threads) } else { world };
+    let mut observer = Observer {
+        progress: Progress::new(global, rounds),
+        results: &mut results,
+        asked: 0,
+        answered: 0,
+        trouble: None,
+    };
+    let ran = world.run(&population, &mut |seen| observer.observe(&seen));
+    observer.progress.end();
+    let trouble = observer.trouble.take();
+    let outcome = ran.or_fail(Kind::Run, file(args))?;
+    trouble.map_or(Ok(()), Err).or_fail(Kind::Run, "events.jsonl")?;
+
+    let standardiser = outcome.standardiser.as_deref();
+    write_model(&results.folder().join("model.safetensors"), &first.layout, &outcome.model, standardiser)
+        .or_fail(Kind::Run, "model.safetensors")?;
+    let folder = results.finish(&name, &outcome.rounds).or_fail(Kind::Run, "results")?;
+    conclude(&outcome, &folder, started.elapsed().as_secs_f64(), global)
+}
+
+fn file(args: &SimulateArgs) -> String {
+    args.file.display().to_string()
+}
+
+/// The scenario, and its file with every default spelt out.
+fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
+    let path = file(args);
+    let mut text = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
+    let base = args.file.parent().map(Path::to_path_buf).unwrap_or_default();
+    let lookup = |name: &str| std::env::var(name).ok();
+    if !args.set.is_empty() {
+        // Errors of the file itself are shown with the file's own lines, before anything is changed.
+        Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
+        text = with_settings(&text, &args.set)?;
+    }
+    let mut scenario = Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
+    scenario.simulation.seed = args.seed.unwrap_or(scenario.simulation.seed);
+    let mut typed: FederationConfig = read_toml(&text).or_fail(Kind::Configuration, &path)?;
+    typed.simulation =
+        Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
+    let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
+    Ok((scenario, resolved))
+}
+
+/// The text with `--set` applied.
+fn with_settings(text: &str, settings: &[Setting]) -> Result<String, Failure> {
+    let mut root: toml::Table = toml::from_str(text).or_fail(Kind::Configuration, "")?;
+    for Setting { key, value } in settings {
+        let typed = format!("value = {value}");
+        let parsed = toml::from_str::<toml::Table>(&typed).ok().and_then(|mut table| table.remove("value"));
+        let value = parsed.unwrap_or_else(|| toml::Value::String(value.clone()));
+        let (parents, last) =
+            key.rsplit_once('.').map_or((None, key.as_str()), |(parents, last)| (Some(parents), last));
+        let mut table = &mut root;
+        for part in parents.into_iter().flat_map(|parents| parents.split('.')) {
+            let entry = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            let message =
+                || Failure::new(Kind::Configuration, format!("--set {key}: `{part}` is not a table"));
+            table = entry.as_table_mut().ok_or_else(message)?;
+        }
+        table.insert(last.to_owned(), value);
+    }
+    toml::to_string(&root).or_fail(Kind::Configuration, "--set")
+}
+
+struct Observer<'a> {
+    progress: Progress,
+    results: &'a mut Results,
+    asked: usize,
+    answered: usize,
+    trouble: Option<std::io::Error>,
+}
+
+impl Observer<'_> {
+    fn observe(&mut self, seen: &Observation<'_>) {
+        match seen.note {
+            Note::Opened { cohort, .. } => (self.asked, self.answered) = (*cohort, 0),
+            Note::Accepted { task, .. } => {
+                self.answered += 1;
+                let what = if task.kind == TaskKind::Train { "trained" } else { task.kind.name() };
+                self.progress.within(format!("{} of {} {what}", self.answered, self.asked));
+                // One line an answer would drown a large simulation; the round's line has the counts.
+                return;
+            }
+            Note::Waiting { .. } => return,
+            Note::Round(summary) => self.progress.round(summary),
+            _ => {}
+        }
+        if let Err(error) = self.results.event(&event_json(seen.now.as_seconds(), seen.note)) {
+            self.trouble.get_or_insert(error);
+        }
+    }
+}
+
+/// The last test metrics: at the sites where they test, else the server's.
+pub(super) fn last_test(rounds: &[RoundSummary]) -> Option<Metrics> {
+    let sites = rounds.iter().rev().find_map(|round| round.sites);
+    sites.or_else(|| rounds.iter().rev().find_map(|round| round.central))
+}
+
+fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> Result<(), Failure> {
+    let test = last_test(&outcome.rounds);
+    let loss = test
+        .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
+        .map(|metrics| metrics.loss);
+    let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
+    let sha256 = outcome.model.sha256();
+    let accuracy = test.and_then(|metrics| metrics.accuracy);
+    let speed = outcome.updates as f64 / seconds;
+    let text = || {
+        format!(
+            "rounds         {rounds}\nclient updates {} ({speed:.1} a second)\ntest accuracy  {}\nloss           {}\n\
+             virtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}",
+            outcome.updates,
+            share(accuracy),
+            loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
+            outcome.elapsed.as_secs_f64(),
+            folder.display()
+        )
+    };
+    let object = || {
+        json!({
+            "model_sha256": sha256,
+            "rounds": rounds,
+            "accuracy": accuracy,
+            "loss": loss,
+            "seconds": seconds,
+            "updates": outcome.updates,
+            "updates_per_second": speed,
+            "virtual_seconds": outcome.elapsed.as_secs_f64(),
+            "results": folder,
+        })
+    };
+    global.format.say(text, object);
+    match &outcome.end {
+        RunEnd::Finished => Ok(()),
+        RunEnd::Failed(why) => Err(Failure::new(Kind::Run, why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_typed_and_make_the_tables_they_need() {
+        let settings = ["rounds=3", "name=x", "training.optimizer.sgd.learning_rate=0.5"];
+        let settings: Vec<Setting> = settings.iter().map(|one| one.parse().unwrap()).collect();
+        let text = with_settings("rounds = 1\nname = \"a\"\n", &settings).unwrap();
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(table["rounds"].as_integer(), Some(3));
+        assert_eq!(table["name"].as_str(), Some("x"));
+        assert_eq!(table["training"]["optimizer"]["sgd"]["learning_rate"].as_float(), Some(0.5));
+        assert!(with_settings("rounds = 1\n", &["rounds.x=1".parse().unwrap()]).is_err());
+    }
+}

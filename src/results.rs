@@ -1,0 +1,134 @@
+//! What a run leaves behind: one folder with the plan as it was understood, every event, every round, the model and the
+//! curves.
+//!
+//! `resolved.toml` · `events.jsonl` (one object a line) · `metrics.csv` (one line a round) · `model.safetensors` ·
+//! `curves.svg`.
+
+mod curves;
+mod events;
+mod model;
+
+use std::fs::{File, create_dir_all};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use protocol::wire::RoundSummary;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+pub use curves::draw_curves;
+pub use events::event_json;
+pub use model::write_model;
+
+/// The folder of one run, open for writing.
+#[derive(Debug)]
+pub struct Results {
+    folder: PathBuf,
+    events: BufWriter<File>,
+}
+
+impl Results {
+    /// Makes `<parent>/<date>-<name>-<id>`; `now` and four hexadecimal digits of `chance` make the name unique.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn create(parent: &Path, name: &str, now: OffsetDateTime, chance: u16) -> io::Result<Self> {
+        let date = now
+            .format(format_description!("[year]-[month]-[day]-[hour][minute][second]"))
+            .map_err(io::Error::other)?;
+        let folder = parent.join(format!("{date}-{name}-{chance:04x}"));
+        create_dir_all(&folder)?;
+        let events = BufWriter::new(File::create(folder.join("events.jsonl"))?);
+        Ok(Self { folder, events })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Adds an event to `events.jsonl`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn event(&mut self, event: &serde_json::Value) -> io::Result<()> {
+        writeln!(self.events, "{event}")
+    }
+
+    /// Writes `resolved.toml`: the plan with every default spelt out.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn resolved(&self, toml: &str) -> io::Result<()> {
+        std::fs::write(self.folder.join("resolved.toml"), toml)
+    }
+
+    /// Writes `metrics.csv` and `curves.svg`, and finishes `events.jsonl`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn finish(mut self, title: &str, rounds: &[RoundSummary]) -> io::Result<PathBuf> {
+        self.events.flush()?;
+        let mut csv = BufWriter::new(File::create(self.folder.join("metrics.csv"))?);
+        write_metrics(&mut csv, rounds)?;
+        csv.flush()?;
+        draw_curves(&self.folder.join("curves.svg"), title, rounds).map_err(io::Error::other)?;
+        Ok(self.folder)
+    }
+}
+
+fn write_metrics(csv: &mut impl Write, rounds: &[RoundSummary]) -> io::Result<()> {
+    writeln!(
+        csv,
+        "round,released,cohort,answered,train_loss,train_accuracy,sites_loss,sites_accuracy,sites_examples,\
+         central_loss,central_accuracy,seconds"
+    )?;
+    let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));
+    for round in rounds {
+        let columns = [
+            number(round.train.map(|metrics| metrics.loss)),
+            number(round.train.and_then(|metrics| metrics.accuracy)),
+            number(round.sites.map(|metrics| metrics.loss)),
+            number(round.sites.and_then(|metrics| metrics.accuracy)),
+            round.sites.map_or_else(String::new, |metrics| metrics.examples.to_string()),
+            number(round.central.map(|metrics| metrics.loss)),
+            number(round.central.and_then(|metrics| metrics.accuracy)),
+        ];
+        let RoundSummary { round: number, released, cohort, answered, seconds, .. } = round;
+        writeln!(csv, "{number},{released},{cohort},{answered},{},{seconds:.6}", columns.join(","))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Metrics;
+
+    #[test]
+    fn a_run_leaves_its_events_metrics_and_curves() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut results = Results::create(parent.path(), "t", OffsetDateTime::UNIX_EPOCH, 0xab).unwrap();
+        results.event(&serde_json::json!({"event": "x"})).unwrap();
+        results.resolved("rounds = 1\n").unwrap();
+        let metrics = Metrics { loss: 0.5, accuracy: Some(0.25), examples: 8, seconds: 0.0 };
+        let round = RoundSummary {
+            round: 1,
+            released: true,
+            cohort: 2,
+            answered: 2,
+            train: Some(metrics),
+            sites: Some(metrics),
+            central: None,
+            seconds: 1.0,
+        };
+        let folder = results.finish("title", &[round]).unwrap();
+        assert!(folder.ends_with("1970-01-01-000000-t-00ab"));
+        let csv = std::fs::read_to_string(folder.join("metrics.csv")).unwrap();
+        let line = csv.lines().nth(1).unwrap();
+        assert_eq!(line, "1,true,2,2,0.500000,0.250000,0.500000,0.250000,8,,,1.000000");
+        let svg = std::fs::read_to_string(folder.join("curves.svg")).unwrap();
+        assert!(svg.contains("<svg") && svg.contains("accuracy"));
+        assert_eq!(std::fs::read_to_string(folder.join("events.jsonl")).unwrap(), "{\"event\":\"x\"}\n");
+    }
+}

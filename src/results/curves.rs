@@ -1,0 +1,86 @@
+//! Loss and accuracy over rounds as one SVG file.
+
+use std::error::Error;
+use std::path::Path;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use protocol::Metrics;
+use protocol::wire::RoundSummary;
+
+/// One line of a chart: its name, its colour and where its numbers come from.
+type Line = (&'static str, RGBColor, fn(&RoundSummary) -> Option<Metrics>);
+
+const LINES: [Line; 3] = [
+    ("training", RGBColor(150, 150, 150), |round| round.train),
+    ("sites' tests", RGBColor(0, 90, 181), |round| round.sites),
+    ("central test", RGBColor(220, 50, 32), |round| round.central),
+];
+
+/// Draws the curves of `rounds` to `path`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn draw_curves(
+    path: &Path,
+    title: &str,
+    rounds: &[RoundSummary],
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let text = {
+        let mut text = String::new();
+        let root = SVGBackend::with_string(&mut text, (960, 400)).into_drawing_area();
+        draw(&root, title, rounds).map_err(|error| error.to_string())?;
+        root.present().map_err(|error| error.to_string())?;
+        drop(root);
+        text
+    };
+    Ok(std::fs::write(path, text)?)
+}
+
+fn draw<DB: DrawingBackend>(
+    root: &DrawingArea<DB, Shift>,
+    title: &str,
+    rounds: &[RoundSummary],
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    root.fill(&WHITE)?;
+    let root = root.titled(title, ("sans-serif", 20))?;
+    let (left, right) = root.split_horizontally(480);
+    chart(&left, "loss", rounds, |metrics| Some(metrics.loss))?;
+    chart(&right, "accuracy", rounds, |metrics| metrics.accuracy)
+}
+
+fn chart<DB: DrawingBackend>(
+    area: &DrawingArea<DB, Shift>,
+    what: &str,
+    rounds: &[RoundSummary],
+    value: fn(&Metrics) -> Option<f64>,
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    let points = |metrics: fn(&RoundSummary) -> Option<Metrics>| -> Vec<(u32, f64)> {
+        let point = |round: &RoundSummary| Some((round.round, value(&metrics(round)?)?));
+        rounds.iter().filter_map(point).collect()
+    };
+    let all: Vec<f64> =
+        LINES.iter().flat_map(|(_, _, metrics)| points(*metrics)).map(|(_, value)| value).collect();
+    let low = all.iter().copied().fold(f64::INFINITY, f64::min).min(1.0);
+    let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max).max(low + 1e-3);
+    let margin = (high - low) * 0.05;
+    let last = rounds.last().map_or(1, |round| round.round).max(1);
+    let mut chart = ChartBuilder::on(area)
+        .caption(what, ("sans-serif", 16))
+        .margin(8)
+        .x_label_area_size(30)
+        .y_label_area_size(50)
+        .build_cartesian_2d(0..last, low - margin..high + margin)?;
+    chart.configure_mesh().x_desc("round").light_line_style(RGBColor(240, 240, 240)).draw()?;
+    for (name, colour, metrics) in LINES {
+        let points = points(metrics);
+        if points.is_empty() {
+            continue;
+        }
+        chart
+            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+    }
+    chart.configure_series_labels().background_style(WHITE.mix(0.8)).draw()
+}
