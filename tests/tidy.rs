@@ -276,6 +276,13 @@ fn the_architecture_page_lists_every_folder() {
             faults.push(format!("ARCHITECTURE.md:1: the map does not list `{name}/`; say what it holds"));
         }
     }
+    for (number, line) in (1..).zip(page.lines()) {
+        let folder =
+            line.strip_prefix("| `").and_then(|rest| rest.split_once("/`")).map(|(folder, _)| folder);
+        if let Some(folder) = folder.filter(|folder| !root().join(folder).is_dir()) {
+            faults.push(format!("ARCHITECTURE.md:{number}: there is no folder `{folder}/`; correct the map"));
+        }
+    }
     judge(faults);
 }
 
@@ -358,7 +365,7 @@ fn every_link_of_the_papers_leads_somewhere() {
 }
 
 #[test]
-fn every_lock_keeps_to_one_set_of_lints() {
+fn every_crate_keeps_to_one_set_of_lints() {
     let mut faults = Vec::new();
     let workspace: toml::Table = read("Cargo.toml").parse().unwrap();
     let shared = &workspace["workspace"]["lints"];

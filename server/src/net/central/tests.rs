@@ -1,3 +1,5 @@
+//! Evaluation on the server's own data: what it measures, and what a failing learner costs.
+
 use protocol::{Decline, Layout, Statistic, TrainOrder};
 
 use super::*;
