@@ -55,7 +55,7 @@ impl Population {
                 clients.push(ClientId::new(&plain_name(&natural.id))?);
                 sites.push(natural.data);
             }
-            let has_tests = sites.iter().any(|site| site.test.is_some());
+            let has_tests = sites.iter().any(|site: &SiteData| site.test.is_some());
             let central = central_data(config, spec, &train, test, has_tests);
             return Ok(Self { clients, sites, central, models: Models::new(), device });
         }
@@ -104,6 +104,11 @@ impl Population {
     /// The models it can train.
     pub fn models(&self) -> &Models {
         &self.models
+    }
+
+    /// Whether any client has test records of its own.
+    pub fn has_tests(&self) -> bool {
+        self.sites.iter().any(|site| site.test.is_some())
     }
 
     /// Each client's records.

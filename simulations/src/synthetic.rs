@@ -16,7 +16,7 @@ pub struct SyntheticSource {
     /// Test records.
     #[serde(default = "test_rows")]
     pub test_rows: usize,
-    /// Standard deviation of a cloud; centres are a distance of about 1.4 from each other.
+    /// Root mean square distance of a record from its cloud's centre; centres are about 1.4 from each other.
     #[serde(default = "spread")]
     pub spread: Positive,
 }

@@ -10,7 +10,7 @@ use learning::device::select;
 use protocol::wire::RoundSummary;
 use protocol::{Metrics, Seed, TaskKind};
 use serde_json::json;
-use server::{FederationConfig, Note, RunEnd, read_toml};
+use server::{Evaluators, FederationConfig, Note, RunEnd, read_toml};
 use simulations::{Observation, Outcome, Population, Scenario, World};
 
 use super::failure::{Failure, Kind, OrFail};
@@ -42,11 +42,15 @@ pub(super) struct SimulateArgs {
 
 pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failure> {
     let started = Instant::now();
-    let (scenario, resolved) = read_scenario(args)?;
+    let (mut scenario, resolved) = read_scenario(args)?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let population =
         Population::build(&scenario.simulation, &spec, device).or_fail(Kind::Configuration, file(args))?;
+    if !population.has_tests() {
+        // Nobody could answer: asking would only cost time.
+        scenario.plan.evaluation.sites = Evaluators::None;
+    }
     let seed = scenario.simulation.seed;
     let first = first_model(population.models(), &spec, Seed::from_number(seed))
         .or_fail(Kind::Configuration, file(args))?;

@@ -1,0 +1,187 @@
+//! The command as people type it: what it prints, how it ends, and the whole way from an empty folder to a trained model.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const RECORDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/heart_disease.csv");
+const HEART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/heart.toml");
+
+fn consortia(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_consortia")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The object a command ends with.
+fn object(args: &[&str]) -> Value {
+    let output = consortia(&[&["--format", "json"], args].concat());
+    let (out, talk) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{args:?} failed: {talk}");
+    serde_json::from_str(out.lines().last().unwrap_or_default())
+        .unwrap_or_else(|_| panic!("{args:?} printed {out}"))
+}
+
+/// How a command failed: its exit code and what it said.
+fn failure(args: &[&str]) -> (i32, String) {
+    let output = consortia(args);
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(args: &[&str]) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    Running(command.spawn().unwrap())
+}
+
+#[test]
+fn the_demo_and_the_simulation_of_its_plan_end_with_the_same_bits() {
+    let out = tempfile::tempdir().unwrap();
+    let demo = object(&["demo", "--seed", "7", "--out", text(out.path())]);
+    let simulated = object(&["simulate", HEART, "--seed", "7", "--threads", "2", "--out", text(out.path())]);
+    assert_eq!(demo["model_sha256"], simulated["model_sha256"]);
+    assert_eq!(demo["model_sha256"].as_str().unwrap().len(), 64);
+    assert!(demo["accuracy"].as_f64().unwrap() >= 0.78, "{demo}");
+    assert!(demo["rounds"].as_u64().unwrap() > 0 && demo["loss"].is_f64() && demo["seconds"].is_f64());
+    assert_eq!(demo["sites"].as_array().unwrap().len(), 4);
+    for results in [&demo["results"], &simulated["results"]] {
+        let folder = PathBuf::from(results.as_str().unwrap());
+        for file in ["resolved.toml", "events.jsonl", "metrics.csv", "model.safetensors", "curves.svg"] {
+            assert!(
+                folder.join(file).metadata().is_ok_and(|found| found.len() > 0),
+                "{file} in {}",
+                folder.display()
+            );
+        }
+        let events = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
+        assert!(events.lines().any(|line| line.contains("\"event\":\"round\"")));
+    }
+    let resolved = PathBuf::from(simulated["results"].as_str().unwrap()).join("resolved.toml");
+    let again = object(&["simulate", text(&resolved), "--out", text(out.path())]);
+    assert_eq!(again["model_sha256"], simulated["model_sha256"], "resolved.toml repeats the run");
+    let other = object(&["simulate", HEART, "--seed", "8", "--out", text(out.path())]);
+    assert_ne!(other["model_sha256"], simulated["model_sha256"]);
+}
+
+#[test]
+fn a_wrong_file_is_named_with_line_column_and_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plan.toml");
+    let plan = std::fs::read_to_string(HEART).unwrap().replace("epochs = 1", "epochs = 0");
+    std::fs::write(&file, &plan).unwrap();
+    let line = plan.lines().position(|line| line.starts_with("epochs")).unwrap() + 1;
+    for command in ["check", "simulate"] {
+        let (code, said) = failure(&[command, text(&file)]);
+        assert_eq!(code, 2);
+        assert!(
+            said.contains(&format!("plan.toml: line {line}, column 10: training.epochs: 0 epochs")),
+            "{said}"
+        );
+        assert!(said.contains("| epochs = 0\n"), "{said}");
+    }
+    let (code, said) = failure(&["--format", "json", "check", text(&file)]);
+    let object: Value = serde_json::from_str(said.trim()).unwrap();
+    assert_eq!((code, object["exit_code"].as_i64()), (2, Some(2)));
+    assert_eq!(failure(&["check", "no-such-file.toml"]).0, 2);
+    assert_eq!(failure(&["fly"]).0, 2);
+    assert_eq!(failure(&["simulate", HEART, "--set", "rounds=0"]).0, 2);
+}
+
+#[test]
+fn check_says_what_a_plan_costs() {
+    let facts = object(&["check", HEART]);
+    assert_eq!(facts["parameters"], 28);
+    assert_eq!(facts["bytes_up_per_client_and_round"], 112);
+    assert_eq!(facts["statistics_round"], true);
+}
+
+#[test]
+fn completions_and_man_pages_come_from_the_command_tree() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = consortia(&["completions", shell]);
+        assert!(script.status.success() && String::from_utf8_lossy(&script.stdout).contains("simulate"));
+    }
+    assert!(consortia(&["man", text(folder.path())]).status.success());
+    let page = std::fs::read_to_string(folder.path().join("consortia-server-init.1")).unwrap();
+    assert!(page.contains(".TH"));
+}
+
+#[test]
+fn an_operator_that_finds_no_server_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let federation = folder.path().join("federation");
+    assert!(consortia(&["server", "init", text(&federation), "--listen", "127.0.0.1:0"]).status.success());
+    let (code, said) = failure(&["server", "init", text(&federation)]);
+    assert!(code == 2 && said.contains("nothing was changed"), "{said}");
+    // Port 9 is `discard`: on loopback nobody answers there.
+    let (code, said) = failure(&["run", "ls", "--dir", text(&federation), "--server", "127.0.0.1:9"]);
+    assert!(code == 3 || code == 4, "{code}: {said}");
+    let (code, _) = failure(&["run", "ls", "--dir", text(folder.path()), "--server", "127.0.0.1:9"]);
+    assert_eq!(code, 3);
+}
+
+/// What README's section "For real" says, word for word but for addresses.
+#[test]
+fn from_an_empty_folder_to_a_trained_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let federation = folder.path().join("federation");
+    let dir = text(&federation);
+    object(&["server", "init", dir, "--listen", "127.0.0.1:0"]);
+    let mut server = start(&["--format", "json", "server", "run", dir, "--while-stdin-open"]);
+    let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines();
+    let listening: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    let address = listening["address"].as_str().unwrap().to_owned();
+
+    let mut sites = Vec::new();
+    for name in ["cleveland", "va"] {
+        let issued = object(&["server", "issue", name, "--dir", dir]);
+        let site = folder.path().join(name);
+        let bundle = issued["bundle"].as_str().unwrap();
+        object(&["site", "init", text(&site), "--server", &address, "--bundle", bundle]);
+        let file = site.join("site.toml");
+        let filter =
+            format!("train = \"{RECORDS}\"\nsplit_column = \"split\"\nwhere = {{ site = \"{name}\" }}");
+        let edited = std::fs::read_to_string(&file).unwrap().replace("train = \"data.csv\"", &filter);
+        std::fs::write(&file, edited).unwrap();
+        assert_eq!(object(&["check", text(&file)])["name"], name);
+        sites.push(start(&["site", "run", text(&file), "--while-stdin-open"]));
+    }
+    let plan = folder.path().join("plan.toml");
+    let edited = std::fs::read_to_string(HEART).unwrap();
+    let edited = edited.replace("clients_min = 4", "clients_min = 2").replace("quorum = 4", "quorum = 2");
+    std::fs::write(&plan, edited.replace("rounds = 20", "rounds = 3")).unwrap();
+    let operator = ["--dir", dir, "--server", &address];
+    let run = object(&[&["run", "submit", text(&plan), "--watch"], &operator[..]].concat());
+    assert_eq!((run["state"].as_str(), run["rounds_done"].as_u64()), (Some("finished"), Some(3)));
+    assert_eq!(run["rehearsal"], false);
+    assert_eq!(run["clients"].as_array().unwrap().len(), 2);
+    let listed = object(&[&["run", "ls"], &operator[..]].concat());
+    assert_eq!(listed[0]["run"], run["run"]);
+    let watched = object(&[&["run", "watch"], &operator[..]].concat());
+    assert_eq!(watched["model_sha256"], run["model_sha256"]);
+
+    // Whoever holds stdin open may let go: both end by themselves, and politely.
+    for mut site in sites {
+        drop(site.0.stdin.take());
+        assert!(site.0.wait().unwrap().success());
+    }
+    drop(server.0.stdin.take());
+    assert!(lines.all(|line| line.is_ok()));
+    assert!(server.0.wait().unwrap().success());
+}
