@@ -180,7 +180,7 @@ impl Asked {
         Body::default().u64(self.run).u32(self.round).u32(self.kind)
     }
 
-    async fn is_accepted(mut self) {
+    async fn hear_accepted(mut self) {
         let mut receipt = Received::frame(&mut self.recv, 5).await;
         assert_eq!(receipt.u32(), 0, "the answer is refused");
         receipt.end();
@@ -201,7 +201,7 @@ async fn count(mut asked: Asked) {
     let mut answer = asked.answer().u32(2).u64(18).frame(4);
     answer.extend(TOTALS.iter().flat_map(|total| limbs(*total)).flat_map(i64::to_le_bytes));
     say(&mut asked.send, &answer).await;
-    asked.is_accepted().await;
+    asked.hear_accepted().await;
 }
 
 /// Answers with the delta (30, 40, 0), whose norm is ten times what the plan allows; gives the points that were sent.
@@ -221,7 +221,7 @@ async fn train(mut asked: Asked) -> [i32; 3] {
     let mut answer = answer.frame(4);
     answer.extend(points.iter().flat_map(|point| point.to_le_bytes()));
     say(&mut asked.send, &answer).await;
-    asked.is_accepted().await;
+    asked.hear_accepted().await;
     points
 }
 

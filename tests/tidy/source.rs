@@ -130,7 +130,7 @@ fn skipped(rest: &str, before: Option<char>) -> Option<usize> {
         return Some(rest.find("*/").map_or(rest.len(), |at| at + 2));
     }
     let in_word = before.is_some_and(is_letter) && before != Some('b');
-    if !in_word && rest.starts_with("r\"") || !in_word && rest.starts_with("r#") {
+    if !in_word && (rest.starts_with("r\"") || rest.starts_with("r#")) {
         let hashes = rest[1..].chars().take_while(|c| *c == '#').count();
         if !rest[1 + hashes..].starts_with('"') {
             return None;
