@@ -24,8 +24,18 @@ const IMPORTS: [(&str, &[&str]); 6] = [
     ("simulations", &["client", "learning", "privacy", "protocol", "server"]),
 ];
 /// What only a shell may link: in `server` and `client` behind the feature `net`, elsewhere not at all.
-const SHELL: [&str; 8] =
-    ["quinn", "rcgen", "rustls", "socket2", "sqlx", "tokio", "tokio-util", "x509-parser"];
+const SHELL: [&str; 10] = [
+    "aws-lc-rs",
+    "quinn",
+    "quinn-proto",
+    "rcgen",
+    "rustls",
+    "socket2",
+    "sqlx",
+    "tokio",
+    "tokio-util",
+    "x509-parser",
+];
 /// Crates that decide: they take their order from their keys and not from chance.
 const PURE: [&str; 6] = ["client", "learning", "privacy", "protocol", "server", "simulations"];
 const LINES_MAX: usize = 600;
