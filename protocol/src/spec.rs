@@ -544,7 +544,17 @@ impl TableSpec {
             let message = format!("column `{}` lists no values; all sites must agree on them", empty.column);
             return Err(SpecError::new("data.table.categorical", message));
         }
+        if let Missing::Constant(value) = self.missing
+            && !value.is_finite()
+        {
+            let message = format!("{value} is not a finite number; it could not travel to the sites");
+            return Err(SpecError::new("data.table.missing", message));
+        }
         match &self.standardise {
+            Standardise::Given { mean, .. } if mean.iter().any(|mean| !mean.is_finite()) => {
+                let message = "a mean is not a finite number; it could not travel to the sites";
+                Err(SpecError::new("data.table.standardise", message))
+            }
             Standardise::Given { mean, std }
                 if mean.len() != self.features.len() || std.len() != self.features.len() =>
             {

@@ -84,6 +84,13 @@ fn every_contradiction_names_its_setting() {
     assert_eq!(table(|table| table.categorical[0].values.clear()), "data.table.categorical");
     let given = |table: &mut TableSpec| table.standardise = Standardise::Given { mean: vec![], std: vec![] };
     assert_eq!(table(given), "data.table.standardise");
+    let not_finite = |table: &mut TableSpec| {
+        let std = vec![Positive::new(1.0).unwrap(); 2];
+        table.standardise = Standardise::Given { mean: vec![0.0, f64::NAN], std };
+    };
+    assert_eq!(table(not_finite), "data.table.standardise");
+    let endless = |table: &mut TableSpec| table.missing = Missing::Constant(f64::INFINITY);
+    assert_eq!(table(endless), "data.table.missing");
 }
 
 #[test]
