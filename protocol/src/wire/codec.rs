@@ -1,6 +1,6 @@
 //! Frames: twelve bytes of head, then a bincode body. This is the only file that names bincode.
 //!
-//! The head is magic `CSRT`, the protocol version (u16), the codec (u8, 1 = bincode 2 standard), the kind (u8) and the
+//! The head is magic `CSRT`, the protocol version (u16), the codec (u8, 1 = bincode 2 with integers of fixed width), the kind (u8) and the
 //! body's length (u32), little-endian. A reader learns the length before it takes memory, and refuses one above the
 //! limit for the kind it expects. Bodies are flat, and bytes left over after a body are an error.
 

@@ -136,7 +136,7 @@ impl TaskHeader {
             WorkHeader::Train { learning_rate_scale } => {
                 if !(learning_rate_scale.is_finite() && learning_rate_scale >= 0.0) {
                     return Err(TaskHeaderError::Contradiction(
-                        "the learning rate's factor is not a number above 0",
+                        "the learning rate's factor is not a number of at least 0",
                     ));
                 }
                 Work::Train { model, learning_rate_scale }
