@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use protocol::wire::ALPN;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -56,22 +58,42 @@ pub enum EndpointError {
 
 /// Opens the port with the identity (`ca.pem`, `cert.pem`, `key.pem`) in `identity`.
 pub(crate) fn open(listen: SocketAddr, identity: &Path) -> Result<Endpoint, EndpointError> {
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls(identity)?));
+    let key = private_key(identity)?;
+    let endpoint = endpoint_config(&key);
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls(identity, key)?));
     config.transport_config(Arc::new(transport()));
     let failed = |source| EndpointError::Listen { address: listen, source };
     let socket = socket(listen).map_err(failed)?;
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)
+    Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)
 }
 
-fn tls(identity: &Path) -> Result<QuicServerConfig, EndpointError> {
-    let (ca, cert, key) = (identity.join("ca.pem"), identity.join("cert.pem"), identity.join("key.pem"));
+fn private_key(identity: &Path) -> Result<PrivateKeyDer<'static>, EndpointError> {
+    let path = identity.join("key.pem");
+    let text = read(&path)?;
+    PrivateKeyDer::from_pem_slice(&text)
+        .map_err(|error| EndpointError::Identity { path, message: error.to_string() })
+}
+
+/// A server that comes back after a crash says at the first packet of an old connection that it is gone (RFC 9000,
+/// section 10.3), so that sites return at once instead of waiting until the line seems dead. That takes the reset tokens
+/// and connection ids of the server before: both follow from the private key.
+fn endpoint_config(key: &PrivateKeyDer<'_>) -> EndpointConfig {
+    let root = hmac::Key::new(hmac::HMAC_SHA256, key.secret_der());
+    let reset = hmac::sign(&root, b"consortia stateless reset");
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
+    let ids = hmac::sign(&root, b"consortia connection ids");
+    let ids = ids.as_ref().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    config
+}
+
+fn tls(identity: &Path, key: PrivateKeyDer<'static>) -> Result<QuicServerConfig, EndpointError> {
+    let (ca, cert) = (identity.join("ca.pem"), identity.join("cert.pem"));
     let unusable = |error: &dyn std::fmt::Display| EndpointError::Tls(error.to_string());
     let mut roots = RootCertStore::empty();
     for root in certificates(&ca)? {
         roots.add(root).map_err(|error| unusable(&error))?;
     }
-    let key_der = PrivateKeyDer::from_pem_slice(&read(&key)?)
-        .map_err(|error| EndpointError::Identity { path: key, message: error.to_string() })?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
@@ -80,7 +102,7 @@ fn tls(identity: &Path) -> Result<QuicServerConfig, EndpointError> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&cert)?, key_der)
+        .with_single_cert(certificates(&cert)?, key)
         .map_err(|error| unusable(&error))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.send_tls13_tickets = 0;
