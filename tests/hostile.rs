@@ -19,5 +19,9 @@ mod doors;
 mod federation;
 #[path = "hostile/intruder.rs"]
 mod intruder;
+#[path = "support/member.rs"]
+mod member;
 #[path = "hostile/stage.rs"]
 mod stage;
+#[path = "support/trio.rs"]
+mod trio;

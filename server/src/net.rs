@@ -36,7 +36,7 @@ pub use endpoint::EndpointError;
 use engine::{Engine, Nerves};
 use exchange::Uploads;
 pub use peer::{NotASite, site_of_pem};
-use session::Hall;
+use session::{Hall, Newcomers};
 pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
@@ -171,6 +171,7 @@ impl Server {
             handshakes: Arc::new(Semaphore::new(2 * config.limits.handshakes_max)),
             commands,
             desk: Arc::clone(&desk),
+            newcomers: Newcomers::default(),
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
         tracing::info!("listening on {address}");

@@ -6,8 +6,10 @@ use protocol::ClientId;
 use protocol::wire::{Greeting, Rejection};
 use server::net::Limits;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::intruder::{Intruder, Papers, socket};
+use crate::member::PATIENCE;
 use crate::stage::{Stage, plan};
 
 /// Idle connections.
@@ -71,5 +73,29 @@ async fn a_thousand_idle_connections_take_their_seats_and_nothing_else() {
     println!("{CROWD} idle connections took {} KiB", grown >> 10);
     assert!(grown < BYTES_MAX, "{CROWD} idle connections took {grown} bytes");
     drop(idle);
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_that_connects_and_connects_takes_nobodys_seat() {
+    // Room for the operator, the three honest sites, what one site may keep waiting, and a few more.
+    let limits = Limits { connections_max: 12, ..Limits::default() };
+    let stage = Stage::open(limits).await;
+    let mallory = Papers::of(&stage.federation.issue("mallory"));
+    let (endpoint, address) = (socket(), stage.server.local_addr());
+    let mut silent = tokio::task::JoinSet::new();
+    for _ in 0..24 {
+        let intruder = Intruder::connect(&endpoint, address, mallory.config()).await.unwrap();
+        silent.spawn(async move { intruder.farewell().await });
+    }
+    for _ in 0..20 {
+        let farewell = timeout(PATIENCE, silent.join_next()).await.expect("all but four are turned away");
+        assert_eq!(farewell.unwrap().unwrap(), Rejection::Busy.to_string());
+    }
+    stage.finish(&plan(3)).await;
+    let papers = Papers::of(&stage.federation.issue("late"));
+    let late = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
+    assert!(matches!(late.greet().await, Greeting::Welcome { .. }));
+    drop(silent);
     stage.close().await;
 }

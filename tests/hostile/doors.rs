@@ -12,8 +12,8 @@ use server::net::{Authority, Limits, SERVER_NAME};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::federation::PATIENCE;
 use crate::intruder::{Intruder, Papers, hello, socket};
+use crate::member::PATIENCE;
 use crate::stage::{Stage, plan};
 
 /// A peer with these papers must fail in TLS, with this alert (RFC 8446, section 6.2).

@@ -5,22 +5,17 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use client::Participant;
-use client::net::{Agent, AgentConfig, AgentError, AgentEvent, OperatorClient};
+use client::net::OperatorClient;
 use consortia::Room;
 use protocol::wire::{AdminReply, AdminRequest, RunSummary};
 use protocol::{ClientId, Learner, RunId};
 use server::net::{Authority, Limits, SERVER_NAME, Server, ServerConfig};
 use tempfile::TempDir;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-/// Longer than anything here takes on a slow machine that does other things too.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+use crate::member::{Member, PATIENCE};
 
 /// Certificates and folders, removed at the end of a test.
 pub(crate) struct Federation {
@@ -60,44 +55,13 @@ impl Federation {
 
     /// An honest site that the server has greeted.
     pub(crate) async fn join(&self, server: &Server, site: &str, learner: Box<dyn Learner>) -> Member {
-        let identity = client::net::Identity::load(&self.issue(site)).unwrap();
-        let participant = Participant::new(ClientId::new(site).unwrap(), learner);
-        let config = AgentConfig::new(server.local_addr().to_string());
-        let (sender, mut events) = mpsc::channel(64);
-        let agent = Agent::new(participant, identity, config).with_events(sender);
-        let leave = CancellationToken::new();
-        let work = tokio::spawn(agent.run(leave.clone()));
-        let greeted = async {
-            loop {
-                match events.recv().await {
-                    Some(AgentEvent::Connected { you, .. }) => return assert_eq!(you, site),
-                    Some(_) => {}
-                    None => panic!("{site}'s agent ended before it was greeted"),
-                }
-            }
-        };
-        timeout(PATIENCE, greeted).await.unwrap_or_else(|_| panic!("{site} was not greeted"));
-        Member { leave, work }
+        Member::join(&server.local_addr().to_string(), &self.issue(site), site, learner).await
     }
 
     pub(crate) async fn operator(&self, server: &Server) -> Operator {
         let identity = client::net::Identity::load(&self.folder("operator")).unwrap();
         let address = server.local_addr().to_string();
         Operator(OperatorClient::connect(&address, SERVER_NAME, &identity).await.unwrap())
-    }
-}
-
-/// An honest site at work.
-pub(crate) struct Member {
-    leave: CancellationToken,
-    work: JoinHandle<Result<(), AgentError>>,
-}
-
-impl Member {
-    /// Says goodbye; the agent must have been content to the end.
-    pub(crate) async fn leave(self) {
-        self.leave.cancel();
-        timeout(PATIENCE, self.work).await.expect("an agent leaves when it is told to").unwrap().unwrap();
     }
 }
 

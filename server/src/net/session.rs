@@ -4,8 +4,8 @@
 //! of the close, and lets a newer connection of the same site replace an older one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::wire::{CodecError, FrameKind, Greeting, Hello, Receipt, Rejection, SMALL_MAX, VERSION};
@@ -38,6 +38,10 @@ const ORDERS: usize = 64;
 
 static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
+/// Connections of one site that have not been greeted, at a time. An honest site has one; one that opens more and says
+/// nothing must not take the seats of others.
+const NEWCOMERS: usize = 4;
+
 /// What all sessions share.
 pub(crate) struct Hall {
     pub(crate) limits: Limits,
@@ -46,6 +50,41 @@ pub(crate) struct Hall {
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) desk: Arc<Desk>,
+    pub(crate) newcomers: Newcomers,
+}
+
+/// Connections that have not been greeted, by the site in their certificate.
+#[derive(Default)]
+pub(crate) struct Newcomers(Mutex<BTreeMap<ClientId, usize>>);
+
+impl Newcomers {
+    /// Counts one more while what is returned lives; `None` when the site has all it may.
+    fn admit<'a>(&'a self, client: &'a ClientId) -> Option<Newcomer<'a>> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = waiting.entry(client.clone()).or_default();
+        (*count < NEWCOMERS).then(|| {
+            *count += 1;
+            Newcomer { all: self, client }
+        })
+    }
+}
+
+/// One connection that has not been greeted.
+struct Newcomer<'a> {
+    all: &'a Newcomers,
+    client: &'a ClientId,
+}
+
+impl Drop for Newcomer<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = waiting.get_mut(self.client) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(self.client);
+            }
+        }
+    }
 }
 
 /// Lets connections in until `stop`.
@@ -143,9 +182,13 @@ async fn greet(connection: &Connection, client: &ClientId) -> Option<()> {
 }
 
 async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId) {
+    let Some(newcomer) = hall.newcomers.admit(&client) else {
+        return close(connection, &Rejection::Busy);
+    };
     if greet(connection, &client).await.is_none() {
         return;
     }
+    drop(newcomer);
     // From here on the server opens the streams.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
     let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
