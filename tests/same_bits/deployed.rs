@@ -1,0 +1,108 @@
+//! The command itself: a server, four sites and an operator, each a process of its own.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::processes::{Process, command, serve, submit};
+use crate::{PLAN, ROUNDS, SEED, SITES, records, simulated};
+
+/// A federation's folder, made by the command.
+struct Deployment {
+    dir: TempDir,
+}
+
+impl Deployment {
+    fn new() -> Self {
+        let deployment = Self { dir: tempfile::tempdir().unwrap() };
+        let folder = deployment.folder();
+        command(&["server", "init", &folder, "--listen", "127.0.0.1:0"]);
+        for site in SITES {
+            command(&["server", "issue", site, "--dir", &folder]);
+        }
+        std::fs::write(deployment.path("federation.toml"), PLAN).unwrap();
+        deployment
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn folder(&self) -> String {
+        self.path("federation")
+    }
+
+    /// Starts a site that the server at `address` greets.
+    fn join(&self, site: &str, address: &str) -> Process {
+        let home = self.path(site);
+        std::fs::create_dir_all(Path::new(&home).join("state")).unwrap();
+        let identity = Path::new(&self.folder()).join("sites").join(site);
+        let text = format!(
+            "server = \"{address}\"\nidentity = {identity:?}\nstate = \"state\"\ndevice = \"cpu\"\n[data.csv]\n\
+             train = {:?}\nsplit_column = \"split\"\nwhere = {{ site = \"{site}\" }}\n",
+            records()
+        );
+        let file = Path::new(&home).join("site.toml");
+        std::fs::write(&file, text).unwrap();
+        let process = Process::start(&["site", "run", file.to_str().unwrap(), "--while-stdin-open"]);
+        process.event("connected");
+        process
+    }
+
+    fn submit(&self, address: &str) -> String {
+        submit(&self.path("federation.toml"), &self.folder(), address, SEED)
+    }
+
+    /// Follows the run to its end.
+    fn end(&self, run: &str, address: &str) -> Value {
+        let folder = self.folder();
+        Process::start(&["run", "watch", run, "--dir", &folder, "--server", address]).last_line()
+    }
+}
+
+/// The run's last line tells of a whole run with the simulated model.
+fn assert_same(end: &Value) {
+    assert_eq!(end["state"], "finished", "{end}");
+    assert_eq!(end["rounds_done"], ROUNDS);
+    assert_eq!(end["model_sha256"], simulated(1).model.sha256());
+    for client in end["clients"].as_array().unwrap() {
+        assert_eq!(client["accepted"], ROUNDS, "an update counted twice or not at all: {client}");
+    }
+}
+
+#[test]
+fn processes_over_quic_make_the_simulated_model_in_whatever_order_they_start() {
+    let deployment = Deployment::new();
+    let (_server, address) = serve(&deployment.folder(), "127.0.0.1:0");
+    // One order with the plan waiting for the sites, one with the sites waiting for the plan.
+    let early = deployment.submit(&address);
+    let mut sites: Vec<Process> = [2, 0, 3, 1].map(|site| deployment.join(SITES[site], &address)).into();
+    assert_same(&deployment.end(&early, &address));
+    sites.drain(..2);
+    sites.extend([0, 2].map(|site| deployment.join(SITES[site], &address)));
+    let late = deployment.submit(&address);
+    assert_same(&deployment.end(&late, &address));
+}
+
+#[test]
+fn a_server_killed_twice_on_the_way_makes_the_simulated_model() {
+    let deployment = Deployment::new();
+    let (mut server, mut address) = serve(&deployment.folder(), "127.0.0.1:0");
+    // The sites live through it all: they find the server again by themselves.
+    let sites = SITES.map(|site| deployment.join(site, &address));
+    let run = deployment.submit(&address);
+    for round in [2, 5] {
+        server.next("that the round is over", |line| line["event"] == "round" && line["round"] == round);
+        let last = server.kill().iter().filter_map(|line| line["round"].as_u64()).max().unwrap_or(round);
+        assert!(last < u64::from(ROUNDS), "the run was over before it could be interrupted");
+        (server, address) = serve(&deployment.folder(), &address);
+    }
+    assert_same(&deployment.end(&run, &address));
+    for site in sites {
+        let told =
+            |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("has restarted"));
+        let told = site.kill().iter().filter(told).count();
+        assert_eq!(told, 2, "a site was not told at once that the server it knew is gone");
+    }
+}
