@@ -346,6 +346,7 @@ impl Coordinator {
             self.actions.push_back(Action::Note(Note::Round(summary.clone())));
         }
         if let Some(end) = &self.state.end {
+            self.actions.push_back(Action::Note(Note::Ended(end.clone())));
             self.actions.push_back(Action::Ended(end.clone()));
             self.phase = Phase::Ended;
         } else if !self.state.evaluated {

@@ -2,7 +2,7 @@
 
 use protocol::{Metrics, TaskId};
 use serde_json::{Map, Value, json};
-use server::Note;
+use server::{Note, RunEnd};
 
 /// The object for `note` at `seconds` since the origin of its clock.
 pub fn event_json(seconds: f64, note: &Note) -> Value {
@@ -40,6 +40,8 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
                 "seconds": summary.seconds,
             }),
         ),
+        Note::Ended(RunEnd::Finished) => ("ended", json!({ "state": "finished" })),
+        Note::Ended(RunEnd::Failed(why)) => ("ended", json!({ "state": "failed", "message": why })),
         _ => ("other", json!({})),
     };
     let mut object = Map::new();

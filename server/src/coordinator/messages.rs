@@ -226,4 +226,6 @@ pub enum Note {
     },
     /// A round is over and on disk, its evaluation with it.
     Round(RoundSummary),
+    /// The run has ended.
+    Ended(RunEnd),
 }

@@ -173,8 +173,26 @@ fn statistics_come_first_and_reach_every_later_task() {
     assert_eq!(stage.sent[0].1.id, TaskId { run: RunId(1), round: Round(0), kind: TaskKind::Statistics });
     stage.answer_all(2.0);
     let standardiser = stage.sent[0].1.standardiser.clone().unwrap();
+    assert_eq!(stage.receipts.len(), 2);
     assert_eq!((standardiser.mean.as_slice(), standardiser.std.as_slice()), (&[1.0][..], &[1.0][..]));
     assert_eq!(stage.commits[0].checkpoint.standardiser, Some(standardiser));
+}
+
+#[test]
+fn statistics_that_do_not_fit_are_refused_by_name() {
+    let federated = PLAN.replace("features = [\"a\"]", "features = [\"a\"]\nstandardise = \"federated\"");
+    let plan = Arc::new(Plan::parse(&format!("{federated}[cohort]\nclients_min = 2\nquorum = 1\n")).unwrap());
+    for (limbs, reason) in [(vec![0; 8], Refusal::WrongShape), (vec![1 << 41; 9], Refusal::OutOfRange)] {
+        let mut stage = Stage::new(TWO);
+        let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));
+        stage.coordinator = Coordinator::new(Setup { plan: Arc::clone(&plan), ..setup("", checkpoint) }).unwrap();
+        stage.join(&["bad", "good"]);
+        let task = stage.take_sent().remove(0).1;
+        stage.answer(&id("bad"), task.id, Outcome::Counted { limbs });
+        assert_eq!(stage.refusals("bad"), [(reason, 1)]);
+        stage.answer(&id("good"), task.id, honest(&task, 2.0, 1));
+        assert!(stage.coordinator.checkpoint().standardiser.is_some());
+    }
 }
 
 #[test]

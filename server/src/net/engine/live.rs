@@ -132,6 +132,8 @@ pub(super) fn log(run: RunId, note: &Note) {
             summary.round,
             if summary.released { "moved" } else { "stood still" }
         ),
+        // `log_end` says it with the run's name, for every way a run can end.
+        Note::Ended(_) => {}
     }
 }
 
