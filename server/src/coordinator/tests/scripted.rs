@@ -185,7 +185,8 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
     for (limbs, reason) in [(vec![0; 8], Refusal::WrongShape), (vec![1 << 41; 9], Refusal::OutOfRange)] {
         let mut stage = Stage::new(TWO);
         let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));
-        stage.coordinator = Coordinator::new(Setup { plan: Arc::clone(&plan), ..setup("", checkpoint) }).unwrap();
+        stage.coordinator =
+            Coordinator::new(Setup { plan: Arc::clone(&plan), ..setup("", checkpoint) }).unwrap();
         stage.join(&["bad", "good"]);
         let task = stage.take_sent().remove(0).1;
         stage.answer(&id("bad"), task.id, Outcome::Counted { limbs });
