@@ -24,8 +24,10 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const STREAM_WINDOW: u32 = 16 << 20;
 /// Bytes a peer may send on its connection ahead of our reading, while none of its uploads is being read.
 pub(crate) const WINDOW_IDLE: u32 = 256 << 10;
-/// The same, while an upload is being read.
+/// The most of the same, while an upload is being read.
 pub(crate) const WINDOW_UPLOAD: u32 = STREAM_WINDOW;
+/// The least of the same, while a large upload is being read.
+pub(crate) const WINDOW_UPLOAD_MIN: u32 = 4 << 20;
 /// Bytes sent to a peer that it has not acknowledged.
 const SEND_WINDOW: u64 = 8 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);

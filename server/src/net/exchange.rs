@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD};
+use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
 use super::frames::{FrameError, Pace, Patience, at_end, model_bytes, read_frame, read_values, write_frame};
 use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
@@ -23,6 +23,8 @@ use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
 const CODE_CANCELLED: VarInt = VarInt::from_u32(1);
 /// How long a refused peer's receipt may take the engine.
 const RECEIPT: Duration = Duration::from_secs(5);
+/// Bytes a microsecond for which the window of an upload is made: 16 MiB for a peer 100 ms away.
+const RATE_PER_MICRO: u64 = 160;
 /// A permit's unit.
 const KIB: u64 = 1024;
 
@@ -169,8 +171,9 @@ impl Exchange {
         let room = if bytes > 0 { Some(self.hall.uploads.room_for(bytes).await) } else { None };
         let at_rate = Duration::from_secs(bytes / limits.upload_rate_min.max(1));
         let whole = limits.upload_max.min(limits.upload_idle.saturating_add(at_rate));
-        let pace = Pace { idle: limits.upload_idle, whole, tail: WINDOW_UPLOAD as usize };
-        let payload = read_payload(&header, recv, pace, &self.widen(bytes)).await?;
+        let window = upload_window(bytes, self.connection.rtt());
+        let pace = Pace { idle: limits.upload_idle, whole, tail: window as usize };
+        let payload = read_payload(&header, recv, pace, &self.widen(window)).await?;
         if !at_end(recv, limits.upload_idle).await? {
             return Err(Fault::Refused(Refusal::Duplicate));
         }
@@ -178,9 +181,8 @@ impl Exchange {
         Ok((answer, room))
     }
 
-    /// Lets the peer send this much ahead of our reading, up to a limit; dropping or narrowing the result takes that back.
-    fn widen(&self, bytes: u64) -> Widened<'_> {
-        let window = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(WINDOW_IDLE, WINDOW_UPLOAD);
+    /// Lets the peer send this much ahead of our reading; dropping or narrowing the result takes that back.
+    fn widen(&self, window: u32) -> Widened<'_> {
         self.connection.set_receive_window(VarInt::from_u32(window));
         Widened(&self.connection)
     }
@@ -237,6 +239,14 @@ impl Drop for Widened<'_> {
     }
 }
 
+/// How many bytes of an upload may be under way: what 160 MB/s take for a round trip, so that a near peer does not fill
+/// memory that only a far one needs; never more than the upload has.
+fn upload_window(bytes: u64, round_trip: Duration) -> u32 {
+    let flight = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX).saturating_mul(RATE_PER_MICRO);
+    let window = flight.clamp(u64::from(WINDOW_UPLOAD_MIN), u64::from(WINDOW_UPLOAD)).min(bytes);
+    u32::try_from(window).map_or(WINDOW_UPLOAD, |window| window.max(WINDOW_IDLE))
+}
+
 async fn read_payload(
     header: &AnswerHeader,
     recv: &mut RecvStream,
@@ -255,6 +265,16 @@ async fn read_payload(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_far_peer_has_more_under_way_than_a_near_one_and_nobody_more_than_its_upload() {
+        let far = Duration::from_millis(300);
+        assert_eq!(upload_window(1 << 40, far), WINDOW_UPLOAD);
+        assert_eq!(upload_window(1 << 40, Duration::from_millis(50)), 8_000_000);
+        assert_eq!(upload_window(1 << 40, Duration::ZERO), WINDOW_UPLOAD_MIN);
+        assert_eq!(upload_window(1 << 20, far), 1 << 20);
+        assert_eq!(upload_window(1, far), WINDOW_IDLE);
+    }
 
     #[tokio::test]
     async fn an_update_larger_than_all_the_room_takes_all_of_it() {
