@@ -8,11 +8,13 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use anyhow::{Context, bail};
 use client::Participant;
 use client::net::{Agent, AgentConfig};
+use privacy::{Encoded, Sum};
 use protocol::{
-    EvaluateOrder, Layout, LearnError, Learner, Metrics, Parameters, Seed, Spec, Statistic, Stop, TrainOrder,
+    EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Parameters, Round, RunId, Seed, Spec,
+    Statistic, Stop, Task, TaskId, TaskKind, TrainOrder, Work,
 };
-use server::Note;
 use server::net::{InitialModel, Limits, ModelRoom, Server, ServerConfig};
+use server::{Note, Plan};
 use tokio_util::sync::CancellationToken;
 
 use super::{Leg, ROUNDS, Role, SITES, now, sites, until_input_ends};
@@ -109,6 +111,38 @@ pub(super) async fn run(dir: &Path, parameters: usize, rounds: usize) -> anyhow:
     let legs: Vec<Leg> = moments.iter().zip(&*down).skip(1).map(leg).collect();
     legs.first().context("no round was timed")?;
     Ok((legs, peak))
+}
+
+/// Seconds that all sites together, and then the server for all of them, work on one round's updates when nothing travels.
+pub(super) fn work_alone(parameters: usize) -> anyhow::Result<(f64, f64)> {
+    let plan = format!("rounds = 1\n{PLAN}cohort = {{ clients_min = {SITES}, count = {SITES} }}\n");
+    let spec = Plan::parse(&plan)?.spec;
+    let model = Arc::new(Parameters::new(vec![0.0; parameters]));
+    let id = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+    let work = Work::Train { model, learning_rate_scale: 1.0 };
+    let task =
+        Task { id, spec: Arc::clone(&spec), seed: Some(Seed::from_number(1)), standardiser: None, work };
+    let meeting = Arc::new(Meeting { barrier: Barrier::new(SITES), down: Mutex::default() });
+    let mut participants = Vec::new();
+    for site in sites() {
+        let learner = Adder { layout: vector(parameters)?, meeting: Arc::clone(&meeting) };
+        participants.push(Participant::new(site, Box::new(learner)));
+    }
+    let perform = |mut participant: Participant| {
+        participant.perform(&task, Seed::from_number(1), &Stop::default()).outcome
+    };
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let threads: Vec<_> = participants.into_iter().map(|one| scope.spawn(|| perform(one))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let met = *meeting.down.lock().unwrap_or_else(PoisonError::into_inner).first().context("they met")?;
+    let (encoded, lattice) = (now(), spec.lattice(parameters)?);
+    let mut sum = Sum::new(&lattice);
+    for outcome in outcomes {
+        let Outcome::Trained { points, weight, .. } = outcome else { bail!("a site declined: {outcome:?}") };
+        sum.add(&Encoded::admit(points, weight, &lattice)?)?;
+    }
+    Ok((encoded - met, now() - encoded))
 }
 
 /// Where the sites wait for each other, and when they were complete.

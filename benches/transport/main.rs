@@ -93,6 +93,10 @@ async fn compare(parameters: usize, judged: bool) -> anyhow::Result<ExitCode> {
     println!("{:>5}: {ours:7.0} MB/s, bare QUIC {theirs:7.0} MB/s, ratio {:.2}", "both", ours / theirs);
     println!("federation {rounds:.2?}");
     println!("bare       {bare:.2?}");
+    let (encoding, adding) = federation::work_alone(parameters)?;
+    println!(
+        "the way up holds the sites' encoding, {encoding:.2} s when nothing travels, and the server's admission and sum, {adding:.2} s"
+    );
     let models = peak as f64 / bytes as f64;
     println!("server's peak of resident memory: {:.0} MB, {models:.2} models", peak as f64 / 1e6);
     if judged && parameters >= PARAMETERS && models >= MODELS_MAX {
