@@ -6,6 +6,7 @@
 //!
 //! This crate works on slices. It knows nothing of learning, networks, files or clocks.
 
+pub mod accounting;
 mod clipping;
 mod lattice;
 mod released;

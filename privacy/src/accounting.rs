@@ -1,0 +1,2 @@
+//! What releases cost: epsilon at a delta, computed from the events that were released and from nothing else.
+
