@@ -9,6 +9,7 @@
 pub mod accounting;
 mod clipping;
 mod lattice;
+pub mod noise;
 mod released;
 mod sum;
 mod tally;
