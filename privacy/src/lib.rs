@@ -7,6 +7,7 @@
 //! This crate works on slices. It knows nothing of learning, networks, files or clocks.
 
 pub mod accounting;
+pub mod adaptive;
 mod clipping;
 mod lattice;
 pub mod noise;
