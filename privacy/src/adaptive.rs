@@ -2,8 +2,8 @@
 //!
 //! Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive Clipping" (2021, arXiv
 //! 1905.03871), Algorithm 1. Each client sends one bit beside its update: 1 when its norm, before clipping, is at most
-//! the bound. The bound shrinks when more clients than wanted are within it and grows when fewer are; with the bit the other way
-//! round it would run away.
+//! the bound. The bound shrinks when more clients than wanted are within it and grows when fewer are; with the bit the
+//! other way round it would run away.
 //!
 //! It draws no noise: the sum of bits comes with its noise. It divides by a fixed number of clients and never by the
 //! number that came.

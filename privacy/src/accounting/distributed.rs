@@ -84,7 +84,7 @@ impl DistributedNoise {
         self.check()?;
         let width = self.noise_local / self.lattice_step;
         let exponent = -2.0 * PI * PI * width * width;
-        // From k = 1 on the terms fall towards exp(exponent); past 10^4 of them that limit is used, from above by the last.
+        // The terms fall from k = 1 on; past 10^4 of them the last stands for the rest, from above.
         let exact = (self.contributors - 1).min(10_000);
         let term = |k: u64| (exponent * k as f64 / (k as f64 + 1.0)).exp();
         let rest = (self.contributors - 1 - exact) as f64 * term(exact.max(1));

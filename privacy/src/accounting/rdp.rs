@@ -1,7 +1,7 @@
 //! The Rényi accountant: divergences at a fixed set of orders, which add up over releases.
 //!
 //! Mironov, "Rényi Differential Privacy" (2017); Mironov, Talwar, Zhang, "Rényi Differential Privacy of the Sampled
-//! Gaussian Mechanism" (2019), sections 3.3; fixed-size samples are in `rdp/without_replacement.rs`.
+//! Gaussian Mechanism" (2019), section 3.3; fixed-size samples are in `rdp/without_replacement.rs`.
 //!
 //! For integer orders the sampled divergence of the *discrete* Gaussian with an integer variance and integer shifts
 //! equals the continuous formula, so those orders are rigorous for the noise that is really added; at orders between

@@ -1,3 +1,5 @@
+//! The promises of the Rényi accountant that no reference value can make: order, bounds and refusals.
+
 use proptest::prelude::*;
 
 use super::*;
