@@ -8,6 +8,7 @@
 
 pub mod accounting;
 pub mod adaptive;
+pub mod audit;
 mod clipping;
 mod lattice;
 pub mod noise;
