@@ -1,12 +1,13 @@
-//! Whether a promised epsilon can be believed: lower bounds on epsilon from attacks that were really carried out.
+//! Whether a promised epsilon can be believed: lower bounds on epsilon from attacks that were really carried
+//! out.
 //!
-//! A canary is a contribution an auditor made up; it went in or it stayed out by a fair coin, and after the release each has a
-//! score that is larger, the more it looks as if it went in. From the scores alone these functions say how much epsilon
-//! must at least be, wrong with no more than the chance `significance`. A bound above the promise refutes
-//! the promise; a bound below it proves nothing.
+//! A canary is a contribution an auditor made up; it went in or it stayed out by a fair coin, and after the
+//! release each has a score that is larger, the more it looks as if it went in. From the scores alone these
+//! functions say how much epsilon must at least be, wrong with no more than the chance `significance`. A bound
+//! above the promise refutes the promise; a bound below it proves nothing.
 //!
-//! Pure functions on scores and counts: nothing here makes canaries, and no audit can be run without knowing what
-//! went in, which only a simulation does.
+//! Pure functions on scores and counts: nothing here makes canaries, and no audit can be run without knowing
+//! what went in, which only a simulation does.
 
 mod gaussian;
 mod one_run;

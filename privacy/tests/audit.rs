@@ -1,7 +1,8 @@
 //! Audits must find what is broken and must not accuse what is sound.
 //!
-//! The bounds are held to the reference table; then to simulated white-box attacks on Gaussian releases, sound ones and ones with
-//! less noise than promised. Seeds are fixed; a sound audit errs in one run of twenty by design.
+//! The bounds are held to the reference table; then to simulated white-box attacks on Gaussian releases, sound
+//! ones and ones with less noise than promised. Seeds are fixed; a sound audit errs in one run of twenty by
+//! design.
 
 use privacy::accounting::{Relation, pld};
 use privacy::audit::{
@@ -27,7 +28,7 @@ fn scores(seed: u64, canaries: usize, noise: f64) -> (Vec<f64>, Vec<f64>) {
 }
 
 fn promised(noise_multiplier: f64) -> f64 {
-    pld::single_release_epsilon(noise_multiplier, 1.0, Relation::AddOrRemoveOne, DELTA).unwrap()
+    pld::single_release_epsilon(noise_multiplier, 1.0, Relation::AddOrRemoveOne, DELTA).expect("the noise is in range")
 }
 
 fn median_of(bound: impl Fn(u64) -> f64) -> f64 {
@@ -71,7 +72,7 @@ fn a_sound_release_is_hardly_ever_accused() {
                 let bound = gaussian_lower_bound(&members, &others, threshold, DELTA, SIGNIFICANCE).unwrap();
                 bound > promised(noise)
             });
-            // By chance more than 7 of 40 are accused once in 500 times, if each is with chance 1/20.
+            // If each is accused with chance 1/20, more than 6 of 40 are in one of 250 batches.
             let accused = accused.count();
             assert!(accused <= 6, "{accused} of 40 at {noise} by {threshold:?}");
         }
@@ -119,7 +120,8 @@ fn the_gaussian_audit_is_the_strongest() {
 
 #[test]
 fn the_one_shot_estimate_finds_the_noise() {
-    // Canaries in 10,000 dimensions whose cosines have mean 0.03 and the unseen spread 0.01 are a Gaussian release of noise 1/3.
+    // Canaries in 10,000 dimensions whose cosines have mean 0.03 and the unseen spread 0.01 are a Gaussian
+    // release of noise 1/3.
     let mut rng = StdRng::seed_from_u64(5);
     let cosines: Vec<f64> = (0..20_000).map(|_| 0.03 + 0.01 * gaussian(&mut rng)).collect();
     let estimate = one_shot_estimate(&cosines, 10_000, DELTA).unwrap();

@@ -1,8 +1,10 @@
-//! The privacy loss accountant against values made by others: every row of the reference table that it can answer.
+//! The privacy loss accountant against values made by others: every row of the reference table that it can
+//! answer.
 //!
-//! A promise below `accept_lo` is under-reporting, the one error that must never pass; above `accept_hi` it is needlessly
-//! cautious. Where the table gives a number alone, the tolerances are those the table was published with. The rows
-//! came from an accountant in Python, from a second one with error bounds, and from exact formulas.
+//! A promise below `accept_lo` is under-reporting, the one error that must never pass; above `accept_hi` it is
+//! needlessly cautious. Where the table gives a number alone, the tolerances are those the table was published
+//! with. The rows came from an accountant in Python, from a second one with error bounds, and from exact
+//! formulas.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +15,7 @@ type Row = BTreeMap<String, String>;
 
 fn rows(kind: &str) -> Vec<Row> {
     let mut lines = include_str!("reference/dp_reference.csv").lines();
-    let names = fields(lines.next().unwrap());
+    let names = fields(lines.next().expect("the table has a heading"));
     let rows: Vec<Row> = lines.map(|line| names.iter().cloned().zip(fields(line)).collect()).collect();
     let found: Vec<_> = rows.into_iter().filter(|row: &Row| row["kind"] == kind).collect();
     assert!(!found.is_empty(), "the table has no rows of kind {kind}");
@@ -28,7 +30,7 @@ fn fields(line: &str) -> Vec<String> {
         match c {
             '"' => quoted = !quoted,
             ',' if !quoted => fields.push(String::new()),
-            _ => fields.last_mut().unwrap().push(c),
+            _ => fields.last_mut().expect("there is a first field").push(c),
         }
     }
     fields
@@ -52,7 +54,7 @@ fn sampled(rate: f64, noise_multiplier: f64, count: f64) -> Event {
     } else {
         Mechanism::PoissonGaussian { noise_multiplier, sampling_rate: rate }
     };
-    Event::new(mechanism, count as u64).unwrap()
+    Event::new(mechanism, count as u64).expect("the table holds events in range")
 }
 
 /// The tolerance of rows made at a grid of 1e-4.

@@ -1,12 +1,13 @@
 //! Privacy loss distributions: the tighter accountant, numerical and on the safe side.
 //!
-//! The distribution of the privacy loss of one release is put on a grid so that every promise read from it is at
-//! least as cautious as the truth (Doroshenko et al., "Connect the Dots", 2022); composition is convolution. Both
-//! directions are kept, with and without the unit in question, and the worse one answers. Rates and multipliers are of the
-//! conventions of [`Event`]: noise over the clipping norm C, also where a unit is replaced and moves a sum by 2C.
+//! The distribution of the privacy loss of one release is put on a grid so that every promise read from it is
+//! at least as cautious as the truth (Doroshenko et al., "Connect the Dots", 2022); composition is convolution.
+//! Both directions are kept, with and without the unit in question, and the worse one answers. Rates and
+//! multipliers are of the conventions of [`Event`]: noise over the clipping norm C, also where a unit is
+//! replaced and moves a sum by 2C.
 //!
-//! It refuses mechanisms it has no distribution for, a delta below [`DELTA_MIN`] (the noise of the transform begins there)
-//! and more than [`COUNT_MAX`] sampled releases.
+//! It refuses mechanisms it has no distribution for, a delta below [`DELTA_MIN`] (the noise of the transform
+//! begins there) and more than [`COUNT_MAX`] sampled releases.
 
 pub(crate) mod binomial;
 mod dots;
@@ -33,16 +34,19 @@ pub struct PrivacyLoss {
     directions: Vec<Masses>,
 }
 
-/// Epsilon at `delta` of all `events` together, by privacy loss distributions; infinite when one of them adds no noise.
+/// Epsilon at `delta` of all `events` together, by privacy loss distributions; infinite when one of them adds
+/// no noise.
 ///
 /// # Errors
-/// [`AccountingError`] when `delta` is outside ([`DELTA_MIN`], 1), and when a mechanism has no distribution here.
+/// [`AccountingError`] when `delta` is outside ([`DELTA_MIN`], 1), and when a mechanism has no distribution
+/// here.
 pub fn epsilon(events: &[Event], relation: Relation, delta: f64) -> Result<f64, AccountingError> {
     check_delta(delta)?;
     PrivacyLoss::new(events, relation)?.epsilon(delta)
 }
 
-/// Epsilon at `delta` of one release by the Poisson-sampled Gaussian, without a grid: the root of its exact curve.
+/// Epsilon at `delta` of one release by the Poisson-sampled Gaussian, without a grid: the root of its exact
+/// curve.
 ///
 /// # Errors
 /// [`AccountingError`] when a parameter or `delta` is out of range.
@@ -80,21 +84,23 @@ pub fn single_release_epsilon(
 }
 
 impl PrivacyLoss {
-    /// The loss of all `events` together, on a grid of [`INTERVAL`], finer for many releases of little loss each and wider where
-    /// the losses are too great for it. No events at all lose nothing.
+    /// The loss of all `events` together, on a grid of [`INTERVAL`], finer for many releases of little loss
+    /// each and wider where the losses are too great for it. No events at all lose nothing.
     ///
     /// # Errors
-    /// [`AccountingError`] when a mechanism has no distribution here, or there are more than [`COUNT_MAX`] sampled releases.
+    /// [`AccountingError`] when a mechanism has no distribution here, or there are more than [`COUNT_MAX`]
+    /// sampled releases.
     pub fn new(events: &[Event], relation: Relation) -> Result<Self, AccountingError> {
         let phases = phases(events, relation)?;
         Ok(Self::of_phases(&phases, interval(&phases)))
     }
 
-    /// The loss of one release by the Poisson-sampled Gaussian on a grid of `interval` (or wider, where it is too fine).
+    /// The loss of one release by the Poisson-sampled Gaussian on a grid of `interval` (or wider, where it is
+    /// too fine).
     ///
     /// # Errors
-    /// [`AccountingError`] when a parameter is out of range: the multiplier at least 0, the rate in `[0, 1]`, the interval in
-    /// `[1e-9, 1]`.
+    /// [`AccountingError`] when a parameter is out of range: the multiplier at least 0, the rate in `[0, 1]`,
+    /// the interval in `[1e-9, 1]`.
     pub fn poisson_gaussian(
         noise_multiplier: f64,
         sampling_rate: f64,
@@ -115,9 +121,9 @@ impl PrivacyLoss {
         Ok(Self::of_phases(&phases[..usize::from(sampling_rate > 0.0)], interval))
     }
 
-    /// The exact loss of one release of an integer query with discrete Gaussian noise of parameter `sigma`, where one unit moves the
-    /// query by at most `sensitivity` (Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy", 2020,
-    /// theorem 7): its losses lie on a grid of their own.
+    /// The exact loss of one release of an integer query with discrete Gaussian noise of parameter `sigma`,
+    /// where one unit moves the query by at most `sensitivity` (Canonne, Kamath, Steinke, "The Discrete
+    /// Gaussian for Differential Privacy", 2020, theorem 7): its losses lie on a grid of their own.
     ///
     /// # Errors
     /// [`AccountingError::Parameter`] when `sigma` is outside `(0, 1e5]` or `sensitivity` outside `1..=1000`.
@@ -275,7 +281,7 @@ fn phases(events: &[Event], relation: Relation) -> Result<Vec<Phase>, Accounting
     Ok(phases)
 }
 
-/// What truncation adds to Poisson sampling (Ganesh, "Tight Privacy Analysis of Truncated Poisson Sampling", 2025): when
+/// What truncation adds to Poisson sampling (Ganesh, arXiv 2508.15089, 2025): when
 /// the cohort is full the unit's presence displaces another's, which is bounded by a replacement at twice the
 /// sensitivity. The chance that the cohort is full, and the step that then takes place.
 fn replaced(
@@ -297,8 +303,8 @@ fn replaced(
     Ok(Some((full, Step::new(noise_multiplier / 2.0, chosen, Direction::Replace))))
 }
 
-/// A grid fine enough that rounding adds little to the variance of the composed loss: under one part in fifty of the
-/// true variance, or a standard deviation of 1e-4.
+/// A grid fine enough that rounding adds little to the variance of the composed loss: under one part in fifty
+/// of the true variance, or a standard deviation of 1e-4.
 fn interval(phases: &[Phase]) -> f64 {
     let mut interval = INTERVAL;
     for phase in phases {
@@ -332,7 +338,7 @@ fn try_phases(phases: &[Phase], interval: f64) -> Result<Vec<Masses>, TooLong> {
 }
 
 fn check_delta(delta: f64) -> Result<(), AccountingError> {
-    if delta >= DELTA_MIN && delta < 1.0 {
+    if (DELTA_MIN..1.0).contains(&delta) {
         Ok(())
     } else {
         Err(AccountingError::Delta { delta, least: DELTA_MIN })

@@ -1,14 +1,19 @@
 //! The audit in one run: many canaries at once, and how many guesses about them were right.
 //!
-//! Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", 2023, theorem 3.1 and appendix D: under an (epsilon, 0) promise
-//! the number of right guesses is no larger than a binomial of chance e^epsilon/(1+e^epsilon); delta adds
-//! 2 m delta max_i Pr[v - i <= Bin < v]/i. It needs no knowledge of the mechanism, and is weak for that.
+//! Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", 2023 (the bound for fixed numbers of
+//! guesses): under an (epsilon, 0) promise the number of right guesses is no larger than a binomial of chance
+//! e^epsilon/(1+e^epsilon); delta adds 2 m delta max_i Pr[v - i <= Bin < v]/i. It needs no knowledge of the
+//! mechanism, and is weak for that.
 
 use super::{AuditError, check, check_counts, check_scores};
 use crate::accounting::pld::binomial::at_least;
 
-/// The largest epsilon refuted when `correct` of `guesses` guesses about `canaries` canaries were right, each canary having gone
-/// in by a fair coin of its own. No refuted epsilon gives 0; refutation of all gives the last that could be told, at most 700.
+/// The most canaries of one audit.
+const CANARIES_MAX: u64 = 1_000_000;
+
+/// The largest epsilon refuted when `correct` of `guesses` guesses about `canaries` canaries were right, each
+/// canary having gone in by a fair coin of its own. No refuted epsilon gives 0; refutation of all gives the
+/// last that could be told, at most 700.
 ///
 /// # Errors
 /// [`AuditError`] for impossible counts, a delta outside `[0, 1)` or a significance outside (0, 0.5).
@@ -22,6 +27,10 @@ pub fn one_run_lower_bound(
     check(significance, delta)?;
     check_counts(guesses, canaries)?;
     check_counts(correct, guesses)?;
+    if canaries > CANARIES_MAX {
+        let (name, value) = ("the number of canaries", canaries as f64);
+        return Err(AuditError::Parameter { name, value, range: "1 to 1e6" });
+    }
     let refuted = |epsilon: f64| chance_of(canaries, guesses, correct, epsilon, delta) <= significance;
     if !refuted(0.0) {
         return Ok(0.0);
@@ -34,8 +43,8 @@ pub fn one_run_lower_bound(
     Ok(low)
 }
 
-/// As [`one_run_lower_bound`], guessing that the `guesses` canaries of the largest scores went in and says nothing of the others.
-/// `guesses` is fixed before the scores are seen. Ties go against the attack.
+/// As [`one_run_lower_bound`], guessing that the `guesses` canaries of the largest scores went in and nothing
+/// of the others. `guesses` is fixed before the scores are seen. Ties go against the attack.
 ///
 /// # Errors
 /// As [`one_run_lower_bound`], and for scores that are NaN.

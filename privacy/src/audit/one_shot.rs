@@ -1,18 +1,21 @@
-//! The one-shot estimate: what the cosines of random canary clients with the final model say, without retraining.
+//! The one-shot estimate: what the cosines of random canary clients with the final model say, without
+//! retraining.
 //!
-//! Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", 2023, section 3: k random unit canaries take part in
-//! every round; each has the cosine g of its direction with the whole change of the model. Unseen canaries of
-//! dimension d would have N(0, 1/d); those seen have a Gaussian fitted to theirs. The estimate is the epsilon between
-//! the two. It is an estimate, not a bound: nothing is refuted by it.
+//! Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", 2023: k random unit canaries
+//! take part in every round; each has the cosine g of its direction with the whole change of the model. Unseen
+//! canaries of dimension d would have N(0, 1/d); those seen have a Gaussian fitted to theirs. The estimate is
+//! the epsilon between the two. It is an estimate, not a bound: nothing is refuted by it.
 
 use super::AuditError;
 use super::check_scores;
 use crate::accounting::pld::step::ln_above;
 
-/// The estimate of epsilon at `delta` from the `cosines` of canaries that took part, in a model of `dimension` parameters.
+/// The estimate of epsilon at `delta` from the `cosines` of canaries that took part, in a model of `dimension`
+/// parameters.
 ///
 /// # Errors
-/// [`AuditError`] for fewer than two cosines, one that is NaN or outside `[-1, 1]`, a dimension of 0 or a delta outside (0, 1).
+/// [`AuditError`] for fewer than two cosines, one that is NaN or outside `[-1, 1]`, a dimension of 0 or a delta
+/// outside (0, 1).
 pub fn one_shot_estimate(cosines: &[f64], dimension: u64, delta: f64) -> Result<f64, AuditError> {
     check_scores(cosines, 2)?;
     if !(delta > 0.0 && delta < 1.0) {
@@ -61,7 +64,8 @@ fn between(one: Bell, other: Bell, delta: f64) -> f64 {
     high
 }
 
-/// The mass by which `upper` exceeds e^epsilon `lower`, where it does: between or beyond the roots of a quadratic.
+/// The mass by which `upper` exceeds e^epsilon `lower`, where it does: between or beyond the roots of a
+/// quadratic.
 fn hockey_stick(upper: Bell, lower: Bell, epsilon: f64) -> f64 {
     // ln(upper/lower) - epsilon = a x^2 + b x + c.
     let (p, r) = (upper.deviation.powi(-2), lower.deviation.powi(-2));

@@ -1,9 +1,9 @@
 //! Guessing by a threshold: error counts, their confidence bounds, and the epsilon they refute.
 //!
-//! Jagielski, Ullman, Oprea, "Auditing Differentially Private Machine Learning", 2020; Nasr et al., "Adversary Instantiation", 2021:
-//! an (epsilon, delta) promise keeps every attack to TPR <= e^epsilon FPR + delta. The bounds are those of Clopper and
-//! Pearson, 1934. A threshold is chosen before the scores are seen, or among fixed ranks of them, for which the union
-//! bound pays; never as the one that happens to look best.
+//! Jagielski, Ullman, Oprea, "Auditing Differentially Private Machine Learning", 2020; Nasr et al., "Adversary
+//! Instantiation", 2021: an (epsilon, delta) promise keeps every attack to TPR <= e^epsilon FPR + delta. The
+//! bounds are those of Clopper and Pearson, 1934. A threshold is chosen before the scores are seen, or among
+//! fixed ranks of them, for which the union bound pays; never as the one that happens to look best.
 
 use super::{AuditError, check, check_counts, check_scores};
 use crate::accounting::pld::binomial::{chance_lower, chance_upper};
@@ -24,13 +24,15 @@ pub struct Attack {
 /// Where a canary begins to be called in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Threshold {
-    /// Above this score, fixed before any score was seen (for a white-box attack: halfway between the two expected ones).
+    /// Above this score, fixed before any score was seen (for a white-box attack: halfway between the two
+    /// expected ones).
     Above(f64),
     /// At this many evenly spaced ranks of either list of scores, 1 to 1000; costs power, needs no foresight.
     Ranks(u32),
 }
 
-/// The epsilon that `attack` refutes at `delta`: ln((TPR - delta) / FPR) with both rates bounded at half the significance each.
+/// The epsilon that `attack` refutes at `delta`: ln((TPR - delta) / FPR) with both rates bounded at half the
+/// significance each.
 ///
 /// # Errors
 /// [`AuditError`] for impossible counts, a delta outside `[0, 1)` or a significance outside (0, 0.5).
@@ -52,9 +54,9 @@ pub(super) struct Errors {
 
 /// Bounds on the error rates at every threshold asked for, all of which hold with chance `1 - significance`.
 ///
-/// The k-th largest score of one list is a threshold that knows nothing of the other list, whose errors there are binomial. Its
-/// own list's rate of scores above it is at most as large as a beta variable, whose quantile is that of Clopper and Pearson for
-/// k - 1 errors.
+/// The k-th largest score of one list is a threshold that knows nothing of the other list, whose errors there
+/// are binomial. Its own list's rate of scores above it is at most as large as a beta variable, whose quantile
+/// is that of Clopper and Pearson for k - 1 errors. (Scores of a noised release do not tie.)
 pub(super) fn errors(
     members: &[f64],
     others: &[f64],
@@ -89,7 +91,8 @@ pub(super) fn errors(
 fn at(members: &[f64], others: &[f64], threshold: f64, each: f64) -> Errors {
     let above = |scores: &[f64]| scores.iter().filter(|score| **score > threshold).count() as u64;
     let (members_all, others_all) = (members.len() as u64, others.len() as u64);
-    // Counting the threshold's own score as an error where it would be one keeps the bound of a rank on the safe side.
+    // Counting the threshold's own score as an error where it would be one keeps the bound of a rank on the
+    // safe side.
     let not_above = members_all - above(members);
     Errors {
         false_positives: chance_upper(above(others), others_all, each),

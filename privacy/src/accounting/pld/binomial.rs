@@ -1,7 +1,7 @@
 //! Tails of the binomial distribution, by the continued fraction of the incomplete beta function.
 //!
-//! Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.5.8 and 26.5.24, evaluated by Lentz's method. The
-//! relative error grows as 1e-16 n ln n. It knows nothing of privacy.
+//! Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.5.8 and 26.5.24, evaluated by Lentz's
+//! method. The relative error grows as 1e-16 n ln n. It knows nothing of privacy.
 
 /// The most trials a tail is computed for; the fraction converges in some sqrt(trials) terms.
 pub(crate) const TRIALS_MAX: u64 = 10_000_000_000;
@@ -30,7 +30,8 @@ pub(crate) fn chance_lower(successes: u64, trials: u64, significance: f64) -> f6
     low
 }
 
-/// The largest chance for which `successes` or fewer would not surprise: a Clopper-Pearson upper bound, one-sided.
+/// The largest chance for which `successes` or fewer would not surprise: a Clopper-Pearson upper bound,
+/// one-sided.
 pub(crate) fn chance_upper(successes: u64, trials: u64, significance: f64) -> f64 {
     let (mut low, mut high) = (successes as f64 / trials as f64, 1.0);
     for _ in 0..100 {

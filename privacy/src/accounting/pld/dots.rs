@@ -1,11 +1,11 @@
 //! From a continuous privacy loss to one on a grid that is nowhere too kind: connect the dots.
 //!
-//! Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, "Connect the Dots: Tighter Discrete Approximations of Privacy Loss
-//! Distributions", 2022, section 4: the hockey-stick curve is replaced by the chords between its values at the grid, which
-//! lie above it. The paper takes second differences of the curve; at a narrow grid they cancel to noise. The same
-//! masses are found here without a difference: the mass within one cell goes to the cell's two ends so that both the upper and the
-//! lower distribution keep their mass, and these shares are integrals of positive functions. What lies beyond ten
-//! standard deviations goes up a cell, or to infinity.
+//! Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, "Connect the Dots: Tighter Discrete Approximations of Privacy
+//! Loss Distributions", 2022: the hockey-stick curve is replaced by the chords between its values at the grid,
+//! which lie above it. The paper takes second differences of the curve; at a narrow grid they cancel to noise.
+//! The same masses are found here without a difference: the mass within one cell goes to the cell's two ends so
+//! that both the upper and the lower distribution keep their mass, and these shares are integrals of positive
+//! functions. What lies beyond ten standard deviations goes up a cell, or to infinity.
 
 use super::masses::Masses;
 use super::step::Step;
@@ -49,8 +49,8 @@ pub(super) fn connect(step: &Step, interval: f64) -> Masses {
     Masses { interval, lowest: lowest as i64, finite, infinite: step.mass_above(most) }
 }
 
-/// The upper distribution's mass between `from` and `to`, where the loss lies between `floor` and `floor + interval`, and
-/// the part of it that belongs to the upper end.
+/// The upper distribution's mass between `from` and `to`, where the loss lies between `floor` and `floor +
+/// interval`, and the part of it that belongs to the upper end.
 fn shares(step: &Step, floor: f64, interval: f64, from: f64, to: f64) -> (f64, f64) {
     let width = to - from;
     let scale = if interval > COARSE { step.sigma } else { step.sigma.min(step.sigma * step.sigma) };

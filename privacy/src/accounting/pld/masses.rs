@@ -1,9 +1,9 @@
 //! A privacy loss distribution on a grid: what it promises, and what many of them promise together.
 //!
-//! Composition of releases is convolution of their losses (Dwork and Rothblum, 2016; Koskela, Jälkö, Honkela, 2020). It is
-//! done once, as a product of powers of Fourier transforms, on a window outside which a Chernoff bound leaves no more
-//! than [`TAIL`]; that mass, and the noise of the transform, is counted as infinite loss. The transform's noise is why no
-//! delta below 1e-12 is answered.
+//! Composition of releases is convolution of their losses (Dwork and Rothblum, 2016; Koskela, Jälkö, Honkela,
+//! 2020). It is done once, as a product of powers of Fourier transforms, on a window outside which a Chernoff
+//! bound leaves no more than [`TAIL`]; that mass, and the noise of the transform, is counted as infinite loss.
+//! The transform's noise is why no delta below 1e-12 is answered.
 
 use rustfft::{FftPlanner, num_complex::Complex};
 
@@ -22,7 +22,8 @@ pub(super) struct Masses {
     pub(super) infinite: f64,
 }
 
-/// The window of a composition would be longer than [`LENGTH_MAX`], by about this factor: take a grid wider by it.
+/// The window of a composition would be longer than [`LENGTH_MAX`], by about this factor: take a grid wider by
+/// it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TooLong {
     pub(super) factor: f64,
@@ -39,8 +40,8 @@ impl Masses {
 
     /// The least epsilon, not below 0, promised at `delta`; infinite when the infinite loss alone weighs more.
     ///
-    /// Going down the grid, `beyond` is the delta at the current loss and `weight` the sum of the masses from there up, each times
-    /// exp(current - own loss): both are sums of positive numbers.
+    /// Going down the grid, `beyond` is the delta at the current loss and `weight` the sum of the masses from
+    /// there up, each times exp(current - own loss): both are sums of positive numbers.
     pub(super) fn epsilon(&self, delta: f64) -> f64 {
         if self.infinite > delta {
             return f64::INFINITY;
@@ -69,7 +70,8 @@ impl Masses {
         (self.lowest + i as i64) as f64 * self.interval
     }
 
-    /// `weight` of `self` mixed with `1 - weight` of `other`, on the same grid: which of the two it was is seen.
+    /// `weight` of `self` mixed with `1 - weight` of `other`, on the same grid: which of the two it was is
+    /// seen.
     pub(super) fn mixed(&self, other: &Self, weight: f64) -> Self {
         let lowest = self.lowest.min(other.lowest);
         let end = |masses: &Self| masses.lowest + masses.finite.len() as i64;

@@ -1,10 +1,10 @@
 //! One release of the Poisson-sampled Gaussian, seen in one direction: a dominating pair of mixtures on a line.
 //!
-//! In units of the clipping norm the pair (upper, lower) is, with q the sampling rate and N(m) a Gaussian of mean m:
-//! remove: ((1-q) N(0) + q N(1), N(0)); add: (N(0), (1-q) N(0) + q N(-1)); replace: ((1-q) N(0) + q N(1),
-//! (1-q) N(0) + q N(-1)). The last is the pair of Zhu, Dong and Wang, "Optimal Accounting of Differential Privacy via
-//! Characteristic Function", 2022; q = 1 is the plain Gaussian. In each the privacy loss ln(upper/lower) grows with
-//! the coordinate. Nothing here composes, and nothing is rounded to a grid.
+//! In units of the clipping norm the pair (upper, lower) is, with q the sampling rate and N(m) a Gaussian of
+//! mean m: remove: ((1-q) N(0) + q N(1), N(0)); add: (N(0), (1-q) N(0) + q N(-1)); replace: ((1-q) N(0) + q
+//! N(1), (1-q) N(0) + q N(-1)). The last is the pair of Zhu, Dong and Wang, "Optimal Accounting of Differential
+//! Privacy via Characteristic Function", 2022; q = 1 is the plain Gaussian. In each the privacy loss
+//! ln(upper/lower) grows with the coordinate. Nothing here composes, and nothing is rounded to a grid.
 
 use crate::accounting::Relation;
 
@@ -16,7 +16,8 @@ pub(super) enum Direction {
     Replace,
 }
 
-/// One release in one direction. `sigma` is the noise over the clipping norm, above 0 and finite; `rate` lies in (0, 1].
+/// One release in one direction. `sigma` is the noise over the clipping norm, above 0 and finite; `rate` lies
+/// in (0, 1].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
     pub(super) sigma: f64,
@@ -34,7 +35,8 @@ pub(super) fn directions(rate: f64, relation: Relation) -> &'static [Direction] 
 }
 
 impl Step {
-    /// A step with parameters in range; beyond what f64 can tell apart, with a little less noise or a little more sampling.
+    /// A step with parameters in range; beyond what f64 can tell apart, with a little less noise or a little
+    /// more sampling.
     pub(super) fn new(sigma: f64, rate: f64, direction: Direction) -> Self {
         Self { sigma: sigma.min(1e9), rate: rate.clamp(1e-20, 1.0), direction }
     }
