@@ -15,6 +15,11 @@ type AddNoise = fn(&mut [i64], Sigma, NoiseSource, usize) -> Result<Provenance, 
 fn main() {
     println!("{COORDINATES} coordinates; ns a sample and ms in all, least of the runs");
     println!("{:>10} {:>8} {:>8} {:>10} {:>8}", "sampler", "sigma", "threads", "ns/sample", "ms");
+    let started = Instant::now();
+    let (source, sigma) = (NoiseSource::from_entropy(), Sigma::whole(1 << 30));
+    let (source, sigma) = (source.expect("the system has entropy"), sigma.expect("2^30 is below 2^56"));
+    let outcome = add_noise(&mut [], sigma, source, 1);
+    println!("a release of nothing: {:.2} ms, {outcome:?}", started.elapsed().as_secs_f64() * 1e3);
     for bits in [0, 3, 6, 20, 28, 36, 50] {
         let sigma = Sigma::whole(1 << bits).expect("a power of two below 2^56");
         for threads in [1, 2, 4] {

@@ -29,7 +29,7 @@ fn fresh_noise_has_the_mean_and_the_spread_it_promises() {
 
 #[test]
 fn the_fast_and_the_plain_method_agree_value_by_value() {
-    // Six standard deviations in each of 58 bins: 1e-7.
+    // Six standard deviations in each of 117 bins: 3e-7.
     for sigma in [Sigma::ratio(1, 2).unwrap(), Sigma::ratio(5, 2).unwrap(), Sigma::whole(20).unwrap()] {
         let fast = noise(sigma, DRAWS / 2);
         let mut plain = vec![0; DRAWS / 2];

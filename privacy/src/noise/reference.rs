@@ -2,7 +2,8 @@
 //!
 //! Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy" (2020): algorithm 1 (`exp(-gamma)` coins),
 //! algorithm 2 (discrete Laplace) and algorithm 3 (discrete Gaussian), in u128. A candidate whose arithmetic would overflow
-//! is refused; its probability is below 2^-1000. Releases use the fast sampler; this one is for tests and benchmarks.
+//! is refused; it lies beyond 128 sigma, and what is lost by it is below `exp(-8000)`. Releases use the fast sampler; this
+//! one is for tests and benchmarks.
 
 use super::source::{NoiseSource, Provenance, Stream};
 use super::{NoiseError, Sigma, fold};

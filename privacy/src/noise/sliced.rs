@@ -1,4 +1,4 @@
-//! The discrete Gaussian by slices: one table look-up and, nineteen times of twenty, one comparison a sample.
+//! The discrete Gaussian by slices: one table look-up and, for 97 samples of 100, one comparison.
 //!
 //! **Method.** The magnitudes 0, 1, 2, ... are cut into slices of `width` integers, `width = ceil(sigma / 16)`. Slice k
 //! has a column of integer height `N_k`, in units of `1 / D`, with `N_k / D > exp(-(k width)^2 / (2 sigma^2))`, so that it

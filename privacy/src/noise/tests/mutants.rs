@@ -67,7 +67,7 @@ fn noise_cut_off_at_four_sigma_is_caught() {
 
 #[test]
 fn noise_that_went_through_f32_is_caught() {
-    // At 2^28 most values lose up to five low bits: chi-square of the lowest byte is in the millions.
+    // At 2^28 most values lose up to five low bits: chi-square of the lowest byte is about ten million.
     let sampler = Sliced::new(sigma(1 << 28, 1));
     let draws = sample(DRAWS, 105, &|stream| sampler.draw(stream) as f32 as i64);
     assert_eq!(examine(&draws, f64::from(1 << 28)), Err(Fault::LowBits));
@@ -100,7 +100,7 @@ fn a_zero_that_counts_for_both_signs_is_caught() {
 
 #[test]
 fn a_sampler_that_takes_every_candidate_is_caught() {
-    // The stepped cover is wider than the bell: its variance is off by several percent, 25 standard deviations or more.
+    // The stepped cover is wider than the bell: its variance is off by seven percent, 50 standard deviations.
     let sampler = Sliced::new(sigma(WIDE, 1));
     assert_eq!(verdict(109, &|stream| sampler.draw_any(stream)), Err(Fault::Variance));
 }
