@@ -19,7 +19,8 @@ use step::{Direction, Step, directions};
 
 use super::{AccountingError, Event, Mechanism, Relation};
 
-/// The least delta that is answered.
+/// The least delta that is answered. Over 1e5 sampled releases the transform's noise, counted as infinite loss, may reach
+/// 1e-11: a delta below it is answered by infinity then.
 pub const DELTA_MIN: f64 = 1e-12;
 /// The most sampled releases that are composed.
 pub const COUNT_MAX: u64 = 10_000_000;
