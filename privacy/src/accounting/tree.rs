@@ -50,7 +50,7 @@ pub fn sensitivity_squared(
             ("the work to find a tree's worst schedule", "2e8 steps; use fewer participations");
         return Err(AccountingError::Parameter { name, value: work as f64, range });
     }
-    let mut search = Search { steps, separation, full: BTreeMap::new() };
+    let mut search = Search { steps, separation, known: BTreeMap::new() };
     let best =
         (1..=most).flat_map(|count| search.node(depth(steps), 0, 0, count)).map(|(value, _)| value).max();
     Ok(best.unwrap_or(0) as f64)
@@ -67,8 +67,9 @@ type Front = Vec<(u64, u64)>;
 struct Search {
     steps: u64,
     separation: u64,
-    /// Fronts of complete nodes, by level, first allowed round within the node, and count.
-    full: BTreeMap<(u32, u64, u64), Front>,
+    /// Fronts by level, room (only the last node of a level can be incomplete), first allowed round within the node,
+    /// and count.
+    known: BTreeMap<(u32, u64, u64, u64), Front>,
 }
 
 impl Search {
@@ -83,17 +84,16 @@ impl Search {
         if first.saturating_add((count - 1).saturating_mul(self.separation)) >= room {
             return Vec::new();
         }
-        if room < size {
-            return self.split(level, start, first, count, 0);
-        }
-        if count == 1 {
+        if count == 1 && room == size {
             return vec![(u64::from(level) + 1, first)];
         }
-        if let Some(front) = self.full.get(&(level, first, count)) {
+        let key = (level, room, first, count);
+        if let Some(front) = self.known.get(&key) {
             return front.clone();
         }
-        let front = self.split(level, start, first, count, count * count);
-        self.full.insert((level, first, count), front.clone());
+        let own = if room == size { count * count } else { 0 };
+        let front = self.split(level, start, first, count, own);
+        self.known.insert(key, front.clone());
         front
     }
 
