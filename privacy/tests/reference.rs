@@ -5,6 +5,8 @@
 //! and 1e-3 above, integers exactly. An epsilon below the least true one (`accept_lo`) is under-reporting and fails.
 //! A row of a kind that no test claims fails too, so a row can neither be skipped nor forgotten.
 
+#![expect(clippy::unwrap_used, reason = "a reference that cannot be read is a failure")]
+
 #[path = "reference/rows.rs"]
 mod rows;
 
