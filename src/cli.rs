@@ -6,6 +6,7 @@ mod failure;
 mod folder;
 mod output;
 mod papers;
+mod privacy;
 mod progress;
 mod run;
 mod serve;
@@ -63,6 +64,9 @@ enum Command {
     /// Hand in and follow runs, as the operator.
     #[command(subcommand)]
     Run(RunCommand),
+    /// Compute what noise buys: epsilon, or the noise for an epsilon. Runs add no noise yet.
+    #[command(subcommand)]
+    Privacy(PrivacyCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -91,6 +95,14 @@ enum SiteCommand {
     Init(site::InitArgs),
     /// Take part until interrupted.
     Run(site::RunArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum PrivacyCommand {
+    /// The epsilon of releases with a given noise.
+    Epsilon(privacy::EpsilonArgs),
+    /// The least noise that keeps an epsilon.
+    Noise(privacy::NoiseArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -135,6 +147,8 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Submit(args)) => run::submit(args, global),
         Command::Run(RunCommand::Watch(args)) => run::watch(args, global),
         Command::Run(RunCommand::Ls(args)) => run::ls(args, global),
+        Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
+        Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),
         Command::Completions { shell } => papers::completions(*shell),
         Command::Man { folder } => papers::man(folder),
     }

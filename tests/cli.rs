@@ -111,6 +111,25 @@ fn check_says_what_a_plan_costs() {
 }
 
 #[test]
+fn epsilon_and_noise_agree_with_published_figures_and_with_each_other() {
+    let releases = ["--sampling-rate", "0.01", "--rounds", "1000", "--delta", "1e-5"];
+    let epsilon = object(&[&["privacy", "epsilon", "--noise-multiplier", "1"], &releases[..]].concat());
+    let (rdp, pld) = (epsilon["rdp"].as_f64().unwrap(), epsilon["pld"].as_f64().unwrap());
+    assert!((rdp - 2.101_366_5).abs() < 1e-5 && (pld - 1.828_243_6).abs() < 5e-3, "{epsilon}");
+    let noise = object(&[&["privacy", "noise", "--epsilon", "1.8282436"], &releases[..]].concat());
+    assert!((noise["noise_multiplier"].as_f64().unwrap() - 1.0).abs() < 2e-3, "{noise}");
+    let one = object(
+        &[&["privacy", "epsilon", "--noise-multiplier", "1", "--accountant", "rdp"], &releases[..]].concat(),
+    );
+    assert!(one["pld"].is_null() && one["rdp"].is_f64());
+    let none = object(&["privacy", "epsilon", "--noise-multiplier", "0", "--rounds", "1", "--delta", "1e-5"]);
+    assert_eq!(none["rdp"], "infinity");
+    let (code, said) =
+        failure(&["privacy", "epsilon", "--noise-multiplier=-1", "--rounds", "1", "--delta", "1e-5"]);
+    assert!(code == 2 && said.contains("noise multiplier"), "{said}");
+}
+
+#[test]
 fn completions_and_man_pages_come_from_the_command_tree() {
     let folder = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {

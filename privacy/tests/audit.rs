@@ -28,7 +28,8 @@ fn scores(seed: u64, canaries: usize, noise: f64) -> (Vec<f64>, Vec<f64>) {
 }
 
 fn promised(noise_multiplier: f64) -> f64 {
-    pld::single_release_epsilon(noise_multiplier, 1.0, Relation::AddOrRemoveOne, DELTA).expect("the noise is in range")
+    pld::single_release_epsilon(noise_multiplier, 1.0, Relation::AddOrRemoveOne, DELTA)
+        .expect("the noise is in range")
 }
 
 fn median_of(bound: impl Fn(u64) -> f64) -> f64 {
