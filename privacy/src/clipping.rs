@@ -36,7 +36,7 @@ pub struct NotFinite {
 /// An update whose L2 norm is at most its bound. Made by [`clip`] only.
 ///
 /// `Debug` is absent on purpose: the values are one site's update.
-#[allow(missing_debug_implementations)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub struct Clipped {
     values: Vec<f32>,
     factor: f64,

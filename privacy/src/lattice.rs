@@ -170,7 +170,7 @@ pub enum Inadmissible {
 }
 
 /// An update on the lattice whose integer norm is within bounds. Not deserialisable: a server checks for itself.
-#[allow(missing_debug_implementations)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub struct Encoded {
     points: Vec<i32>,
     weight: Weight,

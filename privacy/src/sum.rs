@@ -10,7 +10,7 @@ use crate::tally::{LIMBS, Tally};
 /// The running sum of one round. Its memory is eight bytes a coordinate, whatever the cohort.
 ///
 /// `Debug` is absent on purpose: a raw sum is never printed.
-#[allow(missing_debug_implementations)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub struct Sum {
     pub(crate) totals: Vec<i64>,
     pub(crate) weight: u64,

@@ -13,7 +13,7 @@ const VALUE_MAX: f64 = (1u64 << 58) as f64;
 
 /// One site's statistics, in the order the plan names them.
 #[derive(Clone, PartialEq, Eq)]
-#[allow(missing_debug_implementations)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub struct Tally(Vec<i64>);
 
 /// Why statistics cannot be summed.

@@ -39,7 +39,7 @@ pub struct EntropyError(getrandom::Error);
 /// fn print(_: impl std::fmt::Debug) {}
 /// print(privacy::noise::NoiseSource::from_entropy().ok());
 /// ```
-#[allow(missing_debug_implementations)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub struct NoiseSource {
     seed: Zeroizing<[u8; 32]>,
     provenance: Provenance,

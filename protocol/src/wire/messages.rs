@@ -190,7 +190,7 @@ pub enum AnswerBody {
 
 /// The raw values that follow an answer's header.
 #[derive(Clone, PartialEq)]
-#[allow(missing_debug_implementations)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub enum Payload {
     /// No values.
     None,
