@@ -39,7 +39,6 @@ const SITES: [&str; 4] = ["cleveland", "hungarian", "switzerland", "va"];
 /// steps at the server, a schedule, evaluation at the sites. The local work is enough for a kill to find it under way.
 const PLAN: &str = r#"
 name = "same-bits"
-rounds = 8
 model = { mlp = { hidden = [16] } }
 
 [data.table]
@@ -63,16 +62,22 @@ fraction = 1.0
 quorum = 4
 "#;
 
+/// The plan for this many rounds.
+fn plan(rounds: u32) -> String {
+    format!("rounds = {rounds}\n{PLAN}")
+}
+
 /// The bundled records.
 fn records() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/heart_disease.csv")
 }
 
 /// The plan, simulated.
-fn simulated(threads: usize) -> Outcome {
+fn simulated(threads: usize, rounds: u32) -> Outcome {
     let text = format!(
-        "{PLAN}[simulation]\nseed = {SEED}\npartition = {{ natural = {{ column = \"site\" }} }}\n\
+        "{}[simulation]\nseed = {SEED}\npartition = {{ natural = {{ column = \"site\" }} }}\n\
          dataset = {{ files = {{ csv = {{ train = {:?}, split_column = \"split\" }} }} }}\n",
+        plan(rounds),
         records()
     );
     let scenario = Scenario::parse(&text, Path::new(""), &|_| None).unwrap();
@@ -88,10 +93,10 @@ fn simulated(threads: usize) -> Outcome {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let one = simulated(1);
+    let one = simulated(1, ROUNDS);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     for threads in [2, cores.max(3)] {
-        let many = simulated(threads);
+        let many = simulated(threads, ROUNDS);
         assert_eq!(one.model.sha256(), many.model.sha256());
         let measured = |outcome: &Outcome| {
             outcome.rounds.iter().map(|round| round.sites.map(|all| all.loss)).collect::<Vec<_>>()
