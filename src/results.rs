@@ -121,6 +121,7 @@ mod tests {
             sites: Some(metrics),
             central: None,
             seconds: 1.0,
+            epsilon: None,
         };
         let folder = results.finish("title", &[round]).unwrap();
         assert!(folder.ends_with("1970-01-01-000000-t-00ab"));

@@ -119,7 +119,7 @@ pub(super) fn work_alone(parameters: usize) -> anyhow::Result<(f64, f64)> {
     let spec = Plan::parse(&plan)?.spec;
     let model = Arc::new(Parameters::new(vec![0.0; parameters]));
     let id = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
-    let work = Work::Train { model, learning_rate_scale: 1.0 };
+    let work = Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
     let task =
         Task { id, spec: Arc::clone(&spec), seed: Some(Seed::from_number(1)), standardiser: None, work };
     let meeting = Arc::new(Meeting { barrier: Barrier::new(SITES), down: Mutex::default() });

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use privacy::{Encoded, Tally, clip};
 use protocol::{
-    Answer, ClientId, Decline, EvaluateOrder, LearnError, Learner, Metrics, Outcome, Parameters, Purpose,
-    Round, Seed, Spec, Stop, Task, TaskId, TrainOrder, Work,
+    Answer, ClientId, Decline, EvaluateOrder, LearnError, Learner, Metrics, Outcome, Parameters, Positive,
+    Purpose, Round, Seed, Spec, Stop, Task, TaskId, TrainOrder, Work,
 };
 
 use crate::Personal;
@@ -44,6 +44,8 @@ impl Trouble {
             Decline::NotFinite => "numbers were not finite; the site's log says more",
             Decline::Stopped => "the task was stopped",
             Decline::Failed => "the learner failed; the site's log says why",
+            Decline::Policy => "the site's policy does not allow this",
+            Decline::Budget => "the site's privacy budget cannot pay for this",
         };
         Self { reason, message, detail: detail.to_owned() }
     }
@@ -173,8 +175,8 @@ impl Desk<'_> {
             let task = self.task;
             match &task.work {
                 Work::Statistics { names } => self.count(names),
-                Work::Train { model, learning_rate_scale } => {
-                    self.train(model, *learning_rate_scale, entropy)
+                Work::Train { model, learning_rate_scale, norm_max } => {
+                    self.train(model, *learning_rate_scale, *norm_max, entropy)
                 }
                 Work::Evaluate { model } => self.evaluate(model, entropy),
             }
@@ -190,7 +192,13 @@ impl Desk<'_> {
         }
     }
 
-    fn train(&mut self, model: &Parameters, scale: f64, entropy: Seed) -> Result<Outcome, Trouble> {
+    fn train(
+        &mut self,
+        model: &Parameters,
+        scale: f64,
+        norm_max: Option<Positive>,
+        entropy: Seed,
+    ) -> Result<Outcome, Trouble> {
         let id = self.task.id;
         let start = self.personal.start_of(id.run, id.round).map(<[f32]>::to_vec);
         let mut full = self.full_vector(model, start, entropy)?;
@@ -212,7 +220,7 @@ impl Desk<'_> {
         let layout = self.learner.layout();
         let kept = layout.has_personal().then(|| gather_personal(layout, &full));
         let delta = difference(if kept.is_some() { layout.gather_shared(&full) } else { full }, model);
-        let outcome = encode(&self.task.spec, delta, metrics)?;
+        let outcome = encode(&self.task.spec, delta, norm_max, metrics)?;
         if let Some(kept) = kept {
             self.personal.keep(id.run, id.round, kept);
         }
@@ -313,15 +321,26 @@ fn difference(mut trained: Vec<f32>, model: &Parameters) -> Vec<f32> {
     trained
 }
 
-fn encode(spec: &Spec, delta: Vec<f32>, metrics: Metrics) -> Result<Outcome, Trouble> {
+/// Clips and rounds a delta to the round's lattice. What is measured beside it leaves only where the plan lets it.
+fn encode(
+    spec: &Spec,
+    delta: Vec<f32>,
+    norm_max: Option<Positive>,
+    metrics: Metrics,
+) -> Result<Outcome, Trouble> {
     let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
-    let lattice = spec.lattice(delta.len()).map_err(|error| unsupported(error.to_string()))?;
+    let norm_max = norm_max.unwrap_or(spec.update.norm_max);
+    let lattice =
+        spec.lattice_within(norm_max, delta.len()).map_err(|error| unsupported(error.to_string()))?;
     let clipped = clip(delta, lattice.bound())
         .map_err(|error| Trouble::open(Decline::NotFinite, format!("{error}; lower the learning rate")))?;
     let encoded = Encoded::encode(&clipped, lattice.weigh(metrics.examples), &lattice)
         .map_err(|error| unsupported(error.to_string()))?;
     let weight = encoded.weight().value();
-    Ok(Outcome::Trained { points: encoded.into_points(), weight, metrics })
+    let within = clipped.norm_before() <= norm_max.value();
+    let vote = if spec.privacy.is_adaptive() { if within { 1 } else { -1 } } else { 0 };
+    let metrics = if spec.privacy.hides_metrics() { Metrics::default() } else { metrics };
+    Ok(Outcome::Trained { points: encoded.into_points(), weight, vote, metrics })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 pub mod accounting;
 pub mod adaptive;
 pub mod audit;
+pub mod chain;
 mod clipping;
 mod lattice;
 pub mod noise;

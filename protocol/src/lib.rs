@@ -4,6 +4,7 @@
 //! [`Spec`] (what every site must know of a run) · [`Task`], [`Learner`], [`Answer`] (work and its result) ·
 //! [`wire`] (messages per direction and their frames).
 
+mod guarantee;
 mod ids;
 mod layout;
 mod learner;
@@ -13,6 +14,10 @@ mod task;
 mod time;
 pub mod wire;
 
+pub use guarantee::{
+    BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,
+    PrivacySpec, Sampling,
+};
 pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
 pub use learner::{EvaluateOrder, LearnError, Learner, Statistic, Stop, TrainOrder};

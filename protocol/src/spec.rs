@@ -6,6 +6,8 @@
 use privacy::{Lattice, LatticeError, NormBound};
 use serde::{Deserialize, Serialize};
 
+use crate::PrivacySpec;
+
 /// A positive finite number (a learning rate, a norm).
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
@@ -330,6 +332,9 @@ pub struct Spec {
     pub proximal_mu: f64,
     /// The most updates one sum may hold; with `update` it fixes the lattice.
     pub cohort_max: u64,
+    /// What is promised about privacy.
+    #[serde(default, skip_serializing_if = "PrivacySpec::is_none")]
+    pub privacy: PrivacySpec,
 }
 
 impl Spec {
@@ -340,6 +345,7 @@ impl Spec {
     pub fn checked(self) -> Result<Self, SpecError> {
         self.check_data()?;
         self.check_training()?;
+        self.check_privacy()?;
         match &self.model {
             ModelSpec::Mlp { hidden } if hidden.is_empty() || hidden.contains(&0) => Err(SpecError::new(
                 "model.mlp.hidden",
@@ -427,7 +433,16 @@ impl Spec {
     /// # Errors
     /// [`SpecError`] at `update` when no lattice exists for the plan.
     pub fn lattice(&self, dimension: usize) -> Result<Lattice, SpecError> {
-        let bound = NormBound::new(self.update.norm_max.value())
+        self.lattice_within(self.update.norm_max, dimension)
+    }
+
+    /// The lattice for updates of `dimension` coordinates whose norm is at most `norm_max`, as a task says where the norm
+    /// changes from round to round.
+    ///
+    /// # Errors
+    /// [`SpecError`] at `update` when no lattice exists for the plan.
+    pub fn lattice_within(&self, norm_max: Positive, dimension: usize) -> Result<Lattice, SpecError> {
+        let bound = NormBound::new(norm_max.value())
             .map_err(|error| SpecError::new("update.norm_max", error.to_string()))?;
         let weight_max = match self.update.weights {
             Weighting::Examples => self.update.weight_max,
@@ -437,6 +452,17 @@ impl Spec {
             LatticeError::WeightMax(_) => SpecError::new("update.weight_max", error.to_string()),
             _ => SpecError::new("update", error.to_string()),
         })
+    }
+
+    fn check_privacy(&self) -> Result<(), SpecError> {
+        self.privacy.check()?;
+        let protects_clients = self.privacy.central.is_some() || self.privacy.local.is_some();
+        if protects_clients && !self.statistics().is_empty() {
+            let message = "the sums of a statistics round carry no noise; give means and deviations (`given`), or take \
+                           each site's own (`site`)";
+            return Err(SpecError::new("data.table.standardise", message));
+        }
+        Ok(())
     }
 
     fn check_data(&self) -> Result<(), SpecError> {

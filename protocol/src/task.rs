@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Parameters, Seed, Spec, TaskId};
+use crate::{Parameters, Positive, Seed, Spec, TaskId};
 
 /// Mean and standard deviation of every numeric column, in the order of the plan's features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +70,8 @@ pub enum Work {
         model: Arc<Parameters>,
         /// The schedule's factor on the learning rate this round; positive.
         learning_rate_scale: f64,
+        /// The norm to which this round's updates are clipped, where it is not the plan's.
+        norm_max: Option<Positive>,
     },
     /// Evaluate these shared parameters.
     Evaluate {
@@ -147,6 +149,8 @@ pub enum Outcome {
         points: Vec<i32>,
         /// Its weight, from 1 to the plan's bound.
         weight: u32,
+        /// 1 when the update was within the norm before it was clipped, else -1, where the plan asks; 0 where it does not.
+        vote: i8,
         /// Metrics of the local training.
         metrics: Metrics,
     },
@@ -196,6 +200,10 @@ pub enum Decline {
     Stopped,
     /// Training failed.
     Failed,
+    /// The site's own policy does not allow the task; which rule it was stays at the site.
+    Policy,
+    /// The site's own privacy budget cannot pay for the task.
+    Budget,
 }
 
 impl Decline {
@@ -207,6 +215,8 @@ impl Decline {
             Self::NotFinite => "not_finite",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
+            Self::Policy => "policy",
+            Self::Budget => "budget",
         }
     }
 }
@@ -241,11 +251,13 @@ pub enum Refusal {
     Truncated,
     /// The upload took longer than allowed.
     TooSlow,
+    /// A vote on the clipping norm that was not asked for, is missing, or is no vote.
+    BadVote,
 }
 
 impl Refusal {
     /// Every reason, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Unsolicited,
         Self::Stale,
         Self::Duplicate,
@@ -259,6 +271,7 @@ impl Refusal {
         Self::Oversize,
         Self::Truncated,
         Self::TooSlow,
+        Self::BadVote,
     ];
 
     /// The reason in one word, as in logs, reports and the store.
@@ -277,6 +290,7 @@ impl Refusal {
             Self::Oversize => "oversize",
             Self::Truncated => "truncated",
             Self::TooSlow => "too_slow",
+            Self::BadVote => "bad_vote",
         }
     }
 }

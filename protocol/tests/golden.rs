@@ -75,7 +75,7 @@ fn tasks_have_the_bytes_of_the_page() {
     let train = TaskHeader {
         seed: Some(Seed::from_number(7)),
         standardiser: Some(Standardiser { mean: vec![54.5], std: vec![9.0] }),
-        ..task(id(3, TaskKind::Train), WorkHeader::Train { learning_rate_scale: 0.5 }, 2)
+        ..task(id(3, TaskKind::Train), WorkHeader::Train { learning_rate_scale: 0.5, norm_max: None }, 2)
     };
     golden("task-train", FrameKind::Task, &train);
     golden("task-evaluate", FrameKind::Task, &task(id(3, TaskKind::Evaluate), WorkHeader::Evaluate, 2));
@@ -88,7 +88,7 @@ fn tasks_have_the_bytes_of_the_page() {
 fn answers_have_the_bytes_of_the_page() {
     let answer = |task, body| AnswerHeader { task, body };
     let metrics = Metrics { loss: 0.5, accuracy: Some(0.75), examples: 199, seconds: 1.5 };
-    let trained = AnswerBody::Trained { len: 2, weight: 199, metrics };
+    let trained = AnswerBody::Trained { len: 2, weight: 199, vote: 0, metrics };
     golden("answer-trained", FrameKind::Answer, &answer(id(3, TaskKind::Train), trained));
     let metrics = Metrics { loss: 0.25, accuracy: None, examples: 104, seconds: 0.0 };
     let evaluated = AnswerBody::Evaluated { metrics };
@@ -146,6 +146,7 @@ fn summary() -> RunSummary {
         sites: None,
         central: Some(Metrics { loss: 0.5, accuracy: None, examples: 254, seconds: 0.25 }),
         seconds: 2.0,
+        epsilon: None,
     };
     let client = ClientSummary {
         client: ClientId::new("va").unwrap(),

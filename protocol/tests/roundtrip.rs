@@ -13,8 +13,8 @@ use protocol::wire::{
     RunSummary, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
-    Answer, ClientId, Decline, Metrics, Outcome, Refusal, Round, RunId, Seed, Spec, Standardiser, TaskId,
-    TaskKind,
+    Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
+    TaskId, TaskKind,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,7 +71,10 @@ fn greeting() -> impl Strategy<Value = Greeting> {
 fn task_header() -> impl Strategy<Value = TaskHeader> {
     let work = prop_oneof![
         Just(WorkHeader::Statistics),
-        number().prop_map(|learning_rate_scale| WorkHeader::Train { learning_rate_scale }),
+        (number(), option::of(1e-6f64..1e6)).prop_map(|(learning_rate_scale, norm_max)| WorkHeader::Train {
+            learning_rate_scale,
+            norm_max: norm_max.map(|norm| Positive::new(norm).unwrap()),
+        }),
         Just(WorkHeader::Evaluate),
     ];
     let standardiser = (vec(number(), 0..9), vec(number(), 0..9));
@@ -91,11 +94,8 @@ fn task_header() -> impl Strategy<Value = TaskHeader> {
 
 fn answer_header() -> impl Strategy<Value = AnswerHeader> {
     let body = prop_oneof![
-        (any::<u64>(), any::<u32>(), metrics()).prop_map(|(len, weight, metrics)| AnswerBody::Trained {
-            len,
-            weight,
-            metrics
-        }),
+        (any::<u64>(), any::<u32>(), any::<i8>(), metrics())
+            .prop_map(|(len, weight, vote, metrics)| AnswerBody::Trained { vote, len, weight, metrics }),
         metrics().prop_map(|metrics| AnswerBody::Evaluated { metrics }),
         any::<u64>().prop_map(|len| AnswerBody::Counted { len }),
         (decline(), ".{0,100}").prop_map(|(reason, detail)| AnswerBody::Declined { reason, detail }),
@@ -105,8 +105,8 @@ fn answer_header() -> impl Strategy<Value = AnswerHeader> {
 
 fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
-        (vec(any::<i32>(), 0..50), any::<u32>(), metrics())
-            .prop_map(|(points, weight, metrics)| Outcome::Trained { points, weight, metrics }),
+        (vec(any::<i32>(), 0..50), any::<u32>(), any::<i8>(), metrics())
+            .prop_map(|(points, weight, vote, metrics)| Outcome::Trained { points, weight, vote, metrics }),
         metrics().prop_map(|metrics| Outcome::Evaluated { metrics }),
         vec(any::<i64>(), 0..50).prop_map(|limbs| Outcome::Counted { limbs }),
         (decline(), ".{0,100}").prop_map(|(reason, detail)| Outcome::Declined { reason, detail }),
@@ -124,18 +124,10 @@ fn request() -> impl Strategy<Value = AdminRequest> {
 
 fn round_summary() -> impl Strategy<Value = RoundSummary> {
     let measured = || option::of(metrics());
-    (any::<[u32; 3]>(), any::<bool>(), measured(), measured(), measured(), number()).prop_map(
-        |([round, cohort, answered], released, train, sites, central, seconds)| RoundSummary {
-            round,
-            released,
-            cohort,
-            answered,
-            train,
-            sites,
-            central,
-            seconds,
-        },
-    )
+    (any::<[u32; 3]>(), any::<bool>(), measured(), measured(), measured(), number(), option::of(number()))
+        .prop_map(|([round, cohort, answered], released, train, sites, central, seconds, epsilon)| {
+            RoundSummary { round, released, cohort, answered, train, sites, central, seconds, epsilon }
+        })
 }
 
 fn client_summary() -> impl Strategy<Value = ClientSummary> {

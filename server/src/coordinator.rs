@@ -531,7 +531,7 @@ impl Coordinator {
             TaskKind::Evaluate => Work::Evaluate { model: model() },
             TaskKind::Train => {
                 let learning_rate_scale = self.plan.schedule.factor(id.round.0, self.plan.rounds);
-                Work::Train { model: model(), learning_rate_scale }
+                Work::Train { model: model(), learning_rate_scale, norm_max: None }
             }
         };
         let seed = self.rehearsal.then_some(self.entropy);
@@ -577,6 +577,7 @@ fn empty_summary(round: Round) -> RoundSummary {
         sites: None,
         central: None,
         seconds: 0.0,
+        epsilon: None,
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateSpec};
+use protocol::{DataSpec, ModelSpec, Positive, PrivacySpec, Spec, SpecError, TrainingSpec, UpdateSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, read_toml};
@@ -391,6 +391,7 @@ impl Plan {
             personal_layers: typed.personal_layers,
             proximal_mu: typed.strategy.proximal_mu(),
             cohort_max: cohort.cohort_max(),
+            privacy: PrivacySpec::default(),
         }
         .checked()?;
         // The smallest model: a plan that has no lattice even for it is refused here, before any model is built.

@@ -76,7 +76,7 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
     conclude(&summary, &yardstick, &folder, args, started.elapsed().as_secs_f64(), global);
     match summary.state {
         RunState::Finished => Ok(()),
-        RunState::Queued | RunState::Running | RunState::Failed => {
+        RunState::Queued | RunState::Running | RunState::Failed | RunState::BudgetExhausted => {
             Err(Failure::new(Kind::Run, &summary.message))
         }
     }

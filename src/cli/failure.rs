@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Timeout = 4,
     /// A defect in this program.
     Defect = 5,
+    /// A privacy budget cannot pay.
+    Refused = 6,
 }
 
 /// A failure for the user's eyes.

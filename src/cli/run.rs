@@ -99,6 +99,7 @@ async fn follow(operator: &OperatorClient, run: Option<RunId>, global: &Global) 
     global.format.say(|| describe(&summary), || summary_json(&summary));
     match summary.state {
         RunState::Failed => Err(Failure::new(Kind::Run, &summary.message)),
+        RunState::BudgetExhausted => Err(Failure::new(Kind::Refused, &summary.message)),
         RunState::Queued | RunState::Running | RunState::Finished => Ok(()),
     }
 }
@@ -172,6 +173,7 @@ fn state_name(state: RunState) -> &'static str {
         RunState::Running => "running",
         RunState::Finished => "finished",
         RunState::Failed => "failed",
+        RunState::BudgetExhausted => "budget exhausted",
     }
 }
 

@@ -198,6 +198,7 @@ fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> 
     match &outcome.end {
         RunEnd::Finished => Ok(()),
         RunEnd::Failed(why) => Err(Failure::new(Kind::Run, why)),
+        RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
     }
 }
 

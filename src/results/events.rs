@@ -41,6 +41,9 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
             }),
         ),
         Note::Ended(RunEnd::Finished) => ("ended", json!({ "state": "finished" })),
+        Note::Ended(RunEnd::BudgetExhausted(why)) => {
+            ("ended", json!({ "state": "budget_exhausted", "message": why }))
+        }
         Note::Ended(RunEnd::Failed(why)) => ("ended", json!({ "state": "failed", "message": why })),
         _ => ("other", json!({})),
     };

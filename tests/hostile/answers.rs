@@ -119,7 +119,7 @@ const SOUND: Metrics = Metrics { loss: 0.5, accuracy: None, examples: 8, seconds
 
 /// A whole answer of these points.
 fn answer(task: &Task, points: &[i32], weight: u32, metrics: Metrics) -> Vec<u8> {
-    let body = AnswerBody::Trained { len: points.len() as u64, weight, metrics };
+    let body = AnswerBody::Trained { len: points.len() as u64, weight, vote: 0, metrics };
     let mut bytes = encode(FrameKind::Answer, &AnswerHeader { task: task.id, body });
     points.iter().for_each(|point| bytes.extend(point.to_le_bytes()));
     bytes
@@ -224,7 +224,7 @@ async fn a_length_beyond_the_plan_takes_no_memory_and_costs_the_connection() {
     let trick = |task: &Task, turn: usize| {
         // Values of 4 EiB, one value too many, and a frame of 4 GiB.
         let len = [1 << 60, dimension(task) as u64 + 1, 1][turn];
-        let body = AnswerBody::Trained { len, weight: 1, metrics: SOUND };
+        let body = AnswerBody::Trained { len, weight: 1, vote: 0, metrics: SOUND };
         let mut header = encode(FrameKind::Answer, &AnswerHeader { task: task.id, body });
         if turn == 2 {
             header.truncate(FRAME_HEAD);

@@ -76,7 +76,7 @@ pub(super) fn meaning(refusal: Refusal) -> &'static str {
         Refusal::Malformed | Refusal::WrongKind | Refusal::WrongShape | Refusal::OutOfRange => {
             "the server does not understand the answer; install the same release on both sides"
         }
-        Refusal::NormExceeded | Refusal::WrongWeight => {
+        Refusal::NormExceeded | Refusal::WrongWeight | Refusal::BadVote => {
             "the update breaks the plan's bounds; install the same release on both sides"
         }
         Refusal::BadMetrics => "the metrics are not finite; check the site's data",

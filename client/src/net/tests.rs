@@ -118,7 +118,7 @@ fn a_model_of_many_pieces_arrives_whole_and_so_does_its_update() {
         let _agent = Running::start(large(), authority.identity("north"), &server);
         let connection = server.welcome().await;
         let model = Arc::new(Parameters::new((0u32..700_001).map(|at| (at as f32).sin()).collect()));
-        let asked = task(1, Work::Train { model, learning_rate_scale: 1e-4 });
+        let asked = task(1, Work::Train { model, learning_rate_scale: 1e-4, norm_max: None });
         let (_send, mut recv) = send_task(&connection, &asked).await;
         let answer = read_answer(&mut recv).await;
         assert!(matches!(&answer.outcome, Outcome::Trained { points, .. } if points.len() == 700_001));

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use privacy::{Released, Sum};
 use protocol::{
-    DataSpec, Layout, ModelSpec, OptimizerSpec, Positive, RunId, Standardise, Statistic, TableSpec, Target,
-    TaskKind, TrainingSpec, UpdateSpec,
+    DataSpec, Layout, ModelSpec, OptimizerSpec, Positive, PrivacySpec, RunId, Standardise, Statistic,
+    TableSpec, Target, TaskKind, TrainingSpec, UpdateSpec,
 };
 use rand::RngCore;
 
@@ -117,6 +117,7 @@ pub(crate) fn spec() -> Spec {
         personal_layers: vec![],
         proximal_mu: 0.0,
         cohort_max: 4,
+        privacy: PrivacySpec::default(),
     }
 }
 
@@ -133,7 +134,7 @@ pub(crate) fn task(round: u32, work: Work) -> Task {
 
 pub(crate) fn train(round: u32, len: usize) -> Task {
     let model = Arc::new(Parameters::new(vec![0.5; len]));
-    task(round, Work::Train { model, learning_rate_scale: 1.0 })
+    task(round, Work::Train { model, learning_rate_scale: 1.0, norm_max: None })
 }
 
 pub(crate) fn entropy() -> Seed {
@@ -155,7 +156,7 @@ fn declined(mood: Mood, task: &Task) -> (Decline, String) {
 fn an_update_is_what_training_changed_on_the_lattice() {
     let task = train(1, 3);
     let answer = participant(&[], Mood::Well).perform(&task, entropy(), &Stop::default());
-    let Outcome::Trained { points, weight, metrics } = answer.outcome else { panic!("{answer:?}") };
+    let Outcome::Trained { points, weight, metrics, .. } = answer.outcome else { panic!("{answer:?}") };
     assert_eq!((answer.task, weight, metrics.examples), (task.id, 5, 5));
     let lattice = task.spec.lattice(3).unwrap();
     let mut sum = Sum::new(&lattice);
@@ -248,7 +249,8 @@ fn numbers_that_are_not_finite_never_leave() {
     assert!(reason == Decline::NotFinite && detail.contains("parameter 1"), "{detail}");
     assert_eq!(declined(Mood::BadLoss, &train(1, 3)).0, Decline::NotFinite);
     let model = Arc::new(Parameters::new(vec![f32::INFINITY; 3]));
-    let (_, detail) = declined(Mood::Well, &task(1, Work::Train { model, learning_rate_scale: 1.0 }));
+    let (_, detail) =
+        declined(Mood::Well, &task(1, Work::Train { model, learning_rate_scale: 1.0, norm_max: None }));
     assert!(detail.contains("server sent"), "{detail}");
 }
 

@@ -28,6 +28,7 @@ fn spec() -> Spec {
         personal_layers: vec![],
         proximal_mu: 0.0,
         cohort_max: 4,
+        privacy: PrivacySpec::default(),
     }
 }
 

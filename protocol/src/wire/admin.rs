@@ -51,6 +51,8 @@ pub enum RunState {
     Finished,
     /// Ended without doing its rounds.
     Failed,
+    /// Ended because the privacy budget cannot pay for another round; the model of the last release stands.
+    BudgetExhausted,
 }
 
 /// A run for an operator's eyes.
@@ -97,6 +99,9 @@ pub struct RoundSummary {
     pub central: Option<Metrics>,
     /// Seconds from the opening of the round to its release.
     pub seconds: f64,
+    /// What all releases of the run's population up to this one amount to, at the plan's delta; none without noise.
+    #[serde(default)]
+    pub epsilon: Option<f64>,
 }
 
 /// One client in one run.

@@ -6,7 +6,8 @@ use privacy::LIMBS;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Answer, Decline, Metrics, Outcome, Parameters, Refusal, Seed, Spec, Standardiser, Task, TaskId, Work,
+    Answer, Decline, Metrics, Outcome, Parameters, Positive, Refusal, Seed, Spec, Standardiser, Task, TaskId,
+    Work,
 };
 
 /// The client's first words.
@@ -86,6 +87,8 @@ pub enum WorkHeader {
     Train {
         /// The schedule's factor.
         learning_rate_scale: f64,
+        /// The round's clipping norm, where it is not the plan's.
+        norm_max: Option<Positive>,
     },
     /// [`Work::Evaluate`].
     Evaluate,
@@ -108,8 +111,8 @@ impl TaskHeader {
     pub fn of(task: &Task, spec_json: &str) -> Self {
         let work = match &task.work {
             Work::Statistics { .. } => WorkHeader::Statistics,
-            Work::Train { learning_rate_scale, .. } => {
-                WorkHeader::Train { learning_rate_scale: *learning_rate_scale }
+            Work::Train { learning_rate_scale, norm_max, .. } => {
+                WorkHeader::Train { learning_rate_scale: *learning_rate_scale, norm_max: *norm_max }
             }
             Work::Evaluate { .. } => WorkHeader::Evaluate,
         };
@@ -133,13 +136,13 @@ impl TaskHeader {
         let model = Arc::new(Parameters::new(model));
         let work = match self.work {
             WorkHeader::Statistics => Work::Statistics { names: spec.statistics() },
-            WorkHeader::Train { learning_rate_scale } => {
+            WorkHeader::Train { learning_rate_scale, norm_max } => {
                 if !(learning_rate_scale.is_finite() && learning_rate_scale >= 0.0) {
                     return Err(TaskHeaderError::Contradiction(
                         "the learning rate's factor is not a number of at least 0",
                     ));
                 }
-                Work::Train { model, learning_rate_scale }
+                Work::Train { model, learning_rate_scale, norm_max }
             }
             WorkHeader::Evaluate => Work::Evaluate { model },
         };
@@ -166,6 +169,8 @@ pub enum AnswerBody {
         len: u64,
         /// Weight of the update.
         weight: u32,
+        /// Whether it was within the norm, where the plan asks.
+        vote: i8,
         /// Metrics of the training.
         metrics: Metrics,
     },
@@ -207,9 +212,10 @@ impl AnswerHeader {
     /// Splits an answer into its header and the values that follow it.
     pub fn split(answer: Answer) -> (Self, Payload) {
         let (body, payload) = match answer.outcome {
-            Outcome::Trained { points, weight, metrics } => {
-                (AnswerBody::Trained { len: points.len() as u64, weight, metrics }, Payload::Points(points))
-            }
+            Outcome::Trained { points, weight, vote, metrics } => (
+                AnswerBody::Trained { len: points.len() as u64, weight, vote, metrics },
+                Payload::Points(points),
+            ),
             Outcome::Evaluated { metrics } => (AnswerBody::Evaluated { metrics }, Payload::None),
             Outcome::Counted { limbs } => {
                 (AnswerBody::Counted { len: limbs.len() as u64 }, Payload::Limbs(limbs))
@@ -238,10 +244,10 @@ impl AnswerHeader {
     /// Joins the header with its values. `None` when they are of another kind or count than announced.
     pub fn join(self, payload: Payload) -> Option<Answer> {
         let outcome = match (self.body, payload) {
-            (AnswerBody::Trained { len, weight, metrics }, Payload::Points(points))
+            (AnswerBody::Trained { len, weight, vote, metrics }, Payload::Points(points))
                 if len == points.len() as u64 =>
             {
-                Outcome::Trained { points, weight, metrics }
+                Outcome::Trained { points, weight, vote, metrics }
             }
             (AnswerBody::Evaluated { metrics }, Payload::None) => Outcome::Evaluated { metrics },
             (AnswerBody::Counted { len }, Payload::Limbs(limbs)) if len == limbs.len() as u64 => {

@@ -33,7 +33,7 @@ pub(super) fn admit(
 ) -> Result<Admitted, Refused> {
     match (outcome, kind) {
         (Outcome::Declined { reason, detail }, _) => Ok(Admitted::Declined { reason, detail }),
-        (Outcome::Trained { points, weight, metrics }, TaskKind::Train) => {
+        (Outcome::Trained { points, weight, vote: _, metrics }, TaskKind::Train) => {
             let metrics = sound(metrics)?;
             let update = Encoded::admit(points, weight, lattice)
                 .map_err(|why| Refused::new(inadmissible(&why), why.to_string()))?;

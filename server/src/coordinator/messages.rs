@@ -97,6 +97,8 @@ pub enum RunEnd {
     Finished,
     /// It cannot go on, for this reason.
     Failed(String),
+    /// The privacy budget cannot pay for the next round; this says how far it reached. The last release stands.
+    BudgetExhausted(String),
 }
 
 /// Where a run stands: all that a new coordinator needs to go on. Cheap to clone.

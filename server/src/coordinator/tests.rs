@@ -135,7 +135,7 @@ fn honest(task: &Task, value: f32, examples: u64) -> Outcome {
             let clipped = clip(vec![value; model.len()], lattice.bound()).unwrap();
             let encoded = Encoded::encode(&clipped, lattice.weigh(examples), &lattice).unwrap();
             let weight = encoded.weight().value();
-            Outcome::Trained { points: encoded.into_points(), weight, metrics }
+            Outcome::Trained { points: encoded.into_points(), weight, vote: 0, metrics }
         }
     }
 }

@@ -131,7 +131,7 @@ impl Desk {
             live.borrow_and_update();
             let current = self.current(run).await?;
             run = Some(current.run);
-            let ended = matches!(current.state, RunState::Finished | RunState::Failed);
+            let ended = !matches!(current.state, RunState::Queued | RunState::Running);
             if last.as_ref() != Some(&current) {
                 if send.write_all(&fitting(current.clone())).await.is_err() {
                     return Ok(());

@@ -431,6 +431,7 @@ fn state_of(end: Option<&RunEnd>) -> RunState {
         None => RunState::Queued,
         Some(RunEnd::Finished) => RunState::Finished,
         Some(RunEnd::Failed(_)) => RunState::Failed,
+        Some(RunEnd::BudgetExhausted(_)) => RunState::BudgetExhausted,
     }
 }
 

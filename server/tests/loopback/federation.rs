@@ -214,7 +214,10 @@ pub(crate) fn honest(task: &Task, value: f32) -> Answer {
     let encoded = Encoded::encode(&clipped, lattice.weigh(1), &lattice).unwrap();
     let weight = encoded.weight().value();
     let metrics = Metrics { loss: 0.5, accuracy: None, examples: 1, seconds: 0.0 };
-    Answer { task: task.id, outcome: Outcome::Trained { points: encoded.into_points(), weight, metrics } }
+    Answer {
+        task: task.id,
+        outcome: Outcome::Trained { points: encoded.into_points(), weight, vote: 0, metrics },
+    }
 }
 
 impl Asked {

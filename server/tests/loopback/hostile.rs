@@ -147,7 +147,7 @@ async fn garbage_and_lengths_beyond_the_plan_cost_the_connection() {
     assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Malformed), true));
     let oversize = |asked: &Asked| {
         let metrics = Metrics::default();
-        let body = AnswerBody::Trained { len: u64::MAX / 8, weight: 1, metrics };
+        let body = AnswerBody::Trained { len: u64::MAX / 8, weight: 1, vote: 0, metrics };
         encode(FrameKind::Answer, &AnswerHeader { task: asked.task.id, body })
     };
     let (receipt, closed) = spoilt(oversize, Limits::default()).await;

@@ -52,7 +52,7 @@ fn play(stage: &mut Stage, step: Step) {
         Step::Honest(_) => {}
         Step::Wild { client, round, kind, points, weight } => {
             let task = TaskId { run: RunId(1), round: Round(round), kind: kinds[kind] };
-            let outcome = Outcome::Trained { points, weight, metrics: Metrics::default() };
+            let outcome = Outcome::Trained { points, weight, vote: 0, metrics: Metrics::default() };
             stage.answer(&name(client), task, outcome);
         }
         Step::Broken { client, reason } => {

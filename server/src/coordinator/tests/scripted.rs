@@ -75,7 +75,7 @@ fn a_client_counts_once_and_only_if_asked() {
 #[test]
 fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
     let metrics = Metrics::default();
-    let trained = |points: Vec<i32>, weight| Outcome::Trained { points, weight, metrics };
+    let trained = |points: Vec<i32>, weight| Outcome::Trained { points, weight, vote: 0, metrics };
     let nan = Metrics { loss: f64::NAN, ..metrics };
     let bad = [
         (trained(vec![0], 1), Refusal::WrongShape),
@@ -84,7 +84,7 @@ fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
         (trained(vec![1 << 30, 1], 1), Refusal::NormExceeded),
         (trained(vec![0, 0], 0), Refusal::WrongWeight),
         (trained(vec![0, 0], 1001), Refusal::WrongWeight),
-        (Outcome::Trained { points: vec![0, 0], weight: 1, metrics: nan }, Refusal::BadMetrics),
+        (Outcome::Trained { points: vec![0, 0], weight: 1, vote: 0, metrics: nan }, Refusal::BadMetrics),
         (Outcome::Evaluated { metrics }, Refusal::WrongKind),
         (Outcome::Counted { limbs: vec![] }, Refusal::WrongKind),
     ];

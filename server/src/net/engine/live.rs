@@ -74,6 +74,7 @@ impl Live {
         (self.summary.state, self.summary.message) = match end {
             RunEnd::Finished => (RunState::Finished, "all rounds are done".to_owned()),
             RunEnd::Failed(reason) => (RunState::Failed, reason.clone()),
+            RunEnd::BudgetExhausted(reason) => (RunState::BudgetExhausted, reason.clone()),
         };
     }
 
@@ -142,5 +143,8 @@ pub(super) fn log_end(run: RunId, name: &str, end: &RunEnd) {
     match end {
         RunEnd::Finished => tracing::info!("run {run} ({name}) is finished"),
         RunEnd::Failed(reason) => tracing::error!("run {run} ({name}) has failed: {reason}"),
+        RunEnd::BudgetExhausted(reason) => {
+            tracing::warn!("run {run} ({name}) ends, its privacy budget is exhausted: {reason}");
+        }
     }
 }

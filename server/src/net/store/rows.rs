@@ -53,6 +53,7 @@ fn end(row: &SqliteRow) -> Result<Option<RunEnd>, StoreError> {
     Ok(match ended.as_deref() {
         None => None,
         Some("finished") => Some(RunEnd::Finished),
+        Some("exhausted") => Some(RunEnd::BudgetExhausted(row.try_get("reason")?)),
         Some(_) => Some(RunEnd::Failed(row.try_get("reason")?)),
     })
 }
@@ -102,6 +103,7 @@ pub(super) async fn write_checkpoint(
         None => (None, ""),
         Some(RunEnd::Finished) => (Some("finished"), ""),
         Some(RunEnd::Failed(reason)) => (Some("failed"), reason.as_str()),
+        Some(RunEnd::BudgetExhausted(reason)) => (Some("exhausted"), reason.as_str()),
     };
     let sql = "INSERT INTO checkpoints (run, round, evaluated, ended, reason, failures, model, model_sha256, \
                optimizer, standardiser) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
@@ -213,7 +215,7 @@ pub(super) fn summary(row: &SqliteRow) -> Result<RunSummary, StoreError> {
     let message = match &end {
         None => "waits for the runs before it".to_owned(),
         Some(RunEnd::Finished) => "all rounds are done".to_owned(),
-        Some(RunEnd::Failed(reason)) => reason.clone(),
+        Some(RunEnd::Failed(reason) | RunEnd::BudgetExhausted(reason)) => reason.clone(),
     };
     Ok(RunSummary {
         run: run_id(row)?,

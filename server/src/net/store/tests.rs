@@ -35,6 +35,7 @@ fn commit(round: u32, values: [f32; 3]) -> Commit {
         sites: None,
         central: None,
         seconds: 1.5,
+        epsilon: Some(0.1),
     };
     let record = ClientRecord {
         connected: false,

@@ -1,0 +1,370 @@
+//! What a run promises about privacy, as every site must know it: three guarantees, each for another adversary, that may
+//! be stacked.
+//!
+//! - [`CentralPrivacy`]: the server adds noise to the sum of a cohort's clipped updates. Whoever sees models learns little
+//!   about any one *client*; the server itself is trusted.
+//! - [`LocalPrivacy`]: each client adds noise to its own update. The server learns little about any client.
+//! - [`ExamplePrivacy`]: a client adds noise to each of its gradient steps. Whoever sees its updates, the server included,
+//!   learns little about any one *record* of it.
+//!
+//! Here are the numbers and what they imply for an accountant. What may be claimed is checked here, too: a plan that
+//! claims more than its sampling gives is refused.
+
+use privacy::accounting::matrix::Toeplitz;
+use privacy::accounting::{Event, Mechanism, Relation};
+use serde::{Deserialize, Serialize};
+
+use crate::{Positive, SpecError};
+
+/// Everything a run promises about privacy; nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrivacySpec {
+    /// Noise at the server, for the clients as wholes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub central: Option<CentralPrivacy>,
+    /// Noise at each client, for the clients as wholes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalPrivacy>,
+    /// Noise in each gradient step, for the records of a client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub examples: Option<ExamplePrivacy>,
+}
+
+/// Client-level privacy by noise at the server (McMahan et al. 2018; Kairouz et al. 2021 for correlated noise).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CentralPrivacy {
+    /// The people behind the data: runs that name the same population share a budget.
+    pub population: String,
+    /// Which two federations must be hard to tell apart.
+    pub relation: Relation,
+    /// The delta of the guarantee, 0 to 1, both excluded; well below one over the number of clients.
+    pub delta: f64,
+    /// The budget: no round begins that would bring epsilon at `delta` above it.
+    pub epsilon_max: Positive,
+    /// Standard deviation of the noise of one release over the clipping norm; for correlated noise, of the whole mechanism
+    /// as one Gaussian release.
+    pub noise_multiplier: Positive,
+    /// Releases planned: the rounds of the run.
+    pub rounds: u32,
+    /// The fixed number of clients by which the noised sum is divided, whatever the number that answered.
+    pub denominator: Positive,
+    /// How cohorts come about.
+    pub sampling: Sampling,
+    /// Whether the noise of different rounds is independent.
+    pub noise: NoiseCorrelation,
+    /// How the clipping norm is chosen.
+    pub clipping: Clipping,
+    /// What is measured at sites and told to the server.
+    pub metrics: MetricsRule,
+    /// Answers without which a round releases nothing.
+    pub clients_min: u32,
+}
+
+/// How cohorts come about: what may be claimed follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Sampling {
+    /// The server flips a secret coin for every enrolled client, whether or not it is connected; who does not come counts
+    /// as a zero. Amplification may be claimed towards those who do not see who took part.
+    Poisson {
+        /// Each client's chance, above 0, at most 1.
+        rate: f64,
+    },
+    /// The server draws a cohort of a fixed size uniformly from the enrolled clients, whether or not they are connected.
+    Fixed {
+        /// Clients that are enrolled, at least.
+        population: u64,
+        /// Clients drawn.
+        sample: u64,
+    },
+    /// Whoever is there. Nothing is claimed from chance; how often each client takes part is limited instead.
+    Availability {
+        /// The most releases that one client takes part in.
+        participations_max: u32,
+        /// The least difference between the numbers of two rounds that a client takes part in; 1 is each round.
+        #[serde(default = "one")]
+        separation_min: u32,
+    },
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Whether the noise of different rounds is independent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum NoiseCorrelation {
+    /// Each release has its own.
+    #[default]
+    Independent,
+    /// Noise of a binary tree over the rounds (Kairouz et al. 2021, DP-FTRL).
+    Tree,
+    /// Noise that takes back part of the noise of earlier rounds: the multipliers of the last rounds' noise, in units of
+    /// 2^-20, most recent first. The noise of round t is `z_t - sum_j w_j z_(t-j)`.
+    Banded {
+        /// Weights in units of 2^-20, each from 0 to 2^20.
+        weights: Vec<u32>,
+    },
+}
+
+/// The unit of [`NoiseCorrelation::Banded`]'s weights.
+pub const BAND_UNIT: u32 = 1 << 20;
+
+/// How the clipping norm is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Clipping {
+    /// The plan's `update.norm_max`, over the whole update.
+    #[default]
+    Fixed,
+    /// Each tensor has an equal share of the squared `update.norm_max`, and noise of its own (McMahan et al. 2018).
+    PerLayer,
+    /// It follows a quantile of the updates' norms, from `update.norm_max` (Andrew et al. 2021).
+    Adaptive {
+        /// The share of clients whose update should be within the norm, 0 to 1.
+        quantile: f64,
+        /// Learning rate of the norm's logarithm.
+        rate: f64,
+        /// Standard deviation of the noise on the number of clients within the norm.
+        count_noise: f64,
+        /// The norm never goes below this.
+        norm_min: Positive,
+        /// The norm never goes above this.
+        norm_max: Positive,
+    },
+}
+
+/// What is measured at sites and told to the server beside updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum MetricsRule {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Everything, as without privacy: the statement of every release says that it is outside the guarantee.
+    OutsideTheGuarantee,
+}
+
+/// Client-level privacy by noise at each client.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalPrivacy {
+    /// Standard deviation of the noise on one update over the clipping norm.
+    pub noise_multiplier: Positive,
+    /// The delta of the guarantee.
+    pub delta: f64,
+    /// No client answers once its epsilon at `delta` would be above this.
+    pub epsilon_max: Positive,
+}
+
+/// Record-level privacy by noise in each gradient step (Abadi et al. 2016).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExamplePrivacy {
+    /// Standard deviation of the noise on a sum of clipped gradients over `norm_max`.
+    pub noise_multiplier: Positive,
+    /// The largest norm of one example's gradient.
+    pub norm_max: Positive,
+    /// The delta of the guarantee; well below one over the number of records of a site.
+    pub delta: f64,
+    /// No client trains once the epsilon at `delta` of its records would be above this.
+    pub epsilon_max: Positive,
+}
+
+impl PrivacySpec {
+    /// Whether nothing is promised.
+    pub fn is_none(&self) -> bool {
+        self == &Self::default()
+    }
+
+    /// Checks what a single value cannot show.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the setting at fault.
+    pub fn check(&self) -> Result<(), SpecError> {
+        if let Some(central) = &self.central {
+            central.check()?;
+        }
+        if let Some(local) = &self.local {
+            check_delta(local.delta, "privacy.local.delta")?;
+            if self.central.is_some() {
+                let message = "updates that are noised at the clients cannot be noised centrally as well; \
+                               keep [privacy.central] or [privacy.local]";
+                return Err(SpecError::new("privacy.local", message));
+            }
+        }
+        self.examples.map_or(Ok(()), |examples| check_delta(examples.delta, "privacy.examples.delta"))
+    }
+
+    /// Whether clients vote on the clipping norm.
+    pub fn is_adaptive(&self) -> bool {
+        self.central.as_ref().is_some_and(|central| matches!(central.clipping, Clipping::Adaptive { .. }))
+    }
+
+    /// Whether metrics of sites stay at the sites.
+    pub fn hides_metrics(&self) -> bool {
+        self.central.as_ref().is_some_and(|central| central.metrics == MetricsRule::Off)
+    }
+}
+
+impl CentralPrivacy {
+    /// How one client may take part.
+    pub fn participation(&self) -> Option<(u32, u32)> {
+        match self.sampling {
+            Sampling::Availability { participations_max, separation_min } => {
+                Some((participations_max, separation_min))
+            }
+            Sampling::Poisson { .. } | Sampling::Fixed { .. } => None,
+        }
+    }
+
+    /// The factor by which the noise of one round is larger than `noise_multiplier` says: the sensitivity of the
+    /// mechanism that correlates the noise. 1 for independent noise; for a tree, of one node.
+    ///
+    /// # Errors
+    /// [`SpecError`] when the weights have no bounded sensitivity.
+    pub fn noise_scale(&self) -> Result<f64, SpecError> {
+        let NoiseCorrelation::Banded { weights } = &self.noise else { return Ok(1.0) };
+        let (times, apart) = self.participation().unwrap_or((self.rounds, 1));
+        let strategy = inverse_of(weights, self.rounds);
+        let wrong = |error: String| SpecError::new("privacy.central.noise", error);
+        let strategy = Toeplitz::new(strategy).map_err(|error| wrong(error.to_string()))?;
+        let sensitivity = strategy.sensitivity(times.into(), apart.into());
+        Ok(sensitivity.map_err(|error| wrong(error.to_string()))? * (1.0 + 1e-9))
+    }
+
+    /// What this run's first `releases` releases amount to, for one client at worst.
+    ///
+    /// # Errors
+    /// [`SpecError`] for numbers that no accountant takes.
+    pub fn events(&self, releases: u64) -> Result<Vec<Event>, SpecError> {
+        if releases == 0 {
+            return Ok(Vec::new());
+        }
+        let noise_multiplier = self.noise_multiplier.value();
+        let (mechanism, count) = match (&self.noise, self.sampling) {
+            (NoiseCorrelation::Independent, Sampling::Poisson { rate: sampling_rate }) => {
+                (Mechanism::PoissonGaussian { noise_multiplier, sampling_rate }, releases)
+            }
+            (NoiseCorrelation::Independent, Sampling::Fixed { population, sample }) => {
+                (Mechanism::WithoutReplacementGaussian { noise_multiplier, population, sample }, releases)
+            }
+            (NoiseCorrelation::Independent, Sampling::Availability { participations_max, .. }) => {
+                (Mechanism::Gaussian { noise_multiplier }, releases.min(participations_max.into()))
+            }
+            // Correlated noise is one mechanism over all rounds, paid for as a whole before the first.
+            (NoiseCorrelation::Tree, _) => {
+                let (times, apart) = self.participation().unwrap_or((self.rounds, 1));
+                let tree = Mechanism::Tree {
+                    noise_multiplier,
+                    steps: self.rounds.into(),
+                    participations_max: times.into(),
+                    separation_min: apart.into(),
+                };
+                (tree, 1)
+            }
+            (NoiseCorrelation::Banded { .. }, _) => (Mechanism::Gaussian { noise_multiplier }, 1),
+        };
+        let event = Event::new(mechanism, count)
+            .map_err(|error| SpecError::new("privacy.central", error.to_string()))?;
+        Ok(vec![event])
+    }
+
+    fn check(&self) -> Result<(), SpecError> {
+        check_delta(self.delta, "privacy.central.delta")?;
+        let wrong = |key: &str, message: &str| {
+            Err(SpecError::new(format!("privacy.central.{key}"), message.to_owned()))
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !(1..=64).contains(&self.population.len()) || !self.population.chars().all(plain) {
+            return wrong("population", "give a name of 1 to 64 letters, digits, '.', '_', '-'");
+        }
+        match (self.sampling, self.relation) {
+            (Sampling::Poisson { rate }, _) if !(rate > 0.0 && rate <= 1.0) => {
+                return wrong("sampling", "a rate must be above 0 and at most 1");
+            }
+            (Sampling::Poisson { .. }, Relation::ReplaceOne) => {
+                return wrong(
+                    "relation",
+                    "poisson sampling is accounted for under add_or_remove_one or zero_out",
+                );
+            }
+            (Sampling::Fixed { population, sample }, _) if sample == 0 || sample > population => {
+                return wrong("sampling", "a sample must be from 1 to the population");
+            }
+            (Sampling::Fixed { .. }, Relation::AddOrRemoveOne | Relation::ZeroOut) => {
+                return wrong("relation", "a sample of fixed size is accounted for under replace_one only");
+            }
+            (Sampling::Availability { participations_max, separation_min }, _)
+                if participations_max == 0 || separation_min == 0 =>
+            {
+                return wrong("sampling", "participations_max and separation_min must be at least 1");
+            }
+            (Sampling::Availability { .. }, Relation::AddOrRemoveOne | Relation::ReplaceOne) => {
+                return wrong("relation", "without secret sampling, who takes part is known: claim zero_out");
+            }
+            _ => {}
+        }
+        if self.noise != NoiseCorrelation::Independent && self.participation().is_none() {
+            let message = "correlated noise makes no use of sampling; give sampling = { availability = ... } and claim nothing from chance";
+            return wrong("sampling", message);
+        }
+        match &self.noise {
+            NoiseCorrelation::Banded { weights }
+                if weights.is_empty() || weights.len() > 64 || weights.iter().any(|w| *w > BAND_UNIT) =>
+            {
+                return wrong("noise", "give 1 to 64 weights, each from 0 to 2^20");
+            }
+            _ => {}
+        }
+        match self.clipping {
+            Clipping::Adaptive { quantile, rate, count_noise, norm_min, norm_max } => {
+                let sound = (0.0..=1.0).contains(&quantile)
+                    && rate > 0.0
+                    && rate <= 10.0
+                    && count_noise.is_finite()
+                    && count_noise > 0.0
+                    && norm_min <= norm_max;
+                if !sound {
+                    return wrong(
+                        "clipping",
+                        "quantile is from 0 to 1, rate above 0 and at most 10, count_noise above 0, norm_min at most norm_max",
+                    );
+                }
+                if self.noise != NoiseCorrelation::Independent {
+                    let message = "a norm that changes between rounds changes what the noise of earlier rounds was worth; \
+                                   take fixed clipping with correlated noise";
+                    return wrong("clipping", message);
+                }
+            }
+            Clipping::Fixed | Clipping::PerLayer => {}
+        }
+        if self.clients_min == 0 && self.participation().is_some() {
+            return wrong("clients_min", "give at least 1");
+        }
+        self.noise_scale().map(|_| ())
+    }
+}
+
+/// The strategy whose inverse has these weights: the power series `1 / (1 - sum_j w_j x^j)`, `rounds` terms of it.
+fn inverse_of(weights: &[u32], rounds: u32) -> Vec<f64> {
+    let unit = f64::from(BAND_UNIT);
+    let mut strategy = vec![1.0];
+    for at in 1..rounds as usize {
+        let taken =
+            weights.iter().zip(1..=at).map(|(weight, j)| f64::from(*weight) / unit * strategy[at - j]);
+        strategy.push(taken.sum());
+    }
+    strategy
+}
+
+fn check_delta(delta: f64, key: &str) -> Result<(), SpecError> {
+    if delta > 0.0 && delta < 1.0 {
+        Ok(())
+    } else {
+        Err(SpecError::new(key, format!("{delta} is not above 0 and below 1; give less than 1 / clients")))
+    }
+}
