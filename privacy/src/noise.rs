@@ -20,6 +20,8 @@ mod tests;
 
 use std::thread;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 pub use source::{EntropyError, NoiseSource, Provenance};
 
 use sliced::Sliced;
@@ -35,8 +37,9 @@ const DENOMINATOR_MAX: u64 = 1 << 20;
 /// The sigma of the discrete Gaussian in lattice units: a fraction, greater than zero, at most 2^56.
 ///
 /// It is the parameter of the definition. The standard deviation equals it to twelve digits from sigma = 2 on, and is
-/// smaller below (0.4637 at one half).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// smaller below (0.4637 at one half). It is written down as its two parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Fraction", into = "Fraction")]
 pub struct Sigma {
     numerator: u64,
     denominator: u64,
@@ -110,6 +113,47 @@ impl Sigma {
     /// Sigma as a float, for accounting. Not rounded for whole sigmas up to 2^53.
     pub fn value(self) -> f64 {
         self.numerator as f64 / self.denominator as f64
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fraction {
+    numerator: u64,
+    denominator: u64,
+}
+
+impl From<Sigma> for Fraction {
+    fn from(Sigma { numerator, denominator }: Sigma) -> Self {
+        Self { numerator, denominator }
+    }
+}
+
+impl TryFrom<Fraction> for Sigma {
+    type Error = SigmaError;
+
+    fn try_from(Fraction { numerator, denominator }: Fraction) -> Result<Self, SigmaError> {
+        Self::ratio(numerator, denominator)
+    }
+}
+
+/// How a [`Provenance`] is written down: in snake case.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Provenance", rename_all = "snake_case")]
+enum Origin {
+    Entropy,
+    InsecureTest,
+}
+
+impl Serialize for Provenance {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Origin::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Provenance {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Origin::deserialize(deserializer)
     }
 }
 

@@ -163,6 +163,28 @@ fn a_coin_of_the_bell_over_a_column_is_fair() {
     }
 }
 
+#[test]
+fn what_is_written_down_is_checked_when_it_is_read() {
+    let written = serde_json::to_string(&sigma(3, 2)).unwrap();
+    assert_eq!(written, r#"{"numerator":3,"denominator":2}"#);
+    assert_eq!(serde_json::from_str::<Sigma>(&written).unwrap(), sigma(3, 2));
+    for wrong in [
+        r#"{"numerator":0,"denominator":1}"#,
+        r#"{"numerator":1,"denominator":0}"#,
+        r#"{"numerator":1,"denominator":1,"unit":1}"#,
+        r#"{"numerator":1}"#,
+    ] {
+        assert!(serde_json::from_str::<Sigma>(wrong).is_err(), "{wrong}");
+    }
+    for (provenance, name) in
+        [(Provenance::Entropy, r#""entropy""#), (Provenance::InsecureTest, r#""insecure_test""#)]
+    {
+        assert_eq!(serde_json::to_string(&provenance).unwrap(), name);
+        assert_eq!(serde_json::from_str::<Provenance>(name).unwrap(), provenance);
+    }
+    assert!(serde_json::from_str::<Provenance>(r#""tested""#).is_err());
+}
+
 proptest! {
     #[test]
     fn a_sigma_from_a_multiplier_is_never_below_it(multiplier in 1e-6f64..64.0, sensitivity in 1u64..1 << 50) {
