@@ -79,6 +79,13 @@ impl Link {
     }
 }
 
+impl PartialEq for Link {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |link: &Self| (link.sequence, link.previous, link.hash);
+        of(self) == of(other) && self.record.get() == other.record.get()
+    }
+}
+
 /// Why links do not make a chain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod chain;
 mod clipping;
 mod lattice;
+pub mod ledger;
 pub mod noise;
 mod released;
 mod sum;
@@ -19,6 +20,7 @@ mod tally;
 
 pub use clipping::{Clipped, NormBound, NormBoundError, NotFinite, clip};
 pub use lattice::{Encoded, Inadmissible, Lattice, LatticeError, Weight};
-pub use released::Released;
+pub use ledger::Permit;
+pub use released::{Noising, ReleaseError, Released};
 pub use sum::{Sum, SumError};
 pub use tally::{LIMBS, Tally, TallyError};

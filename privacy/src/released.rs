@@ -1,15 +1,93 @@
 //! The only thing that may move a model.
+//!
+//! There are two ways to it. [`Released::unprotected`] lets a sum go as it is. [`Released::noised`] asks for a
+//! [`Permit`], which only a ledger gives, and adds the noise that the permit says before anything else can be read: the
+//! sum is consumed, and its raw totals are never seen again.
 
+use crate::adaptive::{AdaptiveError, update_noise_multiplier};
+use crate::ledger::{Noised, Permit, PermitError};
+use crate::noise::{EntropyError, NoiseError, NoiseSource, Provenance, Sigma, SigmaError, add_noise};
 use crate::sum::{Sum, Unit};
 use crate::tally;
 
-/// A sum that may leave the aggregation. Without privacy the only way to make one is [`Released::unprotected`].
+/// A sum that may leave the aggregation.
 #[derive(Debug)]
 pub struct Released {
     totals: Vec<i64>,
     factor: f64,
     weight: u64,
     contributions: u64,
+    votes: Option<i64>,
+}
+
+/// How a sum is to be noised; how much, the permit says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noising {
+    denominator: f64,
+    scale: f64,
+    count_noise: Option<f64>,
+    threads: usize,
+}
+
+impl Noising {
+    /// Divides the noised sum by `denominator` contributions of the largest weight, above 0, whatever the number that
+    /// came: dividing by that number would give it away, and make the mean more sensitive than its noise covers.
+    pub fn new(denominator: f64) -> Self {
+        Self { denominator, scale: 1.0, count_noise: None, threads: 1 }
+    }
+
+    /// Draws on this many threads; the result does not depend on it.
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// Splits the noise between the update and the clients' votes on the clipping norm, whose number (in halves) gets
+    /// noise of deviation `count_noise`; both together are as private as one release at the permit's multiplier.
+    #[must_use]
+    pub fn with_votes(self, count_noise: f64) -> Self {
+        Self { count_noise: Some(count_noise), ..self }
+    }
+
+    /// Multiplies the noise of this release by `scale`, at least 1: the sensitivity of a mechanism that correlates noise.
+    #[must_use]
+    pub fn with_scale(self, scale: f64) -> Self {
+        Self { scale, ..self }
+    }
+}
+
+/// Why nothing was released. The sum is gone all the same.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// The permit does not cover it.
+    #[error(transparent)]
+    Permit(#[from] PermitError),
+    /// No entropy.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+    /// Noise that cannot be drawn.
+    #[error(transparent)]
+    Sigma(#[from] SigmaError),
+    /// Noise that does not fit.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+    /// The votes alone would use up the noise.
+    #[error(transparent)]
+    Votes(#[from] AdaptiveError),
+    /// A sum of statistics, for which no noise is planned.
+    #[error("a sum of statistics has no planned noise; it cannot be released with privacy")]
+    Statistics,
+    /// A denominator or scale that means nothing.
+    #[error("{name} is {value}; it must be a finite number of at least {least}")]
+    Number {
+        /// What it is.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The least it may be.
+        least: f64,
+    },
 }
 
 impl Released {
@@ -22,7 +100,54 @@ impl Released {
             Unit::Limbs { .. } => 1.0,
         };
         let Sum { totals, weight, contributions, .. } = sum;
-        (contributions > 0).then_some(Self { totals, factor, weight, contributions })
+        (contributions > 0).then_some(Self { totals, factor, weight, contributions, votes: None })
+    }
+
+    /// Releases a sum with the noise that `permit` paid for: the discrete Gaussian whose sigma is the permit's multiplier
+    /// times the sum's sensitivity, rounded up (see `PRIVACY` in the crate's documentation for the whole pipeline). An empty
+    /// sum is released too, as noise alone: whether anybody came is not to be seen.
+    ///
+    /// `entropy` is asked once for each vector of noise; a source serves one vector.
+    ///
+    /// # Errors
+    /// [`ReleaseError`]; nothing of the sum is left then, and the permit's release is used up once noise was drawn.
+    pub fn noised(
+        sum: Sum,
+        permit: &mut Permit,
+        noising: &Noising,
+        entropy: &mut dyn FnMut() -> Result<NoiseSource, EntropyError>,
+    ) -> Result<Self, ReleaseError> {
+        let Unit::Lattice(lattice) = sum.unit else { return Err(ReleaseError::Statistics) };
+        let at_least = |name, value: f64, least: f64| {
+            let fine = value.is_finite() && value >= least;
+            if fine { Ok(()) } else { Err(ReleaseError::Number { name, value, least }) }
+        };
+        at_least("the denominator", noising.denominator, 1.0)?;
+        at_least("the scale of the noise", noising.scale, 1.0)?;
+        let multiplier = match noising.count_noise {
+            Some(count_noise) => update_noise_multiplier(permit.noise_multiplier(), count_noise)?,
+            None => permit.noise_multiplier(),
+        };
+        let sensitivity = u64::from(lattice.weight_max()) * u64::from(lattice.reach().unsigned_abs());
+        let sigma = Sigma::covering(multiplier * noising.scale, sensitivity)?;
+        let vote_sigma = noising.count_noise.map(|noise| Sigma::covering(2.0 * noise, 1)).transpose()?;
+        permit.take()?;
+        let Sum { mut totals, contributions, votes, .. } = sum;
+        let mut provenance = add_noise(&mut totals, sigma, entropy()?, noising.threads)?;
+        let votes =
+            vote_sigma.map(|sigma| noised_votes(votes, sigma, &mut provenance, entropy)).transpose()?;
+        let weight_max = f64::from(lattice.weight_max());
+        permit.note(Noised {
+            norm_max: lattice.bound().value(),
+            sensitivity,
+            sigma,
+            vote_sigma,
+            denominator: noising.denominator,
+            provenance,
+        });
+        let factor = lattice.step() / (noising.denominator * weight_max);
+        let weight = (noising.denominator * weight_max) as u64;
+        Ok(Self { totals, factor, weight, contributions, votes })
     }
 
     /// The weighted mean of the updates, one f64 a coordinate, in layout order.
@@ -35,12 +160,17 @@ impl Released {
         tally::decode(&self.totals)
     }
 
-    /// Sum of the weights.
+    /// The noised sum of the clients' votes on the clipping norm, where they voted.
+    pub fn votes(&self) -> Option<f64> {
+        self.votes.map(|votes| votes as f64)
+    }
+
+    /// What the mean was divided by: the sum of the weights, or with noise the planned one.
     pub fn weight(&self) -> u64 {
         self.weight
     }
 
-    /// How many updates it holds.
+    /// How many updates it holds. Not protected by any noise.
     pub fn contributions(&self) -> u64 {
         self.contributions
     }
@@ -54,4 +184,15 @@ impl Released {
     pub fn is_empty(&self) -> bool {
         self.totals.is_empty()
     }
+}
+
+fn noised_votes(
+    votes: i64,
+    sigma: Sigma,
+    provenance: &mut Provenance,
+    entropy: &mut dyn FnMut() -> Result<NoiseSource, EntropyError>,
+) -> Result<i64, ReleaseError> {
+    let mut one = [votes];
+    *provenance = provenance.worse(add_noise(&mut one, sigma, entropy()?, 1)?);
+    Ok(one[0])
 }

@@ -15,6 +15,7 @@ pub struct Sum {
     pub(crate) totals: Vec<i64>,
     pub(crate) weight: u64,
     pub(crate) contributions: u64,
+    pub(crate) votes: i64,
     pub(crate) unit: Unit,
 }
 
@@ -41,7 +42,7 @@ impl Sum {
     /// An empty sum of updates on `lattice`.
     pub fn new(lattice: &Lattice) -> Self {
         let totals = vec![0; lattice.dimension()];
-        Self { totals, weight: 0, contributions: 0, unit: Unit::Lattice(*lattice) }
+        Self { totals, weight: 0, contributions: 0, votes: 0, unit: Unit::Lattice(*lattice) }
     }
 
     /// An empty sum of tallies of `count` statistics, for at most `clients_max` contributions (at most 2^22).
@@ -51,6 +52,7 @@ impl Sum {
             totals: vec![0; count * LIMBS],
             weight: 0,
             contributions: 0,
+            votes: 0,
             unit: Unit::Limbs { clients_max },
         }
     }
@@ -84,6 +86,11 @@ impl Sum {
         self.fold(clients_max, tally.limbs().iter().copied())?;
         self.weight += 1;
         Ok(())
+    }
+
+    /// Counts one client's vote on the clipping norm (see [`crate::adaptive::QuantileClip::vote`]): within it, or not.
+    pub fn count_vote(&mut self, within: bool) {
+        self.votes += if within { 1 } else { -1 };
     }
 
     /// Contributions so far.

@@ -12,6 +12,7 @@
 
 use privacy::accounting::matrix::Toeplitz;
 use privacy::accounting::{Event, Mechanism, Relation};
+use privacy::ledger::{Charge, Composition, Terms, Unit};
 use serde::{Deserialize, Serialize};
 
 use crate::{Positive, SpecError};
@@ -236,6 +237,38 @@ impl CentralPrivacy {
         Ok(sensitivity.map_err(|error| wrong(error.to_string()))? * (1.0 + 1e-9))
     }
 
+    /// What one release of this run costs, for one client at worst.
+    pub fn charge(&self) -> Charge {
+        let noise_multiplier = self.noise_multiplier.value();
+        let (times, apart) = self.participation().unwrap_or((self.rounds, 1));
+        let each = |mechanism, at_most| Charge { mechanism, composition: Composition::Each { at_most } };
+        match (&self.noise, self.sampling) {
+            (NoiseCorrelation::Independent, Sampling::Poisson { rate: sampling_rate }) => {
+                each(Mechanism::PoissonGaussian { noise_multiplier, sampling_rate }, None)
+            }
+            (NoiseCorrelation::Independent, Sampling::Fixed { population, sample }) => {
+                each(Mechanism::WithoutReplacementGaussian { noise_multiplier, population, sample }, None)
+            }
+            (NoiseCorrelation::Independent, Sampling::Availability { .. }) => {
+                each(Mechanism::Gaussian { noise_multiplier }, Some(times.into()))
+            }
+            // Correlated noise is one mechanism over all rounds, paid for as a whole before the first.
+            (NoiseCorrelation::Tree, _) => {
+                let mechanism = Mechanism::Tree {
+                    noise_multiplier,
+                    steps: self.rounds.into(),
+                    participations_max: times.into(),
+                    separation_min: apart.into(),
+                };
+                Charge { mechanism, composition: Composition::Whole }
+            }
+            (NoiseCorrelation::Banded { .. }, _) => Charge {
+                mechanism: Mechanism::Gaussian { noise_multiplier },
+                composition: Composition::Whole,
+            },
+        }
+    }
+
     /// What this run's first `releases` releases amount to, for one client at worst.
     ///
     /// # Errors
@@ -244,33 +277,19 @@ impl CentralPrivacy {
         if releases == 0 {
             return Ok(Vec::new());
         }
-        let noise_multiplier = self.noise_multiplier.value();
-        let (mechanism, count) = match (&self.noise, self.sampling) {
-            (NoiseCorrelation::Independent, Sampling::Poisson { rate: sampling_rate }) => {
-                (Mechanism::PoissonGaussian { noise_multiplier, sampling_rate }, releases)
-            }
-            (NoiseCorrelation::Independent, Sampling::Fixed { population, sample }) => {
-                (Mechanism::WithoutReplacementGaussian { noise_multiplier, population, sample }, releases)
-            }
-            (NoiseCorrelation::Independent, Sampling::Availability { participations_max, .. }) => {
-                (Mechanism::Gaussian { noise_multiplier }, releases.min(participations_max.into()))
-            }
-            // Correlated noise is one mechanism over all rounds, paid for as a whole before the first.
-            (NoiseCorrelation::Tree, _) => {
-                let (times, apart) = self.participation().unwrap_or((self.rounds, 1));
-                let tree = Mechanism::Tree {
-                    noise_multiplier,
-                    steps: self.rounds.into(),
-                    participations_max: times.into(),
-                    separation_min: apart.into(),
-                };
-                (tree, 1)
-            }
-            (NoiseCorrelation::Banded { .. }, _) => (Mechanism::Gaussian { noise_multiplier }, 1),
-        };
-        let event = Event::new(mechanism, count)
-            .map_err(|error| SpecError::new("privacy.central", error.to_string()))?;
-        Ok(vec![event])
+        let wrong = || SpecError::new("privacy.central", "these numbers make no event an accountant takes");
+        Ok(vec![self.charge().event(releases).ok_or_else(wrong)?])
+    }
+
+    /// The budget, as a ledger keeps it.
+    pub fn terms(&self) -> Terms {
+        Terms {
+            population: self.population.clone(),
+            unit: Unit::Client,
+            relation: self.relation,
+            delta: self.delta,
+            epsilon_max: self.epsilon_max.value(),
+        }
     }
 
     fn check(&self) -> Result<(), SpecError> {
@@ -345,6 +364,7 @@ impl CentralPrivacy {
         if self.clients_min == 0 && self.participation().is_some() {
             return wrong("clients_min", "give at least 1");
         }
+        self.events(u64::from(self.rounds))?;
         self.noise_scale().map(|_| ())
     }
 }

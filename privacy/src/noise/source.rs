@@ -21,6 +21,16 @@ pub enum Provenance {
     InsecureTest,
 }
 
+impl Provenance {
+    /// That of noise drawn from both.
+    pub fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Entropy, Self::Entropy) => Self::Entropy,
+            _ => Self::InsecureTest,
+        }
+    }
+}
+
 /// The operating system gave no entropy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the operating system gave no entropy ({0}); nothing is released, repeat the round when it does")]

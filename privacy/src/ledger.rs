@@ -1,0 +1,390 @@
+//! The book of what has been released from one population, and the budget that pays for it.
+//!
+//! Privacy is money: a release exists only if a [`Permit`] was spent on it, and only a ledger that can still pay gives a
+//! permit. What is booked are events, never epsilons: whenever the book is opened, every epsilon is computed anew from
+//! them. The book is a [`crate::chain`]: append-only, and no record can be changed unseen.
+//!
+//! ```text
+//! reserve --> permit --> the release --> spend      the permit's reservation becomes a charge
+//!    |           '-----> no release  --> cancel     the reservation is given back
+//!    '--> refused: the budget cannot pay
+//! ```
+//!
+//! A reservation counts as spent until it is cancelled. Whoever keeps the book writes each [`Link`] to disk before acting
+//! on it, and the link of a spending in the same transaction as the release; then a reservation found open after a crash
+//! is known to have released nothing and may be cancelled ([`Ledger::open_reservations`]). No time, no file and no
+//! network is known here.
+
+mod permit;
+mod records;
+
+pub use permit::{Permit, PermitError};
+pub use records::{Charge, Composition, Epsilons, Noised, Record, Release, Terms, Unit};
+
+use crate::accounting::{self, AccountingError, Epsilon, Event};
+use crate::chain::{Chain, ChainError, Digest, Link};
+
+/// The version of the records written by this code.
+pub const LEDGER_VERSION: u32 = 1;
+
+/// Why a book cannot be opened or written.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// The records are no chain, or not understood.
+    #[error("the ledger is damaged: {0}; restore it from a backup, no budget can be trusted without it")]
+    Chain(#[from] ChainError),
+    /// Records that contradict each other.
+    #[error("the ledger contradicts itself at record {sequence}: {message}")]
+    Contradiction {
+        /// The record.
+        sequence: u64,
+        /// What is wrong.
+        message: String,
+    },
+    /// Terms that mean nothing.
+    #[error("{name} is {value}, outside {range}; correct it")]
+    Terms {
+        /// What it is.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// The book was opened on other terms.
+    #[error(
+        "population `{population}` has a budget of epsilon {} at delta {} for {} ({}), and this asks for epsilon {} at delta {} \
+         for {} ({}); a budget is not changed afterwards: keep its terms, or name another population",
+        .booked.epsilon_max, .booked.delta, .booked.unit, .booked.relation,
+        .asked.epsilon_max, .asked.delta, .asked.unit, .asked.relation
+    )]
+    OtherTerms {
+        /// Whose book it is.
+        population: String,
+        /// The terms in the book.
+        booked: Box<Terms>,
+        /// The terms asked for.
+        asked: Box<Terms>,
+    },
+    /// No accountant has a bound.
+    #[error(transparent)]
+    Accounting(#[from] AccountingError),
+}
+
+/// Why there is no permit.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReserveError {
+    /// The budget cannot pay.
+    #[error(
+        "the privacy budget of `{population}` is exhausted: epsilon is {spent:.4} and the next release would bring it to \
+         {next:.4}, above {epsilon_max} at delta {delta}"
+    )]
+    Exhausted {
+        /// Whose budget.
+        population: String,
+        /// Epsilon so far.
+        spent: f64,
+        /// Epsilon with the release.
+        next: f64,
+        /// The budget.
+        epsilon_max: f64,
+        /// At this delta.
+        delta: f64,
+        /// The record of this refusal, to be kept.
+        link: Box<Link>,
+    },
+    /// No accountant has a bound.
+    #[error(transparent)]
+    Accounting(#[from] AccountingError),
+    /// A charge that is none.
+    #[error(
+        "a reservation of {releases} releases by {mechanism} at noise multiplier {noise_multiplier} is none"
+    )]
+    Charge {
+        /// How many.
+        releases: u64,
+        /// Which mechanism.
+        mechanism: &'static str,
+        /// Its noise.
+        noise_multiplier: f64,
+    },
+}
+
+/// What was charged to one run under one set of rules.
+#[derive(Clone, Debug, PartialEq)]
+struct Account {
+    run: String,
+    charge: Charge,
+    spent: u64,
+    reserved: u64,
+}
+
+/// A reservation that is neither spent nor cancelled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reservation {
+    /// The run.
+    pub run: String,
+    /// The round.
+    pub round: u32,
+    /// What it would pay for.
+    pub charge: Charge,
+    /// How many releases.
+    pub releases: u64,
+}
+
+/// The book of one population.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ledger {
+    terms: Terms,
+    chain: Chain,
+    accounts: Vec<Account>,
+    open: Vec<Reservation>,
+}
+
+impl Ledger {
+    /// A new book, and its first record.
+    ///
+    /// # Errors
+    /// [`LedgerError::Terms`] for a budget or delta out of range.
+    pub fn found(terms: Terms) -> Result<(Self, Link), LedgerError> {
+        terms.check()?;
+        let mut ledger = Self { terms: terms.clone(), chain: Chain::new(), accounts: vec![], open: vec![] };
+        let link = ledger.chain.append(&Record::Opened { version: LEDGER_VERSION, terms });
+        Ok((ledger, link))
+    }
+
+    /// Opens a book that was written before: checks the chain and replays every record.
+    ///
+    /// # Errors
+    /// [`LedgerError`] names the first record that was changed, removed or makes no sense.
+    pub fn replay<'a>(links: impl IntoIterator<Item = &'a Link>) -> Result<Self, LedgerError> {
+        let mut ledger: Option<Self> = None;
+        for link in links {
+            let record: Record = link.read()?;
+            let sequence = link.sequence;
+            let wrong = |message: String| LedgerError::Contradiction { sequence, message };
+            match (&mut ledger, record) {
+                (None, Record::Opened { version: LEDGER_VERSION, terms }) => {
+                    terms.check()?;
+                    let mut chain = Chain::new();
+                    chain.follow(link)?;
+                    ledger = Some(Self { terms, chain, accounts: vec![], open: vec![] });
+                }
+                (None, _) => return Err(wrong("a book begins with its terms, in a known version".into())),
+                (Some(_), Record::Opened { .. }) => return Err(wrong("it is opened twice".into())),
+                (Some(ledger), record) => {
+                    ledger.chain.follow(link)?;
+                    ledger.book(record).map_err(wrong)?;
+                }
+            }
+        }
+        let empty = || LedgerError::Contradiction { sequence: 0, message: "there is no record".into() };
+        ledger.ok_or_else(empty)
+    }
+
+    /// Whose book it is, and its budget.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Checks that the book was opened on these terms.
+    ///
+    /// # Errors
+    /// [`LedgerError::OtherTerms`].
+    pub fn agree(&self, asked: &Terms) -> Result<(), LedgerError> {
+        if self.terms == *asked {
+            return Ok(());
+        }
+        let (booked, asked) = (Box::new(self.terms.clone()), Box::new(asked.clone()));
+        Err(LedgerError::OtherTerms { population: booked.population.clone(), booked, asked })
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> u64 {
+        self.chain.len()
+    }
+
+    /// Whether there is no record; never so.
+    pub fn is_empty(&self) -> bool {
+        self.chain.is_empty()
+    }
+
+    /// The hash of the last record.
+    pub fn head(&self) -> Digest {
+        self.chain.head()
+    }
+
+    /// What was released, as an accountant understands it; with the open reservations, which count until cancelled.
+    pub fn events(&self) -> Vec<Event> {
+        let of = |account: &Account| account.charge.event(account.spent + account.reserved);
+        self.accounts.iter().flat_map(of).collect()
+    }
+
+    /// Releases that were spent on, in all.
+    pub fn releases(&self) -> u64 {
+        self.accounts.iter().map(|account| account.spent).sum()
+    }
+
+    /// Epsilon of everything booked, at the budget's delta.
+    ///
+    /// # Errors
+    /// [`AccountingError`] when no accountant has a bound.
+    pub fn epsilon(&self) -> Result<Epsilon, AccountingError> {
+        self.epsilon_of(&self.events())
+    }
+
+    /// Reservations that are neither spent nor cancelled.
+    pub fn open_reservations(&self) -> &[Reservation] {
+        &self.open
+    }
+
+    /// Reserves `releases` releases under `charge` for `round` of `run`. The link must be on disk before anything else
+    /// happens.
+    ///
+    /// # Errors
+    /// [`ReserveError::Exhausted`] with the refusal's own link, to be kept as well.
+    pub fn reserve(
+        &mut self,
+        run: &str,
+        round: u32,
+        charge: &Charge,
+        releases: u64,
+    ) -> Result<(Permit, Link), ReserveError> {
+        let noise_multiplier = charge.mechanism.noise_multiplier();
+        if releases == 0 || noise_multiplier <= 0.0 || charge.event(1).is_none() {
+            let mechanism = charge.mechanism.name();
+            return Err(ReserveError::Charge { releases, mechanism, noise_multiplier });
+        }
+        let mut after = self.clone();
+        after.account(run, charge).reserved += releases;
+        let reservation = Reservation { run: run.to_owned(), round, charge: charge.clone(), releases };
+        let next = after.within_budget()?;
+        let Reservation { run, charge, .. } = reservation.clone();
+        if let Err(next) = next {
+            let record = Record::Refused { run, round, charge, releases, epsilon: next };
+            let link = Box::new(self.chain.append(&record));
+            let spent = self.epsilon()?.best();
+            let Terms { population, epsilon_max, delta, .. } = self.terms.clone();
+            return Err(ReserveError::Exhausted { population, spent, next, epsilon_max, delta, link });
+        }
+        after.open.push(reservation.clone());
+        *self = after;
+        let link = self.chain.append(&Record::Reserved { run, round, charge, releases });
+        Ok((Permit::new(reservation), link))
+    }
+
+    /// Books that the permit's release happened. To be stored in the same transaction as the release.
+    ///
+    /// # Errors
+    /// [`LedgerError::Contradiction`] for a permit that is not of this book; [`LedgerError::Accounting`].
+    pub fn spend(&mut self, permit: Permit, release: Release) -> Result<(Epsilon, Link), LedgerError> {
+        let (reservation, noised) = permit.into_parts();
+        let Reservation { run, round, charge, releases } = reservation;
+        let mut after = self.clone();
+        let record = Record::Spent { run, round, charge, releases, noised, release, epsilon: None };
+        let sequence = self.chain.len();
+        after.book(record.clone()).map_err(|message| LedgerError::Contradiction { sequence, message })?;
+        let epsilon = after.epsilon()?;
+        let record = record.with_epsilon(Epsilons::from(epsilon));
+        let link = after.chain.append(&record);
+        *self = after;
+        Ok((epsilon, link))
+    }
+
+    /// Books that the permit's release did not happen: its reservation is given back.
+    ///
+    /// # Errors
+    /// The permit, when something was noised with it already: it can only be spent then.
+    pub fn cancel(&mut self, permit: Permit) -> Result<Link, Permit> {
+        if permit.is_touched() {
+            return Err(permit);
+        }
+        let (reservation, _) = permit.into_parts();
+        Ok(self.give_back(reservation))
+    }
+
+    /// Books that a reservation found open after a crash has released nothing. Only for a book whose spendings are stored
+    /// in the transaction of their release.
+    pub fn settle(&mut self) -> Vec<Link> {
+        let open = std::mem::take(&mut self.open);
+        self.open.clone_from(&open);
+        open.into_iter().map(|reservation| self.give_back(reservation)).collect()
+    }
+
+    fn give_back(&mut self, reservation: Reservation) -> Link {
+        let Reservation { run, round, charge, releases } = reservation;
+        let record = Record::Cancelled { run, round, charge, releases };
+        // A reservation of another book has nothing to give back here; the record says so all the same.
+        let _ = self.book(record.clone());
+        self.chain.append(&record)
+    }
+
+    /// The account of `run` under `charge`.
+    fn account(&mut self, run: &str, charge: &Charge) -> &mut Account {
+        let known = |account: &Account| account.run == run && account.charge == *charge;
+        let at = self.accounts.iter().position(known).unwrap_or_else(|| {
+            let (run, charge) = (run.to_owned(), charge.clone());
+            self.accounts.push(Account { run, charge, spent: 0, reserved: 0 });
+            self.accounts.len() - 1
+        });
+        &mut self.accounts[at]
+    }
+
+    /// `Err` with epsilon when all that is booked is above the budget. The tighter accountant is asked only when the
+    /// faster one says no.
+    fn within_budget(&self) -> Result<Result<(), f64>, AccountingError> {
+        let Terms { relation, delta, epsilon_max, .. } = self.terms;
+        let events = self.events();
+        if accounting::rdp::epsilon(&events, relation, delta).is_ok_and(|epsilon| epsilon <= epsilon_max) {
+            return Ok(Ok(()));
+        }
+        let epsilon = self.epsilon_of(&events)?.best();
+        Ok(if epsilon <= epsilon_max { Ok(()) } else { Err(epsilon) })
+    }
+
+    fn epsilon_of(&self, events: &[Event]) -> Result<Epsilon, AccountingError> {
+        if events.is_empty() {
+            return Ok(Epsilon { rdp: Some(0.0), pld: Some(0.0) });
+        }
+        accounting::epsilon(events, self.terms.relation, self.terms.delta)
+    }
+
+    /// Takes a record into the accounts.
+    fn book(&mut self, record: Record) -> Result<(), String> {
+        match record {
+            Record::Opened { .. } => Err("it is opened twice".to_owned()),
+            Record::Refused { .. } => Ok(()),
+            Record::Reserved { run, round, charge, releases } => {
+                if releases == 0 || charge.event(1).is_none() {
+                    return Err("it reserves nothing".to_owned());
+                }
+                self.account(&run, &charge).reserved += releases;
+                self.open.push(Reservation { run, round, charge, releases });
+                Ok(())
+            }
+            Record::Spent { run, round, charge, releases, .. } => {
+                self.close(&Reservation { run: run.clone(), round, charge: charge.clone(), releases })?;
+                self.account(&run, &charge).spent += releases;
+                Ok(())
+            }
+            Record::Cancelled { run, round, charge, releases } => {
+                self.close(&Reservation { run, round, charge, releases })
+            }
+        }
+    }
+
+    fn close(&mut self, reservation: &Reservation) -> Result<(), String> {
+        let at = self.open.iter().position(|open| open == reservation);
+        let at = at.ok_or_else(|| {
+            format!("round {} of run {} was never reserved", reservation.round, reservation.run)
+        })?;
+        self.open.remove(at);
+        self.account(&reservation.run, &reservation.charge).reserved -= reservation.releases;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! The book: what is paid, refused, given back, and found out.
+
+use super::*;
+use crate::accounting::{Mechanism, Relation, gaussian};
+use crate::noise::NoiseSource;
+use crate::{Encoded, Lattice, Noising, NormBound, Released, Sum, clip};
+
+fn terms(epsilon_max: f64) -> Terms {
+    Terms {
+        population: "wards".into(),
+        unit: Unit::Client,
+        relation: Relation::ZeroOut,
+        delta: 1e-5,
+        epsilon_max,
+    }
+}
+
+fn gaussian_charge(noise_multiplier: f64, at_most: Option<u64>) -> Charge {
+    Charge { mechanism: Mechanism::Gaussian { noise_multiplier }, composition: Composition::Each { at_most } }
+}
+
+fn release() -> Release {
+    Release { sha256: "ab".into(), software: "test".into(), norm_next: None }
+}
+
+/// Reserves and spends one round after the other until the budget refuses; the links, and the round that was refused.
+fn exhaust(epsilon_max: f64, charge: &Charge) -> (Vec<Link>, u32) {
+    let (mut ledger, first) = Ledger::found(terms(epsilon_max)).unwrap();
+    let mut links = vec![first];
+    for round in 1.. {
+        match ledger.reserve("r", round, charge, 1) {
+            Ok((permit, link)) => {
+                links.push(link);
+                links.push(ledger.spend(permit, release()).unwrap().1);
+            }
+            Err(ReserveError::Exhausted { link, .. }) => {
+                links.push(*link);
+                return (links, round);
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    unreachable!("every budget is exhausted at last")
+}
+
+#[test]
+fn the_budget_refuses_exactly_the_round_that_the_exact_formula_says() {
+    let noise = 5.0;
+    for epsilon_max in [0.9, 2.0, 4.4] {
+        let (_, refused) = exhaust(epsilon_max, &gaussian_charge(noise, None));
+        // Balle, Wang 2018: T Gaussian releases are one with noise / sqrt(T).
+        let of = |rounds: u32| gaussian::epsilon(noise / f64::from(rounds).sqrt(), 1e-5).unwrap();
+        assert!(of(refused - 1) <= epsilon_max && of(refused) > epsilon_max, "{refused} at {epsilon_max}");
+    }
+}
+
+#[test]
+fn opening_the_book_again_changes_nothing() {
+    let (links, refused) = exhaust(2.0, &gaussian_charge(5.0, None));
+    let mut again = Ledger::replay(&links).unwrap();
+    assert_eq!(again.releases(), u64::from(refused) - 1);
+    let charge = gaussian_charge(5.0, None);
+    let refusal = again.reserve("r", refused, &charge, 1).unwrap_err();
+    assert!(matches!(refusal, ReserveError::Exhausted { .. }), "{refusal}");
+    assert!(again.reserve("another run", 1, &charge, 1).is_err(), "a new run does not fill the purse");
+}
+
+#[test]
+fn limited_participation_costs_no_more_than_the_limit() {
+    let (mut ledger, _) = Ledger::found(terms(2.0)).unwrap();
+    let charge = gaussian_charge(5.0, Some(3));
+    let mut last = 0.0;
+    for round in 1..=50 {
+        let (permit, _) = ledger.reserve("r", round, &charge, 1).unwrap();
+        last = ledger.spend(permit, release()).unwrap().0.best();
+    }
+    let three = gaussian::epsilon(5.0 / 3f64.sqrt(), 1e-5).unwrap();
+    assert!((last - three).abs() < 2e-3 && last >= three, "{last} {three}");
+}
+
+#[test]
+fn a_correlated_mechanism_is_paid_once_and_before_the_first_release() {
+    let (mut ledger, _) = Ledger::found(terms(2.0)).unwrap();
+    let tree =
+        Mechanism::Tree { noise_multiplier: 20.0, steps: 64, participations_max: 1, separation_min: 1 };
+    let charge = Charge { mechanism: tree, composition: Composition::Whole };
+    let mut reached = Vec::new();
+    for round in 1..=64 {
+        let (permit, _) = ledger.reserve("r", round, &charge, 1).unwrap();
+        reached.push(ledger.spend(permit, release()).unwrap().0.best());
+    }
+    assert!(reached.iter().all(|epsilon| *epsilon == reached[0] && *epsilon > 0.4), "{reached:?}");
+}
+
+#[test]
+fn a_reservation_counts_until_it_is_cancelled() {
+    let (mut ledger, first) = Ledger::found(terms(4.4)).unwrap();
+    let charge = gaussian_charge(1.0, None);
+    let (permit, reserved) = ledger.reserve("r", 1, &charge, 1).unwrap();
+    assert!(ledger.reserve("other", 1, &charge, 1).is_err());
+    let cancelled = ledger.cancel(permit).unwrap();
+    assert_eq!(ledger.events(), []);
+    assert!(ledger.reserve("other", 1, &charge, 1).is_ok());
+    // The refusal in between is a record of its own.
+    let links = [first.clone(), reserved.clone(), cancelled];
+    assert!(Ledger::replay(&links).is_err());
+    let mut crashed = Ledger::replay([&first, &reserved]).unwrap();
+    assert_eq!((crashed.open_reservations().len(), crashed.events().len()), (1, 1));
+    assert_eq!(crashed.settle().len(), 1);
+    assert_eq!((crashed.open_reservations().len(), crashed.events().len()), (0, 0));
+}
+
+#[test]
+fn any_changed_removed_or_exchanged_record_is_found() {
+    let (links, _) = exhaust(0.9, &gaussian_charge(5.0, None));
+    let text: Vec<String> = links.iter().map(|link| serde_json::to_string(link).unwrap()).collect();
+    for (at, line) in text.iter().enumerate() {
+        for place in 0..line.len() {
+            let mut bytes = line.clone().into_bytes();
+            bytes[place] ^= 1;
+            let Ok(changed) = String::from_utf8(bytes) else { continue };
+            let Ok(changed) = serde_json::from_str::<Link>(&changed) else { continue };
+            let mut links = links.clone();
+            links[at] = changed;
+            assert!(Ledger::replay(&links).is_err(), "record {at}, byte {place}");
+        }
+    }
+    assert!(Ledger::replay(&links[1..]).is_err());
+    assert!(Ledger::replay([]).is_err());
+}
+
+#[test]
+fn a_spending_that_was_never_reserved_is_a_contradiction() {
+    let (mut one, first) = Ledger::found(terms(9.0)).unwrap();
+    let (mut other, _) = Ledger::found(terms(9.0)).unwrap();
+    let (permit, _) = other.reserve("r", 1, &gaussian_charge(5.0, None), 1).unwrap();
+    assert!(matches!(one.spend(permit, release()), Err(LedgerError::Contradiction { .. })));
+    assert_eq!(one, Ledger::replay([&first]).unwrap(), "what failed has left no trace");
+}
+
+#[test]
+fn a_budget_is_not_changed_afterwards() {
+    let (ledger, _) = Ledger::found(terms(2.0)).unwrap();
+    assert!(ledger.agree(&terms(2.0)).is_ok());
+    let error = ledger.agree(&terms(3.0)).unwrap_err().to_string();
+    assert!(
+        error.contains("`wards`") && error.contains("epsilon 2") && error.contains("epsilon 3"),
+        "{error}"
+    );
+    for bad in [0.0, f64::NAN, f64::INFINITY, -1.0] {
+        assert!(Ledger::found(terms(bad)).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn charges_that_buy_nothing_are_refused() {
+    let (mut ledger, _) = Ledger::found(terms(2.0)).unwrap();
+    assert!(matches!(
+        ledger.reserve("r", 1, &gaussian_charge(0.0, None), 1),
+        Err(ReserveError::Charge { .. })
+    ));
+    assert!(matches!(
+        ledger.reserve("r", 1, &gaussian_charge(1.0, None), 0),
+        Err(ReserveError::Charge { .. })
+    ));
+}
+
+fn a_sum(lattice: &Lattice) -> Sum {
+    let mut sum = Sum::new(lattice);
+    for value in [0.5, -0.25] {
+        let clipped = clip(vec![value; lattice.dimension()], lattice.bound()).unwrap();
+        sum.add(&Encoded::encode(&clipped, lattice.weigh(1), lattice).unwrap()).unwrap();
+    }
+    sum
+}
+
+#[test]
+fn a_permit_pays_for_as_many_releases_as_were_reserved() {
+    let lattice = Lattice::plan(NormBound::new(1.0).unwrap(), 10, 1, 3).unwrap();
+    let (mut ledger, _) = Ledger::found(terms(9.0)).unwrap();
+    let (mut permit, _) = ledger.reserve("r", 1, &gaussian_charge(5.0, None), 2).unwrap();
+    let mut entropy = || Ok(NoiseSource::insecure([3; 32]));
+    let noising = Noising::new(2.0);
+    for _ in 0..2 {
+        assert!(Released::noised(a_sum(&lattice), &mut permit, &noising, &mut entropy).is_ok());
+    }
+    let spent = Released::noised(a_sum(&lattice), &mut permit, &noising, &mut entropy);
+    assert!(spent.is_err_and(|error| error.to_string().contains("for 2 releases")));
+    // What was noised can no longer be cancelled, and its record says that the noise was a test's.
+    let permit = ledger.cancel(permit).unwrap_err();
+    let (_, link) = ledger.spend(permit, release()).unwrap();
+    assert!(link.record.get().contains("insecure"), "{}", link.record);
+}
+
+#[test]
+fn without_entropy_nothing_is_released() {
+    let lattice = Lattice::plan(NormBound::new(1.0).unwrap(), 10, 1, 3).unwrap();
+    let (mut ledger, _) = Ledger::found(terms(9.0)).unwrap();
+    let (mut permit, _) = ledger.reserve("r", 1, &gaussian_charge(5.0, None), 1).unwrap();
+    let refused = Released::noised(
+        a_sum(&lattice),
+        &mut permit,
+        &Noising::new(2.0),
+        &mut NoiseSource::from_failing_entropy,
+    );
+    assert!(matches!(refused, Err(crate::ReleaseError::Entropy(_))));
+}
+
+#[test]
+fn the_mean_is_divided_by_the_planned_number_and_not_by_the_one_that_came() {
+    let lattice = Lattice::plan(NormBound::new(1.0).unwrap(), 10, 1, 1).unwrap();
+    let (mut ledger, _) = Ledger::found(terms(9.0)).unwrap();
+    let (mut permit, _) = ledger.reserve("r", 1, &gaussian_charge(5.0, None), 2).unwrap();
+    // The same seed gives the same noise to a full and to an empty sum: their difference is what came, over 8.
+    let mut mean = |sum: Sum| {
+        let mut entropy = || Ok(NoiseSource::insecure([3; 32]));
+        let released = Released::noised(sum, &mut permit, &Noising::new(8.0), &mut entropy).unwrap();
+        released.mean().next().unwrap()
+    };
+    let difference = mean(a_sum(&lattice)) - mean(Sum::new(&lattice));
+    assert!((difference - 0.25 / 8.0).abs() < 1e-8, "{difference}");
+}
