@@ -20,7 +20,7 @@ mod tests;
 
 use std::thread;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use source::{EntropyError, NoiseSource, Provenance};
 
@@ -137,26 +137,6 @@ impl TryFrom<Fraction> for Sigma {
     }
 }
 
-/// How a [`Provenance`] is written down: in snake case.
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Provenance", rename_all = "snake_case")]
-enum Origin {
-    Entropy,
-    InsecureTest,
-}
-
-impl Serialize for Provenance {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Origin::serialize(self, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Provenance {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Origin::deserialize(deserializer)
-    }
-}
-
 /// The ceiling of the exact product of a positive float and an integer; `None` beyond 2^64.
 fn ceiling_product(multiplier: f64, factor: u64) -> Option<u64> {
     let bits = multiplier.to_bits();
@@ -183,6 +163,17 @@ pub enum NoiseError {
         /// The coordinate.
         index: usize,
     },
+    /// Other coordinates than the noise was planned for.
+    #[error("the sum has {found} coordinates where the noise was planned for {expected}")]
+    Dimension {
+        /// What was planned.
+        expected: usize,
+        /// What came.
+        found: usize,
+    },
+    /// A run with more releases than can be counted.
+    #[error("a run makes at most 2^32 - 1 releases; begin another run")]
+    Rounds,
     /// Sigma is beyond the 128 bits of the plain method.
     #[error("the plain sampler takes sigmas whose numerator and denominator are at most 2^28, not {0:?}")]
     Wide(Sigma),

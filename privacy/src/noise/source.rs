@@ -9,10 +9,12 @@
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng as _, SeedableRng as _};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// Whether the noise of a release can be predicted. A release carries it, and what is predictable must not be published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[must_use = "noise from a seed somebody knows protects nobody; record where it came from"]
 pub enum Provenance {
     /// Seeded by the operating system.
