@@ -67,6 +67,36 @@ pub fn noise_local(noise_total: f64, survivors_min: u64, colluders_max: u64) -> 
     Ok(noise_total / ((survivors_min - colluders_max) as f64).sqrt())
 }
 
+/// The largest number of bits whose power of two, as the integer norm bound Q of every update, keeps the sum of `clients_max`
+/// updates and noise of up to eight times `noise_multiplier` times Q within the 32 bits of a secure sum's words.
+///
+/// `noise_multiplier` (0 or more) is of the noise that is really in the sum when all of them survive: more than was planned for
+/// the fewest survivors. Eight standard deviations are exceeded with a chance below 2e-15 a coordinate; then that coordinate
+/// wraps around, which costs accuracy and no privacy.
+///
+/// # Errors
+/// [`AccountingError::Parameter`] for no client, a multiplier out of range, or so much of both that nothing is left.
+pub fn reach_bits(clients_max: u64, noise_multiplier: f64) -> Result<u32, AccountingError> {
+    check_above_zero("the number of clients", clients_max as f64)?;
+    if !(noise_multiplier >= 0.0 && noise_multiplier.is_finite()) {
+        let range = "the finite numbers from 0";
+        return Err(AccountingError::Parameter {
+            name: "the noise multiplier",
+            value: noise_multiplier,
+            range,
+        });
+    }
+    let room = f64::from(i32::MAX) / (clients_max as f64 + 8.0 * noise_multiplier);
+    if room < 1.0 {
+        let (name, range) = (
+            "the norm bound of an update in a secure sum",
+            "the numbers from 1; lower the cohort or the noise",
+        );
+        return Err(AccountingError::Parameter { name, value: room, range });
+    }
+    Ok((room as u64).ilog2())
+}
+
 impl DistributedNoise {
     fn check(&self) -> Result<(), AccountingError> {
         check_above_zero("the norm after rounding", self.norm_max)?;
@@ -165,6 +195,25 @@ mod tests {
         for of in [DistributedNoise::epsilon_discrete_gaussian, DistributedNoise::epsilon_skellam] {
             assert!(of(&fewer, 1, 1e-6).unwrap().epsilon > of(&NOISE, 1, 1e-6).unwrap().epsilon);
         }
+    }
+
+    #[test]
+    fn the_largest_reach_is_the_last_that_does_not_wrap() {
+        for (clients, bits) in [(100, 23), (1_000, 20), (10_000, 17)] {
+            assert_eq!(reach_bits(clients, 8.0).unwrap(), bits, "{clients}");
+        }
+        for clients in [1, 2, 7, 64, 999, 1 << 20, i32::MAX as u64] {
+            for noise in [0.0, 0.3, 8.0, 1e4] {
+                let needed = |bits: u32| (clients as f64 + 8.0 * noise) * 2.0_f64.powi(bits as i32);
+                let Ok(bits) = reach_bits(clients, noise) else {
+                    assert!(needed(0) > f64::from(i32::MAX), "{clients} {noise}");
+                    continue;
+                };
+                assert!(needed(bits) <= f64::from(i32::MAX) && needed(bits + 1) > f64::from(i32::MAX));
+            }
+        }
+        assert!(reach_bits(0, 1.0).is_err() && reach_bits(1 << 32, 0.0).is_err());
+        assert!([-1.0, f64::NAN, f64::INFINITY].into_iter().all(|bad| reach_bits(10, bad).is_err()));
     }
 
     #[test]

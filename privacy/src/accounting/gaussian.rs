@@ -64,6 +64,32 @@ pub fn noise_multiplier(epsilon: f64, delta: f64) -> Result<f64, AccountingError
     Ok(bisect(0.0, above, is_enough))
 }
 
+/// The noise multiplier of the one release that says as much as a release whose layers are clipped and noised each on their
+/// own: (sum of (clip / deviation)^2)^(-1/2) over its `layers`, each a clipping norm (0 or more) and the standard deviation of
+/// its noise (above 0), both finite and in the same unit. McMahan et al. (2018) clip so.
+///
+/// Infinite when every norm is 0. Rounded down by more than the rounding of the sum.
+///
+/// # Errors
+/// [`AccountingError::Parameter`] for no layers, or a number out of range.
+pub fn per_layer(layers: &[(f64, f64)]) -> Result<f64, AccountingError> {
+    let refuse = |name, value, range| Err(AccountingError::Parameter { name, value, range });
+    if layers.is_empty() {
+        return refuse("the number of layers", 0.0, "the whole numbers from 1");
+    }
+    let mut precision = 0.0;
+    for &(clip, deviation) in layers {
+        if !(clip >= 0.0 && clip.is_finite()) {
+            return refuse("a layer's clipping norm", clip, "the finite numbers from 0");
+        }
+        if !(deviation > 0.0 && deviation.is_finite()) {
+            return refuse("a layer's noise", deviation, "the finite numbers above 0");
+        }
+        precision += (clip / deviation).powi(2);
+    }
+    Ok(precision.sqrt().recip() * (1.0 - 1e-12))
+}
+
 /// The noise multiplier, over the sensitivity, of the one Gaussian release that says as much as all of `events`; `None`
 /// for no events. 0 when one of them has no noise.
 ///
@@ -191,6 +217,30 @@ mod tests {
         assert!((composed(&events, Relation::ReplaceOne).unwrap().unwrap() - 0.5).abs() < 1e-12);
         assert_eq!(composed(&[], Relation::ZeroOut).unwrap(), None);
         assert_eq!(composed(&[gaussian(0.0, 1), gaussian(1.0, 1)], Relation::ZeroOut).unwrap(), Some(0.0));
+    }
+
+    #[test]
+    fn layers_with_equal_shares_of_the_noise_are_worth_what_the_whole_is() {
+        let (noise, norms) = (1.5, [0.1_f64, 3.0, 0.7, 0.0, 20.0]);
+        let share = noise * (norms.len() as f64 - 1.0).sqrt();
+        // The layer of norm 0 says nothing and takes no share.
+        let layers: Vec<_> = norms.iter().map(|clip| (*clip, share * clip.max(1e-9))).collect();
+        let found = per_layer(&layers).unwrap();
+        assert!((found / noise - 1.0).abs() < 1e-11 && found < noise, "{found}");
+        // One deviation for all is the flat release over the norm of all.
+        let norm = norms.iter().map(|clip| clip * clip).sum::<f64>().sqrt();
+        let flat: Vec<_> = norms.iter().map(|clip| (*clip, 2.0 * norm)).collect();
+        assert!((per_layer(&flat).unwrap() - 2.0).abs() < 1e-11);
+    }
+
+    #[test]
+    fn layers_out_of_range_are_refused() {
+        assert!(per_layer(&[]).is_err() && per_layer(&[(1.0, 1.0), (1.0, 0.0)]).is_err());
+        for bad in [f64::NAN, -1.0, f64::INFINITY] {
+            assert!(per_layer(&[(bad, 1.0)]).is_err() && per_layer(&[(1.0, bad)]).is_err());
+        }
+        assert_eq!(per_layer(&[(0.0, 1.0)]).unwrap(), f64::INFINITY);
+        assert_eq!(per_layer(&[(1e200, 1e-200)]).unwrap(), 0.0);
     }
 
     #[test]

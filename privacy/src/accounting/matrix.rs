@@ -76,6 +76,21 @@ impl Toeplitz {
         Self::new(coefficients)
     }
 
+    /// The inverse, over `steps` rounds, of the lower-triangular Toeplitz matrix whose first column is 1 and then the negated
+    /// `weights`: the power series of 1 / (1 - sum of w_j x^j).
+    ///
+    /// # Errors
+    /// [`AccountingError::Parameter`] where the coefficients are not as [`Toeplitz::new`] wants them.
+    pub fn inverse_of(steps: usize, weights: &[f64]) -> Result<Self, AccountingError> {
+        let mut coefficients = Vec::with_capacity(steps);
+        for at in 0..steps {
+            let carried: f64 =
+                weights.iter().zip(1..=at).map(|(weight, j)| weight * coefficients[at - j]).sum();
+            coefficients.push(if at == 0 { 1.0 } else { carried });
+        }
+        Self::new(coefficients)
+    }
+
     /// The L2 sensitivity when a unit takes part at most `participations_max` times (1 or more), in rounds at least
     /// `separation_min` (1 or more) apart: the worst schedule begins at once and wastes no round.
     ///
@@ -95,6 +110,11 @@ impl Toeplitz {
         Ok(norm(&column))
     }
 
+    /// The L2 sensitivity when a unit takes part in every round, whatever the number of rounds.
+    pub fn sensitivity_of_every_round(&self) -> f64 {
+        norm(&prefix_sums(&self.coefficients))
+    }
+
     /// The largest L2 norm of a row of B = A C^-1: the noise on the worst prefix sum, for noise z of deviation 1.
     pub fn error_max(&self) -> f64 {
         let c = &self.coefficients;
@@ -103,15 +123,7 @@ impl Toeplitz {
             let carried: f64 = (1..=i).map(|j| c[j] * inverse[i - j]).sum();
             inverse.push(((if i == 0 { 1.0 } else { 0.0 }) - carried) / c[0]);
         }
-        let mut prefix = 0.0;
-        let rows: Vec<f64> = inverse
-            .into_iter()
-            .map(|coefficient| {
-                prefix += coefficient;
-                prefix
-            })
-            .collect();
-        norm(&rows)
+        norm(&prefix_sums(&inverse))
     }
 }
 
@@ -165,6 +177,14 @@ fn check_schedule(participations_max: u64, separation_min: u64) -> Result<(), Ac
     Ok(())
 }
 
+fn prefix_sums(values: &[f64]) -> Vec<f64> {
+    let add = |sum: &mut f64, value: &f64| {
+        *sum += value;
+        Some(*sum)
+    };
+    values.iter().scan(0.0, add).collect()
+}
+
 fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
@@ -179,6 +199,55 @@ mod tests {
         assert_eq!(identity.sensitivity(4, 10).unwrap(), 2.0);
         assert_eq!(identity.sensitivity(u64::MAX, u64::MAX).unwrap(), 1.0);
         assert!((identity.error_max() - 10.0).abs() < 1e-12);
+    }
+
+    /// The largest norm of the matrix times contributions of -1 and 1 in rounds of an admissible schedule, one by one.
+    fn brute(matrix: &Toeplitz, participations_max: usize, separation_min: usize) -> f64 {
+        fn extend(matrix: &Toeplitz, column: &[f64], next: usize, left: usize, separation: usize) -> f64 {
+            let mut best = norm(column);
+            for start in next..column.len() * usize::from(left > 0) {
+                for sign in [-1.0, 1.0] {
+                    let mut with = column.to_vec();
+                    with[start..].iter_mut().zip(&matrix.coefficients).for_each(|(sum, c)| *sum += sign * c);
+                    best = best.max(extend(matrix, &with, start + separation, left - 1, separation));
+                }
+            }
+            best
+        }
+        extend(matrix, &vec![0.0; matrix.coefficients.len()], 0, participations_max, separation_min)
+    }
+
+    #[test]
+    fn no_schedule_moves_an_inverse_of_bands_further_than_the_worst_one_named() {
+        let kinds: [&[f64]; 5] = [&[], &[0.5], &[0.5, 0.125, 0.0625], &[1.0], &[0.45, 0.1455, 0.1]];
+        for weights in kinds {
+            for steps in 1..=7 {
+                let matrix = Toeplitz::inverse_of(steps, weights).unwrap();
+                for (participations, separation) in [(1, 1), (2, 1), (7, 1), (2, 2), (3, 2), (7, 3), (2, 9)] {
+                    let wanted = brute(&matrix, participations, separation);
+                    let found = matrix.sensitivity(participations as u64, separation as u64).unwrap();
+                    assert!(
+                        (found - wanted).abs() < 1e-12,
+                        "{weights:?} {steps} {participations} {separation}"
+                    );
+                }
+                let every = matrix.sensitivity(u64::MAX, 1).unwrap();
+                assert!((matrix.sensitivity_of_every_round() - every).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn an_inverse_undoes_its_bands() {
+        let weights = [0.5, 0.125, 0.0625];
+        let inverse = Toeplitz::inverse_of(40, &weights).unwrap();
+        for at in 1..40 {
+            let carried: f64 =
+                weights.iter().zip(1..=at).map(|(w, j)| w * inverse.coefficients[at - j]).sum();
+            assert_eq!(inverse.coefficients[at], carried);
+        }
+        // The column 1, 0, 1 rises.
+        assert!(Toeplitz::inverse_of(4, &[0.0, 1.0]).is_err() && Toeplitz::inverse_of(0, &[]).is_err());
     }
 
     #[test]
