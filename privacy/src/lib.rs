@@ -11,6 +11,7 @@ pub mod adaptive;
 pub mod audit;
 pub mod chain;
 mod clipping;
+pub mod correlation;
 mod lattice;
 pub mod ledger;
 pub mod noise;
