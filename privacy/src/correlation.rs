@@ -31,6 +31,9 @@ mod presets;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+use std::sync::Arc;
+
 use zeroize::{Zeroize as _, Zeroizing};
 
 pub use presets::{buffered_weights, square_root_weights};
@@ -150,6 +153,48 @@ pub enum MemoryError {
         /// What came.
         found: usize,
     },
+}
+
+/// What must be kept between rounds, as secret as a raw sum. Cheap to clone; wiped with its last clone.
+#[derive(Clone, Default)]
+pub struct NoiseMemory(Arc<Kept>);
+
+#[derive(Default)]
+struct Kept(Vec<Vec<i64>>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|noise| noise.zeroize());
+    }
+}
+
+impl NoiseMemory {
+    /// Memory that was written down.
+    pub fn new(vectors: Vec<Vec<i64>>) -> Self {
+        Self(Arc::new(Kept(vectors)))
+    }
+
+    /// The vectors, each as long as the model.
+    pub fn vectors(&self) -> &[Vec<i64>] {
+        &self.0.0
+    }
+
+    /// Whether there is nothing to keep.
+    pub fn is_empty(&self) -> bool {
+        self.0.0.is_empty()
+    }
+}
+
+impl PartialEq for NoiseMemory {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.vectors() == other.vectors()
+    }
+}
+
+impl fmt::Debug for NoiseMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NoiseMemory({} vectors)", self.vectors().len())
+    }
 }
 
 /// The noise of one run: what has been drawn and will be met again.

@@ -107,6 +107,11 @@ impl Lattice {
         1 << (2 * self.reach_bits)
     }
 
+    /// How far one contribution can move an integer sum (L2): the reach at the largest weight.
+    pub fn sensitivity(&self) -> u64 {
+        u64::from(self.weight_max) * u64::from(self.reach().unsigned_abs())
+    }
+
     /// The norm bound in units of the parameters.
     pub fn bound(&self) -> NormBound {
         self.bound

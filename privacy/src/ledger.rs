@@ -23,6 +23,7 @@ pub use records::{Charge, Composition, Epsilons, Noised, Record, Release, Terms,
 
 use crate::accounting::{self, AccountingError, Epsilon, Event};
 use crate::chain::{Chain, ChainError, Digest, Link};
+use crate::noise::Provenance;
 
 /// The version of the records written by this code.
 pub const LEDGER_VERSION: u32 = 1;
@@ -141,6 +142,7 @@ pub struct Ledger {
     chain: Chain,
     accounts: Vec<Account>,
     open: Vec<Reservation>,
+    provenance: Provenance,
 }
 
 impl Ledger {
@@ -150,7 +152,13 @@ impl Ledger {
     /// [`LedgerError::Terms`] for a budget or delta out of range.
     pub fn found(terms: Terms) -> Result<(Self, Link), LedgerError> {
         terms.check()?;
-        let mut ledger = Self { terms: terms.clone(), chain: Chain::new(), accounts: vec![], open: vec![] };
+        let mut ledger = Self {
+            terms: terms.clone(),
+            chain: Chain::new(),
+            accounts: vec![],
+            open: vec![],
+            provenance: Provenance::Entropy,
+        };
         let link = ledger.chain.append(&Record::Opened { version: LEDGER_VERSION, terms });
         Ok((ledger, link))
     }
@@ -170,7 +178,13 @@ impl Ledger {
                     terms.check()?;
                     let mut chain = Chain::new();
                     chain.follow(link)?;
-                    ledger = Some(Self { terms, chain, accounts: vec![], open: vec![] });
+                    ledger = Some(Self {
+                        terms,
+                        chain,
+                        accounts: vec![],
+                        open: vec![],
+                        provenance: Provenance::Entropy,
+                    });
                 }
                 (None, _) => return Err(wrong("a book begins with its terms, in a known version".into())),
                 (Some(_), Record::Opened { .. }) => return Err(wrong("it is opened twice".into())),
@@ -199,6 +213,11 @@ impl Ledger {
         }
         let (booked, asked) = (Box::new(self.terms.clone()), Box::new(asked.clone()));
         Err(LedgerError::OtherTerms { population: booked.population.clone(), booked, asked })
+    }
+
+    /// Whether nobody can predict the noise of any release in the book.
+    pub fn is_secure(&self) -> bool {
+        self.provenance == Provenance::Entropy
     }
 
     /// How many records there are.
@@ -297,9 +316,9 @@ impl Ledger {
     ///
     /// # Errors
     /// The permit, when something was noised with it already: it can only be spent then.
-    pub fn cancel(&mut self, permit: Permit) -> Result<Link, Permit> {
+    pub fn cancel(&mut self, permit: Permit) -> Result<Link, Box<Permit>> {
         if permit.is_touched() {
-            return Err(permit);
+            return Err(Box::new(permit));
         }
         let (reservation, _) = permit.into_parts();
         Ok(self.give_back(reservation))
@@ -364,7 +383,10 @@ impl Ledger {
                 self.open.push(Reservation { run, round, charge, releases });
                 Ok(())
             }
-            Record::Spent { run, round, charge, releases, .. } => {
+            Record::Spent { run, round, charge, releases, noised, .. } => {
+                if let Some(noised) = noised {
+                    self.provenance = self.provenance.worse(noised.provenance);
+                }
                 self.close(&Reservation { run: run.clone(), round, charge: charge.clone(), releases })?;
                 self.account(&run, &charge).spent += releases;
                 Ok(())

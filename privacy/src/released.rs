@@ -5,6 +5,7 @@
 //! sum is consumed, and its raw totals are never seen again.
 
 use crate::adaptive::{AdaptiveError, update_noise_multiplier};
+use crate::correlation::{CorrelatedNoise, Correlation};
 use crate::ledger::{Noised, Permit, PermitError};
 use crate::noise::{EntropyError, NoiseError, NoiseSource, Provenance, Sigma, SigmaError, add_noise};
 use crate::sum::{Sum, Unit};
@@ -117,6 +118,22 @@ impl Released {
         noising: &Noising,
         entropy: &mut dyn FnMut() -> Result<NoiseSource, EntropyError>,
     ) -> Result<Self, ReleaseError> {
+        let mut independent = CorrelatedNoise::new(Correlation::Independent, sum.totals.len());
+        Self::correlated(sum, permit, noising, &mut independent, entropy)
+    }
+
+    /// [`Released::noised`] with noise that is correlated to that of the run's earlier releases. The scale of `noising` must be
+    /// that of [`Correlation::noise_scale`].
+    ///
+    /// # Errors
+    /// As [`Released::noised`].
+    pub fn correlated(
+        sum: Sum,
+        permit: &mut Permit,
+        noising: &Noising,
+        noise: &mut CorrelatedNoise,
+        entropy: &mut dyn FnMut() -> Result<NoiseSource, EntropyError>,
+    ) -> Result<Self, ReleaseError> {
         let Unit::Lattice(lattice) = sum.unit else { return Err(ReleaseError::Statistics) };
         let at_least = |name, value: f64, least: f64| {
             let fine = value.is_finite() && value >= least;
@@ -128,12 +145,19 @@ impl Released {
             Some(count_noise) => update_noise_multiplier(permit.noise_multiplier(), count_noise)?,
             None => permit.noise_multiplier(),
         };
-        let sensitivity = u64::from(lattice.weight_max()) * u64::from(lattice.reach().unsigned_abs());
+        let sensitivity = lattice.sensitivity();
         let sigma = Sigma::covering(multiplier * noising.scale, sensitivity)?;
         let vote_sigma = noising.count_noise.map(|noise| Sigma::covering(2.0 * noise, 1)).transpose()?;
         permit.take()?;
-        let Sum { mut totals, contributions, votes, .. } = sum;
-        let mut provenance = add_noise(&mut totals, sigma, entropy()?, noising.threads)?;
+        let Sum { totals, contributions, votes, .. } = sum;
+        let source = entropy()?;
+        let mut source = Some(source);
+        let (noised, mut provenance) = noise.release(totals, &mut |fresh| {
+            let source = source.take().expect("noise is drawn once a release");
+            add_noise(fresh, sigma, source, noising.threads)
+        })?;
+        // Whole numbers all of them; beyond 2^53 the last bits are gone, which is done to what is released already.
+        let totals = noised.into_iter().map(|value| value as i64).collect();
         let votes =
             vote_sigma.map(|sigma| noised_votes(votes, sigma, &mut provenance, entropy)).transpose()?;
         let weight_max = f64::from(lattice.weight_max());

@@ -10,8 +10,8 @@
 //! Here are the numbers and what they imply for an accountant. What may be claimed is checked here, too: a plan that
 //! claims more than its sampling gives is refused.
 
-use privacy::accounting::matrix::Toeplitz;
 use privacy::accounting::{Event, Mechanism, Relation};
+use privacy::correlation::Correlation;
 use privacy::ledger::{Charge, Composition, Terms, Unit};
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +109,17 @@ pub enum NoiseCorrelation {
         /// Weights in units of 2^-20, each from 0 to 2^20.
         weights: Vec<u32>,
     },
+}
+
+impl NoiseCorrelation {
+    /// The same, as it is drawn.
+    pub fn correlation(&self) -> Correlation {
+        match self {
+            Self::Independent => Correlation::Independent,
+            Self::Tree => Correlation::Tree,
+            Self::Banded { weights } => Correlation::Banded { weights: weights.clone() },
+        }
+    }
 }
 
 /// The unit of [`NoiseCorrelation::Banded`]'s weights.
@@ -222,19 +233,15 @@ impl CentralPrivacy {
         }
     }
 
-    /// The factor by which the noise of one round is larger than `noise_multiplier` says: the sensitivity of the
-    /// mechanism that correlates the noise. 1 for independent noise; for a tree, of one node.
+    /// The factor by which the noise of one round is larger than `noise_multiplier` says, for sums of `dimension` coordinates
+    /// that one client moves by at most `sensitivity` lattice units. 1 for independent noise; for a tree, of one node.
     ///
     /// # Errors
     /// [`SpecError`] when the weights have no bounded sensitivity.
-    pub fn noise_scale(&self) -> Result<f64, SpecError> {
-        let NoiseCorrelation::Banded { weights } = &self.noise else { return Ok(1.0) };
+    pub fn noise_scale(&self, dimension: usize, sensitivity: u64) -> Result<f64, SpecError> {
         let (times, apart) = self.participation().unwrap_or((self.rounds, 1));
-        let strategy = inverse_of(weights, self.rounds);
-        let wrong = |error: String| SpecError::new("privacy.central.noise", error);
-        let strategy = Toeplitz::new(strategy).map_err(|error| wrong(error.to_string()))?;
-        let sensitivity = strategy.sensitivity(times.into(), apart.into());
-        Ok(sensitivity.map_err(|error| wrong(error.to_string()))? * (1.0 + 1e-9))
+        let scale = self.noise.correlation().noise_scale(self.rounds, times, apart, dimension, sensitivity);
+        scale.map_err(|error| SpecError::new("privacy.central.noise", error.to_string()))
     }
 
     /// What one release of this run costs, for one client at worst.
@@ -365,20 +372,8 @@ impl CentralPrivacy {
             return wrong("clients_min", "give at least 1");
         }
         self.events(u64::from(self.rounds))?;
-        self.noise_scale().map(|_| ())
+        self.noise_scale(1, 1 << 20).map(|_| ())
     }
-}
-
-/// The strategy whose inverse has these weights: the power series `1 / (1 - sum_j w_j x^j)`, `rounds` terms of it.
-fn inverse_of(weights: &[u32], rounds: u32) -> Vec<f64> {
-    let unit = f64::from(BAND_UNIT);
-    let mut strategy = vec![1.0];
-    for at in 1..rounds as usize {
-        let taken =
-            weights.iter().zip(1..=at).map(|(weight, j)| f64::from(*weight) / unit * strategy[at - j]);
-        strategy.push(taken.sum());
-    }
-    strategy
 }
 
 fn check_delta(delta: f64, key: &str) -> Result<(), SpecError> {

@@ -11,26 +11,29 @@
 //! ```
 
 mod admission;
+mod closing;
 mod gate;
 mod messages;
+mod opening;
+mod protection;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use privacy::{Lattice, Released, Sum};
+use privacy::{Lattice, Sum};
 use protocol::wire::{Receipt, RoundSummary};
 use protocol::{
-    Answer, ClientId, Metrics, Refusal, Round, RunId, Seed, SpecError, Standardiser, Task, TaskId, TaskKind,
-    Time, Work,
+    Answer, ClientId, Metrics, Refusal, Round, RunId, Seed, SpecError, Task, TaskId, TaskKind, Time, Work,
 };
 
 use crate::optimizer::{ServerOptimizer, StateError};
 use crate::plan::{Evaluators, Plan};
-use crate::selection::select;
 use admission::{Admitted, Refused, admit};
 use gate::{Gate, Standing};
-pub use messages::{Action, Checkpoint, ClientRecord, Commit, Event, Note, RunEnd};
+pub use messages::{Action, Booking, Checkpoint, ClientRecord, Commit, Event, Note, RunEnd};
+use protection::Protection;
+pub use protection::{Chance, ProtectionError, Purse};
 
 /// Pause before a task that found no quorum is put again.
 const REST: Duration = Duration::from_secs(5);
@@ -52,10 +55,12 @@ pub struct Setup {
     pub checkpoint: Checkpoint,
     /// What is known of clients from before.
     pub clients: BTreeMap<ClientId, ClientRecord>,
+    /// What a plan that promises client-level privacy pays and noises with; others leave it alone.
+    pub purse: Option<Purse>,
 }
 
 /// Why a coordinator cannot be made.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
     /// The plan has no lattice for a model of this size.
@@ -64,6 +69,9 @@ pub enum SetupError {
     /// The stored optimizer state is another optimizer's.
     #[error(transparent)]
     Optimizer(#[from] StateError),
+    /// What the plan promises cannot be kept.
+    #[error(transparent)]
+    Protection(#[from] ProtectionError),
 }
 
 /// One run from its first round to its last.
@@ -75,6 +83,7 @@ pub struct Coordinator {
     rehearsal: bool,
     central: bool,
     statistics: Vec<String>,
+    protection: Option<Protection>,
     optimizer: Box<dyn ServerOptimizer>,
     state: Checkpoint,
     clients: BTreeMap<ClientId, ClientRecord>,
@@ -90,6 +99,8 @@ enum Phase {
     Gathering,
     /// Waits a while after a task without quorum.
     Resting { until: Time },
+    /// Waits for the disk to hold the reservation of this round.
+    Booking { round: Round },
     /// Waits for answers to be summed.
     Collecting { gate: Gate, sum: Sum, reports: Vec<(ClientId, TaskId, Metrics)> },
     /// Waits for metrics of the model that was just released.
@@ -133,15 +144,20 @@ impl Coordinator {
     /// # Errors
     /// [`SetupError`] when plan, model and checkpoint do not go together.
     pub fn with_optimizer(setup: Setup, mut optimizer: Box<dyn ServerOptimizer>) -> Result<Self, SetupError> {
-        let Setup { run, plan, entropy, rehearsal, central, checkpoint, mut clients } = setup;
+        let Setup { run, plan, entropy, rehearsal, central, checkpoint, mut clients, purse } = setup;
         let lattice = plan.spec.lattice(checkpoint.model.len())?;
         optimizer.restore(checkpoint.optimizer.clone())?;
+        let promised = plan.spec.privacy.central.as_ref();
+        let protection = promised
+            .map(|central| Protection::new(central, purse, plan.spec.update.norm_max, &lattice, &checkpoint))
+            .transpose()?;
         clients.values_mut().for_each(|record| record.connected = false);
         let phase = if checkpoint.end.is_some() { Phase::Ended } else { Phase::Gathering };
         Ok(Self {
             run,
             statistics: plan.spec.statistics(),
             lattice,
+            protection,
             entropy,
             rehearsal,
             central: central && plan.evaluation.central,
@@ -167,6 +183,7 @@ impl Coordinator {
                 let detail = "refused before it was an answer";
                 self.refuse(client, task, Refused::new(reason, detail));
             }
+            Event::Booked => self.booked(now),
             Event::Committed => self.committed(now),
             Event::EvaluatedCentrally { round, metrics } => self.evaluated_centrally(round, metrics),
             Event::Tick => {}
@@ -185,7 +202,11 @@ impl Coordinator {
             Phase::Resting { until } => Some(*until),
             Phase::Collecting { gate, .. } => Some(gate.deadline),
             Phase::Evaluating { gate, .. } if gate.waiting() > 0 => Some(gate.deadline),
-            Phase::Evaluating { .. } | Phase::Gathering | Phase::Committing { .. } | Phase::Ended => None,
+            Phase::Evaluating { .. }
+            | Phase::Gathering
+            | Phase::Booking { .. }
+            | Phase::Committing { .. }
+            | Phase::Ended => None,
         }
     }
 
@@ -211,6 +232,7 @@ impl Coordinator {
             }
             Phase::Resting { .. } => "too few clients answered; trying again soon".to_owned(),
             Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => waiting(gate),
+            Phase::Booking { round } => format!("reserving the privacy budget of round {round}"),
             Phase::Committing { summary } => format!("storing round {}", summary.round),
             Phase::Ended => "ended".to_owned(),
         }
@@ -222,7 +244,11 @@ impl Coordinator {
         record.connected = true;
         let gate = match &self.phase {
             Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => gate,
-            Phase::Gathering | Phase::Resting { .. } | Phase::Committing { .. } | Phase::Ended => return,
+            Phase::Gathering
+            | Phase::Resting { .. }
+            | Phase::Booking { .. }
+            | Phase::Committing { .. }
+            | Phase::Ended => return,
         };
         if gate.standing(&client) == Some(Standing::Waiting) {
             let task = self.task(gate.task);
@@ -240,9 +266,9 @@ impl Coordinator {
     /// Checks an answer and folds it, or refuses it with its reason.
     fn answered(&mut self, client: ClientId, answer: Answer) {
         let Answer { task, outcome } = answer;
-        let checked = self
-            .check_standing(&client, task)
-            .and_then(|()| admit(outcome, task.kind, &self.lattice, self.statistics.len()));
+        let checked = self.check_standing(&client, task).and_then(|()| {
+            admit(outcome, task.kind, &self.lattice, self.statistics.len(), &self.plan.spec.privacy)
+        });
         match checked {
             Ok(Admitted::Declined { reason, detail }) => {
                 let record = self.record(&client);
@@ -289,8 +315,11 @@ impl Coordinator {
     ) -> Result<Option<Metrics>, Refused> {
         let foreign = |error: privacy::SumError| Refused::new(Refusal::WrongKind, error.to_string());
         let metrics = match (&mut self.phase, admitted) {
-            (Phase::Collecting { sum, reports, .. }, Admitted::Update { update, metrics }) => {
+            (Phase::Collecting { sum, reports, .. }, Admitted::Update { update, vote, metrics }) => {
                 sum.add(&update).map_err(foreign)?;
+                if let Some(within) = vote {
+                    sum.count_vote(within);
+                }
                 reports.push((client.clone(), task, metrics));
                 Some(metrics)
             }
@@ -342,7 +371,8 @@ impl Coordinator {
     fn committed(&mut self, now: Time) {
         let Phase::Committing { summary } = &self.phase else { return };
         let summary = summary.clone();
-        if self.state.evaluated {
+        let told_before = matches!(self.state.end, Some(RunEnd::BudgetExhausted(_)));
+        if self.state.evaluated && !told_before {
             self.actions.push_back(Action::Note(Note::Round(summary.clone())));
         }
         if let Some(end) = &self.state.end {
@@ -373,154 +403,9 @@ impl Coordinator {
             Phase::Resting { .. }
             | Phase::Collecting { .. }
             | Phase::Evaluating { .. }
+            | Phase::Booking { .. }
             | Phase::Committing { .. }
             | Phase::Ended => {}
-        }
-    }
-
-    /// Opens what comes next, once enough clients are there.
-    fn gather(&mut self, now: Time) {
-        let needed = self.plan.cohort.clients_min;
-        if self.connected < needed {
-            let waiting = Note::Waiting { connected: self.connected, needed };
-            self.actions.push_back(Action::Note(waiting));
-            return;
-        }
-        if !self.state.evaluated
-            && let Some(summary) = self.state.summary.clone()
-        {
-            return self.open_evaluation(now, summary);
-        }
-        let connected = self.connected_clients();
-        if !self.statistics.is_empty() && self.state.standardiser.is_none() {
-            let sum = Sum::of_tallies(self.statistics.len(), self.lattice.clients_max());
-            self.open_collection(now, Round(0), TaskKind::Statistics, &connected, sum);
-        } else {
-            let round = self.state.round.next();
-            let cohort = select(connected, &self.plan.cohort, &self.entropy, round);
-            self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
-        }
-    }
-
-    fn open_collection(&mut self, now: Time, round: Round, kind: TaskKind, cohort: &[ClientId], sum: Sum) {
-        let quorum = self.plan.cohort.quorum;
-        let gate = self.open_gate(now, TaskId { run: self.run, round, kind }, cohort, quorum);
-        self.phase = Phase::Collecting { gate, sum, reports: Vec::new() };
-    }
-
-    fn open_evaluation(&mut self, now: Time, summary: RoundSummary) {
-        let round = self.state.round;
-        let cohort = match self.plan.evaluation.sites {
-            Evaluators::All => self.connected_clients(),
-            Evaluators::None => Vec::new(),
-        };
-        let task = TaskId { run: self.run, round, kind: TaskKind::Evaluate };
-        let gate = self.open_gate(now, task, &cohort, 0);
-        let mut central = Central::Done(None);
-        if self.central {
-            central = Central::Awaited;
-            let (model, standardiser) = (Arc::clone(&self.state.model), self.state.standardiser.clone());
-            self.actions.push_back(Action::EvaluateCentrally { round, model, standardiser });
-        }
-        self.phase = Phase::Evaluating { gate, reports: Vec::new(), central, summary };
-        self.advance(now);
-    }
-
-    fn open_gate(&mut self, now: Time, task: TaskId, cohort: &[ClientId], quorum: usize) -> Gate {
-        if !cohort.is_empty() {
-            self.actions.push_back(Action::Note(Note::Opened { task, cohort: cohort.len() }));
-        }
-        let work = self.task(task);
-        for client in cohort {
-            self.actions.push_back(Action::Send { client: client.clone(), task: work.clone() });
-        }
-        Gate::new(task, cohort, quorum, now, now + self.plan.cohort.deadline)
-    }
-
-    /// The round's gate is open: release and step, or let the model stand still. Either way it is committed.
-    fn close_collection(&mut self, now: Time) {
-        let Phase::Collecting { gate, sum, reports } = std::mem::replace(&mut self.phase, Phase::Gathering)
-        else {
-            return;
-        };
-        self.cancel_missing(&gate);
-        let round = gate.task.round;
-        let released = if gate.has_quorum() { Released::unprotected(sum) } else { None };
-        let summary = RoundSummary {
-            released: released.is_some(),
-            cohort: gate.asked() as u32,
-            answered: gate.answered() as u32,
-            train: Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics)),
-            seconds: (now - gate.opened).as_secs_f64(),
-            ..empty_summary(round)
-        };
-        self.state.failures = if released.is_some() { 0 } else { self.state.failures + 1 };
-        match (gate.task.kind, released) {
-            (TaskKind::Statistics, Some(released)) => {
-                self.state.standardiser = Standardiser::from_totals(&released.totals()).map(Arc::new);
-            }
-            (TaskKind::Statistics, None) => {}
-            (TaskKind::Train | TaskKind::Evaluate, released) => {
-                let moved = released.is_some();
-                if let Some(mean) = released {
-                    self.step(&mean);
-                }
-                self.state.round = round;
-                self.state.evaluated = !(moved && self.is_evaluation_due(round));
-            }
-        }
-        self.commit(summary, reports);
-    }
-
-    fn step(&mut self, mean: &Released) {
-        // The old model goes as soon as no transfer holds it; until then `make_mut` works on a copy.
-        let model = Arc::make_mut(&mut self.state.model);
-        self.state.optimizer.clear();
-        self.optimizer.step(model.values_mut(), mean);
-        self.state.optimizer = self.optimizer.state();
-    }
-
-    fn close_evaluation(&mut self) {
-        let Phase::Evaluating { gate, reports, central, mut summary } =
-            std::mem::replace(&mut self.phase, Phase::Gathering)
-        else {
-            return;
-        };
-        self.cancel_missing(&gate);
-        summary.sites = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics));
-        if let Central::Done(metrics) = central {
-            summary.central = metrics;
-        }
-        self.state.evaluated = true;
-        self.commit(summary, reports);
-    }
-
-    fn commit(&mut self, summary: RoundSummary, reports: Vec<(ClientId, TaskId, Metrics)>) {
-        if self.state.failures >= self.plan.cohort.failures_max {
-            let failures = self.state.failures;
-            let why =
-                format!("{failures} rounds in a row found no quorum of {} clients", self.plan.cohort.quorum);
-            self.state.end = Some(RunEnd::Failed(why));
-        } else if self.state.round.0 >= self.plan.rounds && self.state.evaluated {
-            self.state.end = Some(RunEnd::Finished);
-        }
-        self.state.summary = Some(summary.clone());
-        let changed = std::mem::take(&mut self.changed);
-        let record = |client: ClientId| self.clients.get(&client).cloned().map(|record| (client, record));
-        let clients = changed.into_iter().filter_map(record).collect();
-        let commit = Commit { checkpoint: self.state.clone(), summary: summary.clone(), reports, clients };
-        self.actions.push_back(Action::Commit(Box::new(commit)));
-        self.phase = Phase::Committing { summary };
-    }
-
-    fn cancel_missing(&mut self, gate: &Gate) {
-        for client in gate.owing() {
-            self.actions.push_back(Action::Cancel { client: client.clone(), task: gate.task });
-        }
-        let (task, answered, missing) = (gate.task, gate.answered(), gate.waiting());
-        if gate.asked() > 0 {
-            let quorum = gate.has_quorum();
-            self.actions.push_back(Action::Note(Note::Closed { task, answered, missing, quorum }));
         }
     }
 
@@ -531,7 +416,8 @@ impl Coordinator {
             TaskKind::Evaluate => Work::Evaluate { model: model() },
             TaskKind::Train => {
                 let learning_rate_scale = self.plan.schedule.factor(id.round.0, self.plan.rounds);
-                Work::Train { model: model(), learning_rate_scale, norm_max: None }
+                let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
+                Work::Train { model: model(), learning_rate_scale, norm_max }
             }
         };
         let seed = self.rehearsal.then_some(self.entropy);
@@ -562,7 +448,11 @@ impl Coordinator {
     fn open_task(&self) -> Option<TaskId> {
         match &self.phase {
             Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => Some(gate.task),
-            Phase::Gathering | Phase::Resting { .. } | Phase::Committing { .. } | Phase::Ended => None,
+            Phase::Gathering
+            | Phase::Resting { .. }
+            | Phase::Booking { .. }
+            | Phase::Committing { .. }
+            | Phase::Ended => None,
         }
     }
 }

@@ -11,17 +11,20 @@ mod optimizer;
 mod plan;
 mod schedule;
 mod selection;
+mod statement;
 
 #[cfg(feature = "net")]
 pub mod net;
 
 pub use config::{ConfigError, read_toml};
 pub use coordinator::{
-    Action, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, RunEnd, Setup, SetupError,
+    Action, Booking, Chance, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, ProtectionError,
+    Purse, RunEnd, Setup, SetupError,
 };
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer, StateError};
 pub use plan::{
-    AdaptiveConfig, CohortConfig, CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Plan,
-    Strategy,
+    AdaptiveConfig, CentralConfig, ClippingConfig, CohortConfig, CohortPlan, CohortSize, EvaluationPlan,
+    Evaluators, FederationConfig, NoiseConfig, Plan, PrivacyConfig, Strategy, UpdateConfig,
 };
 pub use schedule::{Decay, Schedule};
+pub use statement::{Claim, PrivacyStatement, STATEMENT_VERSION, StatementError, Subject, against, describe};

@@ -3,15 +3,18 @@
 //! A [`Plan`] that exists is consistent: every number is in range and a lattice exists for its updates. The table
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
+mod privacy;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{DataSpec, ModelSpec, Positive, PrivacySpec, Spec, SpecError, TrainingSpec, UpdateSpec};
+use protocol::{DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateSpec, Weighting};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, read_toml};
 use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
+pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 
 /// The most clients a cohort may have when the plan does not say: enough for any simulation, and no finer lattice
 /// would be had by saying less.
@@ -33,7 +36,7 @@ pub struct FederationConfig {
     pub training: TrainingSpec,
     /// Bounds of an update.
     #[serde(default)]
-    pub update: UpdateSpec,
+    pub update: UpdateConfig,
     /// Layers that stay at the sites.
     #[serde(default)]
     pub personal_layers: Vec<String>,
@@ -49,9 +52,36 @@ pub struct FederationConfig {
     /// When and where the model is evaluated.
     #[serde(default)]
     pub evaluation: EvaluationPlan,
+    /// What is promised about privacy.
+    #[serde(default)]
+    pub privacy: PrivacyConfig,
     /// The simulator's table.
     #[serde(default)]
     pub simulation: Option<toml::Table>,
+}
+
+/// Bounds of an update, as typed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateConfig {
+    /// The largest L2 norm of one update; 100 by default.
+    pub norm_max: Option<Positive>,
+    /// How updates are weighted; by default by examples, and uniformly where the plan protects clients.
+    pub weights: Option<Weighting>,
+    /// The most one client can count, in examples; 1000 by default.
+    pub weight_max: Option<u32>,
+}
+
+impl UpdateConfig {
+    fn parse(&self, protects_clients: bool) -> UpdateSpec {
+        let usual = UpdateSpec::default();
+        let weights = if protects_clients { Weighting::Uniform } else { usual.weights };
+        UpdateSpec {
+            norm_max: self.norm_max.unwrap_or(usual.norm_max),
+            weights: self.weights.unwrap_or(weights),
+            weight_max: self.weight_max.unwrap_or(usual.weight_max),
+        }
+    }
 }
 
 /// An algorithm by name: a row of *client objective x aggregation rule x server optimizer*. The rule is the weighted
@@ -380,18 +410,24 @@ impl Plan {
         if typed.rounds == 0 {
             return Err(SpecError::new("rounds", "0 rounds train nothing; give at least 1"));
         }
-        let cohort = typed.cohort.parse()?;
+        let mut cohort = typed.cohort.parse()?;
+        let update = typed.update.parse(typed.privacy.central.is_some() || typed.privacy.local.is_some());
+        let privacy = typed.privacy.parse(&typed.name, typed.rounds, &mut cohort, update.norm_max)?;
+        let mut evaluation = typed.evaluation;
+        if privacy.hides_metrics() {
+            evaluation.sites = Evaluators::None;
+        }
         typed.schedule.check(typed.rounds)?;
         typed.strategy.check()?;
         let spec = Spec {
             model: typed.model,
             data: typed.data,
             training: typed.training,
-            update: typed.update,
+            update,
             personal_layers: typed.personal_layers,
             proximal_mu: typed.strategy.proximal_mu(),
             cohort_max: cohort.cohort_max(),
-            privacy: PrivacySpec::default(),
+            privacy,
         }
         .checked()?;
         // The smallest model: a plan that has no lattice even for it is refused here, before any model is built.
@@ -403,7 +439,7 @@ impl Plan {
             strategy: typed.strategy,
             cohort,
             schedule: typed.schedule,
-            evaluation: typed.evaluation,
+            evaluation,
         })
     }
 }

@@ -1,9 +1,10 @@
 //! Which clients take part in a round.
 
 use protocol::{ClientId, Purpose, Round, Seed};
+use rand::Rng;
 use rand::seq::SliceRandom;
 
-use crate::plan::CohortPlan;
+use crate::plan::{CohortPlan, CohortSize};
 
 /// Draws the cohort of `round` from the connected clients, which come in order of their names: uniform without
 /// replacement, the same for the same seed whatever the order in which clients connected.
@@ -21,10 +22,33 @@ pub(crate) fn select(
     cohort
 }
 
+/// Flips a coin for every enrolled client: each takes part with probability `rate`, independently of all others and of
+/// who is connected.
+pub(crate) fn toss<'a>(
+    enrolled: impl Iterator<Item = &'a ClientId>,
+    rate: f64,
+    entropy: &Seed,
+    round: Round,
+) -> Vec<ClientId> {
+    let mut generator = entropy.derive(Purpose::Cohort, round, None).generator();
+    // One coin a client, in order, so that whether others are enrolled is all that another cohort can come from.
+    enrolled.filter(|_| generator.random_bool(rate)).cloned().collect()
+}
+
+/// Draws `sample` of the enrolled clients uniformly without replacement, whether or not they are connected.
+pub(crate) fn draw<'a>(
+    enrolled: impl Iterator<Item = &'a ClientId>,
+    sample: u64,
+    entropy: &Seed,
+    round: Round,
+) -> Vec<ClientId> {
+    let plan = CohortPlan { size: CohortSize::Count(sample as usize), ..CohortPlan::default() };
+    select(enrolled.cloned().collect(), &plan, entropy, round)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::CohortSize;
     use std::collections::BTreeSet;
 
     #[test]
@@ -36,5 +60,23 @@ mod tests {
         assert_eq!(draw(1), draw(1));
         let seen: BTreeSet<ClientId> = (1..40).flat_map(draw).collect();
         assert!(draw(1).len() == 5 && draw(1) != draw(2) && seen.len() == 20);
+    }
+
+    #[test]
+    fn a_coin_a_client_is_as_fair_as_its_rate_and_ignores_the_others() {
+        let clients: Vec<ClientId> = (0..50).map(|i| ClientId::new(&format!("c{i:02}")).unwrap()).collect();
+        let seed = Seed::from_number(2);
+        let cohorts: Vec<Vec<ClientId>> =
+            (1..=400).map(|round| toss(clients.iter(), 0.3, &seed, Round(round))).collect();
+        // 20,000 coins of 0.3: six standard deviations are 389 (false alarm below 1e-8; the seed is fixed anyway).
+        let heads: usize = cohorts.iter().map(Vec::len).sum();
+        assert!(heads.abs_diff(6_000) < 389, "{heads}");
+        // Sizes differ from round to round as a binomial's: variance 50 * 0.3 * 0.7 = 10.5, not 0.
+        let spread = cohorts.iter().map(|cohort| (cohort.len() as f64 - 15.0).powi(2)).sum::<f64>() / 400.0;
+        assert!((7.5..14.0).contains(&spread), "{spread}");
+        let fewer = toss(clients[..20].iter(), 0.3, &seed, Round(1));
+        let same: Vec<ClientId> =
+            cohorts[0].iter().filter(|client| clients[..20].contains(client)).cloned().collect();
+        assert_eq!(fewer, same);
     }
 }

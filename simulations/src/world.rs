@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use client::{Personal, perform};
+use privacy::chain::Link;
+use privacy::ledger::{Ledger, LedgerError};
 use protocol::wire::RoundSummary;
 use protocol::{
     Answer, ClientId, Learner, Metrics, Outcome as TaskOutcome, Parameters, Purpose, Round, RunId, Seed,
     SpecError, Standardiser, Stop, Task, TaskId, TaskKind, Time, Work,
 };
 use server::{
-    Action, Checkpoint, ClientRecord, Coordinator, Event, Note, Plan, RunEnd, ServerOptimizer, Setup,
-    SetupError,
+    Action, Chance, Checkpoint, ClientRecord, Coordinator, Event, Note, Plan, Purse, RunEnd, ServerOptimizer,
+    Setup, SetupError,
 };
 
 use crate::weather::{Fate, Weather, WeatherConfig};
@@ -36,6 +38,7 @@ pub struct World {
     seed: Seed,
     weather: Weather,
     threads: usize,
+    chance: Chance,
 }
 
 /// What a simulation shows while it runs.
@@ -64,6 +67,10 @@ pub struct Outcome {
     pub updates: u64,
     /// Virtual time it took.
     pub elapsed: Duration,
+    /// The ledger of the plan's population, which begins with the simulation; empty for a plan that promises nothing.
+    pub ledger: Vec<Link>,
+    /// What may be said about the model's privacy, as JSON. A simulation has a seed, so it claims nothing.
+    pub statement: Option<String>,
 }
 
 /// Why a simulation cannot run.
@@ -73,6 +80,9 @@ pub enum WorldError {
     /// Plan and model do not go together.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The plan's budget means nothing.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The weather is impossible.
     #[error(transparent)]
     Weather(#[from] SpecError),
@@ -106,13 +116,21 @@ impl World {
         let seed = Seed::from_number(seed);
         let weather = Weather::new(weather, seed)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { plan: Arc::new(plan), initial, seed, weather, threads })
+        Ok(Self { plan: Arc::new(plan), initial, seed, weather, threads, chance: Chance::system() })
     }
 
     /// The same world on this many threads, at least one. The result does not depend on it.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// The same world with noise from `chance`. By default it comes from the operating system: of a plan that promises
+    /// privacy, no two simulations end alike.
+    #[must_use]
+    pub fn with_chance(mut self, chance: Chance) -> Self {
+        self.chance = chance;
         self
     }
 
@@ -144,6 +162,12 @@ impl World {
             return Err(WorldError::TooFewClients { needed, found });
         }
         let central = workforce.central();
+        let mut links = Vec::new();
+        let purse = self.plan.spec.privacy.central.as_ref().map(|promised| {
+            let (ledger, first) = Ledger::found(promised.terms())?;
+            links.push(first);
+            Ok::<_, LedgerError>(Purse { ledger, chance: self.chance, threads: self.threads })
+        });
         let setup = Setup {
             run: RunId(0),
             plan: Arc::clone(&self.plan),
@@ -152,6 +176,7 @@ impl World {
             central: central.is_some(),
             checkpoint: Checkpoint::begin(self.initial),
             clients: BTreeMap::new(),
+            purse: purse.transpose()?,
         };
         let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
         let queue = Mutex::new(None);
@@ -177,6 +202,8 @@ impl World {
                 rounds: BTreeMap::new(),
                 updates: 0,
                 end: None,
+                ledger: links,
+                statement: None,
             };
             stage.play(observe)
         })
@@ -213,6 +240,8 @@ struct Stage<'a> {
     rounds: BTreeMap<u32, RoundSummary>,
     updates: u64,
     end: Option<RunEnd>,
+    ledger: Vec<Link>,
+    statement: Option<String>,
 }
 
 impl Stage<'_> {
@@ -259,7 +288,13 @@ impl Stage<'_> {
                     self.updates += u64::from(folded);
                     observe(Observation { now: self.now, note: &note });
                 }
+                Action::Book(booking) => {
+                    self.ledger.extend(booking.links);
+                    self.coordinator.handle(self.now, Event::Booked);
+                }
                 Action::Commit(commit) => {
+                    self.ledger.extend(commit.booking.into_iter().flat_map(|booking| booking.links));
+                    self.statement = commit.statement;
                     self.rounds.insert(commit.summary.round, commit.summary);
                     if !self.weather.is_fair() && commit.checkpoint.evaluated {
                         self.look_who_is_there();
@@ -402,6 +437,8 @@ impl Stage<'_> {
             clients: self.coordinator.clients().clone(),
             updates: self.updates,
             elapsed: self.now - Time::ZERO,
+            ledger: self.ledger,
+            statement: self.statement,
         }
     }
 }

@@ -188,7 +188,7 @@ fn a_permit_pays_for_as_many_releases_as_were_reserved() {
     assert!(spent.is_err_and(|error| error.to_string().contains("for 2 releases")));
     // What was noised can no longer be cancelled, and its record says that the noise was a test's.
     let permit = ledger.cancel(permit).unwrap_err();
-    let (_, link) = ledger.spend(permit, release()).unwrap();
+    let (_, link) = ledger.spend(*permit, release()).unwrap();
     assert!(link.record.get().contains("insecure"), "{}", link.record);
 }
 

@@ -1,11 +1,11 @@
 //! The checks every answer passes, whoever sent it. Each has a reason of its own.
 
 use privacy::{Encoded, Inadmissible, Lattice, Tally, TallyError};
-use protocol::{Decline, Metrics, Outcome, Refusal, TaskKind};
+use protocol::{Decline, Metrics, Outcome, PrivacySpec, Refusal, TaskKind};
 
 /// An answer whose every number has been checked.
 pub(super) enum Admitted {
-    Update { update: Encoded, metrics: Metrics },
+    Update { update: Encoded, vote: Option<bool>, metrics: Metrics },
     Tally(Tally),
     Metrics(Metrics),
     Declined { reason: Decline, detail: String },
@@ -30,14 +30,16 @@ pub(super) fn admit(
     kind: TaskKind,
     lattice: &Lattice,
     statistics: usize,
+    privacy: &PrivacySpec,
 ) -> Result<Admitted, Refused> {
     match (outcome, kind) {
         (Outcome::Declined { reason, detail }, _) => Ok(Admitted::Declined { reason, detail }),
-        (Outcome::Trained { points, weight, vote: _, metrics }, TaskKind::Train) => {
-            let metrics = sound(metrics)?;
+        (Outcome::Trained { points, weight, vote, metrics }, TaskKind::Train) => {
+            let metrics = if privacy.hides_metrics() { Metrics::default() } else { sound(metrics)? };
+            let vote = counted(vote, privacy.is_adaptive())?;
             let update = Encoded::admit(points, weight, lattice)
                 .map_err(|why| Refused::new(inadmissible(&why), why.to_string()))?;
-            Ok(Admitted::Update { update, metrics })
+            Ok(Admitted::Update { update, vote, metrics })
         }
         (Outcome::Counted { limbs }, TaskKind::Statistics) => {
             let reason = |why: &TallyError| match why {
@@ -52,6 +54,18 @@ pub(super) fn admit(
         (outcome, kind) => {
             let detail = format!("{outcome:?} is no answer to a task of kind {}", kind.name());
             Err(Refused::new(Refusal::WrongKind, detail))
+        }
+    }
+}
+
+/// Whether the update was within the norm, where the plan asks.
+fn counted(vote: i8, asked: bool) -> Result<Option<bool>, Refused> {
+    match (vote, asked) {
+        (1 | -1, true) => Ok(Some(vote == 1)),
+        (0, false) => Ok(None),
+        _ => {
+            let wanted = if asked { "1 or -1" } else { "0, since the norm is fixed" };
+            Err(Refused::new(Refusal::BadVote, format!("the vote on the norm is {vote}, not {wanted}")))
         }
     }
 }

@@ -62,6 +62,11 @@ impl Gate {
         self.answered >= self.quorum
     }
 
+    /// Whether enough were asked.
+    pub(super) fn could_have_quorum(&self) -> bool {
+        self.asked.len() >= self.quorum
+    }
+
     pub(super) fn asked(&self) -> usize {
         self.asked.len()
     }
@@ -74,8 +79,13 @@ impl Gate {
         self.waiting
     }
 
+    /// The clients that stand so.
+    pub(super) fn settled(&self, as_now: Standing) -> impl Iterator<Item = &ClientId> {
+        self.asked.iter().filter(move |(_, standing)| **standing == as_now).map(|(client, _)| client)
+    }
+
     /// The clients that still owe an answer.
     pub(super) fn owing(&self) -> impl Iterator<Item = &ClientId> {
-        self.asked.iter().filter(|(_, standing)| **standing == Standing::Waiting).map(|(client, _)| client)
+        self.settled(Standing::Waiting)
     }
 }

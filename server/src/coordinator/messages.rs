@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use privacy::chain::Link;
+use privacy::correlation::NoiseMemory;
 use protocol::wire::{Receipt, RoundSummary};
-use protocol::{Answer, ClientId, Decline, Metrics, Parameters, Refusal, Round, Standardiser, Task, TaskId};
+use protocol::{
+    Answer, ClientId, Decline, Metrics, Parameters, Positive, Refusal, Round, Standardiser, Task, TaskId,
+};
 
 /// What happened, as the shell saw it.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub enum Event {
         /// Why.
         reason: Refusal,
     },
+    /// The last [`Action::Book`] is on disk.
+    Booked,
     /// The last [`Action::Commit`] is on disk.
     Committed,
     /// The result of [`Action::EvaluateCentrally`]; `None` when it failed.
@@ -72,6 +78,9 @@ pub enum Action {
         /// What to tell.
         receipt: Receipt,
     },
+    /// Append these records to the population's ledger, synced to disk, then report [`Event::Booked`]. Nothing
+    /// else happens in the run until then.
+    Book(Booking),
     /// Store this in one transaction, then report [`Event::Committed`]. Nothing else happens in the run until then.
     Commit(Box<Commit>),
     /// Evaluate on the server's own data, then report [`Event::EvaluatedCentrally`]. Asked only when
@@ -120,6 +129,12 @@ pub struct Checkpoint {
     pub standardiser: Option<Arc<Standardiser>>,
     /// The line of the last round, to which an evaluation still due will add its metrics.
     pub summary: Option<RoundSummary>,
+    /// The clipping norm of the next round, where it follows the updates.
+    pub norm_max: Option<Positive>,
+    /// Releases of the run so far.
+    pub releases: u32,
+    /// The noise that later releases take back, where noise is correlated: to be kept as secret as a raw sum.
+    pub noise: NoiseMemory,
 }
 
 impl Checkpoint {
@@ -134,6 +149,9 @@ impl Checkpoint {
             optimizer: Vec::new(),
             standardiser: None,
             summary: None,
+            norm_max: None,
+            releases: 0,
+            noise: NoiseMemory::default(),
         }
     }
 }
@@ -149,6 +167,19 @@ pub struct Commit {
     pub reports: Vec<(ClientId, TaskId, Metrics)>,
     /// Clients whose record has changed since the last commit: their whole record.
     pub clients: Vec<(ClientId, ClientRecord)>,
+    /// What the release cost, or that there was none.
+    pub booking: Option<Booking>,
+    /// What may be said about the privacy of the model, as JSON, where the plan promises any.
+    pub statement: Option<String>,
+}
+
+/// Records to be appended to a population's ledger.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Booking {
+    /// The population.
+    pub population: String,
+    /// The records, in order.
+    pub links: Vec<Link>,
 }
 
 /// What the run remembers of a client.
@@ -158,6 +189,10 @@ pub struct ClientRecord {
     pub connected: bool,
     /// Updates that counted.
     pub accepted: u32,
+    /// Releases that its updates are part of.
+    pub releases: u32,
+    /// The number of the last of them among the run's releases; 0 before the first.
+    pub released_last: u32,
     /// Refused answers.
     pub refused: BTreeMap<Refusal, u32>,
     /// Declined tasks.
@@ -225,6 +260,13 @@ pub enum Note {
         missing: usize,
         /// Whether there were enough.
         quorum: bool,
+    },
+    /// A round could not be released, though enough answers had come.
+    Withheld {
+        /// The task.
+        task: TaskId,
+        /// Why.
+        reason: String,
     },
     /// A round is over and on disk, its evaluation with it.
     Round(RoundSummary),

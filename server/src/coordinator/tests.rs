@@ -1,5 +1,6 @@
 //! Scripted runs, then random ones.
 
+mod private;
 mod random;
 mod scripted;
 
@@ -28,6 +29,8 @@ struct Stage {
     cancelled: Vec<ClientId>,
     end: Option<RunEnd>,
     commits_succeed: bool,
+    /// What a disk would hold of the ledger.
+    ledger: Vec<privacy::chain::Link>,
 }
 
 fn id(name: &str) -> ClientId {
@@ -43,6 +46,7 @@ fn setup(extra: &str, checkpoint: Checkpoint) -> Setup {
         central: false,
         checkpoint,
         clients: BTreeMap::new(),
+        purse: None,
     }
 }
 
@@ -52,8 +56,12 @@ impl Stage {
     }
 
     fn resume(extra: &str, checkpoint: Checkpoint) -> Self {
+        Self::with(setup(extra, checkpoint))
+    }
+
+    fn with(setup: Setup) -> Self {
         Self {
-            coordinator: Coordinator::new(setup(extra, checkpoint)).unwrap(),
+            coordinator: Coordinator::new(setup).unwrap(),
             now: Time::ZERO,
             sent: Vec::new(),
             receipts: Vec::new(),
@@ -62,6 +70,7 @@ impl Stage {
             cancelled: Vec::new(),
             end: None,
             commits_succeed: true,
+            ledger: Vec::new(),
         }
     }
 
@@ -75,7 +84,14 @@ impl Stage {
                 Action::Note(note) => self.notes.push(note),
                 Action::Ended(end) => self.end = Some(end),
                 Action::EvaluateCentrally { .. } => panic!("this stage has no data of its own"),
+                Action::Book(booking) => {
+                    self.ledger.extend(booking.links);
+                    if self.commits_succeed {
+                        self.coordinator.handle(self.now, Event::Booked);
+                    }
+                }
                 Action::Commit(commit) => {
+                    self.ledger.extend(commit.booking.iter().flat_map(|booking| booking.links.clone()));
                     self.commits.push(*commit);
                     if self.commits_succeed {
                         self.coordinator.handle(self.now, Event::Committed);
@@ -130,12 +146,15 @@ fn honest(task: &Task, value: f32, examples: u64) -> Outcome {
             limbs: Tally::encode(&vec![f64::from(value); names.len()]).unwrap().into_limbs(),
         },
         Work::Evaluate { .. } => Outcome::Evaluated { metrics },
-        Work::Train { model, .. } => {
-            let lattice = task.spec.lattice(model.len()).unwrap();
+        Work::Train { model, norm_max, .. } => {
+            let norm_max = norm_max.unwrap_or(task.spec.update.norm_max);
+            let lattice = task.spec.lattice_within(norm_max, model.len()).unwrap();
             let clipped = clip(vec![value; model.len()], lattice.bound()).unwrap();
             let encoded = Encoded::encode(&clipped, lattice.weigh(examples), &lattice).unwrap();
             let weight = encoded.weight().value();
-            Outcome::Trained { points: encoded.into_points(), weight, vote: 0, metrics }
+            let within = if clipped.norm_before() <= norm_max.value() { 1 } else { -1 };
+            let vote = if task.spec.privacy.is_adaptive() { within } else { 0 };
+            Outcome::Trained { points: encoded.into_points(), weight, vote, metrics }
         }
     }
 }

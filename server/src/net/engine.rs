@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use privacy::ledger::Ledger;
 use protocol::wire::{Receipt, Rejection, RunSummary};
 use protocol::{Answer, ClientId, Layout, Metrics, Refusal, Round, RunId, Seed, Task, TaskId, Time};
 use quinn::Connection;
@@ -25,7 +26,7 @@ use super::central::Evaluator;
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError, StoredRun, Submission};
 use super::{InitialModel, ModelRoom};
-use crate::{Action, Checkpoint, Commit, Coordinator, Event, Note, Plan, Setup};
+use crate::{Action, Booking, Chance, Checkpoint, Commit, Coordinator, Event, Note, Plan, Purse, Setup};
 use live::Live;
 
 /// What sessions and desks tell the engine.
@@ -244,6 +245,10 @@ impl Engine {
             }
             Action::Cancel { client, task } => self.order(&client, Order::Cancel(task)),
             Action::Receipt { client, task, receipt } => self.order(&client, Order::Receipt(task, receipt)),
+            Action::Book(booking) => {
+                self.handle.block_on(self.store.book(&booking))?;
+                self.event(Event::Booked)?;
+            }
             Action::Commit(commit) => {
                 self.commit(*commit)?;
                 self.event(Event::Committed)?;
@@ -332,6 +337,7 @@ impl Engine {
         let central = learner.map(|learner| {
             Evaluator::start(run, Arc::clone(&plan.spec), learner, self.nerves.commands.clone())
         });
+        let purse = self.purse(&plan)?;
         let live = Live::new(run, &plan, seed.is_some(), &checkpoint, self.stored_history(run));
         let setup = Setup {
             run,
@@ -341,11 +347,30 @@ impl Engine {
             central: central.is_some(),
             checkpoint,
             clients,
+            purse,
         };
         let coordinator = Coordinator::new(setup).map_err(|error| error.to_string())?;
         tracing::info!("run {run} ({}) begins or goes on", plan.name);
         let (spec_json, statistics) = (plan.spec.to_json().into(), plan.spec.statistics().len());
         Ok(Active { run, plan, layout, coordinator, spec_json, statistics, central, live })
+    }
+
+    /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
+    fn purse(&self, plan: &Plan) -> Result<Option<Purse>, String> {
+        let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
+        let population = central.population.clone();
+        let links =
+            self.handle.block_on(self.store.ledger(&population)).map_err(|error| error.to_string())?;
+        let ledger = if links.is_empty() {
+            let (ledger, first) = Ledger::found(central.terms()).map_err(|error| error.to_string())?;
+            let booking = Booking { population, links: vec![first] };
+            self.handle.block_on(self.store.book(&booking)).map_err(|error| error.to_string())?;
+            ledger
+        } else {
+            Ledger::replay(&links).map_err(|error| error.to_string())?
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
     }
 
     /// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.

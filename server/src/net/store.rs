@@ -5,7 +5,9 @@
 //! a time: a second one is refused. The store never guesses: a damaged file is an error that names it.
 
 mod blobs;
+mod ledger;
 pub(crate) mod rows;
+mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use privacy::correlation::NoiseMemory;
 use protocol::wire::{RunState, RunSummary};
 use protocol::{ClientId, Layout, Parameters, RunId};
 use sqlx::sqlite::{
@@ -23,9 +26,12 @@ use sqlx::{Row, SqlitePool};
 use crate::{Checkpoint, ClientRecord, Commit, RunEnd};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
+use secrets::Secrets;
 
-const SCHEMA: i64 = 1;
-const SCHEMA_SQL: &str = include_str!("../../migrations/0001_runs.sql");
+/// Every step of the schema, oldest first; the database's `user_version` is how many of them it has taken.
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../../migrations/0001_runs.sql"), include_str!("../../migrations/0002_privacy.sql")];
+const SCHEMA: i64 = MIGRATIONS.len() as i64;
 /// Runs and rounds that a summary tells at most.
 const RUNS_MAX: i64 = 200;
 pub(crate) const HISTORY_MAX: i64 = 1000;
@@ -71,6 +77,18 @@ pub enum StoreError {
         /// What is wrong.
         message: String,
     },
+    /// A record of a ledger that this program did not write.
+    #[error(
+        "the ledger of `{population}`: record {sequence} is not understood ({message}); restore the state folder from a backup"
+    )]
+    Ledger {
+        /// The population.
+        population: String,
+        /// The record.
+        sequence: i64,
+        /// What is wrong.
+        message: String,
+    },
     /// No such run.
     #[error("there is no run {0} here")]
     NoSuchRun(RunId),
@@ -80,6 +98,7 @@ pub enum StoreError {
 pub struct Store {
     pool: SqlitePool,
     blobs: Blobs,
+    secrets: Secrets,
     last: Mutex<Last>,
     _lock: File,
 }
@@ -156,8 +175,11 @@ impl Store {
             .busy_timeout(Duration::from_secs(10));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         let blobs = Blobs::open(dir.join("blobs"))?;
-        let store = Self { pool, blobs, last: Mutex::default(), _lock: lock };
+        let secrets = Secrets::open(dir.join("secrets"))?;
+        let store = Self { pool, blobs, secrets, last: Mutex::default(), _lock: lock };
         store.migrate().await?;
+        // What a crash left behind unreferenced was never released: it goes before anything else happens.
+        store.collect().await?;
         Ok(store)
     }
 
@@ -166,10 +188,11 @@ impl Store {
         if found > SCHEMA {
             return Err(StoreError::Newer { found, known: SCHEMA });
         }
-        if found < SCHEMA {
+        for (version, step) in (1..=SCHEMA).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
             let mut transaction = self.pool.begin().await?;
-            sqlx::raw_sql(SCHEMA_SQL).execute(&mut *transaction).await?;
-            sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
+            sqlx::raw_sql(step).execute(&mut *transaction).await?;
+            let done = format!("PRAGMA user_version = {version}");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(done)).execute(&mut *transaction).await?;
             transaction.commit().await?;
         }
         Ok(())
@@ -200,7 +223,7 @@ impl Store {
         .bind(tensors)
         .execute(&mut *transaction)
         .await?;
-        rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files).await?;
+        rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files, None).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -213,7 +236,11 @@ impl Store {
     pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
         let files = self.write_files(run, layout, &commit.checkpoint)?;
         let mut transaction = self.pool.begin().await?;
-        rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files).await?;
+        let statement = commit.statement.as_deref();
+        rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files, statement).await?;
+        if let Some(booking) = &commit.booking {
+            ledger::append(&mut transaction, booking).await?;
+        }
         rows::write_round(&mut transaction, run, &commit.summary).await?;
         for (client, task, metrics) in &commit.reports {
             rows::write_report(&mut transaction, run, client, *task, metrics).await?;
@@ -267,7 +294,10 @@ impl Store {
             None => Vec::new(),
         };
         let rounds = self.rounds(run, 1).await?;
-        let checkpoint = rows::checkpoint(&row, Arc::new(model), optimizer, rounds.into_iter().next_back())?;
+        let noise: Option<String> = row.try_get("noise")?;
+        let noise = noise.map_or_else(|| Ok(NoiseMemory::default()), |name| self.secrets.read(&name))?;
+        let summary = rounds.into_iter().next_back();
+        let checkpoint = rows::checkpoint(&row, Arc::new(model), optimizer, summary, noise)?;
         Ok(StoredRun {
             plan_toml: row.try_get("plan_toml")?,
             seed: rows::seed(&row)?,
@@ -286,6 +316,16 @@ impl Store {
         let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
         let row = row.ok_or(StoreError::NoSuchRun(run))?;
         Ok((self.blobs.path(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
+    }
+
+    /// What may be said about the privacy of the run's current model, as JSON; `None` for a run that promises none.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchRun`] for a run that is not here.
+    pub async fn statement(&self, run: RunId) -> Result<Option<String>, StoreError> {
+        let sql = "SELECT statement FROM checkpoints WHERE run = $1";
+        let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
+        Ok(row.ok_or(StoreError::NoSuchRun(run))?.try_get("statement")?)
     }
 
     /// The newest 200 runs, newest first, without rounds and clients. A run that has not ended is called queued: only
@@ -344,7 +384,12 @@ impl Store {
         let Written { blob: model, sha256: model_sha256, .. } =
             self.write_model(layout, &checkpoint.model, &source)?;
         let optimizer = self.write_optimizer(checkpoint, &source)?;
-        Ok(Files { model, model_sha256, optimizer })
+        // A run that has ended draws no more noise.
+        let noise = match checkpoint.end {
+            None if !checkpoint.noise.is_empty() => Some(self.secrets.write(&checkpoint.noise)?),
+            _ => None,
+        };
+        Ok(Files { model, model_sha256, optimizer, noise })
     }
 
     fn write_optimizer(&self, checkpoint: &Checkpoint, source: &str) -> Result<Option<String>, StoreError> {
@@ -403,7 +448,12 @@ impl Store {
                 kept.insert(row.try_get::<String, _>(0)?);
             }
         }
-        Ok(self.blobs.collect(&kept)?)
+        self.blobs.collect(&kept)?;
+        let noise = sqlx::query("SELECT noise FROM checkpoints WHERE noise IS NOT NULL")
+            .fetch_all(&self.pool)
+            .await?;
+        let noise: Result<BTreeSet<String>, _> = noise.iter().map(|row| row.try_get(0)).collect();
+        self.secrets.collect(&noise?)
     }
 }
 
@@ -412,6 +462,7 @@ struct Files {
     model: String,
     model_sha256: String,
     optimizer: Option<String>,
+    noise: Option<String>,
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {

@@ -128,6 +128,7 @@ pub(super) fn log(run: RunId, note: &Note) {
             let word = if *quorum { "enough" } else { "too few" };
             tracing::info!("{task} is over: {answered} answers, {word}; {missing} missing");
         }
+        Note::Withheld { task, reason } => tracing::error!("{task} releases nothing: {reason}"),
         Note::Round(summary) => tracing::info!(
             "round {} of run {run} is stored; the model {}",
             summary.round,

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use privacy::correlation::NoiseMemory;
 use protocol::wire::{ClientSummary, RoundSummary, RunSummary};
-use protocol::{ClientId, Layout, Metrics, Parameters, Round, RunId, Standardiser, TaskId};
+use protocol::{ClientId, Layout, Metrics, Parameters, Positive, Round, RunId, Standardiser, TaskId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
@@ -64,9 +65,12 @@ pub(super) fn checkpoint(
     model: Arc<Parameters>,
     optimizer: Vec<Arc<Vec<f32>>>,
     summary: Option<RoundSummary>,
+    noise: NoiseMemory,
 ) -> Result<Checkpoint, StoreError> {
     let standardiser: Option<Vec<u8>> = row.try_get("standardiser")?;
     let standardiser = standardiser.map(|bytes| standardiser_of(&bytes).map(Arc::new));
+    let norm_max: Option<f64> = row.try_get("norm_max")?;
+    let norm_max = norm_max.map(Positive::new);
     Ok(Checkpoint {
         round: Round(number(row, "round")?),
         evaluated: row.try_get::<i64, _>("evaluated")? != 0,
@@ -76,6 +80,9 @@ pub(super) fn checkpoint(
         optimizer,
         standardiser: standardiser.transpose().map_err(|message| wrong(row, "standardiser", message))?,
         summary,
+        norm_max: norm_max.transpose().map_err(|error| wrong(row, "norm_max", error))?,
+        releases: number(row, "releases")?,
+        noise,
     })
 }
 
@@ -95,6 +102,7 @@ pub(super) async fn write_checkpoint(
     run: RunId,
     checkpoint: &Checkpoint,
     files: &Files,
+    statement: Option<&str>,
 ) -> Result<(), StoreError> {
     let standardiser = checkpoint.standardiser.as_ref().map(|one| -> Vec<u8> {
         one.mean.iter().chain(&one.std).flat_map(|value| value.to_le_bytes()).collect()
@@ -106,11 +114,13 @@ pub(super) async fn write_checkpoint(
         Some(RunEnd::BudgetExhausted(reason)) => (Some("exhausted"), reason.as_str()),
     };
     let sql = "INSERT INTO checkpoints (run, round, evaluated, ended, reason, failures, model, model_sha256, \
-               optimizer, standardiser) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+               optimizer, standardiser, norm_max, statement, releases, noise) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
                ON CONFLICT (run) DO UPDATE SET round = $2, evaluated = $3, ended = $4, reason = $5, failures = $6, \
                model_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN model = $7 THEN model_before ELSE model END, \
                optimizer_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN model = $7 THEN optimizer_before \
-               ELSE optimizer END, model = $7, model_sha256 = $8, optimizer = $9, standardiser = $10";
+               ELSE optimizer END, model = $7, model_sha256 = $8, optimizer = $9, standardiser = $10, \
+               norm_max = $11, statement = $12, releases = $13, noise = $14";
     sqlx::query(sql)
         .bind(run.to_string())
         .bind(i64::from(checkpoint.round.0))
@@ -122,6 +132,10 @@ pub(super) async fn write_checkpoint(
         .bind(&files.model_sha256)
         .bind(files.optimizer.as_deref())
         .bind(standardiser)
+        .bind(checkpoint.norm_max.map(Positive::value))
+        .bind(statement)
+        .bind(i64::from(checkpoint.releases))
+        .bind(files.noise.as_deref())
         .execute(&mut **transaction)
         .await?;
     Ok(())
@@ -182,13 +196,15 @@ pub(super) async fn write_client(
     client: &ClientId,
     record: &ClientRecord,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT OR REPLACE INTO clients VALUES ($1, $2, $3, $4, $5, $6)")
+    sqlx::query("INSERT OR REPLACE INTO clients VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
         .bind(run.to_string())
         .bind(client.as_str())
         .bind(i64::from(record.accepted))
         .bind(to_json(&record.refused.iter().collect::<Vec<_>>()))
         .bind(to_json(&record.declined.iter().collect::<Vec<_>>()))
         .bind(sound(record.test).map(|test| to_json(&test)))
+        .bind(i64::from(record.releases))
+        .bind(i64::from(record.released_last))
         .execute(&mut **transaction)
         .await?;
     Ok(())
@@ -202,6 +218,8 @@ pub(super) fn client(row: &SqliteRow) -> Result<(ClientId, ClientRecord), StoreE
     let record = ClientRecord {
         connected: false,
         accepted: number(row, "accepted")?,
+        releases: number(row, "releases")?,
+        released_last: number(row, "released_last")?,
         refused: json::<Vec<_>>(row, "refused")?.into_iter().collect(),
         declined: json::<Vec<_>>(row, "declined")?.into_iter().collect(),
         test: if tested { Some(json(row, "test")?) } else { None },

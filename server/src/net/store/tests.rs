@@ -4,6 +4,10 @@ use protocol::wire::RoundSummary;
 use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
 
 use super::*;
+use crate::Booking;
+use privacy::accounting::{Mechanism, Relation};
+use privacy::chain::Link;
+use privacy::ledger::{Charge, Composition, Ledger, Terms, Unit};
 
 const RUN: RunId = RunId(7);
 
@@ -40,6 +44,8 @@ fn commit(round: u32, values: [f32; 3]) -> Commit {
     let record = ClientRecord {
         connected: false,
         accepted: round,
+        releases: round,
+        released_last: round,
         refused: [(Refusal::TooSlow, 2)].into(),
         declined: [(Decline::Data, 1)].into(),
         test: Some(metrics),
@@ -58,6 +64,8 @@ fn commit(round: u32, values: [f32; 3]) -> Commit {
         summary,
         reports: vec![(client.clone(), task, metrics)],
         clients: vec![(client, record)],
+        booking: None,
+        statement: None,
     }
 }
 
@@ -173,4 +181,81 @@ async fn metrics_that_are_not_finite_never_make_a_state_unreadable() {
     (hostile.summary.train, hostile.clients[0].1.test) = (infinite, infinite);
     store.commit(RUN, &layout(), &hostile).await.unwrap();
     assert_eq!(store.load(RUN).await.unwrap().checkpoint.summary.unwrap().train, None);
+}
+
+fn a_book() -> (Ledger, Vec<Link>) {
+    let terms = Terms {
+        population: "wards".into(),
+        unit: Unit::Client,
+        relation: Relation::ZeroOut,
+        delta: 1e-5,
+        epsilon_max: 5.0,
+    };
+    let (mut ledger, first) = Ledger::found(terms).unwrap();
+    let mechanism = Mechanism::Gaussian { noise_multiplier: 4.0 };
+    let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
+    let (_, reserved) = ledger.reserve("r", 1, &charge, 1).unwrap();
+    (ledger, vec![first, reserved])
+}
+
+#[tokio::test]
+async fn a_ledger_comes_back_and_grows_in_the_transaction_of_a_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut ledger, links) = a_book();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    store.book(&Booking { population: "wards".into(), links: links.clone() }).await.unwrap();
+    let settled = ledger.settle();
+    let mut with_booking = commit(1, [1.0; 3]);
+    with_booking.booking = Some(Booking { population: "wards".into(), links: settled });
+    with_booking.statement = Some("{}".into());
+    store.commit(RUN, &layout(), &with_booking).await.unwrap();
+    assert_eq!(Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap(), ledger);
+    assert_eq!(store.statement(RUN).await.unwrap().as_deref(), Some("{}"));
+    assert_eq!(store.populations().await.unwrap(), ["wards"]);
+    assert!(store.ledger("others").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_commit_whose_records_have_no_place_in_the_ledger_changes_nothing_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, links) = a_book();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    store.book(&Booking { population: "wards".into(), links: links.clone() }).await.unwrap();
+    let mut twice = commit(1, [1.0; 3]);
+    twice.booking = Some(Booking { population: "wards".into(), links: links[1..].to_vec() });
+    assert!(store.commit(RUN, &layout(), &twice).await.is_err());
+    assert_eq!(store.load(RUN).await.unwrap().checkpoint.round, Round(0));
+    assert_eq!(store.ledger("wards").await.unwrap(), links);
+}
+
+#[tokio::test]
+async fn no_statement_of_the_database_changes_or_removes_a_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, links) = a_book();
+    let store = Store::open(dir.path()).await.unwrap();
+    store.book(&Booking { population: "wards".into(), links }).await.unwrap();
+    for sql in ["UPDATE ledger SET record = '{}'", "DELETE FROM ledger"] {
+        let refused = sqlx::query(sql).execute(&store.pool).await.unwrap_err().to_string();
+        assert!(refused.contains("append-only"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_state_of_the_first_schema_is_taken_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        SqliteConnectOptions::new().filename(dir.path().join("state.sqlite")).create_if_missing(true);
+    let pool = SqlitePoolOptions::new().connect_with(options).await.unwrap();
+    sqlx::raw_sql(MIGRATIONS[0]).execute(&pool).await.unwrap();
+    let rows = "INSERT INTO runs (run, name, rounds, plan_toml, tensors) VALUES ('0000000000000009', 'old', 3, '', '[]'); \
+                INSERT INTO checkpoints (run, round, evaluated, failures, model, model_sha256) \
+                VALUES ('0000000000000009', 2, 1, 0, 'm', 's'); \
+                INSERT INTO clients VALUES ('0000000000000009', 'north', 2, '[]', '[]', NULL); PRAGMA user_version = 1";
+    sqlx::raw_sql(rows).execute(&pool).await.unwrap();
+    pool.close().await;
+    let store = Store::open(dir.path()).await.unwrap();
+    let summary = store.summary(None).await.unwrap().unwrap();
+    assert_eq!((summary.name.as_str(), summary.rounds_done, summary.clients.len()), ("old", 2, 1));
 }

@@ -1,0 +1,156 @@
+//! How a round ends: the sum is released or not, the model moves or stands still, and everything is committed at once.
+
+use std::sync::Arc;
+
+use privacy::{ReleaseError, Released, Sum};
+use protocol::wire::RoundSummary;
+use protocol::{ClientId, Metrics, Standardiser, TaskId, TaskKind, Time};
+
+use super::gate::Standing;
+use super::protection::Protection;
+use crate::statement::{PrivacyStatement, Subject};
+
+use super::{Action, Central, Commit, Coordinator, Gate, Note, Phase, RunEnd, empty_summary};
+
+impl Coordinator {
+    /// The round's gate is open: release and step, or let the model stand still. Either way it is committed.
+    pub(super) fn close_collection(&mut self, now: Time) {
+        let Phase::Collecting { gate, sum, reports } = std::mem::replace(&mut self.phase, Phase::Gathering)
+        else {
+            return;
+        };
+        self.cancel_missing(&gate);
+        let round = gate.task.round;
+        let released = if gate.has_quorum() { self.release(gate.task, sum) } else { None };
+        let mut summary = RoundSummary {
+            released: released.is_some(),
+            cohort: gate.asked() as u32,
+            answered: gate.answered() as u32,
+            train: Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics)),
+            seconds: (now - gate.opened).as_secs_f64(),
+            ..empty_summary(round)
+        };
+        // A round for which too few may be asked is over as planned; one that too few answer has failed.
+        let failed = released.is_none() && gate.could_have_quorum();
+        self.state.failures = if released.is_some() { 0 } else { self.state.failures + u32::from(failed) };
+        match (gate.task.kind, released) {
+            (TaskKind::Statistics, Some(released)) => {
+                self.state.standardiser = Standardiser::from_totals(&released.totals()).map(Arc::new);
+            }
+            (TaskKind::Statistics, None) => {}
+            (TaskKind::Train | TaskKind::Evaluate, released) => {
+                let moved = released.is_some();
+                if let Some(mean) = released {
+                    self.step(&mean);
+                    summary.epsilon = self.spend(&gate, &mean);
+                } else if let Some(protection) = &mut self.protection {
+                    protection.cancel();
+                }
+                self.state.round = round;
+                self.state.evaluated = !(moved && self.is_evaluation_due(round));
+            }
+        }
+        // What sites keep to themselves is not stored, whatever they sent.
+        let reports = if self.plan.spec.privacy.hides_metrics() { Vec::new() } else { reports };
+        self.commit(summary, reports);
+    }
+
+    /// Lets the sum out as the plan promises.
+    fn release(&mut self, task: TaskId, sum: Sum) -> Option<Released> {
+        let Some(protection) = self.protection.as_mut().filter(|_| task.kind == TaskKind::Train) else {
+            return Released::unprotected(sum);
+        };
+        let released = protection.release(sum);
+        let withheld = |error: ReleaseError| Note::Withheld { task, reason: error.to_string() };
+        released.map_err(|error| self.actions.push_back(Action::Note(withheld(error)))).ok()
+    }
+
+    /// Books the release that has just moved the model, and who was part of it. Gives epsilon of everything so far.
+    fn spend(&mut self, gate: &Gate, released: &Released) -> Option<f64> {
+        let protection = self.protection.as_mut()?;
+        protection.follow(released);
+        self.state.norm_max = protection.norm_max();
+        self.state.noise = protection.noise();
+        self.state.releases += 1;
+        for client in gate.settled(Standing::Answered) {
+            let record = self.clients.entry(client.clone()).or_default();
+            (record.releases, record.released_last) = (record.releases + 1, self.state.releases);
+            self.changed.insert(client.clone());
+        }
+        let spent = protection.spend(self.state.model.sha256());
+        Some(spent.expect("a permit belongs to the ledger that gave it, and an accountant allowed it"))
+    }
+
+    fn step(&mut self, mean: &Released) {
+        // The old model goes as soon as no transfer holds it; until then `make_mut` works on a copy.
+        let model = Arc::make_mut(&mut self.state.model);
+        self.state.optimizer.clear();
+        self.optimizer.step(model.values_mut(), mean);
+        self.state.optimizer = self.optimizer.state();
+    }
+
+    pub(super) fn close_evaluation(&mut self) {
+        let Phase::Evaluating { gate, reports, central, mut summary } =
+            std::mem::replace(&mut self.phase, Phase::Gathering)
+        else {
+            return;
+        };
+        self.cancel_missing(&gate);
+        summary.sites = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics));
+        if let Central::Done(metrics) = central {
+            summary.central = metrics;
+        }
+        self.state.evaluated = true;
+        self.commit(summary, reports);
+    }
+
+    pub(super) fn commit(&mut self, summary: RoundSummary, reports: Vec<(ClientId, TaskId, Metrics)>) {
+        if self.state.end.is_some() {
+            // Decided already: the budget is exhausted.
+        } else if self.state.failures >= self.plan.cohort.failures_max {
+            let failures = self.state.failures;
+            let why =
+                format!("{failures} rounds in a row found no quorum of {} clients", self.plan.cohort.quorum);
+            self.state.end = Some(RunEnd::Failed(why));
+        } else if self.state.round.0 >= self.plan.rounds && self.state.evaluated {
+            self.state.end = Some(RunEnd::Finished);
+        }
+        self.state.summary = Some(summary.clone());
+        let changed = std::mem::take(&mut self.changed);
+        let record = |client: ClientId| self.clients.get(&client).cloned().map(|record| (client, record));
+        let clients = changed.into_iter().filter_map(record).collect();
+        let booking = self.protection.as_mut().map(Protection::take_booking);
+        let statement = self.statement();
+        let (checkpoint, line) = (self.state.clone(), summary.clone());
+        let commit = Commit { checkpoint, summary: line, reports, clients, booking, statement };
+        self.actions.push_back(Action::Commit(Box::new(commit)));
+        self.phase = Phase::Committing { summary };
+    }
+
+    /// What may be said about the model's privacy now.
+    fn statement(&self) -> Option<String> {
+        if self.plan.spec.privacy.is_none() {
+            return None;
+        }
+        let subject = Subject {
+            model_sha256: self.state.model.sha256(),
+            run: self.run.to_string(),
+            round: self.state.round.0,
+            rehearsal: self.rehearsal,
+        };
+        let ledger = self.protection.as_ref().map(Protection::ledger);
+        let statement = PrivacyStatement::of(subject, &self.plan.spec.privacy, ledger);
+        Some(statement.expect("an accountant had a bound when the release was reserved").to_json())
+    }
+
+    fn cancel_missing(&mut self, gate: &Gate) {
+        for client in gate.owing() {
+            self.actions.push_back(Action::Cancel { client: client.clone(), task: gate.task });
+        }
+        let (task, answered, missing) = (gate.task, gate.answered(), gate.waiting());
+        if gate.asked() > 0 {
+            let quorum = gate.has_quorum();
+            self.actions.push_back(Action::Note(Note::Closed { task, answered, missing, quorum }));
+        }
+    }
+}

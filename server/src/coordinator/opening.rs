@@ -1,0 +1,146 @@
+//! How a round begins: enough clients, a reservation where the plan promises privacy, a cohort, a task for each of it.
+
+use std::sync::Arc;
+
+use privacy::Sum;
+use protocol::wire::RoundSummary;
+use protocol::{ClientId, Round, Sampling, TaskId, TaskKind, Time};
+
+use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd, empty_summary};
+use crate::plan::Evaluators;
+use crate::selection::{draw, select, toss};
+
+impl Coordinator {
+    /// Opens what comes next, once enough clients are there.
+    pub(super) fn gather(&mut self, now: Time) {
+        let needed = self.plan.cohort.clients_min;
+        if self.connected < needed {
+            let waiting = Note::Waiting { connected: self.connected, needed };
+            self.actions.push_back(Action::Note(waiting));
+            return;
+        }
+        if !self.state.evaluated
+            && let Some(summary) = self.state.summary.clone()
+        {
+            return self.open_evaluation(now, summary);
+        }
+        if !self.statistics.is_empty() && self.state.standardiser.is_none() {
+            let connected = self.connected_clients();
+            let sum = Sum::of_tallies(self.statistics.len(), self.lattice.clients_max());
+            return self.open_collection(now, Round(0), TaskKind::Statistics, &connected, sum);
+        }
+        if let Some(sampling) = self.protection.as_ref().map(|protection| protection.central().sampling) {
+            self.reserve(sampling);
+        } else {
+            let round = self.state.round.next();
+            let cohort = select(self.connected_clients(), &self.plan.cohort, &self.entropy, round);
+            self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
+        }
+    }
+
+    /// Reserves the release of the next round, or ends the run when the budget cannot pay or nobody may take part.
+    fn reserve(&mut self, sampling: Sampling) {
+        let round = self.state.round.next();
+        let Some(protection) = &mut self.protection else { return };
+        if let Sampling::Fixed { population, .. } = sampling
+            && (self.clients.len() as u64) < population
+        {
+            let waiting = Note::Waiting { connected: self.clients.len(), needed: population as usize };
+            return self.actions.push_back(Action::Note(waiting));
+        }
+        if let Sampling::Availability { participations_max, .. } = sampling
+            && self.clients.values().all(|record| record.releases >= participations_max)
+        {
+            let why = format!(
+                "every client has taken part in {participations_max} releases, as many as the plan allows"
+            );
+            return self.end_early(why);
+        }
+        match protection.reserve(self.run, round) {
+            Ok(()) => {
+                self.actions.push_back(Action::Book(protection.take_booking()));
+                self.phase = Phase::Booking { round };
+            }
+            Err(refused) => self.end_early(refused.to_string()),
+        }
+    }
+
+    /// Ends the run for want of budget; the refusal is committed with it.
+    fn end_early(&mut self, why: String) {
+        self.state.end = Some(RunEnd::BudgetExhausted(why));
+        let summary = self.state.summary.clone().unwrap_or_else(|| empty_summary(self.state.round));
+        self.commit(summary, Vec::new());
+    }
+
+    /// The reservation is on disk: draws the cohort and puts the round to it.
+    pub(super) fn booked(&mut self, now: Time) {
+        let Phase::Booking { round } = self.phase else { return };
+        let Some(protection) = &self.protection else { return };
+        let (sampling, norm_max) = (protection.central().sampling, protection.norm_max());
+        if let Some(norm_max) = norm_max {
+            // The plan had a lattice for this model, and its number of points does not depend on the norm.
+            if let Ok(lattice) = self.plan.spec.lattice_within(norm_max, self.state.model.len()) {
+                self.lattice = lattice;
+            }
+        }
+        let cohort = match sampling {
+            Sampling::Poisson { rate } => self.present(toss(self.clients.keys(), rate, &self.entropy, round)),
+            Sampling::Fixed { sample, .. } => {
+                self.present(draw(self.clients.keys(), sample, &self.entropy, round))
+            }
+            Sampling::Availability { participations_max, separation_min } => {
+                let next = self.state.releases + 1;
+                let may = |record: &ClientRecord| {
+                    let rested = next - record.released_last >= separation_min;
+                    record.releases < participations_max && (record.released_last == 0 || rested)
+                };
+                let mut eligible = self.connected_clients();
+                eligible.retain(|client| self.clients.get(client).is_some_and(may));
+                select(eligible, &self.plan.cohort, &self.entropy, round)
+            }
+        };
+        self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
+        self.advance(now);
+    }
+
+    /// Of these, those that are connected. The others count as zeros.
+    fn present(&self, mut drawn: Vec<ClientId>) -> Vec<ClientId> {
+        drawn.retain(|client| self.clients.get(client).is_some_and(|record| record.connected));
+        drawn
+    }
+
+    fn open_collection(&mut self, now: Time, round: Round, kind: TaskKind, cohort: &[ClientId], sum: Sum) {
+        let quorum = self.plan.cohort.quorum;
+        let gate = self.open_gate(now, TaskId { run: self.run, round, kind }, cohort, quorum);
+        self.phase = Phase::Collecting { gate, sum, reports: Vec::new() };
+    }
+
+    pub(super) fn open_evaluation(&mut self, now: Time, summary: RoundSummary) {
+        let round = self.state.round;
+        let cohort = match self.plan.evaluation.sites {
+            Evaluators::All => self.connected_clients(),
+            Evaluators::None => Vec::new(),
+        };
+        let task = TaskId { run: self.run, round, kind: TaskKind::Evaluate };
+        let gate = self.open_gate(now, task, &cohort, 0);
+        let mut central = Central::Done(None);
+        if self.central {
+            central = Central::Awaited;
+            let (model, standardiser) = (Arc::clone(&self.state.model), self.state.standardiser.clone());
+            self.actions.push_back(Action::EvaluateCentrally { round, model, standardiser });
+        }
+        self.phase = Phase::Evaluating { gate, reports: Vec::new(), central, summary };
+        self.advance(now);
+    }
+
+    fn open_gate(&mut self, now: Time, task: TaskId, cohort: &[ClientId], quorum: usize) -> Gate {
+        if !cohort.is_empty() {
+            self.actions.push_back(Action::Note(Note::Opened { task, cohort: cohort.len() }));
+        }
+        let work = self.task(task);
+        for client in cohort {
+            self.actions.push_back(Action::Send { client: client.clone(), task: work.clone() });
+        }
+        Gate::new(task, cohort, quorum, now, now + self.plan.cohort.deadline)
+    }
+}

@@ -1,0 +1,199 @@
+//! What stands between a sum and the model where the plan promises client-level privacy: the ledger, the noise, and the
+//! clipping norm that may follow the updates.
+
+use std::fmt;
+
+use privacy::adaptive::{AdaptiveError, QuantileClip, QuantileRule};
+use privacy::chain::Link;
+use privacy::correlation::{CorrelatedNoise, MemoryError, NoiseMemory};
+use privacy::ledger::{Charge, Ledger, LedgerError, Release, ReserveError};
+use privacy::noise::{EntropyError, NoiseSource};
+use privacy::{Lattice, Noising, Permit, ReleaseError, Released, Sum};
+use protocol::{CentralPrivacy, Clipping, Positive, Round, RunId, SpecError};
+
+use super::messages::{Booking, Checkpoint};
+
+/// Where noise takes its chance from: asked once for every vector of noise.
+pub struct Chance(Box<dyn FnMut() -> Result<NoiseSource, EntropyError> + Send>);
+
+impl Chance {
+    /// The operating system.
+    pub fn system() -> Self {
+        Self::of(NoiseSource::from_entropy)
+    }
+
+    /// A chance of your own. A [`NoiseSource`] can be made from entropy only, except in builds for tests.
+    pub fn of(draw: impl FnMut() -> Result<NoiseSource, EntropyError> + Send + 'static) -> Self {
+        Self(Box::new(draw))
+    }
+}
+
+impl fmt::Debug for Chance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Chance")
+    }
+}
+
+/// What a private run works with.
+#[derive(Debug)]
+pub struct Purse {
+    /// The book of the plan's population.
+    pub ledger: Ledger,
+    /// Where noise comes from.
+    pub chance: Chance,
+    /// Threads that draw noise; the result does not depend on it.
+    pub threads: usize,
+}
+
+/// Why a private run cannot begin or go on.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtectionError {
+    /// No ledger for a plan that needs one.
+    #[error("the plan promises privacy, but there is no ledger to pay from")]
+    NoPurse,
+    /// The ledger has other terms, or is damaged.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The clipping norm cannot follow.
+    #[error(transparent)]
+    Adaptive(#[from] AdaptiveError),
+    /// The noise that was kept belongs to another release.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The plan contradicts itself.
+    #[error(transparent)]
+    Plan(#[from] SpecError),
+}
+
+/// See the module.
+pub(super) struct Protection {
+    central: CentralPrivacy,
+    charge: Charge,
+    purse: Purse,
+    noising: Noising,
+    quantile: Option<QuantileClip>,
+    noise: CorrelatedNoise,
+    permit: Option<Permit>,
+    /// Records that are not on disk yet.
+    links: Vec<Link>,
+}
+
+impl Protection {
+    /// For a plan that promises `central`, from where `checkpoint` stands. What an earlier life reserved and did not spend
+    /// has released nothing, since spendings are stored with their release: it is given back.
+    pub(super) fn new(
+        central: &CentralPrivacy,
+        purse: Option<Purse>,
+        norm_first: Positive,
+        lattice: &Lattice,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self, ProtectionError> {
+        let mut purse = purse.ok_or(ProtectionError::NoPurse)?;
+        purse.ledger.agree(&central.terms())?;
+        let mut noising = Noising::new(central.denominator.value())
+            .with_threads(purse.threads)
+            .with_scale(central.noise_scale(lattice.dimension(), lattice.sensitivity())?);
+        let mut quantile = None;
+        if let Clipping::Adaptive { quantile: share, rate, count_noise, norm_min, norm_max } =
+            central.clipping
+        {
+            let rule = QuantileRule {
+                quantile: share,
+                rate,
+                bound_min: norm_min.value(),
+                bound_max: norm_max.value(),
+                clients: central.denominator.value().round() as u64,
+            };
+            let norm = checkpoint.norm_max.unwrap_or(norm_first).value();
+            quantile = Some(QuantileClip::new(rule, norm)?);
+            noising = noising.with_votes(count_noise);
+        }
+        let (correlation, memory) = (central.noise.correlation(), checkpoint.noise.vectors().to_vec());
+        let noise = CorrelatedNoise::restore(correlation, lattice.dimension(), checkpoint.releases, memory)?;
+        let links = purse.ledger.settle();
+        let (central, charge) = (central.clone(), central.charge());
+        Ok(Self { central, charge, purse, noising, quantile, noise, permit: None, links })
+    }
+
+    /// What the plan promises.
+    pub(super) fn central(&self) -> &CentralPrivacy {
+        &self.central
+    }
+
+    /// The book.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.purse.ledger
+    }
+
+    /// The norm of the next round, where it is not the plan's.
+    pub(super) fn norm_max(&self) -> Option<Positive> {
+        self.quantile.as_ref().and_then(|clip| Positive::new(clip.bound()).ok())
+    }
+
+    /// What must be kept for later releases.
+    pub(super) fn noise(&self) -> NoiseMemory {
+        NoiseMemory::new(self.noise.memory().to_vec())
+    }
+
+    /// Records to be stored with the next commit.
+    pub(super) fn take_booking(&mut self) -> Booking {
+        let population = self.central.population.clone();
+        Booking { population, links: std::mem::take(&mut self.links) }
+    }
+
+    /// Reserves one release. The records are to be on disk before the round opens.
+    pub(super) fn reserve(&mut self, run: RunId, round: Round) -> Result<(), ReserveError> {
+        match self.purse.ledger.reserve(&run.to_string(), round.0, &self.charge, 1) {
+            Ok((permit, link)) => {
+                self.links.push(link);
+                self.permit = Some(permit);
+                Ok(())
+            }
+            Err(ReserveError::Exhausted { population, spent, next, epsilon_max, delta, link }) => {
+                self.links.push((*link).clone());
+                Err(ReserveError::Exhausted { population, spent, next, epsilon_max, delta, link })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Noises the sum. On an error nothing was released, and [`Protection::cancel`] gives the reservation back.
+    pub(super) fn release(&mut self, sum: Sum) -> Result<Released, ReleaseError> {
+        let permit = self.permit.as_mut().expect("a round opens only after its reservation");
+        Released::correlated(sum, permit, &self.noising, &mut self.noise, &mut *self.purse.chance.0)
+    }
+
+    /// Moves the clipping norm as the noised votes say.
+    pub(super) fn follow(&mut self, released: &Released) {
+        if let (Some(quantile), Some(votes)) = (&mut self.quantile, released.votes()) {
+            // A count of votes is a number.
+            let _ = quantile.update(votes);
+        }
+    }
+
+    /// Books the release of the model with this hash; gives epsilon of everything so far.
+    pub(super) fn spend(&mut self, sha256: String) -> Result<f64, LedgerError> {
+        let permit = self.permit.take().expect("a round opens only after its reservation");
+        let software = concat!("consortia ", env!("CARGO_PKG_VERSION")).to_owned();
+        let norm_next = self.quantile.as_ref().map(QuantileClip::bound);
+        let (epsilon, link) = self.purse.ledger.spend(permit, Release { sha256, software, norm_next })?;
+        self.links.push(link);
+        Ok(epsilon.best())
+    }
+
+    /// Gives the reservation of a round back that released nothing.
+    pub(super) fn cancel(&mut self) {
+        match self.permit.take().map(|permit| self.purse.ledger.cancel(permit)) {
+            Some(Ok(link)) => self.links.push(link),
+            // Noise was drawn but nothing came out: it stays paid.
+            Some(Err(touched)) => {
+                let nothing = Release::default();
+                if let Ok((_, link)) = self.purse.ledger.spend(*touched, nothing) {
+                    self.links.push(link);
+                }
+            }
+            None => {}
+        }
+    }
+}
