@@ -4,6 +4,8 @@ mod check;
 mod demo;
 mod failure;
 mod folder;
+#[cfg(feature = "insecure-test-noise")]
+mod insecure;
 mod output;
 mod papers;
 mod privacy;

@@ -2,7 +2,7 @@
 //! curves.
 //!
 //! `resolved.toml` · `events.jsonl` (one object a line) · `metrics.csv` (one line a round) · `model.safetensors` ·
-//! `curves.svg`.
+//! `curves.svg`; and where the plan promises privacy `privacy_statement.json` and `ledger.jsonl`.
 
 mod curves;
 mod events;
@@ -12,6 +12,7 @@ use std::fs::{File, create_dir_all};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use privacy::chain::Link;
 use protocol::wire::RoundSummary;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -63,6 +64,21 @@ impl Results {
         std::fs::write(self.folder.join("resolved.toml"), toml)
     }
 
+    /// Writes `privacy_statement.json` and `ledger.jsonl`: what may be said about the model's privacy, and every record it
+    /// follows from.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn privacy(&self, statement: &str, ledger: &[Link]) -> io::Result<()> {
+        std::fs::write(self.folder.join("privacy_statement.json"), statement)?;
+        let mut lines = BufWriter::new(File::create(self.folder.join("ledger.jsonl"))?);
+        for link in ledger {
+            serde_json::to_writer(&mut lines, link)?;
+            lines.write_all(b"\n")?;
+        }
+        lines.flush()
+    }
+
     /// Writes `metrics.csv` and `curves.svg`, and finishes `events.jsonl`.
     ///
     /// # Errors
@@ -81,7 +97,7 @@ fn write_metrics(csv: &mut impl Write, rounds: &[RoundSummary]) -> io::Result<()
     writeln!(
         csv,
         "round,released,cohort,answered,train_loss,train_accuracy,sites_loss,sites_accuracy,sites_examples,\
-         central_loss,central_accuracy,seconds"
+         central_loss,central_accuracy,seconds,epsilon"
     )?;
     let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));
     for round in rounds {
@@ -95,7 +111,12 @@ fn write_metrics(csv: &mut impl Write, rounds: &[RoundSummary]) -> io::Result<()
             number(round.central.and_then(|metrics| metrics.accuracy)),
         ];
         let RoundSummary { round: number, released, cohort, answered, seconds, .. } = round;
-        writeln!(csv, "{number},{released},{cohort},{answered},{},{seconds:.6}", columns.join(","))?;
+        let epsilon = round.epsilon.map_or_else(String::new, |epsilon| format!("{epsilon:.6}"));
+        writeln!(
+            csv,
+            "{number},{released},{cohort},{answered},{},{seconds:.6},{epsilon}",
+            columns.join(",")
+        )?;
     }
     Ok(())
 }
@@ -121,13 +142,13 @@ mod tests {
             sites: Some(metrics),
             central: None,
             seconds: 1.0,
-            epsilon: None,
+            epsilon: Some(0.125),
         };
         let folder = results.finish("title", &[round]).unwrap();
         assert!(folder.ends_with("1970-01-01-000000-t-00ab"));
         let csv = std::fs::read_to_string(folder.join("metrics.csv")).unwrap();
         let line = csv.lines().nth(1).unwrap();
-        assert_eq!(line, "1,true,2,2,0.500000,0.250000,0.500000,0.250000,8,,,1.000000");
+        assert_eq!(line, "1,true,2,2,0.500000,0.250000,0.500000,0.250000,8,,,1.000000,0.125000");
         let svg = std::fs::read_to_string(folder.join("curves.svg")).unwrap();
         assert!(svg.contains("<svg") && svg.contains("accuracy"));
         assert_eq!(std::fs::read_to_string(folder.join("events.jsonl")).unwrap(), "{\"event\":\"x\"}\n");

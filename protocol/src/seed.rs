@@ -27,6 +27,8 @@ pub enum Purpose {
     Weather,
     /// A run's id in a simulation.
     Run,
+    /// Noise, in builds for tests.
+    Noise,
 }
 
 impl Seed {

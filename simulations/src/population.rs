@@ -57,7 +57,8 @@ impl Population {
             }
             let has_tests = sites.iter().any(|site: &SiteData| site.test.is_some());
             let central = central_data(config, spec, &train, test, has_tests);
-            return Ok(Self { clients, sites, central, models: Models::new(), device });
+            return Self { clients, sites, central, models: Models::new(), device }
+                .copied(config.copies.get());
         }
         let (train, test) = match (&config.dataset, &spec.data) {
             (DatasetConfig::Files(source), data) => {
@@ -79,13 +80,20 @@ impl Population {
             SiteData { train, test: None }
         };
         let central = central_data(config, spec, &train, test, false);
-        Ok(Self {
-            clients,
-            sites: parts.into_iter().map(site).collect(),
-            central,
-            models: Models::new(),
-            device,
-        })
+        let sites = parts.into_iter().map(site).collect();
+        Self { clients, sites, central, models: Models::new(), device }.copied(config.copies.get())
+    }
+
+    /// The same population `copies` times: from the second copy on, names end in its number.
+    fn copied(mut self, copies: usize) -> Result<Self, PopulationError> {
+        let originals = self.clients.len();
+        for copy in 2..=copies {
+            for index in 0..originals {
+                self.clients.push(ClientId::new(&format!("{}.{copy}", self.clients[index]))?);
+                self.sites.push(self.sites[index].clone());
+            }
+        }
+        Ok(self)
     }
 
     /// A population of given sites, for simulations in code.

@@ -1,5 +1,6 @@
 //! A simulation file: a federation file and the table `[simulation]` that only the simulator reads.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use learning::{Partition, SourceError, SourceSpec};
@@ -19,6 +20,10 @@ pub struct SimulationConfig {
     /// Virtual clients; must be absent for a natural partition, where the data says who there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<usize>,
+    /// How many virtual clients are made of each client of the partition, with the same records: a way to the large cohorts
+    /// that client-level privacy needs. What comes of it is said with this number.
+    #[serde(default = "single", skip_serializing_if = "is_single")]
+    pub copies: NonZeroUsize,
     /// The records.
     pub dataset: DatasetConfig,
     /// How records become clients.
@@ -30,6 +35,15 @@ pub struct SimulationConfig {
     /// Whether the server evaluates on the whole test set; by default only where clients have no test records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub central_test: Option<bool>,
+}
+
+fn single() -> NonZeroUsize {
+    NonZeroUsize::MIN
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_single(copies: &NonZeroUsize) -> bool {
+    copies.get() == 1
 }
 
 fn iid() -> Partition {

@@ -57,7 +57,7 @@ impl Progress {
 pub(super) fn describe(summary: &RoundSummary) -> String {
     let mut parts = vec![format!("{} of {} answered", summary.answered, summary.cohort)];
     if !summary.released {
-        parts.push("no quorum, the model stands still".to_owned());
+        parts.push("nothing released, the model stands still".to_owned());
     }
     if let Some(train) = summary.train {
         parts.push(format!("training loss {:.4}", train.loss));
@@ -68,6 +68,9 @@ pub(super) fn describe(summary: &RoundSummary) -> String {
                 metrics.accuracy.map_or_else(String::new, |value| format!(", accuracy {value:.4}"));
             parts.push(format!("{name} loss {:.4}{accuracy}", metrics.loss));
         }
+    }
+    if let Some(epsilon) = summary.epsilon {
+        parts.push(format!("epsilon {epsilon:.3}"));
     }
     parts.join("  ")
 }

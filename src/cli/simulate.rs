@@ -60,6 +60,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
     let world = World::new(scenario.plan, first.shared, seed, scenario.simulation.weather)
         .or_fail(Kind::Configuration, file(args))?;
+    #[cfg(feature = "insecure-test-noise")]
+    let world = world.with_chance(super::insecure::chance(seed));
     let world = if let Some(threads) = args.threads { world.with_threads(threads) } else { world };
     let mut observer = Observer {
         progress: Progress::new(global, rounds),
@@ -77,6 +79,9 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let standardiser = outcome.standardiser.as_deref();
     write_model(&results.folder().join("model.safetensors"), &first.layout, &outcome.model, standardiser)
         .or_fail(Kind::Run, "model.safetensors")?;
+    if let Some(statement) = &outcome.statement {
+        results.privacy(statement, &outcome.ledger).or_fail(Kind::Run, "privacy_statement.json")?;
+    }
     let folder = results.finish(&name, &outcome.rounds).or_fail(Kind::Run, "results")?;
     conclude(&outcome, &folder, started.elapsed().as_secs_f64(), global)
 }
@@ -170,13 +175,19 @@ fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> 
     let sha256 = outcome.model.sha256();
     let accuracy = test.and_then(|metrics| metrics.accuracy);
     let speed = outcome.updates as f64 / seconds;
+    let epsilon = outcome.rounds.iter().rev().find_map(|round| round.epsilon);
+    let price = epsilon.map_or_else(
+        || "infinite (no [privacy.central] in the plan)".to_owned(),
+        |epsilon| format!("{epsilon:.4}, if this were no simulation; see privacy_statement.json"),
+    );
     let text = || {
         format!(
             "rounds         {rounds}\nclient updates {} ({speed:.1} a second)\ntest accuracy  {}\nloss           {}\n\
-             virtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}",
+             epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}",
             outcome.updates,
             share(accuracy),
             loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
+            price,
             outcome.elapsed.as_secs_f64(),
             folder.display()
         )
@@ -190,6 +201,7 @@ fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> 
             "seconds": seconds,
             "updates": outcome.updates,
             "updates_per_second": speed,
+            "epsilon": epsilon,
             "virtual_seconds": outcome.elapsed.as_secs_f64(),
             "results": folder,
         })

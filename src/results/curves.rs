@@ -1,4 +1,4 @@
-//! Loss and accuracy over rounds as one SVG file.
+//! Loss and accuracy over rounds, and accuracy against epsilon where there is one, as one SVG file.
 
 use std::error::Error;
 use std::path::Path;
@@ -28,7 +28,8 @@ pub fn draw_curves(
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     let text = {
         let mut text = String::new();
-        let root = SVGBackend::with_string(&mut text, (960, 400)).into_drawing_area();
+        let charts = if rounds.iter().any(|round| round.epsilon.is_some()) { 3 } else { 2 };
+        let root = SVGBackend::with_string(&mut text, (480 * charts, 400)).into_drawing_area();
         draw(&root, title, rounds).map_err(|error| error.to_string())?;
         root.present().map_err(|error| error.to_string())?;
         drop(root);
@@ -44,9 +45,36 @@ fn draw<DB: DrawingBackend>(
 ) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
     root.fill(&WHITE)?;
     let root = root.titled(title, ("sans-serif", 20))?;
-    let (left, right) = root.split_horizontally(480);
+    let width = 480;
+    let (left, rest) = root.split_horizontally(width);
     chart(&left, "loss", rounds, |metrics| Some(metrics.loss))?;
-    chart(&right, "accuracy", rounds, |metrics| metrics.accuracy)
+    if rounds.iter().all(|round| round.epsilon.is_none()) {
+        return chart(&rest, "accuracy", rounds, |metrics| metrics.accuracy);
+    }
+    let (middle, right) = rest.split_horizontally(width);
+    chart(&middle, "accuracy", rounds, |metrics| metrics.accuracy)?;
+    price(&right, rounds)
+}
+
+/// Accuracy against what it cost: epsilon of everything released so far.
+fn price<DB: DrawingBackend>(
+    area: &DrawingArea<DB, Shift>,
+    rounds: &[RoundSummary],
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    let most = rounds.iter().filter_map(|round| round.epsilon).fold(0.0, f64::max).max(1e-3);
+    let mut chart = ChartBuilder::on(area)
+        .caption("accuracy against epsilon", ("sans-serif", 16))
+        .margin(8)
+        .x_label_area_size(30)
+        .y_label_area_size(50)
+        .build_cartesian_2d(0.0..most * 1.05, 0.0..1.0)?;
+    chart.configure_mesh().x_desc("epsilon").light_line_style(RGBColor(240, 240, 240)).draw()?;
+    for (_, colour, metrics) in LINES {
+        let point = |round: &RoundSummary| Some((round.epsilon?, metrics(round)?.accuracy?));
+        let points: Vec<(f64, f64)> = rounds.iter().filter_map(point).collect();
+        chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+    }
+    Ok(())
 }
 
 fn chart<DB: DrawingBackend>(

@@ -27,6 +27,7 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
             "closed",
             with_task(*task, json!({ "answered": answered, "missing": missing, "quorum": quorum })),
         ),
+        Note::Withheld { task, reason } => ("withheld", with_task(*task, json!({ "reason": reason }))),
         Note::Round(summary) => (
             "round",
             json!({
