@@ -5,6 +5,8 @@
 //! records up to it. What a chain cannot show is that its last links were cut off; compare its head with one noted
 //! elsewhere for that.
 
+mod lines;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,10 +14,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-/// 32 bytes of SHA-256; in text 64 hexadecimal digits.
+pub use lines::{ChainWriter, Damage, DamagedLine, Lines, WriteError, read_lines};
+
+/// 32 bytes of SHA-256; in text 64 digits of 0-9 a-f.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The SHA-256 of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+}
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,9 +43,10 @@ impl From<Digest> for String {
 impl FromStr for Digest {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a SHA-256 of 64 hexadecimal digits");
+        let wrong = || format!("`{text}` is not a SHA-256 of 64 digits 0-9 a-f");
         let mut bytes = [0; 32];
-        if text.len() != 64 || !text.is_ascii() {
+        // One text a digest: capitals would be another byte with the same meaning.
+        if text.len() != 64 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(wrong());
         }
         for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {

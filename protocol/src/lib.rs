@@ -4,6 +4,7 @@
 //! [`Spec`] (what every site must know of a run) · [`Task`], [`Learner`], [`Answer`] (work and its result) ·
 //! [`wire`] (messages per direction and their frames).
 
+mod config;
 mod guarantee;
 mod ids;
 mod layout;
@@ -14,6 +15,7 @@ mod task;
 mod time;
 pub mod wire;
 
+pub use config::{ConfigError, read_toml};
 pub use guarantee::{
     BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,
     PrivacySpec, Sampling,
