@@ -1,9 +1,12 @@
 //! What trains: the seam between federation and learning.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Decline, Layout, Metrics, Round, Seed, Spec, Standardiser};
+use privacy::Permit;
+use privacy::accounting::Mechanism;
+
+use crate::{Decline, Layout, Metrics, Round, Seed, Spec, Standardiser, TrainingSpec};
 
 /// Tells a learner, between batches, that its result is no longer wanted.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +50,60 @@ pub struct Statistic {
     pub value: f64,
 }
 
+/// What one order's private training releases: in each step a noised sum of clipped gradients, over records that take part
+/// by an independent coin each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExampleReleases {
+    /// Steps, that is releases; at least 1.
+    pub steps: u64,
+    /// Each record's chance to be in the batch of a step, above 0, at most 1.
+    pub sampling_rate: f64,
+    /// The expected size of a batch, by which each sum is divided, in records; at least 1.
+    pub batch_size: u64,
+}
+
+impl ExampleReleases {
+    /// Those of `records` training records, whose number counts as public; none of no record. An epoch has as many steps
+    /// as batches of the plan's size cover the records.
+    pub fn of(training: &TrainingSpec, records: u64) -> Option<Self> {
+        let planned = if training.batch_size == 0 { records } else { training.batch_size as u64 };
+        let batch_size = planned.min(records);
+        let per_epoch = records.checked_div(batch_size)? + u64::from(records % batch_size > 0);
+        let steps = per_epoch.checked_mul(training.epochs.into())?;
+        Some(Self { steps, sampling_rate: batch_size as f64 / records as f64, batch_size })
+    }
+
+    /// One of these releases as an accountant understands it. The relation is zero-out: as the number of records is public,
+    /// a record is not added or removed but has, or has not, a gradient.
+    pub fn mechanism(&self, noise_multiplier: f64) -> Mechanism {
+        match self.sampling_rate {
+            rate if rate < 1.0 => Mechanism::PoissonGaussian { noise_multiplier, sampling_rate: rate },
+            _ => Mechanism::Gaussian { noise_multiplier },
+        }
+    }
+}
+
+/// A site's permit, lent to a learner for one order. Copies are of the loan, not of the permit.
+#[derive(Clone, Debug)]
+pub struct LentPermit(Arc<Mutex<Permit>>);
+
+impl LentPermit {
+    /// Lends a permit.
+    pub fn new(permit: Permit) -> Self {
+        Self(Arc::new(Mutex::new(permit)))
+    }
+
+    /// The permit, for one learner at a time. What a learner that panicked took from it stays taken.
+    pub fn lock(&self) -> MutexGuard<'_, Permit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The permit back, to be spent or cancelled; none while another copy of the loan exists.
+    pub fn into_permit(self) -> Option<Permit> {
+        Arc::into_inner(self.0).map(|permit| permit.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// How to train once.
 #[derive(Clone, Debug)]
 pub struct TrainOrder {
@@ -58,6 +115,9 @@ pub struct TrainOrder {
     pub learning_rate_scale: f64,
     /// Federation-wide standardisation, where the plan has it.
     pub standardiser: Option<Arc<Standardiser>>,
+    /// The right to the releases of a training that protects single records ([`Learner::example_releases`]); without it a
+    /// plan with such a guarantee is not trained.
+    pub permit: Option<LentPermit>,
 }
 
 /// How to evaluate once.
@@ -90,6 +150,15 @@ pub trait Learner: Send {
     /// # Errors
     /// When the data cannot be read.
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError>;
+
+    /// What [`Learner::train`] will release of single records, for the site's ledger to pay before it begins; none where
+    /// the plan does not ask for a guarantee for records, or the learner cannot give it.
+    ///
+    /// # Errors
+    /// When the data cannot be read.
+    fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
+        Ok(None)
+    }
 
     /// Trains `parameters` in place on the training data.
     ///

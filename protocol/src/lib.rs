@@ -22,7 +22,9 @@ pub use guarantee::{
 };
 pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
-pub use learner::{EvaluateOrder, LearnError, Learner, Statistic, Stop, TrainOrder};
+pub use learner::{
+    EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, Statistic, Stop, TrainOrder,
+};
 pub use seed::{Purpose, Seed};
 pub use spec::{
     Categorical, DataSpec, Loss, Missing, ModelSpec, OptimizerSpec, Positive, Spec, SpecError, Standardise,
