@@ -4,12 +4,26 @@
 //! an answer, and trouble of any kind into a declined task. With the `net` feature, `net::Agent` receives tasks over
 //! QUIC and sends the answers, and `net::OperatorClient` speaks for an operator.
 //!
+//! A participant with a [`Guard`] asks its site first: the [`Policy`], then the [`SiteLedger`], and writes both answers into
+//! the [`Audit`] log. Without one it does whatever it is asked, as virtual clients and embedding programs may.
+//!
 //! A client never decides about the federation, never sees another site's update, and sends nothing but answers.
 
+mod audit;
+mod guard;
+mod ledger;
 #[cfg(feature = "net")]
 pub mod net;
 mod participant;
 mod personal;
+mod policy;
 
+pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, TaskName};
+pub use guard::Guard;
+pub use ledger::{
+    Booking, Charge, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount, SiteLedger, SiteLedgerError,
+    Total,
+};
 pub use participant::{Participant, Trouble, answer, attempt, perform};
 pub use personal::Personal;
+pub use policy::{Denied, History, Metric, Mode, PLAIN_POLICY, PRIVATE_POLICY, Participation, Policy};

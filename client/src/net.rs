@@ -20,6 +20,7 @@ mod events;
 mod frames;
 mod identity;
 mod operator;
+mod records;
 mod session;
 
 pub use agent::{Agent, AgentConfig, AgentError};
@@ -28,6 +29,7 @@ pub use events::AgentEvent;
 pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};
 pub use operator::{OperatorClient, OperatorError};
+pub use records::{Books, BooksError, Torn, open_books};
 
 #[cfg(test)]
 mod tests;

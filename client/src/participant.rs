@@ -7,13 +7,17 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use privacy::{Encoded, Tally, clip};
+use privacy::noise::NoiseSource;
+use privacy::{Encoded, Permit, Tally, clip};
 use protocol::{
-    Answer, ClientId, Decline, EvaluateOrder, LearnError, Learner, Metrics, Outcome, Parameters, Positive,
-    Purpose, Round, Seed, Spec, Stop, Task, TaskId, TrainOrder, Work,
+    Answer, ClientId, Decline, EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, LocalPrivacy,
+    Metrics, Outcome, Parameters, Positive, Purpose, Round, Seed, Spec, Stop, Task, TaskId, TrainOrder, Work,
 };
 
 use crate::Personal;
+use crate::audit::Audit;
+use crate::guard::Guard;
+use crate::ledger::permit_without_memory;
 use crate::personal::{gather_personal, scatter_personal};
 
 /// Why a task was not done.
@@ -35,7 +39,7 @@ impl Trouble {
     }
 
     /// Trouble of which the operator learns the kind only.
-    fn private(reason: Decline, message: String) -> Self {
+    pub(crate) fn private(reason: Decline, message: String) -> Self {
         let detail = match reason {
             Decline::Unsupported => "the learner does not support this plan; the site's log says why",
             Decline::Data => {
@@ -67,12 +71,25 @@ pub struct Participant {
     learner: Box<dyn Learner>,
     prepared: Option<Arc<Spec>>,
     personal: Personal,
+    guard: Option<Guard>,
 }
 
 impl Participant {
-    /// A participant that keeps nothing yet.
+    /// A participant that keeps nothing yet and does whatever it is asked.
     pub fn new(id: ClientId, learner: Box<dyn Learner>) -> Self {
-        Self { id, learner, prepared: None, personal: Personal::default() }
+        Self { id, learner, prepared: None, personal: Personal::default(), guard: None }
+    }
+
+    /// Asks `guard` before every task from now on.
+    #[must_use]
+    pub fn with_guard(mut self, guard: Guard) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    /// The audit log of its guard, if it has one.
+    pub fn audit(&self) -> Option<&Audit> {
+        self.guard.as_ref().map(Guard::audit)
     }
 
     /// Its name.
@@ -93,8 +110,14 @@ impl Participant {
     pub fn attempt(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
         let same = |spec: &Arc<Spec>| Arc::ptr_eq(spec, &task.spec) || **spec == *task.spec;
         let prepared = self.prepared.take().filter(same);
-        let desk =
-            Desk { id: &self.id, learner: &mut *self.learner, personal: &mut self.personal, task, stop };
+        let desk = Desk {
+            id: &self.id,
+            learner: &mut *self.learner,
+            personal: &mut self.personal,
+            guard: self.guard.as_mut(),
+            task,
+            stop,
+        };
         let outcome = desk.work(entropy, prepared.is_none());
         // After trouble the learner is prepared anew: its state may be what went wrong.
         self.prepared = outcome.is_ok().then(|| Arc::clone(&task.spec));
@@ -143,7 +166,7 @@ pub fn attempt(
     entropy: Seed,
     stop: &Stop,
 ) -> Result<Outcome, Trouble> {
-    Desk { id, learner, personal, task, stop }.work(entropy, true)
+    Desk { id, learner, personal, guard: None, task, stop }.work(entropy, true)
 }
 
 /// The answer to a task that was attempted.
@@ -157,48 +180,85 @@ struct Desk<'a> {
     id: &'a ClientId,
     learner: &'a mut dyn Learner,
     personal: &'a mut Personal,
+    guard: Option<&'a mut Guard>,
     task: &'a Task,
     stop: &'a Stop,
 }
 
 impl Desk<'_> {
-    /// Does the task; a panic of the learner is trouble like any other.
+    /// Asks the guard, does the task, and tells the guard what came of it.
     fn work(mut self, entropy: Seed, prepare: bool) -> Result<Outcome, Trouble> {
-        let stop = self.stop;
-        if stop.is_stopped() {
+        if self.stop.is_stopped() {
             return Err(Trouble::stopped());
         }
-        let done = catch_unwind(AssertUnwindSafe(|| {
-            if prepare {
-                self.learner.prepare(&self.task.spec)?;
-            }
-            let task = self.task;
-            match &task.work {
-                Work::Statistics { names } => self.count(names),
-                Work::Train { model, learning_rate_scale, norm_max } => {
-                    self.train(model, *learning_rate_scale, *norm_max, entropy)
-                }
-                Work::Evaluate { model } => self.evaluate(model, entropy),
-            }
-        }));
-        match done {
-            Ok(_) if stop.is_stopped() => Err(Trouble::stopped()),
-            Ok(outcome) => outcome,
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-                Err(Trouble::private(Decline::Failed, format!("the learner panicked: {text}")))
-            }
+        if let Some(guard) = &self.guard {
+            guard.judge(self.task)?;
+        }
+        let releases = self.caught(|desk| desk.prepare(prepare))?;
+        let Some(mut leave) =
+            self.guard.as_mut().map(|guard| guard.reserve(self.task, releases)).transpose()?
+        else {
+            let permit = self.permit_without_guard(releases)?;
+            return self.perform(entropy, permit);
+        };
+        let permit = leave.take_permit();
+        let outcome = self.perform(entropy, permit);
+        match self.guard {
+            Some(guard) => guard.conclude(self.task, leave, outcome),
+            None => outcome,
         }
     }
 
+    /// Makes the learner ready, and says what a training will release of single records.
+    fn prepare(&mut self, anew: bool) -> Result<Option<ExampleReleases>, Trouble> {
+        if anew {
+            self.learner.prepare(&self.task.spec)?;
+        }
+        match self.task.work {
+            Work::Train { .. } if self.task.spec.privacy.examples.is_some() => {
+                Ok(self.learner.example_releases()?)
+            }
+            Work::Train { .. } | Work::Evaluate { .. } | Work::Statistics { .. } => Ok(None),
+        }
+    }
+
+    fn permit_without_guard(&self, releases: Option<ExampleReleases>) -> Result<Option<Permit>, Trouble> {
+        let (Some(examples), Some(releases)) = (&self.task.spec.privacy.examples, releases) else {
+            return Ok(None);
+        };
+        let permit = permit_without_memory(self.task, examples, releases);
+        permit.map(Some).map_err(|message| Trouble::private(Decline::Budget, message))
+    }
+
+    fn perform(&mut self, entropy: Seed, permit: Option<Permit>) -> Result<Outcome, Trouble> {
+        let outcome = self.caught(|desk| match &desk.task.work {
+            Work::Statistics { names } => desk.count(names),
+            Work::Train { model, learning_rate_scale, norm_max } => {
+                let (trained, metrics) = desk.train(model, *learning_rate_scale, entropy, permit)?;
+                desk.hand_over(model, *norm_max, trained, metrics)
+            }
+            Work::Evaluate { model } => desk.evaluate(model, entropy),
+        });
+        if outcome.is_ok() && self.stop.is_stopped() { Err(Trouble::stopped()) } else { outcome }
+    }
+
+    /// Does `work`; a panic of the learner is trouble like any other.
+    fn caught<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Err(Trouble::private(Decline::Failed, format!("the learner panicked: {text}")))
+        })
+    }
+
+    /// The trained full vector, and what was measured.
     fn train(
         &mut self,
         model: &Parameters,
         scale: f64,
-        norm_max: Option<Positive>,
         entropy: Seed,
-    ) -> Result<Outcome, Trouble> {
+        permit: Option<Permit>,
+    ) -> Result<(Vec<f32>, Metrics), Trouble> {
         let id = self.task.id;
         let start = self.personal.start_of(id.run, id.round).map(<[f32]>::to_vec);
         let mut full = self.full_vector(model, start, entropy)?;
@@ -207,6 +267,7 @@ impl Desk<'_> {
             seed: self.task.seed.map_or(entropy, |seed| seed.derive(Purpose::Train, id.round, Some(self.id))),
             learning_rate_scale: scale,
             standardiser: self.task.standardiser.clone(),
+            permit: permit.map(LentPermit::new),
         };
         let metrics = self.learner.train(&mut full, &order, self.stop)?;
         if self.stop.is_stopped() {
@@ -217,14 +278,39 @@ impl Desk<'_> {
             return Err(Trouble::open(Decline::Data, "the site has no training examples".into()));
         }
         self.check_finite(&full, model)?;
+        Ok((full, metrics))
+    }
+
+    /// What leaves of a training, and what stays.
+    fn hand_over(
+        &mut self,
+        model: &Parameters,
+        norm_max: Option<Positive>,
+        full: Vec<f32>,
+        metrics: Metrics,
+    ) -> Result<Outcome, Trouble> {
+        let id = self.task.id;
         let layout = self.learner.layout();
         let kept = layout.has_personal().then(|| gather_personal(layout, &full));
         let delta = difference(if kept.is_some() { layout.gather_shared(&full) } else { full }, model);
-        let outcome = encode(&self.task.spec, delta, norm_max, metrics)?;
+        let visible = self.visible(metrics);
+        let outcome = encode(&self.task.spec, delta, norm_max, metrics.examples, visible)?;
         if let Some(kept) = kept {
             self.personal.keep(id.run, id.round, kept);
         }
         Ok(outcome)
+    }
+
+    /// What may be told of what was measured: what the site's policy lets leave. Without a policy nothing leaves that a
+    /// promise of the plan does not cover.
+    fn visible(&self, metrics: Metrics) -> Metrics {
+        let privacy = &self.task.spec.privacy;
+        let uncovered = privacy.hides_metrics() || privacy.local.is_some() || privacy.examples.is_some();
+        match &self.guard {
+            Some(guard) => guard.visible(&self.task.spec, metrics),
+            None if uncovered => Metrics::default(),
+            None => metrics,
+        }
     }
 
     fn evaluate(&mut self, model: &Parameters, entropy: Seed) -> Result<Outcome, Trouble> {
@@ -233,7 +319,7 @@ impl Desk<'_> {
         let order = EvaluateOrder { standardiser: self.task.standardiser.clone() };
         let metrics = self.learner.evaluate(&full, &order, self.stop)?;
         self.check_metrics(&metrics)?;
-        Ok(Outcome::Evaluated { metrics })
+        Ok(Outcome::Evaluated { metrics: self.visible(metrics) })
     }
 
     fn count(&mut self, names: &[String]) -> Result<Outcome, Trouble> {
@@ -321,11 +407,13 @@ fn difference(mut trained: Vec<f32>, model: &Parameters) -> Vec<f32> {
     trained
 }
 
-/// Clips and rounds a delta to the round's lattice. What is measured beside it leaves only where the plan lets it.
+/// Clips and rounds a delta to the round's lattice, and noises it where the plan wants it noised here. `metrics` is what
+/// may leave.
 fn encode(
     spec: &Spec,
     delta: Vec<f32>,
     norm_max: Option<Positive>,
+    examples: u64,
     metrics: Metrics,
 ) -> Result<Outcome, Trouble> {
     let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
@@ -334,13 +422,24 @@ fn encode(
         spec.lattice_within(norm_max, delta.len()).map_err(|error| unsupported(error.to_string()))?;
     let clipped = clip(delta, lattice.bound())
         .map_err(|error| Trouble::open(Decline::NotFinite, format!("{error}; lower the learning rate")))?;
-    let encoded = Encoded::encode(&clipped, lattice.weigh(metrics.examples), &lattice)
+    let encoded = Encoded::encode(&clipped, lattice.weigh(examples), &lattice)
         .map_err(|error| unsupported(error.to_string()))?;
     let weight = encoded.weight().value();
     let within = clipped.norm_before() <= norm_max.value();
     let vote = if spec.privacy.is_adaptive() { if within { 1 } else { -1 } } else { 0 };
-    let metrics = if spec.privacy.hides_metrics() { Metrics::default() } else { metrics };
-    Ok(Outcome::Trained { points: encoded.into_points(), weight, vote, metrics })
+    let points = match &spec.privacy.local {
+        Some(local) => noised(encoded, local)?,
+        None => encoded.into_points(),
+    };
+    Ok(Outcome::Trained { points, weight, vote, metrics })
+}
+
+/// Noise that nobody else knows: not even a rehearsal's seed gives it.
+fn noised(update: Encoded, local: &LocalPrivacy) -> Result<Vec<i32>, Trouble> {
+    let failed = |error: String| Trouble::open(Decline::Failed, error);
+    let source = NoiseSource::from_entropy().map_err(|error| failed(error.to_string()))?;
+    let noised = update.noise(local.noise_multiplier.value(), source);
+    noised.map_err(|error| Trouble::open(Decline::Unsupported, error.to_string()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@
 
 use crate::clipping::{Clipped, NormBound};
 
+mod noised;
+
+pub use noised::LocalNoiseError;
+
 /// Bits of an i64 that a sum may use. One is the sign and one is left free.
 const SUM_BITS: u32 = 62;
 /// Bits of one coordinate: it must fit an i32.
@@ -31,6 +35,8 @@ impl Weight {
 pub struct Lattice {
     bound: NormBound,
     reach_bits: u32,
+    /// The largest magnitude of a coordinate that is sent: the reach, or more where updates are noised before.
+    room: i32,
     weight_max: u32,
     clients_max: u64,
     dimension: usize,
@@ -84,7 +90,7 @@ impl Lattice {
         let cohort_bits = clients_max.next_power_of_two().trailing_zeros();
         let weight_bits = weight_max.next_power_of_two().trailing_zeros();
         let reach_bits = REACH_BITS_MAX.min(SUM_BITS.saturating_sub(cohort_bits + weight_bits));
-        let lattice = Self { bound, reach_bits, weight_max, clients_max, dimension };
+        let lattice = Self { bound, reach_bits, room: 1 << reach_bits, weight_max, clients_max, dimension };
         let points = f64::from(lattice.reach()) / (dimension.max(1) as f64).sqrt();
         if points < 1.0 {
             return Err(LatticeError::Coarse { dimension, weight_max, clients_max, points });
@@ -216,11 +222,11 @@ impl Encoded {
         if !(1..=lattice.weight_max).contains(&weight) {
             return Err(Inadmissible::Weight { weight_max: lattice.weight_max, found: weight });
         }
-        let reach = lattice.reach();
+        let reach = lattice.room;
         if let Some(index) = points.iter().position(|point| !(-reach..=reach).contains(point)) {
             return Err(Inadmissible::Range { index, found: points[index], reach });
         }
-        if square_norm(&points) > lattice.square_max() {
+        if !lattice.is_noised() && square_norm(&points) > lattice.square_max() {
             return Err(Inadmissible::Norm);
         }
         Ok(Self { points, weight: Weight(weight), lattice: *lattice })

@@ -20,7 +20,7 @@ mod sum;
 mod tally;
 
 pub use clipping::{Clipped, NormBound, NormBoundError, NotFinite, clip};
-pub use lattice::{Encoded, Inadmissible, Lattice, LatticeError, Weight};
+pub use lattice::{Encoded, Inadmissible, Lattice, LatticeError, LocalNoiseError, Weight};
 pub use ledger::Permit;
 pub use released::{Noising, ReleaseError, Released};
 pub use sum::{Sum, SumError};

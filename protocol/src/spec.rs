@@ -448,7 +448,13 @@ impl Spec {
             Weighting::Examples => self.update.weight_max,
             Weighting::Uniform => 1,
         };
-        Lattice::plan(bound, self.cohort_max, weight_max, dimension).map_err(|error| match error {
+        let lattice = match &self.privacy.local {
+            Some(local) => {
+                Lattice::plan_noised(bound, self.cohort_max, local.noise_multiplier.value(), dimension)
+            }
+            None => Lattice::plan(bound, self.cohort_max, weight_max, dimension),
+        };
+        lattice.map_err(|error| match error {
             LatticeError::WeightMax(_) => SpecError::new("update.weight_max", error.to_string()),
             _ => SpecError::new("update", error.to_string()),
         })

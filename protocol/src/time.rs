@@ -12,7 +12,7 @@ impl Time {
     pub const ZERO: Self = Self(0);
 
     /// `micros` microseconds after the origin.
-    pub fn from_micros(micros: u64) -> Self {
+    pub const fn from_micros(micros: u64) -> Self {
         Self(micros)
     }
 

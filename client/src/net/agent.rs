@@ -12,6 +12,7 @@ use super::connection::{ConnectError, Link, SERVER_NAME, explain};
 use super::events::AgentEvent;
 use super::identity::Identity;
 use super::session::{GreetError, Workshop, greet};
+use crate::audit::AuditEvent;
 use crate::{Participant, Personal};
 
 /// The first and the longest pause between two attempts to connect; each is drawn between zero and its bound.
@@ -79,8 +80,9 @@ impl Agent {
     /// An agent for `participant`; nothing happens before [`Agent::run`].
     pub fn new(participant: Participant, identity: Identity, config: AgentConfig) -> Self {
         let model_bytes_max = config.model_bytes_max;
+        let audit = participant.audit().cloned();
         let participant = Arc::new(Mutex::new(participant));
-        let workshop = Workshop { participant, keeper: None, events: None, model_bytes_max };
+        let workshop = Workshop { participant, audit, keeper: None, events: None, model_bytes_max };
         Self { config, identity, workshop }
     }
 
@@ -131,6 +133,7 @@ impl Agent {
             self.workshop.report(AgentEvent::Waiting { trouble, retry_in });
             shutdown.run_until_cancelled(tokio::time::sleep(retry_in)).await;
         }
+        self.workshop.note(AuditEvent::Stopped).await;
         self.workshop.report(AgentEvent::Left);
         Ok(())
     }
@@ -146,6 +149,8 @@ impl Agent {
         match greet(&link.connection, &config.software).await {
             Ok((software, you)) => {
                 let server = link.connection.remote_address();
+                let connected = AuditEvent::Connected { server: server.to_string(), you: you.clone() };
+                self.workshop.note(connected).await;
                 self.workshop.report(AgentEvent::Connected { server, software, you });
                 Ok(link)
             }

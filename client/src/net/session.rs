@@ -7,9 +7,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use privacy::chain;
 use protocol::wire::{
-    AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Payload, Receipt, Rejection, SMALL_MAX,
-    TaskHeader,
+    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Payload, Receipt,
+    Rejection, SMALL_MAX, TaskHeader,
 };
 use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use super::connection::explain;
 use super::events::{AgentEvent, meaning};
 use super::frames::{FrameError, read_frame, write_frame};
+use crate::audit::{Audit, AuditEvent};
 use crate::{Participant, Personal, Trouble, answer};
 
 /// How long the server may take to greet.
@@ -94,6 +96,7 @@ pub(super) type Keeper = Arc<dyn Fn(&Personal) + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Workshop {
     pub(super) participant: Arc<Mutex<Participant>>,
+    pub(super) audit: Option<Audit>,
     pub(super) keeper: Option<Keeper>,
     pub(super) events: Option<mpsc::Sender<AgentEvent>>,
     pub(super) model_bytes_max: u64,
@@ -123,6 +126,8 @@ enum Abandoned {
     Unwanted,
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,
+    #[error("nothing leaves that is not written down: {0}")]
+    Unwritten(String),
 }
 
 impl From<FrameError> for Abandoned {
@@ -200,12 +205,35 @@ impl Workshop {
             self.report_declined(task, trouble);
         }
         match self.deliver(answer(task, attempted), stream).await? {
-            Receipt::Accepted => self.report(AgentEvent::Accepted { task }),
+            Receipt::Accepted => {
+                self.note(AuditEvent::Receipt { task: task.into(), refused: None }).await;
+                self.report(AgentEvent::Accepted { task });
+            }
             Receipt::Refused(refusal) => {
+                self.note(AuditEvent::Receipt { task: task.into(), refused: Some(refusal) }).await;
                 self.report(AgentEvent::Refused { task, refusal, meaning: meaning(refusal) });
             }
         }
         Ok(())
+    }
+
+    /// Writes into the site's audit log, where it has one. A log that cannot be written lets no answer leave afterwards.
+    pub(super) async fn note(&self, event: AuditEvent) {
+        if let Err(error) = self.written(event, Audit::note).await {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Writes away from the threads that wait: a disk may take its time.
+    async fn written(
+        &self,
+        event: AuditEvent,
+        write: fn(&Audit, AuditEvent) -> Result<(), chain::WriteError>,
+    ) -> Result<(), Abandoned> {
+        let Some(audit) = self.audit.clone() else { return Ok(()) };
+        let written = tokio::task::spawn_blocking(move || write(&audit, event)).await;
+        let written = written.map_err(|error| Abandoned::Unwritten(error.to_string()))?;
+        written.map_err(|error| Abandoned::Unwritten(error.to_string()))
     }
 
     fn report_declined(&self, task: TaskId, trouble: &Trouble) {
@@ -235,6 +263,7 @@ impl Workshop {
     ) -> Result<(), Abandoned> {
         self.report_declined(task, &trouble);
         let (header, _) = AnswerHeader::split(answer(task, Err(trouble)));
+        self.written(answered(task, &header), Audit::seal).await?;
         write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
         let _ = stream.send.finish();
         let _ = stream.recv.stop(GIVEN_UP);
@@ -302,7 +331,9 @@ impl Workshop {
 
     /// Sends the answer and waits for its receipt. A server that stops reading may still say why.
     async fn deliver(&self, answer: Answer, stream: &mut TaskStream) -> Result<Receipt, Abandoned> {
+        let task = answer.task;
         let (header, payload) = AnswerHeader::split(answer);
+        self.written(answered(task, &header), Audit::seal).await?;
         let sent = async {
             write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
             write_payload(&mut stream.send, payload).await?;
@@ -319,6 +350,18 @@ impl Workshop {
         let receipt = tokio::time::timeout(RECEIPT_MAX, receipt).await.map_err(|_| Abandoned::NoReceipt)?;
         Ok(receipt?.ok_or(FrameError::Ended)?)
     }
+}
+
+/// What the audit log says of an answer that is about to leave.
+fn answered(task: TaskId, header: &AnswerHeader) -> AuditEvent {
+    let outcome = match header.body {
+        AnswerBody::Trained { .. } => "trained",
+        AnswerBody::Evaluated { .. } => "evaluated",
+        AnswerBody::Counted { .. } => "counted",
+        AnswerBody::Declined { .. } => "declined",
+    };
+    let bytes = header.payload_bytes().unwrap_or(u64::MAX);
+    AuditEvent::Answered { task: task.into(), outcome: outcome.to_owned(), bytes }
 }
 
 /// Resolves when the server resets its half or the connection ends; never when it merely has no more to say.

@@ -1,0 +1,201 @@
+//! What a site was asked and what it did, for whoever must answer for it: JSON lines, each hashed with the one before.
+//!
+//! It never holds a value of an update, a norm that was measured, a metric or a record of the site. It opens no file; what
+//! it is given to write to makes bytes durable when it is flushed, which happens before an answer leaves and after a
+//! denial. A log that cannot be written stops the site's work.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use privacy::chain::{ChainWriter, Digest, WriteError};
+use protocol::{Decline, Refusal, TaskId, Time};
+use serde::{Deserialize, Serialize};
+
+/// The version of the records written by this code.
+pub const AUDIT_VERSION: u32 = 1;
+
+/// One line: when, and what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// [`AUDIT_VERSION`].
+    pub version: u32,
+    /// Microseconds since the Unix epoch.
+    pub at_micros: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: AuditEvent,
+}
+
+/// A task, as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskName {
+    /// 16 hexadecimal digits.
+    pub run: String,
+    /// The round.
+    pub round: u32,
+    /// The kind of work.
+    pub kind: String,
+}
+
+impl From<TaskId> for TaskName {
+    fn from(id: TaskId) -> Self {
+        Self { run: id.run.to_string(), round: id.round.0, kind: id.kind.name().to_owned() }
+    }
+}
+
+/// What happened at a site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum AuditEvent {
+    /// The site's program began.
+    Started {
+        /// Name and version of the program.
+        software: String,
+        /// SHA-256 of the policy's text.
+        policy: Digest,
+        /// SHA-256 of the certificate of the federation's authority.
+        federation: Digest,
+    },
+    /// A server greeted the site.
+    Connected {
+        /// Its address.
+        server: String,
+        /// The name it knows the site by.
+        you: String,
+    },
+    /// A task came.
+    Received {
+        /// Which.
+        task: TaskName,
+        /// How its plan protects what it learns: `none`, `central`, `local`, `examples`.
+        promises: Vec<String>,
+        /// Shared parameters of its model.
+        parameters: u64,
+        /// Whether it carries a seed.
+        rehearsal: bool,
+    },
+    /// The policy allows it, and the ledger has booked it where it costs anything.
+    Allowed {
+        /// Which.
+        task: TaskName,
+        /// The ledger's record, if any.
+        booking: Option<u64>,
+    },
+    /// The site will not do it.
+    Denied {
+        /// Which.
+        task: TaskName,
+        /// The rule of the policy, or `budget`.
+        rule: String,
+        /// What was asked and what is allowed.
+        message: String,
+    },
+    /// It was allowed and came to nothing.
+    Failed {
+        /// Which.
+        task: TaskName,
+        /// Why, in one word.
+        reason: Decline,
+    },
+    /// It is done.
+    Done {
+        /// Which.
+        task: TaskName,
+    },
+    /// An answer is about to leave.
+    Answered {
+        /// To which task.
+        task: TaskName,
+        /// `trained`, `evaluated`, `counted` or `declined`.
+        outcome: String,
+        /// Bytes of values behind the header; 0 for a declined task.
+        bytes: u64,
+    },
+    /// The server said what became of the answer.
+    Receipt {
+        /// To which task.
+        task: TaskName,
+        /// Its reason where it did not take it.
+        refused: Option<Refusal>,
+    },
+    /// The site's program ended in order.
+    Stopped,
+}
+
+/// A site's audit log, shared by all who have something to write.
+#[derive(Clone, Debug)]
+pub struct Audit(Arc<Mutex<Log>>);
+
+struct Log {
+    writer: ChainWriter<Box<dyn Write + Send>>,
+    clock: Box<dyn Fn() -> Time + Send>,
+}
+
+impl Audit {
+    /// A log that goes on with `writer`. `clock` says when something happens, since the Unix epoch.
+    pub fn new(
+        writer: ChainWriter<Box<dyn Write + Send>>,
+        clock: impl Fn() -> Time + Send + 'static,
+    ) -> Self {
+        Self(Arc::new(Mutex::new(Log { writer, clock: Box::new(clock) })))
+    }
+
+    /// Writes down what happened. It may be lost in a crash until the next [`Audit::seal`].
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing more can be written then.
+    pub fn note(&self, event: AuditEvent) -> Result<(), WriteError> {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = AuditRecord { version: AUDIT_VERSION, at_micros: (log.clock)().as_micros(), event };
+        log.writer.append(&record).map(|_| ())
+    }
+
+    /// Writes down what happened, and returns when all that was written is durable.
+    ///
+    /// # Errors
+    /// [`WriteError`]; what was to follow must not happen then.
+    pub fn seal(&self, event: AuditEvent) -> Result<(), WriteError> {
+        self.note(event)?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).writer.sync()
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Log({:?})", self.writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::tests::Paper;
+    use privacy::chain::{Chain, read_lines};
+    use protocol::{Round, RunId, TaskKind};
+
+    #[test]
+    fn what_is_noted_is_a_chain_of_records_with_their_moments() {
+        let paper = Paper::default();
+        let writer = ChainWriter::new(Chain::new(), Box::new(paper.clone()) as Box<dyn Write + Send>);
+        let audit = Audit::new(writer, || Time::from_micros(7));
+        let task = TaskId { run: RunId(0xab), round: Round(3), kind: TaskKind::Train };
+        let denied =
+            AuditEvent::Denied { task: task.into(), rule: "hours".into(), message: "it is late".into() };
+        audit.note(denied.clone()).unwrap();
+        audit.clone().seal(AuditEvent::Stopped).unwrap();
+        let read = read_lines(&paper.text()).unwrap();
+        let records: Vec<AuditRecord> = read.links.iter().map(|link| link.read().unwrap()).collect();
+        assert_eq!(records[0], AuditRecord { version: 1, at_micros: 7, event: denied });
+        assert_eq!((records.len(), &records[1].event), (2, &AuditEvent::Stopped));
+        assert!(read.links[0].record.get().contains(r#""run":"00000000000000ab","round":3,"kind":"train""#));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_says_so() {
+        let writer = ChainWriter::new(Chain::new(), Box::new(Paper::full()) as Box<dyn Write + Send>);
+        let audit = Audit::new(writer, || Time::ZERO);
+        assert!(audit.note(AuditEvent::Stopped).is_err());
+        assert!(audit.seal(AuditEvent::Stopped).is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! Who is asked before a site works: the policy, then the ledger; and the audit log, which is told of both.
+//!
+//! What a guard refuses is not done, and the server learns that it was the policy or the budget, and no more. A guard whose
+//! ledger or log cannot be written refuses everything: a site that cannot keep its books does not spend.
+
+use privacy::Permit;
+use privacy::chain::WriteError;
+use protocol::{Decline, ExampleReleases, Metrics, Outcome, Spec, Task, Time, Work};
+
+use crate::Trouble;
+use crate::audit::{Audit, AuditEvent};
+use crate::ledger::{Booking, PayError, SiteLedger};
+use crate::policy::{Mode, Policy};
+
+/// A site's policy, ledger and audit log.
+pub struct Guard {
+    policy: Policy,
+    ledger: SiteLedger,
+    audit: Audit,
+    clock: Box<dyn Fn() -> Time + Send>,
+}
+
+/// A task that may be done, until it is concluded.
+#[derive(Debug)]
+#[must_use = "what was allowed must be concluded, so that the books know what came of it"]
+pub(crate) struct Leave {
+    booking: Option<Booking>,
+}
+
+impl Leave {
+    /// The right to release noised gradients, once.
+    pub(crate) fn take_permit(&mut self) -> Option<Permit> {
+        self.booking.as_mut()?.permit.take()
+    }
+}
+
+impl Guard {
+    /// A guard; `clock` gives the time since the Unix epoch.
+    pub fn new(
+        policy: Policy,
+        ledger: SiteLedger,
+        audit: Audit,
+        clock: impl Fn() -> Time + Send + 'static,
+    ) -> Self {
+        Self { policy, ledger, audit, clock: Box::new(clock) }
+    }
+
+    /// The log, for what happens around the tasks.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Asks the policy whether `task` may be done, before anything of the site is touched.
+    pub(crate) fn judge(&self, task: &Task) -> Result<(), Trouble> {
+        let parameters = task.work.model().map_or(0, |model| model.len());
+        let promises = Mode::all_of(&task.spec.privacy).iter().map(|mode| mode.name().to_owned()).collect();
+        let received = AuditEvent::Received {
+            task: task.id.into(),
+            promises,
+            parameters: parameters as u64,
+            rehearsal: task.seed.is_some(),
+        };
+        self.audit.note(received).map_err(|error| unkept(&error))?;
+        let history = self.ledger.account().history();
+        self.policy.judge(task, parameters, (self.clock)(), &history).map_err(|denied| {
+            self.deny(task, denied.rule, &denied.message, Decline::Policy, denied.to_string())
+        })
+    }
+
+    /// Pays for `task`, durably.
+    pub(crate) fn reserve(
+        &mut self,
+        task: &Task,
+        releases: Option<ExampleReleases>,
+    ) -> Result<Leave, Trouble> {
+        let tells = match task.work {
+            Work::Statistics { .. } => true,
+            Work::Evaluate { .. } => self.policy.tells_metrics(&task.spec),
+            Work::Train { .. } => false,
+        };
+        let budget = self.policy.budget();
+        match self.ledger.reserve(task, releases, tells, budget, (self.clock)()) {
+            Ok(booking) => {
+                let record = booking.as_ref().map(Booking::record);
+                let allowed = AuditEvent::Allowed { task: task.id.into(), booking: record };
+                self.audit.note(allowed).map_err(|error| unkept(&error))?;
+                Ok(Leave { booking })
+            }
+            Err(PayError::Write(error)) => Err(unkept(&error)),
+            Err(error @ PayError::Exhausted { .. }) => {
+                let message = error.to_string();
+                Err(self.deny(task, "budget", &message, Decline::Budget, message.clone()))
+            }
+            Err(error) => {
+                let message = error.to_string();
+                Err(self.deny(task, "budget", &message, Decline::Unsupported, message.clone()))
+            }
+        }
+    }
+
+    /// Writes down what came of a task that was allowed. What came to nothing is booked back.
+    pub(crate) fn conclude(
+        &mut self,
+        task: &Task,
+        leave: Leave,
+        outcome: Result<Outcome, Trouble>,
+    ) -> Result<Outcome, Trouble> {
+        let noted = match &outcome {
+            Ok(_) => self.audit.note(AuditEvent::Done { task: task.id.into() }),
+            Err(trouble) => {
+                let back = leave.booking.map(|booking| self.ledger.cancel(booking, (self.clock)()));
+                let failed = AuditEvent::Failed { task: task.id.into(), reason: trouble.reason };
+                back.unwrap_or(Ok(())).and(self.audit.note(failed))
+            }
+        };
+        match noted {
+            Ok(()) => outcome,
+            Err(error) => Err(unkept(&error)),
+        }
+    }
+
+    /// The metrics that may leave.
+    pub(crate) fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
+        self.policy.visible(spec, metrics)
+    }
+
+    fn deny(&self, task: &Task, rule: &str, message: &str, reason: Decline, whole: String) -> Trouble {
+        let denied =
+            AuditEvent::Denied { task: task.id.into(), rule: rule.to_owned(), message: message.to_owned() };
+        match self.audit.seal(denied) {
+            Ok(()) => Trouble::private(reason, whole),
+            Err(error) => unkept(&error),
+        }
+    }
+}
+
+/// The books cannot be kept, so nothing is done.
+fn unkept(error: &WriteError) -> Trouble {
+    Trouble::private(Decline::Failed, format!("the site's books cannot be kept: {error}"))
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard")
+            .field("policy", &self.policy)
+            .field("ledger", &self.ledger)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,272 @@
+//! What this site has given away, over all runs and servers, kept on its own disk; and the budgets it does not exceed.
+//!
+//! A training is booked before it begins, and booked back only when nothing came of it. What is booked are events and
+//! never epsilons. Nothing is believed that a server could gain from: no cohort is secret here, so every round costs what
+//! it costs a client that is always asked (sampling rate 1). Two totals are kept, since they protect different things: one
+//! for the site as a client (noise at the server or at the site), one for its single records (noise in each gradient
+//! step). Trainings without such noise have no epsilon; they are counted and shown, and spend no budget, because no budget
+//! could pay for them: the policy decides whether they happen at all.
+//!
+//! Clients as wholes are counted as if zeroed out. Noise at the site protects against an exchange, which moves an update by
+//! twice the norm: it counts there with half its multiplier, which is exact for Gaussian noise.
+//!
+//! It writes to whatever it is given and opens no file. It trusts no record whose chain is broken.
+
+mod account;
+mod entry;
+
+use std::io::Write;
+
+use privacy::Permit;
+use privacy::accounting::{AccountingError, Relation};
+use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, WriteError, read_lines};
+use privacy::ledger::{Composition, Terms, Unit};
+use protocol::{ExamplePrivacy, ExampleReleases, RunId, Task, Time, Work};
+
+pub use account::{RunAccount, SiteAccount, Total};
+pub use entry::{Charge, SITE_LEDGER_VERSION};
+
+use entry::Entry;
+
+/// Why a site's ledger cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SiteLedgerError {
+    /// A line was changed, removed or exchanged.
+    #[error("{0}; restore the file, no budget can be trusted without it")]
+    Damaged(#[from] DamagedLine),
+    /// A record says something else than it may.
+    #[error("line {line}: {fault}; restore the file, or use the release that wrote it")]
+    Record {
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong.
+        fault: ChainError,
+    },
+    /// A cancellation of what was never booked, or twice.
+    #[error("line {line} cancels record {reservation}, which is not open; restore the file")]
+    Cancellation {
+        /// The line, from 1.
+        line: u64,
+        /// What it names.
+        reservation: u64,
+    },
+}
+
+/// Why a task is not paid for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayError {
+    /// A budget is spent.
+    #[error(
+        "{whose} allows epsilon {epsilon_max} at delta {delta} for {unit}; it is {spent:.4}, and this task would make it {next:.4}"
+    )]
+    Exhausted {
+        /// Whose budget: the policy's or the plan's.
+        whose: &'static str,
+        /// What it protects.
+        unit: Unit,
+        /// Epsilon so far.
+        spent: f64,
+        /// Epsilon with the task.
+        next: f64,
+        /// The budget.
+        epsilon_max: f64,
+        /// At this delta.
+        delta: f64,
+    },
+    /// The plan protects records and the learner does not say how.
+    #[error(
+        "the plan protects single records, and the learner does not say what it releases; install a release that does"
+    )]
+    Unprotected,
+    /// No accountant has a bound.
+    #[error(transparent)]
+    Accounting(#[from] AccountingError),
+    /// Numbers that no accountant takes.
+    #[error("the plan's privacy makes no sense: {0}")]
+    Spec(String),
+    /// It is not on disk.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// What was booked for one task.
+#[derive(Debug)]
+#[must_use = "a booking lets a training begin, and is cancelled when nothing came of it"]
+pub struct Booking {
+    sequence: u64,
+    /// The right to release noised gradients, where the plan protects records.
+    pub(crate) permit: Option<Permit>,
+}
+
+impl Booking {
+    /// The place of its record.
+    pub fn record(&self) -> u64 {
+        self.sequence
+    }
+}
+
+/// A site's own ledger.
+pub struct SiteLedger<W = Box<dyn Write + Send>> {
+    account: SiteAccount,
+    writer: ChainWriter<W>,
+    federation: Digest,
+}
+
+impl<W: Write> SiteLedger<W> {
+    /// Goes on with the ledger that `text` holds. `to` takes bytes behind [`privacy::chain::Lines::whole`] of it, and its
+    /// `flush` makes them durable. `federation` is the fingerprint of the authority whose servers are obeyed from now on.
+    ///
+    /// # Errors
+    /// [`SiteLedgerError`] names the line. A torn last line is no error: read `text` with [`read_lines`] to see it, and cut
+    /// it off before writing.
+    pub fn open(text: &[u8], to: W, federation: Digest) -> Result<Self, SiteLedgerError> {
+        let account = SiteAccount::read(text)?;
+        let writer = ChainWriter::new(read_lines(text)?.chain, to);
+        Ok(Self { account, writer, federation })
+    }
+
+    /// What has been given away.
+    pub fn account(&self) -> &SiteAccount {
+        &self.account
+    }
+
+    /// Books a task, durably, before it is done. `site_budget` is the site's own epsilon and delta, `releases` what the
+    /// learner will release of single records, and `tells` whether an answer other than an update says anything.
+    /// `None` when nothing is to be booked.
+    ///
+    /// # Errors
+    /// [`PayError`]; the task must not be done then.
+    pub fn reserve(
+        &mut self,
+        task: &Task,
+        releases: Option<ExampleReleases>,
+        tells: bool,
+        site_budget: Option<(f64, f64)>,
+        now: Time,
+    ) -> Result<Option<Booking>, PayError> {
+        if !matches!(task.work, Work::Train { .. }) && !tells {
+            return Ok(None);
+        }
+        let charges = self.account.charges(task, releases, self.federation)?;
+        self.check_budgets(task, &charges, site_budget)?;
+        let permit = match (&task.spec.privacy.examples, releases, &task.work) {
+            (Some(examples), Some(releases), Work::Train { .. }) => {
+                Some(permit(task, examples, releases).map_err(PayError::Spec)?)
+            }
+            _ => None,
+        };
+        let entry = Entry::of(task, charges, self.federation, now);
+        let sequence = self.writer.append(&entry)?.sequence;
+        self.writer.sync()?;
+        self.account.book(sequence, entry);
+        Ok(Some(Booking { sequence, permit }))
+    }
+
+    /// Books back what nothing came of: no answer was made.
+    ///
+    /// # Errors
+    /// [`WriteError`]; the booking stands then.
+    pub fn cancel(&mut self, booking: Booking, now: Time) -> Result<(), WriteError> {
+        let entry = Entry::cancelling(booking.sequence, now);
+        let sequence = self.writer.append(&entry)?.sequence;
+        self.writer.sync()?;
+        self.account.book(sequence, entry);
+        Ok(())
+    }
+
+    fn check_budgets(
+        &self,
+        task: &Task,
+        charges: &[Charge],
+        site_budget: Option<(f64, f64)>,
+    ) -> Result<(), PayError> {
+        let privacy = &task.spec.privacy;
+        for unit in [Unit::Client, Unit::Example] {
+            if !charges.iter().any(|charge| charge.unit == unit) {
+                continue;
+            }
+            if let Some((epsilon_max, delta)) = site_budget {
+                self.check_budget("this site's policy", unit, None, charges, (epsilon_max, delta))?;
+            }
+            let of_the_plan = match unit {
+                Unit::Client => privacy.local.map(|local| (local.epsilon_max.value(), local.delta)),
+                Unit::Example => privacy.examples.map(|records| (records.epsilon_max.value(), records.delta)),
+            };
+            if let Some(budget) = of_the_plan {
+                self.check_budget("the plan", unit, Some(task.id.run), charges, budget)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_budget(
+        &self,
+        whose: &'static str,
+        unit: Unit,
+        run: Option<RunId>,
+        charges: &[Charge],
+        (epsilon_max, delta): (f64, f64),
+    ) -> Result<(), PayError> {
+        let next = account::best(&self.account.events(unit, run, charges), delta, epsilon_max)?;
+        if next <= epsilon_max {
+            return Ok(());
+        }
+        let spent = account::best(&self.account.events(unit, run, &[]), delta, f64::NEG_INFINITY)?;
+        Err(PayError::Exhausted { whose, unit, spent, next, epsilon_max, delta })
+    }
+}
+
+impl<W> std::fmt::Debug for SiteLedger<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SiteLedger").field("chain", &self.writer).finish_non_exhaustive()
+    }
+}
+
+/// The right to one training's releases of noised gradients, from a book of its own on the plan's terms: what a client
+/// that keeps no ledger pays. Having no memory, it pays as if it had trained in every round up to this one.
+///
+/// # Errors
+/// A message when the plan's budget for records cannot pay.
+pub(crate) fn permit_without_memory(
+    task: &Task,
+    examples: &ExamplePrivacy,
+    releases: ExampleReleases,
+) -> Result<Permit, String> {
+    let before = releases.steps.saturating_mul(u64::from(task.id.round.0.saturating_sub(1)));
+    permit_after(task, examples, releases, before)
+}
+
+fn permit(task: &Task, examples: &ExamplePrivacy, releases: ExampleReleases) -> Result<Permit, String> {
+    permit_after(task, examples, releases, 0)
+}
+
+fn permit_after(
+    task: &Task,
+    examples: &ExamplePrivacy,
+    releases: ExampleReleases,
+    before: u64,
+) -> Result<Permit, String> {
+    let terms = Terms {
+        population: "records".to_owned(),
+        unit: Unit::Example,
+        relation: Relation::ZeroOut,
+        delta: examples.delta,
+        epsilon_max: examples.epsilon_max.value(),
+    };
+    let (mut book, _) = privacy::ledger::Ledger::found(terms).map_err(|error| error.to_string())?;
+    let mechanism = releases.mechanism(examples.noise_multiplier.value());
+    let charge = privacy::ledger::Charge { mechanism, composition: Composition::Each { at_most: None } };
+    let (run, round) = (task.id.run.to_string(), task.id.round.0);
+    if before > 0 {
+        // Reserved and never spent: it counts all the same.
+        let _ = book.reserve(&run, 0, &charge, before).map_err(|error| error.to_string())?;
+    }
+    let (permit, _) =
+        book.reserve(&run, round, &charge, releases.steps).map_err(|error| error.to_string())?;
+    Ok(permit)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

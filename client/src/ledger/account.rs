@@ -1,0 +1,207 @@
+//! What the records of a site's ledger add up to. Every epsilon is computed from events, each time.
+
+use std::collections::BTreeMap;
+
+use privacy::accounting::{self, AccountingError, Epsilon, Event, Mechanism, Relation};
+use privacy::chain::{ChainError, Digest, read_lines};
+use privacy::ledger::Unit;
+use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, RunId, Task, Time, Work};
+
+use super::entry::{Charge, Entry, Reserved};
+use super::{PayError, SiteLedgerError};
+use crate::policy::{History, Participation};
+
+/// Everything a site has booked and not taken back.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SiteAccount {
+    /// By the place of their records.
+    open: BTreeMap<u64, Reserved>,
+}
+
+/// What one kind of unit has given away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Total {
+    /// Trainings with a guarantee for this unit, repetitions included.
+    pub protected: usize,
+    /// Answers without any: trainings without such noise, and metrics and sums that were told in clear.
+    pub unprotected: usize,
+    /// Epsilon of those with a guarantee.
+    pub epsilon: Epsilon,
+}
+
+/// One run's part of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunAccount {
+    /// SHA-256 of the certificate of the authority whose server ran it.
+    pub federation: Digest,
+    /// The run.
+    pub run: RunId,
+    /// Its delta, from the plan; `None` without a guarantee.
+    pub delta: Option<f64>,
+    /// Tasks booked.
+    pub tasks: usize,
+    /// Those of them whose seed the server knew: they claim nothing, though they are counted.
+    pub rehearsals: usize,
+}
+
+impl SiteAccount {
+    /// Reads a ledger's text and checks every record of it; a torn last line is passed over.
+    ///
+    /// # Errors
+    /// [`SiteLedgerError`] names the line.
+    pub fn read(text: &[u8]) -> Result<Self, SiteLedgerError> {
+        let mut account = Self::default();
+        for link in read_lines(text)?.links {
+            let (sequence, line) = (link.sequence, link.sequence + 1);
+            let wrong = |fault| SiteLedgerError::Record { line, fault };
+            let entry: Entry = link.read().map_err(wrong)?;
+            if let Some(message) = entry.fault() {
+                return Err(wrong(ChainError::Record { sequence, message }));
+            }
+            if let Entry::Cancelled { reservation, .. } = entry
+                && !account.open.contains_key(&reservation)
+            {
+                return Err(SiteLedgerError::Cancellation { line, reservation });
+            }
+            account.book(sequence, entry);
+        }
+        Ok(account)
+    }
+
+    /// Trainings, for the policy.
+    pub fn history(&self) -> History {
+        let trainings = self.open.values().filter(|one| one.kind == protocol::TaskKind::Train);
+        let participation = |one: &Reserved| {
+            let at = Time::from_micros(one.at_micros);
+            Some(Participation { at, run: one.run()?, round: one.round })
+        };
+        History(trainings.filter_map(participation).collect())
+    }
+
+    /// What one kind of unit has given away at `delta`, in all or in one run.
+    ///
+    /// # Errors
+    /// [`AccountingError`] when no accountant has a bound.
+    pub fn total(&self, unit: Unit, run: Option<RunId>, delta: f64) -> Result<Total, AccountingError> {
+        let booked = || self.open.values().filter(|one| run.is_none_or(|run| one.run() == Some(run)));
+        let protected = booked().filter(|one| one.protects(unit)).count();
+        let events = self.events(unit, run, &[]);
+        let epsilon = if events.is_empty() {
+            Epsilon { rdp: Some(0.0), pld: Some(0.0) }
+        } else {
+            accounting::epsilon(&events, Relation::ZeroOut, delta)?
+        };
+        Ok(Total { protected, unprotected: booked().count() - protected, epsilon })
+    }
+
+    /// The runs, by federation and number.
+    pub fn runs(&self) -> Vec<RunAccount> {
+        let mut runs: BTreeMap<(Digest, RunId), RunAccount> = BTreeMap::new();
+        for one in self.open.values() {
+            let Some(run) = one.run() else { continue };
+            let federation = one.federation;
+            let empty = RunAccount { federation, run, delta: None, tasks: 0, rehearsals: 0 };
+            let account = runs.entry((federation, run)).or_insert(empty);
+            account.tasks += 1;
+            account.rehearsals += usize::from(one.rehearsal);
+            let privacy = &one.privacy;
+            let deltas = [
+                privacy.central.as_ref().map(|central| central.delta),
+                privacy.local.map(|local| local.delta),
+                privacy.examples.map(|examples| examples.delta),
+            ];
+            // Of several promises the strictest.
+            let strictest = deltas.into_iter().flatten().chain(account.delta).reduce(f64::min);
+            account.delta = strictest;
+        }
+        runs.into_values().collect()
+    }
+
+    /// The events of one kind of unit together with `more`, equal ones as one, under [`Relation::ZeroOut`].
+    pub(super) fn events(&self, unit: Unit, run: Option<RunId>, more: &[Charge]) -> Vec<Event> {
+        let booked = self.open.values().filter(|one| run.is_none_or(|run| one.run() == Some(run)));
+        let charges = booked.flat_map(|one| &one.charges).chain(more).filter(|charge| charge.unit == unit);
+        let mut counts: Vec<(Mechanism, u64)> = Vec::new();
+        for (mechanism, count) in charges.map(Charge::as_zero_out) {
+            match counts.iter_mut().find(|(known, _)| *known == mechanism) {
+                Some((_, total)) => *total = total.saturating_add(count),
+                None => counts.push((mechanism, count)),
+            }
+        }
+        counts.into_iter().filter_map(|(mechanism, count)| Event::new(mechanism, count).ok()).collect()
+    }
+
+    /// What `task` costs, given what is paid for already.
+    pub(super) fn charges(
+        &self,
+        task: &Task,
+        releases: Option<ExampleReleases>,
+        federation: Digest,
+    ) -> Result<Vec<Charge>, PayError> {
+        let Work::Train { .. } = task.work else { return Ok(Vec::new()) };
+        let privacy = &task.spec.privacy;
+        let event = |mechanism, count| {
+            Event::new(mechanism, count).map_err(|error| PayError::Spec(error.to_string()))
+        };
+        let mut charges = Vec::new();
+        if let Some(central) = &privacy.central
+            && !self.is_paid(central, task, federation)
+        {
+            let event = match central.noise {
+                NoiseCorrelation::Independent => {
+                    let noise_multiplier = central.noise_multiplier.value();
+                    event(Mechanism::Gaussian { noise_multiplier }, 1)?
+                }
+                NoiseCorrelation::Tree | NoiseCorrelation::Banded { .. } => {
+                    let whole = central.events(1).map_err(|error| PayError::Spec(error.to_string()))?;
+                    *whole.first().ok_or_else(|| PayError::Spec("a run without releases".into()))?
+                }
+            };
+            charges.push(Charge { unit: Unit::Client, relation: Relation::ZeroOut, event });
+        }
+        if let Some(local) = &privacy.local {
+            let noise_multiplier = local.noise_multiplier.value();
+            let event = event(Mechanism::Gaussian { noise_multiplier }, 1)?;
+            charges.push(Charge { unit: Unit::Client, relation: Relation::ReplaceOne, event });
+        }
+        if let Some(examples) = &privacy.examples {
+            let releases = releases.ok_or(PayError::Unprotected)?;
+            let event = event(releases.mechanism(examples.noise_multiplier.value()), releases.steps)?;
+            charges.push(Charge { unit: Unit::Example, relation: Relation::ZeroOut, event });
+        }
+        Ok(charges)
+    }
+
+    /// Whether the server's noise of this task is paid for: correlated noise by any round of the run, independent noise by
+    /// the same round, whose sum a server releases once. A plan that promises something else than before pays anew.
+    fn is_paid(&self, central: &CentralPrivacy, task: &Task, federation: Digest) -> bool {
+        self.open.values().any(|one| {
+            let same_run = one.federation == federation && one.run() == Some(task.id.run);
+            let same_round = one.round == task.id.round || central.noise != NoiseCorrelation::Independent;
+            let paid = one.protects(Unit::Client) && one.privacy.central.as_ref() == Some(central);
+            same_run && same_round && paid
+        })
+    }
+
+    pub(super) fn book(&mut self, sequence: u64, entry: Entry) {
+        match entry {
+            Entry::Reserved(reserved) => {
+                self.open.insert(sequence, reserved);
+            }
+            Entry::Cancelled { reservation, .. } => {
+                self.open.remove(&reservation);
+            }
+        }
+    }
+}
+
+/// Epsilon by the tightest accountant; where the fast one is within `enough`, by that.
+pub(super) fn best(events: &[Event], delta: f64, enough: f64) -> Result<f64, AccountingError> {
+    if events.is_empty() {
+        return Ok(0.0);
+    }
+    match accounting::rdp::epsilon(events, Relation::ZeroOut, delta) {
+        Ok(epsilon) if epsilon <= enough => Ok(epsilon),
+        _ => Ok(accounting::epsilon(events, Relation::ZeroOut, delta)?.best()),
+    }
+}

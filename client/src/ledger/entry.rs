@@ -1,0 +1,125 @@
+//! What stands in a site's ledger, one JSON object a record. It holds nothing that was measured.
+
+use privacy::accounting::{Event, Mechanism, Relation};
+use privacy::chain::Digest;
+use privacy::ledger::Unit;
+use protocol::{PrivacySpec, Round, RunId, Task, TaskKind, Time};
+use serde::{Deserialize, Serialize};
+
+/// The version of the records written by this code.
+pub const SITE_LEDGER_VERSION: u32 = 1;
+
+/// What one task costs one kind of unit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Charge {
+    /// Whom it protects.
+    pub unit: Unit,
+    /// Under which relation.
+    pub relation: Relation,
+    /// What is released.
+    pub event: Event,
+}
+
+impl Charge {
+    /// The same loss as releases under [`Relation::ZeroOut`]: an exchange moves a sum twice as far, which halves the noise.
+    pub(super) fn as_zero_out(&self) -> (Mechanism, u64) {
+        let mechanism = match (self.relation, self.event.mechanism()) {
+            (Relation::ReplaceOne, Mechanism::Gaussian { noise_multiplier }) => {
+                Mechanism::Gaussian { noise_multiplier: noise_multiplier / 2.0 }
+            }
+            (_, mechanism) => mechanism,
+        };
+        (mechanism, self.event.count())
+    }
+}
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Entry {
+    /// A task that is about to be done.
+    Reserved(Reserved),
+    /// Nothing came of it, and nothing left the site.
+    Cancelled {
+        version: u32,
+        /// Microseconds since the Unix epoch.
+        at_micros: u64,
+        /// The record that is taken back.
+        reservation: u64,
+    },
+}
+
+/// A task that is about to be done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reserved {
+    version: u32,
+    /// Microseconds since the Unix epoch.
+    pub(super) at_micros: u64,
+    /// SHA-256 of the authority's certificate.
+    pub(super) federation: Digest,
+    /// 16 hexadecimal digits.
+    pub(super) run: String,
+    pub(super) round: Round,
+    pub(super) kind: TaskKind,
+    /// Whether the server knows the seed: such a training claims nothing, though it is counted.
+    pub(super) rehearsal: bool,
+    /// What the plan promises.
+    #[serde(default, skip_serializing_if = "PrivacySpec::is_none")]
+    pub(super) privacy: PrivacySpec,
+    /// What it costs; empty for a repetition that is paid for already, and for what has no guarantee.
+    pub(super) charges: Vec<Charge>,
+}
+
+impl Reserved {
+    /// The run.
+    pub(super) fn run(&self) -> Option<RunId> {
+        self.run.parse().ok()
+    }
+
+    /// Whether a training, and of which unit the plan protects.
+    pub(super) fn protects(&self, unit: Unit) -> bool {
+        self.kind == TaskKind::Train
+            && match unit {
+                Unit::Client => self.privacy.central.is_some() || self.privacy.local.is_some(),
+                Unit::Example => self.privacy.examples.is_some(),
+            }
+    }
+}
+
+impl Entry {
+    pub(super) fn of(task: &Task, charges: Vec<Charge>, federation: Digest, now: Time) -> Self {
+        Self::Reserved(Reserved {
+            version: SITE_LEDGER_VERSION,
+            at_micros: now.as_micros(),
+            federation,
+            run: task.id.run.to_string(),
+            round: task.id.round,
+            kind: task.id.kind,
+            rehearsal: task.seed.is_some(),
+            privacy: task.spec.privacy.clone(),
+            charges,
+        })
+    }
+
+    pub(super) fn cancelling(reservation: u64, now: Time) -> Self {
+        Self::Cancelled { version: SITE_LEDGER_VERSION, at_micros: now.as_micros(), reservation }
+    }
+
+    /// Why this code cannot take the record into account; `None` when it can.
+    pub(super) fn fault(&self) -> Option<String> {
+        let version = match self {
+            Self::Reserved(Reserved { version, .. }) | Self::Cancelled { version, .. } => *version,
+        };
+        match self {
+            _ if version != SITE_LEDGER_VERSION => {
+                Some(format!("version {version} is unknown, this code reads {SITE_LEDGER_VERSION}"))
+            }
+            Self::Reserved(reserved) if reserved.run().is_none() => {
+                Some(format!("`{}` is not a run", reserved.run))
+            }
+            Self::Reserved(_) | Self::Cancelled { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! What a site takes part in: `policy.toml`, read once, and the one question it answers.
+//!
+//! A rule that is not written denies. A policy decides from the task, the clock's word and the site's own history; it reads
+//! no file, keeps nothing and spends nothing: what a task costs is the ledger's matter ([`crate::SiteLedger`]). It cannot
+//! be overridden by a server, whose plan is only what it is asked to judge. It does not judge models by their content.
+
+mod file;
+
+use std::time::Duration;
+
+use protocol::{
+    CentralPrivacy, Clipping, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, Round, RunId, Spec,
+    Task, TaskKind, Time, Weighting, Work,
+};
+use serde::{Deserialize, Serialize};
+
+use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile};
+
+/// A policy that allows everything, as text.
+pub const PLAIN_POLICY: &str = include_str!("policy/plain.toml");
+/// A policy that allows training with noise within a budget, as text.
+pub const PRIVATE_POLICY: &str = include_str!("policy/private.toml");
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Why a site's policy does not allow a task. For the site's eyes: the server is told that it was the policy, and no more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("policy rule `{rule}`: {message}")]
+pub struct Denied {
+    /// The rule, by its key in `policy.toml`; `participation` is the limit that the plan itself promises.
+    pub rule: &'static str,
+    /// What was asked and what is allowed.
+    pub message: String,
+}
+
+/// A number that a site measures beside its update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// The mean loss.
+    Loss,
+    /// The share of right answers.
+    Accuracy,
+    /// How many examples were used.
+    Examples,
+    /// How long it took.
+    Seconds,
+}
+
+/// How a plan protects what it learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Not at all: the server sees each update, and models may show any record.
+    None,
+    /// Noise at the server: clients as wholes, towards those who see models.
+    Central,
+    /// Noise at the client: clients as wholes, towards the server too.
+    Local,
+    /// Noise in each gradient step: single records, towards the server too.
+    Examples,
+}
+
+impl Mode {
+    /// Its name in `policy.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Central => "central",
+            Self::Local => "local",
+            Self::Examples => "examples",
+        }
+    }
+
+    /// All that a plan promises; [`Mode::None`] alone when it promises nothing.
+    pub fn all_of(privacy: &PrivacySpec) -> Vec<Self> {
+        let promised = [
+            privacy.central.as_ref().map(|_| Self::Central),
+            privacy.local.map(|_| Self::Local),
+            privacy.examples.map(|_| Self::Examples),
+        ];
+        let modes: Vec<Self> = promised.into_iter().flatten().collect();
+        if modes.is_empty() { vec![Self::None] } else { modes }
+    }
+}
+
+/// A training that the site did or began, and did not take back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Participation {
+    /// When it began.
+    pub at: Time,
+    /// The run.
+    pub run: RunId,
+    /// The round.
+    pub round: Round,
+}
+
+/// What a site has trained before, over all servers, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History(pub Vec<Participation>);
+
+impl History {
+    /// Trainings that began less than a day before `now`. Those that a clock put into the future count.
+    pub fn of_the_day(&self, now: Time) -> usize {
+        self.0.iter().filter(|one| now - one.at < DAY).count()
+    }
+
+    /// The rounds of `run` that were trained, each once, without `round` itself: a round that is repeated is one round.
+    fn other_rounds(&self, run: RunId, round: Round) -> Vec<Round> {
+        let mut rounds: Vec<Round> =
+            self.0.iter().filter(|one| one.run == run).map(|one| one.round).collect();
+        rounds.sort_unstable();
+        rounds.dedup();
+        rounds.retain(|other| *other != round);
+        rounds
+    }
+}
+
+/// A site's policy.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    rules: PolicyFile,
+}
+
+impl Policy {
+    /// Reads the text of a `policy.toml`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with line, column and the value at fault.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let rules: PolicyFile = protocol::read_toml(text)?;
+        rules.check().map_err(|error| ConfigError::of(text, &error))?;
+        Ok(Self { rules })
+    }
+
+    /// Whether the site does `task`, of whose model `parameters` values are shared.
+    ///
+    /// # Errors
+    /// [`Denied`] names the first rule that stands against it.
+    pub fn judge(&self, task: &Task, parameters: usize, now: Time, history: &History) -> Result<(), Denied> {
+        self.judge_work(task, parameters)?;
+        self.judge_hour(now)?;
+        self.judge_cohort(&task.spec)?;
+        self.judge_privacy(task)?;
+        if let Work::Train { norm_max, .. } = &task.work {
+            self.judge_norm(&task.spec, *norm_max)?;
+            self.judge_weights(&task.spec)?;
+            self.judge_frequency(now, history)?;
+            judge_participation(task, history)?;
+        }
+        Ok(())
+    }
+
+    /// The metrics that may leave the site with an answer to `task`: the others are 0, or absent.
+    pub fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
+        if spec.privacy.hides_metrics() {
+            return Metrics::default();
+        }
+        let may = |metric| self.allows_metric(metric);
+        Metrics {
+            loss: if may(Metric::Loss) { metrics.loss } else { 0.0 },
+            accuracy: metrics.accuracy.filter(|_| may(Metric::Accuracy)),
+            examples: if may(Metric::Examples) { metrics.examples } else { 0 },
+            seconds: if may(Metric::Seconds) { metrics.seconds } else { 0.0 },
+        }
+    }
+
+    /// Whether an evaluation under `spec` tells the server anything at all.
+    pub fn tells_metrics(&self, spec: &Spec) -> bool {
+        !spec.privacy.hides_metrics() && !self.rules.metrics.is_empty()
+    }
+
+    /// The site's own budget: epsilon and its delta; `None` where there is no limit.
+    pub fn budget(&self) -> Option<(f64, f64)> {
+        match (self.rules.privacy.epsilon_max, self.rules.privacy.delta) {
+            (Some(Limit::At(epsilon)), Some(delta)) => Some((epsilon.value(), delta)),
+            _ => None,
+        }
+    }
+
+    fn allows_metric(&self, metric: Metric) -> bool {
+        self.rules.metrics.contains(&metric)
+    }
+
+    fn judge_work(&self, task: &Task, parameters: usize) -> Result<(), Denied> {
+        let rules = &self.rules;
+        let kind = task.id.kind;
+        if !rules.tasks.contains(&kind) {
+            let allowed: Vec<&str> = rules.tasks.iter().map(|kind| kind.name()).collect();
+            return denied("tasks", format!("a task `{}` came; allowed are {allowed:?}", kind.name()));
+        }
+        if task.seed.is_some() && !rules.rehearsals {
+            let message =
+                "the task carries a seed, so the server knows this site's chance; allowed with `true`";
+            return denied("rehearsals", message.into());
+        }
+        let name = model_name(&task.spec.model);
+        match &rules.models {
+            Some(ModelsRule::Any(_)) => {}
+            Some(ModelsRule::Only(names)) if names.iter().any(|allowed| allowed.0 == name) => {}
+            Some(ModelsRule::Only(_)) | None => {
+                return denied("models", format!("the plan's model is `{name}`, which is not listed"));
+            }
+        }
+        let count = parameters as u64;
+        at_most("parameters_max", "the model has this many shared parameters", count, rules.parameters_max)
+    }
+
+    fn judge_hour(&self, now: Time) -> Result<(), Denied> {
+        let hour = now.as_micros() / 3_600_000_000 % 24;
+        match self.rules.hours {
+            Some(HoursRule::Any(_)) => Ok(()),
+            Some(HoursRule::Between(hours)) if hours.holds(hour) => Ok(()),
+            Some(HoursRule::Between(Hours { from, to })) => {
+                denied("hours", format!("it is {hour} o'clock UTC; tasks are done from {from} to {to}"))
+            }
+            None => unwritten("hours"),
+        }
+    }
+
+    fn judge_cohort(&self, spec: &Spec) -> Result<(), Denied> {
+        let promised = spec.privacy.central.as_ref().map_or(1, |central| central.clients_min);
+        let promised = u64::from(promised).min(spec.cohort_max);
+        let rules = [("clients_min", self.rules.clients_min), ("sites_min", self.rules.sites_min)];
+        for (rule, least) in rules {
+            let Some(least) = least else { return unwritten(rule) };
+            if promised < u64::from(least) {
+                let message = format!(
+                    "the plan promises that no sum is of fewer than {promised}; at least {least} are wanted \
+                     (only [privacy.central] promises more than 1)"
+                );
+                return denied(rule, message);
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_privacy(&self, task: &Task) -> Result<(), Denied> {
+        let (privacy, rules) = (&task.spec.privacy, &self.rules.privacy);
+        // The sums of a statistics round carry no noise, whatever the plan says of updates.
+        let modes = match task.id.kind {
+            TaskKind::Statistics => vec![Mode::None],
+            TaskKind::Train | TaskKind::Evaluate => Mode::all_of(privacy),
+        };
+        if !modes.iter().any(|mode| rules.require.contains(mode)) {
+            let named = |modes: &[Mode]| modes.iter().map(|mode| mode.name()).collect::<Vec<_>>().join(", ");
+            let message =
+                format!("it is protected by `{}`; accepted are [{}]", named(&modes), named(&rules.require));
+            return denied("privacy.require", message);
+        }
+        for noise in noise_multipliers(privacy) {
+            let Some(least) = rules.noise_multiplier_min else {
+                return unwritten("privacy.noise_multiplier_min");
+            };
+            if noise < least {
+                return denied(
+                    "privacy.noise_multiplier_min",
+                    format!("the plan has {noise}; at least {least}"),
+                );
+            }
+        }
+        if let Some(CentralPrivacy { relation, .. }) = &privacy.central
+            && !rules.relations.contains(relation)
+        {
+            let message = format!("the plan claims `{relation}`, which is not listed");
+            return denied("privacy.relations", message);
+        }
+        if modes != [Mode::None] && rules.epsilon_max.is_none() {
+            return unwritten("privacy.epsilon_max");
+        }
+        Ok(())
+    }
+
+    fn judge_norm(&self, spec: &Spec, of_the_round: Option<Positive>) -> Result<(), Denied> {
+        let bounds = spec.privacy.central.as_ref().map(|central| central.clipping);
+        let adaptive = match bounds {
+            Some(Clipping::Adaptive { norm_max, .. }) => Some(norm_max),
+            Some(Clipping::Fixed | Clipping::PerLayer) | None => None,
+        };
+        let norms = [of_the_round.unwrap_or(spec.update.norm_max), adaptive.unwrap_or(spec.update.norm_max)];
+        let largest = norms[0].value().max(norms[1].value());
+        let limit = self.rules.privacy.norm_max_max.map(|limit| limit.map(Positive::value));
+        at_most("privacy.norm_max_max", "updates may be this long", largest, limit)
+    }
+
+    fn judge_weights(&self, spec: &Spec) -> Result<(), Denied> {
+        let told = spec.update.weights == Weighting::Examples && spec.privacy.local.is_none();
+        if told && !self.allows_metric(Metric::Examples) {
+            let message = "updates are weighted by examples, which tells their number; list \"examples\", or ask for \
+                           a plan with weights = \"uniform\"";
+            return denied("metrics", message.into());
+        }
+        Ok(())
+    }
+
+    fn judge_frequency(&self, now: Time, history: &History) -> Result<(), Denied> {
+        let Some(least) = self.rules.separation_min_seconds else {
+            return unwritten("separation_min_seconds");
+        };
+        let since = history.0.iter().map(|one| (now - one.at).as_secs_f64()).fold(f64::INFINITY, f64::min);
+        if since < least {
+            let message = format!("the last training began {since:.0} seconds ago; at least {least}");
+            return denied("separation_min_seconds", message);
+        }
+        let count = history.of_the_day(now) as u64 + 1;
+        at_most(
+            "rounds_per_day",
+            "with this one, trainings of the last 24 hours are",
+            count,
+            self.rules.rounds_per_day,
+        )
+    }
+}
+
+/// What the plan promises about how often one client takes part, which a server must not break.
+fn judge_participation(task: &Task, history: &History) -> Result<(), Denied> {
+    let Some(central) = &task.spec.privacy.central else { return Ok(()) };
+    let (run, round) = (task.id.run, task.id.round);
+    if round.0 > central.rounds {
+        let message = format!("the plan promises {} releases, and this is round {round}", central.rounds);
+        return denied("participation", message);
+    }
+    let Some((times, apart)) = central.participation() else { return Ok(()) };
+    let others = history.other_rounds(run, round);
+    if others.len() >= times as usize {
+        let message =
+            format!("the plan promises at most {times} rounds to each site, and {} are done", others.len());
+        return denied("participation", message);
+    }
+    if let Some(near) = others.iter().find(|other| other.0.abs_diff(round.0) < apart) {
+        let message =
+            format!("the plan promises {apart} rounds between two of a site, and round {near} is done");
+        return denied("participation", message);
+    }
+    Ok(())
+}
+
+fn noise_multipliers(privacy: &PrivacySpec) -> impl Iterator<Item = f64> {
+    let promised = [
+        privacy.central.as_ref().map(|central| central.noise_multiplier),
+        privacy.local.map(|local| local.noise_multiplier),
+        privacy.examples.map(|examples| examples.noise_multiplier),
+    ];
+    promised.into_iter().flatten().map(Positive::value)
+}
+
+/// A model's name in `policy.toml`.
+fn model_name(model: &ModelSpec) -> String {
+    match model {
+        ModelSpec::Linear => "linear".into(),
+        ModelSpec::Logistic => "logistic".into(),
+        ModelSpec::Mlp { .. } => "mlp".into(),
+        ModelSpec::Cnn { .. } => "cnn".into(),
+        ModelSpec::Custom { name } => format!("custom:{name}"),
+    }
+}
+
+fn denied(rule: &'static str, message: String) -> Result<(), Denied> {
+    Err(Denied { rule, message })
+}
+
+fn unwritten(rule: &'static str) -> Result<(), Denied> {
+    denied(rule, "it is not written, and what is not written is denied".into())
+}
+
+fn at_most<T: PartialOrd + std::fmt::Display>(
+    rule: &'static str,
+    what: &str,
+    value: T,
+    limit: Option<Limit<T>>,
+) -> Result<(), Denied> {
+    match limit {
+        Some(Limit::Any(_)) => Ok(()),
+        Some(Limit::At(most)) if value <= most => Ok(()),
+        Some(Limit::At(most)) => denied(rule, format!("{what}: {value}; at most {most}")),
+        None => unwritten(rule),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! Every rule denies alone, and what is not written denies.
+
+use std::sync::Arc;
+
+use privacy::accounting::Relation;
+use protocol::{NoiseCorrelation, Parameters, PrivacySpec, Sampling, Seed};
+
+use super::*;
+use crate::ledger::tests::{central, private};
+use crate::participant::tests::task;
+
+/// 23:30 on some day.
+const NOW: Time = Time::from_micros((20_000 * 24 * 3600 + 23 * 3600 + 1800) * 1_000_000);
+
+/// Allows what [`asked`] asks, and hardly more.
+const TIGHT: &str = r#"
+tasks = ["train"]
+models = ["linear"]
+parameters_max = 3
+clients_min = 10
+sites_min = 10
+rounds_per_day = 2
+hours = { from = 22, to = 6 }
+separation_min_seconds = 60
+metrics = ["examples"]
+rehearsals = false
+
+[privacy]
+require = ["central"]
+noise_multiplier_min = 2.0
+norm_max_max = 100.0
+epsilon_max = 8.0
+delta = 1e-6
+relations = ["zero_out"]
+"#;
+
+fn asked() -> Task {
+    Task { seed: None, ..private(5, central(NoiseCorrelation::Independent)) }
+}
+
+fn judge(policy: &str, task: &Task, now: Time, history: &History) -> Result<(), Denied> {
+    Policy::parse(policy).unwrap().judge(task, task.work.model().map_or(0, |model| model.len()), now, history)
+}
+
+fn rule(policy: &str, task: &Task) -> &'static str {
+    judge(policy, task, NOW, &History::default()).unwrap_err().rule
+}
+
+fn trained(seconds_ago: u64, run: u64, round: u32) -> Participation {
+    let at = Time::from_micros(NOW.as_micros() - seconds_ago * 1_000_000);
+    Participation { at, run: RunId(run), round: Round(round) }
+}
+
+fn changed(change: impl FnOnce(&mut Spec)) -> Task {
+    let mut task = asked();
+    change(Arc::make_mut(&mut task.spec));
+    task
+}
+
+#[test]
+fn what_the_policy_lists_is_allowed() {
+    judge(TIGHT, &asked(), NOW, &History::default()).unwrap();
+    judge(PLAIN_POLICY, &asked(), Time::ZERO, &History::default()).unwrap();
+    judge(
+        PRIVATE_POLICY,
+        &changed(|spec| {
+            spec.update.weights = Weighting::Uniform;
+            spec.update.norm_max = Positive::new(10.0).unwrap();
+        }),
+        NOW,
+        &History::default(),
+    )
+    .unwrap();
+    let statistics = task(0, Work::Statistics { names: vec![] });
+    judge(PLAIN_POLICY, &statistics, NOW, &History::default()).unwrap();
+}
+
+#[test]
+fn every_line_that_is_taken_out_denies() {
+    let key = |line: &str| line.split_once(" = ").map(|(key, _)| key.to_owned());
+    for line in TIGHT.lines() {
+        let Some(key) = key(line) else { continue };
+        // `false` is what an absent word means; delta goes with epsilon_max.
+        if ["rehearsals", "delta"].contains(&key.as_str()) {
+            continue;
+        }
+        let without = TIGHT.replace(&format!("\n{line}\n"), "\n");
+        let denied = rule(&without, &asked());
+        assert!(denied == key || denied == format!("privacy.{key}"), "{key} was left out, {denied} denied");
+    }
+    assert_eq!(rule("", &asked()), "tasks");
+}
+
+#[test]
+fn every_rule_denies_alone() {
+    let mut rehearsal = asked();
+    rehearsal.seed = Some(Seed::from_number(1));
+    let mut larger = asked();
+    let model = Arc::new(Parameters::new(vec![0.0; 4]));
+    larger.work = Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
+    let mut longer = asked();
+    let model = Arc::new(Parameters::new(vec![0.0; 3]));
+    longer.work = Work::Train {
+        model: Arc::clone(&model),
+        learning_rate_scale: 1.0,
+        norm_max: Positive::new(101.0).ok(),
+    };
+    let central_of =
+        |change: fn(&mut CentralPrivacy)| changed(|spec| change(spec.privacy.central.as_mut().unwrap()));
+    let cases = [
+        ("tasks", task(1, Work::Evaluate { model })),
+        ("rehearsals", rehearsal),
+        ("models", changed(|spec| spec.model = ModelSpec::Custom { name: "linear".into() })),
+        ("parameters_max", larger),
+        ("clients_min", central_of(|central| central.clients_min = 9)),
+        ("clients_min", changed(|spec| spec.cohort_max = 9)),
+        (
+            "privacy.noise_multiplier_min",
+            central_of(|central| {
+                central.noise_multiplier = Positive::new(1.999).unwrap();
+            }),
+        ),
+        ("privacy.relations", central_of(|central| central.relation = Relation::AddOrRemoveOne)),
+        ("privacy.norm_max_max", longer),
+        ("privacy.norm_max_max", changed(|spec| spec.update.norm_max = Positive::new(100.1).unwrap())),
+        ("participation", Task { id: protocol::TaskId { round: Round(51), ..asked().id }, ..asked() }),
+    ];
+    for (expected, task) in cases {
+        assert_eq!(rule(TIGHT, &task), expected);
+    }
+    let alone =
+        TIGHT.replace("clients_min = 10", "clients_min = 1").replace("sites_min = 10", "sites_min = 1");
+    let plain = changed(|spec| spec.privacy = PrivacySpec::default());
+    assert_eq!(rule(&alone, &plain), "privacy.require");
+    assert_eq!(rule(TIGHT, &plain), "clients_min", "a plan without central noise promises no cohort");
+    assert_eq!(rule(&TIGHT.replace("sites_min = 10", "sites_min = 11"), &asked()), "sites_min");
+    let silent = TIGHT.replace("metrics = [\"examples\"]", "metrics = []");
+    assert_eq!(rule(&silent, &asked()), "metrics");
+    judge(&silent, &changed(|spec| spec.update.weights = Weighting::Uniform), NOW, &History::default())
+        .unwrap();
+}
+
+#[test]
+fn hours_go_over_midnight_and_end_with_their_last_minute() {
+    let at = |hour: u64, minute: u64| Time::from_micros((hour * 3600 + minute * 60) * 1_000_000);
+    let allowed = |hours: &str, now: Time| {
+        judge(&TIGHT.replace("{ from = 22, to = 6 }", hours), &asked(), now, &History::default()).is_ok()
+    };
+    for hour in 0..24 {
+        assert_eq!(allowed("{ from = 22, to = 6 }", at(hour, 59)), !(6..22).contains(&hour), "{hour}");
+        assert_eq!(allowed("{ from = 8, to = 18 }", at(hour, 0)), (8..18).contains(&hour), "{hour}");
+        assert!(allowed("\"any\"", at(hour, 30)));
+    }
+}
+
+#[test]
+fn trainings_are_counted_over_all_runs_and_a_clock_that_goes_back_gains_nothing() {
+    let denied = |history: Vec<Participation>| {
+        judge(TIGHT, &asked(), NOW, &History(history)).err().map(|why| why.rule)
+    };
+    assert_eq!(denied(vec![trained(61, 7, 1)]), None);
+    assert_eq!(denied(vec![trained(59, 7, 1)]), Some("separation_min_seconds"));
+    assert_eq!(denied(vec![trained(3000, 7, 1), trained(86_000, 8, 1)]), Some("rounds_per_day"));
+    assert_eq!(denied(vec![trained(3000, 7, 1), trained(86_400, 8, 1)]), None);
+    let future = Participation { at: Time::from_micros(NOW.as_micros() + 1), run: RunId(9), round: Round(1) };
+    assert_eq!(denied(vec![future]), Some("separation_min_seconds"));
+}
+
+#[test]
+fn the_plan_s_own_promise_on_participation_is_held_by_the_site() {
+    let free = TIGHT.replace("rounds_per_day = 2", "rounds_per_day = \"any\"");
+    let ask = |rounds: &[u32]| {
+        let history = rounds.iter().map(|round| trained(100_000, 1, *round)).collect();
+        judge(&free, &asked(), NOW, &History(history)).err().map(|why| why.rule)
+    };
+    assert_eq!(ask(&[1, 3]), None);
+    assert_eq!(ask(&[5]), None, "a repeated round is the same round");
+    assert_eq!((ask(&[4]), ask(&[6])), (Some("participation"), Some("participation")));
+    let many: Vec<u32> = (10..30).collect();
+    assert_eq!((ask(&many[1..]), ask(&many)), (None, Some("participation")));
+    let mut other = asked();
+    let spec = Arc::make_mut(&mut other.spec);
+    let sampled = spec.privacy.central.as_mut().unwrap();
+    (sampled.sampling, sampled.relation) = (Sampling::Poisson { rate: 0.5 }, Relation::ZeroOut);
+    judge(&free, &other, NOW, &History(many.iter().map(|round| trained(100_000, 1, *round)).collect()))
+        .unwrap();
+}
+
+#[test]
+fn only_listed_metrics_leave_and_none_where_the_plan_hides_them() {
+    let policy = Policy::parse(TIGHT).unwrap();
+    let metrics = Metrics { loss: 0.5, accuracy: Some(0.7), examples: 9, seconds: 2.0 };
+    let plain = changed(|spec| spec.privacy = PrivacySpec::default());
+    assert_eq!(policy.visible(&plain.spec, metrics), Metrics { examples: 9, ..Metrics::default() });
+    assert_eq!(policy.visible(&asked().spec, metrics), Metrics::default());
+    assert!(policy.tells_metrics(&plain.spec) && !policy.tells_metrics(&asked().spec));
+    assert_eq!(Policy::parse(PLAIN_POLICY).unwrap().visible(&plain.spec, metrics), metrics);
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_line_and_column() {
+    let cases = [
+        ("models = [\"linear\"]", "model = [\"linear\"]", 3, "unknown field `model`"),
+        ("parameters_max = 3", "parameters_max = -3", 4, "\"any\""),
+        ("parameters_max = 3", "parameters_max = \"all\"", 4, "\"any\""),
+        ("to = 6 }", "to = 6, also = 1 }", 8, "two different hours"),
+        ("to = 6 }", "to = 22 }", 8, "22 to 22"),
+        ("\"linear\"", "\"lnear\"", 3, "\"custom:NAME\""),
+        ("[\"train\"]", "[\"trian\"]", 2, "trian"),
+        ("separation_min_seconds = 60", "separation_min_seconds = -1", 9, "at least 0"),
+        ("delta = 1e-6\n", "", 17, "delta"),
+        ("delta = 1e-6", "delta = 1.0", 18, "1 is not above 0 and below 1"),
+        ("epsilon_max = 8.0", "epsilon_max = 0.0", 17, "above 0"),
+        ("\"zero_out\"", "\"zero\"", 19, "zero"),
+    ];
+    for (right, wrong, line, told) in cases {
+        let error = Policy::parse(&TIGHT.replace(right, wrong)).unwrap_err();
+        assert!(error.line == line && error.message.contains(told), "{wrong}: {error}");
+    }
+}
