@@ -87,13 +87,9 @@ impl Guard {
                 Ok(Leave { booking })
             }
             Err(PayError::Write(error)) => Err(unkept(&error)),
-            Err(error @ PayError::Exhausted { .. }) => {
-                let message = error.to_string();
-                Err(self.deny(task, "budget", &message, Decline::Budget, message.clone()))
-            }
             Err(error) => {
                 let message = error.to_string();
-                Err(self.deny(task, "budget", &message, Decline::Unsupported, message.clone()))
+                Err(self.deny(task, "budget", &message, error.reason(), message.clone()))
             }
         }
     }
@@ -147,3 +143,6 @@ impl std::fmt::Debug for Guard {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,10 +18,10 @@ mod entry;
 use std::io::Write;
 
 use privacy::Permit;
-use privacy::accounting::{AccountingError, Relation};
+use privacy::accounting::{AccountingError, Event, Mechanism, Relation};
 use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, WriteError, read_lines};
-use privacy::ledger::{Composition, Terms, Unit};
-use protocol::{ExamplePrivacy, ExampleReleases, RunId, Task, Time, Work};
+use privacy::ledger::{Composition, ReserveError, Terms, Unit};
+use protocol::{Decline, ExamplePrivacy, ExampleReleases, RunId, Task, Time, Work};
 
 pub use account::{RunAccount, SiteAccount, Total};
 pub use entry::{Charge, SITE_LEDGER_VERSION};
@@ -100,6 +100,29 @@ pub struct Booking {
     pub(crate) permit: Option<Permit>,
 }
 
+impl PayError {
+    /// What the server is told.
+    pub(crate) fn reason(&self) -> Decline {
+        match self {
+            Self::Exhausted { .. } => Decline::Budget,
+            Self::Unprotected | Self::Accounting(_) | Self::Spec(_) => Decline::Unsupported,
+            Self::Write(_) => Decline::Failed,
+        }
+    }
+}
+
+impl From<ReserveError> for PayError {
+    fn from(error: ReserveError) -> Self {
+        match error {
+            ReserveError::Exhausted { spent, next, epsilon_max, delta, .. } => {
+                Self::Exhausted { whose: "the plan", unit: Unit::Example, spent, next, epsilon_max, delta }
+            }
+            ReserveError::Accounting(error) => Self::Accounting(error),
+            other => Self::Spec(other.to_string()),
+        }
+    }
+}
+
 impl Booking {
     /// The place of its record.
     pub fn record(&self) -> u64 {
@@ -153,7 +176,7 @@ impl<W: Write> SiteLedger<W> {
         self.check_budgets(task, &charges, site_budget)?;
         let permit = match (&task.spec.privacy.examples, releases, &task.work) {
             (Some(examples), Some(releases), Work::Train { .. }) => {
-                Some(permit(task, examples, releases).map_err(PayError::Spec)?)
+                Some(permit_after(task, examples, releases, 0)?)
             }
             _ => None,
         };
@@ -224,30 +247,41 @@ impl<W> std::fmt::Debug for SiteLedger<W> {
     }
 }
 
-/// The right to one training's releases of noised gradients, from a book of its own on the plan's terms: what a client
-/// that keeps no ledger pays. Having no memory, it pays as if it had trained in every round up to this one.
-///
-/// # Errors
-/// A message when the plan's budget for records cannot pay.
-pub(crate) fn permit_without_memory(
+/// What a client that keeps no ledger pays for a training. Having no memory, it keeps the plan's budgets as if it had
+/// trained in every round up to this one. Gives the right to release noised gradients, where the plan protects records.
+pub(crate) fn pay_without_memory(
     task: &Task,
-    examples: &ExamplePrivacy,
-    releases: ExampleReleases,
-) -> Result<Permit, String> {
-    let before = releases.steps.saturating_mul(u64::from(task.id.round.0.saturating_sub(1)));
-    permit_after(task, examples, releases, before)
+    releases: Option<ExampleReleases>,
+) -> Result<Option<Permit>, PayError> {
+    let (privacy, rounds) = (&task.spec.privacy, u64::from(task.id.round.0.max(1)));
+    if let Some(local) = &privacy.local {
+        let (delta, epsilon_max) = (local.delta, local.epsilon_max.value());
+        // As in the books: an exchange moves an update twice as far.
+        let mechanism = Mechanism::Gaussian { noise_multiplier: local.noise_multiplier.value() / 2.0 };
+        let epsilon_of = |count| match Event::new(mechanism, count) {
+            Ok(event) => Ok(account::best(&[event], delta, epsilon_max)?),
+            Err(_) if count == 0 => Ok(0.0),
+            Err(error) => Err(PayError::Spec(error.to_string())),
+        };
+        let next = epsilon_of(rounds)?;
+        if next > epsilon_max {
+            let (whose, unit, spent) = ("the plan", Unit::Client, epsilon_of(rounds - 1)?);
+            return Err(PayError::Exhausted { whose, unit, spent, next, epsilon_max, delta });
+        }
+    }
+    let Some(examples) = &privacy.examples else { return Ok(None) };
+    let releases = releases.ok_or(PayError::Unprotected)?;
+    let before = releases.steps.saturating_mul(rounds - 1);
+    permit_after(task, examples, releases, before).map(Some)
 }
 
-fn permit(task: &Task, examples: &ExamplePrivacy, releases: ExampleReleases) -> Result<Permit, String> {
-    permit_after(task, examples, releases, 0)
-}
-
+/// The right to one training's releases, from a book of its own on the plan's terms.
 fn permit_after(
     task: &Task,
     examples: &ExamplePrivacy,
     releases: ExampleReleases,
     before: u64,
-) -> Result<Permit, String> {
+) -> Result<Permit, PayError> {
     let terms = Terms {
         population: "records".to_owned(),
         unit: Unit::Example,
@@ -255,17 +289,17 @@ fn permit_after(
         delta: examples.delta,
         epsilon_max: examples.epsilon_max.value(),
     };
-    let (mut book, _) = privacy::ledger::Ledger::found(terms).map_err(|error| error.to_string())?;
+    let senseless = |error: String| PayError::Spec(error);
+    let (mut book, _) =
+        privacy::ledger::Ledger::found(terms).map_err(|error| senseless(error.to_string()))?;
     let mechanism = releases.mechanism(examples.noise_multiplier.value());
     let charge = privacy::ledger::Charge { mechanism, composition: Composition::Each { at_most: None } };
     let (run, round) = (task.id.run.to_string(), task.id.round.0);
     if before > 0 {
         // Reserved and never spent: it counts all the same.
-        let _ = book.reserve(&run, 0, &charge, before).map_err(|error| error.to_string())?;
+        let _ = book.reserve(&run, 0, &charge, before)?;
     }
-    let (permit, _) =
-        book.reserve(&run, round, &charge, releases.steps).map_err(|error| error.to_string())?;
-    Ok(permit)
+    Ok(book.reserve(&run, round, &charge, releases.steps)?.0)
 }
 
 #[cfg(test)]

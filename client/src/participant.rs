@@ -17,7 +17,7 @@ use protocol::{
 use crate::Personal;
 use crate::audit::Audit;
 use crate::guard::Guard;
-use crate::ledger::permit_without_memory;
+use crate::ledger::pay_without_memory;
 use crate::personal::{gather_personal, scatter_personal};
 
 /// Why a task was not done.
@@ -222,12 +222,11 @@ impl Desk<'_> {
         }
     }
 
+    /// What a client without books may release: it keeps the plan's budgets as if it had trained in every round before.
     fn permit_without_guard(&self, releases: Option<ExampleReleases>) -> Result<Option<Permit>, Trouble> {
-        let (Some(examples), Some(releases)) = (&self.task.spec.privacy.examples, releases) else {
-            return Ok(None);
-        };
-        let permit = permit_without_memory(self.task, examples, releases);
-        permit.map(Some).map_err(|message| Trouble::private(Decline::Budget, message))
+        let Work::Train { .. } = self.task.work else { return Ok(None) };
+        let paid = pay_without_memory(self.task, releases);
+        paid.map_err(|error| Trouble::private(error.reason(), error.to_string()))
     }
 
     fn perform(&mut self, entropy: Seed, permit: Option<Permit>) -> Result<Outcome, Trouble> {

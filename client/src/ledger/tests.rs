@@ -67,7 +67,7 @@ pub(crate) fn central(noise: NoiseCorrelation) -> PrivacySpec {
     PrivacySpec { central: Some(central), ..PrivacySpec::default() }
 }
 
-fn local(epsilon_max: f64) -> PrivacySpec {
+pub(crate) fn local(epsilon_max: f64) -> PrivacySpec {
     let local =
         LocalPrivacy { noise_multiplier: positive(4.0), delta: DELTA, epsilon_max: positive(epsilon_max) };
     PrivacySpec { local: Some(local), ..PrivacySpec::default() }
@@ -98,7 +98,7 @@ pub(crate) fn private(round: u32, privacy: PrivacySpec) -> Task {
     task
 }
 
-fn ledger(paper: &Paper) -> SiteLedger<Paper> {
+pub(crate) fn ledger(paper: &Paper) -> SiteLedger<Paper> {
     SiteLedger::open(&paper.text(), paper.clone(), Digest::of(b"federation")).unwrap()
 }
 
@@ -252,10 +252,15 @@ fn records_are_not_trained_on_without_knowing_what_is_released() {
 
 #[test]
 fn a_client_without_a_ledger_pays_for_all_rounds_up_to_its_own() {
-    let plan = examples(7.0).examples.unwrap();
-    let refused = (1..100)
-        .find(|round| permit_without_memory(&private(*round, examples(7.0)), &plan, POISSON).is_err());
-    assert_eq!(refused, Some(affordable(POISSON.mechanism(1.0), 30, 7.0)));
+    let refused = |privacy: &PrivacySpec, releases| {
+        let pay = |round| pay_without_memory(&private(round, privacy.clone()), releases);
+        (1..100).find(|round| matches!(pay(*round), Err(PayError::Exhausted { .. })))
+    };
+    let (records, clients) = (affordable(POISSON.mechanism(1.0), 30, 7.0), affordable(gaussian(2.0), 1, 6.0));
+    assert_eq!(refused(&examples(7.0), Some(POISSON)), Some(records));
+    assert_eq!(refused(&local(6.0), None), Some(clients));
+    let unknown = pay_without_memory(&private(1, examples(7.0)), None);
+    assert!(matches!(unknown, Err(PayError::Unprotected)));
 }
 
 #[test]

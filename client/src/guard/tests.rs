@@ -1,0 +1,164 @@
+//! A participant with a guard: what the server hears, what the books say, and that nothing is done that was denied.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use privacy::chain::{Chain, ChainWriter, Digest, read_lines};
+use privacy::ledger::Unit;
+use protocol::{ClientId, Parameters, Positive, Stop, Weighting};
+
+use super::*;
+use crate::Participant;
+use crate::audit::AuditRecord;
+use crate::ledger::SiteAccount;
+use crate::ledger::tests::{Paper, local, private};
+use crate::participant::tests::{Mood, Toy, entropy, spec, task, train};
+use crate::policy::PLAIN_POLICY;
+
+/// A site and its books.
+struct Site {
+    participant: Participant,
+    ledger: Paper,
+    audit: Paper,
+    prepared: Arc<std::sync::atomic::AtomicU32>,
+}
+
+fn site(policy: &str, mood: Mood) -> Site {
+    with_papers(policy, mood, Paper::default(), Paper::default())
+}
+
+fn with_papers(policy: &str, mood: Mood, ledger: Paper, audit: Paper) -> Site {
+    let books =
+        SiteLedger::open(&[], Box::new(ledger.clone()) as Box<dyn Write + Send>, Digest::of(b"")).unwrap();
+    let writer = ChainWriter::new(Chain::new(), Box::new(audit.clone()) as Box<dyn Write + Send>);
+    let clock = || Time::ZERO;
+    let guard = Guard::new(Policy::parse(policy).unwrap(), books, Audit::new(writer, clock), clock);
+    let toy = Toy::new(&[], mood);
+    let prepared = Arc::clone(&toy.prepared);
+    let participant = Participant::new(ClientId::new("north").unwrap(), Box::new(toy)).with_guard(guard);
+    Site { participant, ledger, audit, prepared }
+}
+
+impl Site {
+    fn answer(&mut self, task: &Task) -> Outcome {
+        self.participant.perform(task, entropy(), &Stop::default()).outcome
+    }
+
+    fn declined(&mut self, task: &Task) -> (Decline, String) {
+        match self.answer(task) {
+            Outcome::Declined { reason, detail } => (reason, detail),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The names of the audit log's events.
+    fn events(&self) -> Vec<String> {
+        let links = read_lines(&self.audit.text()).unwrap().links;
+        let event =
+            |record: AuditRecord| serde_json::to_value(record).unwrap()["event"].as_str().unwrap().to_owned();
+        links.iter().map(|link| event(link.read().unwrap())).collect()
+    }
+
+    fn account(&self) -> SiteAccount {
+        SiteAccount::read(&self.ledger.text()).unwrap()
+    }
+}
+
+#[test]
+fn what_is_denied_is_not_begun_and_the_server_hears_one_fixed_sentence() {
+    let silent = PLAIN_POLICY.replace("parameters_max = \"any\"", "parameters_max = 2");
+    for policy in [silent.as_str(), ""] {
+        let mut site = site(policy, Mood::Well);
+        let told = site.declined(&train(1, 3));
+        assert_eq!(told, (Decline::Policy, "the site's policy does not allow this".to_owned()));
+        assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "the learner was not even prepared");
+        assert!(site.ledger.text().is_empty());
+        assert_eq!(site.events(), ["received", "denied"]);
+    }
+    let trouble = site("", Mood::Well).participant.attempt(&train(1, 3), entropy(), &Stop::default());
+    assert!(trouble.unwrap_err().message.contains("rule `tasks`"), "the site's own log has the rule");
+}
+
+#[test]
+fn a_training_is_booked_before_it_begins_and_booked_back_when_nothing_comes_of_it() {
+    for (mood, events, kept) in [
+        (Mood::Well, ["received", "allowed", "done"], 1),
+        (Mood::NotFinite, ["received", "allowed", "failed"], 0),
+        (Mood::Panics, ["received", "allowed", "failed"], 0),
+    ] {
+        let mut site = site(PLAIN_POLICY, mood);
+        let outcome = site.answer(&train(1, 3));
+        assert_eq!(matches!(outcome, Outcome::Trained { .. }), kept == 1, "{outcome:?}");
+        assert_eq!(
+            (site.events(), site.account().history().0.len()),
+            (events.map(String::from).into(), kept)
+        );
+    }
+}
+
+#[test]
+fn a_spent_budget_declines_with_its_own_reason() {
+    let mut site = site(PLAIN_POLICY, Mood::Well);
+    let refused = (1..50).find(|round| {
+        let outcome = site.answer(&private(*round, local(4.0)));
+        matches!(outcome, Outcome::Declined { reason: Decline::Budget, .. })
+    });
+    let epsilon = site.account().total(Unit::Client, None, 1e-5).unwrap().epsilon.best();
+    assert!(refused.is_some_and(|round| round > 1) && epsilon <= 4.0, "{refused:?}, {epsilon}");
+    assert_eq!(site.events().last().map(String::as_str), Some("denied"));
+}
+
+#[test]
+fn a_site_whose_books_cannot_be_kept_does_nothing() {
+    for (ledger, audit) in [(Paper::full(), Paper::default()), (Paper::default(), Paper::full())] {
+        let mut site = with_papers(PLAIN_POLICY, Mood::Well, ledger, audit);
+        let (reason, detail) = site.declined(&train(1, 3));
+        assert!(reason == Decline::Failed && !detail.contains("books"), "{detail}");
+    }
+}
+
+#[test]
+fn metrics_leave_as_the_policy_says_and_weights_do_not_betray_them() {
+    let mut uniform = train(1, 3);
+    Arc::make_mut(&mut uniform.spec).update.weights = Weighting::Uniform;
+    let policy =
+        |metrics: &str| PLAIN_POLICY.replace("[\"loss\", \"accuracy\", \"examples\", \"seconds\"]", metrics);
+    let told = |metrics: &str| match site(&policy(metrics), Mood::Well).answer(&uniform) {
+        Outcome::Trained { metrics, weight: 1, .. } => (metrics.loss, metrics.examples),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((told("[\"loss\"]"), told("[\"examples\"]"), told("[]")), ((0.5, 0), (0.0, 5), (0.0, 0)));
+    assert_eq!(site(&policy("[]"), Mood::Well).declined(&train(1, 3)).0, Decline::Policy);
+    let model = Arc::new(Parameters::new(vec![0.5; 3]));
+    let mut silent = site(&policy("[]"), Mood::Well);
+    let outcome = silent.answer(&task(1, Work::Evaluate { model }));
+    assert_eq!(outcome, Outcome::Evaluated { metrics: Metrics::default() });
+    assert!(silent.ledger.text().is_empty(), "what tells nothing costs nothing");
+}
+
+#[test]
+fn an_update_that_is_noised_at_the_site_is_another_each_time_whatever_the_seed() {
+    let (mut one, mut other) = (site(PLAIN_POLICY, Mood::Well), site(PLAIN_POLICY, Mood::Well));
+    let task = private(1, local(1e6));
+    assert!(task.seed.is_some());
+    let (first, second) = (one.answer(&task), other.answer(&task));
+    let points = |outcome: &Outcome| match outcome {
+        Outcome::Trained { points, weight: 1, metrics, .. } => (points.clone(), *metrics),
+        other => panic!("{other:?}"),
+    };
+    // The noise has 2^27 likely values a coordinate: that three agree by chance has probability below 10^-20.
+    assert_ne!(points(&first).0, points(&second).0);
+    let lattice = task.spec.lattice(3).unwrap();
+    assert!(lattice.is_noised() && privacy::Encoded::admit(points(&first).0, 1, &lattice).is_ok());
+    let mut bare = Participant::new(ClientId::new("north").unwrap(), Box::new(Toy::new(&[], Mood::Well)));
+    let unguarded = bare.perform(&task, entropy(), &Stop::default()).outcome;
+    assert_eq!(
+        points(&unguarded).1,
+        Metrics::default(),
+        "no policy says that metrics may leave beside noise"
+    );
+    let mut plain = spec();
+    plain.update.norm_max = Positive::new(1.0).unwrap();
+    assert!(!plain.lattice(3).unwrap().is_noised());
+}
