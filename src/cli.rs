@@ -1,5 +1,7 @@
 //! What was typed, and where it goes. Data is written to stdout; talk and progress to stderr.
 
+mod audit;
+mod budget;
 mod check;
 mod demo;
 mod failure;
@@ -8,6 +10,7 @@ mod folder;
 mod insecure;
 mod output;
 mod papers;
+mod policy;
 mod privacy;
 mod progress;
 mod run;
@@ -69,6 +72,12 @@ enum Command {
     /// Compute what noise buys: epsilon, or the noise for an epsilon. Runs add no noise yet.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
+    /// Read what a site or a server has written down.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Show what has been given away, and what may be.
+    #[command(subcommand)]
+    Budget(BudgetCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -97,6 +106,27 @@ enum SiteCommand {
     Init(site::InitArgs),
     /// Take part until interrupted.
     Run(site::RunArgs),
+    /// Try a policy.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Say what a policy makes of a plan; exit code 6 when it denies a task.
+    Check(policy::CheckArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Check that no record of an audit log or ledger was changed, removed or exchanged.
+    Verify(audit::VerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum BudgetCommand {
+    /// Epsilon so far, computed anew from the books.
+    Show(budget::ShowArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,6 +176,9 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Site(SiteCommand::Init(args)) => site::init(args, global),
         Command::Site(SiteCommand::Run(args)) => site::run(args, global),
+        Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),
+        Command::Audit(AuditCommand::Verify(args)) => audit::verify(args, global),
+        Command::Budget(BudgetCommand::Show(args)) => budget::show(args, global),
         Command::Run(RunCommand::Submit(args)) => run::submit(args, global),
         Command::Run(RunCommand::Watch(args)) => run::watch(args, global),
         Command::Run(RunCommand::Ls(args)) => run::ls(args, global),

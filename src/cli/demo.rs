@@ -233,7 +233,7 @@ fn conclude(
              the same for real:\n  consortia server init federation --name YOUR.HOST\n  \
              consortia server issue SITE --dir federation     and hand federation/sites/SITE to the site\n  \
              consortia server run federation\n  \
-             consortia site init SITE --server YOUR.HOST:4433 --bundle SITE-BUNDLE     at the site\n  \
+             consortia site init SITE --server YOUR.HOST:4433 --bundle SITE-BUNDLE --allow-plain     at the site\n  \
              consortia site run SITE/site.toml\n  \
              consortia run submit examples/heart.toml --dir federation --watch",
             table(&rows),

@@ -21,7 +21,7 @@ pub(super) enum Kind {
     Timeout = 4,
     /// A defect in this program.
     Defect = 5,
-    /// A privacy budget cannot pay.
+    /// A policy does not allow it, or a privacy budget cannot pay.
     Refused = 6,
 }
 

@@ -102,11 +102,18 @@ pub(super) struct SiteFile {
     pub(super) identity: PathBuf,
     /// The folder where the site keeps what never leaves it.
     pub(super) state: PathBuf,
+    /// What the site takes part in.
+    #[serde(default = "policy_toml")]
+    pub(super) policy: PathBuf,
     /// Where to train: auto, cpu, cuda, cuda:N or metal.
     #[serde(default = "auto")]
     pub(super) device: String,
     /// The site's records.
     pub(super) data: SourceSpec,
+}
+
+fn policy_toml() -> PathBuf {
+    PathBuf::from("policy.toml")
 }
 
 impl SiteFile {
@@ -120,6 +127,7 @@ impl SiteFile {
         let mut file: Self = read_toml(text)?;
         file.identity = base.join(file.identity);
         file.state = base.join(file.state);
+        file.policy = base.join(file.policy);
         let data = resolved(text, "data", Some(file.data), base)?;
         let missing = || ConfigError::at(text, 0, "data: name the site's records");
         file.data = data.ok_or_else(missing)?;
@@ -156,6 +164,7 @@ mod tests {
         let text = "server = \"h:1\"\nidentity = \"i\"\nstate = \"s\"\n[data.csv]\ntrain = \"a.csv\"\n";
         let site = SiteFile::parse(text, Path::new("/base")).unwrap();
         assert_eq!((site.identity.as_path(), site.device.as_str()), (Path::new("/base/i"), "auto"));
+        assert_eq!(site.policy, Path::new("/base/policy.toml"));
         let wrong = text.replace("\"a.csv\"", "\"${NOT_SET_ANYWHERE}/a.csv\"");
         let error = SiteFile::parse(&wrong, Path::new("/base")).unwrap_err();
         assert!(error.message.contains("NOT_SET_ANYWHERE"), "{}", error.message);

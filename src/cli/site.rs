@@ -1,13 +1,15 @@
 //! `consortia site`: a client beside its data.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity};
-use ::client::{Participant, Personal};
+use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, open_books};
+use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal};
 use clap::Args;
 use learning::device::select;
 use learning::{FileSource, Trainer};
-use protocol::ClientId;
+use privacy::chain::Digest;
+use protocol::{ClientId, Time};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +30,9 @@ pub(super) struct InitArgs {
     /// The folder with `ca.pem`, `cert.pem` and `key.pem` that the operator handed over; it is copied.
     #[arg(long)]
     bundle: PathBuf,
+    /// Write a policy that allows everything, privacy or not, instead of one that denies everything.
+    #[arg(long)]
+    allow_plain: bool,
 }
 
 #[derive(Debug, Args)]
@@ -49,8 +54,11 @@ server = "SERVER"
 # The folder with ca.pem, cert.pem and key.pem from the operator.
 identity = "identity"
 
-# What never leaves the site: layers that the plan keeps here.
+# What never leaves the site: layers that the plan keeps here, the site's privacy ledger, its audit log.
 state = "state"
+
+# What this site takes part in. Without this file it does not start.
+policy = "policy.toml"
 
 # Where to train: auto, cpu, cuda, cuda:N or metal.
 device = "auto"
@@ -62,6 +70,30 @@ train = "data.csv"
 # where = { hospital = "ours" }
 # split_column = "split"
 "#;
+
+/// What a fresh `policy.toml` begins with.
+const POLICY_TOML: &str = "\
+# What this site takes part in, whatever a server asks. A rule that is not written denies.
+# Every rule is explained in docs/federation.md; `consortia site policy check policy.toml PLAN` says what it makes of a plan.
+";
+
+/// The text of a fresh `policy.toml`: a preset in force, or both as comments.
+fn policy_text(allow_plain: bool) -> String {
+    if allow_plain {
+        return format!("{POLICY_TOML}\n{PLAIN_POLICY}");
+    }
+    let comment = |preset: &str| -> String {
+        let line = |line: &str| {
+            format!("# {}", line.strip_prefix("# ").unwrap_or(line)).trim_end().to_owned() + "\n"
+        };
+        preset.lines().map(line).collect()
+    };
+    format!(
+        "{POLICY_TOML}# As it stands, this file denies every task: take out the `# ` before the lines of one preset.\n\n{}\n{}",
+        comment(PLAIN_POLICY),
+        comment(PRIVATE_POLICY)
+    )
+}
 
 pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     let path = args.folder.join("site.toml");
@@ -80,12 +112,21 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     }
     std::fs::write(&path, SITE_TOML.replace("SERVER", &args.server))
         .or_fail(Kind::Configuration, path.display())?;
+    let policy = args.folder.join("policy.toml");
+    std::fs::write(&policy, policy_text(args.allow_plain)).or_fail(Kind::Configuration, policy.display())?;
     global.format.say(
         || {
-            let path = path.display();
-            format!("site made: {path}\n\nnext: set [data.csv] in {path}, then\n  consortia check {path}\n  consortia site run {path}")
+            let (path, policy) = (path.display(), policy.display());
+            let told = if args.allow_plain {
+                format!("{policy} allows everything, and asks for no privacy")
+            } else {
+                format!("{policy} denies everything: choose there what this site takes part in")
+            };
+            format!(
+                "site made: {path}\n{told}\n\nnext: set [data.csv] in {path}, then\n  consortia check {path}\n  consortia site run {path}"
+            )
         },
-        || json!({ "site": path }),
+        || json!({ "site": path, "policy": policy, "allows_plain": args.allow_plain }),
     );
     Ok(())
 }
@@ -100,7 +141,8 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let name = site_name(&file.identity)?;
     let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
     let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
-    let mut participant = Participant::new(name, Box::new(trainer));
+    let guard = open_guard(file)?;
+    let mut participant = Participant::new(name, Box::new(trainer)).with_guard(guard);
     let kept = file.state.join("personal.json");
     if let Some(personal) = read_personal(&kept)? {
         participant.restore_personal(personal);
@@ -132,6 +174,30 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         Err(error @ AgentError::Configuration(_)) => Err(Failure::new(Kind::Configuration, error)),
         Err(error) => Err(Failure::new(Kind::Connection, error)),
     }
+}
+
+/// The site's policy and books, opened where the last run left them.
+fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
+    let (policy, digest) = super::policy::read(&file.policy)?;
+    let authority = file.identity.join("ca.pem");
+    let authority = std::fs::read(&authority).or_fail(Kind::Connection, authority.display())?;
+    let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
+    let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
+    let books = books.or_fail(Kind::Configuration, "")?;
+    for torn in &books.torn {
+        let path = torn.path.display();
+        tracing::warn!(
+            "{path}: the last start ended in the middle of a line; its {} bytes were cut off",
+            torn.bytes
+        );
+    }
+    Ok(Guard::new(policy, books.ledger, books.audit, now))
+}
+
+/// The time of this machine, since the Unix epoch.
+pub(super) fn now() -> Time {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time::ZERO + since
 }
 
 fn show(event: &AgentEvent, global: &Global) {
@@ -178,4 +244,25 @@ fn write_personal(path: &Path, personal: &Personal) -> std::io::Result<()> {
     serde_json::to_writer(&file, personal)?;
     file.sync_all()?;
     std::fs::rename(beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::client::Policy;
+
+    #[test]
+    fn a_fresh_policy_denies_everything_until_the_marks_before_a_preset_are_taken_out() {
+        let fresh = policy_text(false);
+        assert!(fresh.lines().all(|line| line.is_empty() || line.starts_with('#')));
+        Policy::parse(&fresh).unwrap();
+        let presets = fresh.split("# Preset").skip(1);
+        for (written, preset) in presets.zip([PLAIN_POLICY, PRIVATE_POLICY]) {
+            let lines = written.lines().skip(1).map(|line| line.strip_prefix("# ").unwrap_or_default());
+            let taken_out = lines.collect::<Vec<_>>().join("\n");
+            assert_eq!(taken_out.trim_end(), preset.split_once('\n').unwrap().1.trim_end());
+            Policy::parse(&taken_out).unwrap();
+        }
+        Policy::parse(&policy_text(true)).unwrap();
+    }
 }

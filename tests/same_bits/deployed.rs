@@ -48,6 +48,7 @@ impl Deployment {
         );
         let file = Path::new(&home).join("site.toml");
         std::fs::write(&file, text).unwrap();
+        std::fs::write(Path::new(&home).join("policy.toml"), client::PLAIN_POLICY).unwrap();
         let process = Process::start(&["site", "run", file.to_str().unwrap(), "--while-stdin-open"]);
         process.event("connected");
         process

@@ -45,6 +45,8 @@ impl Processes {
         );
         let path = folder.join("site.toml");
         std::fs::write(&path, text).or_fail(Kind::Run, path.display())?;
+        let policy = folder.join("policy.toml");
+        std::fs::write(&policy, client::PLAIN_POLICY).or_fail(Kind::Run, policy.display())?;
         let mut command = consortia()?;
         command.args(["--quiet", "site", "run", "--while-stdin-open"]).arg(&path).stdout(Stdio::null());
         // One thread of linear algebra a site: four of them share this machine.

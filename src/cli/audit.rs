@@ -1,0 +1,109 @@
+//! `consortia audit verify`: whether what was written down is still what was written down.
+//!
+//! A chain shows that records were changed, removed or exchanged. It does not show that its end was cut off whole: note the
+//! head hash somewhere else from time to time, and compare.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use privacy::chain::{Digest, Link, read_lines};
+use serde_json::{Value, json};
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::SiteFile;
+
+/// The chains of a folder.
+const NAMES: [&str; 2] = ["audit.jsonl", "ledger.jsonl"];
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Audit logs and ledgers, or folders of sites and servers that hold them.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Print every record, too.
+    #[arg(long)]
+    records: bool,
+}
+
+/// A chain in order.
+struct Verified {
+    path: PathBuf,
+    links: Vec<Link>,
+    head: Digest,
+}
+
+pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
+    let mut damaged = Vec::new();
+    for path in &args.paths {
+        for file in chains(path)? {
+            match read(&file)? {
+                Ok(verified) => global
+                    .format
+                    .say(|| describe(&verified, args.records), || object(&verified, args.records)),
+                Err(fault) => damaged.push(format!("{}: {fault}", file.display())),
+            }
+        }
+    }
+    if damaged.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Run, damaged.join("\n"))) }
+}
+
+/// The files that a path stands for.
+fn chains(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let site = path.join("site.toml");
+    let mut folders = vec![path.to_path_buf(), path.join("state")];
+    if site.exists() {
+        folders.push(SiteFile::read(&site)?.state);
+    }
+    let files = folders.iter().flat_map(|folder| NAMES.map(|name| folder.join(name)));
+    let mut found: Vec<PathBuf> = files.filter(|file| file.exists()).collect();
+    found.sort();
+    found.dedup();
+    if found.is_empty() {
+        let message = format!("{}: there is no {} here; name the file", path.display(), NAMES.join(" or "));
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    Ok(found)
+}
+
+/// The chain in a file, or what is wrong with it.
+fn read(path: &Path) -> Result<Result<Verified, String>, Failure> {
+    let text = std::fs::read(path).or_fail(Kind::Configuration, path.display())?;
+    let lines = match read_lines(&text) {
+        Ok(lines) => lines,
+        Err(damage) => return Ok(Err(damage.to_string())),
+    };
+    if lines.torn > 0 {
+        let (line, bytes) = (lines.links.len() + 1, lines.torn);
+        let fault = format!(
+            "line {line}: it has no end ({bytes} bytes); a crash left it or somebody cut it, and the next start removes it"
+        );
+        return Ok(Err(fault));
+    }
+    Ok(Ok(Verified { path: path.to_path_buf(), head: lines.chain.head(), links: lines.links }))
+}
+
+fn describe(verified: &Verified, records: bool) -> String {
+    let Verified { path, links, head } = verified;
+    let mut text = String::new();
+    if records {
+        for link in links {
+            text.push_str(&format!("{:>6}  {}\n", link.sequence, link.record.get()));
+        }
+    }
+    text + &format!("{}: {} records in order, head {head}", path.display(), links.len())
+}
+
+fn object(verified: &Verified, records: bool) -> Value {
+    let Verified { path, links, head } = verified;
+    let mut object = json!({ "file": path, "records": links.len(), "head": head });
+    if records {
+        let records: Vec<Value> =
+            links.iter().map(|link| serde_json::from_str(link.record.get()).unwrap_or_default()).collect();
+        object["entries"] = Value::Array(records);
+    }
+    object
+}

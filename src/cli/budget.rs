@@ -1,0 +1,193 @@
+//! `consortia budget show`: what has been given away, computed anew from the events in the books.
+
+use std::path::{Path, PathBuf};
+
+use ::client::{Policy, SiteAccount, Total};
+use clap::Args;
+use privacy::accounting::AccountingError;
+use privacy::ledger::Unit;
+use protocol::RunId;
+use serde_json::{Value, json};
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::SiteFile;
+use super::output::table;
+
+#[derive(Debug, Args)]
+pub(super) struct ShowArgs {
+    /// The folder of a site.
+    #[arg(default_value = ".")]
+    path: PathBuf,
+    /// The delta of the totals; by default the policy's, or 1e-6.
+    #[arg(long)]
+    delta: Option<f64>,
+}
+
+/// Whose folder it is.
+enum Books {
+    Site(SiteFile),
+}
+
+impl Books {
+    fn of(path: &Path) -> Result<Self, Failure> {
+        let site = if path.is_dir() { path.join("site.toml") } else { path.to_path_buf() };
+        if site.exists() {
+            return SiteFile::read(&site).map(Self::Site);
+        }
+        let message = format!("{}: there is no site.toml, so this is no site's folder", path.display());
+        Err(Failure::new(Kind::Configuration, message))
+    }
+}
+
+pub(super) fn show(args: &ShowArgs, global: &Global) -> Result<(), Failure> {
+    match Books::of(&args.path)? {
+        Books::Site(file) => show_site(&file, args.delta, global),
+    }
+}
+
+fn show_site(file: &SiteFile, delta: Option<f64>, global: &Global) -> Result<(), Failure> {
+    let path = file.state.join("ledger.jsonl");
+    let text = if path.exists() {
+        std::fs::read(&path).or_fail(Kind::Configuration, path.display())?
+    } else {
+        Vec::new()
+    };
+    let account = SiteAccount::read(&text).or_fail(Kind::Run, path.display())?;
+    let budget = policy_of(file)?.and_then(|policy| policy.budget());
+    let delta = delta.or(budget.map(|(_, delta)| delta)).unwrap_or(1e-6);
+    let spending = Spending::of(&account, budget, delta).or_fail(Kind::Configuration, path.display())?;
+    global.format.say(|| spending.lines(), || spending.object());
+    Ok(())
+}
+
+/// The site's policy, where it has one that can be read.
+fn policy_of(file: &SiteFile) -> Result<Option<Policy>, Failure> {
+    if file.policy.exists() {
+        super::policy::read(&file.policy).map(|(policy, _)| Some(policy))
+    } else {
+        Ok(None)
+    }
+}
+
+/// One line of what is shown.
+struct Line {
+    /// The run and the federation's fingerprint; `None` for all of them together.
+    run: Option<(RunId, String)>,
+    delta: f64,
+    tasks: Option<(usize, usize)>,
+    /// Answers that neither noise covers.
+    without: usize,
+    client: Total,
+    record: Total,
+}
+
+/// All that is shown of a site.
+struct Spending {
+    budget: Option<(f64, f64)>,
+    runs: Vec<Line>,
+    whole: Line,
+}
+
+impl Spending {
+    fn of(account: &SiteAccount, budget: Option<(f64, f64)>, delta: f64) -> Result<Self, AccountingError> {
+        let line = |run: Option<(RunId, String)>, delta, tasks| {
+            let of = run.as_ref().map(|(run, _)| *run);
+            let (client, record) = (account.total(Unit::Client, of, delta)?, account.total(Unit::Example, of, delta)?);
+            // One run has one plan: what one kind of noise covers is covered in all of its trainings.
+            let without = client.unprotected.min(record.unprotected);
+            Ok(Line { run, delta, tasks, without, client, record })
+        };
+        let runs = account.runs().into_iter().map(|run| {
+            let tasks = Some((run.tasks, run.rehearsals));
+            line(Some((run.run, run.federation.to_string())), run.delta.unwrap_or(delta), tasks)
+        });
+        let runs: Vec<Line> = runs.collect::<Result<_, _>>()?;
+        let without = runs.iter().map(|run| run.without).sum();
+        Ok(Self { budget, whole: Line { without, ..line(None, delta, None)? }, runs })
+    }
+
+    fn lines(&self) -> String {
+        let mut rows = vec![
+            ["run", "delta", "client rdp", "client pld", "record rdp", "record pld", "without", "rehearsed"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
+        rows.extend(self.runs.iter().chain([&self.whole]).map(Line::row));
+        let allowed = match self.budget {
+            Some((epsilon, delta)) => {
+                format!("epsilon {epsilon} at delta {delta}, for the client and for its records each")
+            }
+            None => "whatever the plans ask".to_owned(),
+        };
+        format!(
+            "{}\n\nepsilon of this site as a client and of its single records, over all servers, at sampling rate 1\n\
+             without: answers that neither noise covers; they have no epsilon\n\
+             rehearsed: the server knew the seed, and what it released claims nothing\n\
+             the policy allows {allowed}",
+            table(&rows)
+        )
+    }
+
+    fn object(&self) -> Value {
+        json!({
+            "kind": "site",
+            "epsilon_max": self.budget.map(|(epsilon, _)| epsilon),
+            "delta": self.whole.delta,
+            "without": self.whole.without,
+            "client": unit(&self.whole.client),
+            "record": unit(&self.whole.record),
+            "runs": self.runs.iter().map(Line::object).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Line {
+    fn row(&self) -> Vec<String> {
+        let name = self.run.as_ref().map_or_else(|| "all".to_owned(), |(run, _)| run.to_string());
+        let epsilon = |total: &Total, bound: Option<f64>| match bound {
+            Some(_) if total.protected == 0 => "-".to_owned(),
+            Some(bound) => format!("{bound:.4}"),
+            None => "-".to_owned(),
+        };
+        let (client, record) = (&self.client, &self.record);
+        vec![
+            name,
+            format!("{:e}", self.delta),
+            epsilon(client, client.epsilon.rdp),
+            epsilon(client, client.epsilon.pld),
+            epsilon(record, record.epsilon.rdp),
+            epsilon(record, record.epsilon.pld),
+            self.without.to_string(),
+            self.tasks.map_or_else(String::new, |(_, rehearsals)| rehearsals.to_string()),
+        ]
+    }
+
+    fn object(&self) -> Value {
+        json!({
+            "run": self.run.as_ref().map(|(run, _)| run.to_string()),
+            "federation": self.run.as_ref().map(|(_, federation)| federation),
+            "delta": self.delta,
+            "without": self.without,
+            "tasks": self.tasks.map(|(tasks, _)| tasks),
+            "rehearsals": self.tasks.map(|(_, rehearsals)| rehearsals),
+            "client": unit(&self.client),
+            "record": unit(&self.record),
+        })
+    }
+}
+
+/// Epsilon of one kind of unit; `null` where nothing protects it or an accountant has no bound.
+fn unit(total: &Total) -> Value {
+    let finite = |bound: Option<f64>| {
+        bound
+            .filter(|_| total.protected > 0)
+            .map(|bound| if bound.is_finite() { json!(bound) } else { json!("infinity") })
+    };
+    json!({
+        "rdp": finite(total.epsilon.rdp),
+        "pld": finite(total.epsilon.pld),
+        "protected": total.protected,
+        "unprotected": total.unprotected,
+    })
+}

@@ -1,0 +1,111 @@
+//! `consortia site policy check`: what a site's policy makes of a plan, before any server asks. It trains nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ::client::{Denied, History, Policy};
+use clap::Args;
+use learning::Models;
+use privacy::chain::Digest;
+use protocol::{Parameters, Round, RunId, Task, TaskId, TaskKind, Work};
+use serde_json::{Value, json};
+use server::{Evaluators, Plan};
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::output::table;
+use super::site::now;
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The policy.
+    policy: PathBuf,
+    /// A federation's plan.
+    plan: PathBuf,
+}
+
+/// Reads a policy; with the SHA-256 of its text.
+pub(super) fn read(path: &Path) -> Result<(Policy, Digest), Failure> {
+    if !path.exists() {
+        let message = format!(
+            "{}: there is no policy, and without one this site takes part in nothing; `consortia site init` writes one to \
+             choose from, and docs/federation.md explains every rule",
+            path.display()
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    let text = std::fs::read_to_string(path).or_fail(Kind::Configuration, path.display())?;
+    let policy = Policy::parse(&text).or_fail(Kind::Configuration, path.display())?;
+    Ok((policy, Digest::of(text.as_bytes())))
+}
+
+pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
+    let (policy, _) = read(&args.policy)?;
+    let path = args.plan.display();
+    let text = std::fs::read_to_string(&args.plan).or_fail(Kind::Configuration, &path)?;
+    let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
+    let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
+    let judged: Vec<(TaskKind, Result<(), Denied>)> = tasks(&plan, layout.shared_len())
+        .iter()
+        .map(|task| {
+            let parameters = task.work.model().map_or(0, |model| model.len());
+            (task.id.kind, policy.judge(task, parameters, now(), &History::default()))
+        })
+        .collect();
+    global.format.say(|| lines(&judged), || object(&judged));
+    match judged.iter().find_map(|(kind, verdict)| Some((kind, verdict.as_ref().err()?))) {
+        Some((kind, denied)) => Err(Failure::new(
+            Kind::Refused,
+            format!("the task `{}` would be declined: {denied}", kind.name()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The tasks that a server sends to a site under `plan`, in their order.
+fn tasks(plan: &Plan, parameters: usize) -> Vec<Task> {
+    let model = Arc::new(Parameters::new(vec![0.0; parameters]));
+    let task = |round, kind, work| Task {
+        id: TaskId { run: RunId(0), round: Round(round), kind },
+        spec: Arc::clone(&plan.spec),
+        seed: None,
+        standardiser: None,
+        work,
+    };
+    let names = plan.spec.statistics();
+    let mut tasks = Vec::new();
+    if !names.is_empty() {
+        tasks.push(task(0, TaskKind::Statistics, Work::Statistics { names }));
+    }
+    let train = Work::Train { model: Arc::clone(&model), learning_rate_scale: 1.0, norm_max: None };
+    tasks.push(task(1, TaskKind::Train, train));
+    if plan.evaluation.sites == Evaluators::All {
+        tasks.push(task(1, TaskKind::Evaluate, Work::Evaluate { model }));
+    }
+    tasks
+}
+
+fn lines(judged: &[(TaskKind, Result<(), Denied>)]) -> String {
+    let row = |(kind, verdict): &(TaskKind, Result<(), Denied>)| {
+        let told = match verdict {
+            Ok(()) => "allowed".to_owned(),
+            Err(denied) => format!("denied by {denied}"),
+        };
+        vec![kind.name().to_owned(), told]
+    };
+    table(&judged.iter().map(row).collect::<Vec<_>>())
+}
+
+fn object(judged: &[(TaskKind, Result<(), Denied>)]) -> Value {
+    let one = |(kind, verdict): &(TaskKind, Result<(), Denied>)| {
+        let denied = verdict.as_ref().err();
+        json!({
+            "task": kind.name(),
+            "allowed": verdict.is_ok(),
+            "rule": denied.map(|denied| denied.rule),
+            "message": denied.map(|denied| denied.message.as_str()),
+        })
+    };
+    let allowed = judged.iter().all(|(_, verdict)| verdict.is_ok());
+    json!({ "allowed": allowed, "tasks": judged.iter().map(one).collect::<Vec<_>>() })
+}
