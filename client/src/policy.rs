@@ -9,7 +9,7 @@ mod file;
 use std::time::Duration;
 
 use protocol::{
-    CentralPrivacy, Clipping, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, Round, RunId, Spec,
+    CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, Round, RunId, Spec,
     Task, TaskKind, Time, Weighting, Work,
 };
 use serde::{Deserialize, Serialize};
@@ -272,13 +272,7 @@ impl Policy {
     }
 
     fn judge_norm(&self, spec: &Spec, of_the_round: Option<Positive>) -> Result<(), Denied> {
-        let bounds = spec.privacy.central.as_ref().map(|central| central.clipping);
-        let adaptive = match bounds {
-            Some(Clipping::Adaptive { norm_max, .. }) => Some(norm_max),
-            Some(Clipping::Fixed | Clipping::PerLayer) | None => None,
-        };
-        let norms = [of_the_round.unwrap_or(spec.update.norm_max), adaptive.unwrap_or(spec.update.norm_max)];
-        let largest = norms[0].value().max(norms[1].value());
+        let largest = of_the_round.unwrap_or(spec.update.norm_max).value();
         let limit = self.rules.privacy.norm_max_max.map(|limit| limit.map(Positive::value));
         at_most("privacy.norm_max_max", "updates may be this long", largest, limit)
     }
