@@ -163,13 +163,18 @@ fn a_site_whose_budget_is_spent_leaves_a_private_run_that_goes_on_without_it() {
     for answered in trainings(&events[first..], "answered") {
         assert_eq!((&answered["outcome"], &answered["bytes"]), (&"declined".into(), &0.into()), "{answered}");
     }
-    let sent: Vec<u64> =
-        trainings(&events[..first], "answered").iter().map(|event| event["bytes"].as_u64().unwrap()).collect();
+    let sent: Vec<u64> = trainings(&events[..first], "answered")
+        .iter()
+        .map(|event| event["bytes"].as_u64().unwrap())
+        .collect();
     assert_eq!(sent, [4 * 8; 3], "three features and a bias for two classes, four bytes each");
 
     let home = deployment.path(STRICT);
     let shown = command(&["budget", "show", text(&home)]);
-    let best = ["rdp", "pld"].map(|name| shown["client"][name].as_f64().unwrap()).into_iter().fold(f64::MAX, f64::min);
+    let best = ["rdp", "pld"]
+        .map(|name| shown["client"][name].as_f64().unwrap())
+        .into_iter()
+        .fold(f64::MAX, f64::min);
     assert!((best - epsilon(paid)).abs() < 1e-9 && shown["client"]["protected"] == paid, "{shown}");
     assert_eq!(shown["runs"].as_array().unwrap().len(), 1);
     verify_and_tamper(&home);
@@ -200,7 +205,8 @@ fn verify_and_tamper(home: &Path) {
 #[test]
 fn a_limit_of_trainings_a_day_outlives_the_site_s_program() {
     let limit = 4;
-    let strict = client::PLAIN_POLICY.replace("rounds_per_day = \"any\"", &format!("rounds_per_day = {limit}"));
+    let strict =
+        client::PLAIN_POLICY.replace("rounds_per_day = \"any\"", &format!("rounds_per_day = {limit}"));
     let deployment = Deployment::new(client::PLAIN_POLICY, &strict);
     let (_server, address) = serve(text(&deployment.path("federation")), "127.0.0.1:0");
     let others = SITES.into_iter().filter(|site| *site != STRICT);
@@ -246,7 +252,8 @@ fn a_policy_can_be_tried_on_a_plan_before_any_server_asks() {
         std::fs::write(&path, text).unwrap();
         path
     };
-    let (strict, plain) = (write("strict.toml", &private_policy(1.0)), write("plain.toml", client::PLAIN_POLICY));
+    let (strict, plain) =
+        (write("strict.toml", &private_policy(1.0)), write("plain.toml", client::PLAIN_POLICY));
     let (private, open) = (write("private-plan.toml", &private_plan()), write("plan.toml", &plan("")));
     let check = |policy: &Path, plan: &Path| {
         let output = consortia(&["--format", "json", "site", "policy", "check", text(policy), text(plan)]);

@@ -9,8 +9,8 @@ mod file;
 use std::time::Duration;
 
 use protocol::{
-    CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, Round, RunId, Spec,
-    Task, TaskKind, Time, Weighting, Work,
+    CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, Round, RunId, Spec, Task,
+    TaskKind, Time, Weighting, Work,
 };
 use serde::{Deserialize, Serialize};
 

@@ -93,7 +93,8 @@ impl Spending {
     fn of(account: &SiteAccount, budget: Option<(f64, f64)>, delta: f64) -> Result<Self, AccountingError> {
         let line = |run: Option<(RunId, String)>, delta, tasks| {
             let of = run.as_ref().map(|(run, _)| *run);
-            let (client, record) = (account.total(Unit::Client, of, delta)?, account.total(Unit::Example, of, delta)?);
+            let (client, record) =
+                (account.total(Unit::Client, of, delta)?, account.total(Unit::Example, of, delta)?);
             // One run has one plan: what one kind of noise covers is covered in all of its trainings.
             let without = client.unprotected.min(record.unprotected);
             Ok(Line { run, delta, tasks, without, client, record })
