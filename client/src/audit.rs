@@ -183,7 +183,7 @@ mod tests {
         let denied =
             AuditEvent::Denied { task: task.into(), rule: "hours".into(), message: "it is late".into() };
         audit.note(denied.clone()).unwrap();
-        audit.clone().seal(AuditEvent::Stopped).unwrap();
+        audit.seal(AuditEvent::Stopped).unwrap();
         let read = read_lines(&paper.text()).unwrap();
         let records: Vec<AuditRecord> = read.links.iter().map(|link| link.read().unwrap()).collect();
         assert_eq!(records[0], AuditRecord { version: 1, at_micros: 7, event: denied });

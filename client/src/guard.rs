@@ -106,7 +106,7 @@ impl Guard {
             Err(trouble) => {
                 let back = leave.booking.map(|booking| self.ledger.cancel(booking, (self.clock)()));
                 let failed = AuditEvent::Failed { task: task.id.into(), reason: trouble.reason };
-                back.unwrap_or(Ok(())).and(self.audit.note(failed))
+                back.unwrap_or(Ok(())).and_then(|()| self.audit.note(failed))
             }
         };
         match noted {

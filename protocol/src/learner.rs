@@ -68,7 +68,7 @@ impl ExampleReleases {
     pub fn of(training: &TrainingSpec, records: u64) -> Option<Self> {
         let planned = if training.batch_size == 0 { records } else { training.batch_size as u64 };
         let batch_size = planned.min(records);
-        let per_epoch = records.checked_div(batch_size)? + u64::from(records % batch_size > 0);
+        let per_epoch = records.checked_div(batch_size)? + u64::from(!records.is_multiple_of(batch_size));
         let steps = per_epoch.checked_mul(training.epochs.into())?;
         Some(Self { steps, sampling_rate: batch_size as f64 / records as f64, batch_size })
     }

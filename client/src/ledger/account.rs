@@ -186,7 +186,7 @@ impl SiteAccount {
     pub(super) fn book(&mut self, sequence: u64, entry: Entry) {
         match entry {
             Entry::Reserved(reserved) => {
-                self.open.insert(sequence, reserved);
+                self.open.insert(sequence, *reserved);
             }
             Entry::Cancelled { reservation, .. } => {
                 self.open.remove(&reservation);

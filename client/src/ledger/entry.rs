@@ -39,7 +39,7 @@ impl Charge {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Entry {
     /// A task that is about to be done.
-    Reserved(Reserved),
+    Reserved(Box<Reserved>),
     /// Nothing came of it, and nothing left the site.
     Cancelled {
         version: u32,
@@ -90,7 +90,7 @@ impl Reserved {
 
 impl Entry {
     pub(super) fn of(task: &Task, charges: Vec<Charge>, federation: Digest, now: Time) -> Self {
-        Self::Reserved(Reserved {
+        Self::Reserved(Box::new(Reserved {
             version: SITE_LEDGER_VERSION,
             at_micros: now.as_micros(),
             federation,
@@ -100,7 +100,7 @@ impl Entry {
             rehearsal: task.seed.is_some(),
             privacy: task.spec.privacy.clone(),
             charges,
-        })
+        }))
     }
 
     pub(super) fn cancelling(reservation: u64, now: Time) -> Self {
@@ -110,7 +110,8 @@ impl Entry {
     /// Why this code cannot take the record into account; `None` when it can.
     pub(super) fn fault(&self) -> Option<String> {
         let version = match self {
-            Self::Reserved(Reserved { version, .. }) | Self::Cancelled { version, .. } => *version,
+            Self::Reserved(reserved) => reserved.version,
+            Self::Cancelled { version, .. } => *version,
         };
         match self {
             _ if version != SITE_LEDGER_VERSION => {

@@ -110,7 +110,7 @@ pub fn open_books(
     let mut torn = Vec::new();
 
     let path = state.join("ledger.jsonl");
-    let (text, lines) = whole_lines(&path, |fault| SiteLedgerError::from(fault), &mut torn)
+    let (text, lines) = whole_lines(&path, SiteLedgerError::from, &mut torn)
         .map_err(|error| error.into_error(&path, |path, fault| BooksError::Ledger { path, fault }))?;
     let to = appended(&path, lock).map_err(failed(&path))?;
     let ledger = SiteLedger::open(&text[..lines], to, federation)

@@ -44,6 +44,7 @@ fn order(seed: u64) -> TrainOrder {
         seed: Seed::from_number(seed),
         learning_rate_scale: 1.0,
         standardiser: None,
+        permit: None,
     }
 }
 
