@@ -133,7 +133,7 @@ impl Agent {
             self.workshop.report(AgentEvent::Waiting { trouble, retry_in });
             shutdown.run_until_cancelled(tokio::time::sleep(retry_in)).await;
         }
-        self.workshop.note(AuditEvent::Stopped).await;
+        self.workshop.note_the_end().await;
         self.workshop.report(AgentEvent::Left);
         Ok(())
     }

@@ -224,6 +224,13 @@ impl Workshop {
         }
     }
 
+    /// The last word: durable when this returns, where it can be.
+    pub(super) async fn note_the_end(&self) {
+        if let Err(error) = self.written(AuditEvent::Stopped, Audit::seal).await {
+            tracing::error!("{error}");
+        }
+    }
+
     /// Writes away from the threads that wait: a disk may take its time.
     async fn written(
         &self,
