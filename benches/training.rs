@@ -69,7 +69,8 @@ fn train(criterion: &mut Criterion, name: &str, spec: &Arc<Spec>) -> anyhow::Res
     let mut trainer = Trainer::new(Box::new(site), Device::Cpu);
     trainer.prepare(spec)?;
     let seed = Seed::from_number(2);
-    let order = TrainOrder { round: Round(1), seed, learning_rate_scale: 1.0, standardiser: None, permit: None };
+    let order =
+        TrainOrder { round: Round(1), seed, learning_rate_scale: 1.0, standardiser: None, permit: None };
     let mut parameters = start;
     group.bench_function(BenchmarkId::from_parameter("trainer"), |bencher| {
         bencher.iter(|| trainer.train(&mut parameters, &order, &Stop::default()).expect("it trains"));

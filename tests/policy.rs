@@ -3,7 +3,11 @@
 //!
 //! What the site wrote down is read back: nothing left it after the denial, and a changed byte is found.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on says so by panicking, and waits for real processes"
+)]
 
 #[path = "support/processes.rs"]
 mod processes;

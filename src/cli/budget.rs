@@ -55,7 +55,7 @@ fn show_site(file: &SiteFile, delta: Option<f64>, global: &Global) -> Result<(),
     };
     let account = SiteAccount::read(&text).or_fail(Kind::Run, path.display())?;
     let budget = policy_of(file)?.and_then(|policy| policy.budget());
-    let delta = delta.or(budget.map(|(_, delta)| delta)).unwrap_or(1e-6);
+    let delta = delta.or_else(|| budget.map(|(_, delta)| delta)).unwrap_or(1e-6);
     let spending = Spending::of(&account, budget, delta).or_fail(Kind::Configuration, path.display())?;
     global.format.say(|| spending.lines(), || spending.object());
     Ok(())
