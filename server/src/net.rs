@@ -8,6 +8,7 @@
 
 mod authority;
 mod central;
+mod crash;
 mod desk;
 mod endpoint;
 mod engine;

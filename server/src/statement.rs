@@ -141,7 +141,7 @@ impl PrivacyStatement {
                 [("rdp", claim.epsilon.rdp, rdp), ("pld", claim.epsilon.pld, pld)]
             {
                 let (claimed, found) = (claimed.unwrap_or(f64::INFINITY), found.unwrap_or(f64::INFINITY));
-                if claimed != found && !((claimed - found).abs() <= AGREEMENT) {
+                if claimed != found && (claimed - found).abs().total_cmp(&AGREEMENT).is_gt() {
                     return Err(StatementError::Epsilon { claim: number, accountant, claimed, found });
                 }
             }

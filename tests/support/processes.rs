@@ -24,7 +24,15 @@ pub(crate) struct Process {
 impl Process {
     /// Starts the command with these arguments and `--format json`. Its stdin stays open as long as this value lives.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, None)
+    }
+
+    /// [`Process::start`], to die at a crash point: its name and at which passage.
+    pub(crate) fn start_with(arguments: &[&str], crash: Option<(&str, u32)>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+        if let Some((point, passage)) = crash {
+            command.env("CONSORTIA_CRASH", format!("{point}:{passage}"));
+        }
         command.args(arguments).args(["--format", "json"]).env_remove("RUST_LOG");
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().unwrap();
@@ -71,6 +79,19 @@ impl Process {
     /// The next line of this event.
     pub(crate) fn event(&self, event: &str) -> Value {
         self.next(event, |line| line["event"] == event)
+    }
+
+    /// Waits until the process is dead by itself.
+    pub(crate) fn wait_for_death(&mut self) {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.end(),
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        panic!("`{}` does not die: {}", self.name, self.errors.lock().unwrap());
     }
 
     /// SIGKILL: no handler runs, nothing is flushed. Returns the lines that nobody has read.

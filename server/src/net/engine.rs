@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::central::Evaluator;
+use super::crash;
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError, StoredRun, Submission};
 use super::{InitialModel, ModelRoom};
@@ -196,7 +197,9 @@ impl Engine {
                 self.event(Event::Left(client))
             }
             Command::Answered { client, session, answer, room } if self.is_current(&client, session) => {
+                crash::point("answered");
                 let folded = self.event(Event::Answered { client, answer });
+                crash::point("folded");
                 drop(room);
                 folded
             }
@@ -240,18 +243,24 @@ impl Engine {
             Action::Send { client, task } => {
                 let spec_json = Arc::clone(&active.spec_json);
                 let (dimension, statistics) = (active.layout.shared_len(), active.statistics);
+                crash::point("sending");
                 let order = TaskOrder { task, spec_json, dimension, statistics };
                 self.order(&client, Order::Task(Box::new(order)));
             }
             Action::Cancel { client, task } => self.order(&client, Order::Cancel(task)),
             Action::Receipt { client, task, receipt } => self.order(&client, Order::Receipt(task, receipt)),
             Action::Book(booking) => {
+                crash::point("reservation-due");
                 self.handle.block_on(self.store.book(&booking))?;
+                crash::point("reserved");
                 self.event(Event::Booked)?;
             }
             Action::Commit(commit) => {
+                crash::point("noised");
                 self.commit(*commit)?;
+                crash::point("committed");
                 self.event(Event::Committed)?;
+                crash::point("told");
             }
             Action::EvaluateCentrally { round, model, standardiser } => {
                 let asked = active.central.as_ref().is_some_and(|one| one.ask(round, model, standardiser));

@@ -23,6 +23,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{Row, SqlitePool};
 
+use super::crash;
 use crate::{Checkpoint, ClientRecord, Commit, RunEnd};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
@@ -235,11 +236,13 @@ impl Store {
     /// [`StoreError`] when it cannot be written; what was stored before stands then.
     pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
         let files = self.write_files(run, layout, &commit.checkpoint)?;
+        crash::point("model-on-disk");
         let mut transaction = self.pool.begin().await?;
         let statement = commit.statement.as_deref();
         rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files, statement).await?;
         if let Some(booking) = &commit.booking {
             ledger::append(&mut transaction, booking).await?;
+            crash::point("spent-uncommitted");
         }
         rows::write_round(&mut transaction, run, &commit.summary).await?;
         for (client, task, metrics) in &commit.reports {
@@ -248,7 +251,9 @@ impl Store {
         for (client, record) in &commit.clients {
             rows::write_client(&mut transaction, run, client, record).await?;
         }
+        crash::point("transaction-full");
         transaction.commit().await?;
+        crash::point("transaction-done");
         self.collect().await?;
         Ok(files.model_sha256)
     }

@@ -37,6 +37,7 @@ impl Store {
     pub async fn book(&self, booking: &Booking) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin().await?;
         append(&mut transaction, booking).await?;
+        crate::net::crash::point("reservation-uncommitted");
         transaction.commit().await?;
         Ok(())
     }
