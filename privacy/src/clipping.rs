@@ -83,6 +83,11 @@ impl Clipped {
         self.values.is_empty()
     }
 
+    /// Gives the memory back, with the values as they came to [`clip`]; for callers who clip one vector after another.
+    pub fn into_values(self) -> Vec<f32> {
+        self.values
+    }
+
     pub(crate) fn parts(&self) -> (&[f32], f64) {
         (&self.values, self.factor)
     }

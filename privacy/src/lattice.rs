@@ -194,6 +194,19 @@ impl Encoded {
     /// # Errors
     /// [`Inadmissible::Shape`] when the update has another dimension than the lattice.
     pub fn encode(clipped: &Clipped, weight: Weight, lattice: &Lattice) -> Result<Self, Inadmissible> {
+        Self::encode_into(clipped, weight, lattice, Vec::new())
+    }
+
+    /// [`Encoded::encode`] in memory that [`Encoded::into_points`] gave back; what it holds does not matter.
+    ///
+    /// # Errors
+    /// As [`Encoded::encode`].
+    pub fn encode_into(
+        clipped: &Clipped,
+        weight: Weight,
+        lattice: &Lattice,
+        mut points: Vec<i32>,
+    ) -> Result<Self, Inadmissible> {
         if clipped.len() != lattice.dimension {
             return Err(Inadmissible::Shape { expected: lattice.dimension, found: clipped.len() });
         }
@@ -201,7 +214,8 @@ impl Encoded {
         let reach = f64::from(lattice.reach());
         let mut scale = factor / lattice.step();
         let round = |value: &f32, scale: f64| (f64::from(*value) * scale).round_ties_even() as i32;
-        let mut points: Vec<i32> = values.iter().map(|value| round(value, scale)).collect();
+        points.clear();
+        points.extend(values.iter().map(|value| round(value, scale)));
         let mut square = square_norm(&points);
         while square > lattice.square_max() {
             scale *= (reach / (square as f64).sqrt()) * (1.0 - f64::powi(2.0, -20));
