@@ -66,10 +66,12 @@ impl ExampleReleases {
     /// Those of `records` training records, whose number counts as public; none of no record. An epoch has as many steps
     /// as batches of the plan's size cover the records.
     pub fn of(training: &TrainingSpec, records: u64) -> Option<Self> {
+        if records == 0 {
+            return None;
+        }
         let planned = if training.batch_size == 0 { records } else { training.batch_size as u64 };
         let batch_size = planned.min(records);
-        let per_epoch = records.checked_div(batch_size)? + u64::from(!records.is_multiple_of(batch_size));
-        let steps = per_epoch.checked_mul(training.epochs.into())?;
+        let steps = records.div_ceil(batch_size).checked_mul(training.epochs.into())?;
         Some(Self { steps, sampling_rate: batch_size as f64 / records as f64, batch_size })
     }
 

@@ -3,7 +3,9 @@
 //! The same types are read from `federation.toml` and travel as JSON inside a task, through the same checks: a value
 //! that exists is in range. Enums are externally tagged (`[model.mlp]`), which keeps line numbers in TOML errors.
 
-use privacy::{Lattice, LatticeError, NormBound};
+mod privacy;
+
+use ::privacy::{Lattice, LatticeError, NormBound};
 use serde::{Deserialize, Serialize};
 
 use crate::PrivacySpec;
@@ -458,17 +460,6 @@ impl Spec {
             LatticeError::WeightMax(_) => SpecError::new("update.weight_max", error.to_string()),
             _ => SpecError::new("update", error.to_string()),
         })
-    }
-
-    fn check_privacy(&self) -> Result<(), SpecError> {
-        self.privacy.check()?;
-        let protects_clients = self.privacy.central.is_some() || self.privacy.local.is_some();
-        if protects_clients && !self.statistics().is_empty() {
-            let message = "the sums of a statistics round carry no noise; give means and deviations (`given`), or take \
-                           each site's own (`site`)";
-            return Err(SpecError::new("data.table.standardise", message));
-        }
-        Ok(())
     }
 
     fn check_data(&self) -> Result<(), SpecError> {
