@@ -3,6 +3,7 @@
 //! A model's variables are listed in layout order by the model itself: candle's `VarMap` iterates in random order and is
 //! not used here. Nothing here reads data.
 
+mod example;
 mod network;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use protocol::{Decline, Layout, LayoutError, LearnError, ModelSpec, Purpose, Round, Seed, Spec};
 use rand_chacha::ChaCha20Rng;
+
+pub(crate) use example::ExamplePass;
 
 /// The most parameters a model may have: what a spec from the wire can make this machine allocate.
 const PARAMETERS_MAX: usize = 1 << 30;

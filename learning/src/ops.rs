@@ -9,6 +9,7 @@ mod gemm;
 mod linear;
 mod loss;
 mod pooling;
+pub(crate) mod single;
 mod storage;
 
 use candle_core::{Result, Tensor};

@@ -8,18 +8,22 @@
 )]
 
 mod batches;
+mod examples;
 mod gradients;
+mod private;
 mod steps;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
+use privacy::noise::{EntropyError, NoiseSource};
 use protocol::{
-    Decline, EvaluateOrder, Layout, LearnError, Learner, Metrics, Seed, Spec, Standardiser, Statistic, Stop,
-    TrainOrder,
+    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Seed, Spec, Standardiser,
+    Statistic, Stop, TrainOrder,
 };
 
+use self::examples::Examples;
 use crate::model::{Model, Models, first_line};
 use crate::ops::{edit_floats, with_floats};
 use crate::{DataSource, Prepared, SiteData};
@@ -28,8 +32,13 @@ use crate::{DataSource, Prepared, SiteData};
 ///
 /// The model is built once and kept as long as specs ask for the same one; a simulator's worker changes the records
 /// between virtual clients by [`Trainer::set_site`].
+///
+/// Where the spec asks for a guarantee for single records (`privacy.examples`), it trains by DP-SGD and needs a permit in the
+/// order. The parameters are then all that the guarantee covers: the metrics of training and evaluation are measured on the
+/// records as they are, and must stay at the site.
 pub struct Trainer {
     device: Device,
+    noise: NoiseOf,
     models: Models,
     source: Option<Box<dyn DataSource>>,
     site: Option<SiteData>,
@@ -37,6 +46,9 @@ pub struct Trainer {
     resident: Option<Resident>,
     layout: Layout,
 }
+
+/// Where the noise of a step comes from; the seed is the step's own, for tests.
+type NoiseOf = fn(Seed) -> Result<NoiseSource, EntropyError>;
 
 /// Records made ready, and the standardiser they were made ready with.
 struct Cached {
@@ -62,7 +74,21 @@ impl Trainer {
     /// [`Trainer::set_source`].
     pub fn without_data(device: Device) -> Self {
         let (source, site, prepared, resident) = (None, None, None, None);
-        Self { device, models: Models::new(), source, site, prepared, resident, layout: Layout::default() }
+        let (models, layout, noise) = (Models::new(), Layout::default(), entropy as NoiseOf);
+        Self { device, noise, models, source, site, prepared, resident, layout }
+    }
+
+    /// INSECURE: the same trainer with noise that follows from the order's seed, so that a private training repeats to the
+    /// bit. Whoever knows the seed can take the noise off again, and what was noised so says that it was.
+    #[cfg(any(test, feature = "insecure-test-noise"))]
+    #[must_use]
+    pub fn with_insecure_test_noise(mut self) -> Self {
+        self.noise = |seed| {
+            let mut bytes = [0; 32];
+            rand::RngCore::fill_bytes(&mut seed.generator(), &mut bytes);
+            Ok(NoiseSource::insecure(bytes))
+        };
+        self
     }
 
     /// The same trainer with a model of your own for `ModelSpec::Custom { name }`.
@@ -151,6 +177,11 @@ impl Trainer {
     }
 }
 
+/// A generator of the operating system's for one step, whatever the seed.
+fn entropy(_: Seed) -> Result<NoiseSource, EntropyError> {
+    NoiseSource::from_entropy()
+}
+
 impl Learner for Trainer {
     fn prepare(&mut self, spec: &Arc<Spec>) -> Result<(), LearnError> {
         if self.resident.as_ref().is_some_and(|resident| resident.spec == *spec) {
@@ -187,6 +218,14 @@ impl Learner for Trainer {
         Ok(self.site()?.statistics(&spec))
     }
 
+    fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
+        let spec = Arc::clone(&self.resident()?.spec);
+        if spec.privacy.examples.is_none() {
+            return Ok(None);
+        }
+        Ok(ExampleReleases::of(&spec.training, self.site()?.train.len() as u64))
+    }
+
     fn train(
         &mut self,
         parameters: &mut [f32],
@@ -194,12 +233,18 @@ impl Learner for Trainer {
         stop: &Stop,
     ) -> Result<Metrics, LearnError> {
         let started = Instant::now();
-        let device = self.device.clone();
+        let (device, noise) = (self.device.clone(), self.noise);
         let (records, resident, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
         if records.train.is_empty() {
             return Err(LearnError::new(Decline::Data, "the site has no training records"));
         }
-        let tally = steps::train(resident, &records.train, &device, order, stop)?;
+        let tally = match &resident.spec.privacy.examples {
+            Some(guarantee) => {
+                let examples = Examples::new(resident, layout, &records.train, &device)?;
+                private::train(examples, guarantee, order, noise, stop)?
+            }
+            None => steps::train(resident, &records.train, &device, order, stop)?,
+        };
         let examples = records.train.len() as u64;
         resident.store(parameters, layout).map_err(failed)?;
         if let Some(place) = parameters.iter().position(|value| !value.is_finite()) {

@@ -20,21 +20,22 @@ pub(super) fn tensors(spec: &Spec) -> std::result::Result<Vec<(String, Vec<usize
 }
 
 /// One layer before it is allocated.
-struct Plan {
+pub(super) struct Plan {
     name: String,
-    kind: Kind,
+    pub(super) kind: Kind,
     /// The outputs come first.
-    weight: Vec<usize>,
+    pub(super) weight: Vec<usize>,
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     /// Followed by ReLU and pooling.
     Convolution,
     Dense(Activation),
 }
 
-fn plans(spec: &Spec) -> std::result::Result<Vec<Plan>, ModelError> {
+/// A spec's layers in order; none for a custom model.
+pub(super) fn plans(spec: &Spec) -> std::result::Result<Vec<Plan>, ModelError> {
     let shape = spec.input_shape();
     let inputs = || product(&shape);
     match &spec.model {

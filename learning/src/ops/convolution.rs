@@ -33,13 +33,13 @@ struct Convolution {
 
 /// The sizes of one convolution.
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    inputs: usize,
-    height: usize,
-    width: usize,
-    outputs: usize,
-    kernel: usize,
+pub(crate) struct Sizes {
+    pub(crate) batch: usize,
+    pub(crate) inputs: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) outputs: usize,
+    pub(crate) kernel: usize,
 }
 
 impl Sizes {
@@ -55,12 +55,12 @@ impl Sizes {
     }
 
     /// Pixels of one channel.
-    fn pixels(&self) -> usize {
+    pub(crate) fn pixels(&self) -> usize {
         self.height * self.width
     }
 
     /// Values of one patch.
-    fn patch(&self) -> usize {
+    pub(crate) fn patch(&self) -> usize {
         self.inputs * self.kernel * self.kernel
     }
 }
@@ -178,7 +178,7 @@ fn overlap(offset: usize, padding: usize, side: usize) -> (usize, usize, usize) 
 }
 
 /// Writes the patch around each pixel of one sample as a column: row `(channel, ky, kx)`, column `(y, x)`.
-fn unroll(x: &[f32], columns: &mut [f32], sizes: Sizes) {
+pub(super) fn unroll(x: &[f32], columns: &mut [f32], sizes: Sizes) {
     let Sizes { height, width, kernel, .. } = sizes;
     let pixels = sizes.pixels();
     for (row, line) in columns.chunks_exact_mut(pixels.max(1)).enumerate() {
@@ -201,7 +201,7 @@ fn unroll(x: &[f32], columns: &mut [f32], sizes: Sizes) {
 }
 
 /// The transpose of [`unroll`]: adds every column's values to the pixels they came from.
-fn roll(columns: &[f32], x: &mut [f32], sizes: Sizes) {
+pub(super) fn roll(columns: &[f32], x: &mut [f32], sizes: Sizes) {
     let Sizes { height, width, kernel, .. } = sizes;
     let pixels = sizes.pixels();
     for (row, line) in columns.chunks_exact(pixels.max(1)).enumerate() {

@@ -123,11 +123,16 @@ pub(super) fn sum_gradient(activation: Activation, y: &Tensor, y_gradient: &Tens
     let mut gradient = with_floats(&y_gradient.contiguous()?, |values| Ok(values.to_vec()))?;
     if activation == Activation::Relu {
         with_floats(y, |y| {
-            for (gradient, y) in gradient.iter_mut().zip(y) {
-                *gradient = if *y > 0.0 { *gradient } else { 0.0 };
-            }
+            gate(&mut gradient, y);
             Ok(())
         })?;
     }
     Ok(gradient)
+}
+
+/// The derivative of ReLU at its results `y`, applied to a gradient in place.
+pub(super) fn gate(gradient: &mut [f32], y: &[f32]) {
+    for (gradient, y) in gradient.iter_mut().zip(y) {
+        *gradient = if *y > 0.0 { *gradient } else { 0.0 };
+    }
 }

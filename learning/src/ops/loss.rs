@@ -39,6 +39,49 @@ pub fn loss(kind: Loss, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// What one sample's output is measured against.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Truth {
+    /// A class, below the number of outputs (or 0 or 1 for one logit).
+    Class(u32),
+    /// A number.
+    Real(f32),
+}
+
+impl Truth {
+    /// The target of a loss that takes numbers.
+    pub(crate) fn value(self) -> f32 {
+        match self {
+            Self::Class(class) => class as f32,
+            Self::Real(value) => value,
+        }
+    }
+}
+
+/// The loss of one sample, and its gradient for the `outputs`; `kind` is never `Auto`.
+///
+/// # Panics
+/// When the class is not among the outputs.
+pub(crate) fn loss_of_one(kind: Loss, outputs: &[f32], truth: Truth, gradient: &mut [f32]) -> f64 {
+    match (kind, truth) {
+        (Loss::CrossEntropy | Loss::Auto, Truth::Class(class)) => {
+            let shares = softmax_gradient(outputs, class, 1.0);
+            gradient.iter_mut().zip(shares).for_each(|(gradient, share)| *gradient = share);
+            log_sum_exp(outputs) - f64::from(outputs[class as usize])
+        }
+        (Loss::BinaryCrossEntropy, truth) => {
+            let target = f64::from(truth.value());
+            gradient[0] = (sigmoid(outputs[0]) - target) as f32;
+            binary(f64::from(outputs[0]), target)
+        }
+        (Loss::MeanSquared | Loss::CrossEntropy | Loss::Auto, truth) => {
+            let difference = outputs[0] - truth.value();
+            gradient[0] = 2.0 * difference;
+            f64::from(difference).powi(2)
+        }
+    }
+}
+
 struct MeanLoss {
     /// Never `Auto`: resolved by [`loss`].
     kind: Loss,

@@ -59,18 +59,9 @@ impl CustomOp1 for Pooling {
         let (batch, channels, height, width) = halved(layout.shape())?;
         let (_, _, full_height, full_width) = layout.shape().dims4()?;
         let x = floats(x, layout)?;
-        let mut y = Vec::with_capacity(batch * channels * height * width);
-        let mut winners = Vec::with_capacity(y.capacity());
-        for channel in x.chunks_exact(full_height * full_width) {
-            for pair in channel.chunks_exact(2 * full_width).take(height) {
-                let (upper, lower) = pair.split_at(full_width);
-                for (upper, lower) in upper.chunks_exact(2).zip(lower.chunks_exact(2)) {
-                    let (winner, value) = maximum([upper[0], upper[1], lower[0], lower[1]]);
-                    y.push(value);
-                    winners.push(winner);
-                }
-            }
-        }
+        let mut y = vec![0.0; batch * channels * height * width];
+        let mut winners = vec![0; y.len()];
+        pool(x, (full_height, full_width), &mut y, &mut winners);
         if self.winners.set(winners).is_err() {
             candle_core::bail!("a pooling operation runs forward once");
         }
@@ -81,20 +72,43 @@ impl CustomOp1 for Pooling {
         let Some(winners) = self.winners.get() else {
             candle_core::bail!("a pooling operation runs forward before it runs backward");
         };
-        let (_, _, height, width) = halved(x.shape())?;
-        let (_, _, full_height, full_width) = x.dims4()?;
+        let (_, _, height, width) = x.dims4()?;
         let mut gradient = vec![0.0; x.elem_count()];
         with_floats(&y_gradient.contiguous()?, |y_gradient| {
-            for (window, (winner, value)) in winners.iter().zip(y_gradient).enumerate() {
-                let (channel, row, column) =
-                    (window / (height * width), window / width % height, window % width);
-                let row = 2 * row + usize::from(winner / 2);
-                gradient[(channel * full_height + row) * full_width + 2 * column + usize::from(winner % 2)] =
-                    *value;
-            }
+            spread(y_gradient, winners, (height, width), &mut gradient);
             Ok(())
         })?;
         Ok(Some(Tensor::from_vec(gradient, x.shape(), x.device())?))
+    }
+}
+
+/// Pools channels of `height x width` that lie one after another, and notes which corner of each window won, 0 to 3 in row
+/// order.
+pub(super) fn pool(x: &[f32], (height, width): (usize, usize), y: &mut [f32], winners: &mut [u8]) {
+    let mut results = y.iter_mut().zip(winners);
+    for channel in x.chunks_exact(height * width) {
+        for pair in channel.chunks_exact(2 * width) {
+            let (upper, lower) = pair.split_at(width);
+            let windows = upper.chunks_exact(2).zip(lower.chunks_exact(2));
+            for ((upper, lower), (y, winner)) in windows.zip(results.by_ref()) {
+                (*winner, *y) = maximum([upper[0], upper[1], lower[0], lower[1]]);
+            }
+        }
+    }
+}
+
+/// The transpose of [`pool`]: writes each window's gradient to its winner, in a `gradient` of zeros.
+pub(super) fn spread(
+    y_gradient: &[f32],
+    winners: &[u8],
+    (height, width): (usize, usize),
+    gradient: &mut [f32],
+) {
+    let (rows, columns) = (height / 2, width / 2);
+    for (window, (winner, value)) in winners.iter().zip(y_gradient).enumerate() {
+        let (channel, row, column) = (window / (rows * columns), window / columns % rows, window % columns);
+        let row = 2 * row + usize::from(winner / 2);
+        gradient[(channel * height + row) * width + 2 * column + usize::from(winner % 2)] = *value;
     }
 }
 

@@ -7,6 +7,7 @@ use super::batches::{Batch, shuffle};
 use super::gradients::{Proximal, StepGradient};
 use super::{Resident, failed};
 use crate::model::Mode;
+use crate::ops::single::Truth;
 use crate::optimizer::Optimizer;
 use crate::{Dataset, ops};
 
@@ -21,12 +22,12 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    fn new(kind: Loss) -> Self {
+    pub(super) fn new(kind: Loss) -> Self {
         let classes = matches!(kind, Loss::CrossEntropy | Loss::BinaryCrossEntropy);
         Self { loss: 0.0, correct: classes.then_some(0), samples: 0 }
     }
 
-    fn add(&mut self, loss: f64, correct: u64, samples: usize) {
+    pub(super) fn add(&mut self, loss: f64, correct: u64, samples: usize) {
         self.loss += loss * samples as f64;
         self.correct = self.correct.map(|sum| sum + correct);
         self.samples += samples as u64;
@@ -116,7 +117,9 @@ pub(super) fn evaluate(
     Ok(tally)
 }
 
-fn check_stop(stop: &Stop) -> std::result::Result<(), LearnError> {
+/// # Errors
+/// When the work was stopped.
+pub(super) fn check_stop(stop: &Stop) -> std::result::Result<(), LearnError> {
     if stop.is_stopped() {
         return Err(LearnError::new(Decline::Stopped, "the work was stopped between two batches"));
     }
@@ -136,14 +139,16 @@ fn check_loss(loss: f64, round: Round, epoch: u32, batch: usize) -> std::result:
 }
 
 /// One batch through the model.
-struct Pass {
+pub(super) struct Pass {
     mean: Tensor,
-    loss: f64,
-    correct: u64,
+    pub(super) loss: f64,
+    pub(super) correct: u64,
 }
 
 impl Pass {
-    fn run(resident: &Resident, batch: &Batch, kind: Loss, mode: Mode) -> Result<Self> {
+    /// # Errors
+    /// When candle fails.
+    pub(super) fn run(resident: &Resident, batch: &Batch, kind: Loss, mode: Mode) -> Result<Self> {
         let outputs = resident.model.forward(&batch.inputs, mode)?;
         let mean = ops::loss(kind, &outputs, &batch.targets)?;
         let loss = f64::from(mean.to_scalar::<f32>()?);
@@ -152,7 +157,10 @@ impl Pass {
     }
 
     /// The gradient of the mean loss for every variable.
-    fn gradients(&self, resident: &Resident) -> Result<Vec<Option<Tensor>>> {
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub(super) fn gradients(&self, resident: &Resident) -> Result<Vec<Option<Tensor>>> {
         let mut store = self.mean.backward()?;
         Ok(resident.vars.iter().map(|var| store.remove(var)).collect())
     }
@@ -165,15 +173,24 @@ fn count_correct(kind: Loss, outputs: &Tensor, targets: &Tensor) -> Result<u64> 
     let correct = match kind {
         Loss::CrossEntropy => {
             let pairs = outputs.chunks_exact(width).zip(targets.to_vec1::<u32>()?);
-            pairs.filter(|(outputs, class)| first_largest(outputs) == *class as usize).count()
+            pairs.filter(|(outputs, class)| is_correct(kind, outputs, Truth::Class(*class))).count()
         }
         Loss::BinaryCrossEntropy => {
-            let pairs = outputs.iter().zip(targets.to_vec1::<f32>()?);
-            pairs.filter(|(logit, target)| (**logit > 0.0) == (*target > 0.5)).count()
+            let pairs = outputs.chunks_exact(1).zip(targets.to_vec1::<f32>()?);
+            pairs.filter(|(outputs, target)| is_correct(kind, outputs, Truth::Real(*target))).count()
         }
         Loss::MeanSquared | Loss::Auto => 0,
     };
     Ok(correct as u64)
+}
+
+/// Whether the outputs for one sample name its class; never where there are no classes.
+pub(super) fn is_correct(kind: Loss, outputs: &[f32], truth: Truth) -> bool {
+    match (kind, truth) {
+        (Loss::CrossEntropy, Truth::Class(class)) => first_largest(outputs) == class as usize,
+        (Loss::BinaryCrossEntropy, truth) => (outputs[0] > 0.0) == (truth.value() > 0.5),
+        (Loss::CrossEntropy | Loss::MeanSquared | Loss::Auto, _) => false,
+    }
 }
 
 fn first_largest(values: &[f32]) -> usize {

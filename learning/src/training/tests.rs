@@ -8,7 +8,7 @@ use crate::{Dataset, Labels, Mode, View, initial_parameters};
 
 const SGD: &str = r#""optimizer": {"sgd": {"learning_rate": 0.5}}"#;
 
-fn spec(model: &str, shape: &str, target: &str, training: &str, rest: &str) -> Arc<Spec> {
+pub(super) fn spec(model: &str, shape: &str, target: &str, training: &str, rest: &str) -> Arc<Spec> {
     let json = format!(
         r#"{{"model": {model}, "data": {{"tensor": {{"shape": {shape}, "target": {target}}}}},
         "training": {{{training}}}, "cohort_max": 10 {rest}}}"#
@@ -21,14 +21,14 @@ fn logistic(training: &str, rest: &str) -> Arc<Spec> {
 }
 
 /// Points on a grid; the class is the side of the line `x = y`.
-fn toy(count: u32) -> View {
+pub(super) fn toy(count: u32) -> View {
     let point = |row: u32| [(row % 7) as f32 / 3.0 - 1.0, (row * 5 % 11) as f32 / 5.0 - 1.05];
     let features: Vec<f32> = (0..count).flat_map(point).collect();
     let classes = features.chunks_exact(2).map(|point| u32::from(point[0] > point[1])).collect();
     View::whole(Arc::new(Dataset { shape: vec![2], features, labels: Labels::Classes(classes) }))
 }
 
-fn site(train: View) -> SiteData {
+pub(super) fn site(train: View) -> SiteData {
     SiteData { test: Some(train.clone()), train }
 }
 
@@ -38,7 +38,7 @@ fn trainer(spec: &Arc<Spec>, train: View) -> Trainer {
     trainer
 }
 
-fn order(seed: u64) -> TrainOrder {
+pub(super) fn order(seed: u64) -> TrainOrder {
     TrainOrder {
         round: Round(1),
         seed: Seed::from_number(seed),
@@ -54,7 +54,7 @@ fn trained(spec: &Arc<Spec>, train: View, from: &[f32]) -> (Vec<f32>, Metrics) {
     (parameters, metrics)
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn distance(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
 }
 
@@ -112,7 +112,7 @@ fn the_same_seed_gives_the_same_bits_and_another_seed_other_ones() {
 }
 
 /// Images whose class is the quadrant that is bright.
-fn images(count: u32) -> View {
+pub(super) fn images(count: u32) -> View {
     let pixel = |row: u32, place: u32| {
         let (y, x) = (place / 9, place % 9);
         let bright = u32::from(y > 4) * 2 + u32::from(x > 4) == row % 4;
@@ -265,7 +265,7 @@ fn parameters_of_another_length_are_refused() {
 }
 
 /// A user's own model: one layer behind dropout.
-struct Forgetful(Var);
+pub(super) struct Forgetful(pub(super) Var);
 
 impl Model for Forgetful {
     fn tensors(&self) -> Vec<(String, Var)> {

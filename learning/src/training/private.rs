@@ -1,0 +1,209 @@
+//! Training that protects single records: DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016, algorithm 1)
+//! on the integer lattice.
+//!
+//! In every step each record enters the batch by a coin of its own, so a batch may be empty; each gradient is clipped and
+//! rounded to the lattice, and their exact sum gets noise before anything reads it. What follows (the proximal term, momentum,
+//! Adam, weight decay, the schedule) sees noised sums only. The number of records counts as public; two sites are
+//! neighbours when one record has, or has not, a gradient (zero-out).
+//!
+//! Nothing that a record does can be seen from outside but the time it takes: one whose gradient is not finite counts as a
+//! zero, no batch stops a training early, and a training that diverges is declined for its parameters, which are noised
+//! already. It refuses to begin without a permit for all of its releases.
+
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Tensor};
+use privacy::accounting::Mechanism;
+use privacy::noise::{EntropyError, NoiseSource};
+use privacy::{Encoded, Lattice, Noising, NormBound, Permit, ReleaseError, Released, Sum, clip};
+use protocol::{
+    Decline, ExamplePrivacy, ExampleReleases, LearnError, Purpose, Round, Seed, Stop, TrainOrder,
+};
+use rand::RngCore;
+
+use super::examples::Examples;
+use super::gradients::{Proximal, StepGradient};
+use super::steps::{Tally, check_stop};
+use super::{NoiseOf, failed};
+use crate::optimizer::Optimizer;
+
+/// Trains the resident model in place, as [`ExampleReleases`] says. The tally is of the records as they are: it is outside the
+/// guarantee.
+///
+/// # Errors
+/// When the permit does not cover the training, there is no entropy for the noise, the work is stopped, or candle fails.
+pub(super) fn train(
+    mut examples: Examples<'_>,
+    guarantee: &ExamplePrivacy,
+    order: &TrainOrder,
+    noise: NoiseOf,
+    stop: &Stop,
+) -> std::result::Result<Tally, LearnError> {
+    let (spec, vars) = (&examples.resident.spec, &examples.resident.vars);
+    let empty = || LearnError::new(Decline::Data, "the site has no training records");
+    let releases = ExampleReleases::of(&spec.training, examples.data.len() as u64).ok_or_else(empty)?;
+    let mut permit = order.permit.as_ref().ok_or_else(unpaid)?.lock();
+    check_permit(&permit, &releases, guarantee)?;
+    let mut optimizer =
+        Optimizer::new(&spec.training.optimizer, order.learning_rate_scale, vars).map_err(failed)?;
+    let proximal = Proximal::from_here(spec.proximal_mu, vars).map_err(failed)?;
+    let mut batch = Batch::new(guarantee, &examples)?;
+    let mut coins = Coins::new(releases.sampling_rate, order.seed);
+    let mut tally = Tally::new(spec.loss());
+    for step in 0..releases.steps {
+        let seed = order.seed.derive(Purpose::Train, Round(step as u32), None);
+        let sum = batch.sum(&mut examples, &mut coins, seed, &mut tally, stop)?;
+        let released = noised(sum, &releases, &mut permit, &mut || noise(seed))?;
+        let gradients = tensors(&released, &examples).map_err(failed)?;
+        let gradient = StepGradient::new(gradients, 1);
+        let gradients = gradient.finish(vars, proximal.as_ref(), None).map_err(failed)?;
+        optimizer.step(&gradients).map_err(failed)?;
+    }
+    Ok(tally)
+}
+
+/// The one place where a sum of gradients is let out: with the noise that the permit paid for, divided by the expected size
+/// of a batch whatever its size was.
+fn noised(
+    sum: Sum,
+    releases: &ExampleReleases,
+    permit: &mut Permit,
+    source: &mut dyn FnMut() -> std::result::Result<NoiseSource, EntropyError>,
+) -> std::result::Result<Released, LearnError> {
+    let noising = Noising::new(releases.batch_size as f64);
+    Released::noised(sum, permit, &noising, source).map_err(|error| {
+        let reason = match error {
+            ReleaseError::Permit(_) => Decline::Budget,
+            _ => Decline::Failed,
+        };
+        LearnError::new(reason, error.to_string())
+    })
+}
+
+fn unpaid() -> LearnError {
+    let message = "the plan protects single records, and the order carries no permit of the site's ledger; nothing is \
+                   trained without one";
+    LearnError::new(Decline::Budget, message)
+}
+
+/// Whether the permit pays for what the training will release.
+fn check_permit(
+    permit: &Permit,
+    releases: &ExampleReleases,
+    guarantee: &ExamplePrivacy,
+) -> std::result::Result<(), LearnError> {
+    let ExampleReleases { steps, sampling_rate, .. } = *releases;
+    let refuse = |message: String| Err(LearnError::new(Decline::Budget, message));
+    if permit.left() < steps {
+        return refuse(format!(
+            "the permit is for {} releases and the training makes {steps}",
+            permit.left()
+        ));
+    }
+    let (paid, planned) = (permit.noise_multiplier(), guarantee.noise_multiplier.value());
+    if paid < planned {
+        return refuse(format!("the permit is for noise multiplier {paid} and the plan promises {planned}"));
+    }
+    match permit.reservation().charge.mechanism {
+        Mechanism::Gaussian { .. } => Ok(()),
+        Mechanism::PoissonGaussian { sampling_rate: paid, .. } if paid >= sampling_rate => Ok(()),
+        other => refuse(format!(
+            "the permit is for {other:?} and the training draws each record with probability {sampling_rate}"
+        )),
+    }
+}
+
+/// Independent coins, one a record and step.
+struct Coins {
+    /// The chance of heads in units of 2^-64, rounded down: never above what is accounted for.
+    threshold: u128,
+    generator: rand_chacha::ChaCha20Rng,
+}
+
+impl Coins {
+    /// Coins that show heads with probability `rate`, 0 to 1.
+    fn new(rate: f64, seed: Seed) -> Self {
+        Self { threshold: (rate * 2f64.powi(64)) as u128, generator: seed.generator() }
+    }
+
+    fn flip(&mut self) -> bool {
+        u128::from(self.generator.next_u64()) < self.threshold
+    }
+}
+
+/// The memory in which the gradients of a batch become a sum: one gradient, as floats and as integers.
+struct Batch {
+    lattice: Lattice,
+    gradient: Vec<f32>,
+    points: Vec<i32>,
+}
+
+impl Batch {
+    /// # Errors
+    /// When no lattice exists for so many parameters and records.
+    fn new(guarantee: &ExamplePrivacy, examples: &Examples<'_>) -> std::result::Result<Self, LearnError> {
+        let (dimension, records) = (examples.dimension(), examples.data.len() as u64);
+        let unsupported = |error: String| LearnError::new(Decline::Unsupported, error);
+        let bound =
+            NormBound::new(guarantee.norm_max.value()).map_err(|error| unsupported(error.to_string()))?;
+        let lattice = Lattice::plan(bound, records, 1, dimension);
+        let lattice = lattice.map_err(|error| unsupported(error.to_string()))?;
+        Ok(Self { lattice, gradient: vec![0.0; dimension], points: Vec::with_capacity(dimension) })
+    }
+
+    /// The sum of the clipped gradients of the records whose coins show heads.
+    ///
+    /// # Errors
+    /// When stopped, or candle fails.
+    fn sum(
+        &mut self,
+        examples: &mut Examples<'_>,
+        coins: &mut Coins,
+        seed: Seed,
+        tally: &mut Tally,
+        stop: &Stop,
+    ) -> std::result::Result<Sum, LearnError> {
+        examples.refresh().map_err(failed)?;
+        let mut sum = Sum::new(&self.lattice);
+        check_stop(stop)?;
+        for row in (0..).take(examples.data.len()) {
+            if !coins.flip() {
+                continue;
+            }
+            check_stop(stop)?;
+            let seen = examples.gradient(row, seed, &mut self.gradient)?;
+            if seen.loss.is_finite() {
+                tally.add(seen.loss, u64::from(seen.correct), 1);
+            }
+            self.add(&mut sum)?;
+        }
+        Ok(sum)
+    }
+
+    /// Clips the gradient at hand and adds it; one that is not finite is added as a zero.
+    fn add(&mut self, sum: &mut Sum) -> std::result::Result<(), LearnError> {
+        let broken = |error: String| LearnError::new(Decline::Failed, error);
+        if self.gradient.iter().any(|value| !value.is_finite()) {
+            self.gradient.fill(0.0);
+        }
+        let clipped = clip(std::mem::take(&mut self.gradient), self.lattice.bound())
+            .map_err(|error| broken(error.to_string()))?;
+        let (weight, points) = (self.lattice.weigh(1), std::mem::take(&mut self.points));
+        let encoded = Encoded::encode_into(&clipped, weight, &self.lattice, points)
+            .map_err(|error| broken(error.to_string()))?;
+        sum.add(&encoded).map_err(|error| broken(error.to_string()))?;
+        (self.points, self.gradient) = (encoded.into_points(), clipped.into_values());
+        Ok(())
+    }
+}
+
+/// The noised mean as one tensor a variable.
+fn tensors(released: &Released, examples: &Examples<'_>) -> Result<Vec<Option<Tensor>>> {
+    let mut mean = released.mean().map(|value| value as f32);
+    let tensors = examples.layout().tensors().iter().map(|tensor| {
+        let values: Vec<f32> = mean.by_ref().take(tensor.range().len()).collect();
+        Tensor::from_vec(values, &tensor.shape[..], examples.device()).map(Some)
+    });
+    tensors.collect()
+}
