@@ -4,6 +4,7 @@ mod audit;
 mod budget;
 mod check;
 mod demo;
+mod export;
 mod failure;
 mod folder;
 #[cfg(feature = "insecure-test-noise")]
@@ -98,6 +99,8 @@ enum ServerCommand {
     Issue(serve::IssueArgs),
     /// Serve until interrupted.
     Run(serve::RunArgs),
+    /// Copy a released model and its privacy statement out of the server's folder.
+    Export(export::ExportArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -174,6 +177,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Init(args)) => serve::init(args, global),
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
+        Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Site(SiteCommand::Init(args)) => site::init(args, global),
         Command::Site(SiteCommand::Run(args)) => site::run(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),

@@ -301,13 +301,21 @@ impl CentralPrivacy {
 
     fn check(&self) -> Result<(), SpecError> {
         check_delta(self.delta, "privacy.central.delta")?;
-        let wrong = |key: &str, message: &str| {
-            Err(SpecError::new(format!("privacy.central.{key}"), message.to_owned()))
-        };
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !(1..=64).contains(&self.population.len()) || !self.population.chars().all(plain) {
             return wrong("population", "give a name of 1 to 64 letters, digits, '.', '_', '-'");
         }
+        self.check_sampling()?;
+        self.check_noise()?;
+        if self.clients_min == 0 && self.participation().is_some() {
+            return wrong("clients_min", "give at least 1");
+        }
+        self.events(u64::from(self.rounds))?;
+        self.noise_scale(1, 1 << 20).map(|_| ())
+    }
+
+    /// Whether the claim goes with the way in which cohorts come about.
+    fn check_sampling(&self) -> Result<(), SpecError> {
         match (self.sampling, self.relation) {
             (Sampling::Poisson { rate }, _) if !(rate > 0.0 && rate <= 1.0) => {
                 return wrong("sampling", "a rate must be above 0 and at most 1");
@@ -334,6 +342,11 @@ impl CentralPrivacy {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Whether noise, clipping and sampling go together.
+    fn check_noise(&self) -> Result<(), SpecError> {
         if self.noise != NoiseCorrelation::Independent && self.participation().is_none() {
             let message = "correlated noise makes no use of sampling; give sampling = { availability = ... } and claim nothing from chance";
             return wrong("sampling", message);
@@ -368,12 +381,13 @@ impl CentralPrivacy {
             }
             Clipping::Fixed | Clipping::PerLayer => {}
         }
-        if self.clients_min == 0 && self.participation().is_some() {
-            return wrong("clients_min", "give at least 1");
-        }
-        self.events(u64::from(self.rounds))?;
-        self.noise_scale(1, 1 << 20).map(|_| ())
+        Ok(())
     }
+}
+
+/// A setting of `[privacy.central]` that is refused.
+fn wrong<T>(key: &str, message: &str) -> Result<T, SpecError> {
+    Err(SpecError::new(format!("privacy.central.{key}"), message.to_owned()))
 }
 
 fn check_delta(delta: f64, key: &str) -> Result<(), SpecError> {

@@ -6,6 +6,7 @@
 //! program says through [`ModelRoom`]. A client can make the server refuse it, never make it stop; what it cannot refuse
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
+mod audit;
 mod authority;
 mod central;
 mod crash;
@@ -31,6 +32,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Note;
+pub use audit::AuditError;
 pub use authority::{Authority, AuthorityError, Identity, SERVER_NAME};
 use desk::Desk;
 pub use endpoint::EndpointError;
@@ -157,7 +159,7 @@ impl Server {
         let notes = broadcast::Sender::new(NOTES);
         let nerves =
             Nerves { commands: commands.downgrade(), live, notes: notes.clone(), stop: stop.clone() };
-        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves);
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &config.state)?;
         let guard = stopped.clone().drop_guard();
         let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
             let _stopped = guard;

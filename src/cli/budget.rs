@@ -1,5 +1,7 @@
 //! `consortia budget show`: what has been given away, computed anew from the events in the books.
 
+mod server;
+
 use std::path::{Path, PathBuf};
 
 use ::client::{Policy, SiteAccount, Total};
@@ -11,15 +13,15 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
-use super::folder::SiteFile;
+use super::folder::{ServerFolder, SiteFile};
 use super::output::table;
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
-    /// The folder of a site.
+    /// The folder of a site or of a server.
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// The delta of the totals; by default the policy's, or 1e-6.
+    /// At a site: the delta of the totals; by default the policy's, or 1e-6.
     #[arg(long)]
     delta: Option<f64>,
 }
@@ -27,6 +29,7 @@ pub(super) struct ShowArgs {
 /// Whose folder it is.
 enum Books {
     Site(SiteFile),
+    Server(ServerFolder),
 }
 
 impl Books {
@@ -35,7 +38,12 @@ impl Books {
         if site.exists() {
             return SiteFile::read(&site).map(Self::Site);
         }
-        let message = format!("{}: there is no site.toml, so this is no site's folder", path.display());
+        let server = ServerFolder(path.to_path_buf());
+        if server.config().exists() {
+            return Ok(Self::Server(server));
+        }
+        let message =
+            format!("{}: there is no site.toml and no server.toml, so there are no books", path.display());
         Err(Failure::new(Kind::Configuration, message))
     }
 }
@@ -43,6 +51,7 @@ impl Books {
 pub(super) fn show(args: &ShowArgs, global: &Global) -> Result<(), Failure> {
     match Books::of(&args.path)? {
         Books::Site(file) => show_site(&file, args.delta, global),
+        Books::Server(folder) => server::show(&folder, global),
     }
 }
 

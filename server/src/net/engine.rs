@@ -10,6 +10,7 @@
 mod live;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +23,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::audit::{self, AuditLog};
 use super::central::Evaluator;
 use super::crash;
 use super::session::{CODE_MISBEHAVED, close};
@@ -108,6 +110,7 @@ pub(crate) struct Engine {
     clock: Clock,
     links: BTreeMap<ClientId, Link>,
     active: Option<Active>,
+    audit: AuditLog,
 }
 
 /// Microseconds since the Unix epoch that never go backwards.
@@ -129,9 +132,15 @@ impl Clock {
 
 impl Engine {
     /// An engine on the current runtime.
-    pub(crate) fn new(store: Arc<Store>, room: Arc<dyn ModelRoom>, nerves: Nerves) -> Self {
-        let (links, handle) = (BTreeMap::new(), Handle::current());
-        Self { store, room, nerves, handle, clock: Clock::new(), links, active: None }
+    pub(crate) fn new(
+        store: Arc<Store>,
+        room: Arc<dyn ModelRoom>,
+        nerves: Nerves,
+        state: &Path,
+    ) -> Result<Self, StoreError> {
+        let (links, handle, clock) = (BTreeMap::new(), Handle::current(), Clock::new());
+        let audit = AuditLog::open(state, clock.now())?;
+        Ok(Self { store, room, nerves, handle, clock, links, active: None, audit })
     }
 
     /// Works until told to stop. An action that has begun is always finished.
@@ -270,6 +279,7 @@ impl Engine {
             }
             Action::Note(note) => {
                 live::log(active.run, &note);
+                self.audit.note(self.clock.now(), active.run, &note)?;
                 // Nobody may be listening.
                 let _ = self.nerves.notes.send((active.run, note));
             }
@@ -299,7 +309,7 @@ impl Engine {
         Ok(())
     }
 
-    fn submit(&self, new: NewRun) -> Result<RunId, StoreError> {
+    fn submit(&mut self, new: NewRun) -> Result<RunId, StoreError> {
         let NewRun { plan, plan_toml, seed, initial: InitialModel { layout, shared } } = new;
         let run = RunId(u64::from_le_bytes(entropy()));
         let submission = Submission {
@@ -312,6 +322,9 @@ impl Engine {
             checkpoint: &Checkpoint::begin(shared),
         };
         self.handle.block_on(self.store.submit(&submission))?;
+        let plan_sha256 = privacy::chain::Digest::of(plan_toml.as_bytes()).to_string();
+        let submitted = audit::Event::Submitted { name: &plan.name, plan_sha256, rehearsal: seed.is_some() };
+        self.audit.write(self.clock.now(), Some(run), submitted)?;
         tracing::info!("run {run} ({}) is in the queue", plan.name);
         Ok(run)
     }

@@ -90,6 +90,9 @@ pub enum StoreError {
         /// What is wrong.
         message: String,
     },
+    /// The audit log beside the database.
+    #[error(transparent)]
+    Audit(Box<super::AuditError>),
     /// No such run.
     #[error("there is no run {0} here")]
     NoSuchRun(RunId),
@@ -101,7 +104,7 @@ pub struct Store {
     blobs: Blobs,
     secrets: Secrets,
     last: Mutex<Last>,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// What was written last, so that the commit of an evaluation does not write it again.
@@ -177,11 +180,31 @@ impl Store {
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         let blobs = Blobs::open(dir.join("blobs"))?;
         let secrets = Secrets::open(dir.join("secrets"))?;
-        let store = Self { pool, blobs, secrets, last: Mutex::default(), _lock: lock };
+        let store = Self { pool, blobs, secrets, last: Mutex::default(), _lock: Some(lock) };
         store.migrate().await?;
         // What a crash left behind unreferenced was never released: it goes before anything else happens.
         store.collect().await?;
         Ok(store)
+    }
+
+    /// Looks into the state in `dir`, also while a server uses it. Nothing can be written.
+    ///
+    /// # Errors
+    /// [`StoreError`] when there is no state, or one of another release.
+    pub async fn look(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join("state.sqlite");
+        if !path.exists() {
+            let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no server has run here yet");
+            return Err(StoreError::File { path, source });
+        }
+        let options = SqliteConnectOptions::new().filename(path).read_only(true);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let (blobs, secrets) = (Blobs::look(dir.join("blobs")), Secrets::look(dir.join("secrets")));
+        let found: i64 = sqlx::query("PRAGMA user_version").fetch_one(&pool).await?.try_get(0)?;
+        if found != SCHEMA {
+            return Err(StoreError::Newer { found, known: SCHEMA });
+        }
+        Ok(Self { pool, blobs, secrets, last: Mutex::default(), _lock: None })
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {

@@ -61,6 +61,11 @@ impl Blobs {
         Ok(blobs)
     }
 
+    /// The folder as it is, while a server may be writing into it.
+    pub(crate) fn look(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
     fn prepare(&self) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
         for entry in fs::read_dir(&self.dir)? {

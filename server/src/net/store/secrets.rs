@@ -24,6 +24,11 @@ impl Secrets {
         Ok(Self { folder })
     }
 
+    /// The folder as it is, while a server may be writing into it.
+    pub(super) fn look(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// Writes and syncs the vectors: their number and length as u64, then their values as i64, all little endian.
     pub(super) fn write(&self, memory: &NoiseMemory) -> Result<String, StoreError> {
         let vectors = memory.vectors();

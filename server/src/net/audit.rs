@@ -1,0 +1,165 @@
+//! What a server did and was told, in `audit.jsonl`: a hash chain of records that nobody changes unseen.
+//!
+//! It holds who, what and when; no update, no norm, no metric of a site. A record is durable before the server goes on only
+//! where that matters: what was released and what was refused for want of budget stands in the ledger, in the same
+//! transaction as the release; this log tells the story around it and is made durable at the end of every round.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use privacy::chain::{ChainWriter, DamagedLine, WriteError, read_lines};
+use protocol::{Decline, Refusal, RunId, TaskId, Time};
+use serde::Serialize;
+
+use super::store::StoreError;
+use crate::{Note, RunEnd};
+
+/// Why an audit log cannot be kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuditError {
+    /// The file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Somebody was at it.
+    #[error("{}: {fault}; move the file to a safe place and ask who changed it", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: DamagedLine,
+    },
+    /// A record could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// One line.
+#[derive(Serialize)]
+struct Entry<'a> {
+    /// Microseconds since the Unix epoch.
+    time: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<String>,
+    #[serde(flatten)]
+    event: Event<'a>,
+}
+
+/// What happened.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event<'a> {
+    Started { software: &'a str },
+    Submitted { name: &'a str, plan_sha256: String, rehearsal: bool },
+    Opened { task: String, cohort: usize },
+    Accepted { client: &'a str, task: String },
+    Refused { client: &'a str, task: Option<String>, reason: Refusal },
+    Declined { client: &'a str, task: String, reason: Decline },
+    Closed { task: String, answered: usize, missing: usize, quorum: bool },
+    Withheld { task: String, reason: &'a str },
+    Round { round: u32, released: bool, epsilon: Option<f64> },
+    Ended { state: &'a str, reason: &'a str },
+}
+
+/// A file whose flush is durable.
+struct Synced(File);
+
+impl Write for Synced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+/// The log of one server, open for writing.
+pub(crate) struct AuditLog {
+    writer: ChainWriter<Synced>,
+}
+
+impl AuditLog {
+    /// Goes on with the log in `state`, or begins it. Half a line that a crash left is cut off.
+    pub(crate) fn open(state: &Path, now: Time) -> Result<Self, AuditError> {
+        let path = state.join("audit.jsonl");
+        let failed = |source| AuditError::File { path: path.clone(), source };
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(failed(error)),
+        };
+        let lines = read_lines(&text).map_err(|fault| AuditError::Damaged { path: path.clone(), fault })?;
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+        if lines.torn > 0 {
+            tracing::warn!("{}: a crash left half a line; it is cut off", path.display());
+            file.set_len((text.len() - lines.torn) as u64).map_err(failed)?;
+        }
+        let mut log = Self { writer: ChainWriter::new(lines.chain, Synced(file)) };
+        let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
+        log.write(now, None, Event::Started { software })?;
+        log.writer.sync()?;
+        Ok(log)
+    }
+
+    /// Adds a record.
+    pub(crate) fn write(
+        &mut self,
+        now: Time,
+        run: Option<RunId>,
+        event: Event<'_>,
+    ) -> Result<(), AuditError> {
+        let run = run.map(|run| run.to_string());
+        self.writer.append(&Entry { time: now.as_micros(), run, event })?;
+        Ok(())
+    }
+
+    /// Adds what a note says; at the end of a round and of a run everything is made durable.
+    pub(crate) fn note(&mut self, now: Time, run: RunId, note: &Note) -> Result<(), AuditError> {
+        let named = |task: &TaskId| format!("{} {}", task.kind.name(), task.round);
+        let event = match note {
+            Note::Waiting { .. } => return Ok(()),
+            Note::Opened { task, cohort } => Event::Opened { task: named(task), cohort: *cohort },
+            Note::Accepted { client, task, .. } => {
+                Event::Accepted { client: client.as_str(), task: named(task) }
+            }
+            Note::Refused { client, task, reason, .. } => {
+                Event::Refused { client: client.as_str(), task: task.as_ref().map(named), reason: *reason }
+            }
+            Note::Declined { client, task, reason, .. } => {
+                Event::Declined { client: client.as_str(), task: named(task), reason: *reason }
+            }
+            Note::Closed { task, answered, missing, quorum } => {
+                let (answered, missing, quorum) = (*answered, *missing, *quorum);
+                Event::Closed { task: named(task), answered, missing, quorum }
+            }
+            Note::Withheld { task, reason } => Event::Withheld { task: named(task), reason },
+            Note::Round(summary) => Event::Round {
+                round: summary.round,
+                released: summary.released,
+                epsilon: summary.epsilon.filter(|epsilon| epsilon.is_finite()),
+            },
+            Note::Ended(RunEnd::Finished) => Event::Ended { state: "finished", reason: "" },
+            Note::Ended(RunEnd::Failed(reason)) => Event::Ended { state: "failed", reason },
+            Note::Ended(RunEnd::BudgetExhausted(reason)) => {
+                Event::Ended { state: "budget_exhausted", reason }
+            }
+        };
+        self.write(now, Some(run), event)?;
+        if matches!(note, Note::Round(_) | Note::Ended(_)) {
+            self.writer.sync()?;
+        }
+        Ok(())
+    }
+}
+
+impl From<AuditError> for StoreError {
+    fn from(error: AuditError) -> Self {
+        Self::Audit(Box::new(error))
+    }
+}

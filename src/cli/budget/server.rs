@@ -1,0 +1,97 @@
+//! The server's side of `consortia budget show`: the ledger of every population, computed anew from its events.
+
+use privacy::chain::Link;
+use privacy::ledger::{Epsilons, Ledger, Record};
+use serde_json::{Value, json};
+use server::net::Store;
+
+use super::super::Global;
+use super::super::failure::{Failure, Kind, OrFail};
+use super::super::folder::ServerFolder;
+use super::super::output::table;
+use super::super::watch::runtime;
+
+/// One population's budget.
+struct Account {
+    ledger: Ledger,
+    epsilon: Epsilons,
+    refused: usize,
+}
+
+/// Shows every population of the server in `folder`; the server may be running.
+pub(super) fn show(folder: &ServerFolder, global: &Global) -> Result<(), Failure> {
+    let accounts = runtime()?.block_on(read(folder))?;
+    global.format.say(
+        || lines(&accounts),
+        || json!({ "kind": "server", "populations": accounts.iter().map(object).collect::<Vec<_>>() }),
+    );
+    Ok(())
+}
+
+async fn read(folder: &ServerFolder) -> Result<Vec<Account>, Failure> {
+    let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
+    let mut accounts = Vec::new();
+    for population in store.populations().await.or_fail(Kind::Run, "")? {
+        let links = store.ledger(&population).await.or_fail(Kind::Run, "")?;
+        accounts.push(account(&population, &links)?);
+    }
+    store.close().await;
+    Ok(accounts)
+}
+
+fn account(population: &str, links: &[Link]) -> Result<Account, Failure> {
+    let ledger = Ledger::replay(links).or_fail(Kind::Run, population)?;
+    let epsilon = Epsilons::from(ledger.epsilon().or_fail(Kind::Run, population)?);
+    let refused = |link: &&Link| matches!(link.read(), Ok(Record::Refused { .. }));
+    Ok(Account { ledger, epsilon, refused: links.iter().filter(refused).count() })
+}
+
+fn lines(accounts: &[Account]) -> String {
+    if accounts.is_empty() {
+        return "no run of this server has promised privacy; there is no budget".to_owned();
+    }
+    let heads = ["population", "releases", "epsilon rdp", "epsilon pld", "budget", "delta", "refused"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(accounts.iter().map(|account| {
+        let terms = account.ledger.terms();
+        let epsilon =
+            |epsilon: Option<f64>| epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{epsilon:.4}"));
+        vec![
+            terms.population.clone(),
+            account.ledger.releases().to_string(),
+            epsilon(account.epsilon.rdp),
+            epsilon(account.epsilon.pld),
+            terms.epsilon_max.to_string(),
+            format!("{:e}", terms.delta),
+            account.refused.to_string(),
+        ]
+    }));
+    let heads = accounts.iter().map(|account| {
+        let secure = if account.ledger.is_secure() { "" } else { "  INSECURE: noise from a test's seed" };
+        format!(
+            "{}: {} records, head {}{secure}",
+            account.ledger.terms().population,
+            account.ledger.len(),
+            account.ledger.head()
+        )
+    });
+    format!("{}\n\n{}", table(&rows), heads.collect::<Vec<_>>().join("\n"))
+}
+
+fn object(account: &Account) -> Value {
+    let terms = account.ledger.terms();
+    json!({
+        "population": terms.population,
+        "unit": terms.unit,
+        "relation": terms.relation,
+        "releases": account.ledger.releases(),
+        "rdp": account.epsilon.rdp,
+        "pld": account.epsilon.pld,
+        "epsilon_max": terms.epsilon_max,
+        "delta": terms.delta,
+        "refused": account.refused,
+        "records": account.ledger.len(),
+        "head": account.ledger.head(),
+        "secure": account.ledger.is_secure(),
+    })
+}
