@@ -4,6 +4,7 @@
 //! each hospital its own rows, starts one process a site and one for the server, and hands in the plan as the operator.
 //! The server never reads a record.
 
+mod price;
 mod processes;
 mod yardstick;
 
@@ -14,7 +15,7 @@ use clap::Args;
 use consortia::results::Results;
 use protocol::ClientId;
 use protocol::wire::{RunState, RunSummary};
-use serde_json::json;
+use serde_json::{Value, json};
 use server::{FederationConfig, read_toml};
 use simulations::{Population, Scenario};
 
@@ -26,6 +27,7 @@ use super::progress::Progress;
 use super::run::{connect_to, hand_in};
 use super::simulate::last_test;
 use super::watch::runtime;
+use price::{Price, describe, object, prices};
 use processes::Processes;
 use yardstick::{Yardstick, measure};
 
@@ -34,6 +36,10 @@ pub(super) struct DemoArgs {
     /// The seed from which everything random follows: `simulate examples/heart.toml` with it gives the same model.
     #[arg(long, default_value_t = 7)]
     seed: u64,
+    /// Protect every patient's record: examples/heart_private.toml, DP-SGD at each hospital. It is no rehearsal: nothing follows
+    /// from a seed.
+    #[arg(long, conflicts_with = "seed")]
+    private: bool,
     /// The folder in which the results folder is made.
     #[arg(long, default_value = "runs")]
     out: PathBuf,
@@ -43,7 +49,19 @@ pub(super) struct DemoArgs {
 }
 
 const PLAN: &str = include_str!("../../examples/heart.toml");
+const PRIVATE_PLAN: &str = include_str!("../../examples/heart_private.toml");
 const RECORDS: &str = include_str!("../../examples/data/heart_disease.csv");
+impl DemoArgs {
+    /// The plan that is handed in, its file, and the seed of a rehearsal.
+    fn plan(&self) -> (&'static str, &'static str, Option<u64>) {
+        if self.private {
+            (PRIVATE_PLAN, "examples/heart_private.toml", None)
+        } else {
+            (PLAN, "examples/heart.toml", Some(self.seed))
+        }
+    }
+}
+
 /// The longest the demo waits for its own processes.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -68,12 +86,17 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
         runtime()?.block_on(federate(&folder, &hospitals, args, global, &mut results))?;
     let model = results.folder().join("model.safetensors");
     std::fs::copy(folder.0.join("model.safetensors"), &model).or_fail(Kind::Run, model.display())?;
-    let typed: FederationConfig = read_toml(PLAN).or_fail(Kind::Defect, "examples/heart.toml")?;
+    let (plan, file, _) = args.plan();
+    let typed: FederationConfig = read_toml(plan).or_fail(Kind::Defect, file)?;
     let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
     results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
     let title = "four hospitals, heart disease";
-    let folder = results.finish(title, &summary.history).or_fail(Kind::Run, "results")?;
-    conclude(&summary, &yardstick, &folder, args, started.elapsed().as_secs_f64(), global);
+    let prices = prices(&folder, &hospitals)?;
+    let results = results.finish(title, &summary.history).or_fail(Kind::Run, "results")?;
+    let seconds = started.elapsed().as_secs_f64();
+    let ended =
+        Ended { summary: &summary, yardstick: &yardstick, prices: &prices, results: &results, seconds };
+    ended.tell(args, global);
     match summary.state {
         RunState::Finished => Ok(()),
         RunState::Queued | RunState::Running | RunState::Failed | RunState::BudgetExhausted => {
@@ -144,7 +167,8 @@ async fn federate(
     let measuring = tokio::task::spawn_blocking(move || measure(&scenario, &population, seed));
 
     let operator = connect_to(&address, folder).await?;
-    let run = hand_in(&operator, PLAN.to_owned(), Some(args.seed)).await?;
+    let (plan, _, rehearsed) = args.plan();
+    let run = hand_in(&operator, plan.to_owned(), rehearsed).await?;
     let mut shown = Vec::new();
     let mut progress = None;
     let watching = operator.watch(Some(run), |summary| {
@@ -192,71 +216,93 @@ fn bundled_population(scenario: &Scenario, folder: &ServerFolder) -> Result<Popu
         .or_fail(Kind::Defect, "examples/heart.toml")
 }
 
-fn conclude(
-    summary: &RunSummary,
-    yardstick: &Yardstick,
-    folder: &Path,
-    args: &DemoArgs,
+/// What there is to tell at the end.
+struct Ended<'a> {
+    summary: &'a RunSummary,
+    yardstick: &'a Yardstick,
+    prices: &'a [Price],
+    results: &'a Path,
     seconds: f64,
-    global: &Global,
-) {
-    let test = last_test(&summary.history);
-    let accuracy = test.and_then(|metrics| metrics.accuracy);
-    let rounds = summary.history.iter().filter(|round| round.round > 0).count();
-    let mut rows = vec![["hospital", "test rows", "together", "alone", "pooled"].map(str::to_owned).to_vec()];
-    let mut sites = Vec::new();
-    for client in &summary.clients {
-        let together = client.test.and_then(|metrics| metrics.accuracy);
-        let measured = yardstick.sites.iter().find(|site| site.name == client.client);
-        let (alone, pooled) = measured.map_or((None, None), |site| (site.alone, site.pooled));
-        let rows_count = client.test.map_or(0, |metrics| metrics.examples);
-        rows.push(vec![
-            client.client.to_string(),
-            rows_count.to_string(),
-            share(together),
-            share(alone),
-            share(pooled),
-        ]);
-        sites.push(json!({ "site": client.client.as_str(), "test_rows": rows_count, "together": together, "alone": alone, "pooled": pooled }));
+}
+
+impl Ended<'_> {
+    fn tell(&self, args: &DemoArgs, global: &Global) {
+        global.format.say(|| self.text(args), || self.object());
     }
-    let examples = test.map_or(0, |metrics| metrics.examples);
-    let (alone, pooled) = (share(yardstick.alone), share(yardstick.pooled));
-    rows.push(vec!["all four".into(), examples.to_string(), share(accuracy), alone, pooled]);
-    let text = || {
+
+    fn accuracy(&self) -> Option<f64> {
+        last_test(&self.summary.history).and_then(|metrics| metrics.accuracy)
+    }
+
+    fn rounds(&self) -> usize {
+        self.summary.history.iter().filter(|round| round.round > 0).count()
+    }
+
+    /// Together, alone and pooled, and the number of test rows, for each hospital.
+    fn hospitals(&self) -> impl Iterator<Item = (&ClientId, u64, [Option<f64>; 3])> {
+        self.summary.clients.iter().map(|client| {
+            let measured = self.yardstick.sites.iter().find(|site| site.name == client.client);
+            let (alone, pooled) = measured.map_or((None, None), |site| (site.alone, site.pooled));
+            let together = client.test.and_then(|metrics| metrics.accuracy);
+            (&client.client, client.test.map_or(0, |metrics| metrics.examples), [together, alone, pooled])
+        })
+    }
+
+    fn text(&self, args: &DemoArgs) -> String {
+        let mut rows =
+            vec![["hospital", "test rows", "together", "alone", "pooled"].map(str::to_owned).to_vec()];
+        let row = |name: String, count: u64, shares: [Option<f64>; 3]| {
+            [vec![name, count.to_string()], shares.map(share).to_vec()].concat()
+        };
+        rows.extend(self.hospitals().map(|(name, count, shares)| row(name.to_string(), count, shares)));
+        let count = last_test(&self.summary.history).map_or(0, |metrics| metrics.examples);
+        let shares = [self.accuracy(), self.yardstick.alone, self.yardstick.pooled];
+        rows.push(row("all four".into(), count, shares));
+        let (_, file, seed) = args.plan();
+        let again = match seed {
+            Some(seed) => {
+                format!("the same bits without a network:\n  consortia simulate {file} --seed {seed}")
+            }
+            None => format!("the same without a network, with other noise:\n  consortia simulate {file}"),
+        };
         format!(
-            "\ntest accuracy after {rounds} rounds over QUIC, {seconds:.1} s\n\n{}\n\n\
+            "\ntest accuracy after {} rounds over QUIC, {:.1} s\n\n{}\n\n\
              together  one model, trained without any record leaving its hospital\n\
-             alone     each hospital's own model, on its own test rows\n\
-             pooled    one model on all records in one place, which is what nobody may do\n\n\
-             model sha256  {}\nresults       {}\n\n\
-             the same bits without a network:\n  consortia simulate examples/heart.toml --seed {}\n\
+             alone     each hospital's own model, on its own test rows; no noise\n\
+             pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
+             epsilon       {}\nmodel sha256  {}\nresults       {}\n\n{again}\n\
              the same for real:\n  consortia server init federation --name YOUR.HOST\n  \
              consortia server issue SITE --dir federation     and hand federation/sites/SITE to the site\n  \
              consortia server run federation\n  \
              consortia site init SITE --server YOUR.HOST:4433 --bundle SITE-BUNDLE --allow-plain     at the site\n  \
              consortia site run SITE/site.toml\n  \
-             consortia run submit examples/heart.toml --dir federation --watch",
+             consortia run submit {file} --dir federation --watch",
+            self.rounds(),
+            self.seconds,
             table(&rows),
-            summary.model_sha256,
-            folder.display(),
-            args.seed,
+            describe(self.prices),
+            self.summary.model_sha256,
+            self.results.display(),
         )
-    };
-    let object = || {
+    }
+
+    fn object(&self) -> Value {
+        let test = last_test(&self.summary.history);
+        let site = |(name, rows, [together, alone, pooled]): (&ClientId, u64, [Option<f64>; 3])| json!({ "site": name.as_str(), "test_rows": rows, "together": together, "alone": alone, "pooled": pooled });
         json!({
-            "model_sha256": summary.model_sha256,
-            "rounds": rounds,
-            "accuracy": accuracy,
+            "model_sha256": self.summary.model_sha256,
+            "rounds": self.rounds(),
+            "accuracy": self.accuracy(),
             "loss": test.map(|metrics| metrics.loss),
-            "seconds": seconds,
-            "results": folder,
-            "alone": yardstick.alone,
-            "pooled": yardstick.pooled,
-            "sites": sites,
-            "rehearsal": summary.rehearsal,
+            "seconds": self.seconds,
+            "results": self.results,
+            "alone": self.yardstick.alone,
+            "pooled": self.yardstick.pooled,
+            "sites": self.hospitals().map(site).collect::<Vec<_>>(),
+            "rehearsal": self.summary.rehearsal,
+            "epsilon_of_records": object(self.prices),
         })
-    };
-    global.format.say(text, object);
+    }
 }
 
 #[cfg(test)]
