@@ -10,6 +10,8 @@
 //! what went in, which only a simulation does.
 
 mod gaussian;
+#[cfg(test)]
+mod mutants;
 mod one_run;
 mod one_shot;
 mod thresholds;

@@ -74,6 +74,39 @@ fn noise_that_went_through_f32_is_caught() {
 }
 
 #[test]
+fn noise_that_prefers_even_numbers_is_caught() {
+    // Half of the 256 low bytes never come up: chi-square is about a million, and at sigma 1 the shape shows it too.
+    let sampler = Sliced::new(sigma(WIDE, 1));
+    assert_eq!(verdict(111, &|stream| sampler.draw(stream) & !1), Err(Fault::LowBits));
+    let sampler = Sliced::new(sigma(4, 1));
+    assert!(!matches_points(&sample(DRAWS, 112, &|stream| sampler.draw(stream) & !1), 4.0));
+}
+
+#[test]
+fn noise_in_single_precision_is_caught() {
+    // A continuous Gaussian in f32, scaled to 2^28 and made whole: 24 bits of it are chance, the lowest are not.
+    let draws = sample(DRAWS, 113, &|stream| (continuous(stream) as f32 * (1u64 << 28) as f32) as i64);
+    assert_eq!(examine(&draws, f64::from(1 << 28)), Err(Fault::LowBits));
+}
+
+#[test]
+fn a_zero_that_never_comes_up_is_caught() {
+    // Both signs of zero are refused.
+    let sampler = Sliced::new(sigma(2, 1));
+    let without_zero = |stream: &mut Stream| {
+        loop {
+            let draw = sampler.draw(stream);
+            if draw != 0 {
+                return draw;
+            }
+        }
+    };
+    let draws = sample(DRAWS, 114, &without_zero);
+    assert_eq!(examine(&draws, 2.0), Err(Fault::Variance));
+    assert!(!matches_points(&draws, 2.0));
+}
+
+#[test]
 fn a_rounded_continuous_gaussian_is_caught() {
     // At sigma 1 the variance is 13/12: 59 standard deviations; chi-square, asked alone, sees it as well.
     let draws = sample(DRAWS, 106, &|stream| continuous(stream).round_ties_even() as i64);
