@@ -14,7 +14,9 @@ pub fn opendp(count: usize, sigma: Sigma) -> Result<Vec<i64>, Box<dyn Error>> {
     let (numerator, denominator) = sigma.parts();
     let scale = RBig::from_parts(numerator.into(), denominator.into());
     (0..count)
-        .map(|_| Ok(i64::try_from(sample_discrete_gaussian(scale.clone()).map_err(|error| format!("{error:?}"))?)?))
+        .map(|_| {
+            Ok(i64::try_from(sample_discrete_gaussian(scale.clone()).map_err(|error| format!("{error:?}"))?)?)
+        })
         .collect()
 }
 
@@ -50,11 +52,12 @@ mod tests {
         (square - counted) / (2.0_f64 * counted).sqrt()
     }
 
-    // Chi-square of `counted` degrees beyond eight of its standard deviations: below 1e-6 for three degrees and more, so below 1e-5
-    // in all. Nothing here is seeded: OpenDP cannot be.
+    // Beyond eight standard deviations: 4.3e-6 for the four degrees of freedom of sigma 1/2, 9e-7 for the eight of sigma 1, and
+    // less for the others; below 1e-5 in all. Nothing here is seeded: OpenDP cannot be.
     #[test]
     fn opendp_and_the_sampler_of_releases_draw_one_distribution() {
-        for (numerator, denominator) in [(1, 2), (1, 1), (5, 2), (4, 1), (64, 1), (1 << 20, 1), (1 << 28, 1)] {
+        for (numerator, denominator) in [(1, 2), (1, 1), (5, 2), (4, 1), (64, 1), (1 << 20, 1), (1 << 28, 1)]
+        {
             let sigma = Sigma::ratio(numerator, denominator).unwrap();
             let width = (sigma.value() / 4.0).floor().max(1.0) as i64;
             let found = excess(&opendp(DRAWS, sigma).unwrap(), &ours(sigma), width, 20);
@@ -63,10 +66,10 @@ mod tests {
     }
 
     #[test]
-    fn the_comparison_tells_two_percent_of_sigma() {
-        // 300,000 draws see 2 % of sigma 64 at chi-square about 120 over some 30 bins; missed less than once in a hundred.
-        let sigma = Sigma::whole(64).unwrap();
-        let other = Sigma::ratio(6528, 100).unwrap();
-        assert!(excess(&opendp(DRAWS, sigma).unwrap(), &ours(other), 16, 20) > 8.0);
+    fn the_comparison_tells_four_percent_of_sigma() {
+        // Chi-square is larger by n/2 times 2 * 0.04^2, which is 480, over some 34 bins: 58 standard deviations of its mean, give
+        // or take 6, where 8 are asked for. Never missed.
+        let other = Sigma::ratio(6656, 100).unwrap();
+        assert!(excess(&opendp(DRAWS, Sigma::whole(64).unwrap()).unwrap(), &ours(other), 16, 20) > 8.0);
     }
 }
