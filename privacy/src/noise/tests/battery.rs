@@ -195,6 +195,15 @@ fn wide_noise_follows_the_curve_to_its_lowest_bits() {
 }
 
 #[test]
+fn what_a_release_adds_is_what_the_sampler_draws() {
+    // The others ask the sampler; this asks the door that releases use.
+    for (seed, (numerator, denominator)) in (80..).zip([(5, 2), (1 << 20, 1)]) {
+        let sigma = sigma(numerator, denominator);
+        assert_eq!(examine(&noised(&vec![0; DRAWS], sigma, seed, 2), sigma.value()), Ok(()), "{sigma:?}");
+    }
+}
+
+#[test]
 fn the_tails_are_neither_cut_nor_swollen() {
     let sampler = Sliced::new(sigma(1 << 20, 1));
     let draws = sample(10 * DRAWS, 60, &|stream| sampler.draw(stream));
