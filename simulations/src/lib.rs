@@ -2,8 +2,12 @@
 //! learners of a deployment. No network, no database, no async runtime.
 //!
 //! Reading order: [`Scenario`] (a federation file plus its `[simulation]` table) · [`Population`] (who holds what) ·
-//! [`Weather`] (who is there, how fast, who drops out) · [`World`] (the loop that runs it).
+//! [`Weather`] (who is there, how fast, who drops out) · [`World`] (the loop that runs it) · [`Aggregator`] (releases without
+//! rounds) · [`attack`] and [`audit`] (what an adversary makes of all this).
 
+mod aggregator;
+pub mod attack;
+pub mod audit;
 mod population;
 mod scenario;
 mod synthetic;
@@ -11,6 +15,7 @@ mod weather;
 mod workers;
 mod world;
 
+pub use aggregator::{Aggregator, AggregatorError, Entropy, Promise, lattice_of, plain_mean};
 pub use population::{Population, PopulationError};
 pub use scenario::{DatasetConfig, Scenario, ScenarioError, SimulationConfig};
 pub use synthetic::SyntheticSource;
