@@ -1,5 +1,6 @@
 //! What was typed, and where it goes. Data is written to stdout; talk and progress to stderr.
 
+mod attack;
 mod audit;
 mod budget;
 mod check;
@@ -73,6 +74,9 @@ enum Command {
     /// Compute what noise buys: epsilon, or the noise for an epsilon. Runs add no noise yet.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
+    /// Attack made-up clients: what succeeds without privacy and fails with it, with drawings.
+    #[command(subcommand)]
+    Attack(attack::AttackCommand),
     /// Read what a site or a server has written down.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -188,6 +192,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Ls(args)) => run::ls(args, global),
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
         Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),
+        Command::Attack(command) => attack::attack(command, global),
         Command::Completions { shell } => papers::completions(*shell),
         Command::Man { folder } => papers::man(folder),
     }

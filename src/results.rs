@@ -6,6 +6,7 @@
 
 mod curves;
 mod events;
+mod gallery;
 mod model;
 
 use std::fs::{File, create_dir_all};
@@ -19,6 +20,7 @@ use time::macros::format_description;
 
 pub use curves::draw_curves;
 pub use events::event_json;
+pub use gallery::{Gallery, draw_membership};
 pub use model::write_model;
 
 /// The folder of one run, open for writing.
