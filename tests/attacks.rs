@@ -1,6 +1,5 @@
 //! The attacks of `consortia attack`, at fixed seeds: they succeed where nothing protects the victims, and fail under the
 //! defence. Noise repeats with the seed here; with fresh noise the stated chances are those of a false alarm.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::process::Command;
 
