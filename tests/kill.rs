@@ -89,7 +89,7 @@ async fn a_server_killed_at_any_instant_ends_with_the_same_model() {
     let file = dir.path().join("federation.toml");
     std::fs::write(&file, plan()).unwrap();
     let (server, mut address) = serve(shown, "127.0.0.1:0");
-    let run = submit(file.to_str().unwrap(), shown, &address, SEED);
+    let run = submit(file.to_str().unwrap(), shown, &address, Some(SEED));
     server.kill();
 
     let mut stored = 0;

@@ -108,13 +108,7 @@ impl Deployment {
         let (file, folder) = (self.path("plan.toml"), self.path("federation"));
         std::fs::write(&file, plan).unwrap();
         let operator = ["--dir", text(&folder), "--server", address];
-        let run = match seed {
-            Some(seed) => submit(text(&file), text(&folder), address, seed),
-            None => {
-                let submitted = command(&[&["run", "submit", text(&file)], &operator[..]].concat());
-                submitted["run"].as_str().unwrap().to_owned()
-            }
-        };
+        let run = submit(text(&file), text(&folder), address, seed);
         Process::start(&[&["run", "watch", &run], &operator[..]].concat()).last_line()
     }
 

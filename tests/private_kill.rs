@@ -20,7 +20,7 @@ use std::time::Duration;
 use member::Member;
 use privacy::ledger::{Ledger, Record};
 use privacy::{Encoded, Lattice, NormBound, clip};
-use processes::{Process, command, serve};
+use processes::{Process, command, serve, submit};
 use protocol::{
     EvaluateOrder, Layout, LearnError, Learner, Metrics, Parameters, Round, Seed, Spec, Statistic, Stop,
     TrainOrder,
@@ -99,14 +99,14 @@ impl Learner for Patterned {
     }
 }
 
-async fn members(folder: &Path, address: &str, seen: &Seen) -> Vec<Member> {
-    let mut members = Vec::new();
-    for name in SITES {
+/// Three sites that try to reach the server, which may die before it greets them.
+fn members(folder: &Path, address: &str, seen: &Seen) -> Vec<Member> {
+    let member = |name: &str| {
         let layout = Layout::new([("w".to_owned(), vec![DELTA.len()])]).unwrap();
         let learner = Box::new(Patterned { layout, seen: Arc::clone(seen) });
-        members.push(Member::join(address, &folder.join("sites").join(name), name, learner).await);
-    }
-    members
+        Member::knock(address, &folder.join("sites").join(name), name, learner).0
+    };
+    SITES.map(member).into()
 }
 
 /// The bytes of the raw sum of three sites' updates of `scale` times the pattern: of its first four coordinates, as i64.
@@ -180,10 +180,8 @@ async fn a_server_that_dies_two_hundred_times_releases_each_round_once_and_pays_
     }
     let file = dir.path().join("federation.toml");
     std::fs::write(&file, plan()).unwrap();
-    let (server, mut address) = serve(shown, "127.0.0.1:0");
-    let arguments = ["run", "submit", file.to_str().unwrap(), "--dir", shown, "--server", &address];
-    let submitted = command(&arguments);
-    assert!(submitted["run"].is_string(), "{submitted}");
+    let (server, address) = serve(shown, "127.0.0.1:0");
+    submit(file.to_str().unwrap(), shown, &address, None);
     server.kill();
 
     let seen = Seen::default();
@@ -191,17 +189,14 @@ async fn a_server_that_dies_two_hundred_times_releases_each_round_once_and_pays_
     for death in 0..DEATHS + KILLS as usize {
         let crash =
             (death < DEATHS).then(|| (POINTS[death % POINTS.len()], 1 + draw(death as u64, 4) as u32));
+        // The port stays the same: the first life took it.
         let listen = ["server", "run", shown, "--listen", &address, "--while-stdin-open"];
         let mut server = Process::start_with(&listen, crash);
-        // A life may be over before it says where it listens.
-        if crash.is_none_or(|(point, _)| !point.starts_with("reservation") && point != "reserved") {
-            address = server.event("listening")["address"].as_str().unwrap().to_owned();
-        }
-        let members = members(&folder, &address, &seen).await;
+        let members = members(&folder, &address, &seen);
         if crash.is_some() {
             server.wait_for_death();
         } else {
-            tokio::time::sleep(Duration::from_millis(draw(death as u64, 60))).await;
+            tokio::time::sleep(Duration::from_millis(draw(death as u64, 400))).await;
             drop(server.kill());
         }
         drop(members);
@@ -213,5 +208,10 @@ async fn a_server_that_dies_two_hundred_times_releases_each_round_once_and_pays_
         }
         assert!(done < u64::from(ROUNDS), "the run ended before death {death}; give it more rounds");
     }
+    let (server, _) = serve(shown, &address);
+    for member in members(&folder, &address, &seen) {
+        member.leave().await;
+    }
+    server.kill();
     assert!(done > 50, "only {done} rounds were released in all these lives");
 }

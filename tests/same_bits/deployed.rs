@@ -55,7 +55,7 @@ impl Deployment {
     }
 
     fn submit(&self, address: &str) -> String {
-        submit(&self.path("federation.toml"), &self.folder(), address, SEED)
+        submit(&self.path("federation.toml"), &self.folder(), address, Some(SEED))
     }
 
     /// Follows the run to its end.

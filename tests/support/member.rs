@@ -25,12 +25,7 @@ pub(crate) struct Member {
 impl Member {
     /// A site that the server at `address` has greeted; `folder` holds its certificate.
     pub(crate) async fn join(address: &str, folder: &Path, site: &str, learner: Box<dyn Learner>) -> Self {
-        let identity = Identity::load(folder).unwrap();
-        let participant = Participant::new(ClientId::new(site).unwrap(), learner);
-        let (sender, mut events) = mpsc::channel(64);
-        let agent = Agent::new(participant, identity, AgentConfig::new(address)).with_events(sender);
-        let leave = CancellationToken::new();
-        let member = Self { work: Some(tokio::spawn(agent.run(leave.clone()))), leave };
+        let (member, mut events) = Self::knock(address, folder, site, learner);
         let greeted = async {
             loop {
                 match events.recv().await {
@@ -42,6 +37,21 @@ impl Member {
         };
         timeout(PATIENCE, greeted).await.unwrap_or_else(|_| panic!("{site} was not greeted"));
         member
+    }
+
+    /// A site that tries to reach the server at `address`, whether or not it lives, and what happens to it.
+    pub(crate) fn knock(
+        address: &str,
+        folder: &Path,
+        site: &str,
+        learner: Box<dyn Learner>,
+    ) -> (Self, mpsc::Receiver<AgentEvent>) {
+        let identity = Identity::load(folder).unwrap();
+        let participant = Participant::new(ClientId::new(site).unwrap(), learner);
+        let (sender, events) = mpsc::channel(64);
+        let agent = Agent::new(participant, identity, AgentConfig::new(address)).with_events(sender);
+        let leave = CancellationToken::new();
+        (Self { work: Some(tokio::spawn(agent.run(leave.clone()))), leave }, events)
     }
 
     /// Says goodbye; the agent must have been content to the end.

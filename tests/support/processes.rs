@@ -146,9 +146,10 @@ pub(crate) fn serve(folder: &str, listen: &str) -> (Process, String) {
     (server, address)
 }
 
-/// Hands a plan in with a seed, and returns the run.
-pub(crate) fn submit(plan: &str, folder: &str, address: &str, seed: u64) -> String {
-    let seed = seed.to_string();
-    let arguments = ["run", "submit", plan, "--dir", folder, "--server", address, "--seed", &seed];
+/// Hands a plan in, with the seed of a rehearsal or without one, and returns the run.
+pub(crate) fn submit(plan: &str, folder: &str, address: &str, seed: Option<u64>) -> String {
+    let mut arguments = vec!["run", "submit", plan, "--dir", folder, "--server", address];
+    let seed = seed.map(|seed| seed.to_string());
+    arguments.extend(seed.iter().flat_map(|seed| ["--seed", seed]));
     command(&arguments)["run"].as_str().unwrap().to_owned()
 }
