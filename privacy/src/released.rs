@@ -79,6 +79,11 @@ pub enum ReleaseError {
     /// A sum of statistics, for which no noise is planned.
     #[error("a sum of statistics has no planned noise; it cannot be released with privacy")]
     Statistics,
+    /// A sum of updates whose norms could not be checked, since they carry noise of their own.
+    #[error(
+        "updates that were noised at the clients have no checked norm; their sum cannot be noised centrally"
+    )]
+    LocallyNoised,
     /// A denominator or scale that means nothing.
     #[error("{name} is {value}; it must be a finite number of at least {least}")]
     Number {
@@ -135,6 +140,9 @@ impl Released {
         entropy: &mut dyn FnMut() -> Result<NoiseSource, EntropyError>,
     ) -> Result<Self, ReleaseError> {
         let Unit::Lattice(lattice) = sum.unit else { return Err(ReleaseError::Statistics) };
+        if lattice.is_noised() {
+            return Err(ReleaseError::LocallyNoised);
+        }
         let at_least = |name, value: f64, least: f64| {
             let fine = value.is_finite() && value >= least;
             if fine { Ok(()) } else { Err(ReleaseError::Number { name, value, least }) }

@@ -1,5 +1,7 @@
 //! `consortia simulate`: a federation of virtual clients in this process.
 
+mod audit;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,7 +13,10 @@ use protocol::wire::RoundSummary;
 use protocol::{Metrics, Seed, TaskKind};
 use serde_json::json;
 use server::{Evaluators, FederationConfig, Note, RunEnd, read_toml};
-use simulations::{Observation, Outcome, Population, Scenario, World};
+use simulations::audit::AuditReport;
+use simulations::{Observation, Outcome, Population, Scenario, Workforce, World};
+
+use audit::{Audit, with_canaries};
 
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
@@ -38,6 +43,9 @@ pub(super) struct SimulateArgs {
     /// Where to train: auto, cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Attack the plan's client-level privacy, too, and say how much was given away at least.
+    #[arg(long, value_enum)]
+    audit: Option<Audit>,
 }
 
 pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failure> {
@@ -58,6 +66,13 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let (name, rounds) = (scenario.plan.name.clone(), scenario.plan.rounds);
     let mut results = open_results(&args.out, &name)?;
     results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
+    let began = first.shared.clone();
+    let canaries = args.audit.map(|audit| audit.canaries(began.len(), seed)).transpose()?.flatten();
+    let canaried = canaries
+        .as_ref()
+        .map(|canaries| with_canaries(&population, canaries, &spec, &first.layout))
+        .transpose()?;
+    let workforce: &dyn Workforce = canaried.as_ref().map_or(&population, |canaried| canaried);
     let world = World::new(scenario.plan, first.shared, seed, scenario.simulation.weather)
         .or_fail(Kind::Configuration, file(args))?;
     #[cfg(feature = "insecure-test-noise")]
@@ -70,7 +85,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         answered: 0,
         trouble: None,
     };
-    let ran = world.run(&population, &mut |seen| observer.observe(&seen));
+    let ran = world.run(workforce, &mut |seen| observer.observe(&seen));
     observer.progress.end();
     let trouble = observer.trouble.take();
     let outcome = ran.or_fail(Kind::Run, file(args))?;
@@ -82,8 +97,16 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     if let Some(statement) = &outcome.statement {
         results.privacy(statement, &outcome.ledger).or_fail(Kind::Run, "privacy_statement.json")?;
     }
+    let report = match args.audit {
+        Some(audit) => {
+            let claimed = epsilon(&outcome).unwrap_or(f64::INFINITY);
+            let ran = canaries.as_ref().map(|canaries| (canaries, &*outcome.model, claimed));
+            Some(audit.judge(&spec, &began, seed, ran)?)
+        }
+        None => None,
+    };
     let folder = results.finish(&name, &outcome.rounds).or_fail(Kind::Run, "results")?;
-    conclude(&outcome, &folder, started.elapsed().as_secs_f64(), global)
+    conclude(&outcome, report.as_ref(), &folder, started.elapsed().as_secs_f64(), global)
 }
 
 fn file(args: &SimulateArgs) -> String {
@@ -166,7 +189,18 @@ pub(super) fn last_test(rounds: &[RoundSummary]) -> Option<Metrics> {
     sites.or_else(|| rounds.iter().rev().find_map(|round| round.central))
 }
 
-fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> Result<(), Failure> {
+/// Epsilon of all releases of the run.
+fn epsilon(outcome: &Outcome) -> Option<f64> {
+    outcome.rounds.iter().rev().find_map(|round| round.epsilon)
+}
+
+fn conclude(
+    outcome: &Outcome,
+    audit: Option<&AuditReport>,
+    folder: &Path,
+    seconds: f64,
+    global: &Global,
+) -> Result<(), Failure> {
     let test = last_test(&outcome.rounds);
     let loss = test
         .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
@@ -175,7 +209,7 @@ fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> 
     let sha256 = outcome.model.sha256();
     let accuracy = test.and_then(|metrics| metrics.accuracy);
     let speed = outcome.updates as f64 / seconds;
-    let epsilon = outcome.rounds.iter().rev().find_map(|round| round.epsilon);
+    let epsilon = epsilon(outcome);
     let price = epsilon.map_or_else(
         || "infinite (no [privacy.central] in the plan)".to_owned(),
         |epsilon| format!("{epsilon:.4}, if this were no simulation; see privacy_statement.json"),
@@ -183,13 +217,14 @@ fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> 
     let text = || {
         format!(
             "rounds         {rounds}\nclient updates {} ({speed:.1} a second)\ntest accuracy  {}\nloss           {}\n\
-             epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}",
+             epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}{}",
             outcome.updates,
             share(accuracy),
             loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
             price,
             outcome.elapsed.as_secs_f64(),
-            folder.display()
+            folder.display(),
+            audit.map_or_else(String::new, |report| format!("\n\n{report}"))
         )
     };
     let object = || {
@@ -202,11 +237,15 @@ fn conclude(outcome: &Outcome, folder: &Path, seconds: f64, global: &Global) -> 
             "updates": outcome.updates,
             "updates_per_second": speed,
             "epsilon": epsilon,
+            "audit": audit,
             "virtual_seconds": outcome.elapsed.as_secs_f64(),
             "results": folder,
         })
     };
     global.format.say(text, object);
+    if audit.is_some_and(AuditReport::refutes) {
+        return Err(Failure::new(Kind::Run, "the audit refutes what the plan claims"));
+    }
     match &outcome.end {
         RunEnd::Finished => Ok(()),
         RunEnd::Failed(why) => Err(Failure::new(Kind::Run, why)),

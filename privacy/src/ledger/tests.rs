@@ -220,3 +220,15 @@ fn the_mean_is_divided_by_the_planned_number_and_not_by_the_one_that_came() {
     let difference = mean(a_sum(&lattice)) - mean(Sum::new(&lattice));
     assert!((difference - 0.25 / 8.0).abs() < 1e-8, "{difference}");
 }
+
+#[test]
+fn updates_whose_norms_nobody_could_check_are_never_noised_centrally() {
+    let bound = NormBound::new(1.0).unwrap();
+    let lattice = Lattice::plan_noised(bound, 10, 1.0, 3).unwrap();
+    let (mut ledger, _) = Ledger::found(terms(9.0)).unwrap();
+    let (mut permit, _) = ledger.reserve("r", 1, &gaussian_charge(5.0, None), 1).unwrap();
+    let mut entropy = || Ok(NoiseSource::insecure([3; 32]));
+    let refused = Released::noised(Sum::new(&lattice), &mut permit, &Noising::new(2.0), &mut entropy);
+    assert_eq!(refused.err(), Some(crate::ReleaseError::LocallyNoised));
+    assert_eq!(permit.left(), 1);
+}
