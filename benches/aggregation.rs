@@ -152,6 +152,7 @@ impl Stage {
             central: false,
             checkpoint: Checkpoint::begin(Parameters::new(vec![0.0; 2])),
             clients: BTreeMap::new(),
+            tensors: Vec::new(),
             purse: None,
         };
         let name = |index| ClientId::new(&format!("client-{index}")).expect("these characters are allowed");

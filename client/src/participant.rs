@@ -2,13 +2,13 @@
 //!
 //! A participant never fails and never panics: trouble becomes an answer that declines the task. What the operator is
 //! told names no data of the site; the site's own log gets the learner's full message. An update that is not finite, or
-//! longer than the plan's bound, cannot leave: only `privacy::clip` and the lattice make the points that are sent.
+//! longer than the plan's bound, cannot leave: only the lattice's clipping and rounding make the points that are sent.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use privacy::noise::NoiseSource;
-use privacy::{Encoded, Permit, Tally, clip};
+use privacy::{Encoded, Permit, Tally};
 use protocol::{
     Answer, ClientId, Decline, EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, LocalPrivacy,
     Metrics, Outcome, Parameters, Positive, Purpose, Round, Seed, Spec, Stop, Task, TaskId, TrainOrder, Work,
@@ -292,8 +292,8 @@ impl Desk<'_> {
         let layout = self.learner.layout();
         let kept = layout.has_personal().then(|| gather_personal(layout, &full));
         let delta = difference(if kept.is_some() { layout.gather_shared(&full) } else { full }, model);
-        let visible = self.visible(metrics);
-        let outcome = encode(&self.task.spec, delta, norm_max, metrics.examples, visible)?;
+        let (visible, tensors) = (self.visible(metrics), layout.shared_lengths());
+        let outcome = encode(&self.task.spec, delta, &tensors, norm_max, metrics.examples, visible)?;
         if let Some(kept) = kept {
             self.personal.keep(id.run, id.round, kept);
         }
@@ -411,15 +411,16 @@ fn difference(mut trained: Vec<f32>, model: &Parameters) -> Vec<f32> {
 fn encode(
     spec: &Spec,
     delta: Vec<f32>,
+    tensors: &[usize],
     norm_max: Option<Positive>,
     examples: u64,
     metrics: Metrics,
 ) -> Result<Outcome, Trouble> {
     let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
     let norm_max = norm_max.unwrap_or(spec.update.norm_max);
-    let lattice =
-        spec.lattice_within(norm_max, delta.len()).map_err(|error| unsupported(error.to_string()))?;
-    let clipped = clip(delta, lattice.bound())
+    let lattice = spec.lattice_within(norm_max, tensors).map_err(|error| unsupported(error.to_string()))?;
+    let clipped = lattice
+        .clip(delta)
         .map_err(|error| Trouble::open(Decline::NotFinite, format!("{error}; lower the learning rate")))?;
     let encoded = Encoded::encode(&clipped, lattice.weigh(examples), &lattice)
         .map_err(|error| unsupported(error.to_string()))?;

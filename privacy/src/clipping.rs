@@ -1,8 +1,10 @@
-//! Flat L2 clipping of one client's update.
+//! L2 clipping of one client's update, as a whole or layer by layer.
 //!
 //! McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models" (2018), section 2. The
 //! norm is taken in f64 whatever the precision of the update; a value that is not finite is refused before any
 //! arithmetic, since `min(1, C / NaN)` would let it through.
+
+use crate::layers::split;
 
 /// The largest L2 norm an update may have: finite and greater than zero.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -33,13 +35,14 @@ pub struct NotFinite {
     pub index: usize,
 }
 
-/// An update whose L2 norm is at most its bound. Made by [`clip`] only.
+/// An update whose L2 norm is at most its bound. Made by [`clip`] and [`clip_layers`] only.
 ///
 /// `Debug` is absent on purpose: the values are one site's update.
 #[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub struct Clipped {
     values: Vec<f32>,
-    factor: f64,
+    /// By what each layer is scaled; one for an update that was clipped as a whole.
+    factors: Vec<f64>,
     norm: f64,
     bound: NormBound,
 }
@@ -49,12 +52,37 @@ pub struct Clipped {
 /// # Errors
 /// [`NotFinite`] when a coordinate is NaN or infinite; nothing of the update is used then.
 pub fn clip(delta: Vec<f32>, bound: NormBound) -> Result<Clipped, NotFinite> {
-    if let Some(index) = delta.iter().position(|value| !value.is_finite()) {
-        return Err(NotFinite { index });
+    let norm = finite_norm(&delta)?;
+    let factors = vec![factor(norm, bound.0)];
+    Ok(Clipped { values: delta, factors, norm, bound })
+}
+
+/// Scales every layer of `delta` down on its own, so that its L2 norm is at most `bound` over the root of the number of layers;
+/// a shorter layer is left as it is. `lengths` are the coordinates of each layer, in order, and sum to the length of `delta`.
+///
+/// # Errors
+/// [`NotFinite`] when a coordinate is NaN or infinite; nothing of the update is used then.
+pub(crate) fn clip_layers(
+    delta: Vec<f32>,
+    bound: NormBound,
+    lengths: &[usize],
+) -> Result<Clipped, NotFinite> {
+    let whole = finite_norm(&delta)?;
+    let share = bound.0 / (lengths.len() as f64).sqrt();
+    let factors = split(&delta, lengths).map(|layer| factor(norm(layer), share)).collect();
+    Ok(Clipped { values: delta, factors, norm: whole, bound })
+}
+
+/// By what a vector of this norm is scaled.
+fn factor(norm: f64, bound: f64) -> f64 {
+    if norm > bound { bound / norm } else { 1.0 }
+}
+
+fn finite_norm(delta: &[f32]) -> Result<f64, NotFinite> {
+    match delta.iter().position(|value| !value.is_finite()) {
+        Some(index) => Err(NotFinite { index }),
+        None => Ok(norm(delta)),
     }
-    let norm = norm(&delta);
-    let factor = if norm > bound.0 { bound.0 / norm } else { 1.0 };
-    Ok(Clipped { values: delta, factor, norm, bound })
 }
 
 impl Clipped {
@@ -63,12 +91,12 @@ impl Clipped {
         self.norm
     }
 
-    /// Whether the update was longer than its bound.
+    /// Whether the update, or a layer of it, was longer than its bound.
     pub fn was_scaled(&self) -> bool {
-        self.factor < 1.0
+        self.factors.iter().any(|factor| *factor < 1.0)
     }
 
-    /// The bound it was clipped to.
+    /// The bound it was clipped to, as a whole.
     pub fn bound(&self) -> NormBound {
         self.bound
     }
@@ -88,8 +116,8 @@ impl Clipped {
         self.values
     }
 
-    pub(crate) fn parts(&self) -> (&[f32], f64) {
-        (&self.values, self.factor)
+    pub(crate) fn parts(&self) -> (&[f32], &[f64]) {
+        (&self.values, &self.factors)
     }
 }
 
@@ -108,7 +136,16 @@ mod tests {
         let bound = NormBound::new(5.0).unwrap();
         assert!(!clip(vec![3.0, 4.0], bound).unwrap().was_scaled());
         let long = clip(vec![30.0, 40.0], bound).unwrap();
-        assert_eq!((long.norm_before(), long.parts().1), (50.0, 0.1));
+        assert_eq!((long.norm_before(), long.parts().1), (50.0, &[0.1][..]));
+    }
+
+    #[test]
+    fn a_long_layer_does_not_shorten_another() {
+        let bound = NormBound::new(5.0 * 2f64.sqrt()).unwrap();
+        let clipped = clip_layers(vec![30.0, 40.0, 1.0], bound, &[2, 1]).unwrap();
+        assert!((clipped.parts().1[0] - 0.1).abs() < 1e-15 && clipped.parts().1[1] == 1.0);
+        assert!(clipped.was_scaled() && !clip_layers(vec![5.0, 5.0], bound, &[1, 1]).unwrap().was_scaled());
+        assert!(clip_layers(vec![1.0, f32::NAN], bound, &[1, 1]).is_err());
     }
 
     #[test]

@@ -5,8 +5,16 @@
 //! to spare: overflow is impossible, and the sum of integers is the same in every order. The integer norm of an update is
 //! at most `reach`, checked *after* rounding, so that rounding cannot lengthen an update (Kairouz, Liu, Steinke 2021,
 //! section 4, need a correction for that; the integer check needs none).
+//!
+//! A lattice may have layers, one for each tensor (McMahan, Ramage, Talwar, Zhang 2018, section 2). Each of the L has an equal
+//! share of the squared norm, so that its integer norm is at most `floor(reach / sqrt(L))`, checked layer by layer; the step is
+//! that of the whole. Equal shares ask for equal noise, so that a layered sum is noised like any other, for how far one update
+//! can move all layers together. What is refused: layers that hold nothing, and steps too coarse for the largest of them.
 
-use crate::clipping::{Clipped, NormBound};
+use std::sync::Arc;
+
+use crate::clipping::{Clipped, NormBound, NotFinite, clip, clip_layers};
+use crate::layers::split;
 
 mod noised;
 
@@ -30,8 +38,9 @@ impl Weight {
     }
 }
 
-/// The step and the bounds of one run's updates. Two parties that agree on the plan agree on the lattice.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The step and the bounds of one run's updates. Two parties that agree on the plan, and on the lengths of the tensors where
+/// it has layers, agree on the lattice.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Lattice {
     bound: NormBound,
     reach_bits: u32,
@@ -40,6 +49,8 @@ pub struct Lattice {
     weight_max: u32,
     clients_max: u64,
     dimension: usize,
+    /// The lengths of the layers, where there are any.
+    layers: Option<Arc<[usize]>>,
 }
 
 /// Why no lattice exists for a plan.
@@ -67,6 +78,22 @@ pub enum LatticeError {
         /// Lattice points per coordinate of an update of full norm; at least 1 are needed.
         points: f64,
     },
+    /// The step is too coarse for one layer's share.
+    #[error(
+        "tensor {layer}, of {parameters} parameters, has {points} lattice points per coordinate in its share of the norm; \
+         lower weight_max or the cohort, or clip the update as a whole"
+    )]
+    CoarseLayer {
+        /// Which of the layers, from 0.
+        layer: usize,
+        /// Its parameters.
+        parameters: usize,
+        /// Lattice points per coordinate of a layer of full norm; at least 1 are needed.
+        points: f64,
+    },
+    /// Layers that hold nothing.
+    #[error("an update that is clipped tensor by tensor needs at least one tensor that holds values")]
+    NoLayers,
 }
 
 impl Lattice {
@@ -90,12 +117,52 @@ impl Lattice {
         let cohort_bits = clients_max.next_power_of_two().trailing_zeros();
         let weight_bits = weight_max.next_power_of_two().trailing_zeros();
         let reach_bits = REACH_BITS_MAX.min(SUM_BITS.saturating_sub(cohort_bits + weight_bits));
-        let lattice = Self { bound, reach_bits, room: 1 << reach_bits, weight_max, clients_max, dimension };
+        let room = 1 << reach_bits;
+        let lattice = Self { bound, reach_bits, room, weight_max, clients_max, dimension, layers: None };
         let points = f64::from(lattice.reach()) / (dimension.max(1) as f64).sqrt();
         if points < 1.0 {
             return Err(LatticeError::Coarse { dimension, weight_max, clients_max, points });
         }
         Ok(lattice)
+    }
+
+    /// Chooses the step for updates that are clipped layer by layer: `lengths` are the coordinates of each layer, in order, and
+    /// empty ones count for nothing. Each layer's norm is at most `bound` over the root of their number; otherwise as
+    /// [`Lattice::plan`].
+    ///
+    /// # Errors
+    /// [`LatticeError`] says which number, or which layer, leaves no room.
+    pub fn layered(
+        bound: NormBound,
+        clients_max: u64,
+        weight_max: u32,
+        lengths: &[usize],
+    ) -> Result<Self, LatticeError> {
+        let layers: Arc<[usize]> = lengths.iter().copied().filter(|length| *length > 0).collect();
+        let dimension = layers.iter().fold(0usize, |sum, length| sum.saturating_add(*length));
+        if layers.is_empty() {
+            return Err(LatticeError::NoLayers);
+        }
+        let whole = Self::plan(bound, clients_max, weight_max, dimension)?;
+        let lattice = Self { layers: Some(layers), ..whole };
+        for (layer, parameters) in lattice.lengths().iter().copied().enumerate() {
+            let points = f64::from(lattice.layer_reach()) / (parameters as f64).sqrt();
+            if points < 1.0 {
+                return Err(LatticeError::CoarseLayer { layer, parameters, points });
+            }
+        }
+        Ok(lattice)
+    }
+
+    /// Clips as the lattice says: the update as a whole, or layer by layer.
+    ///
+    /// # Errors
+    /// [`NotFinite`] when a coordinate is NaN or infinite; nothing of the update is used then.
+    pub fn clip(&self, delta: Vec<f32>) -> Result<Clipped, NotFinite> {
+        match &self.layers {
+            None => clip(delta, self.bound),
+            Some(lengths) => clip_layers(delta, self.bound, lengths),
+        }
     }
 
     /// The distance between neighbouring points, in units of the parameters.
@@ -108,14 +175,36 @@ impl Lattice {
         1 << self.reach_bits
     }
 
-    /// The largest square of an integer norm.
-    fn square_max(&self) -> u128 {
-        1 << (2 * self.reach_bits)
+    /// The largest integer norm of one layer: the reach over the root of the number of layers, rounded down. Without layers, the
+    /// reach.
+    pub fn layer_reach(&self) -> i32 {
+        let share = (1u64 << (2 * self.reach_bits)) / self.lengths().len() as u64;
+        i32::try_from(share.isqrt()).expect("the reach is at most 2^30")
     }
 
-    /// How far one contribution can move an integer sum (L2): the reach at the largest weight.
+    /// The largest square of a layer's integer norm.
+    fn square_max(&self) -> u128 {
+        u128::from(self.layer_reach().unsigned_abs()).pow(2)
+    }
+
+    /// How far one contribution can move an integer sum (L2), rounded up: the reach at the largest weight, or with layers the
+    /// root of the sum of their squares.
     pub fn sensitivity(&self) -> u64 {
-        u64::from(self.weight_max) * u64::from(self.reach().unsigned_abs())
+        let layer = u128::from(self.weight_max) * u128::from(self.layer_reach().unsigned_abs());
+        // At most (2^20)^2 * 2^60: the layers' squares sum to at most the reach's.
+        let square = self.lengths().len() as u128 * layer * layer;
+        let root = square.isqrt();
+        u64::try_from(root + u128::from(root * root < square)).expect("the root of 2^100 is 2^50")
+    }
+
+    /// The lengths of the layers, in order; `None` where the update is clipped as a whole.
+    pub fn layers(&self) -> Option<&[usize]> {
+        self.layers.as_deref()
+    }
+
+    /// The lengths of the parts that are checked each on their own.
+    fn lengths(&self) -> &[usize] {
+        self.layers.as_deref().unwrap_or(std::slice::from_ref(&self.dimension))
     }
 
     /// The norm bound in units of the parameters.
@@ -178,6 +267,20 @@ pub enum Inadmissible {
     /// The integer norm is larger than the lattice's reach.
     #[error("the update is longer than the norm bound allows")]
     Norm,
+    /// The integer norm of one layer is larger than its share, whatever the norm of the whole.
+    #[error("tensor {layer} of the update is longer than its share of the norm bound allows")]
+    LayerNorm {
+        /// The first offending layer, from 0.
+        layer: usize,
+    },
+    /// Clipped as a whole where the lattice has layers, or the other way round.
+    #[error("the update was clipped in {found} parts where the plan has {expected}")]
+    Layers {
+        /// What the plan says.
+        expected: usize,
+        /// What came.
+        found: usize,
+    },
 }
 
 /// An update on the lattice whose integer norm is within bounds. Not deserialisable: a server checks for itself.
@@ -192,7 +295,8 @@ impl Encoded {
     /// Rounds `clipped` to the lattice, ties to even. The weight is applied in the sum, exactly.
     ///
     /// # Errors
-    /// [`Inadmissible::Shape`] when the update has another dimension than the lattice.
+    /// [`Inadmissible::Shape`] when the update has another dimension than the lattice, [`Inadmissible::Layers`] when it was not
+    /// clipped as [`Lattice::clip`] does.
     pub fn encode(clipped: &Clipped, weight: Weight, lattice: &Lattice) -> Result<Self, Inadmissible> {
         Self::encode_into(clipped, weight, lattice, Vec::new())
     }
@@ -210,22 +314,20 @@ impl Encoded {
         if clipped.len() != lattice.dimension {
             return Err(Inadmissible::Shape { expected: lattice.dimension, found: clipped.len() });
         }
-        let (values, factor) = clipped.parts();
-        let reach = f64::from(lattice.reach());
-        let mut scale = factor / lattice.step();
-        let round = |value: &f32, scale: f64| (f64::from(*value) * scale).round_ties_even() as i32;
-        points.clear();
-        points.extend(values.iter().map(|value| round(value, scale)));
-        let mut square = square_norm(&points);
-        while square > lattice.square_max() {
-            scale *= (reach / (square as f64).sqrt()) * (1.0 - f64::powi(2.0, -20));
-            points.iter_mut().zip(values).for_each(|(point, value)| *point = round(value, scale));
-            square = square_norm(&points);
+        let (values, factors) = clipped.parts();
+        let expected = lattice.lengths().len();
+        if factors.len() != expected {
+            return Err(Inadmissible::Layers { expected, found: factors.len() });
         }
-        Ok(Self { points, weight, lattice: *lattice })
+        points.clear();
+        points.reserve_exact(values.len());
+        for (layer, factor) in split(values, lattice.lengths()).zip(factors) {
+            round_within(layer, factor / lattice.step(), lattice, &mut points);
+        }
+        Ok(Self { points, weight, lattice: lattice.clone() })
     }
 
-    /// Checks an update that came from outside: dimension, weight, range and integer norm.
+    /// Checks an update that came from outside: dimension, weight, range and the integer norm of every layer.
     ///
     /// # Errors
     /// [`Inadmissible`] names the first check it fails.
@@ -240,10 +342,14 @@ impl Encoded {
         if let Some(index) = points.iter().position(|point| !(-reach..=reach).contains(point)) {
             return Err(Inadmissible::Range { index, found: points[index], reach });
         }
-        if !lattice.is_noised() && square_norm(&points) > lattice.square_max() {
-            return Err(Inadmissible::Norm);
+        // Noise added at a client lengthens an update beyond any bound that could be checked here.
+        let checked = if lattice.is_noised() { &[] } else { lattice.lengths() };
+        let square_max = lattice.square_max();
+        match split(&points, checked).position(|layer| square_norm(layer) > square_max) {
+            Some(layer) if lattice.layers.is_some() => Err(Inadmissible::LayerNorm { layer }),
+            Some(_) => Err(Inadmissible::Norm),
+            None => Ok(Self { points, weight: Weight(weight), lattice: lattice.clone() }),
         }
-        Ok(Self { points, weight: Weight(weight), lattice: *lattice })
     }
 
     /// The lattice points, in layout order.
@@ -267,6 +373,21 @@ impl Encoded {
     }
 }
 
+/// Appends `values * scale` rounded, with a scale lowered until the integer norm is within that of a layer.
+fn round_within(values: &[f32], mut scale: f64, lattice: &Lattice, points: &mut Vec<i32>) {
+    let reach = f64::from(lattice.layer_reach());
+    let round = |value: &f32, scale: f64| (f64::from(*value) * scale).round_ties_even() as i32;
+    let start = points.len();
+    points.extend(values.iter().map(|value| round(value, scale)));
+    let rounded = &mut points[start..];
+    let mut square = square_norm(rounded);
+    while square > lattice.square_max() {
+        scale *= (reach / (square as f64).sqrt()) * (1.0 - f64::powi(2.0, -20));
+        rounded.iter_mut().zip(values).for_each(|(point, value)| *point = round(value, scale));
+        square = square_norm(rounded);
+    }
+}
+
 /// The exact square of the integer L2 norm. Coordinates of at most 2^31 in magnitude square to 2^62: two fit a u64.
 fn square_norm(points: &[i32]) -> u128 {
     let square = |point: &i32| u64::from(point.unsigned_abs()) * u64::from(point.unsigned_abs());
@@ -279,86 +400,4 @@ fn square_norm(points: &[i32]) -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clipping::clip;
-    use proptest::prelude::*;
-
-    fn lattice(norm_max: f64, clients_max: u64, weight_max: u32, dimension: usize) -> Lattice {
-        Lattice::plan(NormBound::new(norm_max).unwrap(), clients_max, weight_max, dimension).unwrap()
-    }
-
-    #[test]
-    fn the_reach_shrinks_so_that_the_largest_cohort_cannot_overflow() {
-        for (bits, weight_max) in
-            (0..=40).flat_map(|bits| [1, 1000, 1 << 16].map(|weight_max| (bits, weight_max)))
-        {
-            let lattice = lattice(1.0, 1 << bits, weight_max, 1);
-            assert!((1i128 << bits) * i128::from(weight_max) * i128::from(lattice.reach()) <= 1 << SUM_BITS);
-        }
-        assert_eq!(lattice(1.0, 1000, 1000, 4).reach(), 1 << 30);
-    }
-
-    #[test]
-    fn a_plan_without_a_lattice_is_refused_with_the_number_at_fault() {
-        let bound = NormBound::new(1.0).unwrap();
-        assert_eq!(Lattice::plan(bound, 0, 1, 4).err(), Some(LatticeError::Cohort(0)));
-        assert_eq!(Lattice::plan(bound, 1, 0, 4).err(), Some(LatticeError::WeightMax(0)));
-        assert!(matches!(Lattice::plan(bound, 1 << 40, 1 << 20, 100), Err(LatticeError::Coarse { .. })));
-    }
-
-    #[test]
-    fn adversarial_vectors_stay_within_the_integer_norm() {
-        let alternating: Vec<f32> = (0..4096).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
-        let cases =
-            [vec![f32::MAX; 4096], vec![1e-45; 4096], alternating, vec![f32::MIN_POSITIVE; 1], vec![-3.0]];
-        for values in cases {
-            let lattice = lattice(0.5, 1000, 7, values.len());
-            for weight in [1, 3, 7, 9] {
-                let clipped = clip(values.clone(), lattice.bound()).unwrap();
-                let encoded = Encoded::encode(&clipped, lattice.weigh(weight), &lattice).unwrap();
-                let weight = encoded.weight().value();
-                assert!(Encoded::admit(encoded.into_points(), weight, &lattice).is_ok());
-            }
-        }
-    }
-
-    #[test]
-    fn every_way_to_be_inadmissible_has_its_own_name() {
-        let lattice = lattice(1.0, 10, 10, 2);
-        let why = |points: Vec<i32>, weight| Encoded::admit(points, weight, &lattice).err().unwrap();
-        assert_eq!(why(vec![0], 1), Inadmissible::Shape { expected: 2, found: 1 });
-        assert_eq!(why(vec![0, 0], 0), Inadmissible::Weight { weight_max: 10, found: 0 });
-        assert_eq!(why(vec![0, 0], 11), Inadmissible::Weight { weight_max: 10, found: 11 });
-        assert!(matches!(why(vec![0, i32::MIN], 1), Inadmissible::Range { index: 1, .. }));
-        assert_eq!(why(vec![1 << 30, 1], 1), Inadmissible::Norm);
-    }
-
-    #[test]
-    fn the_bits_of_a_positive_nan_or_infinity_are_out_of_range() {
-        let lattice = lattice(1.0, 10, 1, 1);
-        for bad in [f32::NAN, f32::INFINITY] {
-            let refused = Encoded::admit(vec![bad.to_bits() as i32], 1, &lattice);
-            assert!(matches!(refused.err(), Some(Inadmissible::Range { .. })), "{bad}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn what_a_client_encodes_a_server_admits(
-            values in prop::collection::vec(-1e3f32..1e3, 1..64), weight in 1u64..200, norm_max in 1e-3f64..1e4,
-        ) {
-            let lattice = lattice(norm_max, 100, 100, values.len());
-            let clipped = clip(values.clone(), lattice.bound()).unwrap();
-            let encoded = Encoded::encode(&clipped, lattice.weigh(weight), &lattice).unwrap();
-            let weight = encoded.weight().value();
-            let admitted = Encoded::admit(encoded.into_points(), weight, &lattice);
-            prop_assert!(admitted.is_ok());
-            let scale = clipped.parts().1;
-            for (point, value) in admitted.unwrap().points().iter().zip(&values) {
-                let off = f64::from(*point) * lattice.step() - f64::from(*value) * scale;
-                prop_assert!(off.abs() <= lattice.step() + norm_max * 1e-5, "{off}");
-            }
-        }
-    }
-}
+mod tests;

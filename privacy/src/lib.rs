@@ -1,7 +1,7 @@
 //! What must not leak: clipping, the integer lattice and the exact sum.
 //!
 //! An update passes through four types, and each can be made in one way only:
-//! [`Clipped`] by [`clip`], [`Encoded`] by [`Encoded::encode`] (at a client) or [`Encoded::admit`] (at a server, which
+//! [`Clipped`] by [`clip`] (or [`Lattice::clip`], layer by layer), [`Encoded`] by [`Encoded::encode`] (at a client) or [`Encoded::admit`] (at a server, which
 //! trusts no client), [`Sum`] by folding `Encoded` values, [`Released`] from a `Sum`. Only a `Released` moves a model.
 //!
 //! This crate works on slices. It knows nothing of learning, networks, files or clocks.
@@ -13,6 +13,7 @@ pub mod chain;
 mod clipping;
 pub mod correlation;
 mod lattice;
+mod layers;
 pub mod ledger;
 pub mod noise;
 mod released;

@@ -101,7 +101,7 @@ impl Released {
     ///
     /// The name is long so that every use of it stands out in review.
     pub fn unprotected(sum: Sum) -> Option<Self> {
-        let factor = match sum.unit {
+        let factor = match &sum.unit {
             Unit::Lattice(lattice) => lattice.step() / sum.weight as f64,
             Unit::Limbs { .. } => 1.0,
         };
@@ -172,6 +172,7 @@ impl Released {
         permit.note(Noised {
             norm_max: lattice.bound().value(),
             sensitivity,
+            layers: lattice.layers().map(<[usize]>::len),
             sigma,
             vote_sigma,
             denominator: noising.denominator,

@@ -20,7 +20,7 @@ pub struct Sum {
 }
 
 /// What one integer of the sum stands for.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(crate) enum Unit {
     Lattice(Lattice),
     Limbs { clients_max: u64 },
@@ -33,7 +33,7 @@ pub enum SumError {
     /// The sum already holds as many contributions as it was planned for.
     #[error("the sum already holds {0} contributions, the most its lattice allows")]
     Full(u64),
-    /// The contribution belongs to another lattice, or to another kind of sum.
+    /// The contribution belongs to another lattice (other layers, say), or to another kind of sum.
     #[error("the contribution was encoded for another plan than this sum's")]
     Foreign,
 }
@@ -42,7 +42,7 @@ impl Sum {
     /// An empty sum of updates on `lattice`.
     pub fn new(lattice: &Lattice) -> Self {
         let totals = vec![0; lattice.dimension()];
-        Self { totals, weight: 0, contributions: 0, votes: 0, unit: Unit::Lattice(*lattice) }
+        Self { totals, weight: 0, contributions: 0, votes: 0, unit: Unit::Lattice(lattice.clone()) }
     }
 
     /// An empty sum of tallies of `count` statistics, for at most `clients_max` contributions (at most 2^22).
@@ -62,7 +62,7 @@ impl Sum {
     /// # Errors
     /// [`SumError`]; the sum is unchanged then.
     pub fn add(&mut self, update: &Encoded) -> Result<(), SumError> {
-        if self.unit != Unit::Lattice(*update.lattice()) {
+        if !matches!(&self.unit, Unit::Lattice(lattice) if lattice == update.lattice()) {
             return Err(SumError::Foreign);
         }
         let weight = i64::from(update.weight().value());

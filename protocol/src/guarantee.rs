@@ -216,6 +216,11 @@ impl PrivacySpec {
         self.central.as_ref().is_some_and(|central| matches!(central.clipping, Clipping::Adaptive { .. }))
     }
 
+    /// Whether every tensor of an update is clipped on its own.
+    pub fn is_per_layer(&self) -> bool {
+        self.central.as_ref().is_some_and(|central| central.clipping == Clipping::PerLayer)
+    }
+
     /// Whether metrics of sites stay at the sites.
     pub fn hides_metrics(&self) -> bool {
         self.central.as_ref().is_some_and(|central| central.metrics == MetricsRule::Off)

@@ -131,6 +131,11 @@ impl Layout {
         self.tensors.iter().filter(|tensor| tensor.placement == Placement::Shared)
     }
 
+    /// How many values each tensor that travels has, in order: the layers of an update.
+    pub fn shared_lengths(&self) -> Vec<usize> {
+        self.shared().map(Tensor::len).collect()
+    }
+
     /// The shared part of a full vector.
     pub fn gather_shared(&self, full: &[f32]) -> Vec<f32> {
         self.shared().flat_map(|tensor| &full[tensor.range()]).copied().collect()
@@ -218,6 +223,7 @@ mod tests {
         let layout = layout().with_personal(&["head".into()]).unwrap();
         let mut full: Vec<f32> = (0u8..8).map(f32::from).collect();
         assert_eq!(layout.gather_shared(&full), [0., 1., 2., 3., 6., 7.]);
+        assert_eq!(layout.shared_lengths(), [4, 2]);
         layout.scatter_shared(&[9.; 6], &mut full);
         assert_eq!(full, [9., 9., 9., 9., 4., 5., 9., 9.]);
     }

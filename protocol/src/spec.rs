@@ -3,9 +3,9 @@
 //! The same types are read from `federation.toml` and travel as JSON inside a task, through the same checks: a value
 //! that exists is in range. Enums are externally tagged (`[model.mlp]`), which keeps line numbers in TOML errors.
 
+mod lattice;
 mod privacy;
 
-use ::privacy::{Lattice, LatticeError, NormBound};
 use serde::{Deserialize, Serialize};
 
 use crate::PrivacySpec;
@@ -428,38 +428,6 @@ impl Spec {
             }
             _ => Vec::new(),
         }
-    }
-
-    /// The lattice for updates of `dimension` coordinates.
-    ///
-    /// # Errors
-    /// [`SpecError`] at `update` when no lattice exists for the plan.
-    pub fn lattice(&self, dimension: usize) -> Result<Lattice, SpecError> {
-        self.lattice_within(self.update.norm_max, dimension)
-    }
-
-    /// The lattice for updates of `dimension` coordinates whose norm is at most `norm_max`, as a task says where the norm
-    /// changes from round to round.
-    ///
-    /// # Errors
-    /// [`SpecError`] at `update` when no lattice exists for the plan.
-    pub fn lattice_within(&self, norm_max: Positive, dimension: usize) -> Result<Lattice, SpecError> {
-        let bound = NormBound::new(norm_max.value())
-            .map_err(|error| SpecError::new("update.norm_max", error.to_string()))?;
-        let weight_max = match self.update.weights {
-            Weighting::Examples => self.update.weight_max,
-            Weighting::Uniform => 1,
-        };
-        let lattice = match &self.privacy.local {
-            Some(local) => {
-                Lattice::plan_noised(bound, self.cohort_max, local.noise_multiplier.value(), dimension)
-            }
-            None => Lattice::plan(bound, self.cohort_max, weight_max, dimension),
-        };
-        lattice.map_err(|error| match error {
-            LatticeError::WeightMax(_) => SpecError::new("update.weight_max", error.to_string()),
-            _ => SpecError::new("update", error.to_string()),
-        })
     }
 
     fn check_data(&self) -> Result<(), SpecError> {

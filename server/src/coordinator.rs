@@ -55,6 +55,9 @@ pub struct Setup {
     pub checkpoint: Checkpoint,
     /// What is known of clients from before.
     pub clients: BTreeMap<ClientId, ClientRecord>,
+    /// How many values each tensor of the model has, in layout order. Needed by plans that clip tensor by tensor; for others it
+    /// may be empty.
+    pub tensors: Vec<usize>,
     /// What a plan that promises client-level privacy pays and noises with; others leave it alone.
     pub purse: Option<Purse>,
 }
@@ -69,6 +72,17 @@ pub enum SetupError {
     /// The stored optimizer state is another optimizer's.
     #[error(transparent)]
     Optimizer(#[from] StateError),
+    /// The tensors are not the model's.
+    #[error(
+        "the tensors have {found} values and the model {expected}; a plan that clips tensor by tensor needs the layout of \
+         its model"
+    )]
+    Tensors {
+        /// Values of the model.
+        expected: usize,
+        /// Values of all tensors.
+        found: usize,
+    },
     /// What the plan promises cannot be kept.
     #[error(transparent)]
     Protection(#[from] ProtectionError),
@@ -79,6 +93,8 @@ pub struct Coordinator {
     run: RunId,
     plan: Arc<Plan>,
     lattice: Lattice,
+    /// How many values each part of an update has that may be clipped on its own.
+    tensors: Vec<usize>,
     entropy: Seed,
     rehearsal: bool,
     central: bool,
@@ -144,8 +160,9 @@ impl Coordinator {
     /// # Errors
     /// [`SetupError`] when plan, model and checkpoint do not go together.
     pub fn with_optimizer(setup: Setup, mut optimizer: Box<dyn ServerOptimizer>) -> Result<Self, SetupError> {
-        let Setup { run, plan, entropy, rehearsal, central, checkpoint, mut clients, purse } = setup;
-        let lattice = plan.spec.lattice(checkpoint.model.len())?;
+        let Setup { run, plan, entropy, rehearsal, central, checkpoint, mut clients, tensors, purse } = setup;
+        let tensors = checked_tensors(tensors, &plan, checkpoint.model.len())?;
+        let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
         optimizer.restore(checkpoint.optimizer.clone())?;
         let promised = plan.spec.privacy.central.as_ref();
         let protection = promised
@@ -157,6 +174,7 @@ impl Coordinator {
             run,
             statistics: plan.spec.statistics(),
             lattice,
+            tensors,
             protection,
             entropy,
             rehearsal,
@@ -454,6 +472,16 @@ impl Coordinator {
             | Phase::Committing { .. }
             | Phase::Ended => None,
         }
+    }
+}
+
+/// The tensors of a model of `expected` values; the model as one where nothing depends on them.
+fn checked_tensors(tensors: Vec<usize>, plan: &Plan, expected: usize) -> Result<Vec<usize>, SetupError> {
+    let found = tensors.iter().fold(0usize, |sum, length| sum.saturating_add(*length));
+    match found == expected {
+        true => Ok(tensors),
+        false if tensors.is_empty() && !plan.spec.privacy.is_per_layer() => Ok(vec![expected]),
+        false => Err(SetupError::Tensors { expected, found }),
     }
 }
 

@@ -431,7 +431,7 @@ impl Plan {
         }
         .checked()?;
         // The smallest model: a plan that has no lattice even for it is refused here, before any model is built.
-        spec.lattice(1)?;
+        spec.lattice_within(spec.update.norm_max, &[1])?;
         Ok(Self {
             name: typed.name,
             rounds: typed.rounds,

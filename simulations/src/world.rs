@@ -35,6 +35,7 @@ const LULLS_MAX: u32 = 1000;
 pub struct World {
     plan: Arc<Plan>,
     initial: Parameters,
+    tensors: Vec<usize>,
     seed: Seed,
     weather: Weather,
     threads: usize,
@@ -116,7 +117,16 @@ impl World {
         let seed = Seed::from_number(seed);
         let weather = Weather::new(weather, seed)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { plan: Arc::new(plan), initial, seed, weather, threads, chance: Chance::system() })
+        let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), Chance::system());
+        Ok(Self { plan, initial, tensors, seed, weather, threads, chance })
+    }
+
+    /// The same world with a model of tensors that have this many values each, in layout order. A plan that clips tensor by
+    /// tensor needs it.
+    #[must_use]
+    pub fn with_tensors(mut self, tensors: Vec<usize>) -> Self {
+        self.tensors = tensors;
+        self
     }
 
     /// The same world on this many threads, at least one. The result does not depend on it.
@@ -176,6 +186,7 @@ impl World {
             central: central.is_some(),
             checkpoint: Checkpoint::begin(self.initial),
             clients: BTreeMap::new(),
+            tensors: self.tensors,
             purse: purse.transpose()?,
         };
         let coordinator = Coordinator::with_optimizer(setup, optimizer)?;

@@ -93,7 +93,7 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     let spec = &plan.spec;
     let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
     let shared = layout.shared_len();
-    let lattice = spec.lattice(shared).map_err(|error| error.to_string())?;
+    let lattice = spec.lattice_within(spec.update.norm_max, &layout.shared_lengths()).map_err(|error| error.to_string())?;
     let model_bytes = 4 * shared;
     let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
     Ok(vec![

@@ -74,7 +74,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         .transpose()?;
     let workforce: &dyn Workforce = canaried.as_ref().map_or(&population, |canaried| canaried);
     let world = World::new(scenario.plan, first.shared, seed, scenario.simulation.weather)
-        .or_fail(Kind::Configuration, file(args))?;
+        .or_fail(Kind::Configuration, file(args))?
+        .with_tensors(first.layout.shared_lengths());
     #[cfg(feature = "insecure-test-noise")]
     let world = world.with_chance(super::insecure::chance(seed));
     let world = if let Some(threads) = args.threads { world.with_threads(threads) } else { world };

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use privacy::accounting::Relation;
 use privacy::{Released, Sum};
 use protocol::{
-    DataSpec, Layout, ModelSpec, OptimizerSpec, Positive, PrivacySpec, RunId, Standardise, Statistic,
-    TableSpec, Target, TaskKind, TrainingSpec, UpdateSpec,
+    CentralPrivacy, Clipping, DataSpec, Layout, MetricsRule, ModelSpec, NoiseCorrelation, OptimizerSpec,
+    Positive, PrivacySpec, RunId, Sampling, Standardise, Statistic, TableSpec, Target, TaskKind,
+    TrainingSpec, UpdateSpec,
 };
 use rand::RngCore;
 
@@ -163,6 +165,46 @@ fn an_update_is_what_training_changed_on_the_lattice() {
     sum.add(&Encoded::admit(points, weight, &lattice).unwrap()).unwrap();
     let mean: Vec<f64> = Released::unprotected(sum).unwrap().mean().collect();
     assert!(mean.len() == 3 && mean.iter().all(|value| (1.0..1.01).contains(value)), "{mean:?}");
+}
+
+#[test]
+fn where_the_plan_says_so_every_tensor_that_travels_is_clipped_on_its_own() {
+    let positive = |value| Positive::new(value).unwrap();
+    let central = CentralPrivacy {
+        population: "p".into(),
+        relation: Relation::ZeroOut,
+        delta: 1e-5,
+        epsilon_max: positive(9.0),
+        noise_multiplier: positive(4.0),
+        rounds: 3,
+        denominator: positive(2.0),
+        sampling: Sampling::Availability { participations_max: 3, separation_min: 1 },
+        noise: NoiseCorrelation::Independent,
+        clipping: Clipping::PerLayer,
+        metrics: MetricsRule::Off,
+        clients_min: 2,
+    };
+    let mut task = train(1, 3);
+    let spec = Arc::make_mut(&mut task.spec);
+    spec.privacy.central = Some(central);
+    spec.update.norm_max = positive(0.5);
+    let answer = participant(&[], Mood::Well).perform(&task, entropy(), &Stop::default());
+    let Outcome::Trained { points, weight, .. } = answer.outcome else { panic!("{answer:?}") };
+    let lattice = task.spec.lattice_within(task.spec.update.norm_max, &[2, 1]).unwrap();
+    let update = Encoded::admit(points, weight, &lattice).expect("the server clips the same tensors");
+    let norm = |points: &[i32]| points.iter().map(|point| f64::from(*point).powi(2)).sum::<f64>().sqrt();
+    for tensor in [&update.points()[..2], &update.points()[2..]] {
+        let share = norm(tensor) * lattice.step() * 2f64.sqrt();
+        assert!((share - 0.5).abs() < 1e-6, "{share}: both were too long, so both are at their bound");
+    }
+    // A tensor that stays at the site takes no share of the norm.
+    let answer = participant(&["head"], Mood::Well).perform(
+        &Task { work: train(1, 2).work, ..task.clone() },
+        entropy(),
+        &Stop::default(),
+    );
+    let Outcome::Trained { points, .. } = answer.outcome else { panic!("{answer:?}") };
+    assert!((norm(&points) * lattice.step() - 0.5).abs() < 1e-6);
 }
 
 #[test]

@@ -98,6 +98,10 @@ pub struct Noised {
     pub norm_max: f64,
     /// How far one unit can move the integer sum (L2).
     pub sensitivity: u64,
+    /// The number of layers with an equal share of the squared norm, where each was clipped on its own. The sensitivity is that
+    /// of all of them together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<usize>,
     /// Sigma of the noise on the integer sum.
     pub sigma: Sigma,
     /// Sigma of the noise on the sum of votes, where clients voted on the clipping norm.

@@ -232,3 +232,27 @@ fn updates_whose_norms_nobody_could_check_are_never_noised_centrally() {
     assert_eq!(refused.err(), Some(crate::ReleaseError::LocallyNoised));
     assert_eq!(permit.left(), 1);
 }
+
+#[test]
+fn a_record_names_the_number_of_layers_and_one_from_before_layers_is_still_read() {
+    let mut entropy = || Ok(NoiseSource::insecure([3; 32]));
+    let (mut ledger, _) = Ledger::found(terms(9.0)).unwrap();
+    let mut spend = |lattice: &Lattice, round| {
+        let (mut permit, _) = ledger.reserve("r", round, &gaussian_charge(5.0, None), 1).unwrap();
+        Released::noised(Sum::new(lattice), &mut permit, &Noising::new(2.0), &mut entropy).unwrap();
+        ledger.spend(permit, release()).unwrap().1
+    };
+    let bound = NormBound::new(1.0).unwrap();
+    let layered = spend(&Lattice::layered(bound, 10, 1, &[2, 1]).unwrap(), 1);
+    let flat = spend(&Lattice::plan(bound, 10, 1, 3).unwrap(), 2);
+    assert!(!flat.record.get().contains("layers"), "{}", flat.record);
+    let noised = |link: &Link| match link.read().unwrap() {
+        Record::Spent { noised: Some(noised), .. } => noised,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((noised(&layered).layers, noised(&flat).layers), (Some(2), None));
+    for link in [&layered, &flat] {
+        let noised = noised(link);
+        assert!(noised.sigma.value() >= 5.0 * noised.sensitivity as f64);
+    }
+}

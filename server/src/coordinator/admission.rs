@@ -82,7 +82,7 @@ fn inadmissible(why: &Inadmissible) -> Refusal {
     match why {
         Inadmissible::Shape { .. } => Refusal::WrongShape,
         Inadmissible::Weight { .. } => Refusal::WrongWeight,
-        Inadmissible::Norm => Refusal::NormExceeded,
+        Inadmissible::Norm | Inadmissible::LayerNorm { .. } => Refusal::NormExceeded,
         _ => Refusal::OutOfRange,
     }
 }

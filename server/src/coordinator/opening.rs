@@ -79,7 +79,7 @@ impl Coordinator {
         let (sampling, norm_max) = (protection.central().sampling, protection.norm_max());
         if let Some(norm_max) = norm_max {
             // The plan had a lattice for this model, and its number of points does not depend on the norm.
-            if let Ok(lattice) = self.plan.spec.lattice_within(norm_max, self.state.model.len()) {
+            if let Ok(lattice) = self.plan.spec.lattice_within(norm_max, &self.tensors) {
                 self.lattice = lattice;
             }
         }

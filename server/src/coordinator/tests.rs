@@ -7,7 +7,7 @@ mod scripted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use privacy::{Encoded, Tally, clip};
+use privacy::{Encoded, Tally};
 use protocol::{Outcome, Parameters};
 
 use super::*;
@@ -46,6 +46,7 @@ fn setup(extra: &str, checkpoint: Checkpoint) -> Setup {
         central: false,
         checkpoint,
         clients: BTreeMap::new(),
+        tensors: Vec::new(),
         purse: None,
     }
 }
@@ -148,8 +149,8 @@ fn honest(task: &Task, value: f32, examples: u64) -> Outcome {
         Work::Evaluate { .. } => Outcome::Evaluated { metrics },
         Work::Train { model, norm_max, .. } => {
             let norm_max = norm_max.unwrap_or(task.spec.update.norm_max);
-            let lattice = task.spec.lattice_within(norm_max, model.len()).unwrap();
-            let clipped = clip(vec![value; model.len()], lattice.bound()).unwrap();
+            let lattice = task.spec.lattice_within(norm_max, &[1; DIMENSION]).unwrap();
+            let clipped = lattice.clip(vec![value; model.len()]).unwrap();
             let encoded = Encoded::encode(&clipped, lattice.weigh(examples), &lattice).unwrap();
             let weight = encoded.weight().value();
             let within = if clipped.norm_before() <= norm_max.value() { 1 } else { -1 };

@@ -182,7 +182,8 @@ fn prepare(room: &dyn ModelRoom, plan_toml: String, seed: Option<u64>) -> Result
             "the model has {found} values where its shared tensors have {needed}; this is a defect"
         ));
     }
-    plan.spec.lattice(needed).map_err(|error| error.to_string())?;
+    let (norm_max, tensors) = (plan.spec.update.norm_max, initial.layout.shared_lengths());
+    plan.spec.lattice_within(norm_max, &tensors).map_err(|error| error.to_string())?;
     Ok(NewRun { plan: Arc::new(plan), plan_toml, seed, initial })
 }
 

@@ -369,6 +369,7 @@ impl Engine {
             central: central.is_some(),
             checkpoint,
             clients,
+            tensors: layout.shared_lengths(),
             purse,
         };
         let coordinator = Coordinator::new(setup).map_err(|error| error.to_string())?;

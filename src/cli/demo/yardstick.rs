@@ -69,6 +69,7 @@ fn train(
     let first =
         first_model(alone.models(), &plan.spec, Seed::from_number(seed)).or_fail(Kind::Defect, name)?;
     let world = World::new(plan, first.shared, seed, WeatherConfig::default()).or_fail(Kind::Defect, name)?;
+    let world = world.with_tensors(first.layout.shared_lengths());
     let outcome = world.with_threads(1).run(&alone, &mut |_| {}).or_fail(Kind::Defect, name)?;
     Ok(Trained { model: outcome.model, standardiser: outcome.standardiser })
 }

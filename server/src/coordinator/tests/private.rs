@@ -346,3 +346,62 @@ fn a_ledger_with_other_terms_is_not_paid_from() {
     let without = Setup { purse: None, ..private_setup(&cheap, begin(), &links, seeded(0)) };
     assert!(Coordinator::new(without).is_err());
 }
+
+/// Of a model of two tensors with one value each.
+fn tensor_by_tensor(noise: &str) -> Stage {
+    let plan = plan(3, 9.0, EVERY, &format!("clipping = \"per_layer\"\n{noise}"));
+    let setup = private_setup(&plan, begin(), &[], seeded(0));
+    Stage::with(Setup { tensors: vec![1; DIMENSION], ..setup })
+}
+
+#[test]
+fn an_update_with_all_its_norm_in_one_tensor_is_refused_though_the_whole_is_within_the_bound() {
+    let mut stage = tensor_by_tensor("");
+    stage.join(&["a", "b"]);
+    for (client, task) in stage.take_sent() {
+        let lattice = task.spec.lattice_within(task.spec.update.norm_max, &[1, 1]).unwrap();
+        let far = if client == id("a") { lattice.reach() - 1 } else { lattice.layer_reach() };
+        let flat = Lattice::plan(lattice.bound(), lattice.clients_max(), 1, 2).unwrap();
+        assert!(Encoded::admit(vec![far, 0], 1, &flat).is_ok(), "as a whole it is not too long");
+        let metrics = Metrics::default();
+        stage.answer(
+            &client,
+            task.id,
+            Outcome::Trained { points: vec![far, 0], weight: 1, vote: 0, metrics },
+        );
+    }
+    assert_eq!(stage.refusals("a"), [(Refusal::NormExceeded, 1)]);
+    assert_eq!(stage.refusals("b"), []);
+}
+
+#[test]
+fn a_run_that_clips_tensor_by_tensor_books_how_many_and_enough_noise_for_all_of_them() {
+    for noise in ["", "noise = \"tree\"\n", "noise = { square_root = { bands = 2 } }\n"] {
+        let mut stage = tensor_by_tensor(noise);
+        stage.join(&["a", "b"]);
+        while stage.end.is_none() {
+            stage.answer_all(0.1);
+        }
+        assert_eq!(stage.end, Some(RunEnd::Finished));
+        let noised = |record: Record| match record {
+            Record::Spent { noised, .. } => noised,
+            _ => None,
+        };
+        let noised: Vec<_> = records(&stage).into_iter().filter_map(noised).collect();
+        assert_eq!(noised.len(), 3);
+        for one in noised {
+            assert_eq!(one.layers, Some(2));
+            assert!(one.sigma.value() >= NOISE * one.sensitivity as f64);
+        }
+    }
+}
+
+#[test]
+fn a_plan_that_clips_tensor_by_tensor_needs_the_tensors_of_its_model() {
+    let plan = plan(3, 9.0, EVERY, "clipping = \"per_layer\"\n");
+    for (tensors, found) in [(vec![], 0), (vec![1, 2], 3)] {
+        let setup = Setup { tensors, ..private_setup(&plan, begin(), &[], seeded(0)) };
+        let refused = Coordinator::new(setup).err();
+        assert_eq!(refused, Some(SetupError::Tensors { expected: DIMENSION, found }));
+    }
+}
