@@ -345,7 +345,8 @@ impl Encoded {
         // Noise added at a client lengthens an update beyond any bound that could be checked here.
         let checked = if lattice.is_noised() { &[] } else { lattice.lengths() };
         let square_max = lattice.square_max();
-        match split(&points, checked).position(|layer| square_norm(layer) > square_max) {
+        let too_long = split(&points, checked).position(|layer| square_norm(layer) > square_max);
+        match too_long {
             Some(layer) if lattice.layers.is_some() => Err(Inadmissible::LayerNorm { layer }),
             Some(_) => Err(Inadmissible::Norm),
             None => Ok(Self { points, weight: Weight(weight), lattice: lattice.clone() }),
