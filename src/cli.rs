@@ -5,6 +5,7 @@ mod audit;
 mod budget;
 mod check;
 mod demo;
+mod explain;
 mod export;
 mod failure;
 mod folder;
@@ -19,6 +20,7 @@ mod run;
 mod serve;
 mod simulate;
 mod site;
+mod statement;
 mod watch;
 
 use std::path::PathBuf;
@@ -142,6 +144,10 @@ enum PrivacyCommand {
     Epsilon(privacy::EpsilonArgs),
     /// The least noise that keeps an epsilon.
     Noise(privacy::NoiseArgs),
+    /// What a plan promises, to whom, what it does not, and whether the noise leaves anything to learn.
+    Explain(explain::ExplainArgs),
+    /// Compute the epsilons of a privacy statement again.
+    Verify(statement::VerifyArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -193,6 +199,8 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
         Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),
         Command::Attack(command) => attack::attack(command, global),
+        Command::Privacy(PrivacyCommand::Explain(args)) => explain::explain(args, global),
+        Command::Privacy(PrivacyCommand::Verify(args)) => statement::verify(args, global),
         Command::Completions { shell } => papers::completions(*shell),
         Command::Man { folder } => papers::man(folder),
     }

@@ -27,4 +27,7 @@ pub use plan::{
     Evaluators, FederationConfig, NoiseConfig, Plan, PrivacyConfig, Strategy, UpdateConfig,
 };
 pub use schedule::{Decay, Schedule};
-pub use statement::{Claim, PrivacyStatement, STATEMENT_VERSION, StatementError, Subject, against, describe};
+pub use statement::{
+    Claim, PrivacyStatement, STATEMENT_VERSION, StatementError, Subject, against, assumptions, describe,
+    outside,
+};

@@ -190,7 +190,8 @@ pub fn against(sampling: Sampling) -> &'static str {
     }
 }
 
-fn assumptions(central: &CentralPrivacy) -> Vec<String> {
+/// What must be true for central noise to protect as claimed.
+pub fn assumptions(central: &CentralPrivacy) -> Vec<String> {
     let mut assumes = vec![
         "the server runs this program unchanged, and its operating system's randomness is unpredictable"
             .to_owned(),
@@ -241,7 +242,7 @@ pub fn describe(central: &CentralPrivacy) -> String {
 }
 
 /// What no claim covers.
-fn outside(privacy: &PrivacySpec) -> Vec<String> {
+pub fn outside(privacy: &PrivacySpec) -> Vec<String> {
     let mut outside = vec!["which clients are enrolled and connected, and when".to_owned()];
     if privacy.is_none() {
         outside = vec!["everything: this run promises no privacy, and its epsilon is infinite".to_owned()];

@@ -10,8 +10,10 @@ use server::Plan;
 use simulations::Scenario;
 
 use super::Global;
+use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, SiteFile};
+use super::privacy::finite;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -86,6 +88,29 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A plan and what kind of file it stood in.
+pub(super) struct PlanFile {
+    pub(super) plan: Plan,
+    pub(super) is_simulation: bool,
+}
+
+/// Reads a federation or simulation file.
+pub(super) fn read_plan(file: &Path) -> Result<PlanFile, Failure> {
+    let path = file.display().to_string();
+    let text = std::fs::read_to_string(file).or_fail(Kind::Configuration, &path)?;
+    let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
+    let is_simulation = match FileKind::of(&table) {
+        FileKind::Federation => false,
+        FileKind::Simulation => true,
+        FileKind::Site | FileKind::Server => {
+            let message = format!("{path}: this file has no plan; give a federation or simulation file");
+            return Err(Failure::new(Kind::Configuration, message));
+        }
+    };
+    let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
+    Ok(PlanFile { plan, is_simulation })
+}
+
 type Facts = Vec<(&'static str, Value)>;
 
 /// What a plan costs and does.
@@ -93,10 +118,12 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     let spec = &plan.spec;
     let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
     let shared = layout.shared_len();
-    let lattice = spec.lattice_within(spec.update.norm_max, &layout.shared_lengths()).map_err(|error| error.to_string())?;
+    let lattice = spec
+        .lattice_within(spec.update.norm_max, &layout.shared_lengths())
+        .map_err(|error| error.to_string())?;
     let model_bytes = 4 * shared;
     let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
-    Ok(vec![
+    let mut facts = vec![
         ("kind", json!(kind)),
         ("name", json!(plan.name)),
         ("rounds", json!(plan.rounds)),
@@ -112,8 +139,39 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
         ("largest norm of an update", json!(spec.update.norm_max.value())),
         ("lattice step", json!(lattice.step())),
         ("records are", json!(records(spec))),
-        ("privacy", json!("none: the server sees each site's clipped update")),
-    ])
+    ];
+    facts.extend(privacy_facts(plan)?);
+    Ok(facts)
+}
+
+/// What a plan promises, and what that amounts to after all its rounds.
+fn privacy_facts(plan: &Plan) -> Result<Facts, String> {
+    let promises = promises(plan)?;
+    if promises.is_empty() {
+        return Ok(vec![
+            ("privacy", json!("none: the server sees each site's clipped update")),
+            ("epsilon", json!("infinite (no [privacy])")),
+        ]);
+    }
+    let mechanisms: Vec<String> =
+        promises.iter().map(|promise| format!("for {}: {}", promise.unit, promise.mechanism)).collect();
+    let mut facts = vec![("privacy", json!(mechanisms.join("; ")))];
+    let counted = promises.iter().find_map(|promise| Some((promise, promise.epsilon()?)));
+    if let Some((promise, epsilon)) = counted {
+        facts.extend([
+            ("epsilon", finite(epsilon.best())),
+            ("epsilon by rdp", json!(epsilon.rdp.map(finite))),
+            ("epsilon by pld", json!(epsilon.pld.map(finite))),
+            ("delta", json!(promise.delta)),
+            ("epsilon budget", json!(promise.epsilon_max)),
+        ]);
+    } else if let Some(promise) = promises.first() {
+        let (most, delta) = (promise.epsilon_max, promise.delta);
+        let said =
+            format!("at most {most} at delta {delta} for {}, as each site accounts for it", promise.unit);
+        facts.push(("epsilon", json!(said)));
+    }
+    Ok(facts)
 }
 
 fn records(spec: &Spec) -> String {

@@ -119,7 +119,7 @@ impl Releases {
 }
 
 /// JSON has no infinity; without noise the promise is none.
-fn finite(epsilon: f64) -> Value {
+pub(super) fn finite(epsilon: f64) -> Value {
     if epsilon.is_finite() { json!(epsilon) } else { json!("infinity") }
 }
 

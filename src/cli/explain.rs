@@ -1,0 +1,163 @@
+//! `consortia privacy explain`: what a plan promises, to whom and against whom, what it leaves outside, and whether the model
+//! can be learned through the noise. Reads a plan; starts nothing and asks nobody.
+
+mod promise;
+mod signal;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use learning::Models;
+use serde_json::{Value, json};
+use server::Plan;
+
+use self::promise::Reached;
+pub(super) use self::promise::{Promise, promises};
+use self::signal::Signal;
+use super::Global;
+use super::check::{PlanFile, read_plan};
+use super::failure::{Failure, Kind, OrFail};
+use super::output::table;
+use super::privacy::finite;
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// A federation or simulation file.
+    file: PathBuf,
+}
+
+/// All that is said about a plan.
+struct Explanation {
+    plan: Plan,
+    parameters: usize,
+    promises: Vec<Promise>,
+    assumes: Vec<String>,
+    outside: Vec<String>,
+    signal: Option<Signal>,
+}
+
+pub(super) fn explain(args: &ExplainArgs, global: &Global) -> Result<(), Failure> {
+    let path = args.file.display();
+    let PlanFile { plan, is_simulation } = read_plan(&args.file)?;
+    let explanation = Explanation::of(plan, is_simulation).or_fail(Kind::Configuration, path)?;
+    global.format.say(|| explanation.lines(), || explanation.object());
+    Ok(())
+}
+
+impl Explanation {
+    fn of(plan: Plan, is_simulation: bool) -> Result<Self, String> {
+        let layout = Models::new().layout_of(&plan.spec).map_err(|error| error.to_string())?;
+        let promises = promises(&plan)?;
+        let privacy = &plan.spec.privacy;
+        let mut outside = server::outside(privacy);
+        if is_simulation && !privacy.is_none() {
+            outside.push(
+                "a simulation itself: its seed is known, so it claims nothing; this is what the plan promises \
+                 once it is deployed"
+                    .to_owned(),
+            );
+        }
+        let assumes = privacy.central.as_ref().map(server::assumptions).unwrap_or_default();
+        let signal = Signal::of(&plan, &layout)?;
+        Ok(Self { parameters: layout.shared_len(), promises, assumes, outside, signal, plan })
+    }
+
+    fn lines(&self) -> String {
+        let (name, rounds, parameters) = (&self.plan.name, self.plan.rounds, self.parameters);
+        let mut parts = vec![format!("{name}: {rounds} rounds, {parameters} shared parameters")];
+        if self.promises.is_empty() {
+            parts.push(
+                "It promises no privacy; epsilon is infinite. Every update is seen by the server.".to_owned(),
+            );
+        }
+        parts.extend(self.promises.iter().map(promise_lines));
+        let list = |title: &str, items: &[String]| {
+            let items: Vec<String> = items.iter().map(|item| format!("  - {item}")).collect();
+            format!("{title}\n{}", items.join("\n"))
+        };
+        if !self.assumes.is_empty() {
+            parts.push(list("Assumed", &self.assumes));
+        }
+        parts.push(list("Outside", &self.outside));
+        if let Some(signal) = &self.signal {
+            parts.push(format!(
+                "Signal and noise (in clipping norms, for the mean of a round's updates)\n  \
+                 noise of one round    {:.3}\n  noise over the run    {:.3} for each unit of the largest possible signal\n  \
+                 {}: {}",
+                signal.round,
+                signal.run,
+                signal.verdict(),
+                signal.advice()
+            ));
+        }
+        parts.join("\n\n")
+    }
+
+    fn object(&self) -> Value {
+        json!({
+            "name": self.plan.name,
+            "rounds": self.plan.rounds,
+            "parameters": self.parameters,
+            "promises": self.promises.iter().map(promise_object).collect::<Vec<_>>(),
+            "assumes": self.assumes,
+            "outside": self.outside,
+            "signal_to_noise": self.signal.as_ref().map(|signal| json!({
+                "noise_per_round": signal.round,
+                "noise_over_run": signal.run,
+                "verdict": signal.verdict(),
+                "advice": signal.advice(),
+            })),
+        })
+    }
+}
+
+fn promise_lines(promise: &Promise) -> String {
+    let mut lines = vec![
+        format!("For {}, against {}", promise.unit, promise.against),
+        format!("  relation   {}", promise.relation),
+        format!("  mechanism  {}", promise.mechanism),
+    ];
+    if promise.reached.is_empty() {
+        let (most, delta) = (promise.epsilon_max, promise.delta);
+        lines.push(format!(
+            "  epsilon    at most {most} at delta {delta}: each site accounts for it, since it depends on how many \
+             records the site has"
+        ));
+        return lines.join("\n");
+    }
+    let number =
+        |epsilon: Option<f64>| epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{epsilon:.4}"));
+    let head = ["  rounds", "epsilon by rdp", "by pld"].map(str::to_owned).to_vec();
+    let row = |reached: &Reached| {
+        vec![format!("  {}", reached.rounds), number(reached.epsilon.rdp), number(reached.epsilon.pld)]
+    };
+    let rows: Vec<_> = std::iter::once(head).chain(promise.reached.iter().map(row)).collect();
+    lines.push(table(&rows));
+    let (most, delta) = (promise.epsilon_max, promise.delta);
+    lines.push(match promise.refused_round {
+        Some(round) => format!("  budget     {most} at delta {delta}: round {round} would be refused"),
+        None => format!("  budget     {most} at delta {delta}: enough for every round"),
+    });
+    lines.join("\n")
+}
+
+fn promise_object(promise: &Promise) -> Value {
+    let epsilon = |reached: &Reached| {
+        json!({
+            "rounds": reached.rounds,
+            "rdp": reached.epsilon.rdp.map(finite),
+            "pld": reached.epsilon.pld.map(finite),
+        })
+    };
+    json!({
+        "unit": promise.unit,
+        "population": promise.population,
+        "relation": promise.relation,
+        "against": promise.against,
+        "mechanism": promise.mechanism,
+        "delta": promise.delta,
+        "epsilon": promise.reached.iter().map(epsilon).collect::<Vec<_>>(),
+        "epsilon_max": promise.epsilon_max,
+        "refused_round": promise.refused_round,
+    })
+}

@@ -1,0 +1,58 @@
+//! `consortia privacy verify`: computes every epsilon of a privacy statement again, from the events it names.
+//!
+//! It judges the arithmetic. Whether the events are those that happened is for the ledger, whose head a claim names.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use server::{Claim, PrivacyStatement, STATEMENT_VERSION};
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// A `privacy_statement.json`.
+    file: PathBuf,
+}
+
+pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
+    let path = args.file.display();
+    let text = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
+    let statement: PrivacyStatement = serde_json::from_str(&text).or_fail(Kind::Configuration, &path)?;
+    if statement.version != STATEMENT_VERSION {
+        let found = statement.version;
+        let message =
+            format!("{path}: version {found} of a statement; this program reads version {STATEMENT_VERSION}");
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    statement.recompute().or_fail(Kind::Run, &path)?;
+    let text = || {
+        let claims: Vec<String> = statement.claims.iter().map(claim_line).collect();
+        let held = match (&statement.void, claims.is_empty()) {
+            (Some(why), _) => format!("claims nothing: {why}"),
+            (None, true) => "claims nothing".to_owned(),
+            (None, false) => format!("every epsilon follows from its events\n{}", claims.join("\n")),
+        };
+        format!("{path}: {held}")
+    };
+    let object = || {
+        json!({
+            "holds": true,
+            "claims": statement.claims.len(),
+            "void": statement.void,
+            "model_sha256": statement.model_sha256,
+            "run": statement.run,
+            "round": statement.round,
+        })
+    };
+    global.format.say(text, object);
+    Ok(())
+}
+
+fn claim_line(claim: &Claim) -> String {
+    let epsilon = [claim.epsilon.rdp, claim.epsilon.pld].into_iter().flatten().fold(f64::INFINITY, f64::min);
+    let (unit, population, delta, releases) = (claim.unit, &claim.population, claim.delta, claim.releases);
+    format!("for {unit} of {population}: epsilon {epsilon:.6} at delta {delta} after {releases} releases")
+}
