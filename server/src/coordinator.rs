@@ -478,10 +478,12 @@ impl Coordinator {
 /// The tensors of a model of `expected` values; the model as one where nothing depends on them.
 fn checked_tensors(tensors: Vec<usize>, plan: &Plan, expected: usize) -> Result<Vec<usize>, SetupError> {
     let found = tensors.iter().fold(0usize, |sum, length| sum.saturating_add(*length));
-    match found == expected {
-        true => Ok(tensors),
-        false if tensors.is_empty() && !plan.spec.privacy.is_per_layer() => Ok(vec![expected]),
-        false => Err(SetupError::Tensors { expected, found }),
+    if found == expected {
+        Ok(tensors)
+    } else if tensors.is_empty() && !plan.spec.privacy.is_per_layer() {
+        Ok(vec![expected])
+    } else {
+        Err(SetupError::Tensors { expected, found })
     }
 }
 
