@@ -198,9 +198,9 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Ls(args)) => run::ls(args, global),
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
         Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),
-        Command::Attack(command) => attack::attack(command, global),
         Command::Privacy(PrivacyCommand::Explain(args)) => explain::explain(args, global),
         Command::Privacy(PrivacyCommand::Verify(args)) => statement::verify(args, global),
+        Command::Attack(command) => attack::attack(command, global),
         Command::Completions { shell } => papers::completions(*shell),
         Command::Man { folder } => papers::man(folder),
     }

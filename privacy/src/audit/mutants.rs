@@ -76,9 +76,13 @@ impl Build {
     fn admits(self, upload: &Upload, lattice: &Lattice) -> bool {
         match Encoded::admit(upload.points.clone(), upload.weight, lattice) {
             Ok(_) => true,
-            Err(Inadmissible::Norm) => self.admission == Admission::WithoutNorm,
+            Err(Inadmissible::Norm | Inadmissible::LayerNorm { .. }) => {
+                self.admission == Admission::WithoutNorm
+            }
             Err(Inadmissible::Weight { .. }) => self.admission == Admission::AnyWeight,
-            Err(Inadmissible::Shape { .. } | Inadmissible::Range { .. }) => false,
+            Err(Inadmissible::Shape { .. } | Inadmissible::Range { .. } | Inadmissible::Layers { .. }) => {
+                false
+            }
         }
     }
 }
