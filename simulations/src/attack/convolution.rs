@@ -65,8 +65,8 @@ impl ConvolutionAttack {
             releases: self.pictures.max(1) as u64,
             delta: self.delta,
         };
-        let mut aggregator = Aggregator::open(lattice, &promise)?;
-        let single = Aggregator::open(lattice, &Promise { releases: 1, ..promise })?;
+        let mut aggregator = Aggregator::open(lattice.clone(), &promise)?;
+        let single = Aggregator::open(lattice.clone(), &Promise { releases: 1, ..promise })?;
         let mut pictures = Vec::new();
         for label in 0..self.pictures {
             let original = Picture::digit(label, SIDE, generator);
