@@ -204,7 +204,7 @@ impl Lattice {
 
     /// The lengths of the parts that are checked each on their own.
     fn lengths(&self) -> &[usize] {
-        self.layers.as_deref().unwrap_or(std::slice::from_ref(&self.dimension))
+        self.layers.as_deref().unwrap_or_else(|| std::slice::from_ref(&self.dimension))
     }
 
     /// The norm bound in units of the parameters.

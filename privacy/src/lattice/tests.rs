@@ -204,7 +204,7 @@ proptest! {
         let mut sum = Sum::new(&lattice);
         sum.add(&encoded(vec![1.0; values.len()], 3, &lattice)).unwrap();
         let before = sum.totals.clone();
-        sum.add(&encoded(values.clone(), weight, &lattice)).unwrap();
+        sum.add(&encoded(values, weight, &lattice)).unwrap();
         let moved: Vec<i64> = sum.totals.iter().zip(&before).map(|(after, before)| after - before).collect();
         let square = |part: &[i64]| part.iter().map(|by| i128::from(*by).pow(2)).sum::<i128>();
         let share = i128::from(lattice.layer_reach()) * 20;
