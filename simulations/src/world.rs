@@ -12,8 +12,8 @@ use privacy::chain::Link;
 use privacy::ledger::{Ledger, LedgerError};
 use protocol::wire::RoundSummary;
 use protocol::{
-    Answer, ClientId, Learner, Metrics, Outcome as TaskOutcome, Parameters, Purpose, Round, RunId, Seed,
-    SpecError, Standardiser, Stop, Task, TaskId, TaskKind, Time, Work,
+    Answer, ClientId, Learner, Metrics, Outcome as TaskOutcome, Parameters, PrivacySpec, Purpose, Round,
+    RunId, Seed, Spec, SpecError, Standardiser, Stop, Task, TaskId, TaskKind, Time, Work,
 };
 use server::{
     Action, Chance, Checkpoint, ClientRecord, Coordinator, Event, Note, Plan, Purse, RunEnd, ServerOptimizer,
@@ -199,6 +199,7 @@ impl World {
                 weather: self.weather,
                 index,
                 central,
+                central_spec: unprotected(&self.plan.spec),
                 crew,
                 jobs_max: self.threads * JOBS_PER_THREAD,
                 now: Time::ZERO,
@@ -221,6 +222,14 @@ impl World {
     }
 }
 
+/// The same spec, promising nothing.
+fn unprotected(spec: &Arc<Spec>) -> Arc<Spec> {
+    if spec.privacy.is_none() {
+        return Arc::clone(spec);
+    }
+    Arc::new(Spec { privacy: PrivacySpec::default(), ..(**spec).clone() })
+}
+
 /// Something that will happen at one client.
 enum Pending {
     Answer(Task),
@@ -236,6 +245,8 @@ struct Stage<'a> {
     weather: Weather,
     index: BTreeMap<ClientId, usize>,
     central: Option<Box<dyn Learner + 'a>>,
+    /// The plan's spec without its promises: what the server measures on records of its own is not a site's metric.
+    central_spec: Arc<Spec>,
     crew: Crew,
     jobs_max: usize,
     now: Time,
@@ -428,7 +439,7 @@ impl Stage<'_> {
     ) -> Option<Metrics> {
         let learner = self.central.as_deref_mut()?;
         let id = TaskId { run: RunId(0), round, kind: TaskKind::Evaluate };
-        let spec = Arc::clone(&self.plan.spec);
+        let spec = Arc::clone(&self.central_spec);
         let task = Task { id, spec, seed: None, standardiser, work: Work::Evaluate { model } };
         let name = ClientId::new("server").ok()?;
         let entropy = Seed::from_number(0).derive(Purpose::Initialise, round, None);
