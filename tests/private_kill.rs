@@ -99,14 +99,15 @@ impl Learner for Patterned {
     }
 }
 
+fn learner(seen: &Seen) -> Box<dyn Learner> {
+    let layout = Layout::new([("w".to_owned(), vec![DELTA.len()])]).unwrap();
+    Box::new(Patterned { layout, seen: Arc::clone(seen) })
+}
+
 /// Three sites that try to reach the server, which may die before it greets them.
 fn members(folder: &Path, address: &str, seen: &Seen) -> Vec<Member> {
-    let member = |name: &str| {
-        let layout = Layout::new([("w".to_owned(), vec![DELTA.len()])]).unwrap();
-        let learner = Box::new(Patterned { layout, seen: Arc::clone(seen) });
-        Member::knock(address, &folder.join("sites").join(name), name, learner).0
-    };
-    SITES.map(member).into()
+    let identity = |name: &str| folder.join("sites").join(name);
+    SITES.map(|name| Member::knock(address, &identity(name), name, learner(seen)).0).into()
 }
 
 /// The bytes of the raw sum of three sites' updates of `scale` times the pattern: of its first four coordinates, as i64.
@@ -191,10 +192,10 @@ async fn a_server_that_dies_two_hundred_times_releases_each_round_once_and_pays_
             (death < DEATHS).then(|| (POINTS[death % POINTS.len()], 1 + draw(death as u64, 4) as u32));
         // The port stays the same: the first life took it.
         let listen = ["server", "run", shown, "--listen", &address, "--while-stdin-open"];
-        let mut server = Process::start_with(&listen, crash);
+        let server = Process::start_with(&listen, crash);
         let members = members(&folder, &address, &seen);
         if crash.is_some() {
-            server.wait_for_death();
+            server.rest();
         } else {
             tokio::time::sleep(Duration::from_millis(draw(death as u64, 400))).await;
             drop(server.kill());
@@ -209,8 +210,9 @@ async fn a_server_that_dies_two_hundred_times_releases_each_round_once_and_pays_
         assert!(done < u64::from(ROUNDS), "the run ended before death {death}; give it more rounds");
     }
     let (server, _) = serve(shown, &address);
-    for member in members(&folder, &address, &seen) {
-        member.leave().await;
+    for name in SITES {
+        let identity = folder.join("sites").join(name);
+        Member::join(&address, &identity, name, learner(&seen)).await.leave().await;
     }
     server.kill();
     assert!(done > 50, "only {done} rounds were released in all these lives");

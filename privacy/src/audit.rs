@@ -10,10 +10,10 @@
 //! what went in, which only a simulation does.
 
 mod gaussian;
-#[cfg(test)]
-mod mutants;
 mod one_run;
 mod one_shot;
+#[cfg(test)]
+mod tests;
 mod thresholds;
 
 pub use gaussian::gaussian_lower_bound;

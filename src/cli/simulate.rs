@@ -10,7 +10,7 @@ use consortia::first_model;
 use consortia::results::{Results, event_json, write_model};
 use learning::device::select;
 use protocol::wire::RoundSummary;
-use protocol::{Metrics, Seed, TaskKind};
+use protocol::{Metrics, Seed, Spec, TaskKind};
 use serde_json::json;
 use server::{Evaluators, FederationConfig, Note, RunEnd, read_toml};
 use simulations::audit::AuditReport;
@@ -107,7 +107,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         None => None,
     };
     let folder = results.finish(&name, &outcome.rounds).or_fail(Kind::Run, "results")?;
-    conclude(&outcome, report.as_ref(), &folder, started.elapsed().as_secs_f64(), global)
+    conclude(&spec, &outcome, report.as_ref(), &folder, started.elapsed().as_secs_f64(), global)
 }
 
 fn file(args: &SimulateArgs) -> String {
@@ -195,7 +195,23 @@ fn epsilon(outcome: &Outcome) -> Option<f64> {
     outcome.rounds.iter().rev().find_map(|round| round.epsilon)
 }
 
+/// What the run would have cost, had it been no simulation.
+fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
+    let bounded = |what: &str, epsilon_max: f64, delta: f64| {
+        format!("at most {epsilon_max} at delta {delta:e} for {what}, where each site stops")
+    };
+    match (epsilon, &spec.privacy.examples, &spec.privacy.local) {
+        (Some(epsilon), ..) => {
+            format!("{epsilon:.4}, if this were no simulation; see privacy_statement.json")
+        }
+        (None, Some(examples), _) => bounded("each record", examples.epsilon_max.value(), examples.delta),
+        (None, None, Some(local)) => bounded("each client", local.epsilon_max.value(), local.delta),
+        (None, None, None) => "infinite: the plan has no [privacy]".to_owned(),
+    }
+}
+
 fn conclude(
+    spec: &Spec,
     outcome: &Outcome,
     audit: Option<&AuditReport>,
     folder: &Path,
@@ -211,10 +227,7 @@ fn conclude(
     let accuracy = test.and_then(|metrics| metrics.accuracy);
     let speed = outcome.updates as f64 / seconds;
     let epsilon = epsilon(outcome);
-    let price = epsilon.map_or_else(
-        || "infinite (no [privacy.central] in the plan)".to_owned(),
-        |epsilon| format!("{epsilon:.4}, if this were no simulation; see privacy_statement.json"),
-    );
+    let price = describe_price(spec, epsilon);
     let text = || {
         format!(
             "rounds         {rounds}\nclient updates {} ({speed:.1} a second)\ntest accuracy  {}\nloss           {}\n\

@@ -81,28 +81,25 @@ impl Process {
         self.next(event, |line| line["event"] == event)
     }
 
-    /// Waits until the process is dead by itself.
-    pub(crate) fn wait_for_death(&mut self) {
-        let began = Instant::now();
-        while began.elapsed() < PATIENCE {
+    /// The lines that nobody has read, up to the end of the process.
+    pub(crate) fn rest(&self) -> Vec<Value> {
+        let mut rest = Vec::new();
+        loop {
             match self.lines.recv_timeout(PATIENCE) {
-                Ok(_) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.end(),
-                Err(RecvTimeoutError::Timeout) => break,
+                Ok(line) => rest.push(line),
+                // The reader ends with the pipe.
+                Err(RecvTimeoutError::Disconnected) => return rest,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("`{}` does not end: {}", self.name, self.errors.lock().unwrap())
+                }
             }
         }
-        panic!("`{}` does not die: {}", self.name, self.errors.lock().unwrap());
     }
 
     /// SIGKILL: no handler runs, nothing is flushed. Returns the lines that nobody has read.
     pub(crate) fn kill(mut self) -> Vec<Value> {
         self.end();
-        let mut rest = Vec::new();
-        // The reader ends with the pipe.
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
-            rest.push(line);
-        }
-        rest
+        self.rest()
     }
 
     /// The last line of a command that ends by itself, which it must do without trouble.

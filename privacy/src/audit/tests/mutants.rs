@@ -8,8 +8,8 @@
 //! Seeds are fixed. The significance of the audit allows one seed of twenty to accuse a sound build; none of the forty
 //! tried here does more than the test's name says.
 
-use super::{Threshold, gaussian_lower_bound};
 use crate::accounting::{Mechanism, Relation, gaussian};
+use crate::audit::{Threshold, gaussian_lower_bound};
 use crate::ledger::{Charge, Composition, Ledger, Terms, Unit};
 use crate::noise::{NoiseSource, Sigma, add_noise};
 use crate::{Encoded, Inadmissible, Lattice, Noising, NormBound, Released, Sum};
@@ -63,8 +63,9 @@ impl Build {
             arrived += f64::from(*weight);
         }
         if self.noise > 0.0 {
-            let sigma = Sigma::covering(MULTIPLIER * self.noise, lattice.sensitivity()).unwrap();
-            let _ = add_noise(&mut totals, sigma, source(seed), 1).unwrap();
+            let sigma = Sigma::covering(MULTIPLIER * self.noise, lattice.sensitivity())
+                .expect("the multiplier is above 0");
+            let _ = add_noise(&mut totals, sigma, source(seed), 1).expect("totals stay within 2^62");
         }
         let divisor = match self.denominator {
             Denominator::Planned => planned * f64::from(lattice.weight_max()),

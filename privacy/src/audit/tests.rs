@@ -1,0 +1,3 @@
+//! What the audits find.
+
+mod mutants;
