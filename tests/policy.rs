@@ -19,6 +19,7 @@ use privacy::accounting::{self, Event, Mechanism, Relation};
 use privacy::chain::read_lines;
 use processes::{Process, command, serve, submit};
 use serde_json::Value;
+use server::PrivacyStatement;
 use tempfile::TempDir;
 
 const SITES: [&str; 4] = ["cleveland", "hungarian", "switzerland", "va"];
@@ -143,7 +144,8 @@ fn a_site_whose_budget_is_spent_leaves_a_private_run_that_goes_on_without_it() {
     // Enough for three trainings, and not for a fourth.
     let (budget, paid) = ((epsilon(3) + epsilon(4)) / 2.0, 3);
     let deployment = Deployment::new(&private_policy(50.0), &private_policy(budget));
-    let (_server, address) = serve(text(&deployment.path("federation")), "127.0.0.1:0");
+    let federation = deployment.path("federation");
+    let (server, address) = serve(text(&federation), "127.0.0.1:0");
     let _sites = SITES.map(|site| deployment.join(site, &address));
     let end = deployment.run(&private_plan(), &address, None);
     assert_eq!((&end["state"], &end["rounds_done"]), (&"finished".into(), &ROUNDS.into()), "{end}");
@@ -175,15 +177,34 @@ fn a_site_whose_budget_is_spent_leaves_a_private_run_that_goes_on_without_it() {
         .fold(f64::MAX, f64::min);
     assert!((best - epsilon(paid)).abs() < 1e-9 && shown["client"]["protected"] == paid, "{shown}");
     assert_eq!(shown["runs"].as_array().unwrap().len(), 1);
-    verify_and_tamper(&home);
+    verify_and_tamper(&home, &["audit.jsonl", "ledger.jsonl"]);
+    server.kill();
+    check_server(&federation, end["run"].as_str().unwrap());
 }
 
-/// Both chains of a site are in order, and a changed byte is found wherever it is.
-fn verify_and_tamper(home: &Path) {
+/// The server's books: releases that were paid for, a model with a statement that holds, a log that shows a changed byte.
+fn check_server(federation: &Path, run: &str) {
+    let shown = command(&["budget", "show", text(federation)]);
+    let population = &shown["populations"][0];
+    assert_eq!((&population["releases"], &population["secure"]), (&ROUNDS.into(), &true.into()), "{shown}");
+    let out = federation.join("exported");
+    let exported = command(&["server", "export", run, "--dir", text(federation), "--out", text(&out)]);
+    assert_eq!(exported["round"], ROUNDS);
+    let statement = std::fs::read(out.join("privacy_statement.json")).unwrap();
+    let statement: PrivacyStatement = serde_json::from_slice(&statement).unwrap();
+    assert_eq!(statement.recompute(), Ok(()));
+    assert_eq!(statement.claims[0].epsilon.pld, population["pld"].as_f64());
+    assert_eq!(exported["model_sha256"], statement.model_sha256);
+    command(&["privacy", "verify", text(&out.join("privacy_statement.json"))]);
+    verify_and_tamper(federation, &["audit.jsonl"]);
+}
+
+/// These chains are in order, and a changed byte is found wherever it is.
+fn verify_and_tamper(home: &Path, names: &[&str]) {
     let good = consortia(&["audit", "verify", text(home)]);
     assert!(good.status.success(), "{good:?}");
-    assert_eq!(String::from_utf8_lossy(&good.stdout).matches("records in order, head ").count(), 2);
-    for name in ["audit.jsonl", "ledger.jsonl"] {
+    assert_eq!(String::from_utf8_lossy(&good.stdout).matches("records in order, head ").count(), names.len());
+    for name in names {
         let file = home.join("state").join(name);
         let whole = std::fs::read(&file).unwrap();
         for at in [0, whole.len() / 3, whole.len() - 2, whole.len() - 1] {
