@@ -73,7 +73,7 @@ enum Command {
     /// Hand in and follow runs, as the operator.
     #[command(subcommand)]
     Run(RunCommand),
-    /// Compute what noise buys: epsilon, or the noise for an epsilon. Runs add no noise yet.
+    /// What noise buys: epsilon, the noise for an epsilon, what a plan promises, whether a statement holds.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
     /// Attack made-up clients: what succeeds without privacy and fails with it, with drawings.

@@ -35,7 +35,7 @@ pub struct NotFinite {
     pub index: usize,
 }
 
-/// An update whose L2 norm is at most its bound. Made by [`clip`] and [`clip_layers`] only.
+/// An update whose L2 norm is at most its bound. Made by [`clip`] and [`crate::Lattice::clip`] only.
 ///
 /// `Debug` is absent on purpose: the values are one site's update.
 #[expect(missing_debug_implementations, reason = "what it holds is never printed")]

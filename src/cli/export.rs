@@ -68,6 +68,12 @@ async fn released(folder: &ServerFolder, run: RunId) -> Result<(PathBuf, Privacy
             return Err(Failure::new(Kind::Refused, message));
         }
     };
+    may_leave(&statement, &model_sha256)?;
+    Ok((model, statement))
+}
+
+/// Whether a model with this fingerprint may leave with this statement.
+fn may_leave(statement: &PrivacyStatement, model_sha256: &str) -> Result<(), Failure> {
     if let Some(void) = statement.void.as_ref().filter(|void| void.starts_with("INSECURE")) {
         return Err(Failure::new(Kind::Refused, format!("{void}; nothing was exported")));
     }
@@ -75,5 +81,22 @@ async fn released(folder: &ServerFolder, run: RunId) -> Result<(PathBuf, Privacy
         let message = "the statement is about another model than the stored one; nothing was exported";
         return Err(Failure::new(Kind::Refused, message));
     }
-    Ok((model, statement))
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_with_noise_that_can_be_predicted_or_with_another_model_s_statement_does_not_leave() {
+        let subject = Subject { model_sha256: "ab".into(), run: "r".into(), round: 1, rehearsal: false };
+        let good = PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap();
+        assert!(may_leave(&good, "ab").is_ok() && may_leave(&good, "cd").is_err());
+        let void = "INSECURE: the noise came from a test's seed and can be taken off again";
+        let insecure = PrivacyStatement { void: Some(void.into()), ..good.clone() };
+        assert!(may_leave(&insecure, "ab").is_err());
+        let rehearsed = PrivacyStatement { void: Some("a rehearsal".into()), ..good };
+        assert!(may_leave(&rehearsed, "ab").is_ok());
+    }
 }

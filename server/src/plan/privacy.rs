@@ -3,7 +3,7 @@
 
 use privacy::accounting::calibration::calibrate;
 use privacy::accounting::{self, Relation};
-use privacy::correlation::square_root_weights;
+use privacy::correlation::{buffered_weights, square_root_weights};
 use protocol::{
     CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation, Positive,
     PrivacySpec, Sampling, SpecError,
@@ -68,6 +68,14 @@ pub enum NoiseConfig {
     Tree,
     /// The first `bands` weights of the inverse of the prefix sums' square root (Fichtenberger, Henzinger, Upadhyay 2023).
     SquareRoot {
+        /// How many earlier rounds' noise is taken back in part, 1 to 64.
+        bands: usize,
+    },
+    /// The first `bands` weights of the inverse of a buffered linear Toeplitz matrix (Dvijotham et al. 2024): for each buffer
+    /// its decay and its scale.
+    Buffered {
+        /// Decay and scale of each buffer.
+        buffers: Vec<(f64, f64)>,
         /// How many earlier rounds' noise is taken back in part, 1 to 64.
         bands: usize,
     },
@@ -192,6 +200,9 @@ impl NoiseConfig {
             Self::Independent => NoiseCorrelation::Independent,
             Self::Tree => NoiseCorrelation::Tree,
             Self::SquareRoot { bands } => NoiseCorrelation::Banded { weights: square_root_weights(*bands) },
+            Self::Buffered { buffers, bands } => {
+                NoiseCorrelation::Banded { weights: buffered_weights(buffers, *bands) }
+            }
             Self::Banded { weights } => NoiseCorrelation::Banded { weights: weights.clone() },
         }
     }
