@@ -9,6 +9,8 @@
     reason = "tests may panic, and wait for real time to pass"
 )]
 
+#[path = "support/chance.rs"]
+mod chance;
 #[path = "support/member.rs"]
 mod member;
 #[path = "support/processes.rs"]
@@ -19,6 +21,7 @@ mod trio;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use chance::draw;
 use member::Member;
 use processes::{Process, command, serve, submit};
 use serde_json::Value;
@@ -40,12 +43,6 @@ fn plan() -> String {
          [cohort]\nclients_min = 3\n\
          [evaluation]\nevery = 3\n"
     )
-}
-
-/// A number below `bound` that follows from `seed` alone (Steele, Lea, Flood 2014, SplitMix).
-fn draw(seed: u64, bound: u64) -> u64 {
-    let mixed = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (mixed ^ (mixed >> 31)) % bound
 }
 
 /// The three sites, greeted by the server at `address`.

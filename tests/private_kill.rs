@@ -7,6 +7,8 @@
     reason = "tests may panic, and wait for real time to pass"
 )]
 
+#[path = "support/chance.rs"]
+mod chance;
 #[path = "support/member.rs"]
 mod member;
 #[path = "support/processes.rs"]
@@ -17,6 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chance::draw;
 use member::Member;
 use privacy::ledger::{Ledger, Record};
 use privacy::{Encoded, Lattice, NormBound, clip};
@@ -131,12 +134,6 @@ fn assert_no_raw_sum(state: &Path) {
             assert!(!bytes.windows(32).any(fits), "{} holds a raw sum", path.display());
         }
     }
-}
-
-/// A number below `bound` that follows from `seed` alone (Steele, Lea, Flood 2014, SplitMix).
-fn draw(seed: u64, bound: u64) -> u64 {
-    let mixed = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (mixed ^ (mixed >> 31)) % bound
 }
 
 /// The ledger and the rounds of the state, between two lives.
