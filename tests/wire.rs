@@ -210,13 +210,15 @@ async fn train(mut asked: Asked) -> [i32; 3] {
     let [mean, std] = asked.standardiser.take().unwrap();
     assert_eq!(mean, [2.0, -0.5]);
     assert_eq!(std, [(14.0f64 / 3.0 - 4.0).sqrt(), 1.0]);
-    assert_eq!((asked.header.u32(), asked.header.f64(), asked.header.u64()), (1, 1.0, 3));
+    assert_eq!((asked.header.u32(), asked.header.f64()), (1, 1.0));
+    assert_eq!((asked.header.u8(), asked.header.u64()), (0, 3), "the plan's own norm, and three values");
     let mut model = [0u8; 12];
     asked.recv.read_exact(&mut model).await.unwrap();
     assert_eq!(model, [0; 12], "a linear model starts at zero");
     let (factor, step) = (5.0 / 50.0, 5.0 / f64::powi(2.0, 30));
     let points = [30.0, 40.0, 0.0].map(|value: f64| (value * (factor / step)).round_ties_even() as i32);
-    let answer = asked.answer().u32(0).u64(3).u32(WEIGHT);
+    // The zero byte after the weight says that no vote was asked for; an absent option is the same byte.
+    let answer = asked.answer().u32(0).u64(3).u32(WEIGHT).option(0);
     let answer = answer.f64(0.5).option(0).u64(u64::from(WEIGHT)).f64(0.0);
     let mut answer = answer.frame(4);
     answer.extend(points.iter().flat_map(|point| point.to_le_bytes()));
