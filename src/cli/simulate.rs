@@ -55,6 +55,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let population =
         Population::build(&scenario.simulation, &spec, device).or_fail(Kind::Configuration, file(args))?;
+    let copies = scenario.simulation.copies.get();
+    let people = People { clients: population.sites().count(), copies };
     if !population.has_tests() {
         // Nobody could answer: asking would only cost time.
         scenario.plan.evaluation.sites = Evaluators::None;
@@ -107,7 +109,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         None => None,
     };
     let folder = results.finish(&name, &outcome.rounds).or_fail(Kind::Run, "results")?;
-    conclude(&spec, &outcome, report.as_ref(), &folder, started.elapsed().as_secs_f64(), global)
+    conclude(&people, &spec, &outcome, report.as_ref(), &folder, started.elapsed().as_secs_f64(), global)
 }
 
 fn file(args: &SimulateArgs) -> String {
@@ -195,6 +197,25 @@ fn epsilon(outcome: &Outcome) -> Option<f64> {
     outcome.rounds.iter().rev().find_map(|round| round.epsilon)
 }
 
+/// Who was simulated.
+struct People {
+    clients: usize,
+    /// Virtual clients that share the records of one client of the partition.
+    copies: usize,
+}
+
+impl People {
+    fn describe(&self) -> String {
+        match self.copies {
+            1 => self.clients.to_string(),
+            copies => {
+                let originals = self.clients / copies;
+                format!("{}: the records of {originals} clients, each used by {copies} of them", self.clients)
+            }
+        }
+    }
+}
+
 /// What the run would have cost, had it been no simulation.
 fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
     let bounded = |what: &str, epsilon_max: f64, delta: f64| {
@@ -211,6 +232,7 @@ fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
 }
 
 fn conclude(
+    people: &People,
     spec: &Spec,
     outcome: &Outcome,
     audit: Option<&AuditReport>,
@@ -230,8 +252,9 @@ fn conclude(
     let price = describe_price(spec, epsilon);
     let text = || {
         format!(
-            "rounds         {rounds}\nclient updates {} ({speed:.1} a second)\ntest accuracy  {}\nloss           {}\n\
+            "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\ntest accuracy  {}\nloss           {}\n\
              epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}{}",
+            people.describe(),
             outcome.updates,
             share(accuracy),
             loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
@@ -245,6 +268,8 @@ fn conclude(
         json!({
             "model_sha256": sha256,
             "rounds": rounds,
+            "clients": people.clients,
+            "copies": people.copies,
             "accuracy": accuracy,
             "loss": loss,
             "seconds": seconds,

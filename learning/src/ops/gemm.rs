@@ -3,7 +3,7 @@
 //! The only unsafe code of the workspace. The crate's one entry point takes raw pointers and strides; no crate offers a
 //! safe product of its speed that can be kept to one thread. [`multiply`] checks every length before the call, and a
 //! property test compares it with [`multiply_plainly`].
-#![allow(
+#![expect(
     unsafe_code,
     reason = "gemm::gemm takes raw pointers; lengths and strides are checked here before the call"
 )]

@@ -44,12 +44,12 @@ pub struct EntropyError(getrandom::Error);
 ///
 /// ```compile_fail,E0277
 /// fn copy(_: impl Clone) {}
-/// copy(privacy::noise::NoiseSource::from_entropy().unwrap());
+/// fn take(source: privacy::noise::NoiseSource) { copy(source) }
 /// ```
 ///
 /// ```compile_fail,E0277
 /// fn print(_: impl std::fmt::Debug) {}
-/// print(privacy::noise::NoiseSource::from_entropy().ok());
+/// fn take(source: privacy::noise::NoiseSource) { print(source) }
 /// ```
 #[expect(missing_debug_implementations, reason = "what it holds is never printed")]
 pub struct NoiseSource {

@@ -1,11 +1,11 @@
 //! The plan of `examples/heart_private.toml` on its records: four hospitals whose parameters are averaged by examples, at
-//! several promises.
+//! epsilon 1.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use privacy::accounting::{Event, Relation, calibration, pld};
+use privacy::accounting::{Event, Relation, pld};
 use protocol::{EvaluateOrder, ExampleReleases, Learner, Spec, Stop, TrainOrder};
 
 use super::{order, permit_for};
@@ -14,17 +14,10 @@ use crate::{Dataset, Labels, SiteData, View};
 
 const DELTA: f64 = 1e-5;
 
-/// The plan, but for its noise.
-#[derive(Clone, Copy, Debug)]
-struct Plan {
-    rounds: u32,
-    batch_size: usize,
-    learning_rate: f64,
-    norm_max: f64,
-}
-
-/// As in `examples/heart_private.toml`.
-const PLAN: Plan = Plan { rounds: 20, batch_size: 0, learning_rate: 0.5, norm_max: 1.0 };
+/// All of these as in `examples/heart_private.toml`: every record in one step a round.
+const ROUNDS: u32 = 20;
+const LEARNING_RATE: f64 = 0.5;
+const NORM_MAX: f64 = 1.0;
 
 /// The noise multiplier of `examples/heart_private.toml`.
 const NOISE: f64 = 16.7;
@@ -53,31 +46,30 @@ fn hospitals() -> Vec<SiteData> {
     ["cleveland", "hungarian", "switzerland", "va"].map(of).into()
 }
 
-fn spec(plan: Plan, noise_multiplier: f64) -> Arc<Spec> {
-    let Plan { batch_size, learning_rate, norm_max, .. } = plan;
+fn spec(noise_multiplier: f64) -> Arc<Spec> {
     let json = format!(
         r#"{{"model": "logistic", "data": {{"tensor": {{"shape": [13], "target": {{"classes": 2}}}}}}, "cohort_max": 4,
-        "training": {{"batch_size": {batch_size}, "optimizer": {{"sgd": {{"learning_rate": {learning_rate}}}}}}},
-        "privacy": {{"examples": {{"noise_multiplier": {noise_multiplier}, "norm_max": {norm_max}, "delta": {DELTA},
+        "training": {{"batch_size": 0, "optimizer": {{"sgd": {{"learning_rate": {LEARNING_RATE}}}}}}},
+        "privacy": {{"examples": {{"noise_multiplier": {noise_multiplier}, "norm_max": {NORM_MAX}, "delta": {DELTA},
         "epsilon_max": 1000}}}}}}"#
     );
     Arc::new(Spec::from_json(&json).unwrap())
 }
 
 /// Epsilon of the records of the hospital where it is largest, after all rounds.
-fn epsilon(plan: Plan, noise_multiplier: f64, records: &[u64]) -> f64 {
-    let spec = spec(plan, noise_multiplier);
+fn epsilon(noise_multiplier: f64, records: &[u64]) -> f64 {
+    let spec = spec(noise_multiplier);
     let of = |records: &u64| {
         let releases = ExampleReleases::of(&spec.training, *records).unwrap();
-        let event = Event::new(releases.mechanism(noise_multiplier), releases.steps * u64::from(plan.rounds));
+        let event = Event::new(releases.mechanism(noise_multiplier), releases.steps * u64::from(ROUNDS));
         pld::epsilon(&[event.unwrap()], Relation::ZeroOut, DELTA).unwrap()
     };
     records.iter().map(of).fold(0.0, f64::max)
 }
 
 /// Accuracy over the test rows of all hospitals after all rounds.
-fn accuracy(plan: Plan, noise_multiplier: f64, sites: &[SiteData], seed: u64) -> f64 {
-    let spec = spec(plan, noise_multiplier);
+fn accuracy(noise_multiplier: f64, sites: &[SiteData], seed: u64) -> f64 {
+    let spec = spec(noise_multiplier);
     let trainer = |site: &SiteData| {
         let mut trainer = Trainer::new(Box::new(site.clone()), Device::Cpu).with_insecure_test_noise();
         trainer.prepare(&spec).unwrap();
@@ -85,14 +77,13 @@ fn accuracy(plan: Plan, noise_multiplier: f64, sites: &[SiteData], seed: u64) ->
     };
     let mut trainers: Vec<Trainer> = sites.iter().map(trainer).collect();
     let mut model = vec![0f32; 28];
-    for round in 0..plan.rounds {
+    for round in 0..ROUNDS {
         let (mut sum, mut records) = (vec![0f64; 28], 0.0);
         for (place, trainer) in trainers.iter_mut().enumerate() {
             let releases = trainer.example_releases().unwrap().unwrap();
             let permit = Some(permit_for(&releases, noise_multiplier));
             let number = seed * 1_000_000 + u64::from(round) * 100 + place as u64;
-            let scale =
-                0.5 * (1.0 + (std::f64::consts::PI * f64::from(round) / f64::from(plan.rounds)).cos());
+            let scale = 0.5 * (1.0 + (std::f64::consts::PI * f64::from(round) / f64::from(ROUNDS)).cos());
             let order = TrainOrder { permit, learning_rate_scale: scale, ..order(number) };
             let mut local = model.clone();
             let metrics = trainer.train(&mut local, &order, &Stop::default()).unwrap();
@@ -112,12 +103,6 @@ fn accuracy(plan: Plan, noise_multiplier: f64, sites: &[SiteData], seed: u64) ->
     right / rows
 }
 
-/// The noise at which the worst hospital's epsilon is `target`.
-fn calibrated(plan: Plan, target: f64, records: &[u64]) -> f64 {
-    calibration::calibrate(target, |noise| Ok::<f64, std::convert::Infallible>(epsilon(plan, noise, records)))
-        .unwrap()
-}
-
 fn records(sites: &[SiteData]) -> Vec<u64> {
     sites.iter().map(|site| site.train.len() as u64).collect()
 }
@@ -126,28 +111,9 @@ fn records(sites: &[SiteData]) -> Vec<u64> {
 fn four_hospitals_learn_heart_disease_at_epsilon_one() {
     let sites = hospitals();
     assert_eq!(records(&sites), [199, 172, 30, 85]);
-    let spent = epsilon(PLAN, NOISE, &records(&sites));
+    let spent = epsilon(NOISE, &records(&sites));
     assert!(spent > 0.99 && spent <= 1.0, "{spent}");
     // Guessing the more frequent class is right for 0.52 of the test rows.
-    let found = accuracy(PLAN, NOISE, &sites, 1);
+    let found = accuracy(NOISE, &sites, 1);
     assert!(found > 0.75, "{found}");
-}
-
-/// `cargo test -p learning --lib heart -- --ignored --nocapture` prints the table of the documentation.
-#[test]
-#[ignore = "prints a table and promises nothing"]
-fn the_table_of_epsilon_and_accuracy() {
-    let sites = hospitals();
-    let records = records(&sites);
-    for batch_size in [0, 64, 16] {
-        let plan = Plan { batch_size, ..PLAN };
-        println!("{plan:?}");
-        for target in [0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0] {
-            let noise = calibrated(plan, target, &records);
-            let found: Vec<f64> = (1..=5).map(|seed| accuracy(plan, noise, &sites, seed)).collect();
-            let mean = found.iter().sum::<f64>() / 5.0;
-            let epsilon = epsilon(plan, noise, &records);
-            println!("| {noise:.2} | {epsilon:.3} | {mean:.3} | {found:.3?} |");
-        }
-    }
 }
