@@ -110,8 +110,8 @@ impl Released {
     }
 
     /// Releases a sum with the noise that `permit` paid for: the discrete Gaussian whose sigma is the permit's multiplier
-    /// times the sum's sensitivity, rounded up. An empty
-    /// sum is released too, as noise alone: whether anybody came is not to be seen.
+    /// times the sum's sensitivity, rounded up. An empty sum is released too, as noise alone: whether anybody came is not to be
+    /// seen.
     ///
     /// `entropy` is asked once for each vector of noise; a source serves one vector.
     ///
