@@ -2,6 +2,7 @@
 
 mod attack;
 mod audit;
+mod bench;
 mod budget;
 mod check;
 mod demo;
@@ -79,6 +80,9 @@ enum Command {
     /// Attack made-up clients: what succeeds without privacy and fails with it, with drawings.
     #[command(subcommand)]
     Attack(attack::AttackCommand),
+    /// Measure this machine: whole workloads, aggregation and training steps, each beside the machine's own limit.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Read what a site or a server has written down.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -201,6 +205,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Privacy(PrivacyCommand::Explain(args)) => explain::explain(args, global),
         Command::Privacy(PrivacyCommand::Verify(args)) => statement::verify(args, global),
         Command::Attack(command) => attack::attack(command, global),
+        Command::Bench(command) => bench::bench(command, global),
         Command::Completions { shell } => papers::completions(*shell),
         Command::Man { folder } => papers::man(folder),
     }

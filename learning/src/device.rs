@@ -1,7 +1,10 @@
 //! Where tensors live: chosen once, by a word from the command line or a configuration, and passed from there.
 
+mod limits;
+
 pub use candle_core::Device;
 use candle_core::utils;
+pub use limits::SquareProduct;
 
 /// The device asked for cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
