@@ -345,6 +345,7 @@ fn model_name(model: &ModelSpec) -> String {
         ModelSpec::Logistic => "logistic".into(),
         ModelSpec::Mlp { .. } => "mlp".into(),
         ModelSpec::Cnn { .. } => "cnn".into(),
+        ModelSpec::Layers(_) => "layers".into(),
         ModelSpec::Custom { name } => format!("custom:{name}"),
     }
 }

@@ -8,7 +8,7 @@ use candle_core::Device;
 use protocol::{ModelSpec, Seed, Spec};
 use rand::Rng;
 
-use crate::model::{Model, ModelError, Models};
+use crate::model::{Model, ModelError, Models, Planned, Start, Step, steps};
 
 /// The first full parameter vector, in layout order, of a spec with a built-in model; for custom ones see
 /// [`Models::initial_parameters`].
@@ -30,18 +30,12 @@ impl Models {
     pub fn initial_parameters(&self, spec: &Spec, seed: Seed) -> Result<Vec<f32>, ModelError> {
         match &spec.model {
             ModelSpec::Linear | ModelSpec::Logistic => Ok(vec![0.0; self.layout_of(spec)?.len()]),
-            ModelSpec::Mlp { .. } | ModelSpec::Cnn { .. } => {
-                let layout = self.layout_of(spec)?;
-                let undrawn = layout.tensors().iter().map(|tensor| Built {
-                    name: tensor.name.clone(),
-                    shape: tensor.shape.clone(),
-                    values: Vec::new(),
-                });
-                Ok(draw(undrawn, seed))
-            }
-            ModelSpec::Custom { .. } => {
+            _ => {
                 self.layout_of(spec)?;
-                Ok(draw(built_by(self.build(spec, &Device::Cpu)?.as_ref())?, seed))
+                match steps(spec)? {
+                    Some(steps) => Ok(draw(steps.iter().flat_map(Step::tensors).map(planned), seed)),
+                    None => Ok(draw(built_by(self.build(spec, &Device::Cpu)?.as_ref())?, seed)),
+                }
             }
         }
     }
@@ -53,6 +47,15 @@ struct Built {
     shape: Vec<usize>,
     /// Empty where every value will be drawn.
     values: Vec<f32>,
+}
+
+/// A tensor that has a plan.
+fn planned(tensor: &Planned) -> Built {
+    let values = match tensor.start {
+        Start::Drawn => Vec::new(),
+        Start::Constant(value) => vec![f32::from(value); tensor.shape.iter().product()],
+    };
+    Built { name: tensor.name.clone(), shape: tensor.shape.clone(), values }
 }
 
 /// Every tensor of a built model.
@@ -75,7 +78,9 @@ fn draw(tensors: impl IntoIterator<Item = Built>, seed: Seed) -> Vec<f32> {
                 let fan_in: usize = shape[1..].iter().product();
                 Some(1.0 / (fan_in.max(1) as f32).sqrt())
             }
-            Some((weight, bound)) if weight == layer && name.ends_with(".bias") => Some(*bound),
+            Some((weight, bound)) if weight == layer && (name.ends_with(".bias") || built.is_empty()) => {
+                Some(*bound)
+            }
             _ => None,
         };
         let Some(bound) = bound else {

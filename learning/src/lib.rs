@@ -6,6 +6,8 @@
 
 pub mod device;
 mod initialise;
+mod kernels;
+mod layers;
 mod model;
 pub mod ops;
 mod optimizer;

@@ -3,8 +3,8 @@
 //! A model's variables are listed in layout order by the model itself: candle's `VarMap` iterates in random order and is
 //! not used here. Nothing here reads data.
 
-mod example;
 mod network;
+mod plan;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use candle_core::{Device, Tensor, Var};
 use protocol::{Decline, Layout, LayoutError, LearnError, ModelSpec, Purpose, Round, Seed, Spec};
 use rand_chacha::ChaCha20Rng;
 
-pub(crate) use example::ExamplePass;
+pub(crate) use plan::{Kind, Planned, Shape, Start, Step, steps};
 
 /// The most parameters a model may have: what a spec from the wire can make this machine allocate.
 const PARAMETERS_MAX: usize = 1 << 30;
@@ -94,6 +94,16 @@ pub enum ModelError {
         "a cnn needs samples of [channels, height, width] that its poolings leave something of, not {0:?}"
     )]
     NotAnImage(Vec<usize>),
+    /// A layer that cannot work on what comes before it.
+    #[error("`{layer}` needs {needs}, and is given {given}; change the layers or the shape of the records")]
+    Misfit {
+        /// The layer's name in the plan.
+        layer: String,
+        /// What it works on.
+        needs: String,
+        /// What it would get.
+        given: String,
+    },
     /// The tensors make no layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -156,7 +166,7 @@ impl Models {
                 let model = self.builders.get(name).ok_or_else(unknown)?(spec, device)?;
                 Ok(model)
             }
-            ModelSpec::Linear | ModelSpec::Logistic | ModelSpec::Mlp { .. } | ModelSpec::Cnn { .. } => {
+            _ => {
                 self.layout_of(spec)?;
                 Ok(Box::new(network::Network::build(spec, device)?))
             }
@@ -168,10 +178,11 @@ impl Models {
     /// # Errors
     /// [`ModelError`] as for [`Models::build`], or when a personal layer does not exist.
     pub fn layout_of(&self, spec: &Spec) -> Result<Layout, ModelError> {
-        let layout = match &spec.model {
-            ModelSpec::Custom { .. } => layout_of_model(self.build(spec, &Device::Cpu)?.as_ref())?,
-            ModelSpec::Linear | ModelSpec::Logistic | ModelSpec::Mlp { .. } | ModelSpec::Cnn { .. } => {
-                Layout::new(network::tensors(spec)?)?
+        let layout = match steps(spec)? {
+            None => layout_of_model(self.build(spec, &Device::Cpu)?.as_ref())?,
+            Some(steps) => {
+                let tensors = steps.iter().flat_map(Step::tensors);
+                Layout::new(tensors.map(|tensor| (tensor.name.clone(), tensor.shape.clone())))?
             }
         };
         if layout.len() > PARAMETERS_MAX {

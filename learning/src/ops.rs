@@ -5,20 +5,24 @@
 //! differentiable operations. Nothing here draws randomness except [`dropout`], from the seed in its [`Mode`].
 
 mod convolution;
-mod gemm;
+pub(crate) mod gemm;
 mod linear;
 mod loss;
+mod normalisation;
 mod pooling;
-pub(crate) mod single;
+mod recurrent;
 mod storage;
 
 use candle_core::{Result, Tensor};
 use rand::Rng;
 
-pub use convolution::conv2d;
+pub use convolution::{conv2d, convolution};
 pub use linear::linear;
 pub use loss::loss;
-pub use pooling::{max_pool2d, max_pool2d_composed};
+pub(crate) use loss::{Truth, loss_of_one};
+pub use normalisation::{group_norm, layer_norm};
+pub use pooling::{max_pool, max_pool2d, max_pool2d_composed};
+pub use recurrent::{embedding, gru, lstm};
 pub(crate) use storage::{edit_floats, with_floats};
 
 use crate::Mode;

@@ -7,6 +7,7 @@
 mod config;
 mod guarantee;
 mod ids;
+mod layers;
 mod layout;
 mod learner;
 mod seed;
@@ -21,14 +22,15 @@ pub use guarantee::{
     PrivacySpec, Sampling,
 };
 pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
+pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
 pub use learner::{
     EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, Statistic, Stop, TrainOrder,
 };
 pub use seed::{Purpose, Seed};
 pub use spec::{
-    Categorical, DataSpec, Loss, Missing, ModelSpec, OptimizerSpec, Positive, Spec, SpecError, Standardise,
-    TableSpec, Target, TensorSpec, TrainingSpec, UpdateSpec, Weighting,
+    Categorical, DataSpec, GradientPath, Loss, Missing, ModelSpec, OptimizerSpec, Positive, Spec, SpecError,
+    Standardise, TableSpec, Target, TensorSpec, TrainingSpec, UpdateSpec, Weighting,
 };
 pub use task::{Answer, Decline, Metrics, Outcome, Refusal, Standardiser, Task, Work};
 pub use time::Time;

@@ -5,10 +5,13 @@
 
 mod lattice;
 mod privacy;
+mod training;
 
 use serde::{Deserialize, Serialize};
 
-use crate::PrivacySpec;
+pub use training::{GradientPath, Loss, OptimizerSpec, TrainingSpec};
+
+use crate::{LayerSpec, PrivacySpec, layers};
 
 /// A positive finite number (a learning rate, a norm).
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -66,7 +69,7 @@ impl SpecError {
 }
 
 /// The model family. Inputs and outputs follow from the data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelSpec {
     /// One linear layer; with a real target this is linear regression.
@@ -91,6 +94,8 @@ pub enum ModelSpec {
         #[serde(default = "cnn_hidden")]
         hidden: usize,
     },
+    /// Layers of one's own choice, in order; the dense layer that gives the outputs follows them by itself.
+    Layers(Vec<LayerSpec>),
     /// A model that the embedding program builds itself, known to all sites under this name.
     Custom {
         /// The name.
@@ -212,78 +217,6 @@ fn one() -> Positive {
     Positive(1.0)
 }
 
-/// How a site trains.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainingSpec {
-    /// Passes over the local data a round.
-    #[serde(default = "single")]
-    pub epochs: u32,
-    /// Samples a step; the last batch of a pass may be smaller. 0 takes all samples in one batch.
-    pub batch_size: usize,
-    /// The loss; by default cross-entropy for classes and mean squared error for a real target.
-    #[serde(default)]
-    pub loss: Loss,
-    /// The optimizer at the site; its state starts anew each round.
-    pub optimizer: OptimizerSpec,
-    /// Gradients longer than this L2 norm are scaled down to it, before the optimizer.
-    #[serde(default)]
-    pub gradient_norm_max: Option<Positive>,
-    /// Batches whose gradients are averaged into one step.
-    #[serde(default = "single")]
-    pub accumulate: u32,
-}
-
-fn single() -> u32 {
-    1
-}
-
-/// The loss of a batch: the mean over its samples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Loss {
-    /// Cross-entropy for classes, mean squared error for a real target.
-    #[default]
-    Auto,
-    /// Softmax cross-entropy; one output a class.
-    CrossEntropy,
-    /// Sigmoid cross-entropy; one output, two classes.
-    BinaryCrossEntropy,
-    /// Mean squared error; one output.
-    MeanSquared,
-}
-
-/// The optimizer at a site.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum OptimizerSpec {
-    /// Stochastic gradient descent: `v = momentum * v + g + weight_decay * w; w = w - learning_rate * v`.
-    Sgd {
-        /// Step length; the schedule of the plan scales it.
-        learning_rate: Positive,
-        /// From 0 up to but not including 1.
-        #[serde(default)]
-        momentum: f64,
-        /// L2 decay, at least 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-    /// Adam (Kingma, Ba 2015).
-    Adam {
-        /// Step length; the schedule of the plan scales it.
-        learning_rate: Positive,
-    },
-    /// AdamW (Loshchilov, Hutter 2019).
-    #[serde(rename = "adamw")]
-    AdamW {
-        /// Step length; the schedule of the plan scales it.
-        learning_rate: Positive,
-        /// Decoupled decay, at least 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-}
-
 /// What an update may be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -354,6 +287,7 @@ impl Spec {
                 "give the width of at least one hidden layer, each above 0",
             )),
             ModelSpec::Cnn { channels, kernel, hidden } => self.check_cnn(channels, *kernel, *hidden),
+            ModelSpec::Layers(layers) => layers::check(layers),
             ModelSpec::Logistic if self.target() == Target::Real => Err(SpecError::new(
                 "model",
                 "logistic regression needs classes; for a real target take `linear`",

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use privacy::accounting::Relation;
 use privacy::{Released, Sum};
 use protocol::{
-    CentralPrivacy, Clipping, DataSpec, Layout, MetricsRule, ModelSpec, NoiseCorrelation, OptimizerSpec,
-    Positive, PrivacySpec, RunId, Sampling, Standardise, Statistic, TableSpec, Target, TaskKind,
-    TrainingSpec, UpdateSpec,
+    CentralPrivacy, Clipping, DataSpec, GradientPath, Layout, MetricsRule, ModelSpec, NoiseCorrelation,
+    OptimizerSpec, Positive, PrivacySpec, RunId, Sampling, Standardise, Statistic, TableSpec, Target,
+    TaskKind, TrainingSpec, UpdateSpec,
 };
 use rand::RngCore;
 
@@ -110,6 +110,7 @@ pub(crate) fn spec() -> Spec {
         optimizer,
         gradient_norm_max: None,
         accumulate: 1,
+        gradient: GradientPath::Auto,
     };
     Spec {
         model: ModelSpec::Linear,

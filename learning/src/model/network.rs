@@ -1,81 +1,12 @@
-//! The built-in families as one kind of network: convolutions, each followed by ReLU and a 2x2 max-pool, then dense layers
-//! with ReLU between them. A spec fixes names and shapes before anything is allocated.
+//! A planned model on candle: every step as a differentiable operation, on any device.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use protocol::{ModelSpec, Spec};
+use protocol::Spec;
 
+use super::plan::{Kind, Shape, Step, steps};
 use super::{Mode, Model, ModelError};
-use crate::ops::{Activation, conv2d, linear, max_pool2d};
-
-/// Names and shapes of a spec's tensors in layout order: each layer's weight, then its bias.
-///
-/// # Errors
-/// [`ModelError`] when a size overflows or a cnn does not fit the samples. Custom models have no tensors here.
-pub(super) fn tensors(spec: &Spec) -> std::result::Result<Vec<(String, Vec<usize>)>, ModelError> {
-    let name_and_shapes = |plan: Plan| {
-        let outputs = plan.weight[0];
-        [(format!("{}.weight", plan.name), plan.weight), (format!("{}.bias", plan.name), vec![outputs])]
-    };
-    Ok(plans(spec)?.into_iter().flat_map(name_and_shapes).collect())
-}
-
-/// One layer before it is allocated.
-pub(super) struct Plan {
-    name: String,
-    pub(super) kind: Kind,
-    /// The outputs come first.
-    pub(super) weight: Vec<usize>,
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
-    /// Followed by ReLU and pooling.
-    Convolution,
-    Dense(Activation),
-}
-
-/// A spec's layers in order; none for a custom model.
-pub(super) fn plans(spec: &Spec) -> std::result::Result<Vec<Plan>, ModelError> {
-    let shape = spec.input_shape();
-    let inputs = || product(&shape);
-    match &spec.model {
-        ModelSpec::Linear | ModelSpec::Logistic => Ok(dense_plans(inputs()?, &[], spec.outputs())),
-        ModelSpec::Mlp { hidden } => Ok(dense_plans(inputs()?, hidden, spec.outputs())),
-        ModelSpec::Cnn { channels, kernel, hidden } => {
-            let [mut inputs, mut height, mut width] = shape[..] else {
-                return Err(ModelError::NotAnImage(shape));
-            };
-            let mut plans = Vec::new();
-            for (index, outputs) in channels.iter().enumerate() {
-                let (name, weight) = (format!("conv{}", index + 1), vec![*outputs, inputs, *kernel, *kernel]);
-                plans.push(Plan { name, kind: Kind::Convolution, weight });
-                (inputs, height, width) = (*outputs, height / 2, width / 2);
-            }
-            if height == 0 || width == 0 {
-                return Err(ModelError::NotAnImage(shape));
-            }
-            plans.extend(dense_plans(product(&[inputs, height, width])?, &[*hidden], spec.outputs()));
-            Ok(plans)
-        }
-        ModelSpec::Custom { .. } => Ok(Vec::new()),
-    }
-}
-
-/// `dense1`, `dense2`, ...: the hidden layers with ReLU, then the outputs without.
-fn dense_plans(inputs: usize, hidden: &[usize], outputs: usize) -> Vec<Plan> {
-    let widths: Vec<usize> = [inputs].iter().chain(hidden).chain(&[outputs]).copied().collect();
-    let plan = |(index, pair): (usize, &[usize])| Plan {
-        name: format!("dense{}", index + 1),
-        kind: Kind::Dense(if index == hidden.len() { Activation::Identity } else { Activation::Relu }),
-        weight: vec![pair[1], pair[0]],
-    };
-    widths.windows(2).enumerate().map(plan).collect()
-}
-
-fn product(sides: &[usize]) -> std::result::Result<usize, ModelError> {
-    let product = sides.iter().try_fold(1usize, |product, side| product.checked_mul(*side));
-    product.ok_or(ModelError::TooLarge)
-}
+use crate::layers::Elementwise;
+use crate::ops::{self, Activation};
 
 /// A built-in model.
 pub(super) struct Network {
@@ -83,44 +14,103 @@ pub(super) struct Network {
 }
 
 struct Layer {
-    name: String,
-    kind: Kind,
-    weight: Var,
-    bias: Var,
+    step: Step,
+    vars: Vec<(String, Var)>,
+    /// Of a residual connection: its layers and its shortcut.
+    inner: Option<(Vec<Self>, Vec<Self>)>,
 }
 
 impl Network {
     /// Allocates a spec's network, all zeros. The caller has checked its size.
     ///
     /// # Errors
-    /// [`ModelError`] when the spec does not fit or the device has no room.
+    /// [`ModelError`] when the spec does not fit, is custom, or the device has no room.
     pub(super) fn build(spec: &Spec, device: &Device) -> std::result::Result<Self, ModelError> {
-        let mut layers = Vec::new();
-        for Plan { name, kind, weight } in plans(spec)? {
-            let bias = Var::zeros(weight[0], DType::F32, device)?;
-            layers.push(Layer { name, kind, weight: Var::zeros(weight, DType::F32, device)?, bias });
-        }
-        Ok(Self { layers })
+        let steps = steps(spec)?.unwrap_or_default();
+        Ok(Self { layers: build(steps, device)? })
     }
+}
+
+fn build(steps: Vec<Step>, device: &Device) -> Result<Vec<Layer>> {
+    let layer = |mut step: Step| {
+        let inner = match &mut step.kind {
+            Kind::Residual { layers, shortcut } => {
+                Some((build(std::mem::take(layers), device)?, build(std::mem::take(shortcut), device)?))
+            }
+            _ => None,
+        };
+        let var = |tensor: &super::Planned| {
+            Ok((tensor.name.clone(), Var::zeros(tensor.shape.as_slice(), DType::F32, device)?))
+        };
+        let vars = step.tensors().into_iter().map(var).collect::<Result<_>>()?;
+        Ok(Layer { step, vars, inner })
+    };
+    steps.into_iter().map(layer).collect()
+}
+
+fn tensors(layers: &[Layer]) -> Vec<(String, Var)> {
+    let of = |layer: &Layer| match &layer.inner {
+        Some((layers, shortcut)) => [tensors(layers), tensors(shortcut)].concat(),
+        None => layer.vars.clone(),
+    };
+    layers.iter().flat_map(of).collect()
 }
 
 impl Model for Network {
     fn tensors(&self) -> Vec<(String, Var)> {
-        let two = |layer: &Layer| {
-            let Layer { name, weight, bias, .. } = layer;
-            [(format!("{name}.weight"), weight.clone()), (format!("{name}.bias"), bias.clone())]
-        };
-        self.layers.iter().flat_map(two).collect()
+        tensors(&self.layers)
     }
 
-    fn forward(&self, x: &Tensor, _mode: Mode) -> Result<Tensor> {
-        let mut x = x.clone();
-        for Layer { kind, weight, bias, .. } in &self.layers {
-            x = match kind {
-                Kind::Convolution => max_pool2d(&conv2d(&x, weight, bias, Activation::Relu)?)?,
-                Kind::Dense(activation) => linear(&x.flatten_from(1)?, weight, bias, *activation)?,
-            };
+    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        run(&self.layers, x, mode)
+    }
+}
+
+fn run(layers: &[Layer], x: &Tensor, mode: Mode) -> Result<Tensor> {
+    layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x, mode))
+}
+
+impl Layer {
+    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let var = |index: usize| &self.vars[index].1;
+        match &self.step.kind {
+            Kind::Dense(activation) => self.dense(x, *activation),
+            Kind::Convolution(window, activation) => {
+                let (stride, padding) = (window.stride, window.padding);
+                ops::convolution(x, var(0), var(1), (stride, padding), *activation)
+            }
+            Kind::MaxPool(window) => ops::max_pool(x, window.side, window.stride),
+            Kind::AveragePool => match self.step.from {
+                Shape::Image { .. } => x.flatten_from(2)?.mean(2),
+                Shape::Row(_) | Shape::Sequence { .. } => x.mean(1),
+            },
+            Kind::Elementwise(Elementwise::Relu) => x.relu(),
+            Kind::Elementwise(Elementwise::Gelu) => x.gelu_erf(),
+            Kind::Elementwise(Elementwise::Tanh) => x.tanh(),
+            Kind::Elementwise(Elementwise::Sigmoid) => candle_nn::ops::sigmoid(x),
+            Kind::Dropout { probability, number } => ops::dropout(x, *probability, mode, *number),
+            Kind::GroupNorm { groups } => ops::group_norm(x, var(0), var(1), *groups),
+            Kind::LayerNorm => ops::layer_norm(x, var(0), var(1)),
+            Kind::Residual { .. } => {
+                let Some((layers, shortcut)) = &self.inner else { return Ok(x.clone()) };
+                run(layers, x, mode)? + run(shortcut, x, mode)?
+            }
+            Kind::Embedding { .. } => ops::embedding(x, var(0)),
+            Kind::Lstm => ops::lstm(x, var(0), var(1), var(2)),
+            Kind::Gru => ops::gru(x, [var(0), var(1)], [var(2), var(3)]),
+            Kind::Last => x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1),
         }
-        Ok(x)
+    }
+
+    fn dense(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (weight, bias) = (&self.vars[0].1, &self.vars[1].1);
+        match self.step.from {
+            Shape::Sequence { steps, features } => {
+                let batch = x.dim(0)?;
+                let rows = x.reshape((batch * steps, features))?;
+                ops::linear(&rows, weight, bias, activation)?.reshape((batch, steps, weight.dim(0)?))
+            }
+            Shape::Row(_) | Shape::Image { .. } => ops::linear(&x.flatten_from(1)?, weight, bias, activation),
+        }
     }
 }

@@ -27,6 +27,28 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation
     }
 }
 
+/// A convolution of any stride and padding, given as `(stride, padding)`; shapes as for [`conv2d`].
+///
+/// # Errors
+/// When shapes do not fit, or candle fails.
+pub fn convolution(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    (stride, padding): (usize, usize),
+    activation: Activation,
+) -> Result<Tensor> {
+    if stride == 1 && 2 * padding + 1 == weight.dim(3)? {
+        return conv2d(x, weight, bias, activation);
+    }
+    let bias = bias.reshape((1, bias.elem_count(), 1, 1))?;
+    let sum = x.conv2d(weight, padding, stride, 1, 1)?.broadcast_add(&bias)?;
+    match activation {
+        Activation::Identity => Ok(sum),
+        Activation::Relu => sum.relu(),
+    }
+}
+
 struct Convolution {
     activation: Activation,
 }

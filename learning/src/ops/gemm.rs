@@ -10,7 +10,7 @@
 
 /// A matrix to be read: `rows x columns`, in row-major order or its transpose.
 #[derive(Clone, Copy)]
-pub(super) struct MatrixRef<'a> {
+pub(crate) struct MatrixRef<'a> {
     data: &'a [f32],
     rows: usize,
     columns: usize,
@@ -23,7 +23,7 @@ impl<'a> MatrixRef<'a> {
     ///
     /// # Panics
     /// When `data` is not `rows * columns` long.
-    pub(super) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(
             Some(data.len()),
             rows.checked_mul(columns),
@@ -33,7 +33,7 @@ impl<'a> MatrixRef<'a> {
     }
 
     /// The same values as a `columns x rows` matrix.
-    pub(super) fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Self {
             data: self.data,
             rows: self.columns,
@@ -56,7 +56,7 @@ impl<'a> MatrixRef<'a> {
 }
 
 /// A row-major matrix to be written.
-pub(super) struct MatrixMut<'a> {
+pub(crate) struct MatrixMut<'a> {
     data: &'a mut [f32],
     rows: usize,
     columns: usize,
@@ -67,7 +67,7 @@ impl<'a> MatrixMut<'a> {
     ///
     /// # Panics
     /// When `data` is not `rows * columns` long.
-    pub(super) fn new(data: &'a mut [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(
             Some(data.len()),
             rows.checked_mul(columns),
@@ -79,7 +79,7 @@ impl<'a> MatrixMut<'a> {
 
 /// What happens to the values that the product is written over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Onto {
+pub(crate) enum Onto {
     /// They are replaced.
     Replace,
     /// The product is added to them.
@@ -90,7 +90,7 @@ pub(super) enum Onto {
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub(super) fn multiply(a: MatrixRef<'_>, b: MatrixRef<'_>, onto: Onto, c: MatrixMut<'_>) {
+pub(crate) fn multiply(a: MatrixRef<'_>, b: MatrixRef<'_>, onto: Onto, c: MatrixMut<'_>) {
     assert_eq!((a.rows, a.columns, b.columns), (c.rows, b.rows, c.columns), "shapes do not fit a product");
     if c.rows == 0 || c.columns == 0 || a.columns == 0 {
         if onto == Onto::Replace {

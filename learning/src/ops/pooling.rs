@@ -36,6 +36,19 @@ pub fn max_pool2d_composed(x: &Tensor) -> Result<Tensor> {
     first_of(upper, lower)?.reshape((batch, channels, height, width))
 }
 
+/// The maximum of windows of `size x size`, `stride` apart.
+///
+/// # Errors
+/// When the image is smaller than a window, or candle fails.
+pub fn max_pool(x: &Tensor, size: usize, stride: usize) -> Result<Tensor> {
+    if (size, stride) == (2, 2) {
+        return max_pool2d(x);
+    }
+    candle_core::bail!(
+        "only windows of 2 x 2 are pooled by automatic differentiation, not {size} by {stride}"
+    )
+}
+
 /// The pooled shape.
 fn halved(shape: &Shape) -> Result<(usize, usize, usize, usize)> {
     let (batch, channels, height, width) = shape.dims4()?;

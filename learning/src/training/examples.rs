@@ -13,9 +13,10 @@ use protocol::{Layout, LearnError, Loss, Purpose, Round, Seed};
 use super::batches::Batch;
 use super::steps::{Pass, is_correct};
 use super::{Resident, failed};
-use crate::model::{ExamplePass, Mode};
-use crate::ops::single::Truth;
+use crate::layers::{self, Chain, Weights};
+use crate::model::{Mode, steps};
 use crate::ops::with_floats;
+use crate::ops::{Truth, loss_of_one};
 use crate::{Dataset, Labels};
 
 /// A site's records before the resident model.
@@ -28,10 +29,14 @@ pub(super) struct Examples<'a> {
     fast: Option<Fast>,
 }
 
-/// A built-in network's pass, and its parameters as one vector.
+/// A model's layers in closed form, given one record at a time, so that no sum mixes records.
 struct Fast {
-    pass: ExamplePass,
+    chain: Chain,
+    /// In the layers' own order.
     parameters: Vec<f32>,
+    gradient: Vec<f32>,
+    /// In layout order.
+    natural: Vec<f32>,
 }
 
 /// What one record's pass showed.
@@ -54,8 +59,13 @@ impl<'a> Examples<'a> {
     ) -> std::result::Result<Self, LearnError> {
         let loss = resident.spec.loss();
         Batch::gather(data, &[0], loss, device)?;
-        let pass = if device.is_cpu() { ExamplePass::new(&resident.spec)? } else { None };
-        let fast = pass.map(|pass| Fast { pass, parameters: vec![0.0; layout.len()] });
+        let chain = match steps(&resident.spec)? {
+            Some(steps) if device.is_cpu() => layers::build(&steps, 1),
+            _ => None,
+        };
+        let zeros = || vec![0.0; layout.len()];
+        let fast =
+            chain.map(|chain| Fast { chain, parameters: zeros(), gradient: zeros(), natural: zeros() });
         Ok(Self { resident, data, layout, device, loss, fast })
     }
 
@@ -80,7 +90,9 @@ impl<'a> Examples<'a> {
     /// When candle fails.
     pub(super) fn refresh(&mut self) -> Result<()> {
         let Some(fast) = &mut self.fast else { return Ok(()) };
-        self.resident.store(&mut fast.parameters, self.layout)
+        self.resident.store(&mut fast.natural, self.layout)?;
+        fast.chain.import(&fast.natural, &mut fast.parameters);
+        Ok(())
     }
 
     /// Writes the gradient of the loss of record `row`, in layout order. `seed` is the step's: dropout takes from it and from
@@ -102,8 +114,15 @@ impl<'a> Examples<'a> {
             Labels::Real(values) => Truth::Real(values[row as usize]),
         };
         let x = self.data.sample(row as usize);
-        let loss = fast.pass.run(&fast.parameters, x, truth, self.loss, gradient);
-        Ok(Seen { loss, correct: is_correct(self.loss, fast.pass.outputs(), truth) })
+        let mode = Mode::Train(seed.derive(Purpose::Train, Round(row), None));
+        fast.chain.run(1, mode, &fast.parameters, x);
+        let (outputs, outputs_gradient) = fast.chain.results_and_gradient(1);
+        let loss = loss_of_one(self.loss, outputs, truth, outputs_gradient);
+        let correct = is_correct(self.loss, outputs, truth);
+        let Fast { chain, parameters, gradient: own, .. } = fast;
+        chain.back(1, Weights::Measure { parameters, gradient: own, keep: 0.0 }, x, None);
+        chain.export(own, gradient);
+        Ok(Seen { loss, correct })
     }
 
     /// The same for any model on any device.

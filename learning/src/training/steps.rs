@@ -7,7 +7,7 @@ use super::batches::{Batch, shuffle};
 use super::gradients::{Proximal, StepGradient};
 use super::{Resident, failed};
 use crate::model::Mode;
-use crate::ops::single::Truth;
+use crate::ops::Truth;
 use crate::optimizer::Optimizer;
 use crate::{Dataset, ops};
 

@@ -23,6 +23,7 @@ fn spec() -> Spec {
             optimizer,
             gradient_norm_max: None,
             accumulate: 1,
+            gradient: GradientPath::Auto,
         },
         update: UpdateSpec::default(),
         personal_layers: vec![],
