@@ -4,6 +4,7 @@
 //! [`simulations::Scenario`] to simulate a federation, with [`Room`] and [`server::net::Server`] to run one, and with
 //! [`client::net::Agent`] to take part in one. The command `consortia` does all three.
 
+pub mod measure;
 pub mod results;
 mod room;
 

@@ -15,7 +15,10 @@ use consortia::Room;
 use consortia::protocol::ClientId;
 use consortia::server::net::{Authority, Identity, Limits, Server, ServerConfig};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, SendStream,
+    TokioRuntime, TransportConfig,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
@@ -114,8 +117,15 @@ async fn dial(server: &Server, identity: &Identity) -> (Endpoint, Connection) {
         .with_client_auth_cert(vec![pem(&identity.cert_pem)], key)
         .unwrap();
     tls.alpn_protocols = vec![b"consortia/1".to_vec()];
-    let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let (mut transport, mut search) = (TransportConfig::default(), MtuDiscoveryConfig::default());
+    search.upper_bound(u16::MAX);
+    transport.mtu_discovery_config(Some(search));
+    config.transport_config(Arc::new(transport));
+    let mut takes = EndpointConfig::default();
+    takes.max_udp_payload_size(9_000).unwrap();
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let endpoint = Endpoint::new(takes, None, socket, Arc::new(TokioRuntime)).unwrap();
     let connecting = endpoint.connect_with(config, server.local_addr(), "server.consortia").unwrap();
     let connection = connecting.await.unwrap();
     (endpoint, connection)
@@ -227,6 +237,19 @@ async fn train(mut asked: Asked) -> [i32; 3] {
     points
 }
 
+/// Waits until both sides have found that loopback takes packets of the page's size, and no larger ones are taken.
+async fn packets_grow(connection: &Connection) {
+    loop {
+        let stats = connection.stats();
+        assert!(stats.path.current_mtu <= 6_500);
+        // The server's search pads packets to 3850, 5175, 5837... bytes; with usual packets all of it stays below 20 kB.
+        if stats.path.current_mtu > 6_400 && stats.udp_rx.bytes > 30_000 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 /// Watches until the run has ended; the fingerprint of its model.
 async fn watch(connection: &Connection, run: u64) -> String {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
@@ -265,6 +288,7 @@ async fn a_site_and_an_operator_written_from_the_page_take_part_and_predict_the_
     let north = authority.issue_site(&ClientId::new("north").unwrap(), SystemTime::now()).unwrap();
     let (_line, site) = dial(&server, &north).await;
     greet(&site).await;
+    tokio::time::timeout(std::time::Duration::from_secs(20), packets_grow(&site)).await.unwrap();
     count(asked(&site).await).await;
     let points = train(asked(&site).await).await;
 

@@ -22,6 +22,7 @@ mod identity;
 mod operator;
 mod records;
 mod session;
+mod values;
 
 pub use agent::{Agent, AgentConfig, AgentError};
 pub use connection::{ConnectError, SERVER_NAME};

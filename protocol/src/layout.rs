@@ -174,6 +174,11 @@ impl Parameters {
         &self.0
     }
 
+    /// Gives the values away.
+    pub fn into_values(self) -> Vec<f32> {
+        self.0
+    }
+
     /// The values, to be changed.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.0

@@ -107,6 +107,8 @@ pub struct Coordinator {
     changed: BTreeSet<ClientId>,
     phase: Phase,
     actions: VecDeque<Action>,
+    /// The memory of the last update that was folded.
+    spent: Option<Vec<i32>>,
 }
 
 /// What the coordinator is doing.
@@ -186,6 +188,7 @@ impl Coordinator {
             changed: BTreeSet::new(),
             phase,
             actions: VecDeque::new(),
+            spent: None,
             plan,
         })
     }
@@ -212,6 +215,12 @@ impl Coordinator {
     /// The next thing to do; call until `None` after every [`Coordinator::handle`].
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// The memory of the last update that was folded, once. Its values have been added and mean nothing any more; a shell may
+    /// receive the next update into it.
+    pub fn reclaim(&mut self) -> Option<Vec<i32>> {
+        self.spent.take()
     }
 
     /// When [`Event::Tick`] is due, if nothing happens before.
@@ -335,6 +344,7 @@ impl Coordinator {
         let metrics = match (&mut self.phase, admitted) {
             (Phase::Collecting { sum, reports, .. }, Admitted::Update { update, vote, metrics }) => {
                 sum.add(&update).map_err(foreign)?;
+                self.spent = Some(update.into_points());
                 if let Some(within) = vote {
                     sum.count_vote(within);
                 }

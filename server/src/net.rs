@@ -18,6 +18,7 @@ mod frames;
 mod peer;
 mod session;
 mod store;
+mod uploads;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,10 +38,10 @@ pub use authority::{Authority, AuthorityError, Identity, SERVER_NAME};
 use desk::Desk;
 pub use endpoint::EndpointError;
 use engine::{Engine, Nerves};
-use exchange::Uploads;
 pub use peer::{NotASite, site_of_pem};
 use session::{Hall, Newcomers};
 pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
+use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
 const COMMANDS: usize = 1024;
@@ -157,8 +158,14 @@ impl Server {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (live, watched) = watch::channel(None);
         let notes = broadcast::Sender::new(NOTES);
-        let nerves =
-            Nerves { commands: commands.downgrade(), live, notes: notes.clone(), stop: stop.clone() };
+        let spare = Arc::<Spare>::default();
+        let nerves = Nerves {
+            commands: commands.downgrade(),
+            live,
+            notes: notes.clone(),
+            stop: stop.clone(),
+            spare: Arc::clone(&spare),
+        };
         let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &config.state)?;
         let guard = stopped.clone().drop_guard();
         let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
@@ -169,7 +176,7 @@ impl Server {
             Arc::new(Desk { store: Arc::clone(&store), room, commands: commands.clone(), live: watched });
         let hall = Arc::new(Hall {
             limits: config.limits,
-            uploads: Uploads::new(config.limits.upload_bytes_max),
+            uploads: Uploads::new(config.limits.upload_bytes_max, spare),
             seats: Arc::new(Semaphore::new(config.limits.connections_max)),
             handshakes: Arc::new(Semaphore::new(2 * config.limits.handshakes_max)),
             commands,

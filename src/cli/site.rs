@@ -206,6 +206,7 @@ fn show(event: &AgentEvent, global: &Global) {
             AgentEvent::Connected { .. } => "connected",
             AgentEvent::Waiting { .. } => "waiting",
             AgentEvent::Started { .. } => "started",
+            AgentEvent::Answering { .. } => "answering",
             AgentEvent::Declined { .. } => "declined",
             AgentEvent::Accepted { .. } => "accepted",
             AgentEvent::Refused { .. } => "refused",

@@ -82,7 +82,14 @@ impl Agent {
         let model_bytes_max = config.model_bytes_max;
         let audit = participant.audit().cloned();
         let participant = Arc::new(Mutex::new(participant));
-        let workshop = Workshop { participant, audit, keeper: None, events: None, model_bytes_max };
+        let workshop = Workshop {
+            participant,
+            audit,
+            keeper: None,
+            events: None,
+            model_bytes_max,
+            spare: Arc::default(),
+        };
         Self { config, identity, workshop }
     }
 

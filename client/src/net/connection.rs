@@ -7,7 +7,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TransportConfig, VarInt};
+use protocol::wire::DATAGRAM_MAX;
+use quinn::{
+    Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Identity;
@@ -86,7 +89,9 @@ impl Link {
     async fn dial(address: SocketAddr, server_name: &str, identity: &Identity) -> Result<Self, ConnectError> {
         let socket = bind(address).map_err(|error| ConnectError::Socket(error.to_string()))?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime)
+        let mut takes = EndpointConfig::default();
+        takes.max_udp_payload_size(DATAGRAM_MAX).expect("every payload of 1200 bytes or more is allowed");
+        let endpoint = Endpoint::new(takes, None, socket, runtime)
             .map_err(|error| ConnectError::Socket(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(identity.tls());
         config.transport_config(Arc::new(transport()));
@@ -112,8 +117,11 @@ impl Link {
 
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut search = MtuDiscoveryConfig::default();
+    search.upper_bound(DATAGRAM_MAX);
     let idle = IDLE_MAX.try_into().expect("30 seconds are a valid idle timeout");
     transport
+        .mtu_discovery_config(Some(search))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(idle))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))

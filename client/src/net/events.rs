@@ -31,6 +31,11 @@ pub enum AgentEvent {
         /// The task.
         task: TaskId,
     },
+    /// The task is done and its answer leaves.
+    Answering {
+        /// The task.
+        task: TaskId,
+    },
     /// The site did not do a task; the server was told the reason and nothing else of this.
     Declined {
         /// The task.
@@ -98,6 +103,7 @@ impl std::fmt::Display for AgentEvent {
                 write!(f, "not connected: {trouble}; trying again in {:.1} s", retry_in.as_secs_f64())
             }
             Self::Started { task } => write!(f, "{}", begun(*task)),
+            Self::Answering { task } => write!(f, "answering the {task}"),
             Self::Declined { task, reason, message } => {
                 write!(f, "declined the {task} ({}): {message}", reason.name())
             }

@@ -15,6 +15,9 @@ pub enum FrameError {
     /// The stream ended inside a frame or where one was due.
     #[error("the stream ended before the message was complete")]
     Ended,
+    /// More came than was announced.
+    #[error("the server sent more than it had announced")]
+    Excess,
     /// The stream or the connection was given up while reading.
     #[error("reading failed: {0}")]
     Read(#[from] ReadError),

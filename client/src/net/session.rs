@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use privacy::chain;
 use protocol::wire::{
-    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Payload, Receipt,
-    Rejection, SMALL_MAX, TaskHeader,
+    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Receipt, Rejection,
+    SMALL_MAX, TaskHeader,
 };
-use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId};
+use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use super::connection::explain;
 use super::events::{AgentEvent, meaning};
 use super::frames::{FrameError, read_frame, write_frame};
+use super::values::{read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
 use crate::{Participant, Personal, Trouble, answer};
 
@@ -28,8 +29,6 @@ use crate::{Participant, Personal, Trouble, answer};
 const GREETING_MAX: Duration = Duration::from_secs(20);
 /// How long the server may take to acknowledge an answer that it has read.
 const RECEIPT_MAX: Duration = Duration::from_secs(120);
-/// Values of a model that are read at a time.
-const PIECE: usize = 1 << 18;
 /// The code with which a stream is given up.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
@@ -100,6 +99,8 @@ pub(super) struct Workshop {
     pub(super) keeper: Option<Keeper>,
     pub(super) events: Option<mpsc::Sender<AgentEvent>>,
     pub(super) model_bytes_max: u64,
+    /// The memory of the last model, for the next one: fresh pages cost about as much as receiving what goes into them.
+    pub(super) spare: Arc<Mutex<Vec<f32>>>,
 }
 
 /// Stops the work when whoever waits for it is gone.
@@ -149,6 +150,7 @@ impl Workshop {
             | AgentEvent::Abandoned { .. } => tracing::warn!("{event}"),
             AgentEvent::Connected { .. }
             | AgentEvent::Started { .. }
+            | AgentEvent::Answering { .. }
             | AgentEvent::Accepted { .. }
             | AgentEvent::Left => tracing::info!("{event}"),
         }
@@ -285,7 +287,8 @@ impl Workshop {
         stop: &Stop,
         stream: &mut TaskStream,
     ) -> Result<Result<Outcome, Trouble>, Abandoned> {
-        let model = read_model(&mut stream.recv, len).await?;
+        let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
+        let model = read_model(&mut stream.recv, len, spare).await?;
         match header.into_task(model) {
             Ok(task) => {
                 self.report(AgentEvent::Started { task: task.id });
@@ -303,7 +306,11 @@ impl Workshop {
         stream: &mut TaskStream,
     ) -> Result<Result<Outcome, Trouble>, Abandoned> {
         let (workshop, asked) = (self.clone(), stop.clone());
-        let mut job = tokio::task::spawn_blocking(move || workshop.attempt(&task, &asked));
+        let mut job = tokio::task::spawn_blocking(move || {
+            let outcome = workshop.attempt(&task, &asked);
+            workshop.keep_memory(task);
+            outcome
+        });
         let unwanted = async {
             tokio::select! {
                 _ = stream.send.stopped() => {}
@@ -318,6 +325,14 @@ impl Workshop {
                 stop.stop();
                 Err(Abandoned::Unwanted)
             }
+        }
+    }
+
+    /// Keeps the memory of a model that nobody uses any more.
+    fn keep_memory(&self, task: Task) {
+        let (Work::Train { model, .. } | Work::Evaluate { model }) = task.work else { return };
+        if let Ok(model) = Arc::try_unwrap(model) {
+            *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = model.into_values();
         }
     }
 
@@ -341,6 +356,7 @@ impl Workshop {
         let task = answer.task;
         let (header, payload) = AnswerHeader::split(answer);
         self.written(answered(task, &header), Audit::seal).await?;
+        self.report(AgentEvent::Answering { task });
         let sent = async {
             write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
             write_payload(&mut stream.send, payload).await?;
@@ -376,39 +392,6 @@ async fn given_up(recv: &mut RecvStream) {
     if let Ok(None) = recv.received_reset().await {
         std::future::pending::<()>().await;
     }
-}
-
-/// Reads `len` little-endian values, a piece at a time.
-async fn read_model(recv: &mut RecvStream, len: usize) -> Result<Vec<f32>, FrameError> {
-    let mut values: Vec<f32> = Vec::new();
-    while values.len() < len {
-        let read = values.len();
-        // Room doubles with what has come and ends at what was announced.
-        if values.capacity() < len.min(read + PIECE) {
-            values.reserve_exact((len - read).min(read.max(PIECE)));
-        }
-        values.resize(len.min(read + PIECE), 0.0);
-        recv.read_exact(bytemuck::cast_slice_mut(&mut values[read..])).await?;
-    }
-    if cfg!(target_endian = "big") {
-        values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
-    }
-    Ok(values)
-}
-
-async fn write_payload(send: &mut SendStream, payload: Payload) -> Result<(), FrameError> {
-    match payload {
-        Payload::None => {}
-        Payload::Points(mut points) => {
-            points.iter_mut().for_each(|point| *point = point.to_le());
-            send.write_all(bytemuck::cast_slice(&points)).await?;
-        }
-        Payload::Limbs(mut limbs) => {
-            limbs.iter_mut().for_each(|limb| *limb = limb.to_le());
-            send.write_all(bytemuck::cast_slice(&limbs)).await?;
-        }
-    }
-    Ok(())
 }
 
 impl std::fmt::Debug for Workshop {

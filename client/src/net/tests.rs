@@ -280,6 +280,48 @@ fn a_model_above_the_sites_limit_is_declined_before_its_bytes_come() {
 }
 
 #[test]
+fn a_model_with_more_than_was_announced_is_given_up() {
+    play(async {
+        let authority = Authority::new();
+        let server = authority.server();
+        let mut agent = Running::start(well(), authority.identity("north"), &server);
+        let connection = server.welcome().await;
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        let task = train(1, 3);
+        let mut bytes = encode(FrameKind::Task, &TaskHeader::of(&task, &task.spec.to_json()));
+        bytes.extend([0; 3 * 4 + 1]);
+        send.write_all(&bytes).await.unwrap();
+        let trouble = |event: &AgentEvent| match event {
+            AgentEvent::Abandoned { task: Some(_), trouble } => Some(trouble.clone()),
+            _ => None,
+        };
+        assert_eq!(agent.until(trouble).await, "the server sent more than it had announced");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn models_follow_each_other_in_one_memory_and_none_is_mixed_with_the_last() {
+    play(async {
+        let authority = Authority::new();
+        let server = authority.server();
+        let agent = Running::start(well(), authority.identity("north"), &server);
+        let connection = server.welcome().await;
+        for round in 1..=3 {
+            let mut task = train(round, 3);
+            if let Work::Train { model, .. } = &mut task.work {
+                *model = Arc::new(Parameters::new(vec![0.5 * round as f32, -1.0, 0.25]));
+            }
+            let (mut send, mut recv) = send_task(&connection, &task).await;
+            let came = read_answer(&mut recv).await;
+            assert_eq!(came, well().perform(&task, entropy(), &Stop::default()), "round {round}");
+            acknowledge(&mut send, Receipt::Accepted).await;
+        }
+        agent.stop().await;
+    });
+}
+
+#[test]
 fn nonsense_on_a_stream_ends_the_stream_and_not_the_agent() {
     play(async {
         let authority = Authority::new();

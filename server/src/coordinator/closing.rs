@@ -20,6 +20,8 @@ impl Coordinator {
             return;
         };
         self.cancel_missing(&gate);
+        // The release needs memory of its own, and nobody will receive before it is done.
+        self.spent = None;
         let round = gate.task.round;
         let released = if gate.has_quorum() { self.release(gate.task, sum) } else { None };
         let mut summary = RoundSummary {

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use protocol::wire::ALPN;
+use protocol::wire::{ALPN, DATAGRAM_MAX};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt,
+};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -85,6 +87,7 @@ fn endpoint_config(key: &PrivateKeyDer<'_>) -> EndpointConfig {
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
     let ids = hmac::sign(&root, b"consortia connection ids");
     let ids = ids.as_ref().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte));
+    config.max_udp_payload_size(DATAGRAM_MAX).expect("every payload of 1200 bytes or more is allowed");
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
     config
 }
@@ -115,7 +118,10 @@ fn tls(identity: &Path, key: PrivateKeyDer<'static>) -> Result<QuicServerConfig,
 
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut search = MtuDiscoveryConfig::default();
+    search.upper_bound(DATAGRAM_MAX);
     transport
+        .mtu_discovery_config(Some(search))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))

@@ -20,7 +20,7 @@ use protocol::{Answer, ClientId, Layout, Metrics, Refusal, Round, RunId, Seed, T
 use quinn::Connection;
 use rand::TryRngCore;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::audit::{self, AuditLog};
@@ -28,6 +28,7 @@ use super::central::Evaluator;
 use super::crash;
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError, StoredRun, Submission};
+use super::uploads::{Room, Spare};
 use super::{InitialModel, ModelRoom};
 use crate::{Action, Booking, Chance, Checkpoint, Commit, Coordinator, Event, Note, Plan, Purse, Setup};
 use live::Live;
@@ -39,7 +40,7 @@ pub(crate) enum Command {
     /// A session is over.
     Left { client: ClientId, session: u64 },
     /// A whole answer has come; `room` is given back once it is folded.
-    Answered { client: ClientId, session: u64, answer: Answer, room: Option<OwnedSemaphorePermit> },
+    Answered { client: ClientId, session: u64, answer: Answer, room: Option<Room> },
     /// What came was no answer.
     Refused { client: ClientId, session: u64, task: TaskId, reason: Refusal },
     /// The evaluation on the server's own data is done.
@@ -87,6 +88,7 @@ pub(crate) struct Nerves {
     pub(crate) live: watch::Sender<Option<Arc<RunSummary>>>,
     pub(crate) notes: broadcast::Sender<(RunId, Note)>,
     pub(crate) stop: CancellationToken,
+    pub(crate) spare: Arc<Spare>,
 }
 
 /// The run that is being worked on.
@@ -209,7 +211,9 @@ impl Engine {
                 crash::point("answered");
                 let folded = self.event(Event::Answered { client, answer });
                 crash::point("folded");
-                drop(room);
+                if let Some(room) = room {
+                    room.leave(self.active.as_mut().and_then(|active| active.coordinator.reclaim()));
+                }
                 folded
             }
             Command::Refused { client, session, task, reason } if self.is_current(&client, session) => {
@@ -266,6 +270,8 @@ impl Engine {
             }
             Action::Commit(commit) => {
                 crash::point("noised");
+                // Storing a model takes memory of its own.
+                self.nerves.spare.clear();
                 self.commit(*commit)?;
                 crash::point("committed");
                 self.event(Event::Committed)?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use protocol::wire::{AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, SMALL_MAX, TaskHeader};
 use protocol::{Answer, ClientId, Refusal, TaskId};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +18,7 @@ use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
 use super::frames::{FrameError, Pace, Patience, at_end, model_bytes, read_frame, read_values, write_frame};
 use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
+use super::uploads::Room;
 
 /// The code with which a stream is given up.
 const CODE_CANCELLED: VarInt = VarInt::from_u32(1);
@@ -25,30 +26,6 @@ const CODE_CANCELLED: VarInt = VarInt::from_u32(1);
 const RECEIPT: Duration = Duration::from_secs(5);
 /// Bytes a microsecond for which the window of an upload is made: 16 MiB for a peer 100 ms away.
 const RATE_PER_MICRO: u64 = 160;
-/// A permit's unit.
-const KIB: u64 = 1024;
-
-/// Bounds the bytes of updates in memory.
-pub(crate) struct Uploads {
-    kib: Arc<Semaphore>,
-    total: u32,
-}
-
-impl Uploads {
-    pub(crate) fn new(bytes_max: u64) -> Self {
-        let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
-        let total = u32::try_from(bytes_max.div_ceil(KIB)).unwrap_or(u32::MAX).clamp(1, most);
-        Self { kib: Arc::new(Semaphore::new(total as usize)), total }
-    }
-
-    /// Waits for room for this many bytes. What is larger than all the room waits for all of it.
-    async fn room_for(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let kib = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX).min(self.total);
-        let permit = Arc::clone(&self.kib).acquire_many_owned(kib).await;
-        permit.expect("this semaphore is never closed")
-    }
-}
-
 /// Whose stream it is.
 pub(crate) struct Exchange {
     pub(crate) hall: Arc<Hall>,
@@ -80,7 +57,7 @@ impl From<FrameError> for Fault {
 }
 
 /// A whole answer, and the room it takes.
-type Received = (Answer, Option<OwnedSemaphorePermit>);
+type Received = (Answer, Option<Room>);
 
 impl Exchange {
     /// Sends the task and delivers what comes of it to the engine, until `cancel`.
@@ -173,7 +150,7 @@ impl Exchange {
         let whole = limits.upload_max.min(limits.upload_idle.saturating_add(at_rate));
         let window = upload_window(bytes, self.connection.rtt());
         let pace = Pace { idle: limits.upload_idle, whole, tail: window as usize };
-        let payload = read_payload(&header, recv, pace, &self.widen(window)).await?;
+        let payload = read_payload(&header, recv, pace, &self.widen(window), room.as_ref()).await?;
         if !at_end(recv, limits.upload_idle).await? {
             return Err(Fault::Refused(Refusal::Duplicate));
         }
@@ -191,7 +168,7 @@ impl Exchange {
     async fn deliver(
         &self,
         answer: Answer,
-        room: Option<OwnedSemaphorePermit>,
+        room: Option<Room>,
         receipt: oneshot::Receiver<Receipt>,
         send: &mut SendStream,
     ) -> bool {
@@ -252,12 +229,19 @@ async fn read_payload(
     recv: &mut RecvStream,
     pace: Pace,
     window: &Widened<'_>,
+    room: Option<&Room>,
 ) -> Result<Payload, Fault> {
     let size = |len: u64| usize::try_from(len).map_err(|_| Fault::Refused(Refusal::Oversize));
     let near = || window.narrow();
     Ok(match header.body {
-        AnswerBody::Trained { len, .. } => Payload::Points(read_values(recv, size(len)?, pace, near).await?),
-        AnswerBody::Counted { len } => Payload::Limbs(read_values(recv, size(len)?, pace, near).await?),
+        AnswerBody::Trained { len, .. } => {
+            let len = size(len)?;
+            let memory = room.map_or_else(Vec::new, |room| room.points(len));
+            Payload::Points(read_values(recv, memory, pace, near).await?)
+        }
+        AnswerBody::Counted { len } => {
+            Payload::Limbs(read_values(recv, vec![0; size(len)?], pace, near).await?)
+        }
         AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
     })
 }
@@ -274,17 +258,5 @@ mod tests {
         assert_eq!(upload_window(1 << 40, Duration::ZERO), WINDOW_UPLOAD_MIN);
         assert_eq!(upload_window(1 << 20, far), 1 << 20);
         assert_eq!(upload_window(1, far), WINDOW_IDLE);
-    }
-
-    #[tokio::test]
-    async fn an_update_larger_than_all_the_room_takes_all_of_it() {
-        let uploads = Uploads::new(10 * KIB);
-        let small = uploads.room_for(1).await;
-        assert!(timeout(Duration::ZERO, uploads.room_for(1 << 40)).await.is_err());
-        drop(small);
-        let large = uploads.room_for(1 << 40).await;
-        assert!(timeout(Duration::ZERO, uploads.room_for(1)).await.is_err());
-        drop(large);
-        assert!(timeout(Duration::ZERO, uploads.room_for(10 * KIB)).await.is_ok());
     }
 }

@@ -15,8 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-/// Bytes read from the stream at a time.
-const BLOCK: usize = 256 << 10;
+/// Pieces taken from a stream at a time.
+const PIECES: usize = 64;
 
 /// How long a reader waits.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,9 @@ pub(crate) enum FrameError {
     /// Nothing came for too long, or all of it took too long.
     #[error("the peer sends too slowly")]
     TooSlow,
+    /// More came than was announced.
+    #[error("the peer sent more than it had announced")]
+    Excess,
     /// The stream ended or was given up by the peer.
     #[error("the stream ended before the message did")]
     Truncated,
@@ -51,6 +54,7 @@ impl FrameError {
             Self::Codec(CodecError::Oversize { .. }) => Some(Refusal::Oversize),
             Self::Codec(_) => Some(Refusal::Malformed),
             Self::TooSlow => Some(Refusal::TooSlow),
+            Self::Excess => Some(Refusal::Duplicate),
             Self::Truncated => Some(Refusal::Truncated),
             Self::Lost(_) => None,
         }
@@ -103,21 +107,17 @@ pub(crate) async fn write_frame<T: Serialize>(
 
 /// A number that travels raw, little-endian.
 pub(crate) trait Raw: Pod {
-    /// Zero.
-    const ZERO: Self;
     /// From the byte order of the wire.
     fn native(self) -> Self;
 }
 
 impl Raw for i32 {
-    const ZERO: Self = 0;
     fn native(self) -> Self {
         Self::from_le(self)
     }
 }
 
 impl Raw for i64 {
-    const ZERO: Self = 0;
     fn native(self) -> Self {
         Self::from_le(self)
     }
@@ -134,21 +134,33 @@ pub(crate) struct Pace {
     pub(crate) tail: usize,
 }
 
-/// Reads exactly `len` values, and calls `near` when no more than the tail is left. The caller has checked `len` against
-/// the plan; pages of the vector are touched only as bytes come in.
+/// Fills `values`, and calls `near` when no more than the tail is left. The caller has checked their number against the plan;
+/// pages of fresh memory are touched only as bytes come in. Pieces are copied while the connection takes in what comes next.
 pub(crate) async fn read_values<T: Raw>(
     stream: &mut RecvStream,
-    len: usize,
+    mut values: Vec<T>,
     pace: Pace,
     near: impl FnOnce(),
 ) -> Result<Vec<T>, FrameError> {
-    let mut values = vec![T::ZERO; len];
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-    let (body, tail) = bytes.split_at_mut(bytes.len().saturating_sub(pace.tail));
+    let mut left: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+    let mut near = Some(near);
     let reading = async {
-        fill(stream, body, pace.idle).await?;
-        near();
-        fill(stream, tail, pace.idle).await
+        let mut pieces = [const { Bytes::new() }; PIECES];
+        while !left.is_empty() {
+            if left.len() <= pace.tail {
+                near.take().into_iter().for_each(|near| near());
+            }
+            let read = timeout(pace.idle, stream.read_chunks(&mut pieces)).await;
+            let count = read.map_err(|_| FrameError::TooSlow)??.ok_or(FrameError::Truncated)?;
+            for piece in &mut pieces[..count] {
+                let (here, rest) =
+                    std::mem::take(&mut left).split_at_mut_checked(piece.len()).ok_or(FrameError::Excess)?;
+                here.copy_from_slice(piece);
+                *piece = Bytes::new();
+                left = rest;
+            }
+        }
+        Ok::<_, FrameError>(())
     };
     timeout(pace.whole, reading).await.map_err(|_| FrameError::TooSlow)??;
     if cfg!(target_endian = "big") {
@@ -167,8 +179,7 @@ pub(crate) async fn at_end(stream: &mut RecvStream, idle: Duration) -> Result<bo
 async fn fill(stream: &mut RecvStream, buffer: &mut [u8], idle: Duration) -> Result<(), FrameError> {
     let mut filled = 0;
     while filled < buffer.len() {
-        let end = buffer.len().min(filled + BLOCK);
-        let read = timeout(idle, stream.read(&mut buffer[filled..end])).await;
+        let read = timeout(idle, stream.read(&mut buffer[filled..])).await;
         match read.map_err(|_| FrameError::TooSlow)?? {
             Some(count) => filled += count,
             None => return Err(FrameError::Truncated),

@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::Limits;
 use super::desk::Desk;
 use super::engine::{Command, Link, Order};
-use super::exchange::{Exchange, Uploads};
+use super::exchange::Exchange;
 use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::peer::Peer;
+use super::uploads::Uploads;
 
 /// What this program calls itself.
 pub(crate) const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{
+    Connection, Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, SendStream, TransportConfig, VarInt,
+};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,7 +19,8 @@ use rustls::server::WebPkiClientVerifier;
 use server::net::SERVER_NAME;
 use tokio::task::JoinSet;
 
-use super::{Leg, Role, now, sites, until_input_ends};
+use super::role::{Role, until_input_ends};
+use super::{Leg, Stage, now, sites};
 
 const SOCKET_BUFFER: usize = 4 << 20;
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -31,8 +34,8 @@ const DOWN: u8 = b'd';
 const UP: u8 = b'u';
 
 /// The server's process: on every stream it sends or takes in `bytes`, until its input ends.
-pub(super) async fn serve(dir: &Path, bytes: usize) -> anyhow::Result<()> {
-    let mut transport = TransportConfig::default();
+pub(super) async fn serve(dir: &Path, bytes: usize, datagram_max: u16) -> anyhow::Result<()> {
+    let mut transport = transport(datagram_max);
     transport
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(STREAM_WINDOW))
@@ -48,7 +51,7 @@ pub(super) async fn serve(dir: &Path, bytes: usize) -> anyhow::Result<()> {
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config.transport_config(Arc::new(transport));
     let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket()?, runtime)?;
+    let endpoint = Endpoint::new(takes(datagram_max)?, Some(config), socket()?, runtime)?;
     writeln!(std::io::stdout(), "listening {}", endpoint.local_addr()?)?;
     let accepting = async {
         while let Some(incoming) = endpoint.accept().await {
@@ -79,13 +82,15 @@ async fn attend(mut send: SendStream, mut recv: RecvStream, bytes: usize) -> any
     }
 }
 
-/// Copies `bytes` down to and up from every connection, `copies` times.
-pub(super) async fn copy(dir: &Path, bytes: usize, copies: usize) -> anyhow::Result<Vec<Leg>> {
-    let mut server = Role::start("bare-server", dir, bytes)?;
-    let address: SocketAddr = server.expect("listening")?.parse()?;
+/// Copies a model's bytes down to and up from every connection, as often as there are rounds.
+pub(super) async fn copy(stage: &Stage<'_>, datagram_max: u16) -> anyhow::Result<Vec<Leg>> {
+    let (bytes, copies) = (stage.bytes(), stage.order.rounds);
+    let words = format!("bare|{}|{bytes}|{datagram_max}", stage.dir.display());
+    let mut server = Role::start(stage.program, &words)?;
+    let address = server.expect("listening")?;
     let mut lines = Vec::new();
-    for site in sites() {
-        lines.push(connect(&dir.join(site.as_str()), address).await?);
+    for site in sites(stage.order.sites)? {
+        lines.push(connect(&stage.dir.join(site.as_str()), &address, ALPN, datagram_max).await?);
     }
     let mut legs = Vec::new();
     // The first one warms up, as the first round does.
@@ -137,7 +142,7 @@ async fn give(send: &mut SendStream, bytes: usize) -> anyhow::Result<()> {
     Ok(send.finish()?)
 }
 
-async fn take(recv: &mut RecvStream, bytes: usize) -> anyhow::Result<()> {
+pub(super) async fn take(recv: &mut RecvStream, bytes: usize) -> anyhow::Result<()> {
     let mut block = vec![0u8; BLOCK];
     let mut left = bytes;
     while left > 0 {
@@ -147,8 +152,14 @@ async fn take(recv: &mut RecvStream, bytes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connect(folder: &Path, address: SocketAddr) -> anyhow::Result<(Endpoint, Connection)> {
-    let mut transport = TransportConfig::default();
+/// A connection as a site's agent has it, but for the protocol's name.
+pub(super) async fn connect(
+    folder: &Path,
+    address: &str,
+    alpn: &[u8],
+    datagram_max: u16,
+) -> anyhow::Result<(Endpoint, Connection)> {
+    let mut transport = transport(datagram_max);
     transport
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CLIENT_WINDOW))
@@ -159,13 +170,27 @@ async fn connect(folder: &Path, address: SocketAddr) -> anyhow::Result<(Endpoint
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(Arc::new(transport));
     let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket()?, runtime)?;
-    let connection = endpoint.connect_with(config, address, SERVER_NAME)?.await?;
+    let endpoint = Endpoint::new(takes(datagram_max)?, None, socket()?, runtime)?;
+    let connection = endpoint.connect_with(config, address.parse()?, SERVER_NAME)?.await?;
     Ok((endpoint, connection))
+}
+
+fn transport(datagram_max: u16) -> TransportConfig {
+    let mut search = MtuDiscoveryConfig::default();
+    search.upper_bound(datagram_max);
+    let mut transport = TransportConfig::default();
+    transport.mtu_discovery_config(Some(search));
+    transport
+}
+
+fn takes(datagram_max: u16) -> anyhow::Result<EndpointConfig> {
+    let mut takes = EndpointConfig::default();
+    takes.max_udp_payload_size(datagram_max)?;
+    Ok(takes)
 }
 
 fn socket() -> anyhow::Result<UdpSocket> {

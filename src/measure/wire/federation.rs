@@ -3,21 +3,25 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier};
+use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, bail};
 use client::Participant;
-use client::net::{Agent, AgentConfig};
-use privacy::{Encoded, Sum};
+use client::net::{Agent, AgentConfig, AgentEvent, Identity};
+use privacy::{Encoded, Released, Sum};
 use protocol::{
     EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Parameters, Round, RunId, Seed, Spec,
-    Statistic, Stop, Task, TaskId, TaskKind, TrainOrder, Work,
+    Statistic, Stop, Task, TaskId, TaskKind, TrainOrder,
 };
 use server::net::{InitialModel, Limits, ModelRoom, Server, ServerConfig};
 use server::{Note, Plan};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Leg, ROUNDS, Role, SITES, now, sites, until_input_ends};
+use super::role::until_input_ends;
+use super::{Leg, Order, Stage, median, now, sites};
 
 /// The plan but for its number of rounds and clients.
 const PLAN: &str = "name = \"transport\"\nmodel = { custom = { name = \"vector\" } }\n\
@@ -44,57 +48,71 @@ fn vector(parameters: usize) -> Result<Layout, protocol::LayoutError> {
 }
 
 /// The server's process: says where it listens, then when each round opens and closes, until its input ends.
-pub(super) async fn serve(dir: &Path, parameters: usize) -> anyhow::Result<()> {
+pub(super) async fn serve(dir: &Path, order: Order) -> anyhow::Result<()> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (state, identity) = (dir.join("state"), dir.join("identity"));
     let config = ServerConfig { state, listen, identity, limits: Limits::default() };
-    let server = Server::start(config, Arc::new(VectorRoom(parameters))).await?;
+    let server = Server::start(config, Arc::new(VectorRoom(order.parameters))).await?;
     let mut notes = server.notes();
-    let rounds = ROUNDS + 1;
-    let plan = format!("rounds = {rounds}\n{PLAN}cohort = {{ clients_min = {SITES}, count = {SITES} }}\n");
-    server.submit(plan, Some(1)).await.map_err(anyhow::Error::msg)?;
+    let rounds = order.rounds + 1;
+    server.submit(plan(order.sites, rounds), Some(1)).await.map_err(anyhow::Error::msg)?;
     let mut output = std::io::stdout();
     writeln!(output, "listening {}", server.local_addr())?;
     let mut stored = 0;
     while stored < rounds {
         match notes.recv().await?.1 {
             Note::Opened { .. } => writeln!(output, "opened {}", now())?,
-            Note::Closed { answered, .. } if answered < SITES => bail!("only {answered} sites answered"),
+            Note::Closed { answered, .. } if answered < order.sites => {
+                bail!("only {answered} sites answered")
+            }
             Note::Closed { .. } => writeln!(output, "closed {}", now())?,
-            Note::Round(_) => stored += 1,
+            Note::Round(_) => {
+                writeln!(output, "stored {}", now())?;
+                stored += 1;
+            }
             Note::Refused { client, reason, detail, .. } => bail!("{client}: {reason:?} ({detail})"),
             Note::Declined { client, reason, detail, .. } => bail!("{client}: {reason:?} ({detail})"),
             _ => {}
         }
     }
-    writeln!(output, "stored")?;
     until_input_ends().await?;
     server.shutdown().await?;
     Ok(())
 }
 
 /// Seconds of each round but the first, and the most bytes the server has had resident.
-pub(super) async fn run(dir: &Path, parameters: usize, rounds: usize) -> anyhow::Result<(Vec<Leg>, u64)> {
-    let mut server = Role::start("federation-server", dir, parameters)?;
-    let address = server.expect("listening")?;
-    let meeting = Arc::new(Meeting { barrier: Barrier::new(SITES), down: Mutex::default() });
-    let leave = CancellationToken::new();
-    let mut agents = tokio::task::JoinSet::new();
-    for site in sites() {
+pub(super) async fn run(stage: &Stage<'_>) -> anyhow::Result<(Vec<Leg>, u64)> {
+    let (mut server, address) = stage.federation()?;
+    let Order { parameters, sites: count, rounds } = stage.order;
+    let meeting = Arc::new(Barrier::new(count));
+    let (leave, (events, mut heard)) = (CancellationToken::new(), mpsc::channel(64));
+    let mut agents = JoinSet::new();
+    for site in sites(count)? {
         let learner = Adder { layout: vector(parameters)?, meeting: Arc::clone(&meeting) };
-        let identity = client::net::Identity::load(&dir.join(site.as_str()))?;
+        let identity = Identity::load(&stage.dir.join(site.as_str()))?;
         let participant = Participant::new(site, Box::new(learner));
         let agent = Agent::new(participant, identity, AgentConfig::new(address.clone()));
-        agents.spawn(agent.run(leave.clone()));
+        agents.spawn(agent.with_events(events.clone()).run(leave.clone()));
     }
+    drop(events);
+    let listening = tokio::spawn(async move {
+        let mut spans = vec![(0.0f64, f64::INFINITY); rounds + 1];
+        while let Some(event) = heard.recv().await {
+            let (moment, span) = (now(), |task: TaskId| task.round.0 as usize - 1);
+            match event {
+                AgentEvent::Started { task } => spans[span(task)].0 = spans[span(task)].0.max(moment),
+                AgentEvent::Answering { task } => spans[span(task)].1 = spans[span(task)].1.min(moment),
+                _ => {}
+            }
+        }
+        spans
+    });
     let told = tokio::task::spawn_blocking(move || {
         let mut moments = Vec::new();
         for _ in 0..=rounds {
-            let opened: f64 = server.expect("opened")?.parse()?;
-            let closed: f64 = server.expect("closed")?.parse()?;
-            moments.push((opened, closed));
+            moments.push((server.moment("opened")?, server.moment("closed")?));
+            server.expect("stored")?;
         }
-        server.expect("stored")?;
         anyhow::Ok((moments, server.peak()?, server))
     });
     let (moments, peak, server) = told.await??;
@@ -103,58 +121,83 @@ pub(super) async fn run(dir: &Path, parameters: usize, rounds: usize) -> anyhow:
         left??;
     }
     server.end()?;
-    let down = meeting.down.lock().unwrap_or_else(PoisonError::into_inner);
-    if down.len() != moments.len() {
-        bail!("the sites met {} times in {} rounds", down.len(), moments.len());
-    }
-    let leg = |((opened, closed), down): (&(f64, f64), &f64)| Leg { down: down - opened, up: closed - down };
-    let legs: Vec<Leg> = moments.iter().zip(&*down).skip(1).map(leg).collect();
-    legs.first().context("no round was timed")?;
-    Ok((legs, peak))
+    let leg = |((opened, closed), (down, up)): (&(f64, f64), (f64, f64))| Leg {
+        down: down - opened,
+        up: closed - up,
+    };
+    Ok((moments.iter().zip(listening.await?).skip(1).map(leg).collect(), peak))
 }
 
-/// Seconds that all sites together, and then the server for all of them, work on one round's updates when nothing travels.
-pub(super) fn work_alone(parameters: usize) -> anyhow::Result<(f64, f64)> {
-    let plan = format!("rounds = 1\n{PLAN}cohort = {{ clients_min = {SITES}, count = {SITES} }}\n");
-    let spec = Plan::parse(&plan)?.spec;
+/// Seconds of a round's work when nothing travels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work {
+    /// Clipping and encoding, all sites at once.
+    pub(super) sites: f64,
+    /// Admission, sum and step of all updates.
+    pub(super) server: f64,
+}
+
+/// Does a round's work without a network.
+pub(super) fn work_alone(order: Order) -> anyhow::Result<Work> {
+    let Order { parameters, sites: count, .. } = order;
+    let plan = Plan::parse(&plan(count, 1))?;
     let model = Arc::new(Parameters::new(vec![0.0; parameters]));
     let id = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
-    let work = Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
-    let task =
-        Task { id, spec: Arc::clone(&spec), seed: Some(Seed::from_number(1)), standardiser: None, work };
-    let meeting = Arc::new(Meeting { barrier: Barrier::new(SITES), down: Mutex::default() });
+    let work = protocol::Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
+    let spec = Arc::clone(&plan.spec);
+    let task = Task { id, spec, seed: Some(Seed::from_number(1)), standardiser: None, work };
+    let meeting = Arc::new(Barrier::new(count + 1));
     let mut participants = Vec::new();
-    for site in sites() {
+    for site in sites(count)? {
         let learner = Adder { layout: vector(parameters)?, meeting: Arc::clone(&meeting) };
         participants.push(Participant::new(site, Box::new(learner)));
     }
     let perform = |mut participant: Participant| {
         participant.perform(&task, Seed::from_number(1), &Stop::default()).outcome
     };
-    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+    let (began, outcomes) = std::thread::scope(|scope| {
         let threads: Vec<_> = participants.into_iter().map(|one| scope.spawn(|| perform(one))).collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        meeting.wait();
+        let began = now();
+        let join = |thread: ScopedJoinHandle<'_, Outcome>| thread.join().ok();
+        (began, threads.into_iter().filter_map(join).collect::<Vec<_>>())
     });
-    let met = *meeting.down.lock().unwrap_or_else(PoisonError::into_inner).first().context("they met")?;
-    let (encoded, lattice) = (now(), spec.lattice(parameters)?);
-    let mut sum = Sum::new(&lattice);
-    for outcome in outcomes {
-        let Outcome::Trained { points, weight, .. } = outcome else { bail!("a site declined: {outcome:?}") };
-        sum.add(&Encoded::admit(points, weight, &lattice)?)?;
+    let encoded = now();
+    let Some(Outcome::Trained { points, weight, .. }) = outcomes.into_iter().next() else {
+        bail!("a site declined");
+    };
+    let mut spans = Vec::new();
+    for _ in 0..=order.rounds {
+        spans.push(fold_alone(&plan, points.clone(), weight, count)?);
     }
-    Ok((encoded - met, now() - encoded))
+    Ok(Work { sites: encoded - began, server: median(spans.into_iter().skip(1)) })
 }
 
-/// Where the sites wait for each other, and when they were complete.
-struct Meeting {
-    barrier: Barrier,
-    down: Mutex<Vec<f64>>,
+/// Admits and adds one update `count` times and moves a model by the mean.
+fn fold_alone(plan: &Plan, mut points: Vec<i32>, weight: u32, count: usize) -> anyhow::Result<f64> {
+    let lattice = plan.spec.lattice(points.len())?;
+    let mut model = vec![0.0; points.len()];
+    let began = now();
+    let mut sum = Sum::new(&lattice);
+    for _ in 0..count {
+        let update = Encoded::admit(points, weight, &lattice)?;
+        sum.add(&update)?;
+        points = update.into_points();
+    }
+    let released = Released::unprotected(sum).context("the sum holds updates")?;
+    plan.strategy.optimizer().step(&mut model, &released);
+    Ok(now() - began)
+}
+
+/// The plan of a measurement.
+fn plan(sites: usize, rounds: usize) -> String {
+    format!("rounds = {rounds}\n{PLAN}cohort = {{ clients_min = {sites}, count = {sites} }}\n")
 }
 
 /// Waits until every site has the model, then adds a constant to it.
 struct Adder {
     layout: Layout,
-    meeting: Arc<Meeting>,
+    meeting: Arc<Barrier>,
 }
 
 impl Learner for Adder {
@@ -175,9 +218,7 @@ impl Learner for Adder {
     }
 
     fn train(&mut self, parameters: &mut [f32], _: &TrainOrder, _: &Stop) -> Result<Metrics, LearnError> {
-        if self.meeting.barrier.wait().is_leader() {
-            self.meeting.down.lock().unwrap_or_else(PoisonError::into_inner).push(now());
-        }
+        self.meeting.wait();
         parameters.iter_mut().for_each(|value| *value += 1e-3);
         Ok(Metrics { loss: 0.0, accuracy: None, examples: 10, seconds: 0.0 })
     }

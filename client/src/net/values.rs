@@ -1,0 +1,80 @@
+//! Raw values over quinn's streams: a model in, an update out. Each is copied once: from the packets into the model, from the
+//! update into the packets.
+
+use bytes::Bytes;
+use protocol::wire::Payload;
+use quinn::{RecvStream, SendStream};
+
+use super::frames::FrameError;
+
+/// Pieces taken from a stream at a time. They are copied while the connection takes in what comes next.
+const PIECES: usize = 64;
+
+/// Reads `len` little-endian values, in the memory of `spare` where that has the length. Memory grows with the bytes received
+/// and never with a length that was only announced: fresh pages are touched as bytes come in.
+pub(super) async fn read_model(
+    recv: &mut RecvStream,
+    len: usize,
+    spare: Vec<f32>,
+) -> Result<Vec<f32>, FrameError> {
+    let mut values = if spare.len() == len { spare } else { vec![0.0; len] };
+    fill(recv, bytemuck::cast_slice_mut(&mut values)).await?;
+    if cfg!(target_endian = "big") {
+        values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
+    }
+    Ok(values)
+}
+
+/// Fills `bytes`, and refuses more.
+async fn fill(recv: &mut RecvStream, mut bytes: &mut [u8]) -> Result<(), FrameError> {
+    let mut pieces = [const { Bytes::new() }; PIECES];
+    while !bytes.is_empty() {
+        let count = recv.read_chunks(&mut pieces).await?.ok_or(FrameError::Ended)?;
+        for piece in &mut pieces[..count] {
+            let (here, rest) = bytes.split_at_mut_checked(piece.len()).ok_or(FrameError::Excess)?;
+            here.copy_from_slice(piece);
+            *piece = Bytes::new();
+            bytes = rest;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the values from the memory they are in, which is free once the server has acknowledged them.
+pub(super) async fn write_payload(send: &mut SendStream, payload: Payload) -> Result<(), FrameError> {
+    let bytes = match payload {
+        Payload::None => return Ok(()),
+        Payload::Points(mut points) => {
+            points.iter_mut().for_each(|point| *point = point.to_le());
+            Bytes::from_owner(Raw(points))
+        }
+        Payload::Limbs(mut limbs) => {
+            limbs.iter_mut().for_each(|limb| *limb = limb.to_le());
+            Bytes::from_owner(Raw(limbs))
+        }
+    };
+    Ok(send.write_chunk(bytes).await?)
+}
+
+/// Numbers as the bytes they are.
+struct Raw<T>(Vec<T>);
+
+impl<T: bytemuck::Pod> AsRef<[u8]> for Raw<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_is_sent_from_its_own_memory() {
+        let points = vec![1i32.to_le(), (-2i32).to_le()];
+        let place = points.as_ptr().cast();
+        let bytes = Bytes::from_owner(Raw(points));
+        assert_eq!(bytes.as_ptr(), place);
+        assert_eq!(&bytes[..], [1i32.to_le_bytes(), (-2i32).to_le_bytes()].concat());
+    }
+}

@@ -1,0 +1,234 @@
+//! How fast a model goes down to sites and their updates come up, beside the same bytes copied over bare QUIC.
+//!
+//! The server is a process of its own with its default limits, and so is the bare one; the sites are in this process. On the way
+//! down they are agents whose time ends when the model has come. On the way up they speak the protocol with an update that
+//! was encoded before, so that the server's time alone is measured: from the first byte of the first update to the new model.
+//! Everything is on loopback and in a temporary folder.
+#![expect(clippy::disallowed_methods, reason = "who measures reads the clock")]
+
+mod federation;
+mod line;
+mod replay;
+mod role;
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use protocol::ClientId;
+use protocol::wire::DATAGRAM_MAX;
+use serde::Serialize;
+use server::net::Authority;
+
+pub use role::Program;
+
+/// The largest payload of packets where nothing larger is tried: quinn's default.
+const DATAGRAM_USUAL: u16 = 1452;
+
+/// What is to be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// Values of the model.
+    pub parameters: usize,
+    /// Sites that take part in every round.
+    pub sites: usize,
+    /// Rounds that are timed; one more comes before them. Bare copies are as many before as after.
+    pub rounds: usize,
+}
+
+/// One way of the bytes, medians.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Way {
+    /// Seconds until all sites are through.
+    pub seconds: f64,
+    /// The same bytes over bare QUIC with the same packets, windows and buffers.
+    pub bare_seconds: f64,
+    /// The same with packets of the usual size.
+    pub bare_usual_seconds: f64,
+    /// `bare_seconds` over `seconds`.
+    pub share_of_bare: f64,
+    /// Bytes a second, all sites together.
+    pub bytes_per_s: f64,
+}
+
+/// What came out.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Measured {
+    /// Sites.
+    pub sites: usize,
+    /// Bytes of the model, and of each update.
+    pub model_bytes: usize,
+    /// From the opened round to the model in every site's memory.
+    pub down: Way,
+    /// From the first byte of the first update until the server has acknowledged the last byte of the last.
+    pub up: Way,
+    /// Seconds from the first byte of the first update to the new model.
+    pub seconds_to_model: f64,
+    /// What the server does of it when nothing travels: admission, sum and step.
+    pub work_seconds: f64,
+    /// The slower of bare QUIC and that work, over `seconds_to_model`.
+    pub share_of_limit: f64,
+    /// Seconds from the new model to the stored one.
+    pub seconds_to_disk: f64,
+    /// Seconds from the first answer that leaves an agent to the new model: other agents of this process still encode.
+    pub agents_seconds_to_model: f64,
+    /// Seconds that the sites' clipping and encoding takes, all at once, when nothing travels.
+    pub encode_seconds: f64,
+    /// The most bytes that a server has had resident.
+    pub server_peak_rss_bytes: u64,
+    /// The same in models.
+    pub server_peak_models: f64,
+    /// The machine's load when the measurement began.
+    pub load_average: f64,
+}
+
+/// Measures. `program` starts this very program in another role; its `main` must call [`role`] first.
+///
+/// # Errors
+/// Whatever hinders the measurement, in a sentence.
+pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured> {
+    let load_average = load_average();
+    let dir = tempfile::tempdir()?;
+    issue_identities(dir.path(), order.sites)?;
+    let stage = Stage { program, dir: dir.path(), order };
+    let bytes = stage.bytes();
+
+    let mut bare = line::copy(&stage, DATAGRAM_MAX).await?;
+    let mut usual = line::copy(&stage, DATAGRAM_USUAL).await?;
+    let (rounds, peak) = federation::run(&stage).await?;
+    let (replays, peak_up) = replay::run(&stage).await?;
+    usual.extend(line::copy(&stage, DATAGRAM_USUAL).await?);
+    bare.extend(line::copy(&stage, DATAGRAM_MAX).await?);
+    let work = federation::work_alone(order)?;
+
+    let total = (order.sites * bytes) as f64;
+    let way = |seconds: f64, side: fn(&Leg) -> f64| {
+        let (bare, usual) = (median(bare.iter().map(side)), median(usual.iter().map(side)));
+        Way {
+            seconds,
+            bare_seconds: bare,
+            bare_usual_seconds: usual,
+            share_of_bare: bare / seconds,
+            bytes_per_s: total / seconds,
+        }
+    };
+    let down = way(median(rounds.iter().map(|round| round.down)), |leg| leg.down);
+    let up = way(median(replays.iter().map(|replay| replay.acknowledged)), |leg| leg.up);
+    let seconds_to_model = median(replays.iter().map(|replay| replay.model));
+    let server_peak_rss_bytes = peak.max(peak_up);
+    Ok(Measured {
+        sites: order.sites,
+        model_bytes: bytes,
+        down,
+        up,
+        seconds_to_model,
+        work_seconds: work.server,
+        share_of_limit: up.bare_seconds.max(work.server) / seconds_to_model,
+        seconds_to_disk: median(replays.iter().map(|replay| replay.stored)),
+        agents_seconds_to_model: median(rounds.iter().map(|round| round.up)),
+        encode_seconds: work.sites,
+        server_peak_rss_bytes,
+        server_peak_models: server_peak_rss_bytes as f64 / bytes as f64,
+        load_average,
+    })
+}
+
+/// Plays the role that a [`Program`] was started in, until its standard input ends. `None` when it was started in none.
+///
+/// # Errors
+/// Whatever hinders the role.
+pub async fn role() -> Option<anyhow::Result<()>> {
+    let words = std::env::var(role::VARIABLE).ok()?;
+    Some(play(&words.split('|').collect::<Vec<_>>()).await)
+}
+
+async fn play(words: &[&str]) -> anyhow::Result<()> {
+    match *words {
+        ["federation", dir, parameters, sites, rounds] => {
+            let order =
+                Order { parameters: parameters.parse()?, sites: sites.parse()?, rounds: rounds.parse()? };
+            federation::serve(Path::new(dir), order).await
+        }
+        ["bare", dir, bytes, datagram_max] => {
+            line::serve(Path::new(dir), bytes.parse()?, datagram_max.parse()?).await
+        }
+        _ => bail!("there is no role `{}`", words.join(" ")),
+    }
+}
+
+/// Where a measurement takes place.
+struct Stage<'a> {
+    program: &'a Program,
+    dir: &'a Path,
+    order: Order,
+}
+
+impl Stage<'_> {
+    fn bytes(&self) -> usize {
+        self.order.parameters * size_of::<f32>()
+    }
+
+    /// A server of the federation, and where it listens.
+    fn federation(&self) -> anyhow::Result<(role::Role, String)> {
+        let Order { parameters, sites, rounds } = self.order;
+        let words = format!("federation|{}|{parameters}|{sites}|{rounds}", self.dir.display());
+        let mut server = role::Role::start(self.program, &words)?;
+        let address = server.expect("listening")?;
+        Ok((server, address))
+    }
+}
+
+/// Seconds down to all sites and up from all sites.
+#[derive(Clone, Copy, Debug)]
+struct Leg {
+    down: f64,
+    up: f64,
+}
+
+/// The server's folder `identity`, and one named after each site.
+fn issue_identities(dir: &Path, count: usize) -> anyhow::Result<()> {
+    let authority = Authority::create(&dir.join("authority"), SystemTime::now())?;
+    authority.issue_server(&[], SystemTime::now())?.write_identity(&dir.join("identity"))?;
+    for site in sites(count)? {
+        authority.issue_site(&site, SystemTime::now())?.write_identity(&dir.join(site.as_str()))?;
+    }
+    Ok(())
+}
+
+fn sites(count: usize) -> anyhow::Result<Vec<ClientId>> {
+    (1..=count).map(|index| ClientId::new(&format!("site-{index}")).context("a name for a site")).collect()
+}
+
+/// Seconds since the Unix epoch: the clock that two processes share.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Processes that want a processor, over the last minute; not a number where the system does not say.
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => values[middle],
+        _ => (values[middle - 1] + values[middle]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_the_middle_or_between_the_middles() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        assert!(median(std::iter::empty()).is_nan());
+    }
+}
