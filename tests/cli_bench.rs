@@ -102,3 +102,20 @@ fn people_read_sentences_and_a_folder_without_images_is_refused() {
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("mnist"));
 }
+
+#[test]
+fn a_model_s_ways_are_measured_beside_bare_quic() {
+    let measured = object(&["wire", "--parameters", "50000", "--sites", "2", "--rounds", "1"]);
+    positive(&measured, &["updates_per_s", "share_of_limit", "peak_rss_bytes"]);
+    for (sites, place) in [(1, "one_site"), (2, "sites")] {
+        let measured = &measured[place];
+        assert_eq!((&measured["sites"], &measured["model_bytes"]), (&sites.into(), &200_000.into()));
+        for way in ["down", "up"] {
+            positive(&measured[way], &["seconds", "bare_seconds", "bare_usual_seconds", "bytes_per_s"]);
+            let [share, ours, bare] =
+                ["share_of_bare", "seconds", "bare_seconds"].map(|key| measured[way][key].as_f64().unwrap());
+            assert!((share * ours / bare - 1.0).abs() < 1e-9);
+        }
+        positive(measured, &["seconds_to_model", "work_seconds", "seconds_to_disk", "server_peak_models"]);
+    }
+}

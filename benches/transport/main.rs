@@ -12,7 +12,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use consortia::measure::wire::{Measured, Order, Program, Way, measure, role};
+use consortia::measure::wire::{Order, Program, measure, role};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<ExitCode> {
     for sites in [1, 8] {
         let order = Order { parameters, sites, rounds: if judged { ROUNDS } else { 1 } };
         let measured = runtime.block_on(measure(order, &program))?;
-        print(&measured);
+        println!("{measured}\n");
         if judged && parameters >= PARAMETERS && measured.server_peak_models >= MODELS_MAX {
             println!("this is not below {MODELS_MAX} models: failed");
             return Ok(ExitCode::FAILURE);
@@ -53,28 +53,4 @@ fn parameters_asked(words: &[&str]) -> anyhow::Result<usize> {
         return number.parse().with_context(|| format!("`{number}` is not a number of parameters"));
     }
     Ok(if words.contains(&"--bench") { PARAMETERS } else { PARAMETERS_SMALL })
-}
-
-fn print(measured: &Measured) {
-    let Measured { sites, model_bytes, load_average, .. } = measured;
-    println!("{sites} sites, {:.1} MB each way a site, load {load_average}", *model_bytes as f64 / 1e6);
-    for (name, way) in [("down", measured.down), ("up", measured.up)] {
-        let Way { seconds, bare_seconds, bare_usual_seconds, share_of_bare, bytes_per_s } = way;
-        println!(
-            "{name:>5}: {seconds:.3} s, {:.0} MB/s; bare QUIC {bare_seconds:.3} s, share {share_of_bare:.2}; with \
-             packets of the usual size {bare_usual_seconds:.3} s",
-            bytes_per_s / 1e6
-        );
-    }
-    println!(
-        "first byte to new model: {:.3} s, of which the server's own work is {:.3} s; share of the limit {:.2}; stored {:.3} s \
-         later",
-        measured.seconds_to_model, measured.work_seconds, measured.share_of_limit, measured.seconds_to_disk
-    );
-    println!(
-        "with agents that encode meanwhile ({:.3} s when nothing travels): {:.3} s",
-        measured.encode_seconds, measured.agents_seconds_to_model
-    );
-    let (bytes, models) = (measured.server_peak_rss_bytes, measured.server_peak_models);
-    println!("server's peak of resident memory: {:.0} MB, {models:.2} models\n", bytes as f64 / 1e6);
 }

@@ -11,6 +11,7 @@ mod people;
 mod samples;
 mod simulated;
 mod steps;
+mod wire;
 mod workload;
 
 use clap::Subcommand;
@@ -38,6 +39,8 @@ pub(super) enum BenchCommand {
     Aggregate(aggregate::AggregateArgs),
     /// One training step (forward, backward, SGD) of several networks on one thread.
     Steps(steps::StepsArgs),
+    /// A model to sites and their updates back over loopback, beside the same bytes over bare QUIC.
+    Wire(wire::WireArgs),
 }
 
 /// Measures, and says what came of it: text for people, or one object.
@@ -49,5 +52,6 @@ pub(super) fn bench(command: &BenchCommand, global: &Global) -> Result<(), Failu
         BenchCommand::W4(args) => simulated::measure(Workload::W4, args, global),
         BenchCommand::Aggregate(args) => aggregate::measure(args, global),
         BenchCommand::Steps(args) => steps::measure(args, global),
+        BenchCommand::Wire(args) => wire::measure(args, global),
     }
 }

@@ -82,6 +82,36 @@ pub struct Measured {
     pub load_average: f64,
 }
 
+impl std::fmt::Display for Measured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (sites, size, load) = (self.sites, self.model_bytes as f64 / 1e6, self.load_average);
+        let plural = if sites == 1 { "" } else { "s" };
+        writeln!(f, "{sites} site{plural}, {size:.1} MB each way a site, load {load}")?;
+        for (name, way) in [("down", self.down), ("up", self.up)] {
+            let Way { seconds, bare_seconds, bare_usual_seconds, share_of_bare, bytes_per_s } = way;
+            writeln!(
+                f,
+                "{name:>5}: {seconds:.3} s, {:.0} MB/s; bare QUIC {bare_seconds:.3} s, share {share_of_bare:.2}; with packets \
+                 of the usual size {bare_usual_seconds:.3} s",
+                bytes_per_s / 1e6
+            )?;
+        }
+        writeln!(
+            f,
+            "first byte to new model: {:.3} s; the server's own work {:.3} s when nothing travels; share of the limit {:.2}; \
+             stored {:.3} s later",
+            self.seconds_to_model, self.work_seconds, self.share_of_limit, self.seconds_to_disk
+        )?;
+        writeln!(
+            f,
+            "the same with agents that still encode ({:.3} s when nothing travels): {:.3} s",
+            self.encode_seconds, self.agents_seconds_to_model
+        )?;
+        let peak = self.server_peak_rss_bytes as f64 / 1e6;
+        write!(f, "server's peak of resident memory: {peak:.0} MB, {:.2} models", self.server_peak_models)
+    }
+}
+
 /// Measures. `program` starts this very program in another role; its `main` must call [`role`] first.
 ///
 /// # Errors
