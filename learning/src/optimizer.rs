@@ -9,6 +9,8 @@ mod fused;
 use candle_core::{Result, Tensor, Var};
 use protocol::OptimizerSpec;
 
+pub(crate) use fused::Moments;
+
 /// Adam's decay rates and the term that keeps its denominator from zero (Kingma, Ba 2015, section 2).
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;

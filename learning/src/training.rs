@@ -7,8 +7,10 @@
     reason = "the seconds a site worked are measured here, and decide nothing"
 )]
 
+mod autograd;
 mod batches;
-mod examples;
+mod closed;
+mod engine;
 mod gradients;
 mod private;
 mod steps;
@@ -16,16 +18,17 @@ mod steps;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::Device;
 use privacy::noise::{EntropyError, NoiseSource};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Seed, Spec, Standardiser,
     Statistic, Stop, TrainOrder,
 };
 
-use self::examples::Examples;
+use self::engine::Engine;
+pub use self::engine::gradient_path;
+use self::private::Records;
 use crate::model::{Model, Models, first_line};
-use crate::ops::{edit_floats, with_floats};
 use crate::{DataSource, Prepared, SiteData};
 
 /// Trains and evaluates a spec's model on one site's records with candle.
@@ -59,9 +62,7 @@ struct Cached {
 /// The model in memory.
 struct Resident {
     spec: Arc<Spec>,
-    model: Box<dyn Model>,
-    /// In layout order.
-    vars: Vec<Var>,
+    engine: Box<dyn Engine>,
 }
 
 impl Trainer {
@@ -157,7 +158,7 @@ impl Trainer {
         &mut self,
         parameters: &[f32],
         standardiser: Option<&Standardiser>,
-    ) -> Result<(&Prepared, &Resident, &Layout), LearnError> {
+    ) -> Result<(&Prepared, &mut Resident, &Layout), LearnError> {
         self.resident()?;
         if parameters.len() != self.layout.len() {
             let (came, needed) = (parameters.len(), self.layout.len());
@@ -169,11 +170,14 @@ impl Trainer {
             ));
         }
         self.ready(standardiser)?;
-        let resident = self.resident()?;
-        resident.load(parameters, &self.layout).map_err(failed)?;
-        let missing =
-            || LearnError::new(Decline::Data, "the trainer has no records; give it a source or a site");
-        Ok((&self.prepared.as_ref().ok_or_else(missing)?.records, resident, &self.layout))
+        let (Some(resident), Some(cached)) = (&mut self.resident, &self.prepared) else {
+            return Err(LearnError::new(
+                Decline::Data,
+                "the trainer has no records; give it a source or a site",
+            ));
+        };
+        resident.engine.load(parameters)?;
+        Ok((&cached.records, resident, &self.layout))
     }
 }
 
@@ -193,9 +197,8 @@ impl Learner for Trainer {
             _ => {
                 // The old model's memory is given back before the new one takes its own.
                 self.resident = None;
-                let model = self.models.build(spec, &self.device)?;
-                let vars = model.tensors().into_iter().map(|(_, var)| var).collect();
-                self.resident = Some(Resident { spec: Arc::clone(spec), model, vars });
+                let engine = engine::build(spec, &self.models, &self.layout, &self.device)?;
+                self.resident = Some(Resident { spec: Arc::clone(spec), engine });
             }
         }
         self.prepared = None;
@@ -233,20 +236,22 @@ impl Learner for Trainer {
         stop: &Stop,
     ) -> Result<Metrics, LearnError> {
         let started = Instant::now();
-        let (device, noise) = (self.device.clone(), self.noise);
+        let noise = self.noise;
         let (records, resident, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
         if records.train.is_empty() {
             return Err(LearnError::new(Decline::Data, "the site has no training records"));
         }
-        let tally = match &resident.spec.privacy.examples {
+        let Resident { spec, engine } = resident;
+        let (engine, data) = (engine.as_mut(), &records.train);
+        let tally = match &spec.privacy.examples {
             Some(guarantee) => {
-                let examples = Examples::new(resident, layout, &records.train, &device)?;
-                private::train(examples, guarantee, order, noise, stop)?
+                let records = Records { engine: &mut *engine, data, spec };
+                private::train(records, layout.len(), guarantee, order, noise, stop)?
             }
-            None => steps::train(resident, &records.train, &device, order, stop)?,
+            None => steps::train(&mut *engine, spec, data, order, stop)?,
         };
-        let examples = records.train.len() as u64;
-        resident.store(parameters, layout).map_err(failed)?;
+        let examples = data.len() as u64;
+        engine.store(parameters)?;
         if let Some(place) = parameters.iter().position(|value| !value.is_finite()) {
             let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&place));
             let name = tensor.map_or("", |tensor| tensor.name.as_str());
@@ -264,12 +269,11 @@ impl Learner for Trainer {
         stop: &Stop,
     ) -> Result<Metrics, LearnError> {
         let started = Instant::now();
-        let device = self.device.clone();
         let (records, resident, _) = self.loaded(parameters, order.standardiser.as_deref())?;
         let Some(test) = records.test.as_ref().filter(|test| !test.is_empty()) else {
             return Ok(Metrics { seconds: started.elapsed().as_secs_f64(), ..Metrics::default() });
         };
-        let tally = steps::evaluate(resident, test, &device, stop)?;
+        let tally = steps::evaluate(resident.engine.as_mut(), resident.spec.loss(), test, stop)?;
         Ok(tally.metrics(test.len() as u64, started.elapsed().as_secs_f64()))
     }
 }
@@ -278,38 +282,13 @@ impl Resident {
     /// Whether the model in memory is the one that `spec` asks for.
     fn serves(&self, spec: &Spec) -> bool {
         self.spec.model == spec.model
+            && self.spec.loss() == spec.loss()
+            && self.spec.training.gradient == spec.training.gradient
+            && self.spec.training.batch_size == spec.training.batch_size
+            && self.spec.privacy.examples.is_some() == spec.privacy.examples.is_some()
             && self.spec.input_shape() == spec.input_shape()
             && self.spec.outputs() == spec.outputs()
             && !matches!(spec.model, protocol::ModelSpec::Custom { .. })
-    }
-
-    /// Copies a full vector into the variables.
-    fn load(&self, parameters: &[f32], layout: &Layout) -> candle_core::Result<()> {
-        for (var, tensor) in self.vars.iter().zip(layout.tensors()) {
-            let values = &parameters[tensor.range()];
-            if var.device().is_cpu() {
-                edit_floats(var, |target| target.copy_from_slice(values))?;
-            } else {
-                var.set(&Tensor::from_slice(values, var.shape(), var.device())?)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies the variables into a full vector.
-    fn store(&self, parameters: &mut [f32], layout: &Layout) -> candle_core::Result<()> {
-        for (var, tensor) in self.vars.iter().zip(layout.tensors()) {
-            let target = &mut parameters[tensor.range()];
-            if var.device().is_cpu() {
-                with_floats(var, |values| {
-                    target.copy_from_slice(values);
-                    Ok(())
-                })?;
-            } else {
-                target.copy_from_slice(&var.flatten_all()?.to_vec1::<f32>()?);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -173,6 +173,24 @@ fn product(sides: &[usize]) -> Result<usize, ModelError> {
     product.filter(|product| *product > 0).ok_or(ModelError::TooLarge)
 }
 
+/// What a step does, what comes out, and its tensors.
+type Found = (Kind, Shape, Vec<Planned>);
+
+/// What a layer works on.
+fn needs(layer: &LayerSpec) -> &'static str {
+    match layer {
+        LayerSpec::Convolution { .. } | LayerSpec::MaxPool { .. } => {
+            "images [channels, height, width] at least as large as its window"
+        }
+        LayerSpec::AveragePool => "images or sequences",
+        LayerSpec::GroupNorm { .. } => "images whose channels fall into its groups",
+        LayerSpec::LayerNorm => "rows or sequences",
+        LayerSpec::Embedding { .. } => "a row of symbols",
+        LayerSpec::Lstm { .. } | LayerSpec::Gru { .. } | LayerSpec::Last => "sequences [steps, features]",
+        _ => "another shape",
+    }
+}
+
 /// A model being planned.
 struct Draft {
     /// Of names, inside of residual connections.
@@ -210,95 +228,105 @@ impl Draft {
 
     /// One step from samples of shape `from`.
     fn step(&mut self, layer: &LayerSpec, from: Shape) -> Result<Step, ModelError> {
-        let misfit = |needs: &str| ModelError::Misfit {
+        if let LayerSpec::Residual { layers, shortcut } = layer {
+            return self.residual(layers, shortcut, from);
+        }
+        let found = match from {
+            Shape::Image { .. } => self.on_image(layer, from)?,
+            Shape::Sequence { steps, features } => self.on_sequence(layer, steps, features)?,
+            Shape::Row(length) => self.on_row(layer, length)?,
+        };
+        let misfit = || ModelError::Misfit {
             layer: layer.name().to_owned(),
-            needs: needs.into(),
+            needs: needs(layer).to_owned(),
             given: from.to_string(),
         };
-        let step = |kind, to, tensors| Ok(Step { kind, from, to, tensors });
-        let plain = |kind, to| Ok(Step { kind, from, to, tensors: Vec::new() });
-        match (layer, from) {
-            (LayerSpec::Dense { outputs }, _) => {
-                let (inputs, from, to) = match from {
-                    Shape::Sequence { steps, features } => {
-                        (features, from, Shape::Sequence { steps, features: *outputs })
-                    }
-                    other => (other.length(), other, Shape::Row(*outputs)),
-                };
-                let tensors = weight_and_bias(&self.name("dense"), &[*outputs, inputs])?;
-                Ok(Step { kind: Kind::Dense(Activation::Identity), from, to, tensors })
+        let (kind, to, tensors) = found.or_else(|| self.value_by_value(layer, from)).ok_or_else(misfit)?;
+        Ok(Step { kind, from, to, tensors })
+    }
+
+    fn on_image(&mut self, layer: &LayerSpec, from: Shape) -> Result<Option<Found>, ModelError> {
+        let Shape::Image { channels: inputs, height, width } = from else { return Ok(None) };
+        let window =
+            |side, stride, padding| Window { channels: inputs, height, width, side, stride, padding };
+        Ok(match layer {
+            LayerSpec::Dense { outputs } => {
+                Some(self.dense(from.length(), *outputs, Shape::Row(*outputs))?)
             }
-            (
-                LayerSpec::Convolution { channels, kernel, stride, padding },
-                Shape::Image { channels: inputs, height, width },
-            ) => {
-                let (side, padding) = (*kernel, padding.unwrap_or(kernel / 2));
-                let window = Window { channels: inputs, height, width, side, stride: *stride, padding };
-                let to = image(*channels, window)
-                    .ok_or_else(|| misfit("an image at least as large as the kernel"))?;
-                let tensors = weight_and_bias(&self.name("conv"), &[*channels, inputs, side, side])?;
-                step(Kind::Convolution(window, Activation::Identity), to, tensors)
+            LayerSpec::Convolution { channels, kernel: side, stride, padding } => {
+                let window = window(*side, *stride, padding.unwrap_or(side / 2));
+                let Some(to) = image(*channels, window) else { return Ok(None) };
+                let tensors = weight_and_bias(&self.name("conv"), &[*channels, inputs, *side, *side])?;
+                Some((Kind::Convolution(window, Activation::Identity), to, tensors))
             }
-            (LayerSpec::MaxPool { size, stride }, Shape::Image { channels, height, width }) => {
-                let (side, stride) = (*size, stride.unwrap_or(*size));
-                let window = Window { channels, height, width, side, stride, padding: 0 };
-                let to = image(channels, window)
-                    .ok_or_else(|| misfit("an image at least as large as the window"))?;
-                plain(Kind::MaxPool(window), to)
+            LayerSpec::MaxPool { size, stride } => {
+                let window = window(*size, stride.unwrap_or(*size), 0);
+                image(inputs, window).map(|to| (Kind::MaxPool(window), to, Vec::new()))
             }
-            (LayerSpec::AveragePool, Shape::Image { channels, .. }) => {
-                plain(Kind::AveragePool, Shape::Row(channels))
+            LayerSpec::AveragePool => Some((Kind::AveragePool, Shape::Row(inputs), Vec::new())),
+            LayerSpec::GroupNorm { groups } if inputs % groups == 0 => {
+                Some((Kind::GroupNorm { groups: *groups }, from, self.scale_and_shift(inputs)))
             }
-            (LayerSpec::AveragePool, Shape::Sequence { features, .. }) => {
-                plain(Kind::AveragePool, Shape::Row(features))
+            _ => None,
+        })
+    }
+
+    fn on_sequence(
+        &mut self,
+        layer: &LayerSpec,
+        steps: usize,
+        features: usize,
+    ) -> Result<Option<Found>, ModelError> {
+        let of = |features: usize| Shape::Sequence { steps, features };
+        Ok(match layer {
+            LayerSpec::Dense { outputs } => Some(self.dense(features, *outputs, of(*outputs))?),
+            LayerSpec::AveragePool => Some((Kind::AveragePool, Shape::Row(features), Vec::new())),
+            LayerSpec::LayerNorm => Some((Kind::LayerNorm, of(features), self.scale_and_shift(features))),
+            LayerSpec::Lstm { hidden } => {
+                Some((Kind::Lstm, of(*hidden), self.recurrent("lstm", 4, *hidden, features)?))
             }
-            (LayerSpec::Relu, _) => plain(Kind::Elementwise(Elementwise::Relu), from),
-            (LayerSpec::Gelu, _) => plain(Kind::Elementwise(Elementwise::Gelu), from),
-            (LayerSpec::Tanh, _) => plain(Kind::Elementwise(Elementwise::Tanh), from),
-            (LayerSpec::Sigmoid, _) => plain(Kind::Elementwise(Elementwise::Sigmoid), from),
-            (LayerSpec::Dropout(probability), _) => {
-                self.dropouts += 1;
-                plain(Kind::Dropout { probability: *probability, number: self.dropouts - 1 }, from)
+            LayerSpec::Gru { hidden } => {
+                Some((Kind::Gru, of(*hidden), self.recurrent("gru", 3, *hidden, features)?))
             }
-            (LayerSpec::GroupNorm { groups }, Shape::Image { channels, .. }) if channels % groups == 0 => {
-                step(Kind::GroupNorm { groups: *groups }, from, self.scale_and_shift(channels))
-            }
-            (LayerSpec::LayerNorm, Shape::Row(width) | Shape::Sequence { features: width, .. }) => {
-                step(Kind::LayerNorm, from, self.scale_and_shift(width))
-            }
-            (LayerSpec::Residual { layers, shortcut }, _) => self.residual(layers, shortcut, from),
-            (LayerSpec::Embedding { symbols, width }, Shape::Row(steps)) => {
+            LayerSpec::Last => Some((Kind::Last, Shape::Row(features), Vec::new())),
+            _ => None,
+        })
+    }
+
+    fn on_row(&mut self, layer: &LayerSpec, length: usize) -> Result<Option<Found>, ModelError> {
+        Ok(match layer {
+            LayerSpec::Dense { outputs } => Some(self.dense(length, *outputs, Shape::Row(*outputs))?),
+            LayerSpec::LayerNorm => Some((Kind::LayerNorm, Shape::Row(length), self.scale_and_shift(length))),
+            LayerSpec::Embedding { symbols, width } => {
+                product(&[*symbols, *width])?;
                 let name = format!("{}.weight", self.name("embedding"));
                 let tensors = vec![Planned { name, shape: vec![*symbols, *width], start: Start::Drawn }];
-                product(&[*symbols, *width])?;
-                step(
-                    Kind::Embedding { symbols: *symbols },
-                    Shape::Sequence { steps, features: *width },
-                    tensors,
-                )
+                let to = Shape::Sequence { steps: length, features: *width };
+                Some((Kind::Embedding { symbols: *symbols }, to, tensors))
             }
-            (LayerSpec::Lstm { hidden }, Shape::Sequence { steps, features }) => {
-                let tensors = self.recurrent("lstm", 4, *hidden, features)?;
-                step(Kind::Lstm, Shape::Sequence { steps, features: *hidden }, tensors)
+            _ => None,
+        })
+    }
+
+    /// Layers that take any shape and keep it.
+    fn value_by_value(&mut self, layer: &LayerSpec, from: Shape) -> Option<Found> {
+        let kind = match layer {
+            LayerSpec::Relu => Kind::Elementwise(Elementwise::Relu),
+            LayerSpec::Gelu => Kind::Elementwise(Elementwise::Gelu),
+            LayerSpec::Tanh => Kind::Elementwise(Elementwise::Tanh),
+            LayerSpec::Sigmoid => Kind::Elementwise(Elementwise::Sigmoid),
+            LayerSpec::Dropout(probability) => {
+                self.dropouts += 1;
+                Kind::Dropout { probability: *probability, number: self.dropouts - 1 }
             }
-            (LayerSpec::Gru { hidden }, Shape::Sequence { steps, features }) => {
-                let tensors = self.recurrent("gru", 3, *hidden, features)?;
-                step(Kind::Gru, Shape::Sequence { steps, features: *hidden }, tensors)
-            }
-            (LayerSpec::Last, Shape::Sequence { features, .. }) => plain(Kind::Last, Shape::Row(features)),
-            (LayerSpec::Convolution { .. } | LayerSpec::MaxPool { .. }, _) => {
-                Err(misfit("images [channels, height, width]"))
-            }
-            (LayerSpec::AveragePool, _) => Err(misfit("images or sequences")),
-            (LayerSpec::GroupNorm { groups }, _) => {
-                Err(misfit(&format!("images with channels in {groups} equal groups")))
-            }
-            (LayerSpec::LayerNorm, _) => Err(misfit("rows or sequences")),
-            (LayerSpec::Embedding { .. }, _) => Err(misfit("a row of symbols")),
-            (LayerSpec::Lstm { .. } | LayerSpec::Gru { .. } | LayerSpec::Last, _) => {
-                Err(misfit("sequences [steps, features]"))
-            }
-        }
+            _ => return None,
+        };
+        Some((kind, from, Vec::new()))
+    }
+
+    fn dense(&mut self, inputs: usize, outputs: usize, to: Shape) -> Result<Found, ModelError> {
+        let tensors = weight_and_bias(&self.name("dense"), &[outputs, inputs])?;
+        Ok((Kind::Dense(Activation::Identity), to, tensors))
     }
 
     fn residual(

@@ -13,20 +13,18 @@
 #[cfg(test)]
 mod tests;
 
-use candle_core::{Result, Tensor};
 use privacy::accounting::Mechanism;
 use privacy::noise::{EntropyError, NoiseSource};
 use privacy::{Encoded, Lattice, Noising, NormBound, Permit, ReleaseError, Released, Sum, clip};
 use protocol::{
-    Decline, ExamplePrivacy, ExampleReleases, LearnError, Purpose, Round, Seed, Stop, TrainOrder,
+    Decline, ExamplePrivacy, ExampleReleases, LearnError, Purpose, Round, Seed, Spec, Stop, TrainOrder,
 };
 use rand::RngCore;
 
-use super::examples::Examples;
-use super::gradients::{Proximal, StepGradient};
+use super::NoiseOf;
+use super::engine::Engine;
 use super::steps::{Tally, check_stop};
-use super::{NoiseOf, failed};
-use crate::optimizer::Optimizer;
+use crate::Dataset;
 
 /// Trains the resident model in place, as [`ExampleReleases`] says. The tally is of the records as they are: it is outside the
 /// guarantee.
@@ -34,33 +32,46 @@ use crate::optimizer::Optimizer;
 /// # Errors
 /// When the permit does not cover the training, there is no entropy for the noise, the work is stopped, or candle fails.
 pub(super) fn train(
-    mut examples: Examples<'_>,
+    records: Records<'_>,
+    dimension: usize,
     guarantee: &ExamplePrivacy,
     order: &TrainOrder,
     noise: NoiseOf,
     stop: &Stop,
-) -> std::result::Result<Tally, LearnError> {
-    let (spec, vars) = (&examples.resident.spec, &examples.resident.vars);
+) -> Result<Tally, LearnError> {
+    let Records { engine, data, spec } = records;
     let empty = || LearnError::new(Decline::Data, "the site has no training records");
-    let releases = ExampleReleases::of(&spec.training, examples.data.len() as u64).ok_or_else(empty)?;
+    let releases = ExampleReleases::of(&spec.training, data.len() as u64).ok_or_else(empty)?;
     let mut permit = order.permit.as_ref().ok_or_else(unpaid)?.lock();
     check_permit(&permit, &releases, guarantee)?;
-    let mut optimizer =
-        Optimizer::new(&spec.training.optimizer, order.learning_rate_scale, vars).map_err(failed)?;
-    let proximal = Proximal::from_here(spec.proximal_mu, vars).map_err(failed)?;
-    let mut batch = Batch::new(guarantee, &examples)?;
+    engine.begin(&unclipped(spec), order.learning_rate_scale)?;
+    let mut batch = Batch::new(guarantee, dimension, data.len())?;
     let mut coins = Coins::new(releases.sampling_rate, order.seed);
     let mut tally = Tally::new(spec.loss());
+    let mut mean = vec![0.0; dimension];
     for step in 0..releases.steps {
         let seed = order.seed.derive(Purpose::Train, Round(step as u32), None);
-        let sum = batch.sum(&mut examples, &mut coins, seed, &mut tally, stop)?;
+        let mut chance = Chance { coins: &mut coins, seed };
+        let sum = batch.sum(&mut *engine, data, &mut chance, &mut tally, stop)?;
         let released = noised(sum, &releases, &mut permit, &mut || noise(seed))?;
-        let gradients = tensors(&released, &examples).map_err(failed)?;
-        let gradient = StepGradient::new(gradients, 1);
-        let gradients = gradient.finish(vars, proximal.as_ref(), None).map_err(failed)?;
-        optimizer.step(&gradients).map_err(failed)?;
+        mean.iter_mut().zip(released.mean()).for_each(|(value, mean)| *value = mean as f32);
+        engine.follow(&mut mean)?;
     }
     Ok(tally)
+}
+
+/// A site's records before the model that trains on them.
+pub(super) struct Records<'a> {
+    pub(super) engine: &'a mut dyn Engine,
+    pub(super) data: &'a Dataset,
+    pub(super) spec: &'a Spec,
+}
+
+/// Clipping is each record's own here; the noised mean is not clipped again.
+fn unclipped(spec: &Spec) -> Spec {
+    let mut spec = spec.clone();
+    spec.training.gradient_norm_max = None;
+    spec
 }
 
 /// The one place where a sum of gradients is let out: with the noise that the permit paid for, divided by the expected size
@@ -69,8 +80,8 @@ fn noised(
     sum: Sum,
     releases: &ExampleReleases,
     permit: &mut Permit,
-    source: &mut dyn FnMut() -> std::result::Result<NoiseSource, EntropyError>,
-) -> std::result::Result<Released, LearnError> {
+    source: &mut dyn FnMut() -> Result<NoiseSource, EntropyError>,
+) -> Result<Released, LearnError> {
     let noising = Noising::new(releases.batch_size as f64);
     Released::noised(sum, permit, &noising, source).map_err(|error| {
         let reason = match error {
@@ -92,7 +103,7 @@ fn check_permit(
     permit: &Permit,
     releases: &ExampleReleases,
     guarantee: &ExamplePrivacy,
-) -> std::result::Result<(), LearnError> {
+) -> Result<(), LearnError> {
     let ExampleReleases { steps, sampling_rate, .. } = *releases;
     let refuse = |message: String| Err(LearnError::new(Decline::Budget, message));
     if permit.left() < steps {
@@ -139,15 +150,21 @@ struct Batch {
     points: Vec<i32>,
 }
 
+/// What is drawn in one step.
+struct Chance<'a> {
+    coins: &'a mut Coins,
+    /// Of the step: dropout takes from it.
+    seed: Seed,
+}
+
 impl Batch {
     /// # Errors
     /// When no lattice exists for so many parameters and records.
-    fn new(guarantee: &ExamplePrivacy, examples: &Examples<'_>) -> std::result::Result<Self, LearnError> {
-        let (dimension, records) = (examples.dimension(), examples.data.len() as u64);
+    fn new(guarantee: &ExamplePrivacy, dimension: usize, records: usize) -> Result<Self, LearnError> {
         let unsupported = |error: String| LearnError::new(Decline::Unsupported, error);
         let bound =
             NormBound::new(guarantee.norm_max.value()).map_err(|error| unsupported(error.to_string()))?;
-        let lattice = Lattice::plan(bound, records, 1, dimension);
+        let lattice = Lattice::plan(bound, records as u64, 1, dimension);
         let lattice = lattice.map_err(|error| unsupported(error.to_string()))?;
         Ok(Self { lattice, gradient: vec![0.0; dimension], points: Vec::with_capacity(dimension) })
     }
@@ -155,26 +172,25 @@ impl Batch {
     /// The sum of the clipped gradients of the records whose coins show heads.
     ///
     /// # Errors
-    /// When stopped, or candle fails.
+    /// When stopped, or the engine fails.
     fn sum(
         &mut self,
-        examples: &mut Examples<'_>,
-        coins: &mut Coins,
-        seed: Seed,
+        engine: &mut dyn Engine,
+        data: &Dataset,
+        chance: &mut Chance<'_>,
         tally: &mut Tally,
         stop: &Stop,
-    ) -> std::result::Result<Sum, LearnError> {
-        examples.refresh().map_err(failed)?;
+    ) -> Result<Sum, LearnError> {
         let mut sum = Sum::new(&self.lattice);
         check_stop(stop)?;
-        for row in (0..).take(examples.data.len()) {
-            if !coins.flip() {
+        for row in (0..).take(data.len()) {
+            if !chance.coins.flip() {
                 continue;
             }
             check_stop(stop)?;
-            let seen = examples.gradient(row, seed, &mut self.gradient)?;
+            let seen = engine.example(data, row, chance.seed, &mut self.gradient)?;
             if seen.loss.is_finite() {
-                tally.add(seen.loss, u64::from(seen.correct), 1);
+                tally.add(seen, 1);
             }
             self.add(&mut sum)?;
         }
@@ -182,7 +198,7 @@ impl Batch {
     }
 
     /// Clips the gradient at hand and adds it; one that is not finite is added as a zero.
-    fn add(&mut self, sum: &mut Sum) -> std::result::Result<(), LearnError> {
+    fn add(&mut self, sum: &mut Sum) -> Result<(), LearnError> {
         let broken = |error: String| LearnError::new(Decline::Failed, error);
         if self.gradient.iter().any(|value| !value.is_finite()) {
             self.gradient.fill(0.0);
@@ -196,14 +212,4 @@ impl Batch {
         (self.points, self.gradient) = (encoded.into_points(), clipped.into_values());
         Ok(())
     }
-}
-
-/// The noised mean as one tensor a variable.
-fn tensors(released: &Released, examples: &Examples<'_>) -> Result<Vec<Option<Tensor>>> {
-    let mut mean = released.mean().map(|value| value as f32);
-    let tensors = examples.layout().tensors().iter().map(|tensor| {
-        let values: Vec<f32> = mean.by_ref().take(tensor.range().len()).collect();
-        Tensor::from_vec(values, &tensor.shape[..], examples.device()).map(Some)
-    });
-    tensors.collect()
 }

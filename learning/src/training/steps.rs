@@ -1,18 +1,14 @@
 //! The passes over the records: steps of training, and the batches of an evaluation.
 
-use candle_core::{Device, Result, Tensor};
-use protocol::{Decline, LearnError, Loss, Metrics, Purpose, Round, Stop, TrainOrder};
+use protocol::{Decline, LearnError, Loss, Metrics, Purpose, Round, Spec, Stop, TrainOrder};
 
-use super::batches::{Batch, shuffle};
-use super::gradients::{Proximal, StepGradient};
-use super::{Resident, failed};
+use super::batches::shuffle;
+use super::engine::{Engine, Seen};
+use crate::Dataset;
 use crate::model::Mode;
-use crate::ops::Truth;
-use crate::optimizer::Optimizer;
-use crate::{Dataset, ops};
 
 /// Samples a forward pass of an evaluation takes.
-const EVALUATION_BATCH: usize = 128;
+const EVALUATION_BATCH: usize = 64;
 
 /// Sums over the samples seen.
 pub(super) struct Tally {
@@ -27,9 +23,9 @@ impl Tally {
         Self { loss: 0.0, correct: classes.then_some(0), samples: 0 }
     }
 
-    pub(super) fn add(&mut self, loss: f64, correct: u64, samples: usize) {
-        self.loss += loss * samples as f64;
-        self.correct = self.correct.map(|sum| sum + correct);
+    pub(super) fn add(&mut self, seen: Seen, samples: usize) {
+        self.loss += seen.loss * samples as f64;
+        self.correct = self.correct.map(|sum| sum + seen.correct);
         self.samples += samples as u64;
     }
 
@@ -41,92 +37,76 @@ impl Tally {
     }
 }
 
-/// Trains the resident model in place for the spec's epochs. The last batch of an epoch may be smaller.
+/// Trains the engine's model in place for the spec's epochs. The last batch of an epoch may be smaller.
 ///
 /// # Errors
-/// When stopped, when the loss is not finite, or when candle fails.
+/// When stopped, when the loss is not finite, or when the engine fails.
 pub(super) fn train(
-    resident: &Resident,
+    engine: &mut dyn Engine,
+    spec: &Spec,
     data: &Dataset,
-    device: &Device,
     order: &TrainOrder,
     stop: &Stop,
-) -> std::result::Result<Tally, LearnError> {
-    let (spec, vars) = (&resident.spec, &resident.vars);
-    let (training, kind) = (&spec.training, spec.loss());
-    let mut optimizer =
-        Optimizer::new(&training.optimizer, order.learning_rate_scale, vars).map_err(failed)?;
-    let proximal = Proximal::from_here(spec.proximal_mu, vars).map_err(failed)?;
-    let norm_max = training.gradient_norm_max.map(|norm| norm.value());
+) -> Result<Tally, LearnError> {
+    let training = &spec.training;
+    engine.begin(spec, order.learning_rate_scale)?;
     let batch_size = if training.batch_size == 0 { data.len() } else { training.batch_size };
     let step_size = batch_size.saturating_mul(training.accumulate as usize);
     let mut generator = order.seed.generator();
     let mut rows: Vec<u32> = (0..).take(data.len()).collect();
-    let (mut tally, mut passes) = (Tally::new(kind), 0u32);
+    let (mut tally, mut passes) = (Tally::new(spec.loss()), 0u32);
     for epoch in 1..=training.epochs {
         shuffle(&mut rows, &mut generator);
         let mut batches = 0usize;
         for step in rows.chunks(step_size) {
-            let mut gradient: Option<StepGradient> = None;
             for rows in step.chunks(batch_size) {
                 check_stop(stop)?;
-                let batch = Batch::gather(data, rows, kind, device)?;
                 let mode = Mode::Train(order.seed.derive(Purpose::Train, Round(passes), None));
-                let pass = Pass::run(resident, &batch, kind, mode).map_err(failed)?;
+                let seen = engine.learn(data, rows, step.len(), mode)?;
                 (passes, batches) = (passes.wrapping_add(1), batches + 1);
-                check_loss(pass.loss, order.round, epoch, batches)?;
-                tally.add(pass.loss, pass.correct, rows.len());
-                let gradients = pass.gradients(resident).map_err(failed)?;
-                match &mut gradient {
-                    Some(sum) => sum.add(gradients, rows.len()).map_err(failed)?,
-                    None => gradient = Some(StepGradient::new(gradients, rows.len())),
-                }
+                check_loss(seen.loss, order.round, epoch, batches)?;
+                tally.add(seen, rows.len());
             }
-            if let Some(gradient) = gradient {
-                let gradients = gradient.finish(vars, proximal.as_ref(), norm_max).map_err(failed)?;
-                optimizer.step(&gradients).map_err(failed)?;
-            }
+            engine.step()?;
         }
     }
     Ok(tally)
 }
 
-/// Measures the resident model on all rows in their order.
+/// Measures the engine's model on all rows in their order.
 ///
 /// # Errors
-/// When stopped, when the loss is not finite, or when candle fails.
+/// When stopped, when the loss is not finite, or when the engine fails.
 pub(super) fn evaluate(
-    resident: &Resident,
+    engine: &mut dyn Engine,
+    kind: Loss,
     data: &Dataset,
-    device: &Device,
     stop: &Stop,
-) -> std::result::Result<Tally, LearnError> {
-    let kind = resident.spec.loss();
+) -> Result<Tally, LearnError> {
     let rows: Vec<u32> = (0..).take(data.len()).collect();
     let mut tally = Tally::new(kind);
     for rows in rows.chunks(EVALUATION_BATCH) {
         check_stop(stop)?;
-        let batch = Batch::gather(data, rows, kind, device)?;
-        let pass = Pass::run(resident, &batch, kind, Mode::Evaluate).map_err(failed)?;
-        if !pass.loss.is_finite() {
+        let seen = engine.measure(data, rows)?;
+        if !seen.loss.is_finite() {
             let message = "the model's loss on the test records is not finite; the model has diverged";
             return Err(LearnError::new(Decline::NotFinite, message));
         }
-        tally.add(pass.loss, pass.correct, rows.len());
+        tally.add(seen, rows.len());
     }
     Ok(tally)
 }
 
 /// # Errors
 /// When the work was stopped.
-pub(super) fn check_stop(stop: &Stop) -> std::result::Result<(), LearnError> {
+pub(super) fn check_stop(stop: &Stop) -> Result<(), LearnError> {
     if stop.is_stopped() {
         return Err(LearnError::new(Decline::Stopped, "the work was stopped between two batches"));
     }
     Ok(())
 }
 
-fn check_loss(loss: f64, round: Round, epoch: u32, batch: usize) -> std::result::Result<(), LearnError> {
+fn check_loss(loss: f64, round: Round, epoch: u32, batch: usize) -> Result<(), LearnError> {
     if loss.is_finite() {
         return Ok(());
     }
@@ -136,69 +116,4 @@ fn check_loss(loss: f64, round: Round, epoch: u32, batch: usize) -> std::result:
         round.0
     );
     Err(LearnError::new(Decline::NotFinite, message))
-}
-
-/// One batch through the model.
-pub(super) struct Pass {
-    mean: Tensor,
-    pub(super) loss: f64,
-    pub(super) correct: u64,
-}
-
-impl Pass {
-    /// # Errors
-    /// When candle fails.
-    pub(super) fn run(resident: &Resident, batch: &Batch, kind: Loss, mode: Mode) -> Result<Self> {
-        let outputs = resident.model.forward(&batch.inputs, mode)?;
-        let mean = ops::loss(kind, &outputs, &batch.targets)?;
-        let loss = f64::from(mean.to_scalar::<f32>()?);
-        let correct = count_correct(kind, &outputs, &batch.targets)?;
-        Ok(Self { mean, loss, correct })
-    }
-
-    /// The gradient of the mean loss for every variable.
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub(super) fn gradients(&self, resident: &Resident) -> Result<Vec<Option<Tensor>>> {
-        let mut store = self.mean.backward()?;
-        Ok(resident.vars.iter().map(|var| store.remove(var)).collect())
-    }
-}
-
-/// How many outputs name the right class: the first largest one, or for one logit its sign. 0 where there are no classes.
-fn count_correct(kind: Loss, outputs: &Tensor, targets: &Tensor) -> Result<u64> {
-    let width = outputs.dim(1)?;
-    let outputs = outputs.flatten_all()?.to_vec1::<f32>()?;
-    let correct = match kind {
-        Loss::CrossEntropy => {
-            let pairs = outputs.chunks_exact(width).zip(targets.to_vec1::<u32>()?);
-            pairs.filter(|(outputs, class)| is_correct(kind, outputs, Truth::Class(*class))).count()
-        }
-        Loss::BinaryCrossEntropy => {
-            let pairs = outputs.chunks_exact(1).zip(targets.to_vec1::<f32>()?);
-            pairs.filter(|(outputs, target)| is_correct(kind, outputs, Truth::Real(*target))).count()
-        }
-        Loss::MeanSquared | Loss::Auto => 0,
-    };
-    Ok(correct as u64)
-}
-
-/// Whether the outputs for one sample name its class; never where there are no classes.
-pub(super) fn is_correct(kind: Loss, outputs: &[f32], truth: Truth) -> bool {
-    match (kind, truth) {
-        (Loss::CrossEntropy, Truth::Class(class)) => first_largest(outputs) == class as usize,
-        (Loss::BinaryCrossEntropy, truth) => (outputs[0] > 0.0) == (truth.value() > 0.5),
-        (Loss::CrossEntropy | Loss::MeanSquared | Loss::Auto, _) => false,
-    }
-}
-
-fn first_largest(values: &[f32]) -> usize {
-    let mut best = 0;
-    for (place, value) in values.iter().enumerate() {
-        if *value > values[best] {
-            best = place;
-        }
-    }
-    best
 }
