@@ -10,6 +10,8 @@
     reason = "tests may panic, and certificates need a date"
 )]
 
+#[path = "same_bits/compressed.rs"]
+mod compressed;
 #[path = "same_bits/deployed.rs"]
 mod deployed;
 #[path = "support/federation.rs"]
@@ -62,9 +64,14 @@ fraction = 1.0
 quorum = 4
 "#;
 
+/// What is added to the plan where everything travels as it is.
+const EXACT: &str = "";
+/// The same where nothing does.
+const COMPRESSED: &str = "[update]\ncodec = \"int8\"\nbroadcast = \"f16\"\n";
+
 /// The plan for this many rounds.
-fn plan(rounds: u32) -> String {
-    format!("rounds = {rounds}\n{PLAN}")
+fn plan(rounds: u32, update: &str) -> String {
+    format!("rounds = {rounds}\n{PLAN}{update}")
 }
 
 /// The bundled records.
@@ -73,11 +80,11 @@ fn records() -> PathBuf {
 }
 
 /// The plan, simulated.
-fn simulated(threads: usize, rounds: u32) -> Outcome {
+fn simulated(threads: usize, rounds: u32, update: &str) -> Outcome {
     let text = format!(
         "{}[simulation]\nseed = {SEED}\npartition = {{ natural = {{ column = \"site\" }} }}\n\
          dataset = {{ files = {{ csv = {{ train = {:?}, split_column = \"split\" }} }} }}\n",
-        plan(rounds),
+        plan(rounds, update),
         records()
     );
     let scenario = Scenario::parse(&text, Path::new(""), &|_| None).unwrap();
@@ -93,10 +100,10 @@ fn simulated(threads: usize, rounds: u32) -> Outcome {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let one = simulated(1, ROUNDS);
+    let one = simulated(1, ROUNDS, EXACT);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     for threads in [2, cores.max(3)] {
-        let many = simulated(threads, ROUNDS);
+        let many = simulated(threads, ROUNDS, EXACT);
         assert_eq!(one.model.sha256(), many.model.sha256());
         let measured = |outcome: &Outcome| {
             outcome.rounds.iter().map(|round| round.sites.map(|all| all.loss)).collect::<Vec<_>>()

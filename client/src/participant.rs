@@ -234,7 +234,7 @@ impl Desk<'_> {
             Work::Statistics { names } => desk.count(names),
             Work::Train { model, learning_rate_scale, norm_max } => {
                 let (trained, metrics) = desk.train(model, *learning_rate_scale, entropy, permit)?;
-                desk.hand_over(model, *norm_max, trained, metrics)
+                desk.hand_over(model, *norm_max, trained, metrics, entropy)
             }
             Work::Evaluate { model } => desk.evaluate(model, entropy),
         });
@@ -287,15 +287,25 @@ impl Desk<'_> {
         norm_max: Option<Positive>,
         full: Vec<f32>,
         metrics: Metrics,
+        entropy: Seed,
     ) -> Result<Outcome, Trouble> {
         let id = self.task.id;
         let layout = self.learner.layout();
         let kept = layout.has_personal().then(|| gather_personal(layout, &full));
-        let delta = difference(if kept.is_some() { layout.gather_shared(&full) } else { full }, model);
+        let mut delta = difference(if kept.is_some() { layout.gather_shared(&full) } else { full }, model);
         let (visible, tensors) = (self.visible(metrics), layout.shared_lengths());
-        let outcome = encode(&self.task.spec, delta, &tensors, norm_max, metrics.examples, visible)?;
+        if self.task.spec.update.codec.is_lossy() {
+            let left_out = self.personal.residual(id.run, id.round);
+            delta.iter_mut().zip(left_out.unwrap_or_default()).for_each(|(value, more)| *value += more);
+        }
+        let seed = self.task.seed.unwrap_or(entropy).derive(Purpose::Codec, id.round, Some(self.id));
+        let (outcome, left_out) =
+            encode(&self.task.spec, delta, &tensors, norm_max, metrics.examples, visible, &seed)?;
         if let Some(kept) = kept {
             self.personal.keep(id.run, id.round, kept);
+        }
+        if let Some(left_out) = left_out {
+            self.personal.keep_residual(id.run, id.round, left_out);
         }
         Ok(outcome)
     }
@@ -406,8 +416,8 @@ fn difference(mut trained: Vec<f32>, model: &Parameters) -> Vec<f32> {
     trained
 }
 
-/// Clips and rounds a delta to the round's lattice, and noises it where the plan wants it noised here. `metrics` is what
-/// may leave.
+/// Clips and rounds a delta to the round's lattice, compresses it as the plan says, and noises it where the plan wants it noised
+/// here. `metrics` is what may leave; what is given beside the outcome is what a lossy codec has left out.
 fn encode(
     spec: &Spec,
     delta: Vec<f32>,
@@ -415,7 +425,8 @@ fn encode(
     norm_max: Option<Positive>,
     examples: u64,
     metrics: Metrics,
-) -> Result<Outcome, Trouble> {
+    seed: &Seed,
+) -> Result<(Outcome, Option<Vec<f32>>), Trouble> {
     let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
     let norm_max = norm_max.unwrap_or(spec.update.norm_max);
     let lattice = spec.lattice_within(norm_max, tensors).map_err(|error| unsupported(error.to_string()))?;
@@ -427,11 +438,26 @@ fn encode(
     let weight = encoded.weight().value();
     let within = clipped.norm_before() <= norm_max.value();
     let vote = if spec.privacy.is_adaptive() { if within { 1 } else { -1 } } else { 0 };
+    let (encoded, left_out) = compress(spec, encoded, seed);
     let points = match &spec.privacy.local {
         Some(local) => noised(encoded, local)?,
         None => encoded.into_points(),
     };
-    Ok(Outcome::Trained { points, weight, vote, metrics })
+    Ok((Outcome::Trained { points, weight, vote, metrics }, left_out))
+}
+
+/// The points that the plan's codec can say, and what they leave out, in units of the parameters.
+fn compress(spec: &Spec, update: Encoded, seed: &Seed) -> (Encoded, Option<Vec<f32>>) {
+    let codec = spec.update.codec;
+    if !codec.is_lossy() {
+        return (update, None);
+    }
+    let step = update.lattice().step();
+    let mut whole = update.points().to_vec();
+    let sent = codec.compress(update, seed);
+    whole.iter_mut().zip(sent.points()).for_each(|(whole, sent)| *whole -= sent);
+    let left_out = whole.into_iter().map(|points| (f64::from(points) * step) as f32).collect();
+    (sent, Some(left_out))
 }
 
 /// Noise that nobody else knows: not even a rehearsal's seed gives it.

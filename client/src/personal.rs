@@ -1,4 +1,5 @@
-//! What stays at one client from round to round: the personal tensors of every run it takes part in.
+//! What stays at one client from round to round: of every run it takes part in the personal tensors, and what a lossy codec has
+//! left out of the last update.
 //!
 //! It never travels. A task that is asked twice (the server fell over and repeats its round) starts from where the first
 //! time started, so that a repeated rehearsal gives the same bits.
@@ -17,6 +18,16 @@ pub struct Personal(BTreeMap<RunId, Kept>);
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 struct Kept {
+    round: Round,
+    before: Option<Vec<f32>>,
+    after: Vec<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    residual: Option<Residual>,
+}
+
+/// What was left out of an update, in units of the parameters; `before` is what a repetition of the round begins with.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+struct Residual {
     round: Round,
     before: Option<Vec<f32>>,
     after: Vec<f32>,
@@ -52,7 +63,31 @@ impl Personal {
     /// Keeps what the training of `round` made of the personal tensors.
     pub(crate) fn keep(&mut self, run: RunId, round: Round, after: Vec<f32>) {
         let before = self.start_of(run, round).map(<[f32]>::to_vec);
-        self.0.insert(run, Kept { round, before, after });
+        let residual = self.0.remove(&run).and_then(|kept| kept.residual);
+        self.0.insert(run, Kept { round, before, after, residual });
+    }
+
+    /// What is to be added to the delta of `round`: what the update of the round before left out. An older one is not: the model
+    /// has moved on.
+    pub(crate) fn residual(&self, run: RunId, round: Round) -> Option<&[f32]> {
+        let residual = self.0.get(&run)?.residual.as_ref()?;
+        if residual.round == round {
+            residual.before.as_deref()
+        } else {
+            (residual.round.next() == round).then_some(residual.after.as_slice())
+        }
+    }
+
+    /// Keeps what the update of `round` leaves out.
+    pub(crate) fn keep_residual(&mut self, run: RunId, round: Round, after: Vec<f32>) {
+        let before = self.residual(run, round).map(<[f32]>::to_vec);
+        let kept = self.0.entry(run).or_insert_with(|| Kept {
+            round,
+            before: None,
+            after: Vec::new(),
+            residual: None,
+        });
+        kept.residual = Some(Residual { round, before, after });
     }
 }
 
@@ -99,6 +134,22 @@ mod tests {
         assert_eq!(personal.values(run), Some(&[3.0][..]));
         personal.forget(run);
         assert!(personal.is_empty());
+    }
+
+    #[test]
+    fn what_was_left_out_is_added_in_the_next_round_alone_and_again_when_that_is_repeated() {
+        let (run, mut personal) = (RunId(1), Personal::default());
+        personal.keep_residual(run, Round(4), vec![1.0]);
+        assert_eq!(personal.residual(run, Round(4)), None);
+        assert_eq!(personal.residual(run, Round(5)), Some(&[1.0][..]));
+        assert_eq!(personal.residual(run, Round(6)), None);
+        personal.keep_residual(run, Round(5), vec![2.0]);
+        assert_eq!(personal.residual(run, Round(5)), Some(&[1.0][..]));
+        let text = serde_json::to_string(&personal).unwrap();
+        let mut restored: Personal = serde_json::from_str(&text).unwrap();
+        assert_eq!(restored.residual(run, Round(6)), Some(&[2.0][..]));
+        restored.keep(run, Round(6), vec![3.0]);
+        assert_eq!(restored.residual(run, Round(6)), Some(&[2.0][..]), "personal tensors are another matter");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use protocol::UpdateCodec;
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
     Receipt, TaskHeader, decode, encode,
@@ -29,7 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = header.into_task(Vec::new());
     }
     if let Some(header) = reads::<AnswerHeader>(FrameKind::Answer, bytes) {
-        let _ = (header.payload_bytes(), header.check_lengths(10, 2));
+        let _ = (header.payload_bytes(), header.check_lengths(10, 2, UpdateCodec::Packed));
     }
     reads::<Receipt>(FrameKind::Receipt, bytes);
     reads::<AdminRequest>(FrameKind::AdminRequest, bytes);

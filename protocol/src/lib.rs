@@ -4,6 +4,7 @@
 //! [`Spec`] (what every site must know of a run) · [`Task`], [`Learner`], [`Answer`] (work and its result) ·
 //! [`wire`] (messages per direction and their frames).
 
+mod codec;
 mod config;
 mod guarantee;
 mod ids;
@@ -16,6 +17,7 @@ mod task;
 mod time;
 pub mod wire;
 
+pub use codec::{BroadcastCodec, PackedError, UpdateCodec};
 pub use config::{ConfigError, read_toml};
 pub use guarantee::{
     BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,

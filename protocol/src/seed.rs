@@ -29,6 +29,8 @@ pub enum Purpose {
     Run,
     /// Noise, in builds for tests.
     Noise,
+    /// What a lossy codec decides by chance.
+    Codec,
 }
 
 impl Seed {

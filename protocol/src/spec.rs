@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use training::{GradientPath, Loss, OptimizerSpec, TrainingSpec};
 
-use crate::{LayerSpec, PrivacySpec, layers};
+use crate::{BroadcastCodec, LayerSpec, PrivacySpec, UpdateCodec, layers};
 
 /// A positive finite number (a learning rate, a norm).
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -227,11 +227,23 @@ pub struct UpdateSpec {
     pub weights: Weighting,
     /// The most one client can count, in examples, when weighted by examples.
     pub weight_max: u32,
+    /// How updates travel.
+    #[serde(skip_serializing_if = "UpdateCodec::is_exact")]
+    pub codec: UpdateCodec,
+    /// How the model travels to sites.
+    #[serde(skip_serializing_if = "BroadcastCodec::is_exact")]
+    pub broadcast: BroadcastCodec,
 }
 
 impl Default for UpdateSpec {
     fn default() -> Self {
-        Self { norm_max: Positive(100.0), weights: Weighting::Examples, weight_max: 1000 }
+        Self {
+            norm_max: Positive(100.0),
+            weights: Weighting::Examples,
+            weight_max: 1000,
+            codec: UpdateCodec::Exact,
+            broadcast: BroadcastCodec::Exact,
+        }
     }
 }
 
@@ -281,6 +293,7 @@ impl Spec {
         self.check_data()?;
         self.check_training()?;
         self.check_privacy()?;
+        self.check_codec()?;
         match &self.model {
             ModelSpec::Mlp { hidden } if hidden.is_empty() || hidden.contains(&0) => Err(SpecError::new(
                 "model.mlp.hidden",

@@ -12,7 +12,8 @@ use protocol::wire::{
     encode,
 };
 use protocol::{
-    ClientId, Decline, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec, Standardiser, TaskId, TaskKind,
+    BroadcastCodec, ClientId, Decline, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec, Standardiser,
+    TaskId, TaskKind, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -97,6 +98,28 @@ fn answers_have_the_bytes_of_the_page() {
     golden("answer-counted", FrameKind::Answer, &answer(id(0, TaskKind::Statistics), counted));
     let declined = AnswerBody::Declined { reason: Decline::Data, detail: "no file".into() };
     golden("answer-declined", FrameKind::Answer, &answer(id(3, TaskKind::Train), declined));
+    let metrics = Metrics { loss: 0.5, accuracy: None, examples: 199, seconds: 1.5 };
+    let compressed = AnswerBody::Compressed { bytes: 8, len: 4, weight: 199, vote: 0, metrics };
+    golden("answer-compressed", FrameKind::Answer, &answer(id(3, TaskKind::Train), compressed));
+}
+
+#[test]
+fn short_forms_have_the_bytes_of_the_page() {
+    let points = [0, 1, -768, 1 << 30];
+    let half = UpdateCodec::TopK { fraction: 0.5 };
+    for (name, codec, points) in [
+        ("codec-packed", UpdateCodec::Packed, &[3, -1, 0, 2][..]),
+        ("codec-f16", UpdateCodec::F16, &points),
+        ("codec-bf16", UpdateCodec::Bf16, &points),
+        ("codec-int8", UpdateCodec::Int8, &[0, 8, -508, 12]),
+        ("codec-top-k", half, &[0, -5, 0, 300]),
+    ] {
+        assert_eq!(codec.pack(points).unwrap(), bytes(name), "{name}");
+        assert_eq!(codec.unpack(&bytes(name), points.len()).unwrap(), points, "{name}");
+    }
+    let model = [1.0f32, -0.5, 0.25];
+    assert_eq!(BroadcastCodec::F16.pack(&model), bytes("model-f16"));
+    assert_eq!(BroadcastCodec::Bf16.pack(&model), bytes("model-bf16"));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use protocol::wire::{
 };
 use protocol::{
     Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
-    TaskId, TaskKind,
+    TaskId, TaskKind, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -97,6 +97,15 @@ fn answer_header() -> impl Strategy<Value = AnswerHeader> {
         (any::<u64>(), any::<u32>(), any::<i8>(), metrics())
             .prop_map(|(len, weight, vote, metrics)| AnswerBody::Trained { vote, len, weight, metrics }),
         metrics().prop_map(|metrics| AnswerBody::Evaluated { metrics }),
+        (any::<[u64; 2]>(), any::<u32>(), any::<i8>(), metrics()).prop_map(
+            |([bytes, len], weight, vote, metrics)| AnswerBody::Compressed {
+                bytes,
+                len,
+                weight,
+                vote,
+                metrics
+            }
+        ),
         any::<u64>().prop_map(|len| AnswerBody::Counted { len }),
         (decline(), ".{0,100}").prop_map(|(reason, detail)| AnswerBody::Declined { reason, detail }),
     ];
@@ -238,19 +247,42 @@ proptest! {
             Payload::None => 0,
             Payload::Points(points) => 4 * points.len(),
             Payload::Limbs(limbs) => 8 * limbs.len(),
+            Payload::Packed(bytes) => bytes.len(),
         };
         prop_assert_eq!(header.payload_bytes(), Some(sizes as u64));
-        prop_assert_eq!(header.join(payload), Some(answer));
+        prop_assert_eq!(header.join(payload, UpdateCodec::Exact), Some(answer));
+    }
+
+    #[test]
+    fn a_packed_answer_comes_back_and_its_lengths_are_the_plan_s(task in task_id(), points in vec(-500..500, 1..50)) {
+        let metrics = Metrics::default();
+        let answer = Answer { task, outcome: Outcome::Trained { points, weight: 1, vote: 0, metrics } };
+        let (header, payload) = AnswerHeader::pack(answer.clone(), UpdateCodec::Packed);
+        let Outcome::Trained { points, .. } = &answer.outcome else { unreachable!() };
+        if let Payload::Packed(bytes) = &payload {
+            prop_assert!(bytes.len() < 4 * points.len());
+            prop_assert_eq!(header.payload_bytes(), Some(bytes.len() as u64));
+            prop_assert_eq!(header.memory_bytes(), Some((bytes.len() + 4 * points.len()) as u64));
+            let check = |codec, dimension| header.check_lengths(dimension, 0, codec);
+            prop_assert_eq!(check(UpdateCodec::Packed, points.len()), Ok(()));
+            prop_assert_eq!(check(UpdateCodec::Exact, points.len()), Err(Refusal::WrongKind));
+            prop_assert!(check(UpdateCodec::Packed, points.len() + 1).is_err());
+            let mut longer = bytes.clone();
+            longer.push(0);
+            prop_assert_eq!(header.clone().join(Payload::Packed(longer), UpdateCodec::Packed), None);
+        }
+        prop_assert_eq!(header.join(payload, UpdateCodec::Packed), Some(answer));
     }
 
     #[test]
     fn only_the_planned_lengths_pass(header in answer_header(), dimension in 0usize..9, statistics in 0usize..9) {
         let planned = match header.body {
             AnswerBody::Trained { len, .. } => len == dimension as u64,
+            AnswerBody::Compressed { .. } => false,
             AnswerBody::Counted { len } => len == (statistics * LIMBS) as u64,
             AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => true,
         };
-        prop_assert_eq!(header.check_lengths(dimension, statistics).is_ok(), planned);
+        prop_assert_eq!(header.check_lengths(dimension, statistics, UpdateCodec::Exact).is_ok(), planned);
     }
 
     #[test]

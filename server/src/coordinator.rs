@@ -24,7 +24,8 @@ use std::time::Duration;
 use privacy::{Lattice, Sum};
 use protocol::wire::{Receipt, RoundSummary};
 use protocol::{
-    Answer, ClientId, Metrics, Refusal, Round, RunId, Seed, SpecError, Task, TaskId, TaskKind, Time, Work,
+    Answer, BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, Task,
+    TaskId, TaskKind, Time, Work,
 };
 
 use crate::optimizer::{ServerOptimizer, StateError};
@@ -107,6 +108,8 @@ pub struct Coordinator {
     changed: BTreeSet<ClientId>,
     phase: Phase,
     actions: VecDeque<Action>,
+    /// The model as sites get it, where that is a rounded one, and the round after which it was made.
+    rounded: Option<(Round, Arc<Parameters>)>,
     /// The memory of the last update that was folded.
     spent: Option<Vec<i32>>,
 }
@@ -188,6 +191,7 @@ impl Coordinator {
             changed: BTreeSet::new(),
             phase,
             actions: VecDeque::new(),
+            rounded: None,
             spent: None,
             plan,
         })
@@ -277,8 +281,9 @@ impl Coordinator {
             | Phase::Committing { .. }
             | Phase::Ended => return,
         };
+        let open = gate.task;
         if gate.standing(&client) == Some(Standing::Waiting) {
-            let task = self.task(gate.task);
+            let task = self.task(open);
             self.actions.push_back(Action::Send { client, task });
         }
     }
@@ -437,8 +442,9 @@ impl Coordinator {
         }
     }
 
-    fn task(&self, id: TaskId) -> Task {
-        let model = || Arc::clone(&self.state.model);
+    fn task(&mut self, id: TaskId) -> Task {
+        let sent = self.sent_model();
+        let model = || Arc::clone(&sent);
         let work = match id.kind {
             TaskKind::Statistics => Work::Statistics { names: self.statistics.clone() },
             TaskKind::Evaluate => Work::Evaluate { model: model() },
@@ -451,6 +457,19 @@ impl Coordinator {
         let seed = self.rehearsal.then_some(self.entropy);
         let standardiser = self.state.standardiser.clone();
         Task { id, spec: Arc::clone(&self.plan.spec), seed, standardiser, work }
+    }
+
+    /// The model from which every site starts.
+    fn sent_model(&mut self) -> Arc<Parameters> {
+        let codec = self.plan.spec.update.broadcast;
+        if codec == BroadcastCodec::Exact {
+            return Arc::clone(&self.state.model);
+        }
+        let round = self.state.round;
+        let (state, made) = (&self.state, self.rounded.take().filter(|(made, _)| *made == round));
+        let made =
+            made.unwrap_or_else(|| (round, Arc::new(Parameters::new(codec.round(state.model.values())))));
+        Arc::clone(&self.rounded.insert(made).1)
     }
 
     fn is_evaluation_due(&self, round: Round) -> bool {

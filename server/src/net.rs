@@ -15,6 +15,7 @@ mod endpoint;
 mod engine;
 mod exchange;
 mod frames;
+mod outgoing;
 mod peer;
 mod session;
 mod store;

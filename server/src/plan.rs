@@ -8,7 +8,10 @@ mod privacy;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateSpec, Weighting};
+use protocol::{
+    BroadcastCodec, DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec,
+    Weighting,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, read_toml};
@@ -70,6 +73,10 @@ pub struct UpdateConfig {
     pub weights: Option<Weighting>,
     /// The most one client can count, in examples; 1000 by default.
     pub weight_max: Option<u32>,
+    /// How updates travel; as they are by default.
+    pub codec: UpdateCodec,
+    /// How the model travels to sites; as it is by default.
+    pub broadcast: BroadcastCodec,
 }
 
 impl UpdateConfig {
@@ -80,6 +87,8 @@ impl UpdateConfig {
             norm_max: self.norm_max.unwrap_or(usual.norm_max),
             weights: self.weights.unwrap_or(weights),
             weight_max: self.weight_max.unwrap_or(usual.weight_max),
+            codec: self.codec,
+            broadcast: self.broadcast,
         }
     }
 }

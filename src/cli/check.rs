@@ -121,7 +121,7 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     let lattice = spec
         .lattice_within(spec.update.norm_max, &layout.shared_lengths())
         .map_err(|error| error.to_string())?;
-    let model_bytes = 4 * shared;
+    let model_bytes = 4 * shared as u64;
     let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
     let mut facts = vec![
         ("kind", json!(kind)),
@@ -133,8 +133,10 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
         ("statistics round", json!(!spec.statistics().is_empty())),
         ("clients needed", json!(plan.cohort.clients_min)),
         ("quorum", json!(plan.cohort.quorum)),
-        ("bytes down per client and round", json!(model_bytes)),
-        ("bytes up per client and round", json!(model_bytes)),
+        ("bytes down per client and round", json!(4 * spec.update.broadcast.words(shared))),
+        ("bytes up per client and round", json!(model_bytes.min(spec.update.codec.bytes_max(shared)))),
+        ("updates travel as", json!(spec.update.codec)),
+        ("the model travels as", json!(spec.update.broadcast)),
         ("server memory for the sum", json!(8 * shared)),
         ("largest norm of an update", json!(spec.update.norm_max.value())),
         ("lattice step", json!(lattice.step())),

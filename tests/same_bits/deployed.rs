@@ -6,7 +6,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::processes::{Process, command, serve, submit};
-use crate::{ROUNDS, SEED, SITES, plan, records, simulated};
+use crate::{COMPRESSED, EXACT, ROUNDS, SEED, SITES, plan, records, simulated};
 
 /// Rounds of a run that is to be killed on the way: far more than pass before its killer is scheduled.
 const LONG: u32 = 150;
@@ -24,7 +24,7 @@ impl Deployment {
         for site in SITES {
             command(&["server", "issue", site, "--dir", &folder]);
         }
-        std::fs::write(deployment.path("federation.toml"), plan(ROUNDS)).unwrap();
+        std::fs::write(deployment.path("federation.toml"), plan(ROUNDS, EXACT)).unwrap();
         deployment
     }
 
@@ -66,10 +66,10 @@ impl Deployment {
 }
 
 /// The run's last line tells of a whole run with the simulated model.
-fn assert_same(end: &Value, rounds: u32) {
+fn assert_same(end: &Value, rounds: u32, update: &str) {
     assert_eq!(end["state"], "finished", "{end}");
     assert_eq!(end["rounds_done"], rounds);
-    assert_eq!(end["model_sha256"], simulated(1, rounds).model.sha256());
+    assert_eq!(end["model_sha256"], simulated(1, rounds, update).model.sha256());
     for client in end["clients"].as_array().unwrap() {
         assert_eq!(client["accepted"], rounds, "an update counted twice or not at all: {client}");
     }
@@ -82,17 +82,26 @@ fn processes_over_quic_make_the_simulated_model_in_whatever_order_they_start() {
     // One order with the plan waiting for the sites, one with the sites waiting for the plan.
     let early = deployment.submit(&address);
     let mut sites: Vec<Process> = [2, 0, 3, 1].map(|site| deployment.join(SITES[site], &address)).into();
-    assert_same(&deployment.end(&early, &address), ROUNDS);
+    assert_same(&deployment.end(&early, &address), ROUNDS, EXACT);
     sites.drain(..2);
     sites.extend([0, 2].map(|site| deployment.join(SITES[site], &address)));
     let late = deployment.submit(&address);
-    assert_same(&deployment.end(&late, &address), ROUNDS);
+    assert_same(&deployment.end(&late, &address), ROUNDS, EXACT);
 }
 
 #[test]
 fn a_server_killed_twice_on_the_way_makes_the_simulated_model() {
+    killed_twice(EXACT);
+}
+
+#[test]
+fn with_compressed_updates_and_models_it_does_too() {
+    killed_twice(COMPRESSED);
+}
+
+fn killed_twice(update: &str) {
     let deployment = Deployment::new();
-    std::fs::write(deployment.path("federation.toml"), plan(LONG)).unwrap();
+    std::fs::write(deployment.path("federation.toml"), plan(LONG, update)).unwrap();
     let (mut server, mut address) = serve(&deployment.folder(), "127.0.0.1:0");
     // The sites live through it all: they find the server again by themselves.
     let sites = SITES.map(|site| deployment.join(site, &address));
@@ -103,7 +112,7 @@ fn a_server_killed_twice_on_the_way_makes_the_simulated_model() {
         assert!(last < u64::from(LONG), "the run was over before it could be interrupted");
         (server, address) = serve(&deployment.folder(), &address);
     }
-    assert_same(&deployment.end(&run, &address), LONG);
+    assert_same(&deployment.end(&run, &address), LONG, update);
     for site in sites {
         let told =
             |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("has restarted"));

@@ -14,7 +14,7 @@ use server::net::Limits;
 
 use crate::federation::Federation;
 use crate::member::PATIENCE;
-use crate::{ROUNDS, SEED, SITES, plan, records, simulated};
+use crate::{COMPRESSED, ROUNDS, SEED, SITES, plan, records, simulated};
 
 /// Lets a site's answer go once the one before it counts.
 #[derive(Default)]
@@ -126,10 +126,10 @@ async fn answers_in_any_order_make_the_simulated_model() {
         members.push(federation.join(&server, name, learner).await);
     }
     let operator = federation.operator(&server).await;
-    let run = operator.submit(&plan(ROUNDS), SEED).await;
+    let run = operator.submit(&plan(ROUNDS, COMPRESSED), SEED).await;
     let summary = operator.follow(run).await;
     assert_eq!(summary.state, RunState::Finished, "{}", summary.message);
-    assert_eq!(summary.model_sha256, simulated(1, ROUNDS).model.sha256());
+    assert_eq!(summary.model_sha256, simulated(1, ROUNDS, COMPRESSED).model.sha256());
 
     for member in members {
         member.leave().await;

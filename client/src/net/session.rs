@@ -12,7 +12,7 @@ use protocol::wire::{
     AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Receipt, Rejection,
     SMALL_MAX, TaskHeader,
 };
-use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId, Work};
+use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
@@ -127,6 +127,8 @@ enum Abandoned {
     Unwanted,
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,
+    #[error("the answer could not be packed: {0}")]
+    Unpacked(String),
     #[error("nothing leaves that is not written down: {0}")]
     Unwritten(String),
 }
@@ -199,14 +201,14 @@ impl Workshop {
         let header = read_frame(&mut stream.recv, FrameKind::Task, HEADER_MAX).await?;
         let header: TaskHeader = header.ok_or(FrameError::Ended)?;
         let task = *id.insert(header.id);
-        let attempted = match self.check_size(&header) {
+        let (attempted, codec) = match self.check_size(&header) {
             Ok(len) => self.receive_and_work(header, len, stop, stream).await?,
             Err(trouble) => return self.decline_unread(task, trouble, stream).await,
         };
         if let Err(trouble) = &attempted {
             self.report_declined(task, trouble);
         }
-        match self.deliver(answer(task, attempted), stream).await? {
+        match self.deliver(answer(task, attempted), codec, stream).await? {
             Receipt::Accepted => {
                 self.note(AuditEvent::Receipt { task: task.into(), refused: None }).await;
                 self.report(AgentEvent::Accepted { task });
@@ -286,15 +288,19 @@ impl Workshop {
         len: usize,
         stop: &Stop,
         stream: &mut TaskStream,
-    ) -> Result<Result<Outcome, Trouble>, Abandoned> {
+    ) -> Result<(Result<Outcome, Trouble>, UpdateCodec), Abandoned> {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         let model = read_model(&mut stream.recv, len, spare).await?;
         match header.into_task(model) {
             Ok(task) => {
                 self.report(AgentEvent::Started { task: task.id });
-                self.work(task, stop, stream).await
+                let codec = task.spec.update.codec;
+                Ok((self.work(task, stop, stream).await?, codec))
             }
-            Err(error) => Ok(Err(Trouble::open(Decline::Unsupported, error.to_string()))),
+            Err(error) => {
+                let trouble = Trouble::open(Decline::Unsupported, error.to_string());
+                Ok((Err(trouble), UpdateCodec::Exact))
+            }
         }
     }
 
@@ -352,9 +358,15 @@ impl Workshop {
     }
 
     /// Sends the answer and waits for its receipt. A server that stops reading may still say why.
-    async fn deliver(&self, answer: Answer, stream: &mut TaskStream) -> Result<Receipt, Abandoned> {
+    async fn deliver(
+        &self,
+        answer: Answer,
+        codec: UpdateCodec,
+        stream: &mut TaskStream,
+    ) -> Result<Receipt, Abandoned> {
         let task = answer.task;
-        let (header, payload) = AnswerHeader::split(answer);
+        let packed = tokio::task::spawn_blocking(move || AnswerHeader::pack(answer, codec)).await;
+        let (header, payload) = packed.map_err(|error| Abandoned::Unpacked(error.to_string()))?;
         self.written(answered(task, &header), Audit::seal).await?;
         self.report(AgentEvent::Answering { task });
         let sent = async {
@@ -378,7 +390,7 @@ impl Workshop {
 /// What the audit log says of an answer that is about to leave.
 fn answered(task: TaskId, header: &AnswerHeader) -> AuditEvent {
     let outcome = match header.body {
-        AnswerBody::Trained { .. } => "trained",
+        AnswerBody::Trained { .. } | AnswerBody::Compressed { .. } => "trained",
         AnswerBody::Evaluated { .. } => "evaluated",
         AnswerBody::Counted { .. } => "counted",
         AnswerBody::Declined { .. } => "declined",

@@ -48,6 +48,7 @@ pub(super) async fn write_payload(send: &mut SendStream, payload: Payload) -> Re
             points.iter_mut().for_each(|point| *point = point.to_le());
             Bytes::from_owner(Raw(points))
         }
+        Payload::Packed(bytes) => Bytes::from(bytes),
         Payload::Limbs(mut limbs) => {
             limbs.iter_mut().for_each(|limb| *limb = limb.to_le());
             Bytes::from_owner(Raw(limbs))

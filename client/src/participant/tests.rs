@@ -7,7 +7,7 @@ use privacy::{Released, Sum};
 use protocol::{
     CentralPrivacy, Clipping, DataSpec, GradientPath, Layout, MetricsRule, ModelSpec, NoiseCorrelation,
     OptimizerSpec, Positive, PrivacySpec, RunId, Sampling, Standardise, Statistic, TableSpec, Target,
-    TaskKind, TrainingSpec, UpdateSpec,
+    TaskKind, TrainingSpec, UpdateCodec, UpdateSpec,
 };
 use rand::RngCore;
 
@@ -258,6 +258,56 @@ fn a_personal_part_that_does_not_fit_is_named() {
     let trouble = site.attempt(&train(2, 2), entropy(), &Stop::default()).unwrap_err();
     assert_eq!(trouble.reason, Decline::Failed);
     assert!(trouble.detail.contains("forget what is kept"));
+}
+
+/// What the toy changes in each of these rounds, as it is sent and as it would be without a codec, in units of the parameters; and
+/// what is left out in the end.
+fn sent_over(rounds: &[u32], codec: UpdateCodec) -> (Vec<f64>, Vec<f64>, Option<Vec<f32>>) {
+    let mut client = participant(&[], Mood::Well);
+    let (mut sent, mut whole) = (vec![0.0; 3], vec![0.0; 3]);
+    let mut last = Round(0);
+    for round in rounds {
+        for (codec, total) in [(codec, &mut sent), (UpdateCodec::Exact, &mut whole)] {
+            let mut task = train(*round, 3);
+            let mut changed = spec();
+            changed.update.codec = codec;
+            let step = changed.lattice(3).unwrap().step();
+            task.spec = Arc::new(changed);
+            let client = if codec.is_lossy() { &mut client } else { &mut participant(&[], Mood::Well) };
+            let answer = client.perform(&task, entropy(), &Stop::default());
+            let Outcome::Trained { points, .. } = answer.outcome else { panic!("{answer:?}") };
+            total.iter_mut().zip(points).for_each(|(total, point)| *total += f64::from(point) * step);
+        }
+        last = Round(*round);
+    }
+    (sent, whole, client.personal().residual(RunId(1), last.next()).map(<[f32]>::to_vec))
+}
+
+#[test]
+fn what_was_sent_and_what_was_left_out_are_all_that_was_learned() {
+    let rounds: Vec<u32> = (1..=20).collect();
+    let third = UpdateCodec::TopK { fraction: 0.34 };
+    for codec in [UpdateCodec::F16, UpdateCodec::Bf16, UpdateCodec::Int8, third] {
+        let (sent, whole, left_out) = sent_over(&rounds, codec);
+        let left_out = left_out.unwrap();
+        for ((sent, whole), left_out) in sent.iter().zip(&whole).zip(&left_out) {
+            let error = (sent + f64::from(*left_out) - whole).abs();
+            assert!(error < 1e-5 * whole.abs().max(1.0), "{codec:?}: {sent} + {left_out} is not {whole}");
+        }
+    }
+    assert_eq!(sent_over(&rounds, UpdateCodec::Packed).2, None, "nothing is left out");
+}
+
+#[test]
+fn what_was_left_out_is_forgotten_when_a_round_was_missed() {
+    let half = UpdateCodec::TopK { fraction: 0.5 };
+    let (_, whole, _) = sent_over(&[3], half);
+    let (missed, _, _) = sent_over(&[1, 3], half);
+    let (alone, _, _) = sent_over(&[3], half);
+    let (first, _, _) = sent_over(&[1], half);
+    assert_ne!(alone, whole, "something is left out");
+    let difference: Vec<f64> = missed.iter().zip(&first).map(|(all, first)| all - first).collect();
+    assert!(difference.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-12), "{difference:?} {alone:?}");
 }
 
 #[test]

@@ -21,6 +21,21 @@ impl Spec {
         self.check_records()
     }
 
+    /// Checks the codec, on its own and against noise that sites add: what has been noised has no short form, and what is
+    /// compressed after its noise would be remembered without it.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the setting at fault.
+    pub(super) fn check_codec(&self) -> Result<(), SpecError> {
+        self.update.codec.check()?;
+        if self.privacy.local.is_some() && self.update.codec.is_lossy() {
+            let message = "with [privacy.local] every coordinate is noise, which no lossy codec can say; take `exact` or \
+                           `packed`, or promise privacy at the server ([privacy.central])";
+            return Err(SpecError::new("update.codec", message));
+        }
+        Ok(())
+    }
+
     /// The same where single records are protected (`privacy.examples`): only noised gradients may depend on them.
     fn check_records(&self) -> Result<(), SpecError> {
         if self.privacy.examples.is_none() {
@@ -66,6 +81,34 @@ mod tests {
             "privacy": {{"examples": {{"noise_multiplier": 1.0, "norm_max": 1.0, "delta": 1e-5, "epsilon_max": 1.0}}}}}}"#
         );
         Spec::from_json(&json).err().map_or_else(String::new, |error| error.key)
+    }
+
+    #[test]
+    fn a_codec_that_cannot_keep_what_the_plan_promises_is_refused_and_a_plan_without_one_is_written_as_before()
+     {
+        let spec = |rest: &str| {
+            Spec::from_json(&format!(
+                r#"{{"model": "logistic", "cohort_max": 4,
+                "data": {{"table": {{"label": "y", "target": {{"classes": 2}}, "features": ["a"]}}}},
+                "training": {{"batch_size": 8, "optimizer": {{"sgd": {{"learning_rate": 0.1}}}}}} {rest}}}"#
+            ))
+        };
+        let key = |rest: &str| spec(rest).err().map_or_else(String::new, |error| error.key);
+        assert_eq!(key(r#", "update": {"codec": "int8", "broadcast": "bf16"}"#), "");
+        assert_eq!(key(r#", "update": {"codec": {"top_k": {"fraction": 0.01}}}"#), "");
+        for fraction in ["0.0", "-1.0", "1.5"] {
+            let update = format!(r#", "update": {{"codec": {{"top_k": {{"fraction": {fraction}}}}}}}"#);
+            assert_eq!(key(&update), "update.codec", "{fraction}");
+        }
+        let local = r#""privacy": {"local": {"noise_multiplier": 1.0, "delta": 1e-5, "epsilon_max": 100.0}}"#;
+        let uniform =
+            |codec: &str| format!(r#", "update": {{"weights": "uniform", "codec": "{codec}"}}, {local}"#);
+        assert_eq!(key(&uniform("packed")), "");
+        for codec in ["f16", "bf16", "int8"] {
+            assert_eq!(key(&uniform(codec)), "update.codec");
+        }
+        let json = spec("").unwrap().to_json();
+        assert!(!json.contains("codec") && !json.contains("broadcast"), "{json}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Answer, Decline, Metrics, Outcome, Parameters, Positive, Refusal, Seed, Spec, Standardiser, Task, TaskId,
-    Work,
+    UpdateCodec, Work,
 };
 
 /// The client's first words.
@@ -61,7 +61,7 @@ pub enum Rejection {
     Busy,
 }
 
-/// A task without its model. `model_len` values of f32 follow as raw little-endian bytes.
+/// A task without its model. `model_len` words of 4 bytes follow: values of f32, or what the plan's broadcast codec makes of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskHeader {
     /// Which task.
@@ -74,7 +74,7 @@ pub struct TaskHeader {
     pub standardiser: Option<Standardiser>,
     /// The work.
     pub work: WorkHeader,
-    /// Values of f32 that follow.
+    /// Words of 4 bytes that follow.
     pub model_len: u64,
 }
 
@@ -122,18 +122,21 @@ impl TaskHeader {
             seed: task.seed,
             standardiser: task.standardiser.as_deref().cloned(),
             work,
-            model_len: task.work.model().map_or(0, |model| model.len() as u64),
+            model_len: task
+                .work
+                .model()
+                .map_or(0, |model| task.spec.update.broadcast.words(model.len()) as u64),
         }
     }
 
-    /// The task, once the model's values have come.
+    /// The task, once the model's words have come.
     ///
     /// # Errors
     /// [`TaskHeaderError`] when the spec or the numbers do not make sense.
-    pub fn into_task(self, model: Vec<f32>) -> Result<Task, TaskHeaderError> {
+    pub fn into_task(self, words: Vec<f32>) -> Result<Task, TaskHeaderError> {
         let spec =
             Spec::from_json(&self.spec_json).map_err(|error| TaskHeaderError::Spec(error.to_string()))?;
-        let model = Arc::new(Parameters::new(model));
+        let model = Arc::new(Parameters::new(spec.update.broadcast.unpack(words)));
         let work = match self.work {
             WorkHeader::Statistics => Work::Statistics { names: spec.statistics() },
             WorkHeader::Train { learning_rate_scale, norm_max } => {
@@ -191,6 +194,19 @@ pub enum AnswerBody {
         /// For the operator.
         detail: String,
     },
+    /// `bytes` bytes follow: the short form of `len` lattice points by the plan's codec.
+    Compressed {
+        /// Bytes that follow.
+        bytes: u64,
+        /// Lattice points that they say.
+        len: u64,
+        /// Weight of the update.
+        weight: u32,
+        /// Whether it was within the norm, where the plan asks.
+        vote: i8,
+        /// Metrics of the training.
+        metrics: Metrics,
+    },
 }
 
 /// The raw values that follow an answer's header.
@@ -203,6 +219,8 @@ pub enum Payload {
     Points(Vec<i32>),
     /// Limbs of statistics.
     Limbs(Vec<i64>),
+    /// The short form of an update.
+    Packed(Vec<u8>),
 }
 
 /// The most bytes of a decline's detail that travel.
@@ -232,21 +250,51 @@ impl AnswerHeader {
         (Self { task: answer.task, body }, payload)
     }
 
+    /// [`AnswerHeader::split`], with an update in the short form of `codec` where it has one. Points may always travel as they are.
+    pub fn pack(answer: Answer, codec: UpdateCodec) -> (Self, Payload) {
+        if let Outcome::Trained { points, weight, vote, metrics } = &answer.outcome
+            && let Some(packed) = codec.pack(points)
+        {
+            let (bytes, len) = (packed.len() as u64, points.len() as u64);
+            let body = AnswerBody::Compressed { bytes, len, weight: *weight, vote: *vote, metrics: *metrics };
+            return (Self { task: answer.task, body }, Payload::Packed(packed));
+        }
+        Self::split(answer)
+    }
+
+    /// Bytes of memory that the answer takes, with its short form where it has one; `None` when no machine could hold them.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        match self.body {
+            AnswerBody::Compressed { bytes, len, .. } => {
+                len.checked_mul(size_of::<i32>() as u64)?.checked_add(bytes)
+            }
+            _ => self.payload_bytes(),
+        }
+    }
+
     /// Bytes of raw values that the header announces; `None` when no machine could hold them.
     pub fn payload_bytes(&self) -> Option<u64> {
         match self.body {
             AnswerBody::Trained { len, .. } => len.checked_mul(size_of::<i32>() as u64),
             AnswerBody::Counted { len } => len.checked_mul(size_of::<i64>() as u64),
+            AnswerBody::Compressed { bytes, .. } => Some(bytes),
             AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Some(0),
         }
     }
 
-    /// Joins the header with its values. `None` when they are of another kind or count than announced.
-    pub fn join(self, payload: Payload) -> Option<Answer> {
+    /// Joins the header with its values, of which a short form is `codec`'s. `None` when they are of another kind or count than
+    /// announced, or no short form. The caller has checked the lengths.
+    pub fn join(self, payload: Payload, codec: UpdateCodec) -> Option<Answer> {
         let outcome = match (self.body, payload) {
             (AnswerBody::Trained { len, weight, vote, metrics }, Payload::Points(points))
                 if len == points.len() as u64 =>
             {
+                Outcome::Trained { points, weight, vote, metrics }
+            }
+            (AnswerBody::Compressed { bytes, len, weight, vote, metrics }, Payload::Packed(packed))
+                if bytes == packed.len() as u64 =>
+            {
+                let points = codec.unpack(&packed, usize::try_from(len).ok()?).ok()?;
                 Outcome::Trained { points, weight, vote, metrics }
             }
             (AnswerBody::Evaluated { metrics }, Payload::None) => Outcome::Evaluated { metrics },
@@ -260,12 +308,22 @@ impl AnswerHeader {
     }
 
     /// Checks an announced length against the task before any memory is taken: `dimension` shared parameters and
-    /// `statistics` names.
+    /// `statistics` names, and an update in short form against the plan's codec.
     ///
     /// # Errors
     /// The reason why the answer is refused.
-    pub fn check_lengths(&self, dimension: usize, statistics: usize) -> Result<(), Refusal> {
+    pub fn check_lengths(
+        &self,
+        dimension: usize,
+        statistics: usize,
+        codec: UpdateCodec,
+    ) -> Result<(), Refusal> {
         let expected = match self.body {
+            AnswerBody::Compressed { .. } if codec == UpdateCodec::Exact => return Err(Refusal::WrongKind),
+            AnswerBody::Compressed { bytes, .. } if bytes > codec.bytes_max(dimension) => {
+                return Err(Refusal::Oversize);
+            }
+            AnswerBody::Compressed { len, .. } => (len, dimension as u64),
             AnswerBody::Trained { len, .. } => (len, dimension as u64),
             AnswerBody::Counted { len } => (len, (statistics * LIMBS) as u64),
             AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => return Ok(()),

@@ -86,6 +86,7 @@ impl Coordinator {
     fn step(&mut self, mean: &Released) {
         // The old model goes as soon as no transfer holds it; until then `make_mut` works on a copy.
         let model = Arc::make_mut(&mut self.state.model);
+        self.rounded = None;
         self.state.optimizer.clear();
         self.optimizer.step(model.values_mut(), mean);
         self.state.optimizer = self.optimizer.state();

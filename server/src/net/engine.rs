@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use privacy::ledger::Ledger;
 use protocol::wire::{Receipt, Rejection, RunSummary};
 use protocol::{Answer, ClientId, Layout, Metrics, Refusal, Round, RunId, Seed, Task, TaskId, Time};
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::audit::{self, AuditLog};
 use super::central::Evaluator;
 use super::crash;
+use super::outgoing::Broadcast;
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError, StoredRun, Submission};
 use super::uploads::{Room, Spare};
@@ -73,6 +75,8 @@ pub(crate) struct TaskOrder {
     pub(crate) spec_json: Arc<str>,
     pub(crate) dimension: usize,
     pub(crate) statistics: usize,
+    /// The model as it travels.
+    pub(crate) model: Option<Bytes>,
 }
 
 /// The way to a connected site.
@@ -101,6 +105,7 @@ struct Active {
     statistics: usize,
     central: Option<Evaluator>,
     live: Live,
+    broadcast: Broadcast,
 }
 
 /// See the module.
@@ -257,7 +262,8 @@ impl Engine {
                 let spec_json = Arc::clone(&active.spec_json);
                 let (dimension, statistics) = (active.layout.shared_len(), active.statistics);
                 crash::point("sending");
-                let order = TaskOrder { task, spec_json, dimension, statistics };
+                let model = task.work.model().map(|model| active.broadcast.bytes(model, &task));
+                let order = TaskOrder { task, spec_json, dimension, statistics, model };
                 self.order(&client, Order::Task(Box::new(order)));
             }
             Action::Cancel { client, task } => self.order(&client, Order::Cancel(task)),
@@ -272,6 +278,7 @@ impl Engine {
                 crash::point("noised");
                 // Storing a model takes memory of its own.
                 self.nerves.spare.clear();
+                active.broadcast = Broadcast::default();
                 self.commit(*commit)?;
                 crash::point("committed");
                 self.event(Event::Committed)?;
@@ -381,7 +388,17 @@ impl Engine {
         let coordinator = Coordinator::new(setup).map_err(|error| error.to_string())?;
         tracing::info!("run {run} ({}) begins or goes on", plan.name);
         let (spec_json, statistics) = (plan.spec.to_json().into(), plan.spec.statistics().len());
-        Ok(Active { run, plan, layout, coordinator, spec_json, statistics, central, live })
+        Ok(Active {
+            run,
+            plan,
+            layout,
+            coordinator,
+            spec_json,
+            statistics,
+            central,
+            live,
+            broadcast: Broadcast::default(),
+        })
     }
 
     /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.

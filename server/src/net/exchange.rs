@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::wire::{AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, SMALL_MAX, TaskHeader};
-use protocol::{Answer, ClientId, Refusal, TaskId};
+use protocol::{Answer, ClientId, Refusal, TaskId, UpdateCodec};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
-use super::frames::{FrameError, Pace, Patience, at_end, model_bytes, read_frame, read_values, write_frame};
+use super::frames::{FrameError, Pace, Patience, at_end, read_frame, read_values, write_frame};
 use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
 use super::uploads::Room;
 
@@ -40,6 +40,7 @@ struct Expected {
     task: TaskId,
     dimension: usize,
     statistics: usize,
+    codec: UpdateCodec,
 }
 
 /// Why there is no answer.
@@ -84,10 +85,9 @@ impl Exchange {
         send: &mut SendStream,
         recv: &mut RecvStream,
     ) -> bool {
-        let TaskOrder { task, spec_json, dimension, statistics } = *order;
-        let expected = Expected { task: task.id, dimension, statistics };
+        let TaskOrder { task, spec_json, dimension, statistics, model } = *order;
+        let expected = Expected { task: task.id, dimension, statistics, codec: task.spec.update.codec };
         let header = TaskHeader::of(&task, &spec_json);
-        let model = task.work.model().map(model_bytes);
         drop(task);
         let telling = async {
             write_frame(send, FrameKind::Task, &header).await?;
@@ -142,10 +142,13 @@ impl Exchange {
         if header.task != expected.task {
             return Err(Fault::Refused(Refusal::Stale));
         }
-        header.check_lengths(expected.dimension, expected.statistics).map_err(Fault::Refused)?;
+        header
+            .check_lengths(expected.dimension, expected.statistics, expected.codec)
+            .map_err(Fault::Refused)?;
         let bytes = header.payload_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
         let limits = &self.hall.limits;
-        let room = if bytes > 0 { Some(self.hall.uploads.room_for(bytes).await) } else { None };
+        let memory = header.memory_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
+        let room = if memory > 0 { Some(self.hall.uploads.room_for(memory).await) } else { None };
         let at_rate = Duration::from_secs(bytes / limits.upload_rate_min.max(1));
         let whole = limits.upload_max.min(limits.upload_idle.saturating_add(at_rate));
         let window = upload_window(bytes, self.connection.rtt());
@@ -154,7 +157,8 @@ impl Exchange {
         if !at_end(recv, limits.upload_idle).await? {
             return Err(Fault::Refused(Refusal::Duplicate));
         }
-        let answer = header.join(payload).ok_or(Fault::Refused(Refusal::Malformed))?;
+        let answer =
+            joined(header, payload, expected.codec).await.ok_or(Fault::Refused(Refusal::Malformed))?;
         Ok((answer, room))
     }
 
@@ -239,11 +243,22 @@ async fn read_payload(
             let memory = room.map_or_else(Vec::new, |room| room.points(len));
             Payload::Points(read_values(recv, memory, pace, near).await?)
         }
+        AnswerBody::Compressed { bytes, .. } => {
+            Payload::Packed(read_values(recv, vec![0; size(bytes)?], pace, near).await?)
+        }
         AnswerBody::Counted { len } => {
             Payload::Limbs(read_values(recv, vec![0; size(len)?], pace, near).await?)
         }
         AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
     })
+}
+
+/// The whole answer. A short form is read away from the threads that wait.
+async fn joined(header: AnswerHeader, payload: Payload, codec: UpdateCodec) -> Option<Answer> {
+    if matches!(payload, Payload::Packed(_)) {
+        return tokio::task::spawn_blocking(move || header.join(payload, codec)).await.ok().flatten();
+    }
+    header.join(payload, codec)
 }
 
 #[cfg(test)]

@@ -117,6 +117,12 @@ impl Raw for i32 {
     }
 }
 
+impl Raw for u8 {
+    fn native(self) -> Self {
+        self
+    }
+}
+
 impl Raw for i64 {
     fn native(self) -> Self {
         Self::from_le(self)

@@ -229,6 +229,7 @@ impl Asked {
             Payload::None => {}
             Payload::Points(points) => bytes.extend(bytemuck::cast_slice::<_, u8>(&points)),
             Payload::Limbs(limbs) => bytes.extend(bytemuck::cast_slice::<_, u8>(&limbs)),
+            Payload::Packed(packed) => bytes.extend(packed),
         }
         self.say(&bytes).await;
         self.receipt().await

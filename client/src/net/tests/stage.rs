@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use protocol::Task;
 use protocol::wire::{
     ALPN, AnswerBody, AnswerHeader, FrameKind, Greeting, Hello, Payload, Receipt, SMALL_MAX, TaskHeader,
 };
+use protocol::{Task, UpdateCodec};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -111,6 +111,11 @@ pub(super) async fn send_task(connection: &Connection, task: &Task) -> (SendStre
 
 /// Reads an answer to its end as a server does.
 pub(super) async fn read_answer(recv: &mut RecvStream) -> protocol::Answer {
+    read_compressed(recv, UpdateCodec::Exact).await
+}
+
+/// The same, of an update that may have come in short form.
+pub(super) async fn read_compressed(recv: &mut RecvStream, codec: UpdateCodec) -> protocol::Answer {
     let header: AnswerHeader = read_frame(recv, FrameKind::Answer, SMALL_MAX).await.unwrap().unwrap();
     let bytes = recv.read_to_end(1 << 23).await.unwrap();
     assert_eq!(header.payload_bytes(), Some(bytes.len() as u64));
@@ -121,9 +126,10 @@ pub(super) async fn read_answer(recv: &mut RecvStream) -> protocol::Answer {
         AnswerBody::Counted { .. } => Payload::Limbs(
             bytes.chunks(8).map(|eight| i64::from_le_bytes(eight.try_into().unwrap())).collect(),
         ),
+        AnswerBody::Compressed { .. } => Payload::Packed(bytes),
         AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
     };
-    header.join(payload).unwrap()
+    header.join(payload, codec).unwrap()
 }
 
 pub(super) async fn acknowledge(send: &mut SendStream, receipt: Receipt) {
