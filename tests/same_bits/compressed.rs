@@ -25,7 +25,7 @@ fn what_is_compressed_is_learned_as_well() {
         let (model, accuracy) = learned(update);
         println!("{update:?}: {accuracy:.4}, exact {well:.4}");
         assert_ne!(model, exact, "{update}");
-        // Of some 230 test records a handful may fall either way.
-        assert!((accuracy - well).abs() < 0.05, "{update}: {accuracy} and {well} exactly");
+        // Of 127 test records a handful may fall the other way.
+        assert!(accuracy > well - 0.05, "{update}: {accuracy} and {well} exactly");
     }
 }

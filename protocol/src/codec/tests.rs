@@ -2,6 +2,7 @@
 
 use privacy::{NormBound, clip};
 use proptest::prelude::*;
+use rand::RngCore;
 
 use super::*;
 
@@ -154,4 +155,25 @@ fn of_equals_the_first_points_are_kept() {
         Err(PackedError::Malformed),
         "a gap that is too long"
     );
+}
+
+#[test]
+fn a_long_update_takes_the_bytes_that_the_page_names() {
+    let len = 200_000;
+    let mut chance = Seed::from_number(5).generator();
+    let mut uniform = || f64::from(chance.next_u32()) / f64::from(u32::MAX) - 0.5;
+    // The sum of twelve is near enough to a Gaussian.
+    let delta: Vec<f32> = (0..len).map(|_| (0..12).map(|_| uniform()).sum::<f64>() as f32).collect();
+    let update = encoded(delta);
+    let bytes_of = |codec: UpdateCodec| {
+        let update = Encoded::admit(update.points().to_vec(), 10, update.lattice()).unwrap();
+        let sent = codec.compress(update, &Seed::from_number(6));
+        codec.pack(sent.points()).unwrap().len() as f64 / f64::from(len)
+    };
+    let packed = bytes_of(UpdateCodec::Packed);
+    assert!((2.8..3.1).contains(&packed), "{packed}");
+    assert_eq!(bytes_of(UpdateCodec::Bf16), 2.0);
+    assert!((bytes_of(UpdateCodec::Int8) - 1.001).abs() < 1e-4);
+    let sparse = bytes_of(UpdateCodec::TopK { fraction: 0.01 });
+    assert!((0.04..0.06).contains(&sparse), "{sparse}");
 }

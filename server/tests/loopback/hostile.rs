@@ -79,9 +79,14 @@ fn bytes(answer: Answer) -> (Vec<u8>, Vec<u8>) {
 /// Lets one of three sites answer with what `spoil` makes of its answer; returns its receipt and whether the server
 /// closed its connection.
 async fn spoilt(spoil: impl FnOnce(&Asked) -> Vec<u8>, limits: Limits) -> (Receipt, bool) {
+    spoilt_in(PLAN, spoil, limits).await
+}
+
+/// The same in a plan of its own.
+async fn spoilt_in(plan: &str, spoil: impl FnOnce(&Asked) -> Vec<u8>, limits: Limits) -> (Receipt, bool) {
     let federation = Federation::new();
     let server = federation.serve_with(&federation.state(), limits).await;
-    let plan = PLAN.replace("clients_min = 3", "clients_min = 3\nquorum = 2");
+    let plan = plan.replace("clients_min = 3", "clients_min = 3\nquorum = 2");
     server.submit(plan, Some(7)).await.unwrap();
     let sites = federation.sites(&server).await;
     let mut asked = sites[0].next_task().await;
@@ -152,6 +157,26 @@ async fn garbage_and_lengths_beyond_the_plan_cost_the_connection() {
     };
     let (receipt, closed) = spoilt(oversize, Limits::default()).await;
     assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Oversize), true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_form_that_is_none_or_longer_than_any_costs_the_connection() {
+    let packed = format!("{PLAN}[update]\ncodec = \"packed\"\n");
+    let claims = |bytes: u64, payload: &'static [u8]| {
+        move |asked: &Asked| {
+            let len = asked.task.work.model().unwrap().len() as u64;
+            let metrics = Metrics::default();
+            let body = AnswerBody::Compressed { bytes, len, weight: 1, vote: 0, metrics };
+            let header = encode(FrameKind::Answer, &AnswerHeader { task: asked.task.id, body });
+            [&header, payload].concat()
+        }
+    };
+    let (receipt, closed) = spoilt_in(&packed, claims(2, &[200, 0]), Limits::default()).await;
+    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Malformed), true));
+    let (receipt, closed) = spoilt_in(&packed, claims(u64::MAX / 2, &[]), Limits::default()).await;
+    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Oversize), true));
+    let (receipt, closed) = spoilt(claims(2, &[1, 0]), Limits::default()).await;
+    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::WrongKind), false), "the plan has no codec");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
