@@ -64,14 +64,26 @@ fraction = 1.0
 quorum = 4
 "#;
 
-/// What is added to the plan where everything travels as it is.
-const EXACT: &str = "";
-/// The same where nothing does.
-const COMPRESSED: &str = "[update]\ncodec = \"int8\"\nbroadcast = \"f16\"\n";
+/// What differs between runs of the plan.
+#[derive(Clone, Copy)]
+struct Variant<'a> {
+    /// The way to gradients.
+    gradient: &'a str,
+    /// The plan's end: how updates and models travel.
+    update: &'a str,
+}
+
+/// What a plan without a word of it does: gradients in closed form, and everything travels as it is.
+const PLAIN: Variant<'static> = Variant { gradient: "closed_form", update: "" };
+/// The other way to gradients, and nothing travels as it is.
+const COMPRESSED: Variant<'static> =
+    Variant { gradient: "autograd", update: "[update]\ncodec = \"int8\"\nbroadcast = \"f16\"\n" };
 
 /// The plan for this many rounds.
-fn plan(rounds: u32, update: &str) -> String {
-    format!("rounds = {rounds}\n{PLAN}{update}")
+fn plan(rounds: u32, variant: Variant<'_>) -> String {
+    let Variant { gradient, update } = variant;
+    let plan = PLAN.replace("[training]", &format!("[training]\ngradient = \"{gradient}\""));
+    format!("rounds = {rounds}\n{plan}{update}")
 }
 
 /// The bundled records.
@@ -80,11 +92,11 @@ fn records() -> PathBuf {
 }
 
 /// The plan, simulated.
-fn simulated(threads: usize, rounds: u32, update: &str) -> Outcome {
+fn simulated(threads: usize, rounds: u32, variant: Variant<'_>) -> Outcome {
     let text = format!(
         "{}[simulation]\nseed = {SEED}\npartition = {{ natural = {{ column = \"site\" }} }}\n\
          dataset = {{ files = {{ csv = {{ train = {:?}, split_column = \"split\" }} }} }}\n",
-        plan(rounds, update),
+        plan(rounds, variant),
         records()
     );
     let scenario = Scenario::parse(&text, Path::new(""), &|_| None).unwrap();
@@ -100,14 +112,27 @@ fn simulated(threads: usize, rounds: u32, update: &str) -> Outcome {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let one = simulated(1, ROUNDS, EXACT);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    for threads in [2, cores.max(3)] {
-        let many = simulated(threads, ROUNDS, EXACT);
-        assert_eq!(one.model.sha256(), many.model.sha256());
-        let measured = |outcome: &Outcome| {
-            outcome.rounds.iter().map(|round| round.sites.map(|all| all.loss)).collect::<Vec<_>>()
-        };
-        assert_eq!(measured(&one), measured(&many));
+    for variant in [PLAIN, COMPRESSED] {
+        let one = simulated(1, ROUNDS, variant);
+        for threads in [2, cores.max(3)] {
+            let many = simulated(threads, ROUNDS, variant);
+            assert_eq!(one.model.sha256(), many.model.sha256());
+            let measured = |outcome: &Outcome| {
+                outcome.rounds.iter().map(|round| round.sites.map(|all| all.loss)).collect::<Vec<_>>()
+            };
+            assert_eq!(measured(&one), measured(&many));
+        }
     }
+}
+
+#[test]
+fn both_ways_to_a_gradient_learn_the_same_and_round_differently() {
+    let closed = simulated(2, ROUNDS, PLAIN);
+    let graph = simulated(2, ROUNDS, Variant { gradient: "autograd", ..PLAIN });
+    assert_ne!(closed.model.sha256(), graph.model.sha256(), "the plan's choice made no difference");
+    let accuracy = |outcome: &Outcome| {
+        outcome.rounds.last().and_then(|round| round.sites).and_then(|metrics| metrics.accuracy).unwrap()
+    };
+    assert!((accuracy(&closed) - accuracy(&graph)).abs() < 0.02);
 }

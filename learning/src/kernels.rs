@@ -38,3 +38,22 @@ fn store<S: Simd>(simd: S, values: &mut [f32], lanes: S::f32s) {
         simd.partial_store_f32s(values, lanes);
     }
 }
+
+/// Values of a block along one side: a line of the cache.
+const BLOCK: usize = 16;
+
+/// Turns `rows x columns` into `columns x rows`.
+///
+/// # Panics
+/// When a slice is shorter.
+pub(crate) fn transpose((rows, columns): (usize, usize), from: &[f32], to: &mut [f32]) {
+    for top in (0..rows).step_by(BLOCK) {
+        let bottom = (top + BLOCK).min(rows);
+        for column in 0..columns {
+            let line = &mut to[column * rows..][top..bottom];
+            for (row, value) in (top..).zip(line) {
+                *value = from[row * columns + column];
+            }
+        }
+    }
+}

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use learning::Models;
+use learning::device::Device;
+use learning::{Models, gradient_path};
 use protocol::{DataSpec, Spec};
 use serde_json::{Value, json};
 use server::Plan;
@@ -123,12 +124,14 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
         .map_err(|error| error.to_string())?;
     let model_bytes = 4 * shared as u64;
     let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
+    let gradient = gradient_path(spec, &Device::Cpu).map_err(|error| error.to_string())?;
     let mut facts = vec![
         ("kind", json!(kind)),
         ("name", json!(plan.name)),
         ("rounds", json!(plan.rounds)),
         ("evaluated rounds", json!(evaluations)),
         ("parameters", json!(layout.len())),
+        ("gradients on a CPU are", json!(gradient)),
         ("parameters that stay at sites", json!(layout.len() - shared)),
         ("statistics round", json!(!spec.statistics().is_empty())),
         ("clients needed", json!(plan.cohort.clients_min)),

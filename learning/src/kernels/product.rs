@@ -165,6 +165,15 @@ impl Plain<'_> {
     ) {
         let width = if W { V * S::F32_LANES } else { self.n - j };
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        let adding = self.c.scale == 1.0 && self.c.keep == 1.0;
+        if adding {
+            for row in 0..R {
+                let target = &self.c.values[(i + row) * self.c.stride + j..][..width];
+                for v in 0..V {
+                    sums[row][v] = load(simd, &target[v * S::F32_LANES..]);
+                }
+            }
+        }
         let Matrix { values: a, stride, .. } = self.a;
         if T {
             for k in terms.clone() {
@@ -187,7 +196,8 @@ impl Plain<'_> {
         }
         for (row, sums) in sums.iter().enumerate() {
             let target = &mut self.c.values[(i + row) * self.c.stride + j..][..width];
-            blend(simd, target, sums, self.c.scale, self.c.keep);
+            let (scale, keep) = if adding { (1.0, 0.0) } else { (self.c.scale, self.c.keep) };
+            blend(simd, target, sums, scale, keep);
         }
     }
 }

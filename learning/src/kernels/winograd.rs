@@ -13,9 +13,8 @@ mod transform;
 
 use self::scheme::{Four3, Four5, Scheme};
 use self::transform::{Step, Transform};
-use super::Window;
 use super::product::{Matrix, Store, multiply_plain};
-use crate::ops::gemm;
+use super::{Window, transpose};
 
 /// Results of a tile along one side.
 const TILE: usize = 4;
@@ -64,6 +63,9 @@ pub(crate) struct Winograd {
     padded: Vec<f32>,
     /// Filters, `[products, inputs, outputs]`.
     filters: Vec<f32>,
+    /// Weights `[side, side, outputs, inputs]` and their filters, for the gradient of the image.
+    turned: Vec<f32>,
+    turned_filters: Vec<f32>,
     filter_gradients: Vec<f32>,
     /// `[products, tiles, inputs]`, planes [`GAP`] apart: kept from the way forward for the way back.
     inputs: Vec<f32>,
@@ -85,7 +87,8 @@ struct Planes {
 impl Winograd {
     pub(crate) fn new(tiling: Tiling) -> Self {
         let (padded, filters, filter_gradients, inputs, results) = Default::default();
-        Self { tiling, padded, filters, filter_gradients, inputs, results }
+        let (turned, turned_filters) = Default::default();
+        Self { tiling, padded, filters, turned, turned_filters, filter_gradients, inputs, results }
     }
 
     fn planes(&self, batch: usize) -> Planes {
@@ -147,8 +150,8 @@ impl Winograd {
     }
 
     /// From the gradient of `y` to that of the weight, `scale` times which and `keep` times what was there goes to `weight`,
-    /// and to that of `x` if it is asked for, which must be read from the weights of the way forward: [`Winograd::forward`]
-    /// has run on the same batch last.
+    /// and to that of `x` if it is asked for. [`Winograd::forward`] has run on the same batch last, and for the gradient of `x`
+    /// [`Winograd::turn`] since.
     ///
     /// # Panics
     /// When a length does not fit.
@@ -186,11 +189,10 @@ impl Winograd {
             let gradient = Store::replace(gradient, planes.outputs);
             multiply_plain(shape, Matrix::columns(input, planes.inputs), result, gradient);
             if x_gradient.is_some() {
-                let filter = &self.filters[product * filter_length..][..filter_length];
-                let result = gemm::MatrixRef::new(result, planes.tiles, planes.outputs);
-                let filter = gemm::MatrixRef::new(filter, planes.inputs, planes.outputs).transposed();
-                let input = gemm::MatrixMut::new(input, planes.tiles, planes.inputs);
-                gemm::multiply(result, filter, gemm::Onto::Replace, input);
+                let filter = &self.turned_filters[product * filter_length..][..filter_length];
+                let shape = (planes.tiles, planes.inputs, planes.outputs);
+                let target = Store::replace(input, planes.inputs);
+                multiply_plain(shape, Matrix::rows(result, planes.outputs), filter, target);
             }
         }
         let step = Step::FilterGradients { scale, keep };
@@ -202,6 +204,30 @@ impl Winograd {
             Transform::<C, N, R>::run(Step::InputGradients, tiling, planes, &self.inputs, padded);
             unpad(tiling, batch, padded, x_gradient);
         }
+    }
+}
+
+impl Winograd {
+    /// Takes the weights of the way forward again, for the gradient of the image: to be called before [`Winograd::backward`]
+    /// where that is asked for.
+    pub(crate) fn turn(&mut self, weight: &[f32]) {
+        match self.tiling.window.side {
+            3 => self.turn_by::<Four3, 6, 3>(weight),
+            _ => self.turn_by::<Four5, 8, 5>(weight),
+        }
+    }
+
+    fn turn_by<C: Scheme<N, TILE, R>, const N: usize, const R: usize>(&mut self, weight: &[f32]) {
+        let planes = self.planes(1);
+        let Planes { inputs, outputs, .. } = planes;
+        self.turned.resize(weight.len(), 0.0);
+        let taps = weight.chunks_exact(inputs * outputs);
+        for (tap, turned) in taps.zip(self.turned.chunks_exact_mut(inputs * outputs)) {
+            transpose((inputs, outputs), tap, turned);
+        }
+        self.turned_filters.resize(self.filters.len(), 0.0);
+        let planes = Planes { inputs: outputs, outputs: inputs, ..planes };
+        Transform::<C, N, R>::run(Step::Filters, self.tiling, planes, &self.turned, &mut self.turned_filters);
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::{Layer, Weights};
 use crate::Mode;
+use crate::kernels::transpose;
 
 /// Turns every sample of `rows x columns` into `columns x rows`.
 #[derive(Clone, Copy, Debug)]
@@ -17,20 +18,10 @@ impl Transpose {
     }
 }
 
-/// Values of a block along one side: a line of the cache.
-const BLOCK: usize = 16;
-
-fn turn((rows, columns): (usize, usize), from: &[f32], to: &mut [f32]) {
-    for (from, to) in from.chunks_exact(rows * columns).zip(to.chunks_exact_mut(rows * columns)) {
-        for top in (0..rows).step_by(BLOCK) {
-            for column in 0..columns {
-                let bottom = (top + BLOCK).min(rows);
-                let line = &mut to[column * rows..][top..bottom];
-                for (row, value) in (top..).zip(line) {
-                    *value = from[row * columns + column];
-                }
-            }
-        }
+fn turn(shape: (usize, usize), from: &[f32], to: &mut [f32]) {
+    let length = shape.0 * shape.1;
+    for (from, to) in from.chunks_exact(length).zip(to.chunks_exact_mut(length)) {
+        transpose(shape, from, to);
     }
 }
 

@@ -3,8 +3,10 @@
 use super::dense::{activate, column_sums, deactivate};
 use super::{Layer, Weights, reserve};
 use crate::Mode;
-use crate::kernels::{Matrix, Store, Tiling, Window, Winograd, multiply_plain, roll, unroll, vectorised};
-use crate::ops::{Activation, gemm};
+use crate::kernels::{
+    Matrix, Store, Tiling, Window, Winograd, multiply_plain, roll, transpose, unroll, vectorised,
+};
+use crate::ops::Activation;
 
 /// The fewest tiles of a batch for which minimal filtering pays: below, transforming the filters costs more than it saves.
 const TILES_MIN: usize = 24;
@@ -25,10 +27,11 @@ pub(crate) struct Convolution {
 #[derive(Debug)]
 enum Way {
     Winograd(Winograd),
-    /// The patches of the last batch, and the gradient of one sample's.
+    /// The patches of the last batch, the gradient of one sample's, and the weights `[outputs, patch]`.
     Unrolled {
         patches: Vec<f32>,
         gradient: Vec<f32>,
+        turned: Vec<f32>,
     },
 }
 
@@ -40,7 +43,7 @@ impl Convolution {
         });
         let way = match tiling {
             Some(tiling) => Way::Winograd(Winograd::new(tiling)),
-            None => Way::Unrolled { patches: Vec::new(), gradient: Vec::new() },
+            None => Way::Unrolled { patches: Vec::new(), gradient: Vec::new(), turned: Vec::new() },
         };
         Self { window, outputs, activation, bias_gradient: Vec::new(), way }
     }
@@ -109,21 +112,24 @@ impl Layer for Convolution {
         column_sums(y_gradient, &mut self.bias_gradient[..outputs]);
         match &mut self.way {
             Way::Winograd(convolution) => {
+                if x_gradient.is_some() {
+                    convolution.turn(&weights.values()[..length]);
+                }
                 let mut weight = weights.part(0..length);
                 convolution.backward(batch, y_gradient, x_gradient, weight.target());
             }
-            Way::Unrolled { patches, gradient } => {
+            Way::Unrolled { patches, gradient, turned } => {
                 if let Some(x_gradient) = x_gradient {
                     reserve(gradient, positions * patch);
+                    reserve(turned, length);
+                    transpose((patch, outputs), &weights.values()[..length], turned);
                     let gradient = &mut gradient[..positions * patch];
-                    let weight =
-                        gemm::MatrixRef::new(&weights.values()[..length], patch, outputs).transposed();
                     x_gradient.fill(0.0);
                     let images = x_gradient.chunks_exact_mut(self.window.image());
                     for (image, sums) in images.zip(y_gradient.chunks_exact(positions * outputs)) {
-                        let sums = gemm::MatrixRef::new(sums, positions, outputs);
-                        let target = gemm::MatrixMut::new(gradient, positions, patch);
-                        gemm::multiply(sums, weight, gemm::Onto::Replace, target);
+                        let shape = (positions, patch, outputs);
+                        let target = Store::replace(gradient, patch);
+                        multiply_plain(shape, Matrix::rows(sums, outputs), &turned[..length], target);
                         roll(self.window, gradient, image);
                     }
                 }

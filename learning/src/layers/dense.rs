@@ -53,10 +53,22 @@ impl Layer for Dense {
         column_sums(y_gradient, &mut self.bias_gradient[..outputs]);
         weights.part(inputs * outputs..inputs * outputs + outputs).take(&self.bias_gradient[..outputs]);
         let mut weight = weights.part(0..inputs * outputs);
-        let (target, scale, keep) = weight.target();
+        let (target, mut scale, keep) = weight.target();
+        if keep == 1.0 {
+            // A product that is only added starts from what is there, which saves two operations a value.
+            scale_by(y_gradient, scale);
+            scale = 1.0;
+        }
         let target = Store::blend(target, inputs, scale, keep);
         multiply_plain((outputs, inputs, rows), Matrix::columns(y_gradient, outputs), x, target);
     }
+}
+
+fn scale_by(values: &mut [f32], factor: f32) {
+    vectorised(
+        #[inline(always)]
+        || values.iter_mut().for_each(|value| *value *= factor),
+    );
 }
 
 /// The sums over rows as long as `sums`.

@@ -74,6 +74,7 @@ fn errors(window: Window, outputs: usize, batch: usize, salt: u64) -> [f64; 3] {
     let mut y = vec![f32::NAN; y_gradient.len()];
     convolution.forward(batch, &x, &weight, &mut y);
     let (mut weight_gradient, mut x_gradient) = (vec![f32::NAN; weight.len()], vec![f32::NAN; x.len()]);
+    convolution.turn(&weight);
     convolution.backward(batch, &y_gradient, Some(&mut x_gradient), (&mut weight_gradient, 1.0, 0.0));
     [error(&y, &plain.y), error(&weight_gradient, &plain.weight), error(&x_gradient, &plain.x)]
 }
