@@ -167,10 +167,10 @@ impl Plain<'_> {
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         let adding = self.c.scale == 1.0 && self.c.keep == 1.0;
         if adding {
-            for row in 0..R {
+            for (row, sums) in sums.iter_mut().enumerate() {
                 let target = &self.c.values[(i + row) * self.c.stride + j..][..width];
-                for v in 0..V {
-                    sums[row][v] = load(simd, &target[v * S::F32_LANES..]);
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = load(simd, &target[v * S::F32_LANES..]);
                 }
             }
         }
