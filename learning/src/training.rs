@@ -21,13 +21,14 @@ use std::time::Instant;
 use candle_core::Device;
 use privacy::noise::{EntropyError, NoiseSource};
 use protocol::{
-    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Seed, Spec, Standardiser,
-    Statistic, Stop, TrainOrder,
+    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Round, Seed, Spec,
+    Standardiser, Statistic, Stop, Tensor, TrainOrder,
 };
 
 use self::engine::Engine;
 pub use self::engine::gradient_path;
 use self::private::Records;
+use crate::kernels::vectorised;
 use crate::model::{Model, Models, first_line};
 use crate::{DataSource, Prepared, SiteData};
 
@@ -181,6 +182,23 @@ impl Trainer {
     }
 }
 
+/// # Errors
+/// When a value is NaN or infinite; names the tensor.
+fn check_finite(parameters: &[f32], layout: &Layout, round: Round) -> Result<(), LearnError> {
+    let finite = vectorised(
+        #[inline(always)]
+        || parameters.iter().fold(true, |finite, value| finite & value.is_finite()),
+    );
+    if finite {
+        return Ok(());
+    }
+    let place = parameters.iter().position(|value| !value.is_finite());
+    let holds = |tensor: &&Tensor| place.is_some_and(|place| tensor.range().contains(&place));
+    let name = layout.tensors().iter().find(holds).map_or("", |tensor| tensor.name.as_str());
+    let message = format!("after round {} `{name}` is not finite; try a lower learning rate", round.0);
+    Err(LearnError::new(Decline::NotFinite, message))
+}
+
 /// A generator of the operating system's for one step, whatever the seed.
 fn entropy(_: Seed) -> Result<NoiseSource, EntropyError> {
     NoiseSource::from_entropy()
@@ -252,13 +270,7 @@ impl Learner for Trainer {
         };
         let examples = data.len() as u64;
         engine.store(parameters)?;
-        if let Some(place) = parameters.iter().position(|value| !value.is_finite()) {
-            let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&place));
-            let name = tensor.map_or("", |tensor| tensor.name.as_str());
-            let message =
-                format!("after round {} `{name}` is not finite; try a lower learning rate", order.round.0);
-            return Err(LearnError::new(Decline::NotFinite, message));
-        }
+        check_finite(parameters, layout, order.round)?;
         Ok(tally.metrics(examples, started.elapsed().as_secs_f64()))
     }
 
