@@ -32,6 +32,17 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(header) = reads::<AnswerHeader>(FrameKind::Answer, bytes) {
         let _ = (header.payload_bytes(), header.check_lengths(10, 2, UpdateCodec::Packed));
     }
+    let half = UpdateCodec::TopK { fraction: 0.5 };
+    for codec in [UpdateCodec::Packed, UpdateCodec::F16, UpdateCodec::Bf16, UpdateCodec::Int8, half] {
+        for len in [0, 1, 40, 1500] {
+            // What is read as points has this one form, unless that would not be short.
+            if let Ok(points) = codec.unpack(bytes, len)
+                && let Some(packed) = codec.pack(&points)
+            {
+                assert_eq!(packed, bytes);
+            }
+        }
+    }
     reads::<Receipt>(FrameKind::Receipt, bytes);
     reads::<AdminRequest>(FrameKind::AdminRequest, bytes);
     reads::<AdminReply>(FrameKind::AdminReply, bytes);
