@@ -4,6 +4,7 @@
 //! the same speed. One machine always rounds in the same way; machines of different instruction sets may not. Nothing here
 //! takes memory, draws randomness or starts a thread.
 
+pub(crate) mod functions;
 mod product;
 mod unrolled;
 mod winograd;

@@ -14,7 +14,10 @@ mod chain;
 mod convolution;
 mod dense;
 mod dropout;
+mod normalisation;
 mod pooling;
+mod recurrent;
+mod sequence;
 
 use crate::Mode;
 
@@ -25,7 +28,10 @@ pub(crate) use chain::{Chain, Residual};
 pub(crate) use convolution::Convolution;
 pub(crate) use dense::Dense;
 pub(crate) use dropout::Dropout;
+pub(crate) use normalisation::{GroupNorm, LayerNorm};
 pub(crate) use pooling::{AveragePool, MaxPool};
+pub(crate) use recurrent::{Gru, Lstm, Sizes};
+pub(crate) use sequence::{Embedding, Last};
 
 /// One layer. Lengths are the caller's promise: `x` holds `batch` inputs, `y` as many results, and `parameters` what the layer's
 /// tensors have.
@@ -133,3 +139,6 @@ pub(crate) fn reserve(values: &mut Vec<f32>, length: usize) {
         values.resize(length, 0.0);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,27 +1,47 @@
-//! Layers and losses with gradients that are checked against finite differences (`tests/gradients.rs`).
+//! Layers and losses with gradients that are checked against finite differences (`tests/gradients.rs`), for models of one's own.
 //!
-//! On the CPU they are candle custom operations, single-threaded and deterministic: one client trains on one core, and the
-//! same inputs give the same bits whatever `RAYON_NUM_THREADS` says. On other devices they are composed of candle's own
+//! On the CPU they are layers in closed form, single-threaded and deterministic: one client trains on one core, and the
+//! same inputs give the same bits whatever `RAYON_NUM_THREADS` says. On other devices they are [`composed`] of candle's own
 //! differentiable operations. Nothing here draws randomness except [`dropout`], from the seed in its [`Mode`].
+//!
+//! ```
+//! use candle_core::{DType, Device, Result, Tensor, Var};
+//! use learning::ops::{self, Activation};
+//!
+//! # fn main() -> Result<()> {
+//! let (image, state) = (Tensor::ones((2, 3, 9, 7), DType::F32, &Device::Cpu)?, 16);
+//! let kernel = Var::ones((8, 3, 3, 3), DType::F32, &Device::Cpu)?;
+//! let [ones, zeros] = [Tensor::ones(8, DType::F32, &Device::Cpu)?, Tensor::zeros(8, DType::F32, &Device::Cpu)?];
+//! let x = ops::convolution(&image, &kernel, &zeros, (2, 1), Activation::Relu)?;
+//! let x = ops::max_pool(&ops::group_norm(&x, &ones, &zeros, 4)?, 2, 1)?;
+//! // Its rows as steps of a sequence.
+//! let x = ops::gelu(&x)?.transpose(1, 2)?.flatten_from(2)?;
+//! let features = x.dim(2)?;
+//! let [input, memory] = [Var::ones((4 * state, features), DType::F32, &Device::Cpu)?, Var::ones((4 * state, state), DType::F32, &Device::Cpu)?];
+//! let x = ops::lstm(&x, &input, &memory, &Tensor::zeros(4 * state, DType::F32, &Device::Cpu)?)?;
+//! let gradients = x.mean_all()?.backward()?;
+//! assert!(gradients.get(&kernel).is_some() && gradients.get(&memory).is_some());
+//! # Ok(())
+//! # }
+//! ```
 
-mod convolution;
+pub mod composed;
 pub(crate) mod gemm;
-mod linear;
+mod layer;
 mod loss;
 mod normalisation;
-mod pooling;
+mod product;
 mod recurrent;
 mod storage;
 
 use candle_core::{Result, Tensor};
 use rand::Rng;
 
-pub use convolution::{conv2d, convolution};
-pub use linear::linear;
 pub use loss::loss;
 pub(crate) use loss::{Truth, loss_of_one};
-pub use normalisation::{group_norm, layer_norm};
-pub use pooling::{max_pool, max_pool2d, max_pool2d_composed};
+pub(crate) use normalisation::EPSILON;
+pub use normalisation::{gelu, group_norm, layer_norm, relu, sigmoid, tanh};
+pub use product::{convolution, linear, max_pool};
 pub use recurrent::{embedding, gru, lstm};
 pub(crate) use storage::{edit_floats, with_floats};
 
@@ -34,6 +54,15 @@ pub enum Activation {
     Identity,
     /// `max(0, x)`; its derivative at 0 is 0.
     Relu,
+}
+
+/// # Errors
+/// When a tensor has another shape.
+fn expect(what: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
+    if tensor.dims() != shape {
+        candle_core::bail!("{what} is {:?} where {shape:?} fits", tensor.dims());
+    }
+    Ok(())
 }
 
 /// In training, sets each value to 0 with `probability` (from 0 to below 1) and scales the others so that the mean stays;

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use candle_core::{Device, Result, Tensor, Var};
-use learning::ops::{Activation, conv2d, linear, loss, max_pool2d, max_pool2d_composed};
+use learning::ops::{self, Activation, composed, convolution, linear, loss, max_pool};
 use learning::{Mode, Models, initial_parameters};
 use protocol::{Loss, Seed, Spec};
 
@@ -126,7 +126,7 @@ fn the_convolutions_gradient_is_the_difference_on_images_that_are_not_square() {
     {
         let x = var(&[batch, inputs, height, width], 5);
         let (weight, bias) = (var(&[outputs, inputs, kernel, kernel], 6), var(&[outputs], 7));
-        let layer = || conv2d(&x, &weight, &bias, Activation::Identity);
+        let layer = || convolution(&x, &weight, &bias, (1, kernel / 2), Activation::Identity);
         check("convolution", &[&x, &weight, &bias], 1e-2, 5e-3, &layer);
     }
 }
@@ -139,14 +139,14 @@ fn the_convolutions_fused_relu_masks_the_gradient_of_negative_sums() {
         Var::from_vec(vec![0f32, 0., 0., 0., 1., 0., 0., 0., 0.], (1, 1, 3, 3), &Device::Cpu).unwrap();
     let bias = Var::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap();
     check("convolution with relu", &[&x, &weight, &bias], 1e-2, 5e-3, &|| {
-        conv2d(&x, &weight, &bias, Activation::Relu)
+        convolution(&x, &weight, &bias, (1, 1), Activation::Relu)
     });
 }
 
 #[test]
 fn dense_layer_and_convolution_agree_with_candles_own() {
     let (x, weight, bias) = (var(&[3, 2, 6, 5], 9), var(&[4, 2, 3, 3], 10), var(&[4], 11));
-    let ours = conv2d(&x, &weight, &bias, Activation::Relu).unwrap();
+    let ours = convolution(&x, &weight, &bias, (1, 1), Activation::Relu).unwrap();
     let theirs = x.conv2d(&weight, 1, 1, 1, 1).unwrap();
     let theirs = theirs.broadcast_add(&bias.reshape((1, 4, 1, 1)).unwrap()).unwrap().relu().unwrap();
     let (flat, matrix) = (x.flatten_from(1).unwrap(), var(&[7, 60], 12));
@@ -161,26 +161,135 @@ fn dense_layer_and_convolution_agree_with_candles_own() {
 }
 
 #[test]
+fn the_convolutions_gradient_is_the_difference_with_strides_and_any_padding() {
+    let layers: [Convolution; 2] = [convolution, composed::convolution];
+    for layer in layers {
+        for (shape, outputs, side, place) in [
+            ([2, 3, 7, 5], 4, 3, (2, 1)),
+            ([1, 2, 6, 9], 3, 2, (2, 0)),
+            ([2, 1, 8, 5], 2, 4, (3, 3)),
+            ([3, 4, 5, 6], 5, 1, (2, 0)),
+            ([2, 9, 8, 7], 10, 3, (1, 1)),
+        ] {
+            let x = var(&shape, 30);
+            let (weight, bias) = (var(&[outputs, shape[1], side, side], 31), var(&[outputs], 32));
+            check("convolution with stride", &[&x, &weight, &bias], 1e-2, 5e-3, &|| {
+                layer(&x, &weight, &bias, place, Activation::Identity)
+            });
+        }
+    }
+}
+
+type Convolution = fn(&Tensor, &Tensor, &Tensor, (usize, usize), Activation) -> Result<Tensor>;
+type Pool = fn(&Tensor, usize, usize) -> Result<Tensor>;
+
+#[test]
 fn the_pools_gradient_is_the_difference_on_odd_and_unequal_sides() {
-    type Pool = fn(&Tensor) -> Result<Tensor>;
-    for pool in [max_pool2d as Pool, max_pool2d_composed as Pool] {
+    for pool in [max_pool as Pool, composed::max_pool as Pool] {
         for shape in [[1, 1, 2, 2], [2, 3, 4, 6], [2, 2, 5, 7], [1, 2, 3, 8]] {
             let x = distinct(&shape, 14);
-            check("pool", &[&x], 1e-2, 2e-3, &|| pool(&x));
-            assert_eq!(pool(&x).unwrap().dims(), [shape[0], shape[1], shape[2] / 2, shape[3] / 2]);
+            check("pool", &[&x], 1e-2, 2e-3, &|| pool(&x, 2, 2));
+            assert_eq!(pool(&x, 2, 2).unwrap().dims(), [shape[0], shape[1], shape[2] / 2, shape[3] / 2]);
+            check("pool that overlaps", &[&x], 1e-2, 2e-3, &|| pool(&x, 2, 1));
         }
-        assert!(pool(&var(&[1, 1, 1, 4], 1)).is_err());
+        let x = distinct(&[2, 3, 8, 7], 33);
+        check("larger pool", &[&x], 1e-2, 2e-3, &|| pool(&x, 3, 2));
+        assert!(pool(&var(&[1, 1, 1, 4], 1), 2, 2).is_err());
     }
 }
 
 #[test]
 fn a_unique_maximum_gets_the_whole_gradient_and_of_equals_the_first_one() {
-    for pool in [max_pool2d, max_pool2d_composed] {
+    for pool in [max_pool as Pool, composed::max_pool as Pool] {
         let x = Var::from_vec(vec![0f32, 1., 2., 2., 4., 3., 2., 2.], (1, 1, 2, 4), &Device::Cpu).unwrap();
-        let y = pool(&x).unwrap();
+        let y = pool(&x, 2, 2).unwrap();
         assert_eq!(values(&y), [4.0, 2.0]);
         let gradients = y.sum_all().unwrap().backward().unwrap();
         assert_eq!(values(gradients.get(&x).unwrap()), [0., 0., 1., 0., 1., 0., 0., 0.]);
+    }
+}
+
+#[test]
+fn activations_have_their_functions_slopes() {
+    let x = var(&[5, 9], 34);
+    away_from_zero(&x, 0.2);
+    for (name, function) in [
+        ("relu", ops::relu as fn(&Tensor) -> Result<Tensor>),
+        ("gelu", ops::gelu),
+        ("tanh", ops::tanh),
+        ("sigmoid", ops::sigmoid),
+    ] {
+        check(name, &[&x], 1e-2, 2e-3, &|| function(&x));
+    }
+}
+
+#[test]
+fn normalisations_gradients_are_the_differences() {
+    let (x, weight, bias) = (var(&[3, 6, 4, 5], 35), var(&[6], 36), var(&[6], 37));
+    check("group norm", &[&x, &weight, &bias], 1e-2, 5e-3, &|| ops::group_norm(&x, &weight, &bias, 2));
+    let (x, weight, bias) = (var(&[2, 4, 19], 38), var(&[19], 39), var(&[19], 40));
+    check("layer norm", &[&x, &weight, &bias], 1e-2, 5e-3, &|| ops::layer_norm(&x, &weight, &bias));
+}
+
+#[test]
+fn the_gradients_over_sequences_are_the_differences() {
+    let x = Tensor::new(&[[0u32, 2, 2, 1], [3, 0, 2, 2]], &Device::Cpu).unwrap();
+    let table = var(&[4, 5], 41);
+    check("embedding", &[&table], 1e-2, 2e-3, &|| ops::embedding(&x, &table));
+    assert!(ops::embedding(&x, &var(&[3, 5], 41)).is_err(), "symbol 3 has no row");
+    let x = var(&[3, 6, 4], 42);
+    let weights = |gates: usize| [var(&[gates * 7, 4], 43), var(&[gates * 7, 7], 44)];
+    let ([input, memory], bias) = (weights(4), var(&[28], 45));
+    check("lstm", &[&x, &input, &memory, &bias], 1e-2, 5e-3, &|| ops::lstm(&x, &input, &memory, &bias));
+    let ([input, memory], [bias, second]) = (weights(3), [var(&[21], 46), var(&[21], 47)]);
+    check("gru", &[&x, &input, &memory, &bias, &second], 1e-2, 5e-3, &|| {
+        ops::gru(&x, [&input, &memory], [&bias, &second])
+    });
+}
+
+#[test]
+fn a_gradient_may_be_asked_for_twice() {
+    let (x, weight, bias) = (var(&[2, 9, 8, 8], 48), var(&[10, 9, 3, 3], 49), var(&[10], 50));
+    let first = convolution(&x, &weight, &bias, (1, 1), Activation::Relu).unwrap();
+    let (input, memory) = (var(&[12, 8], 51), var(&[12, 3], 52));
+    let rows = first.flatten(1, 2).unwrap();
+    let y = ops::lstm(&rows, &input, &memory, &var(&[12], 53)).unwrap();
+    let total = weighed(&y).unwrap();
+    let gradients = [total.backward().unwrap(), total.backward().unwrap()];
+    for var in [&x, &weight, &bias, &input, &memory] {
+        let [first, second] = gradients.each_ref().map(|gradients| values(gradients.get(var).unwrap()));
+        assert!(first.iter().any(|value| *value != 0.0));
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused_and_not_read() {
+    let x = var(&[2, 3, 5, 5], 54);
+    let convolved = |weight: &[usize], bias: usize, place| {
+        convolution(&x, &var(weight, 1), &var(&[bias], 2), place, Activation::Identity).is_ok()
+    };
+    assert!(convolved(&[4, 3, 2, 2], 4, (1, 0)));
+    assert!(!convolved(&[4, 2, 2, 2], 4, (1, 0)), "another number of channels");
+    assert!(!convolved(&[4, 3, 2, 3], 4, (1, 0)), "a kernel that is not square");
+    assert!(!convolved(&[4, 3, 2, 2], 3, (1, 0)), "a bias for other channels");
+    assert!(!convolved(&[4, 3, 6, 6], 4, (1, 0)), "a kernel larger than the image");
+    assert!(!convolved(&[4, 3, 2, 2], 4, (0, 0)), "no stride");
+    assert!(linear(&var(&[2, 3], 1), &var(&[4, 2], 2), &var(&[4], 3), Activation::Identity).is_err());
+    assert!(ops::group_norm(&x, &var(&[3], 1), &var(&[3], 2), 2).is_err());
+    assert!(ops::layer_norm(&x, &var(&[4], 1), &var(&[5], 2)).is_err());
+    assert!(ops::lstm(&var(&[1, 2, 3], 1), &var(&[8, 3], 2), &var(&[8, 3], 3), &var(&[8], 4)).is_err());
+}
+
+#[test]
+fn what_is_not_f32_is_composed_of_candles_operations() {
+    let (x, weight, bias) = (var(&[2, 3, 5, 6], 55), var(&[4, 3, 3, 3], 56), var(&[4], 57));
+    let ours = convolution(&x, &weight, &bias, (2, 1), Activation::Relu).unwrap();
+    let wide = |tensor: &Var| tensor.to_dtype(candle_core::DType::F64).unwrap();
+    let theirs = convolution(&wide(&x), &wide(&weight), &wide(&bias), (2, 1), Activation::Relu).unwrap();
+    let theirs = theirs.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    for (ours, theirs) in values(&ours).into_iter().zip(theirs) {
+        assert!((f64::from(ours) - theirs).abs() < 1e-5, "{ours} is not {theirs}");
     }
 }
 
@@ -251,4 +360,13 @@ fn whole_models_gradients_are_the_differences() {
     model_check(r#""logistic""#, &[2, 3], 1e-2);
     model_check(r#"{"mlp": {"hidden": [9, 5]}}"#, &[6], 2e-3);
     model_check(r#"{"cnn": {"channels": [3, 4], "kernel": 3, "hidden": 7}}"#, &[2, 9, 6], 2e-3);
+    let residual = r#"{"layers": [{"convolution": {"channels": 4, "kernel": 3}}, {"group_norm": {"groups": 2}}, "gelu",
+        {"residual": {"layers": [{"convolution": {"channels": 6, "kernel": 3, "stride": 2}}, "tanh"],
+        "shortcut": [{"convolution": {"channels": 6, "kernel": 1, "stride": 2}}]}}, "average_pool"]}"#;
+    model_check(residual, &[2, 7, 6], 2e-3);
+    model_check(
+        r#"{"layers": [{"lstm": {"hidden": 6}}, {"gru": {"hidden": 5}}, "last", "layer_norm"]}"#,
+        &[5, 3],
+        2e-3,
+    );
 }

@@ -2,6 +2,7 @@
 
 use super::{Layer, Weights};
 use crate::Mode;
+use crate::kernels::functions::{gelu_slope, normal, sigmoid, tanh};
 use crate::kernels::vectorised;
 
 /// What is done to each value.
@@ -17,53 +18,61 @@ pub(crate) enum Elementwise {
     Sigmoid,
 }
 
-/// `1 / sqrt(2 pi)`.
-const DENSITY: f32 = 0.398_942_3;
-
-impl Elementwise {
-    fn of(self, x: f32) -> f32 {
-        match self {
-            Self::Relu => {
-                if x < 0.0 {
-                    0.0
-                } else {
-                    x
-                }
+/// `y = function(x)`, value by value. The function must be inlined.
+#[inline(always)]
+fn map(x: &[f32], y: &mut [f32], function: impl Fn(f32) -> f32) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = function(*x);
             }
-            Self::Gelu => x * normal(x),
-            Self::Tanh => x.tanh(),
-            Self::Sigmoid => sigmoid(x),
-        }
-    }
-
-    /// The derivative at `x`, whose result is `y`.
-    fn slope(self, x: f32, y: f32) -> f32 {
-        match self {
-            Self::Relu => f32::from(u8::from(y > 0.0)),
-            Self::Gelu => normal(x) + x * DENSITY * (-0.5 * x * x).exp(),
-            Self::Tanh => 1.0 - y * y,
-            Self::Sigmoid => y * (1.0 - y),
-        }
-    }
+        },
+    );
 }
 
-/// The normal distribution function.
-fn normal(x: f32) -> f32 {
-    (0.5 * libm::erfc(-f64::from(x) * std::f64::consts::FRAC_1_SQRT_2)) as f32
+/// `target = gradient * slope(of)`, value by value. The slope must be inlined.
+#[inline(always)]
+fn scale(gradient: &[f32], of: &[f32], target: &mut [f32], slope: impl Fn(f32) -> f32) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for ((target, gradient), of) in target.iter_mut().zip(gradient).zip(of) {
+                *target = gradient * slope(*of);
+            }
+        },
+    );
 }
 
-/// `1 / (1 + exp(-x))`.
-pub(super) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
+#[expect(clippy::redundant_closure, reason = "a function by its name would not be inlined for certain")]
 impl Layer for Elementwise {
     fn forward(&mut self, _batch: usize, _mode: Mode, _parameters: &[f32], x: &[f32], y: &mut [f32]) {
-        let kind = *self;
-        vectorised(
-            #[inline(always)]
-            || y.iter_mut().zip(x).for_each(|(y, x)| *y = kind.of(*x)),
-        );
+        match self {
+            Self::Relu => map(
+                x,
+                y,
+                #[inline(always)]
+                |x| if x < 0.0 { 0.0 } else { x },
+            ),
+            Self::Gelu => map(
+                x,
+                y,
+                #[inline(always)]
+                |x| x * normal(x),
+            ),
+            Self::Tanh => map(
+                x,
+                y,
+                #[inline(always)]
+                |x| tanh(x),
+            ),
+            Self::Sigmoid => map(
+                x,
+                y,
+                #[inline(always)]
+                |x| sigmoid(x),
+            ),
+        }
     }
 
     fn backward(
@@ -75,15 +84,36 @@ impl Layer for Elementwise {
         y_gradient: &mut [f32],
         x_gradient: Option<&mut [f32]>,
     ) {
-        let Some(x_gradient) = x_gradient else { return };
-        let (kind, points) = (*self, x.iter().zip(y));
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((target, value), (x, y)) in x_gradient.iter_mut().zip(y_gradient.iter()).zip(points) {
-                    *target = value * kind.slope(*x, *y);
-                }
-            },
-        );
+        let Some(target) = x_gradient else { return };
+        match self {
+            Self::Relu => scale(
+                y_gradient,
+                y,
+                target,
+                #[inline(always)]
+                |y| if y > 0.0 { 1.0 } else { 0.0 },
+            ),
+            Self::Gelu => scale(
+                y_gradient,
+                x,
+                target,
+                #[inline(always)]
+                |x| gelu_slope(x),
+            ),
+            Self::Tanh => scale(
+                y_gradient,
+                y,
+                target,
+                #[inline(always)]
+                |y| 1.0 - y * y,
+            ),
+            Self::Sigmoid => scale(
+                y_gradient,
+                y,
+                target,
+                #[inline(always)]
+                |y| y * (1.0 - y),
+            ),
+        }
     }
 }

@@ -18,7 +18,8 @@ impl Transpose {
     }
 }
 
-fn turn(shape: (usize, usize), from: &[f32], to: &mut [f32]) {
+/// Turns matrices of `rows x columns` that lie one after another.
+pub(super) fn turn(shape: (usize, usize), from: &[f32], to: &mut [f32]) {
     let length = shape.0 * shape.1;
     for (from, to) in from.chunks_exact(length).zip(to.chunks_exact_mut(length)) {
         transpose(shape, from, to);

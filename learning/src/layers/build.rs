@@ -1,8 +1,12 @@
 //! From a plan's steps to layers in closed form, with images turned to channels last where convolutions begin and back where
 //! dense layers do.
 
-use super::{AveragePool, Chain, Convolution, Dense, Dropout, Layer, MaxPool, Residual, Transpose};
+use super::{
+    AveragePool, Chain, Convolution, Dense, Dropout, Embedding, GroupNorm, Gru, Last, Layer, LayerNorm, Lstm,
+    MaxPool, Residual, Sizes, Transpose,
+};
 use crate::model::{Kind, Shape, Step};
+use crate::ops::Activation;
 
 /// The steps as a chain for batches of about `batch` samples. What goes in has its channels first. None when a step has no closed
 /// form.
@@ -22,8 +26,10 @@ enum Order {
 
 /// Appends steps to a chain; returns the order that images have at its end.
 fn add(chain: &mut Chain, steps: &[Step], batch: usize, mut order: Order) -> Option<Order> {
+    let mut before = steps.first().map_or(Shape::Row(0), |step| step.from);
     for step in steps {
-        if let Shape::Image { channels, height, width } = step.from {
+        // The last dense layer takes an image as a row: what it is, the step before knows.
+        if let Shape::Image { channels, height, width } = before {
             let wanted = match step.kind {
                 Kind::Dense(_) => Order::First,
                 Kind::Elementwise(_) | Kind::Dropout { .. } => order,
@@ -39,13 +45,14 @@ fn add(chain: &mut Chain, steps: &[Step], batch: usize, mut order: Order) -> Opt
             }
             order = wanted;
         }
-        let layer = layer(step, batch)?;
+        let layer = layer(step, batch, order)?;
         chain.push(layer, step.parameters(), step.from.length(), step.to.length());
+        before = step.to;
     }
     Some(order)
 }
 
-fn layer(step: &Step, batch: usize) -> Option<Box<dyn Layer>> {
+fn layer(step: &Step, batch: usize, order: Order) -> Option<Box<dyn Layer>> {
     Some(match &step.kind {
         Kind::Dense(activation) => {
             let (rows, inputs, outputs) = match (step.from, step.to) {
@@ -65,7 +72,15 @@ fn layer(step: &Step, batch: usize) -> Option<Box<dyn Layer>> {
             Shape::Row(_) => return None,
         },
         Kind::Elementwise(kind) => Box::new(*kind),
-        Kind::Dropout { probability, number } => Box::new(Dropout::new(*probability, *number)),
+        Kind::Dropout { probability, number } => {
+            let turned = match step.from {
+                Shape::Image { channels, height, width } if order == Order::Last => {
+                    Some((channels, height * width))
+                }
+                _ => None,
+            };
+            Box::new(Dropout::new(*probability, *number, turned))
+        }
         Kind::Residual { layers, shortcut } => {
             let order = match step.from {
                 Shape::Image { .. } => Order::Last,
@@ -76,13 +91,33 @@ fn layer(step: &Step, batch: usize) -> Option<Box<dyn Layer>> {
             add(&mut aside, shortcut, batch, order)?;
             Box::new(Residual::new(inner, aside))
         }
-        Kind::GroupNorm { .. }
-        | Kind::LayerNorm
-        | Kind::Embedding { .. }
-        | Kind::Lstm
-        | Kind::Gru
-        | Kind::Last => {
-            return None;
+        Kind::GroupNorm { groups } => {
+            let Shape::Image { channels, height, width } = step.from else { return None };
+            Box::new(GroupNorm::new(channels, height * width, *groups, Activation::Identity))
+        }
+        Kind::LayerNorm => match step.from {
+            Shape::Row(width) | Shape::Sequence { features: width, .. } => Box::new(LayerNorm::new(width)),
+            Shape::Image { .. } => return None,
+        },
+        Kind::Embedding { symbols } => {
+            let Shape::Sequence { features, .. } = step.to else { return None };
+            Box::new(Embedding::new(*symbols, features))
+        }
+        Kind::Lstm => Box::new(Lstm::new(sizes(step)?)),
+        Kind::Gru => Box::new(Gru::new(sizes(step)?)),
+        Kind::Last => {
+            let Shape::Sequence { steps, features } = step.from else { return None };
+            Box::new(Last::new(steps, features))
         }
     })
+}
+
+/// Of a recurrent step.
+fn sizes(step: &Step) -> Option<Sizes> {
+    let (Shape::Sequence { steps, features }, Shape::Sequence { features: hidden, .. }) =
+        (step.from, step.to)
+    else {
+        return None;
+    };
+    Some(Sizes { steps, features, hidden })
 }

@@ -2,6 +2,7 @@
 
 use rand::Rng;
 
+use super::arrange::turn;
 use super::{Layer, Weights};
 use crate::Mode;
 
@@ -10,14 +11,18 @@ use crate::Mode;
 pub(crate) struct Dropout {
     probability: f64,
     number: u32,
+    /// Channels and pixels of an image whose channels come last; masks are drawn in the order of channels first.
+    turned: Option<(usize, usize)>,
+    drawn: Vec<f32>,
     /// What each value of the last batch was multiplied by; empty when nothing was drawn.
     mask: Vec<f32>,
 }
 
 impl Dropout {
-    /// Drops with `probability` from 0 to below 1; `number` tells the dropouts of one model apart.
-    pub(crate) fn new(probability: f64, number: u32) -> Self {
-        Self { probability, number, mask: Vec::new() }
+    /// Drops with `probability` from 0 to below 1; `number` tells the dropouts of one model apart. Images whose
+    /// channels come last, given as `(channels, pixels)`, get the masks that they would get with channels first.
+    pub(crate) fn new(probability: f64, number: u32, turned: Option<(usize, usize)>) -> Self {
+        Self { probability, number, turned, drawn: Vec::new(), mask: Vec::new() }
     }
 }
 
@@ -29,6 +34,11 @@ impl Layer for Dropout {
             let kept = (1.0 / (1.0 - self.probability)) as f32;
             let draw = |_| if generator.random::<f64>() < self.probability { 0.0 } else { kept };
             self.mask.extend((0..x.len()).map(draw));
+            if let Some(sides) = self.turned {
+                self.drawn.clear();
+                self.drawn.extend_from_slice(&self.mask);
+                turn(sides, &self.drawn, &mut self.mask);
+            }
             y.iter_mut().zip(&self.mask).for_each(|(y, factor)| *y *= factor);
         }
     }

@@ -14,10 +14,16 @@ pub(crate) struct MaxPool {
 }
 
 impl MaxPool {
+    /// The largest side of a window: its places are counted in a byte.
+    pub(crate) const SIDE_MAX: usize = 16;
+
     /// # Panics
     /// When the window is padded, or has more than 256 places.
     pub(crate) fn new(window: Window) -> Self {
-        assert!(window.padding == 0 && window.side <= 16, "a pool has no padding and a side of at most 16");
+        assert!(
+            window.padding == 0 && window.side <= Self::SIDE_MAX,
+            "a pool has no padding and a side of at most 16"
+        );
         Self { window, winners: Vec::new() }
     }
 

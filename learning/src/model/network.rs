@@ -84,10 +84,10 @@ impl Layer {
                 Shape::Image { .. } => x.flatten_from(2)?.mean(2),
                 Shape::Row(_) | Shape::Sequence { .. } => x.mean(1),
             },
-            Kind::Elementwise(Elementwise::Relu) => x.relu(),
-            Kind::Elementwise(Elementwise::Gelu) => x.gelu_erf(),
-            Kind::Elementwise(Elementwise::Tanh) => x.tanh(),
-            Kind::Elementwise(Elementwise::Sigmoid) => candle_nn::ops::sigmoid(x),
+            Kind::Elementwise(Elementwise::Relu) => ops::relu(x),
+            Kind::Elementwise(Elementwise::Gelu) => ops::gelu(x),
+            Kind::Elementwise(Elementwise::Tanh) => ops::tanh(x),
+            Kind::Elementwise(Elementwise::Sigmoid) => ops::sigmoid(x),
             Kind::Dropout { probability, number } => ops::dropout(x, *probability, mode, *number),
             Kind::GroupNorm { groups } => ops::group_norm(x, var(0), var(1), *groups),
             Kind::LayerNorm => ops::layer_norm(x, var(0), var(1)),
@@ -105,11 +105,7 @@ impl Layer {
     fn dense(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let (weight, bias) = (&self.vars[0].1, &self.vars[1].1);
         match self.step.from {
-            Shape::Sequence { steps, features } => {
-                let batch = x.dim(0)?;
-                let rows = x.reshape((batch * steps, features))?;
-                ops::linear(&rows, weight, bias, activation)?.reshape((batch, steps, weight.dim(0)?))
-            }
+            Shape::Sequence { .. } => ops::linear(x, weight, bias, activation),
             Shape::Row(_) | Shape::Image { .. } => ops::linear(&x.flatten_from(1)?, weight, bias, activation),
         }
     }

@@ -1,16 +1,30 @@
 //! Sequences: symbols as vectors, and recurrent layers over them.
 
 use candle_core::{DType, Result, Tensor};
-use candle_nn::ops::sigmoid;
+
+use super::layer::{alone, apply, is_ours};
+use super::storage::with_floats;
+use super::{composed, expect};
+use crate::layers::{Embedding, Gru, Lstm, Sizes};
 
 /// The rows of `weight` (`[symbols, width]`) that `x` (`[batch, steps]`, whole numbers from 0) names: `[batch, steps, width]`.
 ///
 /// # Errors
 /// When a symbol has no row, or candle fails.
 pub fn embedding(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (batch, steps) = x.dims2()?;
-    let rows = x.flatten_all()?.to_dtype(DType::U32)?;
-    weight.index_select(&rows, 0)?.reshape((batch, steps, weight.dim(1)?))
+    let ((batch, steps), (symbols, width)) = (x.dims2()?, weight.dims2()?);
+    if !is_ours(weight) || x.elem_count() == 0 {
+        return composed::embedding(x, weight);
+    }
+    let x = x.to_dtype(DType::F32)?.contiguous()?;
+    let unknown = with_floats(&x, |x| {
+        Ok(x.iter().copied().find(|symbol| !(*symbol > -1.0 && *symbol < symbols as f32)))
+    })?;
+    if let Some(symbol) = unknown {
+        candle_core::bail!("{symbol} is not one of {symbols} symbols, which count from 0");
+    }
+    let layer = alone(Embedding::new(symbols, width), symbols * width, 1, width);
+    apply(layer, batch * steps, &x, &[weight], (batch, steps, width))
 }
 
 /// Long short-term memory over `x` (`[batch, steps, features]`) from a state of zeros: the hidden state at every step, `[batch,
@@ -20,21 +34,13 @@ pub fn embedding(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit, or candle fails.
 pub fn lstm(x: &Tensor, weight_ih: &Tensor, weight_hh: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let (batch, steps, features) = x.dims3()?;
-    let hidden = weight_hh.dim(1)?;
-    let rows = x.reshape((batch * steps, features))?;
-    let inputs = rows.matmul(&weight_ih.t()?)?.broadcast_add(bias)?.reshape((batch, steps, 4 * hidden))?;
-    let zeros = Tensor::zeros((batch, hidden), DType::F32, x.device())?;
-    let (mut state, mut cell, mut states) = (zeros.clone(), zeros, Vec::with_capacity(steps));
-    for step in 0..steps {
-        let sums = (inputs.narrow(1, step, 1)?.squeeze(1)? + state.matmul(&weight_hh.t()?)?)?;
-        let gate = |number: usize| sums.narrow(1, number * hidden, hidden);
-        let kept = (sigmoid(&gate(1)?)? * cell)?;
-        cell = (kept + (sigmoid(&gate(0)?)? * gate(2)?.tanh()?)?)?;
-        state = (sigmoid(&gate(3)?)? * cell.tanh()?)?;
-        states.push(state.clone());
+    let sizes = sizes(x, weight_ih, weight_hh, 4)?;
+    expect("the bias of an lstm", bias, &[4 * sizes.hidden])?;
+    if !is_ours(x) {
+        return composed::lstm(x, weight_ih, weight_hh, bias);
     }
-    Tensor::stack(&states, 1)
+    let parameters = 4 * sizes.hidden * (sizes.features + sizes.hidden + 1);
+    sequence(Lstm::new(sizes), parameters, sizes, x, &[weight_ih, weight_hh, bias])
 }
 
 /// Gated recurrent units over `x` (`[batch, steps, features]`) from a state of zeros: the hidden state at every step, `[batch, steps,
@@ -48,21 +54,31 @@ pub fn gru(
     [weight_ih, weight_hh]: [&Tensor; 2],
     [bias_ih, bias_hh]: [&Tensor; 2],
 ) -> Result<Tensor> {
-    let (batch, steps, features) = x.dims3()?;
-    let hidden = weight_hh.dim(1)?;
-    let rows = x.reshape((batch * steps, features))?;
-    let inputs = rows.matmul(&weight_ih.t()?)?.broadcast_add(bias_ih)?.reshape((batch, steps, 3 * hidden))?;
-    let mut state = Tensor::zeros((batch, hidden), DType::F32, x.device())?;
-    let mut states = Vec::with_capacity(steps);
-    for step in 0..steps {
-        let input = inputs.narrow(1, step, 1)?.squeeze(1)?;
-        let memory = state.matmul(&weight_hh.t()?)?.broadcast_add(bias_hh)?;
-        let part = |sums: &Tensor, number: usize| sums.narrow(1, number * hidden, hidden);
-        let reset = sigmoid(&(part(&input, 0)? + part(&memory, 0)?)?)?;
-        let update = sigmoid(&(part(&input, 1)? + part(&memory, 1)?)?)?;
-        let candidate = (part(&input, 2)? + (reset * part(&memory, 2)?)?)?.tanh()?;
-        state = ((&candidate + (&update * &state)?)? - (update * &candidate)?)?;
-        states.push(state.clone());
+    let sizes = sizes(x, weight_ih, weight_hh, 3)?;
+    expect("a bias of a gru", bias_ih, &[3 * sizes.hidden])?;
+    expect("a bias of a gru", bias_hh, &[3 * sizes.hidden])?;
+    if !is_ours(x) {
+        return composed::gru(x, [weight_ih, weight_hh], [bias_ih, bias_hh]);
     }
-    Tensor::stack(&states, 1)
+    let parameters = 3 * sizes.hidden * (sizes.features + sizes.hidden + 2);
+    sequence(Gru::new(sizes), parameters, sizes, x, &[weight_ih, weight_hh, bias_ih, bias_hh])
+}
+
+fn sizes(x: &Tensor, weight_ih: &Tensor, weight_hh: &Tensor, gates: usize) -> Result<Sizes> {
+    let ((_, steps, features), hidden) = (x.dims3()?, weight_hh.dim(1)?);
+    expect("the weight of a recurrent layer's inputs", weight_ih, &[gates * hidden, features])?;
+    expect("the weight of a recurrent layer's state", weight_hh, &[gates * hidden, hidden])?;
+    Ok(Sizes { steps, features, hidden })
+}
+
+fn sequence(
+    layer: impl crate::layers::Layer + 'static,
+    parameters: usize,
+    Sizes { steps, features, hidden }: Sizes,
+    x: &Tensor,
+    tensors: &[&Tensor],
+) -> Result<Tensor> {
+    let batch = x.dim(0)?;
+    let chain = alone(layer, parameters, steps * features, steps * hidden);
+    apply(chain, batch, x, tensors, (batch, steps, hidden))
 }

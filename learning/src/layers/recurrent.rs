@@ -1,0 +1,136 @@
+//! Recurrent layers over whole sequences: the products with the inputs of all steps are one product, and so are the gradients
+//! of the weights; only the product with the state goes step by step.
+//!
+//! Inside, steps come first and samples second, and weights are held transposed, `[inputs, gates]`, so that a step's product
+//! runs along the gates. Sequences start from a state of zeros.
+
+mod gru;
+mod lstm;
+
+use super::arrange::turn;
+use super::{Weights, reserve};
+use crate::kernels::{Matrix, Store, multiply_plain};
+use crate::ops::gemm;
+
+pub(crate) use gru::Gru;
+pub(crate) use lstm::Lstm;
+
+/// Steps, features of an input, and length of the state.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) steps: usize,
+    pub(crate) features: usize,
+    pub(crate) hidden: usize,
+}
+
+/// Samples of `steps` rows of `width` to steps of rows of samples.
+fn to_steps(batch: usize, steps: usize, width: usize, samples: &[f32], rows: &mut [f32]) {
+    for (number, row) in rows.chunks_exact_mut(width).enumerate() {
+        let (step, sample) = (number / batch, number % batch);
+        row.copy_from_slice(&samples[(sample * steps + step) * width..][..width]);
+    }
+}
+
+/// The way back of [`to_steps`].
+fn to_samples(batch: usize, steps: usize, width: usize, rows: &[f32], samples: &mut [f32]) {
+    for (number, row) in rows.chunks_exact(width).enumerate() {
+        let (step, sample) = (number / batch, number % batch);
+        samples[(sample * steps + step) * width..][..width].copy_from_slice(row);
+    }
+}
+
+/// The product of all inputs with their weights, `[features, gates]`.
+#[derive(Debug)]
+struct Inputs {
+    sizes: Sizes,
+    gates: usize,
+    /// Of the last batch, steps first.
+    x: Vec<f32>,
+    x_gradient: Vec<f32>,
+}
+
+impl Inputs {
+    fn new(sizes: Sizes, gates: usize) -> Self {
+        Self { sizes, gates, x: Vec::new(), x_gradient: Vec::new() }
+    }
+
+    /// Writes `x weight + bias` for every step.
+    fn forward(&mut self, batch: usize, weight: &[f32], bias: &[f32], x: &[f32], sums: &mut [f32]) {
+        let (Sizes { steps, features, .. }, rows) = (self.sizes, batch * self.sizes.steps);
+        reserve(&mut self.x, rows * features);
+        to_steps(batch, steps, features, x, &mut self.x[..rows * features]);
+        repeat(bias, sums);
+        let inputs = gemm::MatrixRef::new(&self.x[..rows * features], rows, features);
+        let weight = gemm::MatrixRef::new(weight, features, self.gates);
+        gemm::multiply(inputs, weight, gemm::Onto::Add, gemm::MatrixMut::new(sums, rows, self.gates));
+    }
+
+    /// The gradient of the inputs, if it is asked for, and then that of the weight.
+    fn backward(
+        &mut self,
+        batch: usize,
+        mut weight: Weights<'_>,
+        sums_gradient: &[f32],
+        x_gradient: Option<&mut [f32]>,
+    ) {
+        let (Sizes { steps, features, .. }, rows) = (self.sizes, batch * self.sizes.steps);
+        if let Some(x_gradient) = x_gradient {
+            reserve(&mut self.x_gradient, rows * features);
+            let target = &mut self.x_gradient[..rows * features];
+            let sums = gemm::MatrixRef::new(sums_gradient, rows, self.gates);
+            let weight = gemm::MatrixRef::new(weight.values(), features, self.gates).transposed();
+            let onto = gemm::MatrixMut::new(target, rows, features);
+            gemm::multiply(sums, weight, gemm::Onto::Replace, onto);
+            to_samples(batch, steps, features, target, x_gradient);
+        }
+        weight_gradient((rows, features, self.gates), &self.x, sums_gradient, &mut weight);
+    }
+}
+
+/// Hands over `left^T right`, with `rows` rows of `inputs` on the left and of `gates` on the right.
+fn weight_gradient(
+    (rows, inputs, gates): (usize, usize, usize),
+    left: &[f32],
+    right: &[f32],
+    weight: &mut Weights<'_>,
+) {
+    let (target, scale, keep) = weight.target();
+    let target = Store::blend(target, gates, scale, keep);
+    multiply_plain((inputs, gates, rows), Matrix::columns(left, inputs), right, target);
+}
+
+/// Fills rows with copies of one.
+fn repeat(row: &[f32], rows: &mut [f32]) {
+    for target in rows.chunks_exact_mut(row.len()) {
+        target.copy_from_slice(row);
+    }
+}
+
+/// Both weights from layout order to the layers' own, or back; what follows them is copied.
+fn turn_weights(sizes: Sizes, gates: usize, way: Way, from: &[f32], to: &mut [f32]) {
+    let mut start = 0;
+    for inputs in [sizes.features, sizes.hidden] {
+        let sides = match way {
+            Way::Import => (gates, inputs),
+            Way::Export => (inputs, gates),
+        };
+        let range = start..start + gates * inputs;
+        turn(sides, &from[range.clone()], &mut to[range.clone()]);
+        start = range.end;
+    }
+    to[start..].copy_from_slice(&from[start..]);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Import,
+    Export,
+}
+
+/// The sums of rows, handed over.
+fn bias_gradient(gradient: &mut Vec<f32>, rows: &[f32], weights: &mut Weights<'_>) {
+    let length = weights.values().len();
+    reserve(gradient, length);
+    super::dense::column_sums(rows, &mut gradient[..length]);
+    weights.take(&gradient[..length]);
+}
