@@ -38,7 +38,7 @@ use candle_core::{Result, Tensor};
 use rand::Rng;
 
 pub use loss::loss;
-pub(crate) use loss::{Truth, loss_of_one};
+pub(crate) use loss::{Truth, loss_of_one, prepare_losses};
 pub(crate) use normalisation::EPSILON;
 pub use normalisation::{gelu, group_norm, layer_norm, relu, sigmoid, tanh};
 pub use product::{convolution, linear, max_pool};

@@ -2,7 +2,7 @@
 //!
 //! It times nothing and starts no threads: whoever measures does both.
 
-use crate::ops::gemm::{MatrixMut, MatrixRef, Onto, multiply};
+use crate::ops::gemm::multiply;
 
 /// A product of two square matrices of `f32`, large enough to be packed and small enough to stay in a cache, to be repeated
 /// on one thread.
@@ -26,8 +26,7 @@ impl SquareProduct {
     /// Multiplies them once and gives the floating-point operations of it, `2 side^3`.
     pub fn multiply(&mut self) -> u64 {
         let Self { side, a, b, c } = self;
-        let (a, b) = (MatrixRef::new(a, *side, *side), MatrixRef::new(b, *side, *side));
-        multiply(a, b, Onto::Replace, MatrixMut::new(c, *side, *side));
+        multiply((*side, *side, *side), a, b, c);
         2 * (*side as u64).pow(3)
     }
 }

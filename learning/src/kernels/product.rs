@@ -4,7 +4,7 @@
 //! Two loops cover every product of a dense layer with weights `[outputs, inputs]`. [`multiply_plain`] broadcasts values of
 //! the left matrix and runs along the rows of the right one: gradients of weights and of inputs. [`multiply_nt`] takes scalar
 //! products of rows: the way forward. Blocks of accumulators fit the registers; long sums are cut so that what is used again
-//! stays in the first cache. Large square products belong to [`crate::ops::gemm`], which packs.
+//! stays in the first cache. Nor do large products lose much: see `device::SquareProduct`.
 
 use pulp::{Arch, Simd, WithSimd};
 

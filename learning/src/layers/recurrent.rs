@@ -9,8 +9,7 @@ mod lstm;
 
 use super::arrange::turn;
 use super::{Weights, reserve};
-use crate::kernels::{Matrix, Store, multiply_plain};
-use crate::ops::gemm;
+use crate::kernels::{Matrix, Store, multiply_plain, transpose};
 
 pub(crate) use gru::Gru;
 pub(crate) use lstm::Lstm;
@@ -47,11 +46,13 @@ struct Inputs {
     /// Of the last batch, steps first.
     x: Vec<f32>,
     x_gradient: Vec<f32>,
+    /// The weights, `[gates, features]`.
+    turned: Vec<f32>,
 }
 
 impl Inputs {
     fn new(sizes: Sizes, gates: usize) -> Self {
-        Self { sizes, gates, x: Vec::new(), x_gradient: Vec::new() }
+        Self { sizes, gates, x: Vec::new(), x_gradient: Vec::new(), turned: Vec::new() }
     }
 
     /// Writes `x weight + bias` for every step.
@@ -60,9 +61,9 @@ impl Inputs {
         reserve(&mut self.x, rows * features);
         to_steps(batch, steps, features, x, &mut self.x[..rows * features]);
         repeat(bias, sums);
-        let inputs = gemm::MatrixRef::new(&self.x[..rows * features], rows, features);
-        let weight = gemm::MatrixRef::new(weight, features, self.gates);
-        gemm::multiply(inputs, weight, gemm::Onto::Add, gemm::MatrixMut::new(sums, rows, self.gates));
+        let inputs = Matrix::rows(&self.x[..rows * features], features);
+        let sums = Store::blend(sums, self.gates, 1.0, 1.0);
+        multiply_plain((rows, self.gates, features), inputs, weight, sums);
     }
 
     /// The gradient of the inputs, if it is asked for, and then that of the weight.
@@ -77,10 +78,11 @@ impl Inputs {
         if let Some(x_gradient) = x_gradient {
             reserve(&mut self.x_gradient, rows * features);
             let target = &mut self.x_gradient[..rows * features];
-            let sums = gemm::MatrixRef::new(sums_gradient, rows, self.gates);
-            let weight = gemm::MatrixRef::new(weight.values(), features, self.gates).transposed();
-            let onto = gemm::MatrixMut::new(target, rows, features);
-            gemm::multiply(sums, weight, gemm::Onto::Replace, onto);
+            reserve(&mut self.turned, features * self.gates);
+            let turned = &mut self.turned[..features * self.gates];
+            transpose((features, self.gates), weight.values(), turned);
+            let sums = Matrix::rows(sums_gradient, self.gates);
+            multiply_plain((rows, features, self.gates), sums, turned, Store::replace(target, features));
             to_samples(batch, steps, features, target, x_gradient);
         }
         weight_gradient((rows, features, self.gates), &self.x, sums_gradient, &mut weight);

@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use protocol::Loss;
 
 use super::storage::{floats, integers, with_floats};
+use crate::kernels::functions::exp;
+use crate::kernels::vectorised;
 
 /// The mean loss, a scalar, of `outputs` (`[batch, classes]`, or `[batch, 1]` for one output) against `targets` (`[batch]`).
 ///
@@ -58,16 +60,34 @@ impl Truth {
     }
 }
 
-/// The loss of one sample, and its gradient for the `outputs`; `kind` is never `Auto`.
+/// Gets a batch of outputs, `[batch, width]`, ready for [`loss_of_one`]: for cross-entropy, writes `exp(output - largest of its
+/// row)` where the gradients will be; for other losses, nothing.
+pub(crate) fn prepare_losses(kind: Loss, outputs: &[f32], width: usize, gradients: &mut [f32]) {
+    if kind != Loss::CrossEntropy {
+        return;
+    }
+    for (outputs, gradients) in outputs.chunks_exact(width).zip(gradients.chunks_exact_mut(width)) {
+        let largest = largest(outputs);
+        gradients.iter_mut().zip(outputs).for_each(|(gradient, output)| *gradient = output - largest);
+    }
+    vectorised(
+        #[inline(always)]
+        || gradients.iter_mut().for_each(|value| *value = exp(*value)),
+    );
+}
+
+/// The loss of one sample, and its gradient for the `outputs`, after [`prepare_losses`]; `kind` is never `Auto`.
 ///
 /// # Panics
 /// When the class is not among the outputs.
 pub(crate) fn loss_of_one(kind: Loss, outputs: &[f32], truth: Truth, gradient: &mut [f32]) -> f64 {
     match (kind, truth) {
         (Loss::CrossEntropy | Loss::Auto, Truth::Class(class)) => {
-            let shares = softmax_gradient(outputs, class, 1.0);
-            gradient.iter_mut().zip(shares).for_each(|(gradient, share)| *gradient = share);
-            log_sum_exp(outputs) - f64::from(outputs[class as usize])
+            let total: f64 = gradient.iter().map(|value| f64::from(*value)).sum();
+            let share = (1.0 / total) as f32;
+            gradient.iter_mut().for_each(|value| *value *= share);
+            gradient[class as usize] -= 1.0;
+            f64::from(largest(outputs)) + total.ln() - f64::from(outputs[class as usize])
         }
         (Loss::BinaryCrossEntropy, truth) => {
             let target = f64::from(truth.value());

@@ -11,7 +11,7 @@ use crate::Dataset;
 use crate::kernels::vectorised;
 use crate::layers::{Chain, Weights};
 use crate::model::Mode;
-use crate::ops::loss_of_one;
+use crate::ops::{loss_of_one, prepare_losses};
 use crate::optimizer::Moments;
 
 /// A chain, its parameters in the layers' own order, and what an optimizer keeps.
@@ -69,6 +69,7 @@ impl ClosedForm {
     /// Sums losses and right answers over a batch that went forward, and leaves the gradient of the sum times `share`.
     fn judge(&mut self, data: &Dataset, rows: &[u32], share: f32) -> Result<Seen, LearnError> {
         let (outputs, gradients) = self.chain.results_and_gradient(rows.len());
+        prepare_losses(self.loss, outputs, self.outputs, gradients);
         let mut seen = Seen::default();
         let samples = outputs.chunks_exact(self.outputs).zip(gradients.chunks_exact_mut(self.outputs));
         for (row, (outputs, gradient)) in rows.iter().zip(samples) {
