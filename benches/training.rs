@@ -50,9 +50,9 @@ fn spec(model: &str) -> anyhow::Result<Arc<Spec>> {
 /// Images of noise; ten classes in turn.
 fn images() -> Dataset {
     let pixel = |index: usize| (index * 7919 % 997) as f32 / 997.0;
-    let features = (0..BATCH * STEPS * 784).map(pixel).collect();
+    let features: Vec<f32> = (0..BATCH * STEPS * 784).map(pixel).collect();
     let labels = Labels::Classes((0..10).cycle().take(BATCH * STEPS).collect());
-    Dataset { shape: vec![1, 28, 28], features, labels }
+    Dataset { shape: vec![1, 28, 28], features: features.into(), labels }
 }
 
 fn train(criterion: &mut Criterion, name: &str, spec: &Arc<Spec>) -> anyhow::Result<()> {
@@ -93,7 +93,8 @@ impl Reference {
             let values = &start[tensor.range()];
             vars.push(Var::from_slice(values, tensor.shape.as_slice(), &Device::Cpu)?);
         }
-        let pairs = data.features.chunks(BATCH * 784).zip(classes.chunks(BATCH));
+        let pixels = data.features.to_vec();
+        let pairs = pixels.chunks(BATCH * 784).zip(classes.chunks(BATCH));
         let batch = |(pixels, classes): (&[f32], &[u32])| -> Result<(Tensor, Tensor)> {
             let images = Tensor::from_slice(pixels, (BATCH, 1, 28, 28), &Device::Cpu)?;
             Ok((images, Tensor::from_slice(classes, BATCH, &Device::Cpu)?))

@@ -64,7 +64,7 @@ fn signs(rows: std::ops::Range<usize>) -> Arc<Dataset> {
         |row: usize| [2f64, 3.0, 5.0, 7.0].map(|prime| (row as f64 * prime.sqrt()).fract() * 2.0 - 1.0);
     let features: Vec<f32> = rows.flat_map(spread).map(|value| value as f32).collect();
     let classes = features.chunks(4).map(|x| u32::from(x[0] * x[1] > 0.0)).collect();
-    Arc::new(Dataset { shape: vec![4], features, labels: Labels::Classes(classes) })
+    Arc::new(Dataset { shape: vec![4], features: features.into(), labels: Labels::Classes(classes) })
 }
 
 fn train(plan: &str) -> Result<f64> {

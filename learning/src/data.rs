@@ -4,6 +4,7 @@
 
 mod array;
 mod dataset;
+mod features;
 mod files;
 mod idx;
 mod load;
@@ -14,6 +15,7 @@ mod source;
 mod table;
 
 pub use dataset::{Dataset, Labels, View};
+pub use features::Features;
 pub use load::{FileSource, load};
 pub use origin::{Identified, NaturalClient, load_with_ids};
 pub use prepare::{DataSource, Prepared, SiteData};

@@ -21,7 +21,7 @@ mod data;
 mod partition;
 
 pub use data::{
-    CsvSource, DataSource, Dataset, FileSource, IdFiles, IdSource, Identified, IdxSource, Labels,
+    CsvSource, DataSource, Dataset, Features, FileSource, IdFiles, IdSource, Identified, IdxSource, Labels,
     NaturalClient, NumpySource, Prepared, SiteData, SourceError, SourceSpec, View, load, load_with_ids,
 };
 pub use partition::{Partition, PartitionError, Sizes, partition};

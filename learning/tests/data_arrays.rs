@@ -105,7 +105,7 @@ fn idx_integers_and_floats_are_big_endian() {
     let spec = plan("[1]", "'real'", 1.0);
     let data =
         read_idx(idx(0x0d, &[2, 1], &floats), idx(0x0c, &[2], &integers), &spec).unwrap().train.copied();
-    assert_eq!((data.features, data.labels), (vec![0.5, -2.0], Labels::Real(vec![-7.0, 70_000.0])));
+    assert_eq!((data.features.to_vec(), data.labels), (vec![0.5, -2.0], Labels::Real(vec![-7.0, 70_000.0])));
 }
 
 #[test]
@@ -240,8 +240,8 @@ fn ids_from_files_make_clients_in_the_order_of_their_numbers() {
     let held = |client: &learning::NaturalClient| {
         (
             client.id.clone(),
-            client.data.train.copied().features,
-            client.data.test.as_ref().map(|test| test.copied().features),
+            client.data.train.copied().features.to_vec(),
+            client.data.test.as_ref().map(|test| test.copied().features.to_vec()),
         )
     };
     let expected = [("9".to_owned(), vec![2.0], Some(vec![4.0])), ("10".to_owned(), vec![1.0, 3.0], None)];
@@ -273,7 +273,7 @@ fn mnist_has_sixty_thousand_images_by_539_writers() {
     let ids = toml::from_str::<IdSource>(ids).unwrap().resolved(Path::new("."), &lookup).unwrap();
     let mnist = load_with_ids(&source, &plan("[1, 28, 28]", "{ classes = 10 }", 255.0), &ids).unwrap();
     assert_eq!((mnist.train.len(), mnist.test.as_ref().unwrap().len()), (60_000, 10_000));
-    assert!(mnist.train.features.iter().all(|value| (0.0..=1.0).contains(value)));
+    assert!(mnist.train.features.to_vec().iter().all(|value| (0.0..=1.0).contains(value)));
     let clients = mnist.clients();
     assert_eq!(clients.len(), 539);
     assert_eq!(clients.iter().map(|client| client.data.train.len()).sum::<usize>(), 60_000);

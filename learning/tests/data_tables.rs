@@ -64,7 +64,7 @@ fn refusal(rows: &str, typed: &str, settings: &str) -> String {
 
 fn prepared(rows: &str, settings: &str, standardiser: Option<&Standardiser>) -> Result<Vec<f32>, LearnError> {
     let data = read(rows, "csv = { train = 'rows.csv' }", settings).unwrap();
-    Ok(data.prepared(&plan(settings), standardiser)?.train.features)
+    Ok(data.prepared(&plan(settings), standardiser)?.train.copied().features.to_vec())
 }
 
 fn heart() -> (SourceSpec, DataSpec) {
@@ -132,7 +132,7 @@ fn missing_cells_are_refused_dropped_or_filled_as_the_plan_says() {
     assert_eq!(read(ROWS, typed, &format!("{category}\nmissing = 'drop'")).unwrap().train.len(), 3);
     let listed = "categorical = [{ column = 'chol', values = ['?', 'NA'] }]";
     let listed = read(ROWS, typed, listed).unwrap().train.copied();
-    assert_eq!(&listed.features[2..4], [1.0, 0.0], "a value that the plan lists is not missing");
+    assert_eq!(listed.features.to_vec()[2..4], [1.0, 0.0], "a value that the plan lists is not missing");
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_label_is_never_made_up() {
                    `missing` drop the row";
     assert_eq!(refusal(rows, typed, "features = ['age']\nmissing = 'mean'"), message);
     let dropped = read(rows, typed, "features = ['age']\nmissing = 'drop'").unwrap().train.copied();
-    assert_eq!((dropped.features, dropped.labels), (vec![2.0], Labels::Classes(vec![1])));
+    assert_eq!((dropped.features.to_vec(), dropped.labels), (vec![2.0], Labels::Classes(vec![1])));
 }
 
 #[test]
@@ -237,8 +237,8 @@ fn a_site_standardises_by_its_training_rows_and_leaves_one_hot_columns_alone() {
     let settings = "features = ['age']\ncategorical = [{ column = 'cp', values = ['x', 'y'] }]\nstandardise = 'site'\n\
                     missing = 'mean'";
     let prepared = read(rows, SPLIT, settings).unwrap().prepared(&plan(settings), None).unwrap();
-    assert_eq!(prepared.train.features, [-1.0, 1.0, 0.0, 1.0, 0.0, 1.0]);
-    assert_eq!(prepared.test.unwrap().features, [0.0, 1.0, 0.0, 3.0, 1.0, 0.0]);
+    assert_eq!(prepared.train.copied().features, [-1.0, 1.0, 0.0, 1.0, 0.0, 1.0]);
+    assert_eq!(prepared.test.unwrap().copied().features, [0.0, 1.0, 0.0, 3.0, 1.0, 0.0]);
 }
 
 #[test]
@@ -287,13 +287,17 @@ fn statistics_are_over_present_training_cells_and_make_the_same_standardiser() {
     assert!(data.statistics(&site).is_empty());
     let standardiser = Standardiser::from_totals(&values).unwrap();
     let (by_all, by_site) = (data.prepared(&federated, Some(&standardiser)), data.prepared(&site, None));
-    assert_eq!(by_all.unwrap(), by_site.unwrap(), "a federation of one is its site");
+    assert_eq!(
+        by_all.unwrap().train.copied(),
+        by_site.unwrap().train.copied(),
+        "a federation of one is its site"
+    );
 }
 
 #[test]
 fn records_in_memory_are_checked_against_the_plan() {
     let whole = |shape: Vec<usize>, features: Vec<f32>, labels| {
-        let dataset = Dataset { shape, features, labels };
+        let dataset = Dataset { shape, features: features.into(), labels };
         SiteData { train: learning::View::whole(dataset.into()), test: None }
     };
     let refusal = |mut data: SiteData| data.load(&plan(PLAN)).unwrap_err().message;
@@ -380,5 +384,5 @@ fn the_raw_records_are_refused_filled_or_dropped() {
     table.missing = Missing::Mean;
     let filled = load(&source, &DataSpec::Table(table)).unwrap();
     assert_eq!((dropped.train.len(), filled.train.len()), (270, 294));
-    assert_eq!(filled.train.copied().features.iter().filter(|cell| cell.is_nan()).count(), 23 + 1);
+    assert_eq!(filled.train.copied().features.to_vec().iter().filter(|cell| cell.is_nan()).count(), 23 + 1);
 }

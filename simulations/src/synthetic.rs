@@ -56,7 +56,7 @@ impl SyntheticSource {
                 Target::Classes(_) => Labels::Classes(class_labels),
                 Target::Real => Labels::Real(real_labels),
             };
-            Dataset { shape: shape.to_vec(), features, labels }
+            Dataset { shape: shape.to_vec(), features: features.into(), labels }
         };
         (draw(self.rows), draw(self.test_rows))
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::{Target, TensorSpec};
 
-use super::{Dataset, Labels};
+use super::{Dataset, Features, Labels};
 
 /// The numbers of a file, as they were stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,19 +81,16 @@ pub(super) enum ArrayError {
 }
 
 impl Values {
-    fn divided(self, by: f64) -> Vec<f32> {
-        match self {
-            Self::U8(values) => {
-                // 256 quotients instead of as many divisions as pixels.
-                let quotients: Vec<f32> = (0..=u8::MAX).map(|value| (f64::from(value) / by) as f32).collect();
-                values.into_iter().map(|value| quotients[usize::from(value)]).collect()
-            }
+    fn divided(self, by: f64) -> Features {
+        let real: Vec<f32> = match self {
+            Self::U8(values) => return Features::of_bytes(values, by),
             Self::F32(values) if by == 1.0 => values,
             Self::F32(values) => values.into_iter().map(|value| (f64::from(value) / by) as f32).collect(),
             Self::I32(values) => values.into_iter().map(|value| (f64::from(value) / by) as f32).collect(),
             Self::I64(values) => values.into_iter().map(|value| (value as f64 / by) as f32).collect(),
             Self::F64(values) => values.into_iter().map(|value| (value / by) as f32).collect(),
-        }
+        };
+        real.into()
     }
 
     /// The numbers of a short list, such as labels.
@@ -148,9 +145,9 @@ pub(super) fn read_dataset(
     let count = array.dims[0];
     let divide_by = spec.divide_by.value();
     let features = array.values.divided(divide_by);
-    if let Some(at) = features.iter().position(|value| !value.is_finite()) {
+    if let Some((at, value)) = features.find_unfinished() {
         let width = spec.shape.iter().product::<usize>();
-        let (record, place, value) = (at / width, at % width, features[at]);
+        let (record, place) = (at / width, at % width);
         return Err(ArrayError::NotFinite { path: samples.into(), record, place, value, divide_by });
     }
     let numbers = read_list(read, labels, "label", (samples, count))?;

@@ -4,13 +4,15 @@
 
 use std::sync::Arc;
 
-/// Records in memory, row-major f32. Numeric cells that are missing are NaN until prepared.
+use super::features::Features;
+
+/// Records in memory, row by row. Numeric cells that are missing are NaN until prepared.
 #[derive(Clone, PartialEq)]
 pub struct Dataset {
     /// Shape of one sample, such as `[13]` or `[1, 28, 28]`; each side above 0.
     pub shape: Vec<usize>,
     /// The samples one after another: `rows * product(shape)` values.
-    pub features: Vec<f32>,
+    pub features: Features,
     /// One label a row.
     pub labels: Labels,
 }
@@ -67,13 +69,23 @@ impl Dataset {
         self.shape.iter().product()
     }
 
-    /// The values of one row.
+    /// The values of one row, in new memory.
     ///
     /// # Panics
     /// When the row does not exist.
-    pub fn sample(&self, row: usize) -> &[f32] {
-        let width = self.width();
-        &self.features[row * width..(row + 1) * width]
+    pub fn sample(&self, row: usize) -> Vec<f32> {
+        let mut values = vec![0.0; self.width()];
+        self.copy_sample_into(row, &mut values);
+        values
+    }
+
+    /// Writes the values of one row into `target`, which is as long as a sample.
+    ///
+    /// # Panics
+    /// When the row does not exist or `target` has another length.
+    pub fn copy_sample_into(&self, row: usize, target: &mut [f32]) {
+        assert_eq!(target.len(), self.width(), "a sample needs memory of its own length");
+        self.features.copy_into(row * target.len(), target);
     }
 
     /// A copy of `rows`, in their order; a row may be named twice.
@@ -82,10 +94,7 @@ impl Dataset {
     /// When a row does not exist.
     #[must_use]
     pub fn select(&self, rows: &[u32]) -> Self {
-        let mut features = Vec::with_capacity(rows.len() * self.width());
-        for row in rows {
-            features.extend_from_slice(self.sample(*row as usize));
-        }
+        let features = self.features.select(rows, self.width());
         Self { shape: self.shape.clone(), features, labels: self.labels.select(rows) }
     }
 }
@@ -137,6 +146,29 @@ impl View {
         self.rows.is_empty()
     }
 
+    /// Writes the values of the row at `place` among those it holds into `target`, which is as long as a sample.
+    ///
+    /// # Panics
+    /// When it does not hold so many rows or `target` has another length.
+    pub fn copy_sample_into(&self, place: usize, target: &mut [f32]) {
+        self.dataset.copy_sample_into(self.rows[place] as usize, target);
+    }
+
+    /// The labels at `places` among the rows it holds, in their order.
+    ///
+    /// # Panics
+    /// When it does not hold so many rows.
+    #[must_use]
+    pub fn labels_at(&self, places: &[u32]) -> Labels {
+        let row = |place: &u32| self.rows[*place as usize] as usize;
+        match &self.dataset.labels {
+            Labels::Classes(classes) => {
+                Labels::Classes(places.iter().map(|place| classes[row(place)]).collect())
+            }
+            Labels::Real(values) => Labels::Real(places.iter().map(|place| values[row(place)]).collect()),
+        }
+    }
+
     /// A copy of the rows it holds.
     pub fn copied(&self) -> Dataset {
         self.dataset.select(&self.rows)
@@ -154,8 +186,8 @@ mod tests {
     use super::*;
 
     fn three() -> Dataset {
-        let features = (0u8..6).map(f32::from).collect();
-        Dataset { shape: vec![2], features, labels: Labels::Classes(vec![0, 1, 2]) }
+        let features: Vec<f32> = (0u8..6).map(f32::from).collect();
+        Dataset { shape: vec![2], features: features.into(), labels: Labels::Classes(vec![0, 1, 2]) }
     }
 
     #[test]
@@ -163,7 +195,15 @@ mod tests {
         let two = three().select(&[2, 0]);
         assert_eq!(two.features, [4.0, 5.0, 0.0, 1.0]);
         assert_eq!(two.labels, Labels::Classes(vec![2, 0]));
-        assert_eq!((two.len(), two.sample(1)), (2, &[0.0, 1.0][..]));
+        assert_eq!((two.len(), two.sample(1)), (2, vec![0.0, 1.0]));
+    }
+
+    #[test]
+    fn a_view_counts_its_own_rows() {
+        let view = View { dataset: Arc::new(three()), rows: [2, 0].into() };
+        let mut sample = [0.0; 2];
+        view.copy_sample_into(1, &mut sample);
+        assert_eq!((sample, view.labels_at(&[1, 0, 0])), ([0.0, 1.0], Labels::Classes(vec![0, 2, 2])));
     }
 
     #[test]

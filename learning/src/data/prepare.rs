@@ -3,6 +3,8 @@
 //! The mean and deviation come from the federation, the plan, or the site's own training rows; never from test rows.
 //! One-hot columns are left as they are. Nothing that is not finite leaves this file.
 
+use std::sync::Arc;
+
 use protocol::{
     DataSpec, Decline, LearnError, Missing, Spec, Standardise, Standardiser, Statistic, TableSpec, Target,
 };
@@ -27,13 +29,14 @@ pub struct SiteData {
     pub test: Option<View>,
 }
 
-/// Clean records: every number is finite.
-#[derive(Clone, Debug, PartialEq)]
+/// Clean records: every number is finite. Arrays stay where they are; the rows of a table are copied, since preparing changes
+/// them.
+#[derive(Clone, Debug)]
 pub struct Prepared {
     /// To train on.
-    pub train: Dataset,
+    pub train: View,
     /// To measure on, if the site has such.
-    pub test: Option<Dataset>,
+    pub test: Option<View>,
 }
 
 /// Records already in memory, such as a virtual client's, serve any plan that fits them.
@@ -60,11 +63,13 @@ impl SiteData {
             DataSpec::Tensor(_) => None,
         };
         let cleaned = |view: &View, what: &str| {
+            let Some(recipe) = &recipe else {
+                return find_unfinished(view, &view.rows, what).map_or_else(|| Ok(view.clone()), Err);
+            };
             let mut records = view.copied();
-            if let Some(recipe) = &recipe {
-                recipe.apply(&mut records);
-            }
-            find_unfinished(&records, view, what).map_or(Ok(records), Err)
+            recipe.apply(&mut records);
+            let records = View::whole(Arc::new(records));
+            find_unfinished(&records, &view.rows, what).map_or(Ok(records), Err)
         };
         let test = self.test.as_ref().map(|test| cleaned(test, "test")).transpose()?;
         Ok(Prepared { train: cleaned(&self.train, "training")?, test })
@@ -121,7 +126,7 @@ impl Recipe {
 
     fn apply(&self, records: &mut Dataset) {
         let width = records.width();
-        for row in records.features.chunks_exact_mut(width) {
+        for row in records.features.make_real().chunks_exact_mut(width) {
             for (column, (cell, fill)) in row.iter_mut().zip(&self.fill).enumerate() {
                 let value = if cell.is_nan() { *fill } else { f64::from(*cell) };
                 *cell = match &self.scale {
@@ -136,9 +141,10 @@ impl Recipe {
 /// Count, sum and sum of squares of the first `columns` columns, over the cells that are present.
 fn totals(view: &View, columns: usize) -> Vec<f64> {
     let mut totals = vec![0.0; columns * 3];
+    let mut cells = vec![0.0; view.dataset.width()];
     for row in view.rows.iter() {
-        let cells = view.dataset.sample(*row as usize);
-        for (total, cell) in totals.chunks_exact_mut(3).zip(cells).filter(|(_, cell)| !cell.is_nan()) {
+        view.dataset.copy_sample_into(*row as usize, &mut cells);
+        for (total, cell) in totals.chunks_exact_mut(3).zip(&cells).filter(|(_, cell)| !cell.is_nan()) {
             let value = f64::from(*cell);
             total[0] += 1.0;
             total[1] += value;
@@ -183,23 +189,33 @@ fn check(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError> {
     }
 }
 
-/// The first number that a model could not take.
-fn find_unfinished(records: &Dataset, view: &View, what: &str) -> Option<LearnError> {
-    let at = records.features.iter().position(|value| !value.is_finite());
-    let label = match &records.labels {
-        Labels::Real(values) => values.iter().position(|value| !value.is_finite()),
+/// The first number that a model could not take. `rows` are the numbers by which the site knows the records.
+fn find_unfinished(records: &View, rows: &[u32], what: &str) -> Option<LearnError> {
+    let label = match &records.dataset.labels {
+        Labels::Real(values) => records.rows.iter().position(|row| !values[*row as usize].is_finite()),
         Labels::Classes(_) => None,
     };
-    let message = match (at, label) {
-        (Some(at), _) => {
-            let (row, column) = (view.rows[at / records.width()], at % records.width());
-            let value = records.features[at];
-            format!(
-                "{what} row {row} has {value} in column {column} after preparation; clean it or set `missing`"
-            )
-        }
-        (None, Some(at)) => format!("{what} row {} has a label that is not finite", view.rows[at]),
+    let message = match (find_unfinished_cell(records), label) {
+        (Some((place, column, value)), _) => format!(
+            "{what} row {} has {value} in column {column} after preparation; clean it or set `missing`",
+            rows[place]
+        ),
+        (None, Some(place)) => format!("{what} row {} has a label that is not finite", rows[place]),
         (None, None) => return None,
     };
     Some(LearnError::new(Decline::Data, message))
+}
+
+/// The first cell that is not finite: its place among the records, its column and its value.
+fn find_unfinished_cell(records: &View) -> Option<(usize, usize, f32)> {
+    // Whether a data set that many clients share is finite is looked at once, not once a client.
+    if records.dataset.features.are_finite() {
+        return None;
+    }
+    let mut cells = vec![0.0; records.dataset.width()];
+    (0..records.len()).find_map(|place| {
+        records.copy_sample_into(place, &mut cells);
+        let column = cells.iter().position(|value| !value.is_finite())?;
+        Some((place, column, cells[column]))
+    })
 }

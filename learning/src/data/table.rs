@@ -160,7 +160,10 @@ impl<'a> Reading<'a> {
                 Target::Classes(_) => Labels::Classes(Vec::new()),
                 Target::Real => Labels::Real(Vec::new()),
             };
-            Part { dataset: Dataset { shape: vec![width], features: Vec::new(), labels }, ids: Vec::new() }
+            Part {
+                dataset: Dataset { shape: vec![width], features: Vec::new().into(), labels },
+                ids: Vec::new(),
+            }
         };
         let seen = vec![BTreeSet::new(); columns.filters.len() + 1];
         Self { path, query, columns, train: part(), test: part(), rows: 0, passed: 0, dropped: 0, seen }
@@ -191,7 +194,7 @@ impl<'a> Reading<'a> {
             }
             Row::Kept => Ok(()),
             Row::Dropped => {
-                part.dataset.features.truncate(before);
+                part.dataset.features.make_real().truncate(before);
                 self.dropped += 1;
                 Ok(())
             }
@@ -234,7 +237,7 @@ fn add_row(
     let place = Place { path, line: record.position().map_or(0, csv::Position::line), missing: spec.missing };
     for (column, at) in spec.features.iter().zip(&columns.numeric) {
         let Some(value) = place.number(column, &record[*at])? else { return Ok(Row::Dropped) };
-        part.dataset.features.push(value);
+        part.dataset.features.make_real().push(value);
     }
     for (categorical, at) in spec.categorical.iter().zip(&columns.categorical) {
         let cell = &record[*at];
@@ -243,7 +246,7 @@ fn add_row(
             return Ok(Row::Dropped);
         }
         let one_hot = categorical.values.iter().map(|value| if value == cell { 1.0 } else { 0.0 });
-        part.dataset.features.extend(one_hot);
+        part.dataset.features.make_real().extend(one_hot);
     }
     let cell = &record[columns.label];
     if is_missing(cell) {

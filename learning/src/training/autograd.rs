@@ -7,7 +7,7 @@ use super::batches::Batch;
 use super::engine::{Engine, Seen, is_correct};
 use super::failed;
 use super::gradients::{Proximal, StepGradient};
-use crate::Dataset;
+use crate::View;
 use crate::model::{Mode, Model};
 use crate::ops::{self, Truth, edit_floats, with_floats};
 use crate::optimizer::Optimizer;
@@ -37,7 +37,7 @@ impl Autograd {
     /// Runs a batch forward: the mean loss as a tensor, and what was seen.
     fn forward(
         &self,
-        data: &Dataset,
+        data: &View,
         rows: &[u32],
         mode: Mode,
     ) -> std::result::Result<(Tensor, Seen), LearnError> {
@@ -98,7 +98,7 @@ impl Engine for Autograd {
 
     fn learn(
         &mut self,
-        data: &Dataset,
+        data: &View,
         rows: &[u32],
         _of: usize,
         mode: Mode,
@@ -119,13 +119,13 @@ impl Engine for Autograd {
         }
     }
 
-    fn measure(&mut self, data: &Dataset, rows: &[u32]) -> std::result::Result<Seen, LearnError> {
+    fn measure(&mut self, data: &View, rows: &[u32]) -> std::result::Result<Seen, LearnError> {
         Ok(self.forward(data, rows, Mode::Evaluate)?.1)
     }
 
     fn example(
         &mut self,
-        data: &Dataset,
+        data: &View,
         row: u32,
         seed: Seed,
         gradient: &mut [f32],

@@ -5,7 +5,7 @@ use protocol::{Decline, LearnError, Loss};
 use rand::Rng;
 
 use super::failed;
-use crate::{Dataset, Labels};
+use crate::{Labels, View};
 
 /// Permutes rows uniformly (Fisher, Yates; Durstenfeld 1964).
 pub(super) fn shuffle(rows: &mut [u32], generator: &mut impl Rng) {
@@ -25,23 +25,19 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Copies `rows` of a data set to the device, with targets as `loss` (never `Auto`) takes them.
+    /// Copies `rows` of a view, by their places in it, to the device, with targets as `loss` (never `Auto`) takes them.
     ///
     /// # Errors
     /// When the labels do not fit the loss, or the device fails.
-    pub(super) fn gather(
-        data: &Dataset,
-        rows: &[u32],
-        loss: Loss,
-        device: &Device,
-    ) -> Result<Self, LearnError> {
-        let mut features = Vec::with_capacity(rows.len() * data.width());
-        for row in rows {
-            features.extend_from_slice(data.sample(*row as usize));
+    pub(super) fn gather(data: &View, rows: &[u32], loss: Loss, device: &Device) -> Result<Self, LearnError> {
+        let width = data.dataset.width();
+        let mut features = vec![0.0; rows.len() * width];
+        for (sample, row) in features.chunks_exact_mut(width).zip(rows) {
+            data.copy_sample_into(*row as usize, sample);
         }
-        let shape: Vec<usize> = [rows.len()].iter().chain(&data.shape).copied().collect();
+        let shape: Vec<usize> = [rows.len()].iter().chain(&data.dataset.shape).copied().collect();
         let count = rows.len();
-        let targets = match (loss, data.labels.select(rows)) {
+        let targets = match (loss, data.labels_at(rows)) {
             (Loss::CrossEntropy, Labels::Classes(classes)) => Tensor::from_vec(classes, count, device),
             (Loss::BinaryCrossEntropy, Labels::Classes(classes)) => {
                 let targets: Vec<f32> = classes.into_iter().map(|class| class as f32).collect();
@@ -60,9 +56,12 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use protocol::Seed;
 
     use super::*;
+    use crate::Dataset;
 
     #[test]
     fn a_shuffle_keeps_every_row_and_its_order_is_the_same_on_every_machine() {
@@ -75,7 +74,8 @@ mod tests {
 
     #[test]
     fn labels_that_do_not_fit_the_loss_are_refused() {
-        let data = Dataset { shape: vec![1], features: vec![0.0], labels: Labels::Real(vec![0.5]) };
+        let (features, labels) = (vec![0.0].into(), Labels::Real(vec![0.5]));
+        let data = View::whole(Arc::new(Dataset { shape: vec![1], features, labels }));
         let error = Batch::gather(&data, &[0], Loss::CrossEntropy, &Device::Cpu).err().unwrap();
         assert_eq!(error.reason, Decline::Data);
         let batch = Batch::gather(&data, &[0, 0], Loss::MeanSquared, &Device::Cpu).unwrap();

@@ -7,7 +7,7 @@
 use protocol::{LearnError, Loss, OptimizerSpec, Purpose, Round, Seed, Spec};
 
 use super::engine::{Engine, Seen, is_correct, truth};
-use crate::Dataset;
+use crate::View;
 use crate::kernels::vectorised;
 use crate::layers::{Chain, Weights};
 use crate::model::Mode;
@@ -57,17 +57,17 @@ impl ClosedForm {
     }
 
     /// Copies rows and runs them forward.
-    fn forward(&mut self, data: &Dataset, rows: &[u32], mode: Mode) {
-        let width = data.width();
+    fn forward(&mut self, data: &View, rows: &[u32], mode: Mode) {
+        let width = data.dataset.width();
         self.inputs.resize(rows.len() * width, 0.0);
         for (target, row) in self.inputs.chunks_exact_mut(width.max(1)).zip(rows) {
-            target.copy_from_slice(data.sample(*row as usize));
+            data.copy_sample_into(*row as usize, target);
         }
         self.chain.run(rows.len(), mode, &self.parameters, &self.inputs);
     }
 
     /// Sums losses and right answers over a batch that went forward, and leaves the gradient of the sum times `share`.
-    fn judge(&mut self, data: &Dataset, rows: &[u32], share: f32) -> Result<Seen, LearnError> {
+    fn judge(&mut self, data: &View, rows: &[u32], share: f32) -> Result<Seen, LearnError> {
         let (outputs, gradients) = self.chain.results_and_gradient(rows.len());
         prepare_losses(self.loss, outputs, self.outputs, gradients);
         let mut seen = Seen::default();
@@ -139,7 +139,7 @@ impl Engine for ClosedForm {
         Ok(())
     }
 
-    fn learn(&mut self, data: &Dataset, rows: &[u32], of: usize, mode: Mode) -> Result<Seen, LearnError> {
+    fn learn(&mut self, data: &View, rows: &[u32], of: usize, mode: Mode) -> Result<Seen, LearnError> {
         self.forward(data, rows, mode);
         let seen = self.judge(data, rows, 1.0 / of as f32)?;
         match self.fused {
@@ -162,14 +162,14 @@ impl Engine for ClosedForm {
         Ok(())
     }
 
-    fn measure(&mut self, data: &Dataset, rows: &[u32]) -> Result<Seen, LearnError> {
+    fn measure(&mut self, data: &View, rows: &[u32]) -> Result<Seen, LearnError> {
         self.forward(data, rows, Mode::Evaluate);
         self.judge(data, rows, 1.0)
     }
 
     fn example(
         &mut self,
-        data: &Dataset,
+        data: &View,
         row: u32,
         seed: Seed,
         gradient: &mut [f32],

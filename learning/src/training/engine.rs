@@ -8,7 +8,7 @@ use super::autograd::Autograd;
 use super::closed::ClosedForm;
 use crate::model::{Mode, Models, steps};
 use crate::ops::Truth;
-use crate::{Dataset, Labels, layers};
+use crate::{Labels, View, layers};
 
 /// The batch that a closed form is prepared for where the plan takes all records at once.
 const BATCH_ASSUMED: usize = 64;
@@ -35,19 +35,19 @@ pub(super) trait Engine: Send {
 
     /// Runs `rows` forward and backward as a part of a step over `of` records, each of which counts the same. The parameters
     /// may move at once, where nothing stands between gradient and step.
-    fn learn(&mut self, data: &Dataset, rows: &[u32], of: usize, mode: Mode) -> Result<Seen, LearnError>;
+    fn learn(&mut self, data: &View, rows: &[u32], of: usize, mode: Mode) -> Result<Seen, LearnError>;
 
     /// Ends the step: what [`Engine::learn`] summed moves the parameters.
     fn step(&mut self) -> Result<(), LearnError>;
 
     /// Runs `rows` forward only.
-    fn measure(&mut self, data: &Dataset, rows: &[u32]) -> Result<Seen, LearnError>;
+    fn measure(&mut self, data: &View, rows: &[u32]) -> Result<Seen, LearnError>;
 
     /// Writes the gradient of the loss of one record, in layout order; no other record is looked at. `seed` is the step's:
     /// dropout takes from it and from the row alone.
     fn example(
         &mut self,
-        data: &Dataset,
+        data: &View,
         row: u32,
         seed: Seed,
         gradient: &mut [f32],
@@ -107,18 +107,19 @@ pub(super) fn build(
 ///
 /// # Errors
 /// When the label does not fit the loss or is not among `outputs` classes.
-pub(super) fn truth(data: &Dataset, row: u32, loss: Loss, outputs: usize) -> Result<Truth, LearnError> {
-    match (loss, &data.labels) {
-        (Loss::CrossEntropy, Labels::Classes(classes)) if (classes[row as usize] as usize) < outputs => {
-            Ok(Truth::Class(classes[row as usize]))
+pub(super) fn truth(data: &View, row: u32, loss: Loss, outputs: usize) -> Result<Truth, LearnError> {
+    let record = data.rows[row as usize] as usize;
+    match (loss, &data.dataset.labels) {
+        (Loss::CrossEntropy, Labels::Classes(classes)) if (classes[record] as usize) < outputs => {
+            Ok(Truth::Class(classes[record]))
         }
         (Loss::CrossEntropy, Labels::Classes(classes)) => {
             let message =
-                format!("row {row} is of class {}; the model has {outputs} outputs", classes[row as usize]);
+                format!("row {row} is of class {}; the model has {outputs} outputs", classes[record]);
             Err(LearnError::new(Decline::Data, message))
         }
-        (Loss::BinaryCrossEntropy, Labels::Classes(classes)) => Ok(Truth::Real(classes[row as usize] as f32)),
-        (Loss::MeanSquared, Labels::Real(values)) => Ok(Truth::Real(values[row as usize])),
+        (Loss::BinaryCrossEntropy, Labels::Classes(classes)) => Ok(Truth::Real(classes[record] as f32)),
+        (Loss::MeanSquared, Labels::Real(values)) => Ok(Truth::Real(values[record])),
         (loss, labels) => {
             let message = format!("the loss {loss:?} does not fit the labels {labels:?}");
             Err(LearnError::new(Decline::Data, message))

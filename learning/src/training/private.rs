@@ -24,7 +24,7 @@ use rand::RngCore;
 use super::NoiseOf;
 use super::engine::Engine;
 use super::steps::{Tally, check_stop};
-use crate::Dataset;
+use crate::View;
 
 /// Trains the resident model in place, as [`ExampleReleases`] says. The tally is of the records as they are: it is outside the
 /// guarantee.
@@ -63,7 +63,7 @@ pub(super) fn train(
 /// A site's records before the model that trains on them.
 pub(super) struct Records<'a> {
     pub(super) engine: &'a mut dyn Engine,
-    pub(super) data: &'a Dataset,
+    pub(super) data: &'a View,
     pub(super) spec: &'a Spec,
 }
 
@@ -176,7 +176,7 @@ impl Batch {
     fn sum(
         &mut self,
         engine: &mut dyn Engine,
-        data: &Dataset,
+        data: &View,
         chance: &mut Chance<'_>,
         tally: &mut Tally,
         stop: &Stop,

@@ -4,7 +4,7 @@ use protocol::{Decline, LearnError, Loss, Metrics, Purpose, Round, Spec, Stop, T
 
 use super::batches::shuffle;
 use super::engine::{Engine, Seen};
-use crate::Dataset;
+use crate::View;
 use crate::model::Mode;
 
 /// Samples a forward pass of an evaluation takes.
@@ -44,7 +44,7 @@ impl Tally {
 pub(super) fn train(
     engine: &mut dyn Engine,
     spec: &Spec,
-    data: &Dataset,
+    data: &View,
     order: &TrainOrder,
     stop: &Stop,
 ) -> Result<Tally, LearnError> {
@@ -80,7 +80,7 @@ pub(super) fn train(
 pub(super) fn evaluate(
     engine: &mut dyn Engine,
     kind: Loss,
-    data: &Dataset,
+    data: &View,
     stop: &Stop,
 ) -> Result<Tally, LearnError> {
     let rows: Vec<u32> = (0..).take(data.len()).collect();

@@ -26,7 +26,11 @@ pub(super) fn toy(count: u32) -> View {
     let point = |row: u32| [(row % 7) as f32 / 3.0 - 1.0, (row * 5 % 11) as f32 / 5.0 - 1.05];
     let features: Vec<f32> = (0..count).flat_map(point).collect();
     let classes = features.chunks_exact(2).map(|point| u32::from(point[0] > point[1])).collect();
-    View::whole(Arc::new(Dataset { shape: vec![2], features, labels: Labels::Classes(classes) }))
+    View::whole(Arc::new(Dataset {
+        shape: vec![2],
+        features: features.into(),
+        labels: Labels::Classes(classes),
+    }))
 }
 
 pub(super) fn site(train: View) -> SiteData {
@@ -83,7 +87,7 @@ fn a_logistic_model_learns_what_can_be_separated() {
 fn a_linear_model_finds_the_line() {
     let features: Vec<f32> = (0u8..20).map(|row| f32::from(row) / 10.0 - 1.0).collect();
     let labels = Labels::Real(features.iter().map(|x| 3.0 * x - 0.5).collect());
-    let train = View::whole(Arc::new(Dataset { shape: vec![1], features, labels }));
+    let train = View::whole(Arc::new(Dataset { shape: vec![1], features: features.into(), labels }));
     let training = r#""batch_size": 5, "epochs": 100, "optimizer": {"sgd": {"learning_rate": 0.1}}"#;
     let spec = spec(r#""linear""#, "[1]", r#""real""#, training, "");
     let (parameters, metrics) = trained(&spec, train, &[0.0, 0.0]);
@@ -119,9 +123,9 @@ pub(super) fn images(count: u32) -> View {
         let bright = u32::from(y > 4) * 2 + u32::from(x > 4) == row % 4;
         f32::from(u8::from(bright)) + ((row * 31 + place * 17) % 13) as f32 / 26.0
     };
-    let features = (0..count).flat_map(|row| (0..90).map(move |place| pixel(row, place))).collect();
+    let features: Vec<f32> = (0..count).flat_map(|row| (0..90).map(move |place| pixel(row, place))).collect();
     let labels = Labels::Classes((0..count).map(|row| row % 4).collect());
-    View::whole(Arc::new(Dataset { shape: vec![1, 10, 9], features, labels }))
+    View::whole(Arc::new(Dataset { shape: vec![1, 10, 9], features: features.into(), labels }))
 }
 
 #[test]

@@ -213,7 +213,7 @@ fn victims(pictures: &[Picture], seed: Seed) -> Result<Vec<Vec<f32>>, LinearErro
 
 fn record(picture: &Picture, label: usize) -> SiteData {
     let labels = Labels::Classes(vec![label as u32]);
-    let dataset = Dataset { shape: vec![SIDE * SIDE], features: picture.pixels().to_vec(), labels };
+    let dataset = Dataset { shape: vec![SIDE * SIDE], features: picture.pixels().to_vec().into(), labels };
     SiteData { train: View::whole(Arc::new(dataset)), test: None }
 }
 

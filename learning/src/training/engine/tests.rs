@@ -10,7 +10,7 @@ use super::*;
 use crate::model::Model;
 use crate::training::Trainer;
 use crate::training::tests::{Forgetful, order, spec};
-use crate::{SiteData, View, initial_parameters};
+use crate::{Dataset, SiteData, View, initial_parameters};
 
 /// Numbers without a pattern in (-1, 1).
 fn numbers(count: usize, salt: u64) -> Vec<f32> {
@@ -32,7 +32,7 @@ fn loaded(spec: &Arc<Spec>, rows: usize, salt: u64) -> Trainer {
         }
         protocol::Target::Real => Labels::Real(numbers(rows, salt + 1)),
     };
-    let train = View::whole(Arc::new(Dataset { shape, features, labels }));
+    let train = View::whole(Arc::new(Dataset { shape, features: features.into(), labels }));
     let mut trainer = Trainer::new(Box::new(SiteData { train, test: None }), Device::Cpu);
     Learner::prepare(&mut trainer, spec).unwrap();
     let parameters: Vec<f32> = initial_parameters(spec, Seed::from_number(salt)).unwrap();
@@ -196,8 +196,11 @@ fn a_model_of_ones_own_goes_by_the_graph_and_drops_out_by_step_and_row() {
             as Box<dyn Model>)
     };
     let features = numbers(80, 1);
-    let train =
-        View::whole(Arc::new(Dataset { shape: vec![40], features, labels: Labels::Classes(vec![0, 1]) }));
+    let train = View::whole(Arc::new(Dataset {
+        shape: vec![40],
+        features: features.into(),
+        labels: Labels::Classes(vec![0, 1]),
+    }));
     let site = SiteData { train, test: None };
     let mut trainer = Trainer::new(Box::new(site), Device::Cpu).with_model("mine", build);
     Learner::prepare(&mut trainer, &spec).unwrap();

@@ -299,7 +299,7 @@ fn a_record_whose_gradient_is_not_finite_counts_as_a_zero_and_nobody_hears_of_it
     let training = format!(r#""batch_size": 0, {SGD}"#);
     let spec = private(r#""logistic""#, &training, 1.0, 1.0);
     let features = vec![0.5, -0.5, 3e38, 3e38, 0.1, 0.9];
-    let data = Dataset { shape: vec![2], features, labels: Labels::Classes(vec![0, 1, 1]) };
+    let data = Dataset { shape: vec![2], features: features.into(), labels: Labels::Classes(vec![0, 1, 1]) };
     let all = View::whole(Arc::new(data));
     let start = [2.0; 6];
     let (with, _) = totals(&mut trainer(&spec, all.clone()), &start, 1.0, 1);

@@ -40,7 +40,11 @@ fn hospitals() -> Vec<SiteData> {
                 .extend(numbers.zip(MEAN.iter().zip(STD)).map(|(x, (mean, std))| ((x - mean) / std) as f32));
             classes.push(row[15].parse().unwrap());
         }
-        View::whole(Arc::new(Dataset { shape: vec![13], features, labels: Labels::Classes(classes) }))
+        View::whole(Arc::new(Dataset {
+            shape: vec![13],
+            features: features.into(),
+            labels: Labels::Classes(classes),
+        }))
     };
     let of = |site| SiteData { train: chosen(site, "train"), test: Some(chosen(site, "test")) };
     ["cleveland", "hungarian", "switzerland", "va"].map(of).into()
