@@ -4,6 +4,7 @@
 //! norm is taken in f64 whatever the precision of the update; a value that is not finite is refused before any
 //! arithmetic, since `min(1, C / NaN)` would let it through.
 
+use crate::kernels;
 use crate::layers::split;
 
 /// The largest L2 norm an update may have: finite and greater than zero.
@@ -52,9 +53,8 @@ pub struct Clipped {
 /// # Errors
 /// [`NotFinite`] when a coordinate is NaN or infinite; nothing of the update is used then.
 pub fn clip(delta: Vec<f32>, bound: NormBound) -> Result<Clipped, NotFinite> {
-    let norm = finite_norm(&delta)?;
-    let factors = vec![factor(norm, bound.0)];
-    Ok(Clipped { values: delta, factors, norm, bound })
+    let lengths = [delta.len()];
+    clip_layers(delta, bound, &lengths)
 }
 
 /// Scales every layer of `delta` down on its own, so that its L2 norm is at most `bound` over the root of the number of layers;
@@ -67,10 +67,28 @@ pub(crate) fn clip_layers(
     bound: NormBound,
     lengths: &[usize],
 ) -> Result<Clipped, NotFinite> {
-    let whole = finite_norm(&delta)?;
-    let share = bound.0 / (lengths.len() as f64).sqrt();
-    let factors = split(&delta, lengths).map(|layer| factor(norm(layer), share)).collect();
-    Ok(Clipped { values: delta, factors, norm: whole, bound })
+    let squares = split(&delta, lengths).map(kernels::square_sum).collect();
+    Clipped::of(delta, squares, bound)
+}
+
+/// [`clip_layers`] of what training changed: `trained` less `start`, which is as long, in the memory of `trained`.
+///
+/// # Errors
+/// [`NotFinite`] when a coordinate of the difference is NaN or infinite.
+pub(crate) fn clip_difference(
+    mut trained: Vec<f32>,
+    start: &[f32],
+    bound: NormBound,
+    lengths: &[usize],
+) -> Result<Clipped, NotFinite> {
+    assert_eq!(trained.len(), start.len(), "what was trained is as long as what it was trained from");
+    let (mut values, mut squares) = (&mut trained[..], Vec::with_capacity(lengths.len()));
+    for start in split(start, lengths) {
+        let (layer, rest) = values.split_at_mut(start.len());
+        squares.push(kernels::subtract(layer, start));
+        values = rest;
+    }
+    Clipped::of(trained, squares, bound)
 }
 
 /// By what a vector of this norm is scaled.
@@ -78,14 +96,21 @@ fn factor(norm: f64, bound: f64) -> f64 {
     if norm > bound { bound / norm } else { 1.0 }
 }
 
-fn finite_norm(delta: &[f32]) -> Result<f64, NotFinite> {
-    match delta.iter().position(|value| !value.is_finite()) {
-        Some(index) => Err(NotFinite { index }),
-        None => Ok(norm(delta)),
-    }
-}
-
 impl Clipped {
+    /// A delta whose layers have these squared norms.
+    fn of(values: Vec<f32>, squares: Vec<f64>, bound: NormBound) -> Result<Self, NotFinite> {
+        let norm = squares.iter().sum::<f64>().sqrt();
+        // A square is finite exactly when all values are: that of the largest f32 is far below the largest f64.
+        if !norm.is_finite()
+            && let Some(index) = values.iter().position(|value| !value.is_finite())
+        {
+            return Err(NotFinite { index });
+        }
+        let share = bound.0 / (squares.len() as f64).sqrt();
+        let factors = squares.into_iter().map(|square| factor(square.sqrt(), share)).collect();
+        Ok(Self { values, factors, norm, bound })
+    }
+
     /// The L2 norm before clipping. Private to the site: it describes one site's data.
     pub fn norm_before(&self) -> f64 {
         self.norm
@@ -121,12 +146,6 @@ impl Clipped {
     }
 }
 
-/// L2 norm in f64, by blocks, so that rounding grows with the number of blocks and not of coordinates.
-fn norm(values: &[f32]) -> f64 {
-    let square = |value: &f32| f64::from(*value) * f64::from(*value);
-    values.chunks(256).map(|block| block.iter().map(square).sum::<f64>()).sum::<f64>().sqrt()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +165,20 @@ mod tests {
         assert!((clipped.parts().1[0] - 0.1).abs() < 1e-15 && clipped.parts().1[1] == 1.0);
         assert!(clipped.was_scaled() && !clip_layers(vec![5.0, 5.0], bound, &[1, 1]).unwrap().was_scaled());
         assert!(clip_layers(vec![1.0, f32::NAN], bound, &[1, 1]).is_err());
+    }
+
+    #[test]
+    fn a_difference_is_clipped_as_if_it_had_been_taken_before() {
+        let (trained, start) = (vec![1.5, -2.0, 9.0, 0.25], [0.5, 2.0, -3.0, 0.25]);
+        let delta: Vec<f32> = trained.iter().zip(&start).map(|(new, old)| new - old).collect();
+        let bound = NormBound::new(2.0).unwrap();
+        for lengths in [&[4][..], &[1, 3]] {
+            let fused = clip_difference(trained.clone(), &start, bound, lengths).unwrap();
+            let plain = clip_layers(delta.clone(), bound, lengths).unwrap();
+            assert_eq!((fused.parts(), fused.norm_before()), (plain.parts(), plain.norm_before()));
+        }
+        let refused = clip_difference(vec![0.0, f32::MAX], &[0.0, f32::MIN], bound, &[1, 1]);
+        assert_eq!(refused.err(), Some(NotFinite { index: 1 }));
     }
 
     #[test]

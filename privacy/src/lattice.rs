@@ -13,7 +13,8 @@
 
 use std::sync::Arc;
 
-use crate::clipping::{Clipped, NormBound, NotFinite, clip, clip_layers};
+use crate::clipping::{Clipped, NormBound, NotFinite, clip, clip_difference, clip_layers};
+use crate::kernels;
 use crate::layers::split;
 
 mod noised;
@@ -162,6 +163,20 @@ impl Lattice {
         match &self.layers {
             None => clip(delta, self.bound),
             Some(lengths) => clip_layers(delta, self.bound, lengths),
+        }
+    }
+
+    /// [`Lattice::clip`] of what training changed: `trained` less `start`, in the memory of `trained` and in one pass.
+    ///
+    /// # Errors
+    /// [`NotFinite`] when a coordinate of the difference is NaN or infinite.
+    ///
+    /// # Panics
+    /// When the two have different lengths.
+    pub fn clip_difference(&self, trained: Vec<f32>, start: &[f32]) -> Result<Clipped, NotFinite> {
+        match &self.layers {
+            None => clip_difference(trained, start, self.bound, &[start.len()]),
+            Some(lengths) => clip_difference(trained, start, self.bound, lengths),
         }
     }
 
@@ -319,10 +334,13 @@ impl Encoded {
         if factors.len() != expected {
             return Err(Inadmissible::Layers { expected, found: factors.len() });
         }
-        points.clear();
-        points.reserve_exact(values.len());
+        // What is in it already is written over, and need not be cleared first.
+        points.resize(values.len(), 0);
+        let mut rest = &mut points[..];
         for (layer, factor) in split(values, lattice.lengths()).zip(factors) {
-            round_within(layer, factor / lattice.step(), lattice, &mut points);
+            let (rounded, after) = rest.split_at_mut(layer.len());
+            round_within(layer, factor / lattice.step(), lattice, rounded);
+            rest = after;
         }
         Ok(Self { points, weight, lattice: lattice.clone() })
     }
@@ -338,14 +356,22 @@ impl Encoded {
         if !(1..=lattice.weight_max).contains(&weight) {
             return Err(Inadmissible::Weight { weight_max: lattice.weight_max, found: weight });
         }
-        let reach = lattice.room;
-        if let Some(index) = points.iter().position(|point| !(-reach..=reach).contains(point)) {
+        let (reach, square_max) = (lattice.room, lattice.square_max());
+        let (mut largest, mut too_long) = (0, None);
+        for (layer, points) in split(&points, lattice.lengths()).enumerate() {
+            let seen = kernels::measure(points);
+            largest = seen.largest.max(largest);
+            // Noise added at a client lengthens an update beyond any bound that could be checked here.
+            if seen.square > square_max && !lattice.is_noised() {
+                too_long = too_long.or(Some(layer));
+            }
+        }
+        let beyond = |point: &i32| point.unsigned_abs() > reach.unsigned_abs();
+        if largest > reach.unsigned_abs()
+            && let Some(index) = points.iter().position(beyond)
+        {
             return Err(Inadmissible::Range { index, found: points[index], reach });
         }
-        // Noise added at a client lengthens an update beyond any bound that could be checked here.
-        let checked = if lattice.is_noised() { &[] } else { lattice.lengths() };
-        let square_max = lattice.square_max();
-        let too_long = split(&points, checked).position(|layer| square_norm(layer) > square_max);
         match too_long {
             Some(layer) if lattice.layers.is_some() => Err(Inadmissible::LayerNorm { layer }),
             Some(_) => Err(Inadmissible::Norm),
@@ -374,29 +400,13 @@ impl Encoded {
     }
 }
 
-/// Appends `values * scale` rounded, with a scale lowered until the integer norm is within that of a layer.
-fn round_within(values: &[f32], mut scale: f64, lattice: &Lattice, points: &mut Vec<i32>) {
+/// Writes `values * scale` rounded, with a scale lowered until the integer norm is within that of a layer.
+fn round_within(values: &[f32], mut scale: f64, lattice: &Lattice, points: &mut [i32]) {
     let reach = f64::from(lattice.layer_reach());
-    let round = |value: &f32, scale: f64| (f64::from(*value) * scale).round_ties_even() as i32;
-    let start = points.len();
-    points.extend(values.iter().map(|value| round(value, scale)));
-    let rounded = &mut points[start..];
-    let mut square = square_norm(rounded);
+    let mut square = kernels::round(values, scale, points);
     while square > lattice.square_max() {
         scale *= (reach / (square as f64).sqrt()) * (1.0 - f64::powi(2.0, -20));
-        rounded.iter_mut().zip(values).for_each(|(point, value)| *point = round(value, scale));
-        square = square_norm(rounded);
-    }
-}
-
-/// The exact square of the integer L2 norm. Coordinates of at most 2^31 in magnitude square to 2^62: two fit a u64.
-fn square_norm(points: &[i32]) -> u128 {
-    let square = |point: &i32| u64::from(point.unsigned_abs()) * u64::from(point.unsigned_abs());
-    if points.iter().all(|point| point.unsigned_abs() <= 1 << REACH_BITS_MAX) {
-        // 2^60 each: eight fit.
-        points.chunks(8).map(|block| u128::from(block.iter().map(square).sum::<u64>())).sum()
-    } else {
-        points.iter().map(|point| u128::from(square(point))).sum()
+        square = kernels::round(values, scale, points);
     }
 }
 

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod chain;
 mod clipping;
 pub mod correlation;
+mod kernels;
 mod lattice;
 mod layers;
 pub mod ledger;

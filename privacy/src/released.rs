@@ -6,6 +6,7 @@
 
 use crate::adaptive::{AdaptiveError, update_noise_multiplier};
 use crate::correlation::{CorrelatedNoise, Correlation};
+use crate::kernels;
 use crate::ledger::{Noised, Permit, PermitError};
 use crate::noise::{EntropyError, NoiseError, NoiseSource, Provenance, Sigma, SigmaError, add_noise};
 use crate::sum::{Sum, Unit};
@@ -186,6 +187,12 @@ impl Released {
     /// The weighted mean of the updates, one f64 a coordinate, in layout order.
     pub fn mean(&self) -> impl Iterator<Item = f64> {
         self.totals.iter().map(|total| *total as f64 * self.factor)
+    }
+
+    /// Replaces every value of `model`, in layout order, by `rule(value, mean)`, where the means are those of
+    /// [`Released::mean`].
+    pub fn apply(&self, model: &mut [f32], rule: impl Fn(f32, f64) -> f32) {
+        kernels::apply(model, &self.totals, self.factor, rule);
     }
 
     /// The totals of a sum of tallies, one f64 a statistic.

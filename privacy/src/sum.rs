@@ -4,6 +4,7 @@
 //! sums are not, and their true sensitivity can be far above the nominal one (Casacuberta, Shoemate, Vadhan,
 //! Wagaman 2022).
 
+use crate::kernels;
 use crate::lattice::{Encoded, Lattice};
 use crate::tally::{LIMBS, Tally};
 
@@ -65,12 +66,10 @@ impl Sum {
         if !matches!(&self.unit, Unit::Lattice(lattice) if lattice == update.lattice()) {
             return Err(SumError::Foreign);
         }
-        let weight = i64::from(update.weight().value());
-        self.fold(
-            update.lattice().clients_max(),
-            update.points().iter().map(|point| weight * i64::from(*point)),
-        )?;
-        self.weight += weight.unsigned_abs();
+        self.make_room(update.lattice().clients_max())?;
+        let weight = update.weight().value();
+        kernels::add(&mut self.totals, update.points(), weight.cast_signed());
+        self.weight += u64::from(weight);
         Ok(())
     }
 
@@ -83,7 +82,8 @@ impl Sum {
         if tally.limbs().len() != self.totals.len() {
             return Err(SumError::Foreign);
         }
-        self.fold(clients_max, tally.limbs().iter().copied())?;
+        self.make_room(clients_max)?;
+        self.totals.iter_mut().zip(tally.limbs()).for_each(|(total, limb)| *total += limb);
         self.weight += 1;
         Ok(())
     }
@@ -98,15 +98,10 @@ impl Sum {
         self.contributions
     }
 
-    /// The one place where integers are added. The planned bounds make overflow impossible; a build whose bounds are
-    /// wrong stops here instead of wrapping.
-    fn fold(&mut self, clients_max: u64, addends: impl Iterator<Item = i64>) -> Result<(), SumError> {
+    /// Counts one more contribution: the planned bounds make overflow impossible for as many as `clients_max`.
+    fn make_room(&mut self, clients_max: u64) -> Result<(), SumError> {
         if self.contributions >= clients_max {
             return Err(SumError::Full(clients_max));
-        }
-        for (total, addend) in self.totals.iter_mut().zip(addends) {
-            debug_assert!(total.checked_add(addend).is_some(), "the lattice bounds make overflow impossible");
-            *total += addend;
         }
         self.contributions += 1;
         Ok(())

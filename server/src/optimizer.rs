@@ -53,9 +53,7 @@ impl Averaging {
 impl ServerOptimizer for Averaging {
     fn step(&mut self, model: &mut [f32], mean: &Released) {
         if self.momentum == 0.0 {
-            for (value, mean) in model.iter_mut().zip(mean.mean()) {
-                *value = (f64::from(*value) + self.learning_rate * mean) as f32;
-            }
+            mean.apply(model, |value, mean| (f64::from(value) + self.learning_rate * mean) as f32);
             return;
         }
         let velocity = started(&mut self.velocity, model.len(), 0.0);
