@@ -24,6 +24,6 @@ pub use ledger::{
     Booking, Charge, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount, SiteLedger, SiteLedgerError,
     Total,
 };
-pub use participant::{Participant, Trouble, answer, attempt, perform};
+pub use participant::{Memory, Participant, Trouble, answer, attempt, perform};
 pub use personal::Personal;
 pub use policy::{Denied, History, Metric, Mode, PLAIN_POLICY, PRIVATE_POLICY, Participation, Policy};

@@ -72,12 +72,47 @@ pub struct Participant {
     prepared: Option<Arc<Spec>>,
     personal: Personal,
     guard: Option<Guard>,
+    memory: Memory,
+}
+
+/// Memory that one update after another is made in, so that none of it is asked for twice. What it holds means nothing.
+#[derive(Default)]
+pub struct Memory {
+    /// The parameters in training, then the difference.
+    values: Vec<f32>,
+    /// The update on the lattice.
+    points: Vec<i32>,
+}
+
+impl Memory {
+    /// Takes memory back that went away with an update.
+    pub fn give_back(&mut self, points: Vec<i32>) {
+        if points.capacity() > self.points.capacity() {
+            self.points = points;
+        }
+    }
+
+    /// A copy of `values`.
+    fn copy(&mut self, values: &[f32]) -> Vec<f32> {
+        let mut copy = std::mem::take(&mut self.values);
+        copy.clear();
+        copy.extend_from_slice(values);
+        copy
+    }
+}
+
+/// Only sizes: what it holds is one site's update.
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memory({} values, {} points)", self.values.capacity(), self.points.capacity())
+    }
 }
 
 impl Participant {
     /// A participant that keeps nothing yet and does whatever it is asked.
     pub fn new(id: ClientId, learner: Box<dyn Learner>) -> Self {
-        Self { id, learner, prepared: None, personal: Personal::default(), guard: None }
+        let (personal, memory) = (Personal::default(), Memory::default());
+        Self { id, learner, prepared: None, personal, guard: None, memory }
     }
 
     /// Asks `guard` before every task from now on.
@@ -114,6 +149,7 @@ impl Participant {
             id: &self.id,
             learner: &mut *self.learner,
             personal: &mut self.personal,
+            memory: &mut self.memory,
             guard: self.guard.as_mut(),
             task,
             stop,
@@ -141,17 +177,18 @@ impl std::fmt::Debug for Participant {
     }
 }
 
-/// Does a task for a client whose learner is lent to it (a simulation's worker serves many clients in turn).
+/// Does a task for a client whose learner and memory are lent to it (a simulation's worker serves many clients in turn).
 /// `learner.prepare` is called each time and must be quick when it already has the task's spec.
 pub fn perform(
     id: &ClientId,
     learner: &mut dyn Learner,
     personal: &mut Personal,
+    memory: &mut Memory,
     task: &Task,
     entropy: Seed,
     stop: &Stop,
 ) -> Answer {
-    answer(task.id, attempt(id, learner, personal, task, entropy, stop))
+    answer(task.id, attempt(id, learner, personal, memory, task, entropy, stop))
 }
 
 /// [`perform`], with the trouble's full message.
@@ -162,11 +199,12 @@ pub fn attempt(
     id: &ClientId,
     learner: &mut dyn Learner,
     personal: &mut Personal,
+    memory: &mut Memory,
     task: &Task,
     entropy: Seed,
     stop: &Stop,
 ) -> Result<Outcome, Trouble> {
-    Desk { id, learner, personal, guard: None, task, stop }.work(entropy, true)
+    Desk { id, learner, personal, memory, guard: None, task, stop }.work(entropy, true)
 }
 
 /// The answer to a task that was attempted.
@@ -180,6 +218,7 @@ struct Desk<'a> {
     id: &'a ClientId,
     learner: &'a mut dyn Learner,
     personal: &'a mut Personal,
+    memory: &'a mut Memory,
     guard: Option<&'a mut Guard>,
     task: &'a Task,
     stop: &'a Stop,
@@ -276,7 +315,6 @@ impl Desk<'_> {
         if metrics.examples == 0 {
             return Err(Trouble::open(Decline::Data, "the site has no training examples".into()));
         }
-        self.check_finite(&full, model)?;
         Ok((full, metrics))
     }
 
@@ -292,15 +330,14 @@ impl Desk<'_> {
         let id = self.task.id;
         let layout = self.learner.layout();
         let kept = layout.has_personal().then(|| gather_personal(layout, &full));
-        let mut delta = difference(if kept.is_some() { layout.gather_shared(&full) } else { full }, model);
-        let (visible, tensors) = (self.visible(metrics), layout.shared_lengths());
-        if self.task.spec.update.codec.is_lossy() {
-            let left_out = self.personal.residual(id.run, id.round);
-            delta.iter_mut().zip(left_out.unwrap_or_default()).for_each(|(value, more)| *value += more);
-        }
-        let seed = self.task.seed.unwrap_or(entropy).derive(Purpose::Codec, id.round, Some(self.id));
-        let (outcome, left_out) =
-            encode(&self.task.spec, delta, &tensors, norm_max, metrics.examples, visible, &seed)?;
+        let shared = if kept.is_some() {
+            check_finite(&full, model)?;
+            layout.gather_shared(&full)
+        } else {
+            full
+        };
+        let visible = self.visible(metrics);
+        let (outcome, left_out) = self.encode(shared, model, norm_max, metrics.examples, visible, entropy)?;
         if let Some(kept) = kept {
             self.personal.keep(id.run, id.round, kept);
         }
@@ -367,7 +404,7 @@ impl Desk<'_> {
             return Err(Trouble::open(Decline::Unsupported, message));
         }
         if !layout.has_personal() {
-            return Ok(model.values().to_vec());
+            return Ok(self.memory.copy(model.values()));
         }
         let mut full = vec![0.0; layout.len()];
         let fits = match kept {
@@ -399,62 +436,77 @@ impl Desk<'_> {
         Err(Trouble::private(Decline::NotFinite, message))
     }
 
-    fn check_finite(&self, full: &[f32], model: &Parameters) -> Result<(), Trouble> {
-        let Some(index) = full.iter().position(|value| !value.is_finite()) else { return Ok(()) };
-        let message = if model.values().iter().all(|value| value.is_finite()) {
-            format!("training made parameter {index} not finite; lower the learning rate or check the data")
-        } else {
-            "the model that the server sent is not finite".into()
+    /// Takes the difference to the model, clips and rounds it to the round's lattice, compresses it as the plan says, and noises
+    /// it where the plan wants it noised here. `metrics` is what may leave; what is given beside the outcome is what a lossy
+    /// codec has left out.
+    fn encode(
+        &mut self,
+        trained: Vec<f32>,
+        model: &Parameters,
+        norm_max: Option<Positive>,
+        examples: u64,
+        metrics: Metrics,
+        entropy: Seed,
+    ) -> Result<(Outcome, Option<Vec<f32>>), Trouble> {
+        let (id, spec, tensors) = (self.task.id, &self.task.spec, self.learner.layout().shared_lengths());
+        let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
+        let norm_max = norm_max.unwrap_or(spec.update.norm_max);
+        let lattice =
+            spec.lattice_within(norm_max, &tensors).map_err(|error| unsupported(error.to_string()))?;
+        let clipped = match self.personal.residual(id.run, id.round) {
+            Some(left_out) if spec.update.codec.is_lossy() => {
+                lattice.clip(difference(trained, model, left_out))
+            }
+            _ => lattice.clip_difference(trained, model.values()),
         };
-        Err(Trouble::open(Decline::NotFinite, message))
+        let clipped = clipped.map_err(|error| not_finite(error.index, model))?;
+        let points = std::mem::take(&mut self.memory.points);
+        let encoded = Encoded::encode_into(&clipped, lattice.weigh(examples), &lattice, points)
+            .map_err(|error| unsupported(error.to_string()))?;
+        let weight = encoded.weight().value();
+        let within = clipped.norm_before() <= norm_max.value();
+        self.memory.values = clipped.into_values();
+        let vote = if spec.privacy.is_adaptive() { if within { 1 } else { -1 } } else { 0 };
+        let seed = || self.task.seed.unwrap_or(entropy).derive(Purpose::Codec, id.round, Some(self.id));
+        let (encoded, left_out) = compress(spec, encoded, seed);
+        let points = match &spec.privacy.local {
+            Some(local) => noised(encoded, local)?,
+            None => encoded.into_points(),
+        };
+        Ok((Outcome::Trained { points, weight, vote, metrics }, left_out))
     }
 }
 
-/// What training changed, in the memory of `trained`.
-fn difference(mut trained: Vec<f32>, model: &Parameters) -> Vec<f32> {
-    trained.iter_mut().zip(model.values()).for_each(|(new, old)| *new -= old);
+/// What training changed, and what earlier updates left out, in the memory of `trained`.
+fn difference(mut trained: Vec<f32>, model: &Parameters, left_out: &[f32]) -> Vec<f32> {
+    for ((new, old), more) in trained.iter_mut().zip(model.values()).zip(left_out) {
+        *new = (*new - old) + more;
+    }
     trained
 }
 
-/// Clips and rounds a delta to the round's lattice, compresses it as the plan says, and noises it where the plan wants it noised
-/// here. `metrics` is what may leave; what is given beside the outcome is what a lossy codec has left out.
-fn encode(
-    spec: &Spec,
-    delta: Vec<f32>,
-    tensors: &[usize],
-    norm_max: Option<Positive>,
-    examples: u64,
-    metrics: Metrics,
-    seed: &Seed,
-) -> Result<(Outcome, Option<Vec<f32>>), Trouble> {
-    let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
-    let norm_max = norm_max.unwrap_or(spec.update.norm_max);
-    let lattice = spec.lattice_within(norm_max, tensors).map_err(|error| unsupported(error.to_string()))?;
-    let clipped = lattice
-        .clip(delta)
-        .map_err(|error| Trouble::open(Decline::NotFinite, format!("{error}; lower the learning rate")))?;
-    let encoded = Encoded::encode(&clipped, lattice.weigh(examples), &lattice)
-        .map_err(|error| unsupported(error.to_string()))?;
-    let weight = encoded.weight().value();
-    let within = clipped.norm_before() <= norm_max.value();
-    let vote = if spec.privacy.is_adaptive() { if within { 1 } else { -1 } } else { 0 };
-    let (encoded, left_out) = compress(spec, encoded, seed);
-    let points = match &spec.privacy.local {
-        Some(local) => noised(encoded, local)?,
-        None => encoded.into_points(),
+fn check_finite(full: &[f32], model: &Parameters) -> Result<(), Trouble> {
+    full.iter().position(|value| !value.is_finite()).map_or(Ok(()), |index| Err(not_finite(index, model)))
+}
+
+fn not_finite(index: usize, model: &Parameters) -> Trouble {
+    let message = if model.values().iter().all(|value| value.is_finite()) {
+        format!("training made parameter {index} not finite; lower the learning rate or check the data")
+    } else {
+        "the model that the server sent is not finite".into()
     };
-    Ok((Outcome::Trained { points, weight, vote, metrics }, left_out))
+    Trouble::open(Decline::NotFinite, message)
 }
 
 /// The points that the plan's codec can say, and what they leave out, in units of the parameters.
-fn compress(spec: &Spec, update: Encoded, seed: &Seed) -> (Encoded, Option<Vec<f32>>) {
+fn compress(spec: &Spec, update: Encoded, seed: impl FnOnce() -> Seed) -> (Encoded, Option<Vec<f32>>) {
     let codec = spec.update.codec;
     if !codec.is_lossy() {
         return (update, None);
     }
     let step = update.lattice().step();
     let mut whole = update.points().to_vec();
-    let sent = codec.compress(update, seed);
+    let sent = codec.compress(update, &seed());
     whole.iter_mut().zip(sent.points()).for_each(|(whole, sent)| *whole -= sent);
     let left_out = whole.into_iter().map(|points| (f64::from(points) * step) as f32).collect();
     (sent, Some(left_out))

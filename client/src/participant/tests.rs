@@ -358,16 +358,17 @@ fn the_operator_is_not_told_what_the_sites_log_is_told() {
 #[test]
 fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
     let mut toy = Toy::new(&[], Mood::Panics);
-    let mut personal = Personal::default();
+    let (mut personal, mut memory) = (Personal::default(), Memory::default());
     let id = ClientId::new("north").unwrap();
     let stop = Stop::default();
-    let trouble = attempt(&id, &mut toy, &mut personal, &train(1, 3), entropy(), &stop).unwrap_err();
+    let trouble =
+        attempt(&id, &mut toy, &mut personal, &mut memory, &train(1, 3), entropy(), &stop).unwrap_err();
     assert_eq!(
         (trouble.reason, trouble.message.as_str()),
         (Decline::Failed, "the learner panicked: out of cheese")
     );
     toy.mood = Mood::Well;
-    let answer = perform(&id, &mut toy, &mut personal, &train(1, 3), entropy(), &stop);
+    let answer = perform(&id, &mut toy, &mut personal, &mut memory, &train(1, 3), entropy(), &stop);
     assert!(matches!(answer.outcome, Outcome::Trained { .. }));
     assert_eq!(toy.prepared.load(Ordering::Relaxed), 2);
 }
