@@ -16,6 +16,7 @@ mod gate;
 mod messages;
 mod opening;
 mod protection;
+mod roster;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,17 +25,19 @@ use std::time::Duration;
 use privacy::{Lattice, Sum};
 use protocol::wire::{Receipt, RoundSummary};
 use protocol::{
-    Answer, BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, Task,
+    BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, Task,
     TaskId, TaskKind, Time, Work,
 };
 
 use crate::optimizer::{ServerOptimizer, StateError};
 use crate::plan::{Evaluators, Plan};
-use admission::{Admitted, Refused, admit};
+use admission::{Admitted, Refused};
+pub use admission::{Checked, Checker};
 use gate::{Gate, Standing};
 pub use messages::{Action, Booking, Checkpoint, ClientRecord, Commit, Event, Note, RunEnd};
 use protection::Protection;
 pub use protection::{Chance, ProtectionError, Purse};
+use roster::Roster;
 
 /// Pause before a task that found no quorum is put again.
 const REST: Duration = Duration::from_secs(5);
@@ -105,6 +108,7 @@ pub struct Coordinator {
     state: Checkpoint,
     clients: BTreeMap<ClientId, ClientRecord>,
     connected: usize,
+    roster: Roster,
     changed: BTreeSet<ClientId>,
     phase: Phase,
     actions: VecDeque<Action>,
@@ -188,6 +192,7 @@ impl Coordinator {
             state: checkpoint,
             clients,
             connected: 0,
+            roster: Roster::default(),
             changed: BTreeSet::new(),
             phase,
             actions: VecDeque::new(),
@@ -203,7 +208,17 @@ impl Coordinator {
             Event::Joined(client) => self.joined(client),
             Event::JoinedTogether(clients) => clients.into_iter().for_each(|client| self.joined(client)),
             Event::Left(client) => self.left(&client),
-            Event::Answered { client, answer } => self.answered(client, answer),
+            Event::Answered { client, answer } => {
+                let standing = self.check_standing(&client, answer.task);
+                match standing {
+                    Ok(()) => self.checked(client, self.checker().check(answer)),
+                    Err(refused) => self.refuse(client, Some(answer.task), refused),
+                }
+            }
+            Event::Checked { client, checked } => match self.check_standing(&client, checked.task()) {
+                Ok(()) => self.checked(client, checked),
+                Err(refused) => self.refuse(client, Some(checked.task()), refused),
+            },
             Event::Refused { client, task, reason } => {
                 let detail = "refused before it was an answer";
                 self.refuse(client, task, Refused::new(reason, detail));
@@ -225,6 +240,11 @@ impl Coordinator {
     /// receive the next update into it.
     pub fn reclaim(&mut self) -> Option<Vec<i32>> {
         self.spent.take()
+    }
+
+    /// The checks that answers to the task which is open must pass, to be made where there is time for them.
+    pub fn checker(&self) -> Checker {
+        Checker::new(&self.lattice, self.statistics.len(), &self.plan.spec)
     }
 
     /// When [`Event::Tick`] is due, if nothing happens before.
@@ -273,6 +293,7 @@ impl Coordinator {
         let record = self.clients.entry(client.clone()).or_default();
         self.connected += usize::from(!record.connected);
         record.connected = true;
+        self.roster.forget_connected();
         let gate = match &self.phase {
             Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => gate,
             Phase::Gathering
@@ -292,16 +313,14 @@ impl Coordinator {
         if let Some(record) = self.clients.get_mut(client) {
             self.connected -= usize::from(record.connected);
             record.connected = false;
+            self.roster.forget_connected();
         }
     }
 
-    /// Checks an answer and folds it, or refuses it with its reason.
-    fn answered(&mut self, client: ClientId, answer: Answer) {
-        let Answer { task, outcome } = answer;
-        let checked = self.check_standing(&client, task).and_then(|()| {
-            admit(outcome, task.kind, &self.lattice, self.statistics.len(), &self.plan.spec.privacy)
-        });
-        match checked {
+    /// Folds the answer of a client that owes it, or refuses it with its reason.
+    fn checked(&mut self, client: ClientId, checked: Checked) {
+        let (task, result) = checked.into_parts();
+        match result {
             Ok(Admitted::Declined { reason, detail }) => {
                 let record = self.record(&client);
                 *record.declined.entry(reason).or_default() += 1;
@@ -475,10 +494,6 @@ impl Coordinator {
     fn is_evaluation_due(&self, round: Round) -> bool {
         let evaluation = &self.plan.evaluation;
         evaluation.is_due(round.0, self.plan.rounds) && (evaluation.sites != Evaluators::None || self.central)
-    }
-
-    fn connected_clients(&self) -> Vec<ClientId> {
-        self.clients.iter().filter(|(_, record)| record.connected).map(|(client, _)| client.clone()).collect()
     }
 
     fn record(&mut self, client: &ClientId) -> &mut ClientRecord {

@@ -18,8 +18,8 @@ pub mod net;
 
 pub use config::{ConfigError, read_toml};
 pub use coordinator::{
-    Action, Booking, Chance, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, ProtectionError,
-    Purse, RunEnd, Setup, SetupError,
+    Action, Booking, Chance, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note,
+    ProtectionError, Purse, RunEnd, Setup, SetupError,
 };
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer, StateError};
 pub use plan::{

@@ -6,20 +6,43 @@ use rand::seq::SliceRandom;
 
 use crate::plan::{CohortPlan, CohortSize};
 
+/// Numbers from 0 on, to be drawn without replacement: a draw takes the time of what is drawn, not of what is there.
+#[derive(Default)]
+pub(crate) struct Urn(Vec<u32>);
+
+impl Urn {
+    /// Draws `size` of the numbers below `count`, uniformly; gives them in order.
+    fn draw(&mut self, count: usize, size: usize, generator: &mut impl Rng) -> Vec<u32> {
+        if self.0.len() != count {
+            self.0 = (0u32..).take(count).collect();
+        }
+        let (chosen, _) = self.0.partial_shuffle(generator, size);
+        let mut drawn = chosen.to_vec();
+        // A shuffle only swaps with the end, and what it brought there from before is what was drawn. So everything is in
+        // its place again once these are.
+        let end = (0u32..).take(count).skip(count - drawn.len());
+        for (place, number) in end.zip(&drawn) {
+            self.0[*number as usize] = *number;
+            self.0[place as usize] = place;
+        }
+        drawn.sort_unstable();
+        drawn
+    }
+}
+
 /// Draws the cohort of `round` from the connected clients, which come in order of their names: uniform without
 /// replacement, the same for the same seed whatever the order in which clients connected.
 pub(crate) fn select(
-    mut connected: Vec<ClientId>,
+    connected: &[ClientId],
     plan: &CohortPlan,
     entropy: &Seed,
     round: Round,
+    urn: &mut Urn,
 ) -> Vec<ClientId> {
     let size = plan.size_of(connected.len());
     let mut generator = entropy.derive(Purpose::Cohort, round, None).generator();
-    let (chosen, _) = connected.partial_shuffle(&mut generator, size);
-    let mut cohort = chosen.to_vec();
-    cohort.sort_unstable();
-    cohort
+    let drawn = urn.draw(connected.len(), size, &mut generator);
+    drawn.into_iter().map(|place| connected[place as usize].clone()).collect()
 }
 
 /// Flips a coin for every enrolled client: each takes part with probability `rate`, independently of all others and of
@@ -36,14 +59,15 @@ pub(crate) fn toss<'a>(
 }
 
 /// Draws `sample` of the enrolled clients uniformly without replacement, whether or not they are connected.
-pub(crate) fn draw<'a>(
-    enrolled: impl Iterator<Item = &'a ClientId>,
+pub(crate) fn draw(
+    enrolled: &[ClientId],
     sample: u64,
     entropy: &Seed,
     round: Round,
+    urn: &mut Urn,
 ) -> Vec<ClientId> {
     let plan = CohortPlan { size: CohortSize::Count(sample as usize), ..CohortPlan::default() };
-    select(enrolled.cloned().collect(), &plan, entropy, round)
+    select(enrolled, &plan, entropy, round, urn)
 }
 
 #[cfg(test)]
@@ -56,10 +80,26 @@ mod tests {
         let clients: Vec<ClientId> = (0..20).map(|i| ClientId::new(&format!("c{i}")).unwrap()).collect();
         let plan = CohortPlan { size: CohortSize::Count(5), ..CohortPlan::default() };
         let seed = Seed::from_number(1);
-        let draw = |round| select(clients.clone(), &plan, &seed, Round(round));
+        let draw = |round| select(&clients, &plan, &seed, Round(round), &mut Urn::default());
         assert_eq!(draw(1), draw(1));
         let seen: BTreeSet<ClientId> = (1..40).flat_map(draw).collect();
         assert!(draw(1).len() == 5 && draw(1) != draw(2) && seen.len() == 20);
+    }
+
+    #[test]
+    fn an_urn_that_was_drawn_from_is_as_good_as_a_new_one() {
+        let (seed, mut urn) = (Seed::from_number(3), Urn::default());
+        for round in 1..200 {
+            let (count, size) = (1 + round as usize * 7 % 50, round as usize * 3 % 60);
+            let mut generator = seed.derive(Purpose::Cohort, Round(round), None).generator();
+            let again = urn.draw(count, size, &mut generator.clone());
+            assert_eq!(again, urn.draw(count, size, &mut generator.clone()));
+            let mut names: Vec<u32> = (0..count as u32).collect();
+            let mut expected = names.partial_shuffle(&mut generator, size).0.to_vec();
+            expected.sort_unstable();
+            assert_eq!(again, expected);
+            assert!(urn.0.iter().copied().eq(0..count as u32), "{count} numbers, {size} drawn");
+        }
     }
 
     #[test]

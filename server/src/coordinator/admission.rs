@@ -1,7 +1,55 @@
 //! The checks every answer passes, whoever sent it. Each has a reason of its own.
 
+use std::sync::Arc;
+
 use privacy::{Encoded, Inadmissible, Lattice, Tally, TallyError};
-use protocol::{Decline, Metrics, Outcome, PrivacySpec, Refusal, TaskKind};
+use protocol::{Answer, Decline, Metrics, Outcome, PrivacySpec, Refusal, Spec, TaskId, TaskKind};
+
+/// The checks that answers to one task must pass, whoever sent them. It may be taken to any thread: the coordinator that
+/// gave it takes what it has [checked](Checked) as it takes what it checks itself.
+#[derive(Clone, Debug)]
+pub struct Checker {
+    lattice: Lattice,
+    statistics: usize,
+    spec: Arc<Spec>,
+}
+
+impl Checker {
+    pub(super) fn new(lattice: &Lattice, statistics: usize, spec: &Arc<Spec>) -> Self {
+        Self { lattice: lattice.clone(), statistics, spec: Arc::clone(spec) }
+    }
+
+    /// Checks every number of an answer. Whether it was asked for, and of whom, the coordinator checks.
+    pub fn check(&self, answer: Answer) -> Checked {
+        let Answer { task, outcome } = answer;
+        let result = admit(outcome, task.kind, &self.lattice, self.statistics, &self.spec.privacy);
+        Checked { task, result }
+    }
+}
+
+/// An answer that [`Checker::check`] has seen, and what it says of it. Made by it alone.
+pub struct Checked {
+    task: TaskId,
+    result: Result<Admitted, Refused>,
+}
+
+impl Checked {
+    /// The task it answers.
+    pub fn task(&self) -> TaskId {
+        self.task
+    }
+
+    pub(super) fn into_parts(self) -> (TaskId, Result<Admitted, Refused>) {
+        (self.task, self.result)
+    }
+}
+
+/// Only whether it passed: what it holds is one site's.
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Checked({}, passed: {})", self.task, self.result.is_ok())
+    }
+}
 
 /// An answer whose every number has been checked.
 pub(super) enum Admitted {
@@ -25,7 +73,7 @@ impl Refused {
 }
 
 /// Checks what came for a task of `kind`: kind, shape, range, norm, weight, metrics.
-pub(super) fn admit(
+fn admit(
     outcome: Outcome,
     kind: TaskKind,
     lattice: &Lattice,

@@ -10,6 +10,8 @@ use protocol::{
     Answer, ClientId, Decline, Metrics, Parameters, Positive, Refusal, Round, Standardiser, Task, TaskId,
 };
 
+use super::Checked;
+
 /// What happened, as the shell saw it.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -26,6 +28,13 @@ pub enum Event {
         client: ClientId,
         /// What it says.
         answer: Answer,
+    },
+    /// A client has answered, and a [`super::Checker`] of this coordinator's has checked the answer.
+    Checked {
+        /// Who: from the certificate, never from the answer.
+        client: ClientId,
+        /// What came of the checks.
+        checked: Checked,
     },
     /// The shell has refused what a client sent, before it was an answer.
     Refused {

@@ -25,7 +25,7 @@ impl Coordinator {
             return self.open_evaluation(now, summary);
         }
         if !self.statistics.is_empty() && self.state.standardiser.is_none() {
-            let connected = self.connected_clients();
+            let connected = self.roster.connected(&self.clients);
             let sum = Sum::of_tallies(self.statistics.len(), self.lattice.clients_max());
             return self.open_collection(now, Round(0), TaskKind::Statistics, &connected, sum);
         }
@@ -33,7 +33,8 @@ impl Coordinator {
             self.reserve(sampling);
         } else {
             let round = self.state.round.next();
-            let cohort = select(self.connected_clients(), &self.plan.cohort, &self.entropy, round);
+            let connected = self.roster.connected(&self.clients);
+            let cohort = select(&connected, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn);
             self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
         }
     }
@@ -86,7 +87,9 @@ impl Coordinator {
         let cohort = match sampling {
             Sampling::Poisson { rate } => self.present(toss(self.clients.keys(), rate, &self.entropy, round)),
             Sampling::Fixed { sample, .. } => {
-                self.present(draw(self.clients.keys(), sample, &self.entropy, round))
+                let enrolled = self.roster.enrolled(&self.clients);
+                let drawn = draw(&enrolled, sample, &self.entropy, round, &mut self.roster.urn);
+                self.present(drawn)
             }
             Sampling::Availability { participations_max, separation_min } => {
                 let next = self.state.releases + 1;
@@ -94,9 +97,9 @@ impl Coordinator {
                     let rested = next - record.released_last >= separation_min;
                     record.releases < participations_max && (record.released_last == 0 || rested)
                 };
-                let mut eligible = self.connected_clients();
-                eligible.retain(|client| self.clients.get(client).is_some_and(may));
-                select(eligible, &self.plan.cohort, &self.entropy, round)
+                let records = self.clients.iter().filter(|(_, record)| record.connected && may(record));
+                let eligible: Vec<ClientId> = records.map(|(client, _)| client.clone()).collect();
+                select(&eligible, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
             }
         };
         self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
@@ -118,8 +121,8 @@ impl Coordinator {
     pub(super) fn open_evaluation(&mut self, now: Time, summary: RoundSummary) {
         let round = self.state.round;
         let cohort = match self.plan.evaluation.sites {
-            Evaluators::All => self.connected_clients(),
-            Evaluators::None => Vec::new(),
+            Evaluators::All => self.roster.connected(&self.clients),
+            Evaluators::None => Arc::default(),
         };
         let task = TaskId { run: self.run, round, kind: TaskKind::Evaluate };
         let gate = self.open_gate(now, task, &cohort, 0);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use privacy::{Encoded, Tally};
-use protocol::{Outcome, Parameters};
+use protocol::{Answer, Outcome, Parameters};
 
 use super::*;
 
