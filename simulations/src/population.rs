@@ -17,9 +17,15 @@ pub struct Population {
     clients: Vec<ClientId>,
     sites: Vec<SiteData>,
     central: Option<SiteData>,
+    /// The server's own records in parts, where they need not be looked at together.
+    parts: Vec<SiteData>,
     models: Models,
     device: Device,
 }
+
+/// Test records in one part of the server's own evaluation: few enough to keep all threads busy, and the same whatever their
+/// number.
+const PART_ROWS: usize = 1000;
 
 /// Why a population cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,8 +63,7 @@ impl Population {
             }
             let has_tests = sites.iter().any(|site: &SiteData| site.test.is_some());
             let central = central_data(config, spec, &train, test, has_tests);
-            return Self { clients, sites, central, models: Models::new(), device }
-                .copied(config.copies.get());
+            return Self::new(clients, sites, central, device).copied(config.copies.get());
         }
         let (train, test) = match (&config.dataset, &spec.data) {
             (DatasetConfig::Files(source), data) => {
@@ -81,7 +86,7 @@ impl Population {
         };
         let central = central_data(config, spec, &train, test, false);
         let sites = parts.into_iter().map(site).collect();
-        Self { clients, sites, central, models: Models::new(), device }.copied(config.copies.get())
+        Self::new(clients, sites, central, device).copied(config.copies.get())
     }
 
     /// The same population `copies` times: from the second copy on, names end in its number.
@@ -99,7 +104,12 @@ impl Population {
     /// A population of given sites, for simulations in code.
     pub fn of(sites: Vec<(ClientId, SiteData)>, central: Option<SiteData>, device: Device) -> Self {
         let (clients, sites) = sites.into_iter().unzip();
-        Self { clients, sites, central, models: Models::new(), device }
+        Self::new(clients, sites, central, device)
+    }
+
+    fn new(clients: Vec<ClientId>, sites: Vec<SiteData>, central: Option<SiteData>, device: Device) -> Self {
+        let parts = central.as_ref().map_or_else(Vec::new, in_parts);
+        Self { clients, sites, central, parts, models: Models::new(), device }
     }
 
     /// The same population training models of your own.
@@ -153,9 +163,27 @@ fn central_data(
     test.filter(|_| wanted).map(|test| SiteData { train, test: Some(all(test)) })
 }
 
+/// The test records in parts, unless training records come with them: those would have to be looked at for each part.
+fn in_parts(central: &SiteData) -> Vec<SiteData> {
+    let Some(test) = central.test.as_ref().filter(|_| central.train.is_empty()) else { return Vec::new() };
+    let part = |rows: &[u32]| {
+        let test = View { dataset: Arc::clone(&test.dataset), rows: rows.into() };
+        SiteData { train: central.train.clone(), test: Some(test) }
+    };
+    test.rows.chunks(PART_ROWS).map(part).collect()
+}
+
 impl Workforce for Population {
     fn clients(&self) -> &[ClientId] {
         &self.clients
+    }
+
+    fn central_parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    fn size(&self, client: usize) -> usize {
+        self.sites[client].train.len()
     }
 
     fn worker(&self) -> Box<dyn Worker + '_> {
@@ -179,6 +207,11 @@ impl Worker for Visitor<'_> {
     fn visit(&mut self, client: usize) -> &mut dyn Learner {
         self.trainer.set_site(self.population.sites[client].clone());
         &mut self.trainer
+    }
+
+    fn visit_central(&mut self, part: usize) -> Option<&mut dyn Learner> {
+        self.trainer.set_site(self.population.parts.get(part)?.clone());
+        Some(&mut self.trainer)
     }
 }
 

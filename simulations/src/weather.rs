@@ -88,6 +88,11 @@ impl Weather {
     }
 
     pub(crate) fn fate(&self, client: &ClientId, task: TaskId) -> Fate {
+        if self.config.latency_spread == 0.0 && self.config.dropout == 0.0 {
+            // What every draw would say.
+            let seconds = self.config.latency_seconds.value().ln().exp().clamp(0.0, 1e9);
+            return Fate::Answers(Duration::from_secs_f64(seconds));
+        }
         let mut generator = self.generator(client, task.round, 1 + task.kind as u8);
         let seconds = self.latency.sample(&mut generator).clamp(0.0, 1e9);
         let latency = Duration::from_secs_f64(seconds);
@@ -109,6 +114,22 @@ impl Weather {
 mod tests {
     use super::*;
     use protocol::{RunId, TaskKind};
+
+    #[test]
+    fn without_chance_every_draw_says_the_same() {
+        let task = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+        for seconds in [1.0, 0.3, 7.0, 1e-3, 3600.0] {
+            let latency_seconds = Positive::new(seconds).unwrap();
+            let plain = WeatherConfig { latency_seconds, ..WeatherConfig::default() };
+            // So seldom that nobody leaves, and the draw is made.
+            let drawn = WeatherConfig { dropout: f64::MIN_POSITIVE, ..plain };
+            let fate = |config| {
+                let weather = Weather::new(config, Seed::from_number(1)).unwrap();
+                weather.fate(&ClientId::new("a").unwrap(), task)
+            };
+            assert_eq!(fate(plain), fate(drawn));
+        }
+    }
 
     #[test]
     fn chances_are_what_was_asked_for() {

@@ -1,12 +1,22 @@
 //! Threads that do virtual clients' work. Each keeps one learner for its life and visits one client after another: a
 //! model is built once a thread, not once a client.
+//!
+//! The thread that asked for the work is one of them: while it waits for an answer it does what is to be done, so that on as
+//! many cores as threads nobody is woken for another's sake. Whoever takes a job takes the largest that waits; in what order
+//! answers are looked at is not decided here.
 
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
-use client::{Personal, perform};
-use protocol::{Answer, ClientId, Learner, Seed, Stop, Task};
+use client::{Memory, Personal, perform};
+use protocol::{ClientId, Learner, Metrics, Outcome, Seed, Stop, Task};
+use server::{Checked, Checker};
+
+/// Looks at what there is to do before a thread lies down. Between two rounds there is nothing for a moment only.
+const LOOKS: u32 = 2000;
 
 /// Who can do the work of a population's clients.
 pub trait Workforce: Sync {
@@ -18,69 +28,310 @@ pub trait Workforce: Sync {
 
     /// A learner whose test records are the server's own, if it has such.
     fn central(&self) -> Option<Box<dyn Learner>>;
+
+    /// In how many parts [`Worker::visit_central`] can be shown the test records of [`Workforce::central`], so that all
+    /// threads measure a model together; 0 when only one learner can.
+    fn central_parts(&self) -> usize {
+        0
+    }
+
+    /// How much work a client is beside others: its records, say. The largest are begun first.
+    fn size(&self, client: usize) -> usize {
+        let _ = client;
+        1
+    }
 }
 
 /// One thread's learner.
 pub trait Worker {
     /// The learner, with the records of client number `client`.
     fn visit(&mut self, client: usize) -> &mut dyn Learner;
-}
 
-/// One client's work on one task.
-pub(crate) struct Job {
-    pub(crate) ticket: u64,
-    pub(crate) client: usize,
-    pub(crate) personal: Personal,
-    pub(crate) task: Task,
-}
-
-/// What came of a job.
-pub(crate) struct Done {
-    pub(crate) ticket: u64,
-    pub(crate) answer: Answer,
-    pub(crate) personal: Personal,
-}
-
-/// Threads waiting for jobs. Dropping it ends them.
-pub(crate) struct Crew {
-    pub(crate) jobs: Sender<Job>,
-    pub(crate) done: Receiver<Done>,
-}
-
-impl Crew {
-    /// Starts `threads` workers in `scope`.
-    pub(crate) fn start<'scope, 'env>(
-        scope: &'scope Scope<'scope, 'env>,
-        threads: usize,
-        queue: &'env Mutex<Option<Receiver<Job>>>,
-        workforce: &'env dyn Workforce,
-    ) -> std::io::Result<Self> {
-        let (jobs, receiver) = channel();
-        let (sender, done) = channel();
-        *queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(receiver);
-        for number in 0..threads.max(1) {
-            let sender = sender.clone();
-            let work = move || labour(queue, workforce, &sender);
-            Builder::new().name(format!("worker-{number}")).spawn_scoped(scope, work)?;
-        }
-        Ok(Self { jobs, done })
+    /// The learner, with one part of the server's own test records; asked only for parts that
+    /// [`Workforce::central_parts`] counts.
+    fn visit_central(&mut self, part: usize) -> Option<&mut dyn Learner> {
+        let _ = part;
+        None
     }
 }
 
-fn labour(queue: &Mutex<Option<Receiver<Job>>>, workforce: &dyn Workforce, done: &Sender<Done>) {
-    let mut worker = workforce.worker();
-    // With a seed in the task, entropy is not used; a simulation's tasks always carry one.
-    let entropy = Seed::from_number(0);
-    loop {
-        let job = {
-            let queue = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            queue.as_ref().and_then(|jobs| jobs.recv().ok())
-        };
-        let Some(Job { ticket, client, mut personal, task }) = job else { return };
-        let id = &workforce.clients()[client];
-        let answer = perform(id, worker.visit(client), &mut personal, &task, entropy, &Stop::default());
-        if done.send(Done { ticket, answer, personal }).is_err() {
+/// Something to be done.
+pub(crate) enum Job {
+    /// One client's work on one task.
+    Client { client: usize, personal: Personal, task: Task, checker: Arc<Checker> },
+    /// A part of the server's own evaluation.
+    Central { part: usize, task: Arc<Task> },
+}
+
+/// What came of a job.
+pub(crate) enum Done {
+    Client { checked: Checked, personal: Personal },
+    Central(Option<Metrics>),
+}
+
+/// A thread has ended before its work was done: a learner panicked outside its work.
+#[derive(Debug)]
+pub(crate) struct Lost;
+
+/// What waits to be done, and what is done. Tickets name jobs.
+#[derive(Default)]
+pub(crate) struct Board {
+    state: Mutex<State>,
+    /// Jobs that wait, and one more once everything is over: to be looked at without the lock.
+    waiting: AtomicUsize,
+    /// Jobs that were finished so far: to be looked at without the lock.
+    finished: AtomicUsize,
+    work: Condvar,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: BTreeMap<Place, Job>,
+    done: BTreeMap<u64, Done>,
+    under_way: BTreeSet<u64>,
+    /// Jobs under way whose result nobody wants any more.
+    unwanted: BTreeSet<u64>,
+    memory: Vec<Vec<i32>>,
+    /// Threads that sleep for want of work.
+    idle: usize,
+    /// Whether the one that asked for the work sleeps.
+    awaited: bool,
+    closed: bool,
+    lost: bool,
+}
+
+/// Where a job stands in the queue: the largest first, and of equals the one that is due first.
+type Place = (Reverse<usize>, u64);
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands in what was finished, and sleeps until there is work. `None` when all is over.
+    fn take(&self, finished: Option<(u64, Done)>, hand: &mut Hand<'_>) -> Option<(u64, Job)> {
+        let mut state = self.lock();
+        if let Some((ticket, done)) = finished {
+            self.finish(&mut state, ticket, done);
+        }
+        let mut has_looked = false;
+        while !state.closed {
+            if let Some((place, job)) = state.jobs.pop_first() {
+                return Some(self.begin(&mut state, place, job, hand));
+            }
+            if has_looked {
+                state.idle += 1;
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            } else {
+                drop(state);
+                look_until(|| self.waiting.load(Ordering::Relaxed) > 0);
+                state = self.lock();
+            }
+            has_looked = true;
+        }
+        None
+    }
+
+    fn begin(&self, state: &mut State, place: Place, job: Job, hand: &mut Hand<'_>) -> (u64, Job) {
+        self.waiting.store(state.jobs.len(), Ordering::Relaxed);
+        state.under_way.insert(place.1);
+        if let Some(points) = state.memory.pop() {
+            hand.memory.give_back(points);
+        }
+        (place.1, job)
+    }
+
+    fn finish(&self, state: &mut State, ticket: u64, done: Done) {
+        state.under_way.remove(&ticket);
+        if !state.unwanted.remove(&ticket) {
+            state.done.insert(ticket, done);
+        }
+        self.finished.fetch_add(1, Ordering::Relaxed);
+        if state.awaited {
+            self.news.notify_one();
+        }
+    }
+}
+
+/// Looks for a moment whether `it_is_so`.
+fn look_until(it_is_so: impl Fn() -> bool) {
+    for _ in 0..LOOKS {
+        if it_is_so() {
             return;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// All threads, seen from the one that asked for the work. Dropping it sends the others home.
+pub(crate) struct Crew<'a> {
+    board: &'a Board,
+    own: Hand<'a>,
+}
+
+impl<'a> Crew<'a> {
+    /// Starts `threads` workers in `scope`, less the one that calls.
+    pub(crate) fn start<'scope>(
+        scope: &'scope Scope<'scope, 'a>,
+        threads: usize,
+        board: &'a Board,
+        workforce: &'a dyn Workforce,
+    ) -> std::io::Result<Self> {
+        // Made first, so that the others are sent home when one of them cannot be started.
+        let crew = Self { board, own: Hand::new(workforce) };
+        for number in 1..threads {
+            let work = move || labour(board, workforce);
+            Builder::new().name(format!("worker-{number}")).spawn_scoped(scope, work)?;
+        }
+        Ok(crew)
+    }
+
+    /// Puts a job up, to be done by whoever is free.
+    pub(crate) fn post(&self, size: usize, ticket: u64, job: Job) {
+        let mut state = self.board.lock();
+        state.jobs.insert((Reverse(size), ticket), job);
+        self.board.waiting.store(state.jobs.len(), Ordering::Relaxed);
+        if state.idle > 0 {
+            self.board.work.notify_one();
+        }
+    }
+
+    /// Takes a job back whose result is not wanted any more, done or not.
+    pub(crate) fn withdraw(&self, size: usize, ticket: u64) {
+        let mut state = self.board.lock();
+        if state.jobs.remove(&(Reverse(size), ticket)).is_some() {
+            self.board.waiting.store(state.jobs.len(), Ordering::Relaxed);
+        } else if state.under_way.contains(&ticket) {
+            state.unwanted.insert(ticket);
+        } else {
+            state.done.remove(&ticket);
+        }
+    }
+
+    /// Memory for the updates to come.
+    pub(crate) fn give_back(&self, points: Vec<i32>) {
+        if points.capacity() > 0 {
+            self.board.lock().memory.push(points);
+        }
+    }
+
+    /// The result of a job that was posted. Works on it, or on others, until it is there: on this one before all others
+    /// where `order` says so.
+    pub(crate) fn result(&mut self, size: usize, ticket: u64, order: Order) -> Result<Done, Lost> {
+        let (board, wanted) = (self.board, (Reverse(size), ticket));
+        let mut finished = None;
+        loop {
+            let seen = board.finished.load(Ordering::Relaxed);
+            let mut state = board.lock();
+            if let Some((ticket, done)) = finished.take() {
+                board.finish(&mut state, ticket, done);
+            }
+            if let Some(done) = state.done.remove(&ticket) {
+                return Ok(done);
+            }
+            let first = if order == Order::AsDue { state.jobs.remove_entry(&wanted) } else { None };
+            if let Some((place, job)) = first.or_else(|| state.jobs.pop_first()) {
+                let (ticket, job) = board.begin(&mut state, place, job, &mut self.own);
+                drop(state);
+                finished = Some((ticket, self.own.work(job)));
+            } else if state.lost {
+                return Err(Lost);
+            } else {
+                drop(state);
+                look_until(|| board.finished.load(Ordering::Relaxed) != seen);
+                self.sleep(ticket);
+            }
+        }
+    }
+
+    /// Sleeps until this job is done, or nobody is left to do it.
+    fn sleep(&self, ticket: u64) {
+        let mut state = self.board.lock();
+        while !state.done.contains_key(&ticket) && !state.lost {
+            state.awaited = true;
+            state = self.board.news.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.awaited = false;
+        }
+    }
+}
+
+/// Which job the one that asked for the work does first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// The one it waits for: there is more to be posted once it has it.
+    AsDue,
+    /// The largest: nothing more will come.
+    LargestFirst,
+}
+
+impl Drop for Crew<'_> {
+    fn drop(&mut self) {
+        self.board.lock().closed = true;
+        self.board.waiting.store(1, Ordering::Relaxed);
+        self.board.work.notify_all();
+    }
+}
+
+/// One thread's learner and memory.
+struct Hand<'a> {
+    workforce: &'a dyn Workforce,
+    worker: Box<dyn Worker + 'a>,
+    memory: Memory,
+}
+
+impl<'a> Hand<'a> {
+    fn new(workforce: &'a dyn Workforce) -> Self {
+        Self { workforce, worker: workforce.worker(), memory: Memory::default() }
+    }
+
+    fn work(&mut self, job: Job) -> Done {
+        // With a seed in the task, entropy is not used; a simulation's tasks always carry one.
+        let (entropy, stop) = (Seed::from_number(0), Stop::default());
+        match job {
+            Job::Client { client, mut personal, task, checker } => {
+                let (id, learner) = (&self.workforce.clients()[client], self.worker.visit(client));
+                let answer = perform(id, learner, &mut personal, &mut self.memory, &task, entropy, &stop);
+                Done::Client { checked: checker.check(answer), personal }
+            }
+            Job::Central { part, task } => {
+                let learner = self.worker.visit_central(part);
+                Done::Central(learner.and_then(|learner| measure(learner, &task)))
+            }
+        }
+    }
+}
+
+/// What a learner with records of the server's own measures.
+pub(crate) fn measure(learner: &mut dyn Learner, task: &Task) -> Option<Metrics> {
+    let (entropy, stop) = (Seed::from_number(0), Stop::default());
+    let (mut personal, mut memory) = (Personal::default(), Memory::default());
+    let name = ClientId::new("server").ok()?;
+    let answer = perform(&name, learner, &mut personal, &mut memory, task, entropy, &stop);
+    match answer.outcome {
+        Outcome::Evaluated { metrics } => Some(metrics),
+        Outcome::Trained { .. } | Outcome::Counted { .. } | Outcome::Declined { .. } => None,
+    }
+}
+
+fn labour(board: &Board, workforce: &dyn Workforce) {
+    let _farewell = Farewell(board);
+    let mut hand = Hand::new(workforce);
+    let mut finished = None;
+    while let Some((ticket, job)) = board.take(finished.take(), &mut hand) {
+        finished = Some((ticket, hand.work(job)));
+    }
+}
+
+/// Says that a thread has ended in a panic, so that nobody waits for what it was at.
+struct Farewell<'a>(&'a Board);
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().lost = true;
+            self.0.news.notify_all();
         }
     }
 }

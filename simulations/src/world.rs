@@ -1,30 +1,34 @@
 //! The loop that runs a simulation: a coordinator, a virtual clock, and workers on all cores.
 //!
 //! Answers are handed to the coordinator in the order of their virtual arrival, whenever their training really ended, so
-//! that threads cannot change anything. At most a few answers a thread wait in memory, however large the cohort.
+//! that threads cannot change anything. At most so many answers wait in memory, however large the cohort.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use client::{Personal, perform};
+use client::Personal;
 use privacy::chain::Link;
 use privacy::ledger::{Ledger, LedgerError};
 use protocol::wire::RoundSummary;
 use protocol::{
-    Answer, ClientId, Learner, Metrics, Outcome as TaskOutcome, Parameters, PrivacySpec, Purpose, Round,
-    RunId, Seed, Spec, SpecError, Standardiser, Stop, Task, TaskId, TaskKind, Time, Work,
+    ClientId, Learner, Metrics, Parameters, PrivacySpec, Round, RunId, Seed, Spec, SpecError, Standardiser,
+    Task, TaskId, TaskKind, Time, Work,
 };
 use server::{
-    Action, Chance, Checkpoint, ClientRecord, Coordinator, Event, Note, Plan, Purse, RunEnd, ServerOptimizer,
-    Setup, SetupError,
+    Action, Chance, Checked, Checker, Checkpoint, ClientRecord, Coordinator, Event, Note, Plan, Purse,
+    RunEnd, ServerOptimizer, Setup, SetupError,
 };
 
 use crate::weather::{Fate, Weather, WeatherConfig};
-use crate::workers::{Crew, Done, Job, Workforce};
+use crate::workers::{Board, Crew, Done, Job, Lost, Order, Workforce, measure};
 
-/// Jobs a thread that may be under way or done and waiting for their virtual time.
+/// Jobs that may be under way, or done and waiting for their virtual time: so many a thread...
 const JOBS_PER_THREAD: usize = 4;
+/// ... or more, up to so many, ...
+const JOBS_MAX: usize = 1024;
+/// ... as long as their updates take no more memory than this.
+const WAITING_BYTES: usize = 32 << 20;
 /// Virtual time between two looks at who is there, when too few are.
 const LULL: Duration = Duration::from_secs(60);
 /// Looks in a row without enough clients, after which the simulation gives up.
@@ -103,6 +107,12 @@ pub enum WorldError {
     WorkerLost,
 }
 
+impl From<Lost> for WorldError {
+    fn from(_: Lost) -> Self {
+        Self::WorkerLost
+    }
+}
+
 impl World {
     /// A world that trains `initial` (shared part) by `plan`; everything random follows from `seed`.
     ///
@@ -171,7 +181,8 @@ impl World {
         if found < needed {
             return Err(WorldError::TooFewClients { needed, found });
         }
-        let central = workforce.central();
+        let central = Central::of(workforce);
+        let bytes = 4 * self.initial.len().max(1);
         let mut links = Vec::new();
         let purse = self.plan.spec.privacy.central.as_ref().map(|promised| {
             let (ledger, first) = Ledger::found(promised.terms())?;
@@ -183,32 +194,32 @@ impl World {
             plan: Arc::clone(&self.plan),
             entropy: self.seed,
             rehearsal: true,
-            central: central.is_some(),
+            central: !matches!(central, Central::None),
             checkpoint: Checkpoint::begin(self.initial),
             clients: BTreeMap::new(),
             tensors: self.tensors,
             purse: purse.transpose()?,
         };
         let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
-        let queue = Mutex::new(None);
+        let board = Board::default();
         std::thread::scope(|scope| {
-            let crew = Crew::start(scope, self.threads, &queue, workforce)?;
-            let index = workforce.clients().iter().cloned().zip(0..).collect();
+            let crew = Crew::start(scope, self.threads, &board, workforce)?;
             let stage = Stage {
                 coordinator,
                 weather: self.weather,
-                index,
+                roster: Roster::new(workforce),
                 central,
                 central_spec: unprotected(&self.plan.spec),
                 crew,
-                jobs_max: self.threads * JOBS_PER_THREAD,
+                jobs_max: (WAITING_BYTES / bytes).min(JOBS_MAX).max(self.threads * JOBS_PER_THREAD),
                 now: Time::ZERO,
                 turn: 0,
                 pending: BTreeMap::new(),
                 owed: BTreeMap::new(),
                 tickets: 0,
+                unposted: BTreeSet::new(),
                 under_way: BTreeMap::new(),
-                done: BTreeMap::new(),
+                checker: None,
                 personal: BTreeMap::new(),
                 plan: self.plan,
                 rounds: BTreeMap::new(),
@@ -231,7 +242,13 @@ fn unprotected(spec: &Arc<Spec>) -> Arc<Spec> {
 }
 
 /// Something that will happen at one client.
-enum Pending {
+struct Pending {
+    client: ClientId,
+    number: usize,
+    what: What,
+}
+
+enum What {
     Answer(Task),
     Leave,
 }
@@ -239,25 +256,73 @@ enum Pending {
 /// When, and in which order among things of one moment.
 type Moment = (Time, u64);
 
+/// Every client's number.
+struct Roster<'a> {
+    workforce: &'a dyn Workforce,
+    /// The numbers in order of their names.
+    sorted: Vec<u32>,
+}
+
+impl<'a> Roster<'a> {
+    fn new(workforce: &'a dyn Workforce) -> Self {
+        let clients = workforce.clients();
+        let mut sorted: Vec<u32> = (0u32..).take(clients.len()).collect();
+        sorted.sort_unstable_by_key(|number| &clients[*number as usize]);
+        Self { workforce, sorted }
+    }
+
+    /// The number of a client that the coordinator knows, and so was told of from here.
+    fn find(&self, client: &ClientId) -> Option<usize> {
+        let clients = self.workforce.clients();
+        let place = self.sorted.binary_search_by_key(&client, |number| &clients[*number as usize]).ok()?;
+        Some(self.sorted[place] as usize)
+    }
+
+    /// All clients in order of their names.
+    fn names(&self) -> impl Iterator<Item = &ClientId> {
+        self.sorted.iter().map(|number| &self.workforce.clients()[*number as usize])
+    }
+}
+
+/// Who measures on the server's own records.
+enum Central {
+    None,
+    /// All workers, on so many parts.
+    Parts(usize),
+    One(Box<dyn Learner>),
+}
+
+impl Central {
+    fn of(workforce: &dyn Workforce) -> Self {
+        match workforce.central_parts() {
+            0 => workforce.central().map_or(Self::None, Self::One),
+            parts => Self::Parts(parts),
+        }
+    }
+}
+
 struct Stage<'a> {
     coordinator: Coordinator,
     plan: Arc<Plan>,
     weather: Weather,
-    index: BTreeMap<ClientId, usize>,
-    central: Option<Box<dyn Learner + 'a>>,
+    roster: Roster<'a>,
+    central: Central,
     /// The plan's spec without its promises: what the server measures on records of its own is not a site's metric.
     central_spec: Arc<Spec>,
-    crew: Crew,
+    crew: Crew<'a>,
     jobs_max: usize,
     now: Time,
     turn: u32,
-    pending: BTreeMap<Moment, (ClientId, Pending)>,
+    pending: BTreeMap<Moment, Pending>,
     /// The one thing that is pending at a client.
-    owed: BTreeMap<ClientId, Moment>,
+    owed: BTreeMap<usize, Moment>,
     tickets: u64,
-    /// Jobs given to the crew, by the moment they are for.
-    under_way: BTreeMap<Moment, u64>,
-    done: BTreeMap<u64, Done>,
+    /// Answers that the crew was not asked for yet.
+    unposted: BTreeSet<Moment>,
+    /// Jobs given to the crew, by the moment they are for, and their size.
+    under_way: BTreeMap<Moment, usize>,
+    /// The checks of the open task.
+    checker: Option<(TaskId, Arc<Checker>)>,
     personal: BTreeMap<usize, Personal>,
     rounds: BTreeMap<u32, RoundSummary>,
     updates: u64,
@@ -271,11 +336,11 @@ impl Stage<'_> {
         let mut lulls = 0;
         self.look_who_is_there();
         loop {
-            self.obey(observe);
+            self.obey(observe)?;
             if let Some(end) = self.end.take() {
                 return Ok(self.outcome(end));
             }
-            self.put_to_work()?;
+            self.put_to_work();
             let next = self.pending.first_key_value().map(|(moment, _)| *moment);
             match (next, self.coordinator.deadline()) {
                 (Some((time, _)), deadline) if deadline.is_none_or(|deadline| time <= deadline) => {
@@ -293,14 +358,14 @@ impl Stage<'_> {
                 }
                 _ => {
                     let needed = self.plan.cohort.clients_min;
-                    return Err(WorldError::TooFewClients { needed, found: self.index.len() });
+                    return Err(WorldError::TooFewClients { needed, found: self.roster.sorted.len() });
                 }
             }
         }
     }
 
     /// Does what the coordinator asks.
-    fn obey(&mut self, observe: &mut dyn FnMut(Observation<'_>)) {
+    fn obey(&mut self, observe: &mut dyn FnMut(Observation<'_>)) -> Result<(), WorldError> {
         while let Some(action) = self.coordinator.poll() {
             match action {
                 Action::Send { client, task } => self.send(client, task),
@@ -324,7 +389,7 @@ impl Stage<'_> {
                     self.coordinator.handle(self.now, Event::Committed);
                 }
                 Action::EvaluateCentrally { round, model, standardiser } => {
-                    let metrics = self.evaluate_centrally(round, model, standardiser);
+                    let metrics = self.evaluate_centrally(round, model, standardiser)?;
                     self.coordinator.handle(self.now, Event::EvaluatedCentrally { round, metrics });
                 }
                 Action::Ended(end) => self.end = Some(end),
@@ -333,6 +398,7 @@ impl Stage<'_> {
                 _ => {}
             }
         }
+        Ok(())
     }
 
     /// Draws anew who is connected and tells the coordinator of every change.
@@ -340,7 +406,7 @@ impl Stage<'_> {
         let known = self.coordinator.clients();
         let connected = |client: &ClientId| known.get(client).is_some_and(|record| record.connected);
         let (mut joined, mut left) = (Vec::new(), Vec::new());
-        for client in self.index.keys() {
+        for client in self.roster.names() {
             match (self.weather.is_online(client, self.turn), connected(client)) {
                 (true, false) => joined.push(client.clone()),
                 (false, true) => left.push(client.clone()),
@@ -355,79 +421,90 @@ impl Stage<'_> {
     }
 
     fn send(&mut self, client: ClientId, task: Task) {
-        let (after, what) = match self.weather.fate(&client, task.id) {
-            Fate::Answers(after) => (after, Pending::Answer(task)),
-            Fate::Leaves(after) => (after, Pending::Leave),
-        };
+        let Some(number) = self.roster.find(&client) else { return };
         self.tickets += 1;
+        let (after, what) = match self.weather.fate(&client, task.id) {
+            Fate::Answers(after) => (after, What::Answer(task)),
+            Fate::Leaves(after) => (after, What::Leave),
+        };
         let moment = (self.now + after, self.tickets);
-        self.owed.insert(client.clone(), moment);
-        self.pending.insert(moment, (client, what));
+        if matches!(what, What::Answer(_)) {
+            self.unposted.insert(moment);
+        }
+        self.owed.insert(number, moment);
+        self.pending.insert(moment, Pending { client, number, what });
     }
 
     fn cancel(&mut self, client: &ClientId) {
-        if let Some(moment) = self.owed.remove(client) {
+        let owed = self.roster.find(client).and_then(|number| self.owed.remove(&number));
+        if let Some(moment) = owed {
             self.pending.remove(&moment);
-            // Its answer, if a worker is at it already, is dropped when it comes.
-            self.under_way.remove(&moment);
+            self.unposted.remove(&moment);
+            if let Some(size) = self.under_way.remove(&moment) {
+                self.crew.withdraw(size, moment.1);
+            }
         }
     }
 
-    /// Gives the crew the answers that are due first.
-    fn put_to_work(&mut self) -> Result<(), WorldError> {
-        let idle = self.jobs_max.saturating_sub(self.under_way.len());
-        let mut jobs = Vec::new();
-        for (place, (moment, (client, what))) in self.pending.iter().enumerate() {
+    /// Gives the crew the answers that are due first, but none that comes too late.
+    fn put_to_work(&mut self) {
+        let next = self.pending.first_key_value().map(|(moment, _)| *moment);
+        let deadline = self.coordinator.deadline();
+        while let Some(moment) = self.unposted.first().copied() {
             // What happens next is worked on even when all hands are busy with what comes later.
-            if place > 0 && jobs.len() >= idle {
+            let has_room = self.under_way.len() < self.jobs_max || next == Some(moment);
+            if !has_room || deadline.is_some_and(|deadline| moment.0 > deadline) {
                 break;
             }
-            if let Pending::Answer(task) = what
-                && !self.under_way.contains_key(moment)
-            {
-                jobs.push((*moment, self.index[client], task.clone()));
-            }
+            self.unposted.remove(&moment);
+            self.post(moment);
         }
-        for (moment, client, task) in jobs {
-            let personal = self.personal.get(&client).cloned().unwrap_or_default();
-            let job = Job { ticket: moment.1, client, personal, task };
-            self.under_way.insert(moment, moment.1);
-            self.crew.jobs.send(job).map_err(|_| WorldError::WorkerLost)?;
-        }
-        Ok(())
+    }
+
+    fn post(&mut self, moment: Moment) {
+        let Some(Pending { number, what: What::Answer(task), .. }) = self.pending.get(&moment) else {
+            return;
+        };
+        let (client, task) = (*number, task.clone());
+        let personal = self.personal.get(&client).cloned().unwrap_or_default();
+        let known = self.checker.take().filter(|(id, _)| *id == task.id);
+        let (_, checker) =
+            self.checker.insert(known.unwrap_or_else(|| (task.id, Arc::new(self.coordinator.checker()))));
+        let (checker, size) = (Arc::clone(checker), self.roster.workforce.size(client));
+        self.crew.post(size, moment.1, Job::Client { client, personal, task, checker });
+        self.under_way.insert(moment, size);
     }
 
     /// Lets the next pending thing happen.
     fn happen(&mut self) -> Result<(), WorldError> {
-        let Some((moment, (client, what))) = self.pending.pop_first() else { return Ok(()) };
+        let Some((moment, Pending { client, number, what })) = self.pending.pop_first() else {
+            return Ok(());
+        };
         self.now = self.now.max(moment.0);
-        self.owed.remove(&client);
+        self.owed.remove(&number);
         let event = match what {
-            Pending::Leave => Event::Left(client),
-            Pending::Answer(_) => {
-                let answer = self.await_answer(moment, &client)?;
-                Event::Answered { client, answer }
+            What::Leave => Event::Left(client),
+            What::Answer(_) => {
+                let checked = self.await_answer(moment, number)?;
+                Event::Checked { client, checked }
             }
         };
         self.coordinator.handle(self.now, event);
+        self.crew.give_back(self.coordinator.take_memory());
         Ok(())
     }
 
-    fn await_answer(&mut self, moment: Moment, client: &ClientId) -> Result<Answer, WorldError> {
-        self.under_way.remove(&moment);
-        loop {
-            if let Some(done) = self.done.remove(&moment.1) {
-                if !done.personal.is_empty() {
-                    self.personal.insert(self.index[client], done.personal);
+    fn await_answer(&mut self, moment: Moment, client: usize) -> Result<Checked, WorldError> {
+        let size = self.under_way.remove(&moment).ok_or(WorldError::WorkerLost)?;
+        let order = if self.unposted.is_empty() { Order::LargestFirst } else { Order::AsDue };
+        match self.crew.result(size, moment.1, order)? {
+            Done::Client { checked, personal } => {
+                if !personal.is_empty() {
+                    self.personal.insert(client, personal);
                 }
-                return Ok(done.answer);
+                Ok(checked)
             }
-            let done = self.crew.done.recv().map_err(|_| WorldError::WorkerLost)?;
-            let wanted =
-                done.ticket == moment.1 || self.under_way.values().any(|ticket| *ticket == done.ticket);
-            if wanted {
-                self.done.insert(done.ticket, done);
-            }
+            Done::Central(_) => Err(WorldError::WorkerLost),
         }
     }
 
@@ -436,17 +513,30 @@ impl Stage<'_> {
         round: Round,
         model: Arc<Parameters>,
         standardiser: Option<Arc<Standardiser>>,
-    ) -> Option<Metrics> {
-        let learner = self.central.as_deref_mut()?;
+    ) -> Result<Option<Metrics>, WorldError> {
         let id = TaskId { run: RunId(0), round, kind: TaskKind::Evaluate };
         let spec = Arc::clone(&self.central_spec);
-        let task = Task { id, spec, seed: None, standardiser, work: Work::Evaluate { model } };
-        let name = ClientId::new("server").ok()?;
-        let entropy = Seed::from_number(0).derive(Purpose::Initialise, round, None);
-        match perform(&name, learner, &mut Personal::default(), &task, entropy, &Stop::default()).outcome {
-            TaskOutcome::Evaluated { metrics } => Some(metrics),
-            _ => None,
+        let task = Arc::new(Task { id, spec, seed: None, standardiser, work: Work::Evaluate { model } });
+        let parts = match &mut self.central {
+            Central::None => return Ok(None),
+            Central::One(learner) => return Ok(measure(&mut **learner, &task)),
+            Central::Parts(parts) => *parts,
+        };
+        let first = self.tickets + 1;
+        for part in 0..parts {
+            self.tickets += 1;
+            self.crew.post(1, self.tickets, Job::Central { part, task: Arc::clone(&task) });
         }
+        let mut measured = Vec::with_capacity(parts);
+        for ticket in first..=self.tickets {
+            match self.crew.result(1, ticket, Order::LargestFirst)? {
+                Done::Central(metrics) => measured.push(metrics),
+                Done::Client { .. } => return Err(WorldError::WorkerLost),
+            }
+        }
+        // Parts are the same on any number of threads, and so is the order in which they are put together.
+        let measured: Option<Vec<Metrics>> = measured.into_iter().collect();
+        Ok(measured.and_then(|parts| Metrics::pooled(parts.iter())))
     }
 
     fn outcome(self, end: RunEnd) -> Outcome {

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use client::{Personal, perform};
+use client::{Memory, Personal, perform};
 use learning::device::Device;
 use learning::{Dataset, Labels, ModelError, SiteData, Trainer, View, initial_parameters};
 use privacy::{Encoded, Inadmissible};
@@ -198,7 +198,15 @@ fn victims(pictures: &[Picture], seed: Seed) -> Result<Vec<Vec<f32>>, LinearErro
         trainer.set_site(record(picture, place % CLASSES));
         let id = ClientId::new(&format!("victim-{place}"))?;
         let task = task(&spec, &model, seed);
-        let answer = perform(&id, &mut trainer, &mut Personal::default(), &task, seed, &Stop::default());
+        let answer = perform(
+            &id,
+            &mut trainer,
+            &mut Personal::default(),
+            &mut Memory::default(),
+            &task,
+            seed,
+            &Stop::default(),
+        );
         let (points, weight) = match answer.outcome {
             Outcome::Trained { points, weight, .. } => (points, weight),
             Outcome::Declined { detail, .. } => return Err(LinearError::Declined(detail)),

@@ -65,6 +65,12 @@ impl Workforce for Canaried<'_> {
     fn central(&self) -> Option<Box<dyn Learner>> {
         self.inner.central()
     }
+    fn central_parts(&self) -> usize {
+        self.inner.central_parts()
+    }
+    fn size(&self, client: usize) -> usize {
+        if client < self.inner.clients().len() { self.inner.size(client) } else { 0 }
+    }
 }
 
 /// One thread's worker: the inner one's, or a canary.
@@ -81,6 +87,9 @@ impl Worker for Handler<'_> {
         };
         self.canary.update = self.all.canaries.update(self.all.members[place], self.all.norm);
         &mut self.canary
+    }
+    fn visit_central(&mut self, part: usize) -> Option<&mut dyn Learner> {
+        self.inner.visit_central(part)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use protocol::{EvaluateOrder, Layout, LearnError, Spec, Statistic, TrainOrder};
+use protocol::{EvaluateOrder, Layout, LearnError, Spec, Statistic, Stop, TrainOrder};
 
 use super::*;
 use crate::Worker;
