@@ -212,9 +212,7 @@ impl<'a> Crew<'a> {
 
     /// Memory for the updates to come.
     pub(crate) fn give_back(&self, points: Vec<i32>) {
-        if points.capacity() > 0 {
-            self.board.lock().memory.push(points);
-        }
+        self.board.lock().memory.push(points);
     }
 
     /// The result of a job that was posted. Works on it, or on others, until it is there: on this one before all others

@@ -490,7 +490,9 @@ impl Stage<'_> {
             }
         };
         self.coordinator.handle(self.now, event);
-        self.crew.give_back(self.coordinator.take_memory());
+        if let Some(points) = self.coordinator.reclaim() {
+            self.crew.give_back(points);
+        }
         Ok(())
     }
 

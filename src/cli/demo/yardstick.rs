@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::client::{Personal, perform};
+use ::client::{Memory, Personal, perform};
 use consortia::first_model;
 use learning::device::Device;
 use learning::{SiteData, Trainer};
@@ -84,7 +84,17 @@ fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
     let task = Task { id, spec: Arc::clone(&plan.spec), seed: None, standardiser, work };
     let name = ClientId::new("yardstick").ok()?;
     let entropy = Seed::from_number(0);
-    match perform(&name, &mut trainer, &mut Personal::default(), &task, entropy, &Stop::default()).outcome {
+    match perform(
+        &name,
+        &mut trainer,
+        &mut Personal::default(),
+        &mut Memory::default(),
+        &task,
+        entropy,
+        &Stop::default(),
+    )
+    .outcome
+    {
         Outcome::Evaluated { metrics } => Some(metrics),
         _ => None,
     }
