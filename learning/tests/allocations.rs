@@ -24,7 +24,8 @@ fn allocations(model: &str, shape: &str, epochs: u32, training: &str) -> u64 {
     let width: usize = spec.input_shape().iter().product();
     let features: Vec<f32> = (0..RECORDS * width).map(|place| (place * 7 % 4) as f32).collect();
     let labels = Labels::Classes((0..RECORDS as u32).map(|row| row % 4).collect());
-    let train = View::whole(Arc::new(Dataset { shape: spec.input_shape(), features, labels }));
+    let train =
+        View::whole(Arc::new(Dataset { shape: spec.input_shape(), features: features.into(), labels }));
     let mut trainer = Trainer::new(Box::new(SiteData { train, test: None }), Device::Cpu);
     trainer.prepare(&spec).unwrap();
     let mut parameters = initial_parameters(&spec, Seed::from_number(1)).unwrap();

@@ -25,8 +25,8 @@ use std::time::Duration;
 use privacy::{Lattice, Sum};
 use protocol::wire::{Receipt, RoundSummary};
 use protocol::{
-    BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, Task,
-    TaskId, TaskKind, Time, Work,
+    BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, Task, TaskId,
+    TaskKind, Time, Work,
 };
 
 use crate::optimizer::{ServerOptimizer, StateError};
