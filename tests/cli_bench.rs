@@ -63,7 +63,11 @@ fn tiny_clients_are_counted_on_one_thread_and_on_two_and_learn() {
 fn networks_are_measured_with_and_without_privacy() {
     let tiny = ["--rounds", "2", "--records", "10", "--repeats", "1"];
     check(&object(&[&["W2"], &tiny[..]].concat()), 2, 1_663_370);
-    let plain = object(&[&["w3"], &tiny[..]].concat());
+    let plain = object(&[&["w3", "--profile"], &tiny[..]].concat());
+    let phases = plain["profile"]["phases"].as_array().unwrap();
+    let shares: f64 = phases.iter().map(|phase| phase["share"].as_f64().unwrap()).sum();
+    assert!(phases.len() == 4 && (shares - 1.0).abs() < 1e-9, "phases are parts of the whole: {plain}");
+    positive(&phases[0], &["core_seconds_per_update"]);
     let private = object(&[&["W4"], &tiny[..]].concat());
     check(&plain, 2, 199_210);
     check(&private, 2, 199_210);

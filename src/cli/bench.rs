@@ -8,6 +8,7 @@ mod aggregate;
 mod limits;
 mod machine;
 mod people;
+mod profile;
 mod samples;
 mod simulated;
 mod steps;

@@ -12,8 +12,9 @@ use server::{Note, Plan, RunEnd};
 use simulations::{Observation, Outcome, Population, WeatherConfig, Workforce, World};
 
 use super::limits::product_flops;
-use super::machine::{cores, load, machine, peak_rss_bytes};
+use super::machine::{cores, load, machine, peak_rss_bytes, processor_seconds};
 use super::people::Images;
+use super::profile::{Around, Profile};
 use super::samples::Samples;
 use super::workload::{BATCH, Workload};
 use crate::cli::Global;
@@ -36,6 +37,9 @@ pub(in crate::cli) struct SimulatedArgs {
     /// Run on one thread, too, in turn with the others.
     #[arg(long)]
     scaling: bool,
+    /// Say where the time goes, too.
+    #[arg(long)]
+    profile: bool,
     /// The folder that holds MNIST's four files in `mnist`; without it images are made up.
     #[arg(long, env = "CONSORTIA_DATA")]
     data: Option<PathBuf>,
@@ -45,12 +49,16 @@ pub(in crate::cli) struct SimulatedArgs {
 }
 
 /// One run of all rounds.
-struct Run {
+pub(super) struct Run {
     threads: usize,
     /// Client updates a second of the rounds behind the first, or of the first if there is no other.
-    updates_per_s: f64,
+    pub(super) updates_per_s: f64,
     /// Share of the threads' time in those rounds that no learner was training.
     share_outside_training: f64,
+    /// Seconds of training in those rounds, a client update.
+    pub(super) training_seconds: f64,
+    /// The same client updates for each second of processor time: what other programs disturb less.
+    updates_per_processor_s: Option<f64>,
     /// When the first round was released.
     first_release: Instant,
     outcome: Outcome,
@@ -69,6 +77,7 @@ struct Measured<'a> {
     seconds_to_first_aggregate: f64,
     tested: Metrics,
     seconds_of_test: f64,
+    profile: Option<Profile>,
 }
 
 pub(super) fn measure(workload: Workload, args: &SimulatedArgs, global: &Global) -> Result<(), Failure> {
@@ -97,14 +106,24 @@ pub(super) fn measure(workload: Workload, args: &SimulatedArgs, global: &Global)
     let model = &runs[0].outcome.model;
     let began = Instant::now();
     let tested = test(&population, &plan, model.values())?;
+    let seconds_of_test = began.elapsed().as_secs_f64();
+    let profile = args.profile.then(|| {
+        let around = Around { plan: &plan, first: &first, population: &population, threads };
+        let own: Vec<&Run> = runs.iter().filter(|run| run.threads == threads).collect();
+        let mean =
+            |number: fn(&Run) -> f64| own.iter().map(|run| number(run)).sum::<f64>() / own.len() as f64;
+        let wall = mean(|run| 1.0 / run.updates_per_s);
+        around.measure(args.seed, records as u64, wall * threads as f64, mean(|run| run.training_seconds))
+    });
     let measured = Measured {
+        profile: profile.transpose()?,
         workload,
         args,
         images: images.name(),
         product_flops: Samples::new(flops).ok_or_else(nothing)?,
         seconds_to_first_aggregate,
         tested,
-        seconds_of_test: began.elapsed().as_secs_f64(),
+        seconds_of_test,
         plan,
         runs,
         threads,
@@ -117,10 +136,10 @@ fn nothing() -> Failure {
 }
 
 /// Runs all rounds once.
-fn run(
+pub(super) fn run(
     plan: &Plan,
     first: &Parameters,
-    population: &Population,
+    workforce: &dyn Workforce,
     seed: u64,
     threads: usize,
 ) -> Result<Run, Failure> {
@@ -130,6 +149,7 @@ fn run(
     let mut opened: Option<Instant> = None;
     // At each release: when it was, and for how many seconds learners had trained by then.
     let (mut trained, mut updates, mut releases) = (0.0, 0u64, Vec::new());
+    let mut processor = None;
     let mut observe = |seen: Observation<'_>| match seen.note {
         Note::Opened { .. } => {
             opened.get_or_insert_with(Instant::now);
@@ -138,10 +158,16 @@ fn run(
             updates += 1;
             trained += metrics.map_or(0.0, |metrics| metrics.seconds);
         }
-        Note::Round(_) => releases.push((Instant::now(), trained, updates)),
+        Note::Round(_) => {
+            if releases.is_empty() {
+                processor = processor_seconds();
+            }
+            releases.push((Instant::now(), trained, updates));
+        }
         _ => {}
     };
-    let outcome = world.run(population, &mut observe).or_fail(Kind::Run, "the workload")?;
+    let outcome = world.run(workforce, &mut observe).or_fail(Kind::Run, "the workload")?;
+    let processor = processor.and_then(|before| Some(processor_seconds()? - before));
     if let RunEnd::Failed(why) | RunEnd::BudgetExhausted(why) = &outcome.end {
         return Err(Failure::new(Kind::Run, why));
     }
@@ -149,10 +175,12 @@ fn run(
     let first_release = releases.first().ok_or_else(nothing)?.0;
     let from = if releases.len() > 1 { releases[0] } else { (opened, 0.0, 0) };
     let to = *releases.last().ok_or_else(nothing)?;
-    let seconds = (to.0 - from.0).as_secs_f64();
+    let (seconds, updates) = ((to.0 - from.0).as_secs_f64(), to.2 - from.2);
     Ok(Run {
         threads,
-        updates_per_s: (to.2 - from.2) as f64 / seconds,
+        updates_per_s: updates as f64 / seconds,
+        updates_per_processor_s: processor.filter(|_| releases.len() > 1).map(|spent| updates as f64 / spent),
+        training_seconds: (to.1 - from.1) / updates as f64,
         share_outside_training: 1.0 - (to.1 - from.1) / (seconds * threads as f64),
         first_release,
         outcome,
@@ -171,6 +199,12 @@ impl Measured<'_> {
     /// One number of each run on `threads` threads.
     fn samples(&self, threads: usize, number: fn(&Run) -> f64) -> Option<Samples> {
         Samples::new(self.runs.iter().filter(|run| run.threads == threads).map(number).collect())
+    }
+
+    /// Client updates for each second of processor time, in the best run on all threads.
+    fn best_by_processor(&self) -> Option<f64> {
+        let runs = self.runs.iter().filter(|run| run.threads == self.threads);
+        runs.filter_map(|run| run.updates_per_processor_s).max_by(f64::total_cmp)
     }
 
     fn say(&self, global: &Global) -> Result<(), Failure> {
@@ -195,6 +229,7 @@ impl Measured<'_> {
             "updates": outcome.updates,
             "updates_per_s": speed.median(),
             "updates_per_s_of": speed.object(),
+            "updates_per_processor_s": self.best_by_processor(),
             "limit": {
                 "what": "sgemm",
                 "flops_per_s": self.product_flops.object(),
@@ -209,6 +244,7 @@ impl Measured<'_> {
             "accuracy": self.tested.accuracy,
             "loss": self.tested.loss,
             "test_seconds": self.seconds_of_test,
+            "profile": self.profile.as_ref().map(Profile::object),
             "model_sha256": outcome.model.sha256(),
             "load": load(),
             "machine": machine(),
@@ -254,5 +290,9 @@ fn describe(object: &Value) -> String {
         number("accuracy"),
         object["rounds"]
     ));
+    if let Some(phases) = object["profile"]["phases"].as_array() {
+        lines.push(String::new());
+        lines.push(Profile::describe(phases));
+    }
     lines.join("\n")
 }
