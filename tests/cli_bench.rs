@@ -86,11 +86,16 @@ fn an_update_s_way_is_measured_beside_memory() {
 
 #[test]
 fn training_steps_are_measured_by_network_and_batch() {
-    let measured = object(&["steps", "--steps", "2", "--repeats", "1", "--only", "mlp"]);
+    let measured = object(&["steps", "--steps", "2", "--repeats", "1", "--only", "mlp", "--profile"]);
     let networks = measured["networks"].as_array().unwrap();
     let batches: Vec<u64> = networks.iter().map(|row| row["batch_size"].as_u64().unwrap()).collect();
     assert_eq!(batches, [10, 32, 64]);
     networks.iter().for_each(|row| positive(row, &["share_of_limit", "flops"]));
+    let layers = networks[0]["profile"]["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 3, "three dense layers: {measured}");
+    layers.iter().for_each(|layer| positive(layer, &["forward_seconds", "backward_seconds"]));
+    let layered = object(&["steps", "--steps", "1", "--repeats", "1", "--only", "lstm"]);
+    assert_eq!(layered["networks"][0]["network"], "lstm");
     let wrong = bench(&["steps", "--only", "nothing"]);
     assert_eq!(wrong.status.code(), Some(2));
 }

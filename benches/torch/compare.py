@@ -117,7 +117,7 @@ def main():
         elif part == "steps":
             words = ["--compiled"] if args.compiled else []
             turns = [
-                {"ours": machine.ours("steps"), "torch": machine.run([args.python, HERE / "steps.py", *words])}
+                {"ours": machine.ours("steps", "--profile"), "torch": machine.run([args.python, HERE / "steps.py", *words])}
                 for _ in range(args.turns)
             ]
             figures[part] = turns

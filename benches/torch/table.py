@@ -100,6 +100,20 @@ def profiles(figures):
         yield row([phase["phase"], *cells])
 
 
+def layers(figures):
+    """What each layer of the convolutional network takes."""
+    turns = figures.get("steps", [])
+    found = [n for turn in turns for n in turn["ours"]["networks"] if (n["network"], n["batch_size"]) == ("cnn", 10)]
+    profile = found[-1].get("profile") if found else None
+    if not profile:
+        return
+    yield row(["one step of the CNN, B=10, one thread, microseconds", "forward", "backward and SGD"])
+    yield "|---|---|---|"
+    for layer in profile["layers"]:
+        yield row([layer["layer"], f"{1e6 * layer['forward_seconds']:,.0f}", f"{1e6 * layer['backward_seconds']:,.0f}"])
+    yield row(["records, loss", f"{1e6 * profile['other_seconds']:,.0f}", ""])
+
+
 def wire(figures):
     """The lines of `consortia bench wire`, if it was run."""
     found = figures.get("wire")
@@ -174,6 +188,8 @@ def tables(figures):
         yield row(line)
     yield ""
     yield from profiles(figures)
+    yield ""
+    yield from layers(figures)
 
 
 def main():

@@ -51,6 +51,11 @@ pub(crate) trait Layer: Send {
         x_gradient: Option<&mut [f32]>,
     );
 
+    /// What it is, for whoever measures it.
+    fn name(&self) -> &'static str {
+        std::any::type_name::<Self>().rsplit("::").next().unwrap_or_default()
+    }
+
     /// Parameters from layout order to the layer's own.
     fn import(&self, natural: &[f32], own: &mut [f32]) {
         own.copy_from_slice(natural);

@@ -15,7 +15,7 @@ mod training;
 
 pub use initialise::initial_parameters;
 pub use model::{Mode, Model, ModelError, Models, layout_of};
-pub use training::{Trainer, gradient_path};
+pub use training::{LayerTime, StepTime, Trainer, gradient_path, step_time};
 
 mod data;
 mod partition;

@@ -13,6 +13,7 @@ mod closed;
 mod engine;
 mod gradients;
 mod private;
+mod profile;
 mod steps;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use protocol::{
 use self::engine::Engine;
 pub use self::engine::gradient_path;
 use self::private::Records;
+pub use self::profile::{LayerTime, StepTime, step_time};
 use crate::kernels::vectorised;
 use crate::model::{Model, Models, first_line};
 use crate::{DataSource, Prepared, SiteData};

@@ -30,6 +30,16 @@ impl Chain {
         self.links.push(Link { layer, range: start..start + parameters, inputs, outputs, y, y_gradient });
     }
 
+    /// The same chain with what `wrap` makes of each layer, given the values of a sample that go in and come out.
+    pub(crate) fn wrapped(
+        mut self,
+        mut wrap: impl FnMut(Box<dyn Layer>, usize, usize) -> Box<dyn Layer>,
+    ) -> Self {
+        let wrapped = |link: Link| Link { layer: wrap(link.layer, link.inputs, link.outputs), ..link };
+        self.links = self.links.into_iter().map(wrapped).collect();
+        self
+    }
+
     /// Parameters of all layers.
     pub(crate) fn parameters(&self) -> usize {
         self.links.last().map_or(0, |link| link.range.end)

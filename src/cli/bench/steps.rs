@@ -5,11 +5,12 @@
 //! parameters, putting batches together and looking for numbers that are not finite are in it.
 
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use clap::Args;
 use learning::device::Device;
-use learning::{SiteData, Trainer, View, initial_parameters};
+use learning::{Dataset, Labels, LayerTime, SiteData, Trainer, View, initial_parameters, step_time};
 use protocol::{Learner, Positive, Round, Seed, Spec, Stop, TrainOrder};
 use serde_json::{Value, json};
 use simulations::SyntheticSource;
@@ -25,17 +26,23 @@ use crate::cli::output::table;
 /// The only way to tell candle how many threads its operations may use.
 const CANDLE_THREADS: &str = "RAYON_NUM_THREADS";
 
+/// Operations of a step that is long: tens of milliseconds.
+const FLOPS_LONG: u64 = 3_500_000_000;
+
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StepsArgs {
     /// How often the passes are run, all networks in turn; medians are told.
     #[arg(long, default_value_t = 7)]
     repeats: usize,
-    /// Steps a pass.
+    /// Steps a pass; a fifth of them for networks of which one step takes very long.
     #[arg(long, default_value_t = 10)]
     steps: usize,
     /// Only networks whose name begins so.
     #[arg(long)]
     only: Option<String>,
+    /// Say what each layer takes, too, where gradients come in closed form.
+    #[arg(long)]
+    profile: bool,
 }
 
 /// A network and a batch size.
@@ -47,13 +54,21 @@ struct Network {
     flops: u64,
 }
 
+impl Network {
+    /// Steps of a pass.
+    fn steps(&self, args: &StepsArgs) -> usize {
+        let share = if self.flops > FLOPS_LONG { 5 } else { 1 };
+        args.steps.div_ceil(share).max(1)
+    }
+}
+
 pub(super) fn measure(args: &StepsArgs, global: &Global) -> Result<(), Failure> {
     let wanted = |network: &Network| args.only.as_ref().is_none_or(|only| network.name.starts_with(only));
     let networks: Vec<Network> = networks()?.into_iter().filter(wanted).collect();
     if networks.is_empty() {
         return Err(Failure::new(
             Kind::Configuration,
-            "--only: no network's name begins so; give mlp or cnn",
+            "--only: no network's name begins so; give mlp, cnn, lstm or resnet",
         ));
     }
     if std::env::var(CANDLE_THREADS).as_deref() != Ok("1") {
@@ -61,7 +76,7 @@ pub(super) fn measure(args: &StepsArgs, global: &Global) -> Result<(), Failure> 
     }
     let mut passes = networks
         .iter()
-        .map(|network| Pass::new(network, args.steps.max(1)))
+        .map(|network| Pass::new(network, network.steps(args)))
         .collect::<Result<Vec<_>, _>>()?;
     let mut seconds = vec![Vec::new(); networks.len()];
     let mut flops = Vec::new();
@@ -87,6 +102,7 @@ pub(super) fn measure(args: &StepsArgs, global: &Global) -> Result<(), Failure> 
             "flops": network.flops,
             "limit_seconds": limit,
             "share_of_limit": limit / seconds.median(),
+            "profile": if args.profile { layers(network, network.steps(args))? } else { Value::Null },
         }));
     }
     let object = json!({
@@ -115,24 +131,85 @@ fn again() -> Result<(), Failure> {
     }
 }
 
+/// Every network, at every batch size that is measured.
 fn networks() -> Result<Vec<Network>, Failure> {
     let image = r#"{"tensor": {"shape": [1, 28, 28], "target": {"classes": 10}}}"#;
     let mut networks = Vec::new();
-    for batch in [10, 32, 64] {
-        let flops = |workload: Workload| workload.flops(batch as u64);
-        let mlp = spec(r#"{"mlp": {"hidden": [200, 200]}}"#, image, batch)?;
-        networks.push(Network { name: "mlp", batch, spec: mlp, flops: flops(Workload::W3) });
-        let cnn = spec(r#"{"cnn": {}}"#, image, batch)?;
-        networks.push(Network { name: "cnn", batch, spec: cnn, flops: flops(Workload::W2) });
+    for (name, model, workload) in
+        [("mlp", r#"{"mlp": {"hidden": [200, 200]}}"#, Workload::W3), ("cnn", r#"{"cnn": {}}"#, Workload::W2)]
+    {
+        for batch in [10, 32, 64] {
+            let spec = spec(model, image, batch)?;
+            networks.push(Network { name, batch, spec, flops: workload.flops(batch as u64) });
+        }
     }
-    networks.sort_by_key(|network| std::cmp::Reverse(network.name));
+    networks.push(Network { name: "lstm", batch: 10, spec: characters()?, flops: 10 * CHARACTERS_FLOPS });
+    networks.push(Network { name: "resnet", batch: 10, spec: resnet()?, flops: 10 * RESNET_FLOPS });
     Ok(networks)
+}
+
+/// Characters that there are, and how many are read.
+const SYMBOLS: u64 = 90;
+const LENGTH: u64 = 80;
+/// Of one text: both layers' gates at each step, and the last step's dense layer; all of it three times.
+const CHARACTERS_FLOPS: u64 = 2 * 3 * (LENGTH * 4 * 256 * (8 + 256 + 256 + 256) + 256 * SYMBOLS);
+
+/// The characters of McMahan et al. 2017: the next from the 80 before it.
+fn characters() -> Result<Arc<Spec>, Failure> {
+    let layers = format!(
+        r#"[{{"embedding": {{"symbols": {SYMBOLS}, "width": 8}}}}, {{"lstm": {{"hidden": 256}}}}, {{"lstm": {{"hidden": 256}}}}, "last"]"#
+    );
+    let data = format!(r#"{{"tensor": {{"shape": [{LENGTH}], "target": {{"classes": {SYMBOLS}}}}}}}"#);
+    spec(&format!(r#"{{"layers": {layers}}}"#), &data, 10)
+}
+
+/// Multiplications with their additions of each stage, the first convolution, which needs no gradient of its input, apart.
+const RESNET_FIRST: u64 = 32 * 32 * 9 * 3 * 64;
+const RESNET_STAGE: u64 = 32 * 32 * 9 * 64 * 64;
+const RESNET_REST: u64 =
+    4 * RESNET_STAGE + 3 * (RESNET_STAGE / 2 + 3 * RESNET_STAGE + RESNET_STAGE / 18) + 512 * 10;
+const RESNET_FLOPS: u64 = 2 * (2 * RESNET_FIRST + 3 * RESNET_REST);
+
+/// ResNet-18 for pictures of 32 x 32 with group norm (He et al. 2016; Hsieh et al. 2020).
+fn resnet() -> Result<Arc<Spec>, Failure> {
+    let convolution = |channels: usize, kernel: usize, stride: usize| {
+        let norm = r#"{"group_norm": {"groups": 32}}"#;
+        format!(
+            r#"{{"convolution": {{"channels": {channels}, "kernel": {kernel}, "stride": {stride}}}}}, {norm}"#
+        )
+    };
+    let mut layers = format!(r#"{}, "relu""#, convolution(64, 3, 1));
+    for (channels, stride) in [(64, 1), (128, 2), (256, 2), (512, 2)] {
+        for stride in [stride, 1] {
+            let shortcut = if stride == 1 { String::new() } else { convolution(channels, 1, stride) };
+            let (first, second) = (convolution(channels, 3, stride), convolution(channels, 3, 1));
+            layers += &format!(
+                r#", {{"residual": {{"layers": [{first}, "relu", {second}], "shortcut": [{shortcut}]}}}}, "relu""#
+            );
+        }
+    }
+    let data = r#"{"tensor": {"shape": [3, 32, 32], "target": {"classes": 10}}}"#;
+    spec(&format!(r#"{{"layers": [{layers}, "average_pool"]}}"#), data, 10)
 }
 
 fn spec(model: &str, data: &str, batch: usize) -> Result<Arc<Spec>, Failure> {
     let training = format!(r#"{{"batch_size": {batch}, "optimizer": {{"sgd": {{"learning_rate": 0.05}}}}}}"#);
     let text = format!(r#"{{"model": {model}, "data": {data}, "training": {training}, "cohort_max": 10}}"#);
     Spec::from_json(&text).map(Arc::new).or_fail(Kind::Defect, "the network")
+}
+
+/// Records of chance: symbols for texts, clouds for images.
+fn records(spec: &Spec, rows: usize) -> Result<View, Failure> {
+    let (shape, seed) = (spec.input_shape(), Seed::from_number(1));
+    if let [length] = shape[..] {
+        let symbol = |index: usize| (index * 7919 % 2003 % SYMBOLS as usize) as f32;
+        let features: Vec<f32> = (0..rows * length).map(symbol).collect();
+        let labels = Labels::Classes((0..SYMBOLS as u32).cycle().take(rows).collect());
+        return Ok(View::whole(Arc::new(Dataset { shape, features: features.into(), labels })));
+    }
+    let spread = Positive::new(0.5).or_fail(Kind::Defect, "spread")?;
+    let source = SyntheticSource { rows, test_rows: 1, spread };
+    Ok(View::whole(Arc::new(source.make(&shape, spec.target(), seed).0)))
 }
 
 /// A trainer with a few batches of made-up records.
@@ -144,14 +221,13 @@ struct Pass {
 
 impl Pass {
     fn new(network: &Network, steps: usize) -> Result<Self, Failure> {
-        let (spec, seed) = (&network.spec, Seed::from_number(1));
-        let spread = Positive::new(0.5).or_fail(Kind::Defect, "spread")?;
-        let source = SyntheticSource { rows: network.batch * steps, test_rows: 1, spread };
-        let (train, _) = source.make(&spec.input_shape(), spec.target(), seed);
-        let site = SiteData { train: View::whole(Arc::new(train)), test: None };
+        let spec = &network.spec;
+        let train = records(spec, network.batch * steps)?;
+        let site = SiteData { train, test: None };
         let mut trainer = Trainer::new(Box::new(site), Device::Cpu);
         trainer.prepare(spec).or_fail(Kind::Defect, network.name)?;
-        let parameters = initial_parameters(spec, seed).or_fail(Kind::Defect, network.name)?;
+        let parameters =
+            initial_parameters(spec, Seed::from_number(1)).or_fail(Kind::Defect, network.name)?;
         Ok(Self { trainer, parameters, steps })
     }
 
@@ -162,6 +238,24 @@ impl Pass {
         let metrics = self.trainer.train(&mut self.parameters, &order, &Stop::default());
         Ok(metrics.or_fail(Kind::Run, "a pass")?.seconds / self.steps as f64)
     }
+}
+
+/// Seconds of each layer and of the rest of a step; null where nobody writes gradients down.
+fn layers(network: &Network, steps: usize) -> Result<Value, Failure> {
+    let data = records(&network.spec, network.batch * steps)?;
+    let Some(time) = step_time(&network.spec, &data, seconds).or_fail(Kind::Defect, network.name)? else {
+        return Ok(Value::Null);
+    };
+    let inside: f64 = time.layers.iter().map(|layer| layer.forward + layer.backward).sum();
+    let layer = |layer: &LayerTime| json!({ "layer": layer.name, "forward_seconds": layer.forward, "backward_seconds": layer.backward });
+    let layers: Vec<Value> = time.layers.iter().map(layer).collect();
+    Ok(json!({ "layers": layers, "seconds": time.whole, "other_seconds": time.whole - inside }))
+}
+
+/// A clock, from the first time it is read.
+fn seconds() -> f64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs_f64()
 }
 
 fn describe(object: &Value) -> String {
@@ -178,5 +272,48 @@ fn describe(object: &Value) -> String {
             format!("{:.1} %", 100.0 * network["share_of_limit"].as_f64().unwrap_or(f64::NAN)),
         ]);
     }
-    format!("one training step on one thread; matrix products do {flops:.0} GF/s\n{}", table(&rows))
+    let mut text =
+        format!("one training step on one thread; matrix products do {flops:.0} GF/s\n{}", table(&rows));
+    for network in object["networks"].as_array().into_iter().flatten() {
+        if network["profile"].is_object() {
+            text += &format!("\n\n{}", describe_layers(network));
+        }
+    }
+    text
+}
+
+fn describe_layers(network: &Value) -> String {
+    let name =
+        format!("{}, batches of {}", network["network"].as_str().unwrap_or_default(), network["batch_size"]);
+    let mut rows = vec![vec![name, "forward, us".to_owned(), "backward, us".to_owned()]];
+    let micro = |value: &Value| format!("{:.1}", 1e6 * value.as_f64().unwrap_or(f64::NAN));
+    for layer in network["profile"]["layers"].as_array().into_iter().flatten() {
+        let name = layer["layer"].as_str().unwrap_or_default().to_owned();
+        rows.push(vec![name, micro(&layer["forward_seconds"]), micro(&layer["backward_seconds"])]);
+    }
+    rows.push(vec!["records, loss".to_owned(), micro(&network["profile"]["other_seconds"])]);
+    table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_have_the_parameters_that_their_papers_give() {
+        let sizes: Vec<(&str, usize)> =
+            networks().unwrap().iter().map(|network| (network.name, size(network))).collect();
+        assert!(sizes.contains(&("mlp", 199_210)) && sizes.contains(&("cnn", 1_663_370)));
+        // Embedding, two layers of four gates with one bias each, and the dense layer.
+        let lstm = 90 * 8 + 4 * 256 * (8 + 256 + 1) + 4 * 256 * (512 + 1) + 257 * 90;
+        assert!(
+            sizes.iter().any(|(name, size)| *name == "lstm" && size.abs_diff(lstm) <= 2 * 4 * 256),
+            "{sizes:?}"
+        );
+        assert!(sizes.iter().any(|(name, size)| *name == "resnet" && size / 100_000 == 111), "{sizes:?}");
+    }
+
+    fn size(network: &Network) -> usize {
+        learning::layout_of(&network.spec).unwrap().len()
+    }
 }
