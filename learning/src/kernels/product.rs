@@ -1,5 +1,6 @@
-//! Matrix products for the shapes of small batches, without packing: the operands of a training step at batch size 10 are
-//! used once, and copying them first costs more than the arithmetic (a matrix of weights is larger than the batch).
+//! Matrix products for the shapes of small batches, whose operands are not packed: a training step at batch size 10 uses its
+//! weights once, and copying them first costs more than the arithmetic. Only what is used again is copied, to the stack: a
+//! panel of the right matrix under many rows, and few rows of the left one.
 //!
 //! Two loops cover every product of a dense layer with weights `[outputs, inputs]`. [`multiply_plain`] broadcasts values of
 //! the left matrix and runs along the rows of the right one: gradients of weights and of inputs. [`multiply_nt`] takes scalar
@@ -8,10 +9,15 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{load, store};
-
 /// Terms of a sum between two visits of the result: a panel of two vectors' width stays in the first cache.
 const TERMS: usize = 256;
+/// The fewest rows that a panel is used for, and the fewest terms, for which copying it pays.
+const ROWS_MIN: usize = 24;
+const TERMS_MIN: usize = 32;
+/// Columns of the widest panel on any machine.
+const PANEL: usize = 32;
+/// Rows of the tallest block.
+const ROWS: usize = 12;
 /// Columns of both operands of [`multiply_nt`] taken together.
 const COLUMNS: usize = 1024;
 
@@ -74,19 +80,42 @@ struct Plain<'a> {
     c: Store<'a>,
 }
 
+type Terms = std::ops::Range<usize>;
+
+/// Columns of the right matrix, for some terms: its first row begins with `values`.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    values: &'a [f32],
+    stride: usize,
+}
+
 impl WithSimd for Plain<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let keep = self.c.keep;
+        let wide = self.n > 2 * S::F32_LANES;
+        let (mut right_memory, mut left_memory);
+        let right: &mut [f32] = if wide && self.m >= ROWS_MIN && self.k >= TERMS_MIN {
+            right_memory = [0.0; TERMS * PANEL];
+            &mut right_memory
+        } else {
+            &mut []
+        };
+        let turned: &mut [f32] = if wide && self.m <= ROWS && self.k > 0 && !self.a.transposed {
+            left_memory = [0.0; TERMS * ROWS];
+            &mut left_memory
+        } else {
+            &mut []
+        };
         let mut from = 0;
         loop {
             let terms = from..(from + TERMS).min(self.k);
-            if self.a.transposed {
-                self.panels::<S, true>(simd, terms.clone());
+            let left = self.left(&terms, turned);
+            if left.transposed {
+                self.panels::<S, true>(simd, &terms, left, right);
             } else {
-                self.panels::<S, false>(simd, terms.clone());
+                self.panels::<S, false>(simd, &terms, left, right);
             }
             from = terms.end;
             if from >= self.k {
@@ -94,30 +123,73 @@ impl WithSimd for Plain<'_> {
             }
             self.c.keep = 1.0;
         }
-        self.c.keep = keep;
     }
 }
 
-type Terms = std::ops::Range<usize>;
-
-impl Plain<'_> {
+impl<'a> Plain<'a> {
     /// Every panel of columns, widest first. In what follows, a block has `R` rows and `V` vectors, `T` says that the left
     /// matrix is transposed, and `W` that the vectors are whole.
     #[inline(always)]
-    fn panels<S: Simd, const T: bool>(&mut self, simd: S, terms: Terms) {
+    fn panels<S: Simd, const T: bool>(
+        &mut self,
+        simd: S,
+        terms: &Terms,
+        left: Matrix<'_>,
+        packed: &mut [f32],
+    ) {
         let lanes = S::F32_LANES;
         let mut j = 0;
         while j + 2 * lanes <= self.n {
-            self.blocks::<S, 2, T, true>(simd, j, &terms);
+            let panel = self.panel(terms, j, 2 * lanes, packed);
+            self.blocks::<S, 2, T, true>(simd, j, terms.len(), left, panel);
             j += 2 * lanes;
         }
         if j + lanes <= self.n {
-            self.blocks::<S, 1, T, true>(simd, j, &terms);
+            let panel = self.panel(terms, j, lanes, &mut []);
+            self.blocks::<S, 1, T, true>(simd, j, terms.len(), left, panel);
             j += lanes;
         }
         if j < self.n {
-            self.blocks::<S, 1, T, false>(simd, j, &terms);
+            let panel = self.panel(terms, j, self.n - j, &mut []);
+            self.blocks::<S, 1, T, false>(simd, j, terms.len(), left, panel);
         }
+    }
+
+    /// The left matrix from its first term on; transposed to where there is room, so that its columns are read at once.
+    #[inline(always)]
+    fn left<'b>(&self, terms: &Terms, turned: &'b mut [f32]) -> Matrix<'b>
+    where
+        'a: 'b,
+    {
+        let Matrix { values, stride, transposed } = self.a;
+        if turned.is_empty() {
+            let start = if transposed { terms.start * stride } else { terms.start };
+            return Matrix { values: &values[start.min(values.len())..], stride, transposed };
+        }
+        for row in 0..self.m {
+            let values = &values[row * stride..][terms.clone()];
+            for (column, value) in turned.chunks_exact_mut(self.m).zip(values) {
+                column[row] = *value;
+            }
+        }
+        Matrix::columns(turned, self.m)
+    }
+
+    /// Columns from `j`, copied to where their rows touch if there is room: rows far apart would drive each other out of the
+    /// cache.
+    #[inline(always)]
+    fn panel<'b>(&self, terms: &Terms, j: usize, width: usize, packed: &'b mut [f32]) -> Panel<'b>
+    where
+        'a: 'b,
+    {
+        let values = &self.b[(terms.start * self.n + j).min(self.b.len())..];
+        if packed.is_empty() {
+            return Panel { values, stride: self.n };
+        }
+        for (target, row) in packed.chunks_exact_mut(width).zip(values.chunks(self.n)).take(terms.len()) {
+            target.copy_from_slice(&row[..width]);
+        }
+        Panel { values: packed, stride: width }
     }
 
     /// Every block of rows in one panel, largest first.
@@ -126,118 +198,144 @@ impl Plain<'_> {
         &mut self,
         simd: S,
         j: usize,
-        terms: &Terms,
+        count: usize,
+        left: Matrix<'_>,
+        panel: Panel<'_>,
     ) {
         let mut i = 0;
         if S::REGISTER_COUNT >= 32 {
             while i + 12 <= self.m {
-                self.block::<S, 12, V, T, W>(simd, (i, j), terms);
+                self.block::<S, 12, V, T, W>(simd, (i, j), count, left, panel);
                 i += 12;
             }
             if i + 10 <= self.m {
-                self.block::<S, 10, V, T, W>(simd, (i, j), terms);
+                self.block::<S, 10, V, T, W>(simd, (i, j), count, left, panel);
                 i += 10;
             }
             if i + 8 <= self.m {
-                self.block::<S, 8, V, T, W>(simd, (i, j), terms);
+                self.block::<S, 8, V, T, W>(simd, (i, j), count, left, panel);
                 i += 8;
             }
         }
         while i + 5 <= self.m {
-            self.block::<S, 5, V, T, W>(simd, (i, j), terms);
+            self.block::<S, 5, V, T, W>(simd, (i, j), count, left, panel);
             i += 5;
         }
+        if i + 4 <= self.m {
+            self.block::<S, 4, V, T, W>(simd, (i, j), count, left, panel);
+            i += 4;
+        }
         while i + 2 <= self.m {
-            self.block::<S, 2, V, T, W>(simd, (i, j), terms);
+            self.block::<S, 2, V, T, W>(simd, (i, j), count, left, panel);
             i += 2;
         }
         if i < self.m {
-            self.block::<S, 1, V, T, W>(simd, (i, j), terms);
+            self.block::<S, 1, V, T, W>(simd, (i, j), count, left, panel);
         }
     }
 
+    /// The loops over rows stay small, so that they are unrolled and the sums stay in registers.
+    #[expect(clippy::needless_range_loop, reason = "what counts to a constant is unrolled for certain")]
     #[inline(always)]
     fn block<S: Simd, const R: usize, const V: usize, const T: bool, const W: bool>(
         &mut self,
         simd: S,
         (i, j): (usize, usize),
-        terms: &Terms,
+        count: usize,
+        left: Matrix<'_>,
+        panel: Panel<'_>,
     ) {
         let width = if W { V * S::F32_LANES } else { self.n - j };
+        let Store { values, stride, scale, keep } = &mut self.c;
+        let (values, stride) = (&mut values[i * *stride + j..], *stride);
+        let adding = *scale == 1.0 && *keep == 1.0;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        let adding = self.c.scale == 1.0 && self.c.keep == 1.0;
         if adding {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let target = &self.c.values[(i + row) * self.c.stride + j..][..width];
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = load(simd, &target[v * S::F32_LANES..]);
-                }
+            for row in 0..R {
+                sums[row] = read::<S, V, W>(simd, &values[row * stride..][..width]);
             }
         }
-        let Matrix { values: a, stride, .. } = self.a;
         if T {
-            for k in terms.clone() {
-                let left: &[f32; R] = a[k * stride + i..].first_chunk().expect("a has R more columns");
-                add_product::<S, R, V, W>(simd, &mut sums, left, &self.b[k * self.n + j..][..width]);
+            for place in 0..count {
+                let left = &left.values[place * left.stride + i..];
+                let left: &[f32; R] = left.first_chunk().expect("the left matrix has R more columns");
+                let right = read::<S, V, W>(simd, &panel.values[place * panel.stride..][..width]);
+                add_product::<S, R, V>(simd, &mut sums, left, right);
             }
         } else {
-            let count = terms.len();
             let mut rows: [&[f32]; R] = [&[]; R];
             for row in 0..R {
-                rows[row] = &a[(i + row) * stride + terms.start..][..count];
+                rows[row] = &left.values[(i + row) * left.stride..][..count];
             }
-            for (place, k) in terms.clone().enumerate() {
+            for place in 0..count {
                 let mut left = [0.0; R];
                 for row in 0..R {
                     left[row] = rows[row][place];
                 }
-                add_product::<S, R, V, W>(simd, &mut sums, &left, &self.b[k * self.n + j..][..width]);
+                let right = read::<S, V, W>(simd, &panel.values[place * panel.stride..][..width]);
+                add_product::<S, R, V>(simd, &mut sums, &left, right);
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            let target = &mut self.c.values[(i + row) * self.c.stride + j..][..width];
-            let (scale, keep) = if adding { (1.0, 0.0) } else { (self.c.scale, self.c.keep) };
-            blend(simd, target, sums, scale, keep);
+        if !adding {
+            let (scale, keeping) = (simd.splat_f32s(*scale), simd.splat_f32s(*keep));
+            for row in 0..R {
+                for v in 0..V {
+                    sums[row][v] = simd.mul_f32s(scale, sums[row][v]);
+                }
+            }
+            if *keep != 0.0 {
+                for row in 0..R {
+                    let before = read::<S, V, W>(simd, &values[row * stride..][..width]);
+                    for v in 0..V {
+                        sums[row][v] = simd.mul_add_e_f32s(keeping, before[v], sums[row][v]);
+                    }
+                }
+            }
+        }
+        for row in 0..R {
+            write::<S, V, W>(simd, &mut values[row * stride..][..width], &sums[row]);
+        }
+    }
+}
+
+/// `V` vectors, the last of them with zeros where the values end if they are not whole.
+#[inline(always)]
+fn read<S: Simd, const V: usize, const W: bool>(simd: S, values: &[f32]) -> [S::f32s; V] {
+    if W {
+        return *S::as_simd_f32s(values).0.first_chunk().expect("V vectors were cut out");
+    }
+    let mut lanes = [simd.splat_f32s(0.0); V];
+    for v in 0..V {
+        lanes[v] = simd.partial_load_f32s(&values[v * S::F32_LANES..]);
+    }
+    lanes
+}
+
+/// The way back of [`read`].
+#[inline(always)]
+fn write<S: Simd, const V: usize, const W: bool>(simd: S, values: &mut [f32], lanes: &[S::f32s; V]) {
+    if W {
+        *S::as_mut_simd_f32s(values).0.first_chunk_mut().expect("V vectors were cut out") = *lanes;
+    } else {
+        for v in 0..V {
+            simd.partial_store_f32s(&mut values[v * S::F32_LANES..], lanes[v]);
         }
     }
 }
 
 /// Adds the outer product of a column of `a` and a row of `b`.
 #[inline(always)]
-fn add_product<S: Simd, const R: usize, const V: usize, const W: bool>(
+fn add_product<S: Simd, const R: usize, const V: usize>(
     simd: S,
     sums: &mut [[S::f32s; V]; R],
     left: &[f32; R],
-    right: &[f32],
+    right: [S::f32s; V],
 ) {
-    let right: [S::f32s; V] = if W {
-        *S::as_simd_f32s(right).0.first_chunk().expect("V vectors were cut out")
-    } else {
-        let mut lanes = [simd.splat_f32s(0.0); V];
-        for v in 0..V {
-            lanes[v] = simd.partial_load_f32s(&right[v * S::F32_LANES..]);
-        }
-        lanes
-    };
     for row in 0..R {
         let value = simd.splat_f32s(left[row]);
         for v in 0..V {
             sums[row][v] = simd.mul_add_e_f32s(value, right[v], sums[row][v]);
         }
-    }
-}
-
-#[inline(always)]
-fn blend<S: Simd, const V: usize>(simd: S, target: &mut [f32], sums: &[S::f32s; V], scale: f32, keep: f32) {
-    let (scale, keeping) = (simd.splat_f32s(scale), simd.splat_f32s(keep));
-    for (v, sum) in sums.iter().enumerate() {
-        let target = &mut target[v * S::F32_LANES..];
-        let value = if keep == 0.0 {
-            simd.mul_f32s(scale, *sum)
-        } else {
-            simd.mul_add_e_f32s(scale, *sum, simd.mul_f32s(keeping, load(simd, target)))
-        };
-        store(simd, target, value);
     }
 }
 
@@ -349,7 +447,14 @@ impl RowByRow<'_> {
                 }
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
+        // From memory: a loop over registers would have to be unrolled, and is too long for that.
+        let mut finished = [[zero; V]; R];
+        for row in 0..R {
+            for v in 0..V {
+                finished[row][v] = sums[row][v];
+            }
+        }
+        for (row, sums) in finished.iter().enumerate() {
             let target = &mut self.c[(i + row) * self.n + j..][..V];
             for (target, sum) in target.iter_mut().zip(sums) {
                 *target += simd.reduce_sum_f32s(*sum);

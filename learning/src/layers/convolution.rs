@@ -8,8 +8,11 @@ use crate::kernels::{
 };
 use crate::ops::Activation;
 
-/// The fewest tiles of a batch for which minimal filtering pays: below, transforming the filters costs more than it saves.
-const TILES_MIN: usize = 24;
+/// The fewest tiles of a batch for which minimal filtering pays: below, transforming the filters costs more than it saves. At 256
+/// channels, both ways take as long with so many.
+const TILES_MIN: usize = 40;
+/// Positions that are rolled back together: fewer would read the weights again and again.
+const ROWS: usize = 256;
 /// The fewest channels, of either side, for which it does.
 const CHANNELS_MIN: usize = 8;
 
@@ -27,7 +30,7 @@ pub(crate) struct Convolution {
 #[derive(Debug)]
 enum Way {
     Winograd(Winograd),
-    /// The patches of the last batch, the gradient of one sample's, and the weights `[outputs, patch]`.
+    /// The patches of the last batch, the gradient of some samples', and the weights `[outputs, patch]`.
     Unrolled {
         patches: Vec<f32>,
         gradient: Vec<f32>,
@@ -120,17 +123,20 @@ impl Layer for Convolution {
             }
             Way::Unrolled { patches, gradient, turned } => {
                 if let Some(x_gradient) = x_gradient {
-                    reserve(gradient, positions * patch);
+                    let samples = (ROWS / positions).clamp(1, batch);
+                    reserve(gradient, samples * positions * patch);
                     reserve(turned, length);
                     transpose((patch, outputs), &weights.values()[..length], turned);
-                    let gradient = &mut gradient[..positions * patch];
                     x_gradient.fill(0.0);
-                    let images = x_gradient.chunks_exact_mut(self.window.image());
-                    for (image, sums) in images.zip(y_gradient.chunks_exact(positions * outputs)) {
-                        let shape = (positions, patch, outputs);
+                    let images = x_gradient.chunks_mut(samples * self.window.image());
+                    for (images, sums) in images.zip(y_gradient.chunks(samples * positions * outputs)) {
+                        let shape = (sums.len() / outputs, patch, outputs);
                         let target = Store::replace(gradient, patch);
                         multiply_plain(shape, Matrix::rows(sums, outputs), &turned[..length], target);
-                        roll(self.window, gradient, image);
+                        let images = images.chunks_exact_mut(self.window.image());
+                        for (image, patches) in images.zip(gradient.chunks_exact(positions * patch)) {
+                            roll(self.window, patches, image);
+                        }
                     }
                 }
                 let mut weight = weights.part(0..length);
