@@ -71,8 +71,8 @@ impl Workload {
             // So little noise that ten clients a round still learn: what is measured is its making, which costs the same.
             text.push_str(&format!(
                 "[update]\nnorm_max = 1.0\n[privacy.central]\ndelta = 1e-5\nepsilon_max = 1e9\n\
-                 noise_multiplier = 0.01\ndenominator = {cohort}\n\
-                 metrics = \"outside_the_guarantee\"\nsampling = {{ availability = {{ participations_max = {rounds} }} }}\n"
+                 noise_multiplier = 0.01\ndenominator = {cohort}\nmetrics = \"outside_the_guarantee\"\n\
+                 sampling = {{ fixed = {{ population = {clients}, sample = {cohort} }} }}\n"
             ));
         }
         text
