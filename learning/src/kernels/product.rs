@@ -166,10 +166,12 @@ impl<'a> Plain<'a> {
             let start = if transposed { terms.start * stride } else { terms.start };
             return Matrix { values: &values[start.min(values.len())..], stride, transposed };
         }
-        for row in 0..self.m {
-            let values = &values[row * stride..][terms.clone()];
-            for (column, value) in turned.chunks_exact_mut(self.m).zip(values) {
-                column[row] = *value;
+        // Plain loops: iterators over pairs are calls where the instruction set is chosen at run time.
+        let (m, count) = (self.m, terms.len());
+        for row in 0..m {
+            let (values, target) = (&values[row * stride..][terms.clone()], &mut turned[row..]);
+            for place in 0..count {
+                target[place * m] = values[place];
             }
         }
         Matrix::columns(turned, self.m)
@@ -186,8 +188,8 @@ impl<'a> Plain<'a> {
         if packed.is_empty() {
             return Panel { values, stride: self.n };
         }
-        for (target, row) in packed.chunks_exact_mut(width).zip(values.chunks(self.n)).take(terms.len()) {
-            target.copy_from_slice(&row[..width]);
+        for place in 0..terms.len() {
+            packed[place * width..][..width].copy_from_slice(&values[place * self.n..][..width]);
         }
         Panel { values: packed, stride: width }
     }
