@@ -114,6 +114,8 @@ pub struct Coordinator {
     actions: VecDeque<Action>,
     /// The model as sites get it, where that is a rounded one, and the round after which it was made.
     rounded: Option<(Round, Arc<Parameters>)>,
+    /// The fingerprint of the model, once somebody has asked for it.
+    sha256: Option<String>,
     /// The memory of the last update that was folded.
     spent: Option<Vec<i32>>,
 }
@@ -197,6 +199,7 @@ impl Coordinator {
             phase,
             actions: VecDeque::new(),
             rounded: None,
+            sha256: None,
             spent: None,
             plan,
         })
@@ -206,7 +209,7 @@ impl Coordinator {
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Joined(client) => self.joined(client),
-            Event::JoinedTogether(clients) => clients.into_iter().for_each(|client| self.joined(client)),
+            Event::JoinedTogether(clients) => self.joined_together(clients),
             Event::Left(client) => self.left(&client),
             Event::Answered { client, answer } => {
                 let standing = self.check_standing(&client, answer.task);
@@ -266,6 +269,11 @@ impl Coordinator {
         &self.clients
     }
 
+    /// What is known of every client, at the end.
+    pub fn into_clients(self) -> BTreeMap<ClientId, ClientRecord> {
+        self.clients
+    }
+
     /// Where the run stands.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.state
@@ -287,6 +295,17 @@ impl Coordinator {
             Phase::Committing { summary } => format!("storing round {}", summary.round),
             Phase::Ended => "ended".to_owned(),
         }
+    }
+
+    fn joined_together(&mut self, clients: Vec<ClientId>) {
+        if !self.clients.is_empty() {
+            return clients.into_iter().for_each(|client| self.joined(client));
+        }
+        // Nobody was known, so nobody owes anything. Built at once, the map of a million takes half the memory and little time.
+        let record = ClientRecord { connected: true, ..ClientRecord::default() };
+        self.clients = clients.into_iter().map(|client| (client, record.clone())).collect();
+        self.connected = self.clients.len();
+        self.roster.forget_connected();
     }
 
     fn joined(&mut self, client: ClientId) {

@@ -428,11 +428,20 @@ impl Stage<'_> {
             Fate::Leaves(after) => (after, What::Leave),
         };
         let moment = (self.now + after, self.tickets);
-        if matches!(what, What::Answer(_)) {
-            self.unposted.insert(moment);
-        }
+        let is_answer = matches!(what, What::Answer(_));
         self.owed.insert(number, moment);
         self.pending.insert(moment, Pending { client, number, what });
+        // Hands that are free begin before the whole cohort is known; half of the room is left for what is due first.
+        if is_answer && self.under_way.len() < self.jobs_max / 2 && !self.is_late(moment) {
+            self.post(moment);
+        } else if is_answer {
+            self.unposted.insert(moment);
+        }
+    }
+
+    /// Whether nobody will wait for what happens then.
+    fn is_late(&self, moment: Moment) -> bool {
+        self.coordinator.deadline().is_some_and(|deadline| moment.0 > deadline)
     }
 
     fn cancel(&mut self, client: &ClientId) {
@@ -449,11 +458,10 @@ impl Stage<'_> {
     /// Gives the crew the answers that are due first, but none that comes too late.
     fn put_to_work(&mut self) {
         let next = self.pending.first_key_value().map(|(moment, _)| *moment);
-        let deadline = self.coordinator.deadline();
         while let Some(moment) = self.unposted.first().copied() {
             // What happens next is worked on even when all hands are busy with what comes later.
             let has_room = self.under_way.len() < self.jobs_max || next == Some(moment);
-            if !has_room || deadline.is_some_and(|deadline| moment.0 > deadline) {
+            if !has_room || self.is_late(moment) {
                 break;
             }
             self.unposted.remove(&moment);
@@ -484,7 +492,9 @@ impl Stage<'_> {
         self.owed.remove(&number);
         let event = match what {
             What::Leave => Event::Left(client),
-            What::Answer(_) => {
+            What::Answer(task) => {
+                // The model must not be held by what is over, or the step that may follow works on a copy.
+                drop(task);
                 let checked = self.await_answer(moment, number)?;
                 Event::Checked { client, checked }
             }
@@ -543,12 +553,13 @@ impl Stage<'_> {
 
     fn outcome(self, end: RunEnd) -> Outcome {
         let checkpoint = self.coordinator.checkpoint();
+        let (model, standardiser) = (Arc::clone(&checkpoint.model), checkpoint.standardiser.clone());
         Outcome {
             end,
-            model: Arc::clone(&checkpoint.model),
-            standardiser: checkpoint.standardiser.clone(),
+            model,
+            standardiser,
             rounds: self.rounds.into_values().collect(),
-            clients: self.coordinator.clients().clone(),
+            clients: self.coordinator.into_clients(),
             updates: self.updates,
             elapsed: self.now - Time::ZERO,
             ledger: self.ledger,

@@ -105,6 +105,9 @@ impl Values {
     }
 }
 
+/// Bytes that are reserved, though not written to, because a header says so.
+const RESERVED_MAX: u64 = 1 << 28;
+
 /// Reads exactly the bytes of `dims` elements of `size` bytes, and sees that nothing follows. Memory grows with what
 /// arrives, not with what the header says.
 pub(super) fn read_body(
@@ -120,6 +123,11 @@ pub(super) fn read_body(
         return Err(ArrayError::Impossible { path: path.into(), dims: dims.into() });
     };
     let mut bytes = Vec::new();
+    // Memory that is not written to costs nothing, and a vector that grows costs three times what it holds.
+    let claimed = expected.saturating_add(1).min(RESERVED_MAX);
+    if bytes.try_reserve_exact(claimed as usize).is_err() {
+        return Err(ArrayError::Impossible { path: path.into(), dims: dims.into() });
+    }
     let read = reader.take(expected + 1).read_to_end(&mut bytes);
     read.map_err(|source| ArrayError::Read { path: path.into(), source })?;
     let found = bytes.len() as u64;

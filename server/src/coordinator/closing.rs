@@ -69,6 +69,7 @@ impl Coordinator {
 
     /// Books the release that has just moved the model, and who was part of it. Gives epsilon of everything so far.
     fn spend(&mut self, gate: &Gate, released: &Released) -> Option<f64> {
+        let sha256 = self.protection.is_some().then(|| self.model_sha256())?;
         let protection = self.protection.as_mut()?;
         protection.follow(released);
         self.state.norm_max = protection.norm_max();
@@ -79,7 +80,7 @@ impl Coordinator {
             (record.releases, record.released_last) = (record.releases + 1, self.state.releases);
             self.changed.insert(client.clone());
         }
-        let spent = protection.spend(self.state.model.sha256());
+        let spent = protection.spend(sha256);
         Some(spent.expect("a permit belongs to the ledger that gave it, and an accountant allowed it"))
     }
 
@@ -87,6 +88,7 @@ impl Coordinator {
         // The old model goes as soon as no transfer holds it; until then `make_mut` works on a copy.
         let model = Arc::make_mut(&mut self.state.model);
         self.rounded = None;
+        self.sha256 = None;
         self.state.optimizer.clear();
         self.optimizer.step(model.values_mut(), mean);
         self.state.optimizer = self.optimizer.state();
@@ -130,13 +132,18 @@ impl Coordinator {
         self.phase = Phase::Committing { summary };
     }
 
+    /// The model's fingerprint. Of a large model it takes as long as a small round, and a private round asks for it twice.
+    fn model_sha256(&mut self) -> String {
+        self.sha256.get_or_insert_with(|| self.state.model.sha256()).clone()
+    }
+
     /// What may be said about the model's privacy now.
-    fn statement(&self) -> Option<String> {
+    fn statement(&mut self) -> Option<String> {
         if self.plan.spec.privacy.is_none() {
             return None;
         }
         let subject = Subject {
-            model_sha256: self.state.model.sha256(),
+            model_sha256: self.model_sha256(),
             run: self.run.to_string(),
             round: self.state.round.0,
             rehearsal: self.rehearsal,
