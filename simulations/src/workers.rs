@@ -333,3 +333,94 @@ impl Drop for Farewell<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Measures nothing and remembers the order in which it was asked.
+    #[derive(Default)]
+    struct Diary(Mutex<Vec<usize>>);
+
+    impl Workforce for Diary {
+        fn clients(&self) -> &[ClientId] {
+            &[]
+        }
+        fn worker(&self) -> Box<dyn Worker + '_> {
+            Box::new(Writer(self))
+        }
+        fn central(&self) -> Option<Box<dyn Learner>> {
+            None
+        }
+    }
+
+    struct Writer<'a>(&'a Diary);
+
+    impl Worker for Writer<'_> {
+        fn visit(&mut self, _: usize) -> &mut dyn Learner {
+            unreachable!("there are no clients")
+        }
+        fn visit_central(&mut self, part: usize) -> Option<&mut dyn Learner> {
+            self.0.0.lock().unwrap().push(part);
+            None
+        }
+    }
+
+    /// Four jobs of sizes 1, 3, 2, 2, of which the last is taken back; in what order are they done?
+    fn done(wanted: u64, order: Order) -> Vec<usize> {
+        let (diary, board) = (Diary::default(), Board::default());
+        let task = Arc::new(Task {
+            id: protocol::TaskId {
+                run: protocol::RunId(0),
+                round: protocol::Round(1),
+                kind: protocol::TaskKind::Evaluate,
+            },
+            spec: Arc::clone(&plan().spec),
+            seed: None,
+            standardiser: None,
+            work: protocol::Work::Statistics { names: Vec::new() },
+        });
+        let sizes = [1, 3, 2, 2];
+        std::thread::scope(|scope| {
+            let mut crew = Crew::start(scope, 1, &board, &diary).unwrap();
+            for (part, size) in sizes.into_iter().enumerate() {
+                crew.post(size, part as u64, Job::Central { part, task: Arc::clone(&task) });
+            }
+            crew.withdraw(2, 3);
+            crew.result(sizes[wanted as usize], wanted, order).unwrap();
+        });
+        diary.0.into_inner().unwrap()
+    }
+
+    fn plan() -> server::Plan {
+        let text = "name = \"t\"\nrounds = 1\nmodel = \"linear\"\n\
+            data = { table = { label = \"y\", target = \"real\", features = [\"a\"] } }\n\
+            training = { batch_size = 8, optimizer = { sgd = { learning_rate = 0.1 } } }\n";
+        server::Plan::parse(text).unwrap()
+    }
+
+    #[test]
+    fn the_largest_goes_first_unless_another_is_waited_for() {
+        assert_eq!(done(0, Order::LargestFirst), [1, 2, 0]);
+        assert_eq!(done(0, Order::AsDue), [0]);
+        assert_eq!(done(2, Order::LargestFirst), [1, 2]);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_has_ended_in_a_panic() {
+        let board = Board::default();
+        let diary = Diary::default();
+        std::thread::scope(|scope| {
+            let mut crew = Crew::start(scope, 1, &board, &diary).unwrap();
+            board.lock().under_way.insert(9);
+            let panicked = scope.spawn(|| {
+                let _farewell = Farewell(&board);
+                std::panic::resume_unwind(Box::new("a learner"));
+            });
+            assert!(crew.result(1, 9, Order::AsDue).is_err());
+            assert!(panicked.join().is_err());
+        });
+    }
+}

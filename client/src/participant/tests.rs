@@ -374,6 +374,18 @@ fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
 }
 
 #[test]
+fn one_update_after_another_is_made_in_the_same_memory_and_is_the_same_as_in_new() {
+    let (mut kept, stop) = (participant(&[], Mood::Well), Stop::default());
+    kept.perform(&train(1, 3), entropy(), &stop);
+    let values = kept.memory.values.as_ptr();
+    kept.memory.give_back(vec![9; 500]);
+    let again = kept.perform(&train(2, 3), entropy(), &stop);
+    assert_eq!((kept.memory.values.as_ptr(), kept.memory.points.capacity()), (values, 0));
+    assert!(matches!(&again.outcome, Outcome::Trained { points, .. } if points.capacity() >= 500));
+    assert_eq!(again, participant(&[], Mood::Well).perform(&train(2, 3), entropy(), &stop));
+}
+
+#[test]
 fn a_learner_is_prepared_again_only_when_the_spec_changes() {
     let toy = Toy::new(&[], Mood::Well);
     let (prepared, stop) = (Arc::clone(&toy.prepared), Stop::default());

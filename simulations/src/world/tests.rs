@@ -11,6 +11,7 @@ use crate::Worker;
 struct Toys {
     clients: Vec<ClientId>,
     visits: AtomicUsize,
+    central_parts: usize,
 }
 
 struct Toy<'a> {
@@ -22,7 +23,7 @@ struct Toy<'a> {
 impl Toys {
     fn new(count: usize) -> Self {
         let clients = (0..count).map(|i| ClientId::new(&format!("c{i:03}")).unwrap()).collect();
-        Self { clients, visits: AtomicUsize::new(0) }
+        Self { clients, visits: AtomicUsize::new(0), central_parts: 0 }
     }
 }
 
@@ -37,6 +38,12 @@ impl Workforce for Toys {
     fn central(&self) -> Option<Box<dyn Learner>> {
         None
     }
+    fn central_parts(&self) -> usize {
+        self.central_parts
+    }
+    fn size(&self, client: usize) -> usize {
+        client % 5
+    }
 }
 
 impl Worker for Toy<'_> {
@@ -44,6 +51,10 @@ impl Worker for Toy<'_> {
         self.toys.visits.fetch_add(1, Ordering::Relaxed);
         self.client = client;
         self
+    }
+    fn visit_central(&mut self, part: usize) -> Option<&mut dyn Learner> {
+        self.client = 1000 + part;
+        Some(self)
     }
 }
 
@@ -67,7 +78,8 @@ impl Learner for Toy<'_> {
         Ok(Metrics { examples: 1 + self.client as u64, ..Metrics::default() })
     }
     fn evaluate(&mut self, model: &[f32], _: &EvaluateOrder, _: &Stop) -> Result<Metrics, LearnError> {
-        Ok(Metrics { loss: f64::from(model[0]), examples: 1, ..Metrics::default() })
+        let part = self.client.saturating_sub(1000) as f64;
+        Ok(Metrics { loss: f64::from(model[0]) + 0.1 * part, examples: 1, ..Metrics::default() })
     }
 }
 
@@ -96,6 +108,27 @@ fn the_model_is_the_same_on_one_thread_and_on_many() {
     }
     assert_eq!(one.end, RunEnd::Finished);
     assert_eq!(one.rounds.len(), 4);
+}
+
+#[test]
+fn all_threads_measure_the_servers_records_and_find_the_same() {
+    let measured = |threads| {
+        let plan =
+            Plan::parse(&format!("{PLAN}evaluation = {{ sites = \"none\", central = true }}\n")).unwrap();
+        let start = Parameters::new(vec![0.0; 2]);
+        let world = World::new(plan, start, 5, WeatherConfig::default()).unwrap().with_threads(threads);
+        let toys = Toys { central_parts: 7, ..Toys::new(10) };
+        let outcome = world.run(&toys, &mut |_| {}).unwrap();
+        let central = outcome.rounds.iter().map(|round| round.central.unwrap()).collect::<Vec<_>>();
+        (central, outcome.model)
+    };
+    let (one, model) = measured(1);
+    assert_eq!(one[3].examples, 7);
+    // The parts have losses of 0, 0.1, ... 0.6 more than the model's first value.
+    assert!((one[3].loss - f64::from(model.values()[0]) - 0.3).abs() < 1e-12, "{:?}", one[3]);
+    for threads in [2, 3, 16] {
+        assert_eq!(measured(threads).0, one);
+    }
 }
 
 #[test]

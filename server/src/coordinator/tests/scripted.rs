@@ -103,6 +103,29 @@ fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
 }
 
 #[test]
+fn an_answer_that_was_checked_elsewhere_counts_as_if_it_had_been_checked_here() {
+    let mut stage = Stage::new("[cohort]\nclients_min = 3\nquorum = 1\n");
+    stage.join(&["bad", "good", "late"]);
+    let task = stage.take_sent().remove(0).1;
+    let checker = stage.coordinator.checker();
+    let check = |outcome: Outcome| checker.check(Answer { task: task.id, outcome });
+    let longer =
+        Outcome::Trained { points: vec![1 << 30, 1], weight: 1, vote: 0, metrics: Metrics::default() };
+    stage.handle(Event::Checked { client: id("bad"), checked: check(longer) });
+    assert_eq!(stage.refusals("bad"), [(Refusal::NormExceeded, 1)]);
+    stage.handle(Event::Checked { client: id("nobody"), checked: check(honest(&task, 9.0, 1)) });
+    assert_eq!(stage.refusals("nobody"), [(Refusal::Unsolicited, 1)]);
+    for _ in 0..2 {
+        stage.handle(Event::Checked { client: id("good"), checked: check(honest(&task, 2.0, 1)) });
+    }
+    assert_eq!(stage.refusals("good"), [(Refusal::Duplicate, 1)]);
+    stage.wait_for_deadline();
+    near(&stage.model(), 2.0);
+    stage.handle(Event::Checked { client: id("late"), checked: check(honest(&task, 9.0, 1)) });
+    assert_eq!(stage.refusals("late"), [(Refusal::Stale, 1)]);
+}
+
+#[test]
 fn a_client_that_comes_back_gets_its_task_again() {
     let mut stage = Stage::new(TWO);
     stage.join(&["a", "b"]);
