@@ -5,6 +5,7 @@
 //! answer ([`gaussian`]). Nothing here draws noise or looks at an update, and no accountant ever answers 0 to a question
 //! it does not understand: it refuses.
 
+mod accountant;
 pub mod calibration;
 mod conversion;
 pub mod distributed;
@@ -17,6 +18,7 @@ mod special;
 pub mod tree;
 pub mod zcdp;
 
+pub(crate) use accountant::Accountant;
 pub use event::{AccountingError, EVENT_VERSION, Event, EventError, Mechanism, Relation};
 
 /// What the events of a ledger cost, by each accountant that has a bound for them all.
@@ -43,13 +45,7 @@ impl Epsilon {
 /// # Errors
 /// The Rényi accountant's [`AccountingError`] when neither of them has a bound.
 pub fn epsilon(events: &[Event], relation: Relation, delta: f64) -> Result<Epsilon, AccountingError> {
-    conversion::check_delta(delta)?;
-    let rdp = rdp::epsilon(events, relation, delta);
-    let pld = pld::epsilon(&flattened(events, relation), relation, delta).ok();
-    match (rdp, pld) {
-        (Err(refused), None) => Err(refused),
-        (rdp, pld) => Ok(Epsilon { rdp: rdp.ok(), pld }),
-    }
+    Accountant::default().epsilon(events, relation, delta)
 }
 
 /// The events with every tree as the one Gaussian release that says as much, where there is one.

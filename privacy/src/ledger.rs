@@ -21,7 +21,7 @@ mod records;
 pub use permit::{Permit, PermitError};
 pub use records::{Charge, Composition, Epsilons, Noised, Record, Release, Terms, Unit};
 
-use crate::accounting::{self, AccountingError, Epsilon, Event};
+use crate::accounting::{Accountant, AccountingError, Epsilon, Event};
 use crate::chain::{Chain, ChainError, Digest, Link};
 use crate::noise::Provenance;
 
@@ -143,6 +143,7 @@ pub struct Ledger {
     accounts: Vec<Account>,
     open: Vec<Reservation>,
     provenance: Provenance,
+    accountant: Accountant,
 }
 
 impl Ledger {
@@ -158,6 +159,7 @@ impl Ledger {
             accounts: vec![],
             open: vec![],
             provenance: Provenance::Entropy,
+            accountant: Accountant::default(),
         };
         let link = ledger.chain.append(&Record::Opened { version: LEDGER_VERSION, terms });
         Ok((ledger, link))
@@ -184,6 +186,7 @@ impl Ledger {
                         accounts: vec![],
                         open: vec![],
                         provenance: Provenance::Entropy,
+                        accountant: Accountant::default(),
                     });
                 }
                 (None, _) => return Err(wrong("a book begins with its terms, in a known version".into())),
@@ -251,7 +254,12 @@ impl Ledger {
     /// # Errors
     /// [`AccountingError`] when no accountant has a bound.
     pub fn epsilon(&self) -> Result<Epsilon, AccountingError> {
-        self.epsilon_of(&self.events())
+        let events = self.events();
+        let Terms { relation, delta, .. } = self.terms;
+        match self.accountant.recall(&events, relation, delta) {
+            Some(epsilon) => Ok(epsilon),
+            None => self.accountant.clone().epsilon(&events, relation, delta),
+        }
     }
 
     /// Reservations that are neither spent nor cancelled.
@@ -305,7 +313,8 @@ impl Ledger {
         let record = Record::Spent { run, round, charge, releases, noised, release, epsilon: None };
         let sequence = self.chain.len();
         after.book(record.clone()).map_err(|message| LedgerError::Contradiction { sequence, message })?;
-        let epsilon = after.epsilon()?;
+        let Terms { relation, delta, .. } = self.terms;
+        let epsilon = after.accountant.epsilon(&after.events(), relation, delta)?;
         let record = record.with_epsilon(Epsilons::from(epsilon));
         let link = after.chain.append(&record);
         *self = after;
@@ -353,21 +362,14 @@ impl Ledger {
 
     /// `Err` with epsilon when all that is booked is above the budget. The tighter accountant is asked only when the
     /// faster one says no.
-    fn within_budget(&self) -> Result<Result<(), f64>, AccountingError> {
+    fn within_budget(&mut self) -> Result<Result<(), f64>, AccountingError> {
         let Terms { relation, delta, epsilon_max, .. } = self.terms;
         let events = self.events();
-        if accounting::rdp::epsilon(&events, relation, delta).is_ok_and(|epsilon| epsilon <= epsilon_max) {
+        if self.accountant.rdp(&events, relation, delta).is_ok_and(|epsilon| epsilon <= epsilon_max) {
             return Ok(Ok(()));
         }
-        let epsilon = self.epsilon_of(&events)?.best();
+        let epsilon = self.accountant.epsilon(&events, relation, delta)?.best();
         Ok(if epsilon <= epsilon_max { Ok(()) } else { Err(epsilon) })
-    }
-
-    fn epsilon_of(&self, events: &[Event]) -> Result<Epsilon, AccountingError> {
-        if events.is_empty() {
-            return Ok(Epsilon { rdp: Some(0.0), pld: Some(0.0) });
-        }
-        accounting::epsilon(events, self.terms.relation, self.terms.delta)
     }
 
     /// Takes a record into the accounts.

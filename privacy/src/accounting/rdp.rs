@@ -73,7 +73,8 @@ impl Curve {
         self.add_scaled(&divergences, count);
     }
 
-    fn add_scaled(&mut self, divergences: &[f64], count: u64) {
+    /// Adds `count` releases of these divergences, one at each order.
+    pub(super) fn add_scaled(&mut self, divergences: &[f64], count: u64) {
         for (sum, divergence) in self.divergences.iter_mut().zip(divergences) {
             *sum += count as f64 * divergence;
         }
@@ -126,7 +127,8 @@ pub fn epsilon_at_orders(
     curve.epsilon(delta)
 }
 
-fn divergences(
+/// The divergence of one release at each of `orders`, in nats.
+pub(super) fn divergences(
     mechanism: &Mechanism,
     relation: Relation,
     orders: &[f64],
