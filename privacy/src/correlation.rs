@@ -267,7 +267,7 @@ impl CorrelatedNoise {
 
     /// The values of the next release: `totals` plus this round's noise, whole numbers in lattice units.
     ///
-    /// `draw` adds fresh independent noise to the zero vector it is given; it is called once a release. The provenance is the
+    /// `draw` adds fresh independent noise to what it is given; it is called once a release. The provenance is the
     /// worst of all draws since this value was made.
     ///
     /// # Errors
@@ -279,15 +279,23 @@ impl CorrelatedNoise {
         totals: Vec<i64>,
         draw: &mut dyn FnMut(&mut [i64]) -> Result<Provenance, NoiseError>,
     ) -> Result<(Vec<f64>, Provenance), NoiseError> {
-        let totals = Zeroizing::new(totals);
+        let mut totals = Zeroizing::new(totals);
         if totals.len() != self.dimension {
             return Err(NoiseError::Dimension { expected: self.dimension, found: totals.len() });
         }
         let round = self.round.checked_add(1).ok_or(NoiseError::Rounds)?;
-        let mut fresh = Zeroizing::new(vec![0; self.dimension]);
-        let provenance = draw(fresh.as_mut_slice())?;
-        let released = self.noised(&totals, &fresh, round)?;
-        self.remember(std::mem::take(&mut *fresh), round);
+        let provenance;
+        let released = if self.correlation == Correlation::Independent {
+            // Nothing will be taken back, so the noise needs no place of its own.
+            provenance = draw(totals.as_mut_slice())?;
+            totals.iter().map(|total| *total as f64).collect()
+        } else {
+            let mut fresh = Zeroizing::new(vec![0; self.dimension]);
+            provenance = draw(fresh.as_mut_slice())?;
+            let released = self.noised(&totals, &fresh, round)?;
+            self.remember(std::mem::take(&mut *fresh), round);
+            released
+        };
         self.round = round;
         self.provenance = self.provenance.worse(provenance);
         Ok((released, self.provenance))

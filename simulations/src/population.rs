@@ -107,7 +107,13 @@ impl Population {
         Self::new(clients, sites, central, device)
     }
 
-    fn new(clients: Vec<ClientId>, sites: Vec<SiteData>, central: Option<SiteData>, device: Device) -> Self {
+    fn new(
+        clients: Vec<ClientId>,
+        mut sites: Vec<SiteData>,
+        mut central: Option<SiteData>,
+        device: Device,
+    ) -> Self {
+        lay_side_by_side(&mut sites, central.as_mut());
         let parts = central.as_ref().map_or_else(Vec::new, in_parts);
         Self { clients, sites, central, parts, models: Models::new(), device }
     }
@@ -161,6 +167,28 @@ fn central_data(
         DataSpec::Tensor(_) => View { dataset: Arc::clone(train), rows: Arc::new([]) },
     };
     test.filter(|_| wanted).map(|test| SiteData { train, test: Some(all(test)) })
+}
+
+/// Moves every site's training records next to each other, where all sites share one data set and no record belongs to two:
+/// a client's next batch is then close to its last one.
+fn lay_side_by_side(sites: &mut [SiteData], central: Option<&mut SiteData>) {
+    let Some(shared) = sites.first().map(|site| Arc::clone(&site.train.dataset)) else { return };
+    let needs_all = central.as_ref().is_some_and(|central| !central.train.is_empty());
+    let is_shared = sites.iter().all(|site| Arc::ptr_eq(&site.train.dataset, &shared));
+    let rows: Vec<u32> = sites.iter().flat_map(|site| site.train.rows.iter().copied()).collect();
+    if needs_all || !is_shared || rows.len() > shared.len() {
+        return;
+    }
+    let moved = Arc::new(shared.select(&rows));
+    let mut next = 0;
+    for SiteData { train, .. } in sites {
+        let end = next + train.len() as u32;
+        *train = View { dataset: Arc::clone(&moved), rows: (next..end).collect() };
+        next = end;
+    }
+    if let Some(central) = central {
+        central.train.dataset = moved;
+    }
 }
 
 /// The test records in parts, unless training records come with them: those would have to be looked at for each part.
@@ -240,5 +268,45 @@ impl Population {
         let mut alone = Self::of(vec![(ClientId::new(name)?, data)], None, self.device.clone());
         alone.models = self.models.clone();
         Ok(alone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use learning::Labels;
+
+    use super::*;
+
+    fn sites(rows: [&[u32]; 2]) -> Vec<(ClientId, SiteData)> {
+        let features: Vec<f32> = (0u8..8).map(f32::from).collect();
+        let labels = Labels::Classes(vec![0, 1, 2, 3]);
+        let dataset = Arc::new(Dataset { shape: vec![2], features: features.into(), labels });
+        let site = |(name, rows): (&str, &[u32])| {
+            let train = View { dataset: Arc::clone(&dataset), rows: rows.into() };
+            (ClientId::new(name).unwrap(), SiteData { train, test: None })
+        };
+        ["one", "other"].into_iter().zip(rows).map(site).collect()
+    }
+
+    #[test]
+    fn records_are_laid_side_by_side_and_stay_whose_they_were() {
+        let held = sites([&[3, 1], &[0]]);
+        let before: Vec<Dataset> = held.iter().map(|(_, site)| site.train.copied()).collect();
+        let population = Population::of(held, None, Device::Cpu);
+        let after: Vec<&View> = population.sites().map(|(_, site)| &site.train).collect();
+        assert_eq!(after.iter().map(|view| view.copied()).collect::<Vec<_>>(), before);
+        assert_eq!((&*after[0].rows, &*after[1].rows), (&[0, 1][..], &[2][..]));
+        assert!(Arc::ptr_eq(&after[0].dataset, &after[1].dataset));
+        assert_eq!(population.pooled().unwrap().train.copied().labels, Labels::Classes(vec![3, 1, 0]));
+    }
+
+    #[test]
+    fn records_that_several_hold_are_not_copied() {
+        let held = sites([&[0, 1, 2], &[2, 3]]);
+        let population = Population::of(held.clone(), None, Device::Cpu);
+        for ((_, site), (_, was)) in population.sites().zip(&held) {
+            assert!(Arc::ptr_eq(&site.train.dataset, &was.train.dataset));
+            assert_eq!(site.train.rows, was.train.rows);
+        }
     }
 }

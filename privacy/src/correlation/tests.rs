@@ -197,7 +197,9 @@ fn a_release_that_fails_leaves_everything_as_it_was() {
             };
             assert_eq!(noise.release(totals.clone(), &mut fails), Err(NoiseError::Overflow { index: 3 }));
             let mut large = |values: &mut [i64]| {
-                values.fill(i64::MAX);
+                for (index, value) in values.iter_mut().enumerate() {
+                    *value = value.checked_add(i64::MAX).ok_or(NoiseError::Overflow { index })?;
+                }
                 Ok(Provenance::Entropy)
             };
             let full = noise.release(vec![0, i64::MAX, 0, 0], &mut large);
