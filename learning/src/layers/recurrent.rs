@@ -7,6 +7,8 @@
 mod gru;
 mod lstm;
 
+use std::ops::Range;
+
 use super::arrange::turn;
 use super::{Weights, reserve};
 use crate::kernels::{Matrix, Store, multiply_plain, transpose};
@@ -20,6 +22,39 @@ pub(crate) struct Sizes {
     pub(crate) steps: usize,
     pub(crate) features: usize,
     pub(crate) hidden: usize,
+}
+
+/// Values of a state that are worked on together, in memory of their own: compilers that cannot see whether so many slices
+/// overlap go value by value.
+const BLOCK: usize = 32;
+type Block = [f32; BLOCK];
+
+/// Values in `range`, zeros beyond.
+#[inline(always)]
+fn take(values: &[f32], range: Range<usize>) -> Block {
+    let values = &values[range];
+    if let Some(whole) = values.first_chunk() {
+        return *whole;
+    }
+    let mut block = [0.0; BLOCK];
+    block[..values.len()].copy_from_slice(values);
+    block
+}
+
+/// The way back of [`take`].
+#[inline(always)]
+fn put(block: &Block, values: &mut [f32], range: Range<usize>) {
+    let values = &mut values[range];
+    match values.first_chunk_mut() {
+        Some(whole) => *whole = *block,
+        None => values.copy_from_slice(&block[..values.len()]),
+    }
+}
+
+/// Where gate number `gate` of a row of gates has the values in `range` of a state.
+#[inline(always)]
+fn of_gate(gate: usize, hidden: usize, range: &Range<usize>) -> Range<usize> {
+    gate * hidden + range.start..gate * hidden + range.end
 }
 
 /// Samples of `steps` rows of `width` to steps of rows of samples.

@@ -1,7 +1,10 @@
 //! Gated recurrent units (Cho et al. 2014, with the reset gate applied after the state's product and bias): the state at every
 //! step.
 
-use super::{Inputs, Sizes, Way, bias_gradient, repeat, to_samples, to_steps, turn_weights, weight_gradient};
+use super::{
+    BLOCK, Inputs, Sizes, Way, bias_gradient, of_gate, put, repeat, take, to_samples, to_steps, turn_weights,
+    weight_gradient,
+};
 use crate::Mode;
 use crate::kernels::functions::{sigmoid, tanh};
 use crate::kernels::{Matrix, Store, multiply_plain, vectorised};
@@ -51,8 +54,8 @@ impl Layer for Gru {
         let (gates, memories) =
             (&mut self.gates[..3 * rows * hidden], &mut self.memories[..3 * rows * hidden]);
         self.inputs.forward(batch, &parameters[..second], &parameters[third..fourth], x, gates);
-        let (weight, bias) = (&parameters[second..third], &parameters[fourth..]);
-        repeat(bias, memories);
+        repeat(&parameters[fourth..], memories);
+        let weight = &parameters[second..third];
         self.states[..block].fill(0.0);
         let sums = gates.chunks_exact_mut(3 * block).zip(memories.chunks_exact_mut(3 * block));
         for (step, (gates, memory)) in sums.enumerate() {
@@ -125,21 +128,32 @@ fn advance(hidden: usize, gates: &mut [f32], memory: &[f32], before: &[f32], sta
     vectorised(
         #[inline(always)]
         || {
-            let sums = gates.chunks_exact_mut(3 * hidden).zip(memory.chunks_exact(3 * hidden));
-            let states = before.chunks_exact(hidden).zip(state.chunks_exact_mut(hidden));
-            for ((gates, memory), (before, state)) in sums.zip(states) {
-                let (reset, gates) = gates.split_at_mut(hidden);
-                let (update, new) = gates.split_at_mut(hidden);
-                let (of_reset, memory) = memory.split_at(hidden);
-                let (of_update, of_new) = memory.split_at(hidden);
-                let gates = reset.iter_mut().zip(update).zip(new);
-                let memory = of_reset.iter().zip(of_update).zip(of_new);
-                let places = gates.zip(memory).zip(before.iter().zip(state));
-                for ((((reset, update), new), ((of_reset, of_update), of_new)), (before, state)) in places {
-                    *reset = sigmoid(*reset + of_reset);
-                    *update = sigmoid(*update + of_update);
-                    *new = tanh(*new + *reset * of_new);
-                    *state = *new + *update * (before - *new);
+            for sample in 0..state.len() / hidden {
+                let (row, at) = (3 * sample * hidden..3 * (sample + 1) * hidden, sample * hidden);
+                let (gates, memory) = (&mut gates[row.clone()], &memory[row]);
+                let mut from = 0;
+                while from < hidden {
+                    let range = from..(from + BLOCK).min(hidden);
+                    let here = at + range.start..at + range.end;
+                    let (second, third) = (of_gate(1, hidden, &range), of_gate(2, hidden, &range));
+                    let mut reset = take(gates, range.clone());
+                    let mut update = take(gates, second.clone());
+                    let mut new = take(gates, third.clone());
+                    let of_reset = take(memory, range.clone());
+                    let of_update = take(memory, second.clone());
+                    let of_new = take(memory, third.clone());
+                    let mut value = take(before, here.clone());
+                    for place in 0..BLOCK {
+                        reset[place] = sigmoid(reset[place] + of_reset[place]);
+                        update[place] = sigmoid(update[place] + of_update[place]);
+                        new[place] = tanh(new[place] + reset[place] * of_new[place]);
+                        value[place] = new[place] + update[place] * (value[place] - new[place]);
+                    }
+                    put(&reset, gates, range.clone());
+                    put(&update, gates, second);
+                    put(&new, gates, third);
+                    put(&value, state, here);
+                    from = range.end;
                 }
             }
         },
@@ -158,27 +172,36 @@ fn retreat(
     vectorised(
         #[inline(always)]
         || {
-            let sums = gates.chunks_exact_mut(3 * hidden).zip(memory.chunks_exact_mut(3 * hidden));
-            let gradients = gradient.chunks_exact(hidden).zip(of_before.chunks_exact_mut(hidden));
-            let samples = sums.zip(before.chunks_exact(hidden)).zip(gradients);
-            for (((gates, memory), before), (gradient, of_before)) in samples {
-                let (reset, gates) = gates.split_at_mut(hidden);
-                let (update, new) = gates.split_at_mut(hidden);
-                let (of_reset, memory) = memory.split_at_mut(hidden);
-                let (of_update, of_new) = memory.split_at_mut(hidden);
-                let gates = reset.iter_mut().zip(update).zip(new);
-                let memory = of_reset.iter_mut().zip(of_update).zip(of_new);
-                let places = gates.zip(memory).zip(before).zip(gradient.iter().zip(of_before));
-                for (((gates, memory), before), (gradient, of_before)) in places {
-                    let (((reset, update), new), ((of_reset, of_update), of_new)) = (gates, memory);
-                    *of_before += gradient * *update;
-                    *of_update = gradient * (before - *new) * (*update * (1.0 - *update));
-                    let candidate = gradient * (1.0 - *update) * (1.0 - *new * *new);
-                    *of_reset = candidate * *of_new * (*reset * (1.0 - *reset));
-                    *of_new = candidate * *reset;
-                    *reset = *of_reset;
-                    *update = *of_update;
-                    *new = candidate;
+            for sample in 0..before.len() / hidden {
+                let (row, at) = (3 * sample * hidden..3 * (sample + 1) * hidden, sample * hidden);
+                let (gates, memory) = (&mut gates[row.clone()], &mut memory[row]);
+                let mut from = 0;
+                while from < hidden {
+                    let range = from..(from + BLOCK).min(hidden);
+                    let here = at + range.start..at + range.end;
+                    let (second, third) = (of_gate(1, hidden, &range), of_gate(2, hidden, &range));
+                    let mut reset = take(gates, range.clone());
+                    let mut update = take(gates, second.clone());
+                    let mut new = take(gates, third.clone());
+                    let mut of_new = take(memory, third.clone());
+                    let (before, gradient) = (take(before, here.clone()), take(gradient, here.clone()));
+                    let mut past = take(of_before, here.clone());
+                    for place in 0..BLOCK {
+                        let (r, u, n) = (reset[place], update[place], new[place]);
+                        past[place] += gradient[place] * u;
+                        update[place] = gradient[place] * (before[place] - n) * (u * (1.0 - u));
+                        new[place] = gradient[place] * (1.0 - u) * (1.0 - n * n);
+                        reset[place] = new[place] * of_new[place] * (r * (1.0 - r));
+                        of_new[place] = new[place] * r;
+                    }
+                    for (values, gate) in [(&reset, &range), (&update, &second), (&new, &third)] {
+                        put(values, gates, gate.clone());
+                    }
+                    for (values, gate) in [(&reset, &range), (&update, &second), (&of_new, &third)] {
+                        put(values, memory, gate.clone());
+                    }
+                    put(&past, of_before, here);
+                    from = range.end;
                 }
             }
         },

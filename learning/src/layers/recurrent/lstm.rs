@@ -1,6 +1,9 @@
 //! Long short-term memory (Hochreiter, Schmidhuber 1997, with forget gates): the state at every step.
 
-use super::{Inputs, Sizes, Way, bias_gradient, to_samples, to_steps, turn_weights, weight_gradient};
+use super::{
+    BLOCK, Inputs, Sizes, Way, bias_gradient, of_gate, put, take, to_samples, to_steps, turn_weights,
+    weight_gradient,
+};
 use crate::Mode;
 use crate::kernels::functions::{sigmoid, tanh};
 use crate::kernels::{Matrix, Store, multiply_plain, vectorised};
@@ -117,21 +120,33 @@ fn advance(hidden: usize, gates: &mut [f32], before: &[f32], cell: &mut [f32], s
     vectorised(
         #[inline(always)]
         || {
-            let samples = gates.chunks_exact_mut(4 * hidden).zip(before.chunks_exact(hidden));
-            let results = cell.chunks_exact_mut(hidden).zip(state.chunks_exact_mut(hidden));
-            for ((gates, before), (cell, state)) in samples.zip(results) {
-                let (input, gates) = gates.split_at_mut(hidden);
-                let (forget, gates) = gates.split_at_mut(hidden);
-                let (new, output) = gates.split_at_mut(hidden);
-                let gates = input.iter_mut().zip(forget).zip(new.iter_mut().zip(output));
-                let places = gates.zip(before).zip(cell.iter_mut().zip(state));
-                for ((((input, forget), (new, output)), before), (cell, state)) in places {
-                    *input = sigmoid(*input);
-                    *forget = sigmoid(*forget);
-                    *new = tanh(*new);
-                    *output = sigmoid(*output);
-                    *cell = *forget * before + *input * *new;
-                    *state = *output * tanh(*cell);
+            for sample in 0..cell.len() / hidden {
+                let (gates, at) = (&mut gates[4 * sample * hidden..][..4 * hidden], sample * hidden);
+                let mut from = 0;
+                while from < hidden {
+                    let range = from..(from + BLOCK).min(hidden);
+                    let here = at + range.start..at + range.end;
+                    let mut input = take(gates, range.clone());
+                    let mut forget = take(gates, of_gate(1, hidden, &range));
+                    let mut new = take(gates, of_gate(2, hidden, &range));
+                    let mut output = take(gates, of_gate(3, hidden, &range));
+                    let (before, mut bent) = (take(before, here.clone()), [0.0; BLOCK]);
+                    let mut result = [0.0; BLOCK];
+                    for place in 0..BLOCK {
+                        input[place] = sigmoid(input[place]);
+                        forget[place] = sigmoid(forget[place]);
+                        new[place] = tanh(new[place]);
+                        output[place] = sigmoid(output[place]);
+                        result[place] = forget[place] * before[place] + input[place] * new[place];
+                        bent[place] = output[place] * tanh(result[place]);
+                    }
+                    put(&input, gates, range.clone());
+                    put(&forget, gates, of_gate(1, hidden, &range));
+                    put(&new, gates, of_gate(2, hidden, &range));
+                    put(&output, gates, of_gate(3, hidden, &range));
+                    put(&result, cell, here.clone());
+                    put(&bent, state, here);
+                    from = range.end;
                 }
             }
         },
@@ -150,24 +165,35 @@ fn retreat(
     vectorised(
         #[inline(always)]
         || {
-            let cells = before.chunks_exact(hidden).zip(cell.chunks_exact(hidden));
-            let gradients = gradient.chunks_exact(hidden).zip(cell_gradient.chunks_exact_mut(hidden));
-            let samples = gates.chunks_exact_mut(4 * hidden).zip(cells).zip(gradients);
-            for ((gates, (before, cell)), (gradient, cell_gradient)) in samples {
-                let (input, gates) = gates.split_at_mut(hidden);
-                let (forget, gates) = gates.split_at_mut(hidden);
-                let (new, output) = gates.split_at_mut(hidden);
-                let gates = input.iter_mut().zip(forget).zip(new.iter_mut().zip(output));
-                let places = gates.zip(before.iter().zip(cell)).zip(gradient.iter().zip(cell_gradient));
-                for ((((input, forget), (new, output)), (before, cell)), (gradient, carried)) in places {
-                    let bent = tanh(*cell);
-                    let of_cell = *carried + gradient * *output * (1.0 - bent * bent);
-                    *output = gradient * bent * (*output * (1.0 - *output));
-                    *carried = of_cell * *forget;
-                    *forget = of_cell * before * (*forget * (1.0 - *forget));
-                    let of_new = of_cell * *input * (1.0 - *new * *new);
-                    *input = of_cell * *new * (*input * (1.0 - *input));
-                    *new = of_new;
+            for sample in 0..cell.len() / hidden {
+                let (gates, at) = (&mut gates[4 * sample * hidden..][..4 * hidden], sample * hidden);
+                let mut from = 0;
+                while from < hidden {
+                    let range = from..(from + BLOCK).min(hidden);
+                    let here = at + range.start..at + range.end;
+                    let mut input = take(gates, range.clone());
+                    let mut forget = take(gates, of_gate(1, hidden, &range));
+                    let mut new = take(gates, of_gate(2, hidden, &range));
+                    let mut output = take(gates, of_gate(3, hidden, &range));
+                    let (before, cell) = (take(before, here.clone()), take(cell, here.clone()));
+                    let (gradient, mut carried) =
+                        (take(gradient, here.clone()), take(cell_gradient, here.clone()));
+                    for place in 0..BLOCK {
+                        let bent = tanh(cell[place]);
+                        let (i, f, n, o) = (input[place], forget[place], new[place], output[place]);
+                        let of_cell = carried[place] + gradient[place] * o * (1.0 - bent * bent);
+                        output[place] = gradient[place] * bent * (o * (1.0 - o));
+                        carried[place] = of_cell * f;
+                        forget[place] = of_cell * before[place] * (f * (1.0 - f));
+                        new[place] = of_cell * i * (1.0 - n * n);
+                        input[place] = of_cell * n * (i * (1.0 - i));
+                    }
+                    put(&input, gates, range.clone());
+                    put(&forget, gates, of_gate(1, hidden, &range));
+                    put(&new, gates, of_gate(2, hidden, &range));
+                    put(&output, gates, of_gate(3, hidden, &range));
+                    put(&carried, cell_gradient, here);
+                    from = range.end;
                 }
             }
         },
