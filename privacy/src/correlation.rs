@@ -265,7 +265,7 @@ impl CorrelatedNoise {
         &self.memory
     }
 
-    /// The values of the next release: `totals` plus this round's noise, whole numbers in lattice units.
+    /// The values of the next release: `totals` plus this round's noise, in lattice units.
     ///
     /// `draw` adds fresh independent noise to what it is given; it is called once a release. The provenance is the
     /// worst of all draws since this value was made.
@@ -278,7 +278,7 @@ impl CorrelatedNoise {
         &mut self,
         totals: Vec<i64>,
         draw: &mut dyn FnMut(&mut [i64]) -> Result<Provenance, NoiseError>,
-    ) -> Result<(Vec<f64>, Provenance), NoiseError> {
+    ) -> Result<(Vec<i64>, Provenance), NoiseError> {
         let mut totals = Zeroizing::new(totals);
         if totals.len() != self.dimension {
             return Err(NoiseError::Dimension { expected: self.dimension, found: totals.len() });
@@ -288,7 +288,7 @@ impl CorrelatedNoise {
         let released = if self.correlation == Correlation::Independent {
             // Nothing will be taken back, so the noise needs no place of its own.
             provenance = draw(totals.as_mut_slice())?;
-            totals.iter().map(|total| *total as f64).collect()
+            std::mem::take(&mut *totals)
         } else {
             let mut fresh = Zeroizing::new(vec![0; self.dimension]);
             provenance = draw(fresh.as_mut_slice())?;
@@ -302,13 +302,12 @@ impl CorrelatedNoise {
     }
 
     /// The release of `round` with `fresh` noise.
-    fn noised(&self, totals: &[i64], fresh: &[i64], round: u32) -> Result<Vec<f64>, NoiseError> {
+    fn noised(&self, totals: &[i64], fresh: &[i64], round: u32) -> Result<Vec<i64>, NoiseError> {
         // Wiped when a later coordinate overflows.
         let mut released = Zeroizing::new(Vec::with_capacity(self.dimension));
         for (index, (total, fresh)) in totals.iter().zip(fresh).enumerate() {
             let value = i128::from(*total) + i128::from(*fresh) - self.taken_back(index, round);
-            let value = i64::try_from(value).map_err(|_| NoiseError::Overflow { index })?;
-            released.push(value as f64);
+            released.push(i64::try_from(value).map_err(|_| NoiseError::Overflow { index })?);
         }
         Ok(std::mem::take(&mut *released))
     }

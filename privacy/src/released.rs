@@ -161,12 +161,10 @@ impl Released {
         let Sum { totals, contributions, votes, .. } = sum;
         let source = entropy()?;
         let mut source = Some(source);
-        let (noised, mut provenance) = noise.release(totals, &mut |fresh| {
+        let (totals, mut provenance) = noise.release(totals, &mut |fresh| {
             let source = source.take().expect("noise is drawn once a release");
             add_noise(fresh, sigma, source, noising.threads)
         })?;
-        // Whole numbers all of them; beyond 2^53 the last bits are gone, which is done to what is released already.
-        let totals = noised.into_iter().map(|value| value as i64).collect();
         let votes =
             vote_sigma.map(|sigma| noised_votes(votes, sigma, &mut provenance, entropy)).transpose()?;
         let weight_max = f64::from(lattice.weight_max());
