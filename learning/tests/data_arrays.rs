@@ -8,10 +8,10 @@ use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use learning::{IdSource, Identified, Labels, SiteData, SourceSpec, load, load_with_ids};
+use learning::{Dataset, IdSource, Identified, Labels, SiteData, SourceSpec, View, load, load_with_ids};
 use ndarray::{Array1, Array3, ShapeBuilder};
 use ndarray_npy::{WritableElement, write_npy};
-use protocol::{DataSpec, Decline, LearnError};
+use protocol::{DataSpec, Decline, LearnError, Spec};
 use tempfile::TempDir;
 
 const IDX: &str = "idx = { train_images = 'x', train_labels = 'y' }";
@@ -278,4 +278,25 @@ fn mnist_has_sixty_thousand_images_by_539_writers() {
     assert_eq!(clients.len(), 539);
     assert_eq!(clients.iter().map(|client| client.data.train.len()).sum::<usize>(), 60_000);
     assert!(clients.iter().all(|client| client.data.test.is_none()), "the test images are by other writers");
+}
+
+#[test]
+fn a_symbol_that_the_embedding_does_not_know_is_named() {
+    let spec = r#"{"model": {"layers": [{"embedding": {"symbols": 3, "width": 2}}, "average_pool"]},
+        "data": {"tensor": {"shape": [2], "target": {"classes": 2}}},
+        "training": {"batch_size": 2, "optimizer": {"sgd": {"learning_rate": 0.1}}}, "cohort_max": 1}"#;
+    let spec = Spec::from_json(spec).unwrap();
+    let prepared = |features: Vec<f32>| {
+        let labels = Labels::Classes(vec![0; features.len() / 2]);
+        let train = View::whole(Dataset { shape: vec![2], features: features.into(), labels }.into());
+        SiteData { train, test: None }.prepared(&spec, None).map_err(|error| error.message)
+    };
+    assert!(prepared(vec![0.0, 2.0, 1.0, 1.0]).is_ok());
+    for unknown in [3.0, -1.0, 0.5] {
+        let refused = prepared(vec![0.0, 2.0, 1.0, unknown]).unwrap_err();
+        let begins = format!(
+            "training row 1 has {unknown} in place 1, and the model's embedding has the symbols 0 to 2;"
+        );
+        assert!(refused.starts_with(&begins), "{refused}");
+    }
 }

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use protocol::{
-    DataSpec, Decline, LearnError, Missing, Spec, Standardise, Standardiser, Statistic, TableSpec, Target,
+    DataSpec, Decline, LayerSpec, LearnError, Missing, ModelSpec, Spec, Standardise, Standardiser, Statistic,
+    TableSpec, Target,
 };
 
 use super::{Dataset, Labels, View};
@@ -71,8 +72,14 @@ impl SiteData {
             let records = View::whole(Arc::new(records));
             find_unfinished(&records, &view.rows, what).map_or(Ok(records), Err)
         };
-        let test = self.test.as_ref().map(|test| cleaned(test, "test")).transpose()?;
-        Ok(Prepared { train: cleaned(&self.train, "training")?, test })
+        let known = |view: View, rows: &[u32], what: &str| match find_unknown_symbol(&view, spec, rows, what)
+        {
+            Some(unknown) => Err(unknown),
+            None => Ok(view),
+        };
+        let train = known(cleaned(&self.train, "training")?, &self.train.rows, "training")?;
+        let test = self.test.as_ref().map(|test| known(cleaned(test, "test")?, &test.rows, "test"));
+        Ok(Prepared { train, test: test.transpose()? })
     }
 
     /// Count, sum and sum of squares of the present cells of every numeric column over the training rows, in row order
@@ -204,6 +211,26 @@ fn find_unfinished(records: &View, rows: &[u32], what: &str) -> Option<LearnErro
         (None, None) => return None,
     };
     Some(LearnError::new(Decline::Data, message))
+}
+
+/// The first value that the plan's embedding has no vector for, where the model begins with one.
+fn find_unknown_symbol(records: &View, spec: &Spec, rows: &[u32], what: &str) -> Option<LearnError> {
+    let ModelSpec::Layers(layers) = &spec.model else { return None };
+    let Some(LayerSpec::Embedding { symbols, .. }) = layers.first() else { return None };
+    let is_known = |value: f32| value.fract() == 0.0 && value >= 0.0 && (value as usize) < *symbols;
+    let mut cells = vec![0.0; records.dataset.width()];
+    (0..records.len()).find_map(|place| {
+        records.copy_sample_into(place, &mut cells);
+        let column = cells.iter().position(|value| !is_known(*value))?;
+        let message = format!(
+            "{what} row {} has {} in place {column}, and the model's embedding has the symbols 0 to {}; give it more `symbols`, \
+             or mend the record",
+            rows[place],
+            cells[column],
+            symbols.saturating_sub(1)
+        );
+        Some(LearnError::new(Decline::Data, message))
+    })
 }
 
 /// The first cell that is not finite: its place among the records, its column and its value.
