@@ -50,7 +50,13 @@ async fn deployed(folder: &Path) -> Result<String> {
     let authority = Authority::create(&folder.join("ca"), SystemTime::now())?;
     let (identity, listen) = (folder.join("server"), "127.0.0.1:0".parse()?);
     authority.issue_server(&[], SystemTime::now())?.write_identity(&identity)?;
-    let config = ServerConfig { state: folder.join("state"), listen, identity, limits: Limits::default() };
+    let config = ServerConfig {
+        state: folder.join("state"),
+        listen,
+        identity,
+        issuing: None,
+        limits: Limits::default(),
+    };
     let server = Server::start(config, Arc::new(Room::new())).await?;
     let (mut agents, shutdown) = (Vec::new(), CancellationToken::new());
     for site in SITES {

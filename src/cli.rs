@@ -12,6 +12,8 @@ mod failure;
 mod folder;
 #[cfg(feature = "insecure-test-noise")]
 mod insecure;
+mod join;
+mod members;
 mod output;
 mod papers;
 mod policy;
@@ -68,7 +70,10 @@ enum Command {
     /// Set up and run a federation's server.
     #[command(subcommand)]
     Server(ServerCommand),
-    /// Set up and run a site.
+    /// Invite sites, as the operator.
+    #[command(subcommand)]
+    Invite(InviteCommand),
+    /// Set up and run a site; list and revoke sites, as the operator.
     #[command(subcommand)]
     Site(SiteCommand),
     /// Hand in and follow runs, as the operator.
@@ -114,7 +119,15 @@ enum ServerCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum InviteCommand {
+    /// Make a line for each site that makes it a member, once.
+    Create(members::InviteArgs),
+}
+
+#[derive(Debug, Subcommand)]
 enum SiteCommand {
+    /// Become a site with an operator's invite: makes the key, fetches the certificate, writes `site.toml`.
+    Join(join::JoinArgs),
     /// Write a `site.toml` beside a certificate bundle.
     Init(site::InitArgs),
     /// Take part until interrupted.
@@ -122,6 +135,10 @@ enum SiteCommand {
     /// Try a policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// As the operator: list who was invited, who has joined, who is revoked.
+    Ls(run::OperatorArgs),
+    /// As the operator: make a site's certificates and invites void and close its connection.
+    Revoke(members::RevokeArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -192,6 +209,10 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
+        Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
+        Command::Site(SiteCommand::Join(args)) => join::join(args, global),
+        Command::Site(SiteCommand::Ls(args)) => members::ls(args, global),
+        Command::Site(SiteCommand::Revoke(args)) => members::revoke(args, global),
         Command::Site(SiteCommand::Init(args)) => site::init(args, global),
         Command::Site(SiteCommand::Run(args)) => site::run(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),

@@ -273,7 +273,8 @@ async fn start(dir: &Path) -> (Authority, Server) {
     let identity = dir.join("identity");
     authority.issue_server(&[], SystemTime::now()).unwrap().write_identity(&identity).unwrap();
     let listen = "127.0.0.1:0".parse().unwrap();
-    let config = ServerConfig { state: dir.join("state"), listen, identity, limits: Limits::default() };
+    let config =
+        ServerConfig { state: dir.join("state"), listen, identity, issuing: None, limits: Limits::default() };
     (authority, Server::start(config, Arc::new(Room::new())).await.unwrap())
 }
 

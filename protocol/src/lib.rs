@@ -8,6 +8,7 @@ mod codec;
 mod config;
 mod guarantee;
 mod ids;
+mod invite;
 mod layers;
 mod layout;
 mod learner;
@@ -24,6 +25,7 @@ pub use guarantee::{
     PrivacySpec, Sampling,
 };
 pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
+pub use invite::{Invite, InviteError, Token};
 pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
 pub use learner::{

@@ -11,10 +11,14 @@
 
 mod admin;
 mod codec;
+mod enrol;
 mod messages;
 
-pub use admin::{AdminReply, AdminRequest, ClientSummary, RoundSummary, RunState, RunSummary};
+pub use admin::{
+    AdminReply, AdminRequest, ClientSummary, InviteText, Member, RoundSummary, RunState, RunSummary,
+};
 pub use codec::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
+pub use enrol::{EnrolRefusal, EnrolReply, EnrolRequest};
 pub use messages::{
     AnswerBody, AnswerHeader, Greeting, Hello, Payload, Receipt, Rejection, TaskHeader, TaskHeaderError,
     WorkHeader,
@@ -24,6 +28,10 @@ pub use messages::{
 pub const VERSION: u16 = 1;
 /// ALPN of the one protocol spoken on the port.
 pub const ALPN: &[u8] = b"consortia/1";
+/// ALPN of enrolment: the same port, the same frames, and no client certificate.
+pub const ENROL_ALPN: &[u8] = b"consortia-enrol/1";
+/// The most bytes of either message of an enrolment.
+pub const ENROL_MAX: usize = 16 * 1024;
 /// The most bytes of a UDP payload that either side tries and takes. Where the way allows it (loopback, jumbo frames), packets
 /// of this size cost a third of the processor time of the usual ones; elsewhere the search ends below. Ten of them are handed
 /// to the system at a time and together must stay below 64 KiB, or none of them is sent.

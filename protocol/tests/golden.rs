@@ -7,13 +7,13 @@ use std::fmt::Debug;
 
 use privacy::{Encoded, Lattice, NormBound, Tally, clip};
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, FRAME_HEAD, FrameHead, FrameKind,
-    Greeting, Hello, Receipt, Rejection, RoundSummary, RunState, RunSummary, TaskHeader, WorkHeader, decode,
-    encode,
+    AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, EnrolRefusal, EnrolReply,
+    EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, Member, Receipt, Rejection,
+    RoundSummary, RunState, RunSummary, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
-    BroadcastCodec, ClientId, Decline, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec, Standardiser,
-    TaskId, TaskKind, UpdateCodec,
+    BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
+    Standardiser, TaskId, TaskKind, Token, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -148,11 +148,48 @@ fn every_reason_of_a_refusal_has_its_number_and_its_name_on_the_page() {
 }
 
 #[test]
+fn an_enrolment_has_the_bytes_of_the_page() {
+    let token = Token::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+    let request =
+        EnrolRequest { token: token.clone(), csr_der: vec![0x30, 1, 0], software: "example 1.0".into() };
+    golden("enrol", FrameKind::EnrolRequest, &request);
+    let issued = EnrolReply::Issued { chain_pem: "site".into(), root_pem: "root".into() };
+    golden("enrolled", FrameKind::EnrolReply, &issued);
+    golden("enrol-refused", FrameKind::EnrolReply, &EnrolReply::Refused(EnrolRefusal::Used));
+    let invite = Invite {
+        site: ClientId::new("va").unwrap(),
+        servers: vec!["fed.example:4433".into()],
+        root_sha256: [0xaa; 32],
+        token,
+        expires: 1_800_000_000,
+    };
+    golden("invite", FrameKind::Invite, &invite);
+}
+
+#[test]
 fn an_operator_s_messages_have_the_bytes_of_the_page() {
     let submit = AdminRequest::Submit { plan_toml: "x = 1".into(), seed: Some(7) };
     golden("submit", FrameKind::AdminRequest, &submit);
     golden("list", FrameKind::AdminRequest, &AdminRequest::List);
     golden("watch", FrameKind::AdminRequest, &AdminRequest::Watch { run: Some(RUN) });
+    let va = ClientId::new("va").unwrap();
+    let servers = vec!["fed.example:4433".to_owned()];
+    let invite = AdminRequest::Invite { sites: vec![va.clone()], servers, seconds: 3600 };
+    golden("invite-request", FrameKind::AdminRequest, &invite);
+    golden("members-request", FrameKind::AdminRequest, &AdminRequest::Members);
+    golden("revoke", FrameKind::AdminRequest, &AdminRequest::Revoke { site: va.clone() });
+    let line =
+        InviteText { site: va.clone(), text: "line".into(), phrase: "dafi".into(), expires: 1_800_000_000 };
+    golden("invites", FrameKind::AdminReply, &AdminReply::Invites(vec![line]));
+    let member = Member {
+        site: va,
+        invited: 1_700_000_000,
+        expires: 1_700_003_600,
+        joined: Some(1_700_000_060),
+        revoked: None,
+    };
+    golden("members", FrameKind::AdminReply, &AdminReply::Members(vec![member]));
+    golden("done", FrameKind::AdminReply, &AdminReply::Done);
     golden("submitted", FrameKind::AdminReply, &AdminReply::Submitted { run: RUN });
     golden("runs", FrameKind::AdminReply, &AdminReply::Runs(vec![]));
     golden("error", FrameKind::AdminReply, &AdminReply::Error("there is no run here yet".into()));

@@ -15,6 +15,7 @@ mod endpoint;
 mod engine;
 mod exchange;
 mod frames;
+mod members;
 mod outgoing;
 mod peer;
 mod session;
@@ -35,10 +36,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Note;
 pub use audit::AuditError;
-pub use authority::{Authority, AuthorityError, Identity, SERVER_NAME};
+pub use authority::{Authority, AuthorityError, Identity, Issuing, SERVER_NAME};
 use desk::Desk;
 pub use endpoint::EndpointError;
 use engine::{Engine, Nerves};
+use members::Members;
 pub use peer::{NotASite, site_of_pem};
 use session::{Hall, Newcomers};
 pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
@@ -80,6 +82,8 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
     pub identity: PathBuf,
+    /// The key that certifies sites which come with an invite; nobody can be invited without.
+    pub issuing: Option<Arc<Issuing>>,
     /// What clients may ask of this machine.
     pub limits: Limits,
 }
@@ -173,8 +177,15 @@ impl Server {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let desk =
-            Arc::new(Desk { store: Arc::clone(&store), room, commands: commands.clone(), live: watched });
+        let members = Members::new(Arc::clone(&store), config.issuing, commands.clone()).await?;
+        let members = Arc::new(members);
+        let desk = Arc::new(Desk {
+            store: Arc::clone(&store),
+            room,
+            commands: commands.clone(),
+            live: watched,
+            members: Arc::clone(&members),
+        });
         let hall = Arc::new(Hall {
             limits: config.limits,
             uploads: Uploads::new(config.limits.upload_bytes_max, spare),
@@ -183,6 +194,7 @@ impl Server {
             commands,
             desk: Arc::clone(&desk),
             newcomers: Newcomers::default(),
+            members,
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
         tracing::info!("listening on {address}");

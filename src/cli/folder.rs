@@ -50,6 +50,9 @@ impl ServerFolder {
 pub(super) struct ServerFile {
     /// Address and UDP port to listen on.
     pub(super) listen: SocketAddr,
+    /// Where sites reach it, `host:port`; invites name these.
+    #[serde(default)]
+    pub(super) addresses: Vec<String>,
     /// Where the server evaluates: auto, cpu, cuda, cuda:N or metal.
     #[serde(default = "auto")]
     pub(super) device: String,

@@ -145,7 +145,14 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failure> {
+impl OperatorArgs {
+    /// Where sites reach the server, as `server.toml` says.
+    pub(super) fn addresses(&self) -> Result<Vec<String>, Failure> {
+        Ok(ServerFolder(self.folder.clone()).read()?.addresses)
+    }
+}
+
+pub(super) async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failure> {
     let folder = ServerFolder(args.folder.clone());
     let server = match &args.server {
         Some(server) => server.clone(),

@@ -1,6 +1,6 @@
 //! `consortia server`: a federation's authority and its server.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +11,7 @@ use consortia::results::event_json;
 use learning::device::select;
 use protocol::ClientId;
 use serde_json::{Value, json};
-use server::net::{Authority, Server, ServerConfig};
+use server::net::{Authority, Issuing, Server, ServerConfig};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Global;
@@ -60,6 +60,9 @@ const SERVER_TOML: &str = r#"# The server of a federation. Paths are relative to
 # Address and UDP port to listen on; open this port in the firewall for UDP.
 listen = "LISTEN"
 
+# Where sites reach it, host:port; invites name these, to be tried in this order.
+addresses = ADDRESSES
+
 # Where the server evaluates, when it has test records of its own: auto, cpu, cuda, cuda:N or metal.
 device = "auto"
 
@@ -87,20 +90,30 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     server.write_identity(&folder.identity()).or_fail(Kind::Configuration, "")?;
     let operator = authority.issue_operator("operator", now).or_fail(Kind::Configuration, "")?;
     operator.write_identity(&folder.operator()).or_fail(Kind::Configuration, "")?;
-    let text = SERVER_TOML.replace("LISTEN", &args.listen.to_string());
+    let addresses: Vec<_> = args.names.iter().map(|name| address(name, args.listen.port())).collect();
+    let addresses = serde_json::to_string(&addresses).or_fail(Kind::Defect, "addresses")?;
+    let text = SERVER_TOML.replace("LISTEN", &args.listen.to_string()).replace("ADDRESSES", &addresses);
     std::fs::write(folder.config(), text).or_fail(Kind::Configuration, folder.config().display())?;
     global.format.say(
         || {
             format!(
-                "federation made in {shown}\nauthority fingerprint {}\n\nnext:\n  consortia server issue SITE --dir \
-                 {shown}     for each site\n  consortia server run {shown}\n\n{shown}/authority/ca-key.pem can make \
-                 any identity: keep it off the network once the sites have theirs.",
+                "federation made in {shown}\nauthority fingerprint {}\n\nnext:\n  consortia server run \
+                 {shown}\n  consortia invite create SITE... --dir {shown}\n\n{shown}/authority/ca-key.pem can make any identity and is not \
+                 needed to run: move it to where no network reaches.",
                 authority.fingerprint()
             )
         },
         || json!({ "folder": args.folder, "authority_sha256": authority.fingerprint() }),
     );
     Ok(())
+}
+
+/// `host:port`, with the brackets that an IPv6 address needs.
+fn address(host: &str, port: u16) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, port).to_string(),
+        Err(_) => format!("{host}:{port}"),
+    }
 }
 
 pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
@@ -144,6 +157,7 @@ async fn serve(
         state: folder.state(),
         listen: file.listen,
         identity: folder.identity(),
+        issuing: issuing(folder)?,
         limits: file.limits(),
     };
     let server = Server::start(config, Arc::new(room)).await.or_fail(Kind::Configuration, "")?;
@@ -171,6 +185,16 @@ async fn serve(
         }
     }
     server.shutdown().await.or_fail(Kind::Run, "")
+}
+
+/// The key that certifies invited sites, if it is in the server's folder.
+fn issuing(folder: &ServerFolder) -> Result<Option<Arc<Issuing>>, Failure> {
+    let authority = folder.authority();
+    if !authority.join("issuer-key.pem").exists() {
+        tracing::warn!("there is no {}/issuer-key.pem: nobody can be invited", authority.display());
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(Issuing::open(&authority).or_fail(Kind::Configuration, "")?)))
 }
 
 fn with_run(mut event: Value, run: &str) -> Value {

@@ -103,32 +103,55 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     }
     Identity::load(&args.bundle).or_fail(Kind::Configuration, "")?;
     let identity = args.folder.join("identity");
-    for folder in [&identity, &args.folder.join("state")] {
-        std::fs::create_dir_all(folder).or_fail(Kind::Configuration, folder.display())?;
-    }
+    std::fs::create_dir_all(&identity).or_fail(Kind::Configuration, identity.display())?;
     for name in ["ca.pem", "cert.pem", "key.pem"] {
         // `copy` keeps the permissions: the key stays readable by its owner alone.
         std::fs::copy(args.bundle.join(name), identity.join(name)).or_fail(Kind::Configuration, name)?;
     }
-    std::fs::write(&path, SITE_TOML.replace("SERVER", &args.server))
-        .or_fail(Kind::Configuration, path.display())?;
-    let policy = args.folder.join("policy.toml");
-    std::fs::write(&policy, policy_text(args.allow_plain)).or_fail(Kind::Configuration, policy.display())?;
+    let files = write_files(&args.folder, &args.server, None, args.allow_plain)?;
     global.format.say(
-        || {
-            let (path, policy) = (path.display(), policy.display());
-            let told = if args.allow_plain {
-                format!("{policy} allows everything, and asks for no privacy")
-            } else {
-                format!("{policy} denies everything: choose there what this site takes part in")
-            };
-            format!(
-                "site made: {path}\n{told}\n\nnext: set [data.csv] in {path}, then\n  consortia check {path}\n  consortia site run {path}"
-            )
-        },
-        || json!({ "site": path, "policy": policy, "allows_plain": args.allow_plain }),
+        || format!("site made: {}\n{}", files.site.display(), next_steps(&files, false, args.allow_plain)),
+        || json!({ "site": files.site, "policy": files.policy, "allows_plain": args.allow_plain }),
     );
     Ok(())
+}
+
+/// The files of a fresh site that a person reads and changes.
+pub(super) struct SiteFiles {
+    pub(super) site: PathBuf,
+    pub(super) policy: PathBuf,
+}
+
+/// Writes `site.toml` and `policy.toml` into a site's folder.
+pub(super) fn write_files(
+    folder: &Path,
+    server: &str,
+    data: Option<&Path>,
+    allow_plain: bool,
+) -> Result<SiteFiles, Failure> {
+    let (site, policy) = (folder.join("site.toml"), folder.join("policy.toml"));
+    let state = folder.join("state");
+    std::fs::create_dir_all(&state).or_fail(Kind::Configuration, state.display())?;
+    let mut text = SITE_TOML.replace("SERVER", server);
+    if let Some(data) = data {
+        let quoted = toml::Value::from(data.display().to_string()).to_string();
+        text = text.replace("\"data.csv\"", &quoted);
+    }
+    std::fs::write(&site, text).or_fail(Kind::Configuration, site.display())?;
+    std::fs::write(&policy, policy_text(allow_plain)).or_fail(Kind::Configuration, policy.display())?;
+    Ok(SiteFiles { site, policy })
+}
+
+/// What is left to do at a fresh site.
+pub(super) fn next_steps(files: &SiteFiles, has_data: bool, allow_plain: bool) -> String {
+    let (site, policy) = (files.site.display(), files.policy.display());
+    let told = if allow_plain {
+        format!("{policy} allows everything, and asks for no privacy")
+    } else {
+        format!("{policy} denies everything: choose there what this site takes part in")
+    };
+    let first = if has_data { String::new() } else { format!(" set [data.csv] in {site}, then") };
+    format!("{told}\n\nnext:{first}\n  consortia check {site}\n  consortia site run {site}")
 }
 
 pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {

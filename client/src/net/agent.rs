@@ -148,7 +148,7 @@ impl Agent {
     /// One attempt: a connection, and a server that has greeted.
     async fn connect(&self) -> Result<Link, Attempt> {
         let config = &self.config;
-        let link = Link::open(&config.server, &config.server_name, &self.identity).await;
+        let link = Link::open(&config.server, &config.server_name, self.identity.tls()).await;
         let link = link.map_err(|error| match error {
             ConnectError::ServerName(_) => Attempt::Final(AgentError::Configuration(error)),
             other => Attempt::Passing(other.to_string()),

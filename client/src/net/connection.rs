@@ -8,12 +8,11 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use protocol::wire::DATAGRAM_MAX;
+use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-
-use super::Identity;
 
 /// The name in the server's certificate that clients ask for, whatever its address.
 pub const SERVER_NAME: &str = "server.consortia";
@@ -72,13 +71,13 @@ impl Link {
     pub(super) async fn open(
         address: &str,
         server_name: &str,
-        identity: &Identity,
+        tls: Arc<QuicClientConfig>,
     ) -> Result<Self, ConnectError> {
         let lost = |reason: String| ConnectError::Address { address: address.to_owned(), reason };
         let found = tokio::net::lookup_host(address).await.map_err(|error| lost(error.to_string()))?;
         let mut trouble = lost("the name has no address".to_owned());
         for address in found {
-            match Self::dial(address, server_name, identity).await {
+            match Self::dial(address, server_name, Arc::clone(&tls)).await {
                 Ok(link) => return Ok(link),
                 Err(error) => trouble = error,
             }
@@ -86,14 +85,18 @@ impl Link {
         Err(trouble)
     }
 
-    async fn dial(address: SocketAddr, server_name: &str, identity: &Identity) -> Result<Self, ConnectError> {
+    async fn dial(
+        address: SocketAddr,
+        server_name: &str,
+        tls: Arc<QuicClientConfig>,
+    ) -> Result<Self, ConnectError> {
         let socket = bind(address).map_err(|error| ConnectError::Socket(error.to_string()))?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let mut takes = EndpointConfig::default();
         takes.max_udp_payload_size(DATAGRAM_MAX).expect("every payload of 1200 bytes or more is allowed");
         let endpoint = Endpoint::new(takes, None, socket, runtime)
             .map_err(|error| ConnectError::Socket(error.to_string()))?;
-        let mut config = quinn::ClientConfig::new(identity.tls());
+        let mut config = quinn::ClientConfig::new(tls);
         config.transport_config(Arc::new(transport()));
         let connecting =
             endpoint.connect_with(config, address, server_name).map_err(|error| match error {

@@ -72,7 +72,7 @@ pub(super) async fn greet(connection: &Connection, software: &str) -> Result<(St
 /// Which rejections no waiting will heal.
 fn sort(rejection: Rejection) -> GreetError {
     match rejection {
-        Rejection::Version { .. } | Rejection::NotAHello | Rejection::NotASite => {
+        Rejection::Version { .. } | Rejection::NotAHello | Rejection::NotASite | Rejection::Revoked => {
             GreetError::Rejected(rejection)
         }
         Rejection::Superseded | Rejection::ShuttingDown | Rejection::Busy => {
@@ -83,8 +83,9 @@ fn sort(rejection: Rejection) -> GreetError {
 
 /// A rejection that came as the text of the close, because the close overtook the greeting.
 fn rejection(text: &str) -> GreetError {
-    let fixed =
-        [Rejection::NotASite, Rejection::NotAHello].into_iter().find(|known| known.to_string() == text);
+    let fixed = [Rejection::NotASite, Rejection::NotAHello, Rejection::Revoked]
+        .into_iter()
+        .find(|known| known.to_string() == text);
     fixed.map_or_else(|| GreetError::Lost(text.to_owned()), GreetError::Rejected)
 }
 

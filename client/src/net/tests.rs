@@ -396,6 +396,7 @@ fn an_operator_asks_watches_and_hears_the_servers_own_words() {
                         .into_iter()
                         .map(|state| AdminReply::Run(summary(state)))
                         .collect(),
+                    other => panic!("nobody asks for {other:?} here"),
                 };
                 for reply in replies {
                     write_frame(&mut send, FrameKind::AdminReply, &reply).await.unwrap();

@@ -21,6 +21,22 @@ pub enum AdminRequest {
         /// The run; the newest when `None`.
         run: Option<RunId>,
     },
+    /// Make an invite for each of these sites.
+    Invite {
+        /// Who may become members.
+        sites: Vec<ClientId>,
+        /// Where they find the servers, `host:port`.
+        servers: Vec<String>,
+        /// For how long the invites are good.
+        seconds: u64,
+    },
+    /// List everybody who was ever invited.
+    Members,
+    /// Make the certificates and invites of this site void, from now on.
+    Revoke {
+        /// Which site.
+        site: ClientId,
+    },
 }
 
 /// What the server answers.
@@ -37,6 +53,46 @@ pub enum AdminReply {
     Run(RunSummary),
     /// The request cannot be served.
     Error(String),
+    /// Fresh invites, to be handed over.
+    Invites(Vec<InviteText>),
+    /// Everybody who was ever invited, by name.
+    Members(Vec<Member>),
+    /// It is done.
+    Done,
+}
+
+/// An invite as it is handed over. Whoever sees the text can use it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InviteText {
+    /// Who its holder becomes.
+    pub site: ClientId,
+    /// The line.
+    pub text: String,
+    /// What to compare by telephone.
+    pub phrase: String,
+    /// Seconds since the Unix epoch.
+    pub expires: u64,
+}
+
+impl std::fmt::Debug for InviteText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "InviteText({})", self.site)
+    }
+}
+
+/// A site that was invited. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name.
+    pub site: ClientId,
+    /// When its newest invite was made.
+    pub invited: u64,
+    /// When that invite expires.
+    pub expires: u64,
+    /// When it last got a certificate.
+    pub joined: Option<u64>,
+    /// Certificates that were issued then or before are void.
+    pub revoked: Option<u64>,
 }
 
 /// Where a run stands.

@@ -33,6 +33,12 @@ pub enum FrameKind {
     AdminRequest = 6,
     /// [`super::AdminReply`].
     AdminReply = 7,
+    /// [`super::EnrolRequest`].
+    EnrolRequest = 8,
+    /// [`super::EnrolReply`].
+    EnrolReply = 9,
+    /// [`crate::Invite`]; never on a wire of its own.
+    Invite = 10,
 }
 
 /// A checked head.

@@ -48,7 +48,7 @@ pub enum Rejection {
     #[error("the first message was not a hello of this protocol")]
     NotAHello,
     /// A certificate of this federation, but not for a site.
-    #[error("the certificate names no site; ask the operator for one made with `server issue`")]
+    #[error("no certificate came that names a site; ask the operator for an invite")]
     NotASite,
     /// The same site has connected again; the newer connection stays.
     #[error("the same site has connected again, and the newer connection replaces this one")]
@@ -59,6 +59,9 @@ pub enum Rejection {
     /// The server has all the connections it allows.
     #[error("the server has as many connections as it allows; try again later")]
     Busy,
+    /// The site's certificate is void.
+    #[error("the operator has revoked this site's certificate; ask for a new invite if that was a mistake")]
+    Revoked,
 }
 
 /// A task without its model. `model_len` words of 4 bytes follow: values of f32, or what the plan's broadcast codec makes of them.

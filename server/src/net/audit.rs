@@ -12,6 +12,7 @@ use privacy::chain::{ChainWriter, DamagedLine, WriteError, read_lines};
 use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
 
+use super::engine::Record;
 use super::store::StoreError;
 use crate::{Note, RunEnd};
 
@@ -65,6 +66,10 @@ pub(crate) enum Event<'a> {
     Withheld { task: String, reason: &'a str },
     Round { round: u32, released: bool, epsilon: Option<f64> },
     Ended { state: &'a str, reason: &'a str },
+    Invited { client: &'a str, expires: u64 },
+    Enrolled { client: &'a str, key_sha256: &'a str },
+    InviteReused { token_sha256: &'a str },
+    Revoked { client: &'a str },
 }
 
 /// A file whose flush is durable.
@@ -116,6 +121,19 @@ impl AuditLog {
     ) -> Result<(), AuditError> {
         let run = run.map(|run| run.to_string());
         self.writer.append(&Entry { time: now.as_micros(), run, event })?;
+        Ok(())
+    }
+
+    /// Adds what happened to the membership, durably.
+    pub(crate) fn member(&mut self, now: Time, record: &Record) -> Result<(), AuditError> {
+        let event = match record {
+            Record::Invited { site, expires } => Event::Invited { client: site.as_str(), expires: *expires },
+            Record::Enrolled { site, key_sha256 } => Event::Enrolled { client: site.as_str(), key_sha256 },
+            Record::InviteReused { token_sha256 } => Event::InviteReused { token_sha256 },
+            Record::Revoked { site } => Event::Revoked { client: site.as_str() },
+        };
+        self.write(now, None, event)?;
+        self.writer.sync()?;
         Ok(())
     }
 

@@ -1,8 +1,11 @@
-//! The federation's certificate authority: one root that signs the server, the sites and the operators.
+//! The federation's certificate authority: one root that signs the server, the operators and an issuing key, which certifies
+//! sites while a server runs.
 //!
 //! A site's name is the URI `consortia:site:<name>` in its certificate, an operator's `consortia:operator:<name>`; the
 //! subject is for human eyes only. Keys are ECDSA P-256. It never signs what somebody else filled in, never makes
 //! another authority, and never writes over a key.
+
+mod issuing;
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
@@ -20,6 +23,9 @@ use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
+pub use issuing::Issuing;
+pub(crate) use issuing::Request;
+
 /// The name every server certificate carries, whatever host it runs on; clients ask for it.
 pub const SERVER_NAME: &str = "server.consortia";
 /// What a site's name follows in its certificate.
@@ -29,8 +35,13 @@ pub(crate) const OPERATOR_URI: &str = "consortia:operator:";
 
 const CA_CERT: &str = "ca.pem";
 const CA_KEY: &str = "ca-key.pem";
+const ISSUER_CERT: &str = "issuer.pem";
+const ISSUER_KEY: &str = "issuer-key.pem";
 const ROOT_DAYS: i64 = 3652;
+const ISSUER_DAYS: i64 = 1826;
 const LEAF_DAYS: i64 = 730;
+/// Seconds by which a certificate begins before it is issued: clocks at the sites may be behind.
+pub(crate) const BACKDATED: u64 = 3600;
 
 /// The federation's root, with its key. Whoever has it decides who is in the federation.
 pub struct Authority {
@@ -81,25 +92,37 @@ pub enum AuthorityError {
 }
 
 impl Authority {
-    /// Makes a root and writes `ca.pem` and `ca-key.pem` (readable by the owner alone) into `dir`.
+    /// Makes a root and an issuing key, and writes `ca.pem`, `ca-key.pem`, `issuer.pem` and `issuer-key.pem` into `dir`; keys are
+    /// readable by the owner alone. Once the server and the operators have their certificates, `ca-key.pem` can be kept elsewhere.
     ///
     /// # Errors
-    /// [`AuthorityError`] when either file exists or cannot be written.
+    /// [`AuthorityError`] when one of the files exists or cannot be written.
     pub fn create(dir: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
         make_dir(dir)?;
-        for name in [CA_CERT, CA_KEY] {
+        for name in [CA_CERT, CA_KEY, ISSUER_CERT, ISSUER_KEY] {
             refuse_existing(&dir.join(name))?;
         }
         let mut params = params("consortia federation", now, ROOT_DAYS);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        make_ca(&mut params, 1);
         params.use_authority_key_identifier_extension = false;
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let cert = params.self_signed(&key)?;
         write_new(&dir.join(CA_KEY), key.serialize_pem().as_bytes(), 0o600)?;
         write_new(&dir.join(CA_CERT), cert.pem().as_bytes(), 0o644)?;
         let fingerprint = fingerprint(cert.der());
-        Ok(Self { issuer: Issuer::new(params, key), ca_pem: cert.pem(), fingerprint })
+        let authority = Self { issuer: Issuer::new(params, key), ca_pem: cert.pem(), fingerprint };
+        authority.make_issuing(dir, now)?;
+        Ok(authority)
+    }
+
+    fn make_issuing(&self, dir: &Path, now: SystemTime) -> Result<(), AuthorityError> {
+        let mut params = params("consortia federation, issuing", now, ISSUER_DAYS);
+        make_ca(&mut params, 0);
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let cert = params.signed_by(&key, &self.issuer)?;
+        write_new(&dir.join(ISSUER_KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        write_new(&dir.join(ISSUER_CERT), cert.pem().as_bytes(), 0o644)
     }
 
     /// Reads the root that [`Authority::create`] wrote.
@@ -109,14 +132,10 @@ impl Authority {
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
         let (ca_pem, key_pem) = (read(&cert_path)?, read(&key_path)?);
-        let bad = |path: &Path, error: &dyn std::fmt::Display| AuthorityError::Content {
-            path: path.to_owned(),
-            message: error.to_string(),
-        };
-        let key = KeyPair::from_pem(&key_pem).map_err(|error| bad(&key_path, &error))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|error| content(&key_path, &error))?;
         let der =
-            CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|error| bad(&cert_path, &error))?;
-        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| bad(&cert_path, &error))?;
+            CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|error| content(&cert_path, &error))?;
+        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| content(&cert_path, &error))?;
         Ok(Self { issuer, fingerprint: fingerprint(&der), ca_pem })
     }
 
@@ -168,24 +187,16 @@ impl Authority {
     }
 
     fn issue_named(&self, prefix: &str, name: &str, now: SystemTime) -> Result<Identity, AuthorityError> {
-        let mut params = params(name, now, LEAF_DAYS);
-        let uri = format!("{prefix}{name}");
-        let uri = uri.as_str().try_into().map_err(|_| AuthorityError::Name(uri.clone()))?;
-        params.subject_alt_names.push(SanType::URI(uri));
-        self.sign(params, ExtendedKeyUsagePurpose::ClientAuth)
+        self.sign(named(prefix, name, now, LEAF_DAYS)?, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
     fn sign(
         &self,
-        mut params: CertificateParams,
+        params: CertificateParams,
         usage: ExtendedKeyUsagePurpose,
     ) -> Result<Identity, AuthorityError> {
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
-        params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let cert = params.signed_by(&key, &self.issuer)?;
+        let cert = leaf(params, usage).signed_by(&key, &self.issuer)?;
         Ok(Identity { ca_pem: self.ca_pem.clone(), cert_pem: cert.pem(), key_pem: key.serialize_pem() })
     }
 }
@@ -226,10 +237,36 @@ fn params(name: &str, now: SystemTime, days: i64) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    // Clocks at the sites may be behind.
-    params.not_before = now - Duration::hours(1);
+    params.not_before = now - Duration::seconds(BACKDATED as i64);
     params.not_after = now + Duration::days(days);
     params
+}
+
+fn make_ca(params: &mut CertificateParams, below: u8) {
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+}
+
+/// A certificate with a name of the federation.
+fn named(prefix: &str, name: &str, now: SystemTime, days: i64) -> Result<CertificateParams, AuthorityError> {
+    let mut params = params(name, now, days);
+    let uri = format!("{prefix}{name}");
+    let uri = uri.as_str().try_into().map_err(|_| AuthorityError::Name(uri.clone()))?;
+    params.subject_alt_names.push(SanType::URI(uri));
+    Ok(params)
+}
+
+/// A certificate that makes no others.
+fn leaf(mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn content(path: &Path, error: &dyn std::fmt::Display) -> AuthorityError {
+    AuthorityError::Content { path: path.to_owned(), message: error.to_string() }
 }
 
 /// A DNS name as a certificate holds it.

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::ModelRoom;
 use super::engine::{Command, NewRun, seed_of};
 use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::members::Members;
 use super::session::{OPENING, reject_on};
 use super::store::Store;
 use crate::Plan;
@@ -32,6 +33,7 @@ pub(crate) struct Desk {
     pub(crate) room: Arc<dyn ModelRoom>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) live: watch::Receiver<Option<Arc<RunSummary>>>,
+    pub(crate) members: Arc<Members>,
 }
 
 impl std::fmt::Debug for Desk {
@@ -105,6 +107,11 @@ impl Desk {
                 self.submit(plan_toml, seed).await.map(|run| AdminReply::Submitted { run })
             }
             Ok(AdminRequest::List) => self.list().await.map(AdminReply::Runs),
+            Ok(AdminRequest::Invite { sites, servers, seconds }) => {
+                self.members.invite(&sites, &servers, seconds).await.map(AdminReply::Invites)
+            }
+            Ok(AdminRequest::Members) => self.members.list().await.map(AdminReply::Members),
+            Ok(AdminRequest::Revoke { site }) => self.members.revoke(site).await.map(|()| AdminReply::Done),
             Ok(AdminRequest::Watch { run }) => match self.watch(run, &mut send).await {
                 Ok(()) => return,
                 Err(error) => Err(error),

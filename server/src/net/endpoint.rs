@@ -1,7 +1,7 @@
 //! The one UDP port: QUIC with mutual TLS 1.3 against the federation's root.
 //!
-//! It refuses connections without a certificate of the federation, data before the handshake is done (0-RTT), and
-//! resumed sessions: a certificate is checked at every connection.
+//! It refuses certificates of other federations, data before the handshake is done (0-RTT), and resumed sessions: a certificate
+//! is checked at every connection. Only who comes to enrol may come without one; the session sees to that.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use protocol::wire::{ALPN, DATAGRAM_MAX};
+use protocol::wire::{ALPN, DATAGRAM_MAX, ENROL_ALPN};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
     Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt,
@@ -101,15 +101,19 @@ fn tls(identity: &Path, key: PrivateKeyDer<'static>) -> Result<QuicServerConfig,
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
         .build()
         .map_err(|error| unusable(&error))?;
+    // The root is sent along: who holds an invite knows its fingerprint and not yet the certificate.
+    let mut chain = certificates(&cert)?;
+    chain.extend(certificates(&ca)?);
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&cert)?, key)
+        .with_single_cert(chain, key)
         .map_err(|error| unusable(&error))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec(), ENROL_ALPN.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;

@@ -49,6 +49,16 @@ pub(crate) enum Command {
     Evaluated { run: RunId, round: Round, metrics: Option<Metrics> },
     /// A checked plan is to become a run.
     Submit { new: Box<NewRun>, reply: oneshot::Sender<Result<RunId, String>> },
+    /// Something for the audit log that no run knows of.
+    Record(Record),
+}
+
+/// What happens to the membership.
+pub(crate) enum Record {
+    Invited { site: ClientId, expires: u64 },
+    Enrolled { site: ClientId, key_sha256: String },
+    InviteReused { token_sha256: String },
+    Revoked { site: ClientId },
 }
 
 /// A plan that was checked, and where its model begins.
@@ -236,6 +246,7 @@ impl Engine {
                 let _ = reply.send(submitted.map_err(|error| error.to_string()));
                 Ok(())
             }
+            Command::Record(record) => Ok(self.audit.member(self.clock.now(), &record)?),
         }
     }
 

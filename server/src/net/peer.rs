@@ -4,17 +4,24 @@
 //! carries no name of this federation, or more than one.
 
 use protocol::ClientId;
+use protocol::wire::ENROL_ALPN;
+use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::authority::{OPERATOR_URI, SITE_URI};
+use super::authority::{BACKDATED, OPERATOR_URI, SITE_URI};
 
 /// The party behind a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     /// A site, by the name in its certificate.
-    Site(ClientId),
+    Site {
+        /// The name.
+        name: ClientId,
+        /// When the certificate was issued, in seconds since the Unix epoch.
+        issued: u64,
+    },
     /// An operator, by the name in the certificate.
     Operator(String),
 }
@@ -30,7 +37,8 @@ impl Peer {
         });
         let (Some(uri), None) = (uris.next(), uris.next()) else { return None };
         if let Some(name) = uri.strip_prefix(SITE_URI) {
-            ClientId::new(name).ok().map(Self::Site)
+            let begins = u64::try_from(certificate.validity().not_before.timestamp()).ok()?;
+            Some(Self::Site { name: ClientId::new(name).ok()?, issued: begins + BACKDATED })
         } else {
             let name = ClientId::new(uri.strip_prefix(OPERATOR_URI)?).ok()?;
             Some(Self::Operator(name.into()))
@@ -44,9 +52,15 @@ impl Peer {
     }
 }
 
+/// Whether the other end came to enrol.
+pub(crate) fn is_enrolment(connection: &quinn::Connection) -> bool {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.and_then(|data| data.protocol).is_some_and(|protocol| protocol == ENROL_ALPN)
+}
+
 /// A certificate file that names no site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the file holds no certificate that names a site; ask the operator for one made with `server issue`")]
+#[error("the file holds no certificate that names a site; ask the operator for an invite")]
 pub struct NotASite;
 
 /// The name in a site's certificate, in PEM: the one by which the server will know it. Nothing is verified.
@@ -56,7 +70,7 @@ pub struct NotASite;
 pub fn site_of_pem(pem: &[u8]) -> Result<ClientId, NotASite> {
     let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| NotASite)?;
     match Peer::of(&certificate) {
-        Some(Peer::Site(site)) => Ok(site),
+        Some(Peer::Site { name, .. }) => Ok(name),
         Some(Peer::Operator(_)) | None => Err(NotASite),
     }
 }
@@ -76,7 +90,8 @@ mod tests {
         let peer = |pem: &str| Peer::of(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
         let north = ClientId::new("north").unwrap();
         let site = authority.issue_site(&north, now).unwrap();
-        assert_eq!(peer(&site.cert_pem), Some(Peer::Site(north)));
+        let issued = 1_767_225_600;
+        assert_eq!(peer(&site.cert_pem), Some(Peer::Site { name: north, issued }));
         let operator = authority.issue_operator("ada", now).unwrap();
         assert_eq!(peer(&operator.cert_pem), Some(Peer::Operator("ada".into())));
         assert_eq!(peer(&authority.issue_server(&[], now).unwrap().cert_pem), None);

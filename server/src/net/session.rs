@@ -21,7 +21,8 @@ use super::desk::Desk;
 use super::engine::{Command, Link, Order};
 use super::exchange::Exchange;
 use super::frames::{FrameError, Patience, read_frame, write_frame};
-use super::peer::Peer;
+use super::members::{Members, Revocations};
+use super::peer::{Peer, is_enrolment};
 use super::uploads::Uploads;
 
 /// What this program calls itself.
@@ -52,6 +53,7 @@ pub(crate) struct Hall {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) newcomers: Newcomers,
+    pub(crate) members: Arc<Members>,
 }
 
 /// Connections that have not been greeted, by the site in their certificate.
@@ -123,12 +125,19 @@ async fn open(hall: Arc<Hall>, incoming: Incoming, handshake: OwnedSemaphorePerm
         Ok(Err(error)) => return tracing::info!("a handshake from {address} failed: {error}"),
         Err(_) => return tracing::info!("a handshake from {address} took too long"),
     };
+    // Whoever has no certificate must not take the room of those who have: it keeps its place among the handshakes.
+    if is_enrolment(&connection) {
+        return hall.members.attend(&connection).await;
+    }
+    if connection.peer_identity().is_none() {
+        return close(&connection, &Rejection::NotASite);
+    }
     let Ok(_seat) = Arc::clone(&hall.seats).try_acquire_owned() else {
         return reject(&connection, Rejection::Busy).await;
     };
     drop(handshake);
     match Peer::of_connection(&connection) {
-        Some(Peer::Site(client)) => attend_site(&hall, &connection, client).await,
+        Some(Peer::Site { name, issued }) => attend_site(&hall, &connection, name, issued).await,
         Some(Peer::Operator(name)) => {
             tracing::info!("operator {name} is connected from {address}");
             hall.desk.attend(&connection).await;
@@ -182,7 +191,13 @@ async fn greet(connection: &Connection, client: &ClientId) -> Option<()> {
     send.finish().ok()
 }
 
-async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId) {
+async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId, issued: u64) {
+    let mut revoked = hall.members.revocations();
+    let name = client.clone();
+    let is_void = |revoked: &Revocations| revoked.get(&name).is_some_and(|before| issued <= *before);
+    if is_void(&revoked.borrow_and_update()) {
+        return reject(connection, Rejection::Revoked).await;
+    }
     let Some(newcomer) = hall.newcomers.admit(&client) else {
         return close(connection, &Rejection::Busy);
     };
@@ -201,7 +216,13 @@ async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId
     }
     let mut site =
         Site { hall, connection, client, session, open: BTreeMap::new(), streams: JoinSet::new(), serial: 0 };
-    let why = site.serve(inbox).await;
+    let why = tokio::select! {
+        why = site.serve(inbox) => why,
+        _ = revoked.wait_for(is_void) => {
+            close(connection, &Rejection::Revoked);
+            "it is revoked".to_owned()
+        }
+    };
     // Streams end before the engine hears that the site has left: it may be asked again at once.
     site.streams.shutdown().await;
     tracing::info!("{} has left: {why}", site.client);

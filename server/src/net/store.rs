@@ -6,6 +6,7 @@
 
 mod blobs;
 mod ledger;
+mod members;
 pub(crate) mod rows;
 mod secrets;
 
@@ -27,11 +28,15 @@ use super::crash;
 use crate::{Checkpoint, ClientRecord, Commit, RunEnd};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
+pub(crate) use members::{Membership, Shown};
 use secrets::Secrets;
 
 /// Every step of the schema, oldest first; the database's `user_version` is how many of them it has taken.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("../../migrations/0001_runs.sql"), include_str!("../../migrations/0002_privacy.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("../../migrations/0001_runs.sql"),
+    include_str!("../../migrations/0002_privacy.sql"),
+    include_str!("../../migrations/0003_members.sql"),
+];
 const SCHEMA: i64 = MIGRATIONS.len() as i64;
 /// Runs and rounds that a summary tells at most.
 const RUNS_MAX: i64 = 200;
@@ -87,6 +92,16 @@ pub enum StoreError {
         population: String,
         /// The record.
         sequence: i64,
+        /// What is wrong.
+        message: String,
+    },
+    /// A member's row that this program did not write.
+    #[error(
+        "the stored member `{name}` is not understood ({message}); restore the state folder from a backup"
+    )]
+    Member {
+        /// The name.
+        name: String,
         /// What is wrong.
         message: String,
     },

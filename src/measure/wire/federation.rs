@@ -51,7 +51,7 @@ fn vector(parameters: usize) -> Result<Layout, protocol::LayoutError> {
 pub(super) async fn serve(dir: &Path, order: Order) -> anyhow::Result<()> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (state, identity) = (dir.join("state"), dir.join("identity"));
-    let config = ServerConfig { state, listen, identity, limits: Limits::default() };
+    let config = ServerConfig { state, listen, identity, issuing: None, limits: Limits::default() };
     let server = Server::start(config, Arc::new(VectorRoom(order.parameters))).await?;
     let mut notes = server.notes();
     let rounds = order.rounds + 1;

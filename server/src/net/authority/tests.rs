@@ -2,6 +2,8 @@
 
 use std::time::Duration as StdDuration;
 
+use rcgen::PublicKeyData;
+
 use super::*;
 
 /// A fixed moment: 2026-01-01.
@@ -58,4 +60,48 @@ fn an_authority_whose_files_are_damaged_names_the_file() {
     Authority::create(dir.path(), now()).unwrap();
     fs::write(dir.path().join(CA_KEY), "nothing").unwrap();
     assert!(Authority::open(dir.path()).unwrap_err().to_string().contains(CA_KEY));
+}
+
+#[test]
+fn of_a_signing_request_nothing_but_the_key_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    Authority::create(dir.path(), now()).unwrap();
+    // What a running server has: the root's key is somewhere else.
+    fs::remove_file(dir.path().join(CA_KEY)).unwrap();
+    let issuing = Issuing::open(dir.path()).unwrap();
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut asked = named(OPERATOR_URI, "mallory", now(), 9000).unwrap();
+    asked.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    asked.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let request = Request::parse(asked.serialize_request(&key).unwrap().der()).unwrap();
+    let chain = issuing.certify(&ClientId::new("north").unwrap(), &request, now()).unwrap();
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().unwrap();
+    assert_eq!(certificates.len(), 2);
+    let issued = 1_767_225_600;
+    let north = crate::net::peer::Peer::Site { name: ClientId::new("north").unwrap(), issued };
+    assert_eq!(crate::net::peer::Peer::of(&certificates[0]), Some(north));
+    let (_, certificate) = x509_parser::parse_x509_certificate(&certificates[0]).unwrap();
+    assert!(!certificate.is_ca());
+    let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.client_auth && !usage.server_auth);
+    let days = certificate.validity().not_after.timestamp() - issued.cast_signed();
+    assert_eq!(days / 86_400, LEAF_DAYS);
+    assert_eq!(certificate.public_key().raw, key.subject_public_key_info());
+}
+
+#[test]
+fn a_signing_request_that_is_damaged_or_of_another_kind_of_key_is_refused() {
+    let request = |key: &KeyPair| CertificateParams::default().serialize_request(key).unwrap().der().to_vec();
+    let good = request(&KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap());
+    assert!(Request::parse(&good).is_ok());
+    for at in [10, good.len() / 2, good.len() - 1] {
+        let mut damaged = good.clone();
+        damaged[at] ^= 1;
+        assert!(Request::parse(&damaged).is_err(), "{at}");
+    }
+    assert!(Request::parse(b"").is_err() && Request::parse(&good[..40]).is_err());
+    for kind in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P384_SHA384] {
+        assert!(Request::parse(&request(&KeyPair::generate_for(kind).unwrap())).is_err());
+    }
 }

@@ -1,0 +1,55 @@
+//! What somebody with an invite and the server say to each other: one request, one answer, on a connection without a client
+//! certificate.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Token;
+
+/// Asks for a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    /// The invite's.
+    pub token: Token,
+    /// A certificate signing request (RFC 2986) in DER. Its public key alone is taken from it.
+    pub csr_der: Vec<u8>,
+    /// Name and version of the site's software, for the operator's log.
+    pub software: String,
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnrolReply {
+    /// The site is a member now.
+    Issued {
+        /// Its certificate and those between it and the root, in PEM.
+        chain_pem: String,
+        /// The federation's root, in PEM.
+        root_pem: String,
+    },
+    /// It is not.
+    Refused(EnrolRefusal),
+}
+
+/// Why there is no certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum EnrolRefusal {
+    /// The server never gave such an invite, or has taken it back.
+    #[error("the server does not know this invite, or has taken it back; ask the operator for a new one")]
+    Unknown,
+    /// Its time is over.
+    #[error("the invite has expired; ask the operator for a new one")]
+    Expired,
+    /// Somebody has used it, with another key.
+    #[error(
+        "the invite has been used already; if it was not you, tell the operator at once: somebody else has your site's certificate"
+    )]
+    Used,
+    /// The signing request is none.
+    #[error("the certificate signing request is not understood; install the same release on both sides")]
+    Request,
+    /// The server has no issuing key, or cannot use it.
+    #[error(
+        "the server cannot issue certificates at the moment; tell the operator, the server's log says why"
+    )]
+    Unable,
+}

@@ -1,0 +1,209 @@
+//! Who belongs to the federation: invites are made, redeemed and taken back, members are told from those whose certificates are
+//! void.
+//!
+//! Enrolment is the one thing that somebody without a certificate may ask for: one small request on a connection of its own
+//! ALPN, a few of them at a time, each with little patience. Of the request only the public key is used; name, usage and
+//! lifetime are the server's. Tokens are kept as hashes and are good once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use protocol::wire::{
+    ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, InviteText, Member, Rejection,
+};
+use protocol::{ClientId, Invite, Token};
+use quinn::Connection;
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::time::timeout;
+
+use super::authority::{Issuing, Request};
+use super::engine::{Command, Record};
+use super::frames::{Patience, read_frame, write_frame};
+use super::session::{LAST_WORDS, OPENING, close};
+use super::store::{Membership, Shown, Store, StoreError};
+
+/// Enrolments at a time.
+const AT_ONCE: usize = 16;
+/// How long an invite may be good: a season.
+const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Up to when each revoked site's certificates are void, in seconds since the Unix epoch.
+pub(crate) type Revocations = Arc<BTreeMap<ClientId, u64>>;
+
+/// See the module.
+pub(crate) struct Members {
+    store: Arc<Store>,
+    issuing: Option<Arc<Issuing>>,
+    commands: mpsc::Sender<Command>,
+    revoked: watch::Sender<Revocations>,
+    places: Semaphore,
+    /// One invite is looked at after the other.
+    turn: Mutex<()>,
+}
+
+impl Members {
+    pub(crate) async fn new(
+        store: Arc<Store>,
+        issuing: Option<Arc<Issuing>>,
+        commands: mpsc::Sender<Command>,
+    ) -> Result<Self, StoreError> {
+        let revoked = watch::Sender::new(Arc::new(store.revocations().await?));
+        Ok(Self {
+            store,
+            issuing,
+            commands,
+            revoked,
+            places: Semaphore::new(AT_ONCE),
+            turn: Mutex::default(),
+        })
+    }
+
+    /// What is void, now and as it changes.
+    pub(crate) fn revocations(&self) -> watch::Receiver<Revocations> {
+        self.revoked.subscribe()
+    }
+
+    /// Makes an invite for each site.
+    pub(crate) async fn invite(
+        &self,
+        sites: &[ClientId],
+        servers: &[String],
+        seconds: u64,
+    ) -> Result<Vec<InviteText>, String> {
+        let issuing = self.issuing.as_ref().ok_or(
+            "this server has no issuing key (authority/issuer-key.pem beside server.toml); make the federation with this release's \
+             `server init`",
+        )?;
+        if servers.is_empty() {
+            return Err("an invite names at least one server, host:port".to_owned());
+        }
+        let valid = Duration::from_secs(seconds);
+        if valid > VALID_MAX || valid.is_zero() {
+            return Err(format!("an invite is good for 1 second to {} days", VALID_MAX.as_secs() / 86_400));
+        }
+        let created = now();
+        let mut made = Vec::with_capacity(sites.len());
+        for site in sites {
+            let mut chance = [0; 16];
+            aws_lc_rs::rand::fill(&mut chance).map_err(|_| "the operating system gave no entropy")?;
+            let token = Token::new(chance);
+            let expires = created + seconds;
+            let stored = self.store.add_invite(site, &token.sha256(), created, expires).await;
+            stored.map_err(|error| error.to_string())?;
+            let (site, servers) = (site.clone(), servers.to_vec());
+            let invite = Invite { site, servers, root_sha256: issuing.root_sha256(), token, expires };
+            made.push(InviteText {
+                site: invite.site.clone(),
+                text: invite.to_text(),
+                phrase: invite.phrase(),
+                expires,
+            });
+            self.record(Record::Invited { site: invite.site, expires }).await;
+        }
+        Ok(made)
+    }
+
+    /// Voids a site's certificates and invites. Its connection is closed before this returns or soon after.
+    pub(crate) async fn revoke(&self, site: ClientId) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
+        let before = now();
+        self.store.revoke(&site, before).await.map_err(|error| error.to_string())?;
+        self.revoked.send_modify(|revoked| {
+            Arc::make_mut(revoked).insert(site.clone(), before);
+        });
+        tracing::info!("{site} is revoked");
+        self.record(Record::Revoked { site }).await;
+        Ok(())
+    }
+
+    /// Everybody who was ever invited.
+    pub(crate) async fn list(&self) -> Result<Vec<Member>, String> {
+        let members = self.store.members().await.map_err(|error| error.to_string())?;
+        let member = |Membership { site, invited, expires, joined, revoked }| Member {
+            site,
+            invited,
+            expires,
+            joined,
+            revoked,
+        };
+        Ok(members.into_iter().map(member).collect())
+    }
+
+    /// Serves a connection that came to enrol, until it is done.
+    pub(crate) async fn attend(&self, connection: &Connection) {
+        let Ok(_place) = self.places.try_acquire() else {
+            return close(connection, &Rejection::Busy);
+        };
+        let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
+            return close(connection, &Rejection::NotAHello);
+        };
+        let patience = Patience { first: Some(OPENING), idle: OPENING };
+        let request =
+            read_frame::<EnrolRequest>(&mut recv, FrameKind::EnrolRequest, ENROL_MAX, patience).await;
+        let Ok(request) = request else {
+            return close(connection, &Rejection::NotAHello);
+        };
+        let reply = self.enrol(&request, connection).await;
+        let said = write_frame(&mut send, FrameKind::EnrolReply, &reply).await;
+        if said.is_ok() && send.finish().is_ok() {
+            let _ = timeout(LAST_WORDS, send.stopped()).await;
+        }
+    }
+
+    async fn enrol(&self, request: &EnrolRequest, connection: &Connection) -> EnrolReply {
+        let address = connection.remote_address();
+        match self.redeem(request).await {
+            Ok((chain_pem, root_pem)) => EnrolReply::Issued { chain_pem, root_pem },
+            Err(refused) => {
+                tracing::warn!("an enrolment from {address} is refused: {refused}");
+                if refused == EnrolRefusal::Used {
+                    self.record(Record::InviteReused { token_sha256: request.token.sha256() }).await;
+                }
+                EnrolReply::Refused(refused)
+            }
+        }
+    }
+
+    /// The site's chain and the root.
+    async fn redeem(&self, request: &EnrolRequest) -> Result<(String, String), EnrolRefusal> {
+        let unable = |error: &dyn std::fmt::Display| {
+            tracing::error!("a site cannot be enrolled: {error}");
+            EnrolRefusal::Unable
+        };
+        let Some(issuing) = &self.issuing else { return Err(unable(&"there is no issuing key")) };
+        let csr = Request::parse(&request.csr_der).map_err(|error| {
+            tracing::warn!("a certificate signing request is refused: {error}");
+            EnrolRefusal::Request
+        })?;
+        let (token, key) = (request.token.sha256(), csr.key_sha256());
+        let _turn = self.turn.lock().await;
+        let site = match self.store.show(&token, &key, now()).await.map_err(|error| unable(&error))? {
+            Shown::Good(site) => site,
+            Shown::Again { chain_pem } => return Ok((chain_pem, issuing.root_pem().to_owned())),
+            Shown::Refused(refused) => return Err(refused),
+        };
+        // After a revocation nothing may be dated to its second.
+        let after = self.revoked.borrow().get(&site).map_or(0, |before| before + 1);
+        let issued = UNIX_EPOCH + Duration::from_secs(now().max(after));
+        let chain = issuing.certify(&site, &csr, issued).map_err(|error| unable(&error))?;
+        let used =
+            self.store.use_invite(&token, &key, &chain, now()).await.map_err(|error| unable(&error))?;
+        if !used {
+            return Err(EnrolRefusal::Used);
+        }
+        tracing::info!("{site} has joined");
+        self.record(Record::Enrolled { site, key_sha256: key }).await;
+        Ok((chain, issuing.root_pem().to_owned()))
+    }
+
+    /// For the audit log. A server that is shutting down has closed it.
+    async fn record(&self, record: Record) {
+        let _ = self.commands.send(Command::Record(record)).await;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "invites expire by the clock on the wall")]
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

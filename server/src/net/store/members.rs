@@ -1,0 +1,153 @@
+//! Invites and revocations in the database.
+
+use std::collections::BTreeMap;
+
+use protocol::ClientId;
+use protocol::wire::EnrolRefusal;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Store, StoreError};
+
+/// A member, or somebody who may become one. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Membership {
+    pub(crate) site: ClientId,
+    /// Of its newest invite.
+    pub(crate) invited: u64,
+    pub(crate) expires: u64,
+    pub(crate) joined: Option<u64>,
+    pub(crate) revoked: Option<u64>,
+}
+
+/// What became of a token that was shown.
+pub(crate) enum Shown {
+    /// It is good, for this site.
+    Good(ClientId),
+    /// It was used with the same key before: the answer may have been lost.
+    Again {
+        chain_pem: String,
+    },
+    Refused(EnrolRefusal),
+}
+
+impl Store {
+    /// Remembers an invite.
+    pub(crate) async fn add_invite(
+        &self,
+        site: &ClientId,
+        token_sha256: &str,
+        created: u64,
+        expires: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO invites (token_sha256, site, created, expires) VALUES ($1, $2, $3, $4)")
+            .bind(token_sha256)
+            .bind(site.as_str())
+            .bind(created.cast_signed())
+            .bind(expires.cast_signed())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// What a token is worth at `now`, shown with this key.
+    pub(crate) async fn show(
+        &self,
+        token_sha256: &str,
+        key_sha256: &str,
+        now: u64,
+    ) -> Result<Shown, StoreError> {
+        let found = sqlx::query("SELECT * FROM invites WHERE token_sha256 = $1");
+        let Some(row) = found.bind(token_sha256).fetch_optional(&self.pool).await? else {
+            return Ok(Shown::Refused(EnrolRefusal::Unknown));
+        };
+        let (withdrawn, expires): (i64, i64) = (row.try_get("withdrawn")?, row.try_get("expires")?);
+        let used: Option<i64> = row.try_get("used")?;
+        Ok(if withdrawn != 0 {
+            Shown::Refused(EnrolRefusal::Unknown)
+        } else if now > expires.cast_unsigned() {
+            Shown::Refused(EnrolRefusal::Expired)
+        } else if used.is_none() {
+            Shown::Good(site(&row)?)
+        } else if row.try_get::<String, _>("key_sha256")? == key_sha256 {
+            Shown::Again { chain_pem: row.try_get("chain_pem")? }
+        } else {
+            Shown::Refused(EnrolRefusal::Used)
+        })
+    }
+
+    /// Uses an invite up. Whether it was there to be used.
+    pub(crate) async fn use_invite(
+        &self,
+        token_sha256: &str,
+        key_sha256: &str,
+        chain_pem: &str,
+        now: u64,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE invites SET used = $1, key_sha256 = $2, chain_pem = $3
+             WHERE token_sha256 = $4 AND used IS NULL AND withdrawn = 0",
+        )
+        .bind(now.cast_signed())
+        .bind(key_sha256)
+        .bind(chain_pem)
+        .bind(token_sha256)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Voids a site's certificates up to `now`, and all of its invites.
+    pub(crate) async fn revoke(&self, site: &ClientId, now: u64) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("INSERT INTO revocations (site, before) VALUES ($1, $2) ON CONFLICT (site) DO UPDATE SET before = $2")
+            .bind(site.as_str())
+            .bind(now.cast_signed())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("UPDATE invites SET withdrawn = 1 WHERE site = $1")
+            .bind(site.as_str())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Up to when each revoked site's certificates are void.
+    pub(crate) async fn revocations(&self) -> Result<BTreeMap<ClientId, u64>, StoreError> {
+        let found = sqlx::query("SELECT site, before FROM revocations").fetch_all(&self.pool).await?;
+        found.iter().map(|row| Ok((site(row)?, row.try_get::<i64, _>("before")?.cast_unsigned()))).collect()
+    }
+
+    /// Everybody who was ever invited or revoked, by name.
+    pub(crate) async fn members(&self) -> Result<Vec<Membership>, StoreError> {
+        let revoked = self.revocations().await?;
+        let found =
+            sqlx::query("SELECT * FROM invites ORDER BY created, rowid").fetch_all(&self.pool).await?;
+        let mut members = BTreeMap::new();
+        for row in &found {
+            let (created, expires): (i64, i64) = (row.try_get("created")?, row.try_get("expires")?);
+            let (site, used): (_, Option<i64>) = (site(row)?, row.try_get("used")?);
+            let before: Option<&Membership> = members.get(&site);
+            let joined = used.map(i64::cast_unsigned).or_else(|| before.and_then(|before| before.joined));
+            let (invited, expires) = (created.cast_unsigned(), expires.cast_unsigned());
+            let revoked = revoked.get(&site).copied();
+            members.insert(site.clone(), Membership { site, invited, expires, joined, revoked });
+        }
+        for (site, before) in revoked {
+            members.entry(site.clone()).or_insert(Membership {
+                site,
+                invited: 0,
+                expires: 0,
+                joined: None,
+                revoked: Some(before),
+            });
+        }
+        Ok(members.into_values().collect())
+    }
+}
+
+fn site(row: &SqliteRow) -> Result<ClientId, StoreError> {
+    let name: String = row.try_get("site")?;
+    ClientId::new(&name).map_err(|error| StoreError::Member { name, message: error.to_string() })
+}

@@ -1,0 +1,83 @@
+//! `consortia site join`: from an invite to a site that can run, in one command. The key is made here and stays here.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ::client::net::{EnrolError, enrol};
+use clap::Args;
+use protocol::Invite;
+use serde_json::json;
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::members::moment;
+use super::site::{next_steps, write_files};
+use super::watch::runtime;
+
+#[derive(Debug, Args)]
+pub(super) struct JoinArgs {
+    /// The line that the operator sent, or `-` to read it from stdin.
+    invite: String,
+    /// The folder to make; by default one of the site's name, here.
+    #[arg(long = "dir", value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// The site's records, a CSV file with a header.
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Write a policy that allows everything, privacy or not, instead of one that denies everything.
+    #[arg(long)]
+    allow_plain: bool,
+}
+
+pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
+    let text = match args.invite.as_str() {
+        "-" => std::io::read_to_string(std::io::stdin()).or_fail(Kind::Configuration, "stdin")?,
+        text => text.to_owned(),
+    };
+    let invite: Invite = text.parse().or_fail(Kind::Configuration, "")?;
+    let folder = args.folder.clone().unwrap_or_else(|| PathBuf::from(invite.site.as_str()));
+    let data = match &args.data {
+        Some(path) => Some(std::path::absolute(path).or_fail(Kind::Configuration, path.display())?),
+        None => None,
+    };
+    if let Some(data) = data.as_ref().filter(|data| !data.is_file()) {
+        return Err(Failure::new(
+            Kind::Configuration,
+            format!("--data: there is no file {}", data.display()),
+        ));
+    }
+    if folder.join("site.toml").exists() {
+        let message = format!("{} holds a site already; nothing was changed", folder.display());
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    if global.quiet == 0 {
+        eprintln!(
+            "joining as {} at {}; the invite's check phrase is \"{}\"",
+            invite.site,
+            invite.servers.join(", "),
+            invite.phrase()
+        );
+    }
+    let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let joined = runtime()?.block_on(enrol(&invite, &folder.join("identity"), software, now));
+    joined.map_err(|error| failure(error, &invite))?;
+    let server = invite.servers.first().map_or("", String::as_str);
+    let files = write_files(&folder, server, data.as_deref(), args.allow_plain)?;
+    global.format.say(
+        || format!("{} has joined: its key was made here and is in {}\n{}", invite.site, folder.join("identity").display(), next_steps(&files, data.is_some(), args.allow_plain)),
+        || json!({ "site": invite.site.as_str(), "file": files.site, "policy": files.policy, "phrase": invite.phrase() }),
+    );
+    Ok(())
+}
+
+fn failure(error: EnrolError, invite: &Invite) -> Failure {
+    match error {
+        EnrolError::Expired => {
+            let message = format!("{error}; it was good until {}", moment(invite.expires));
+            Failure::new(Kind::Connection, message)
+        }
+        EnrolError::Exists(_) | EnrolError::File { .. } => Failure::new(Kind::Configuration, error),
+        error => Failure::new(Kind::Connection, error),
+    }
+}

@@ -1,0 +1,146 @@
+//! `consortia invite` and the operator's half of `consortia site`: who may join, who has, who may not any more.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ::client::net::{OperatorClient, OperatorError};
+use clap::Args;
+use protocol::ClientId;
+use protocol::wire::{AdminReply, AdminRequest, InviteText, Member};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::output::table;
+use super::run::{OperatorArgs, connect};
+use super::watch::runtime;
+
+#[derive(Debug, Args)]
+pub(super) struct InviteArgs {
+    /// The sites' names: 1 to 64 of a-z, 0-9, '.', '_' and '-' each.
+    #[arg(required = true)]
+    sites: Vec<ClientId>,
+    #[command(flatten)]
+    operator: OperatorArgs,
+    /// Where sites reach the server, `host:port`; may be repeated. Instead of `addresses` in `server.toml`.
+    #[arg(long = "address", value_name = "HOST:PORT")]
+    addresses: Vec<String>,
+    /// For how many hours the invites are good.
+    #[arg(long, default_value_t = 72)]
+    hours: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RevokeArgs {
+    /// The site.
+    site: ClientId,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+const MINUTE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+
+pub(super) fn invite(args: &InviteArgs, global: &Global) -> Result<(), Failure> {
+    let servers = if args.addresses.is_empty() { args.operator.addresses()? } else { args.addresses.clone() };
+    if servers.is_empty() {
+        let message = "an invite names the server's address as sites reach it: give --address HOST:PORT, or `addresses` in server.toml";
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    let seconds = Duration::from_secs(args.hours.saturating_mul(3600)).as_secs();
+    let request = AdminRequest::Invite { sites: args.sites.clone(), servers, seconds };
+    let AdminReply::Invites(invites) = ask(&args.operator, &request)? else { return Err(wrong_reply()) };
+    global.format.say(|| describe(&invites), || invites.iter().map(invite_json).collect());
+    Ok(())
+}
+
+fn describe(invites: &[InviteText]) -> String {
+    let mut text = String::new();
+    for InviteText { site, text: line, phrase, expires } in invites {
+        text += &format!(
+            "{site}: good once, until {}; check phrase \"{phrase}\"\n\n  consortia site join {line}\n\n",
+            moment(*expires)
+        );
+    }
+    text + "Send each site its line. Whoever has it can become that site: compare the phrase that `site join` shows by telephone."
+}
+
+fn invite_json(invite: &InviteText) -> Value {
+    json!({ "site": invite.site.as_str(), "invite": invite.text, "phrase": invite.phrase, "expires": invite.expires })
+}
+
+pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
+    let AdminReply::Members(members) = ask(args, &AdminRequest::Members)? else { return Err(wrong_reply()) };
+    let mut rows = vec![["site", "state", "invited", "joined"].map(str::to_owned).to_vec()];
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    rows.extend(members.iter().map(|member| {
+        let time = |at: u64| if at == 0 { "-".to_owned() } else { moment(at) };
+        vec![
+            member.site.to_string(),
+            state(member, now).to_owned(),
+            time(member.invited),
+            time(member.joined.unwrap_or(0)),
+        ]
+    }));
+    let object = |member: &Member| {
+        let mut object = serde_json::to_value(member).unwrap_or_default();
+        object["state"] = state(member, now).into();
+        object
+    };
+    global.format.say(|| table(&rows), || members.iter().map(object).collect());
+    Ok(())
+}
+
+fn state(member: &Member, now: u64) -> &'static str {
+    match (member.joined, member.revoked) {
+        (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
+            if member.invited > before {
+                "revoked, invited"
+            } else {
+                "revoked"
+            }
+        }
+        (Some(_), _) => "member",
+        (None, _) if now > member.expires => "invite expired",
+        (None, _) => "invited",
+    }
+}
+
+pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> {
+    let AdminReply::Done = ask(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })? else {
+        return Err(wrong_reply());
+    };
+    global.format.say(
+        || {
+            format!(
+                "{} is revoked: its certificates and invites are void, its connection is closed\nto let it back in, make it a new invite",
+                args.site
+            )
+        },
+        || json!({ "site": args.site.as_str(), "revoked": true }),
+    );
+    Ok(())
+}
+
+fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+    runtime()?.block_on(async {
+        let operator: OperatorClient = connect(args).await?;
+        let reply = operator.ask(request).await;
+        operator.close().await;
+        match reply {
+            Err(error @ OperatorError::Server(_)) => Err(Failure::new(Kind::Configuration, error)),
+            reply => reply.or_fail(Kind::Connection, ""),
+        }
+    })
+}
+
+fn wrong_reply() -> Failure {
+    Failure::new(Kind::Defect, OperatorError::WrongReply)
+}
+
+/// Seconds since the Unix epoch for a person.
+pub(super) fn moment(seconds: u64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(seconds.cast_signed()).ok();
+    time.and_then(|time| time.format(MINUTE).ok()).unwrap_or_else(|| format!("second {seconds}"))
+}
