@@ -19,7 +19,7 @@ use consortia::client::net::{Agent, AgentConfig, Identity};
 use consortia::learning::{CsvSource, FileSource, Models, SourceSpec, Trainer, device::Device, load};
 use consortia::protocol::{ClientId, Seed, wire::RunState};
 use consortia::server::Plan;
-use consortia::server::net::{Authority, Limits, Server, ServerConfig};
+use consortia::server::net::{Authority, Server, ServerConfig};
 use consortia::simulations::{Population, WeatherConfig, World};
 use consortia::{Room, first_model};
 use tokio_util::sync::CancellationToken;
@@ -50,13 +50,7 @@ async fn deployed(folder: &Path) -> Result<String> {
     let authority = Authority::create(&folder.join("ca"), SystemTime::now())?;
     let (identity, listen) = (folder.join("server"), "127.0.0.1:0".parse()?);
     authority.issue_server(&[], SystemTime::now())?.write_identity(&identity)?;
-    let config = ServerConfig {
-        state: folder.join("state"),
-        listen,
-        identity,
-        issuing: None,
-        limits: Limits::default(),
-    };
+    let config = ServerConfig::new(folder.join("state"), listen, identity);
     let server = Server::start(config, Arc::new(Room::new())).await?;
     let (mut agents, shutdown) = (Vec::new(), CancellationToken::new());
     for site in SITES {

@@ -19,6 +19,7 @@ mod papers;
 mod policy;
 mod privacy;
 mod progress;
+mod renewal;
 mod run;
 mod serve;
 mod simulate;
@@ -132,6 +133,8 @@ enum SiteCommand {
     Init(site::InitArgs),
     /// Take part until interrupted.
     Run(site::RunArgs),
+    /// Get the next certificate now, with a new key; `site run` does it by itself in time.
+    Renew(renewal::RenewArgs),
     /// Try a policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -211,6 +214,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),
+        Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),
         Command::Site(SiteCommand::Ls(args)) => members::ls(args, global),
         Command::Site(SiteCommand::Revoke(args)) => members::revoke(args, global),
         Command::Site(SiteCommand::Init(args)) => site::init(args, global),

@@ -14,14 +14,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use client::Participant;
-use client::net::{Agent, AgentConfig, AgentError, AgentEvent, EnrolError, Identity, OperatorClient, enrol};
+use client::net::{
+    Agent, AgentConfig, AgentError, AgentEvent, EnrolError, Identity, OperatorClient, enrol, renew,
+    settle_renewal,
+};
 use consortia::Room;
 use learning::device::Device;
 use learning::{FileSource, SourceSpec, Trainer};
 use protocol::wire::{AdminReply, AdminRequest, EnrolRefusal};
 use protocol::{ClientId, Invite, Learner, Token};
 use serde_json::Value;
-use server::net::{Authority, Issuing, Limits, SERVER_NAME, Server, ServerConfig};
+use server::net::{Authority, Issuing, SERVER_NAME, Server, ServerConfig};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -82,13 +85,10 @@ impl Federation {
 }
 
 async fn serve(dir: &Path) -> Server {
-    let config = ServerConfig {
-        state: dir.join("state"),
-        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        identity: dir.join("identity"),
-        issuing: Some(Arc::new(Issuing::open(&dir.join("authority")).unwrap())),
-        limits: Limits::default(),
-    };
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let issuing = Some(Arc::new(Issuing::open(&dir.join("authority")).unwrap()));
+    let config =
+        ServerConfig { issuing, ..ServerConfig::new(dir.join("state"), listen, dir.join("identity")) };
     Server::start(config, Arc::new(Room::new())).await.unwrap()
 }
 
@@ -279,6 +279,37 @@ async fn a_revoked_site_is_cut_off_at_once_and_comes_back_by_a_new_invite_only()
     let AdminReply::Members(members) = federation.ask(&AdminRequest::Members).await else { panic!() };
     assert_eq!(members.len(), 1);
     assert!(members[0].joined >= members[0].revoked, "{members:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_renews_its_certificate_with_a_new_key_and_a_revoked_one_cannot() {
+    let federation = Federation::new().await;
+    let folder = federation.folder("north");
+    enrol(&federation.invite("north", 600).await, &folder, "test", now()).await.unwrap();
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let (key, certificate, root) = (read("key.pem"), read("cert.pem"), read("ca.pem"));
+    let site = Site::start(&federation, &folder).connected().await;
+    renew(&folder, &federation.address(), "test").await.unwrap();
+    assert!(read("key.pem") != key && read("cert.pem") != certificate && read("ca.pem") == root);
+    assert!(!federation.folder("north.new").exists() && !federation.folder("north.old").exists());
+    // The old connection stands, and the new certificate makes the next one.
+    Site::start(&federation, &folder).connected().await.leave().await;
+    site.leave.cancel();
+
+    // Of a renewal that a crash broke off before its last step, the new identity is found.
+    std::fs::rename(&folder, federation.folder("north.new")).unwrap();
+    std::fs::create_dir(federation.folder("north.old")).unwrap();
+    settle_renewal(&folder).unwrap();
+    assert!(folder.join("cert.pem").exists() && !federation.folder("north.old").exists());
+
+    federation.revoke("north").await;
+    let refused = renew(&folder, &federation.address(), "test").await.map(|_| ());
+    assert_eq!(refusal(refused), EnrolRefusal::NotASite);
+    assert!(Identity::load(&folder).is_ok(), "a renewal that is refused leaves what was there");
+    let refused = renew(&federation.folder("operator"), &federation.address(), "test").await.map(|_| ());
+    assert_eq!(refusal(refused), EnrolRefusal::NotASite);
+    let log = std::fs::read_to_string(federation.folder("state/audit.jsonl")).unwrap();
+    assert_eq!(log.matches("\"event\":\"renewed\"").count(), 1, "{log}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use consortia::Room;
 use consortia::protocol::ClientId;
-use consortia::server::net::{Authority, Identity, Limits, Server, ServerConfig};
+use consortia::server::net::{Authority, Identity, Server, ServerConfig};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, SendStream,
@@ -273,8 +273,7 @@ async fn start(dir: &Path) -> (Authority, Server) {
     let identity = dir.join("identity");
     authority.issue_server(&[], SystemTime::now()).unwrap().write_identity(&identity).unwrap();
     let listen = "127.0.0.1:0".parse().unwrap();
-    let config =
-        ServerConfig { state: dir.join("state"), listen, identity, issuing: None, limits: Limits::default() };
+    let config = ServerConfig::new(dir.join("state"), listen, identity);
     (authority, Server::start(config, Arc::new(Room::new())).await.unwrap())
 }
 

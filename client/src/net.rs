@@ -27,7 +27,7 @@ mod values;
 
 pub use agent::{Agent, AgentConfig, AgentError};
 pub use connection::{ConnectError, SERVER_NAME};
-pub use enrol::{EnrolError, enrol};
+pub use enrol::{EnrolError, enrol, renew, settle_renewal};
 pub use events::AgentEvent;
 pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};

@@ -150,8 +150,11 @@ fn every_reason_of_a_refusal_has_its_number_and_its_name_on_the_page() {
 #[test]
 fn an_enrolment_has_the_bytes_of_the_page() {
     let token = Token::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-    let request =
-        EnrolRequest { token: token.clone(), csr_der: vec![0x30, 1, 0], software: "example 1.0".into() };
+    let request = EnrolRequest {
+        token: Some(token.clone()),
+        csr_der: vec![0x30, 1, 0],
+        software: "example 1.0".into(),
+    };
     golden("enrol", FrameKind::EnrolRequest, &request);
     let issued = EnrolReply::Issued { chain_pem: "site".into(), root_pem: "root".into() };
     golden("enrolled", FrameKind::EnrolReply, &issued);

@@ -41,7 +41,7 @@ use desk::Desk;
 pub use endpoint::EndpointError;
 use engine::{Engine, Nerves};
 use members::Members;
-pub use peer::{NotASite, site_of_pem};
+pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use session::{Hall, Newcomers};
 pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
 use uploads::{Spare, Uploads};
@@ -86,6 +86,13 @@ pub struct ServerConfig {
     pub issuing: Option<Arc<Issuing>>,
     /// What clients may ask of this machine.
     pub limits: Limits,
+}
+
+impl ServerConfig {
+    /// A server that nobody can be invited to, with the usual limits.
+    pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
+        Self { state, listen, identity, issuing: None, limits: Limits::default() }
+    }
 }
 
 /// What clients may ask of this machine.

@@ -160,7 +160,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
 }
 
 async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> Result<(), Failure> {
-    let identity = Identity::load(&file.identity).or_fail(Kind::Connection, "")?;
+    let identity = super::renewal::load(&file.identity)?;
     let name = site_name(&file.identity)?;
     let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
     let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
@@ -180,12 +180,14 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         .with_events(sender)
         .with_keeper(keep);
     let shutdown = CancellationToken::new();
+    let fresh = super::renewal::keep_fresh(&file.identity, &file.server, agent.identity());
     let running = tokio::spawn(agent.run(shutdown.clone()));
     let told = until_told(while_stdin_open);
-    tokio::pin!(told);
+    tokio::pin!(told, fresh);
     loop {
         tokio::select! {
             () = &mut told, if !shutdown.is_cancelled() => shutdown.cancel(),
+            () = &mut fresh, if !shutdown.is_cancelled() => {}
             event = events.recv() => match event {
                 Some(event) => show(&event, global),
                 None => break,

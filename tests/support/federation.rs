@@ -41,7 +41,7 @@ impl Federation {
     pub(crate) async fn serve(&self, limits: Limits) -> Server {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (state, identity) = (self.folder("state"), self.folder("identity"));
-        let config = ServerConfig { state, listen, identity, issuing: None, limits };
+        let config = ServerConfig { limits, ..ServerConfig::new(state, listen, identity) };
         Server::start(config, Arc::new(Room::new())).await.unwrap()
     }
 

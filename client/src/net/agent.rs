@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use protocol::wire::{CodecError, Rejection};
 use rand::TryRngCore;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{ConnectError, Link, SERVER_NAME, explain};
@@ -66,7 +66,7 @@ pub enum AgentError {
 #[derive(Debug)]
 pub struct Agent {
     config: AgentConfig,
-    identity: Identity,
+    identity: watch::Sender<Identity>,
     workshop: Workshop,
 }
 
@@ -90,7 +90,12 @@ impl Agent {
             model_bytes_max,
             spare: Arc::default(),
         };
-        Self { config, identity, workshop }
+        Self { config, identity: watch::Sender::new(identity), workshop }
+    }
+
+    /// Where a renewed identity goes: the next connection shows it.
+    pub fn identity(&self) -> watch::Sender<Identity> {
+        self.identity.clone()
     }
 
     /// Sends what happens to `events`. A full channel misses events; it never holds up the work.
@@ -148,7 +153,8 @@ impl Agent {
     /// One attempt: a connection, and a server that has greeted.
     async fn connect(&self) -> Result<Link, Attempt> {
         let config = &self.config;
-        let link = Link::open(&config.server, &config.server_name, self.identity.tls()).await;
+        let tls = self.identity.borrow().tls();
+        let link = Link::open(&config.server, &config.server_name, tls).await;
         let link = link.map_err(|error| match error {
             ConnectError::ServerName(_) => Attempt::Final(AgentError::Configuration(error)),
             other => Attempt::Passing(other.to_string()),

@@ -1,4 +1,4 @@
-//! Becoming a member: a key is made here, its public half goes to the server with the invite's token, a certificate comes back.
+//! Becoming a member, and staying one: a key is made here, its public half goes to the server with the invite's token, a certificate comes back.
 //!
 //! The private key never leaves the folder it is made in. The server must prove that it belongs to the federation whose root
 //! the invite names by its hash; that root is then kept as `ca.pem`. A try that broke off can be repeated: the key is kept,
@@ -9,8 +9,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use protocol::Invite;
 use protocol::wire::{CodecError, ENROL_ALPN, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind};
+use protocol::{Invite, Token};
 use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -79,25 +79,16 @@ pub enum EnrolError {
 /// # Errors
 /// [`EnrolError`]. Until the certificate has come, it may be called again.
 pub async fn enrol(invite: &Invite, folder: &Path, software: &str, now: u64) -> Result<(), EnrolError> {
-    let [key_path, cert_path, root_path] = ["key.pem", "cert.pem", "ca.pem"].map(|name| folder.join(name));
+    let [cert_path, root_path] = ["cert.pem", "ca.pem"].map(|name| folder.join(name));
     if cert_path.exists() {
         return Err(EnrolError::Exists(cert_path));
     }
     if now > invite.expires {
         return Err(EnrolError::Expired);
     }
-    let bad_key = |error: rcgen::Error| EnrolError::Key { path: key_path.clone(), reason: error.to_string() };
-    let key = own_key(folder, &key_path)?;
-    let request = CertificateParams::default().serialize_request(&key).map_err(bad_key)?;
-    let request = EnrolRequest {
-        token: invite.token.clone(),
-        csr_der: request.der().to_vec(),
-        software: software.to_owned(),
-    };
+    let request = request(folder, Some(invite.token.clone()), software)?;
     let (chain, root) = ask(invite, &request).await?;
-    let der = CertificateDer::from_pem_slice(root.as_bytes());
-    let der = der.map_err(|_| EnrolError::Answer("it has no root certificate"))?;
-    if Sha256::digest(&der)[..] != invite.root_sha256 {
+    if root_sha256(&root)? != invite.root_sha256 {
         return Err(EnrolError::Answer("its root certificate is another one"));
     }
     match std::fs::read(&root_path) {
@@ -110,13 +101,87 @@ pub async fn enrol(invite: &Invite, folder: &Path, software: &str, now: u64) -> 
     Ok(())
 }
 
+/// Gets the next certificate for the site whose identity is in `folder`, with a new key, from the server at `server`
+/// (`host:port`). The new identity is made beside the old one (`<folder>.new`) and takes its place when it is complete.
+///
+/// # Errors
+/// [`EnrolError`]; the old identity stands then.
+pub async fn renew(folder: &Path, server: &str, software: &str) -> Result<Identity, EnrolError> {
+    settle_renewal(folder)?;
+    let (old, next) = (Identity::load_for(folder, ENROL_ALPN)?, beside(folder, "new"));
+    let kept = read(&folder.join("ca.pem"))?;
+    if next.exists() {
+        // Of a try that broke off. What it asked for may have been given, and is worth nothing without its answer.
+        std::fs::remove_dir_all(&next).map_err(|source| EnrolError::File { path: next.clone(), source })?;
+    }
+    let request = request(&next, None, software)?;
+    let link = Link::open(server, SERVER_NAME, old.tls()).await.map_err(EnrolError::Unreachable)?;
+    let answer = exchange(&link, &request).await;
+    link.leave().await;
+    let (chain, root) = answer?;
+    if root_sha256(&root)? != root_sha256(&kept)? {
+        return Err(EnrolError::Answer("its root certificate is another one"));
+    }
+    write_new(&next.join("ca.pem"), kept.as_bytes(), 0o644)?;
+    write_new(&next.join("cert.pem"), chain.as_bytes(), 0o644)?;
+    Identity::load(&next)?;
+    let moved = std::fs::rename(folder, beside(folder, "old"));
+    moved.map_err(|source| EnrolError::File { path: folder.to_owned(), source })?;
+    settle_renewal(folder)?;
+    Ok(Identity::load(folder)?)
+}
+
+/// Ends a renewal that a crash broke off between its last two steps, and removes what was replaced. To be called before an
+/// identity is loaded; does nothing where nothing is to be done.
+///
+/// # Errors
+/// [`EnrolError::File`].
+pub fn settle_renewal(folder: &Path) -> Result<(), EnrolError> {
+    let (next, old) = (beside(folder, "new"), beside(folder, "old"));
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| EnrolError::File { path, source }
+    };
+    if !folder.exists() && old.exists() && next.join("cert.pem").exists() {
+        std::fs::rename(&next, folder).map_err(failed(folder))?;
+    }
+    if folder.exists() && old.exists() {
+        std::fs::remove_dir_all(&old).map_err(failed(&old))?;
+    }
+    Ok(())
+}
+
+/// The folder's name with an ending.
+fn beside(folder: &Path, ending: &str) -> PathBuf {
+    let mut name = folder.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{ending}"));
+    folder.with_file_name(name)
+}
+
+fn read(path: &Path) -> Result<String, EnrolError> {
+    std::fs::read_to_string(path).map_err(|source| EnrolError::File { path: path.to_owned(), source })
+}
+
+fn root_sha256(pem: &str) -> Result<[u8; 32], EnrolError> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes());
+    let der = der.map_err(|_| EnrolError::Answer("it has no root certificate"))?;
+    Ok(Sha256::digest(&der).into())
+}
+
+/// A request for the key in `folder`, which is made if there is none.
+fn request(folder: &Path, token: Option<Token>, software: &str) -> Result<EnrolRequest, EnrolError> {
+    let path = folder.join("key.pem");
+    let key = own_key(folder, &path)?;
+    let signed = CertificateParams::default().serialize_request(&key);
+    let signed = signed.map_err(|error| EnrolError::Key { path, reason: error.to_string() })?;
+    Ok(EnrolRequest { token, csr_der: signed.der().to_vec(), software: software.to_owned() })
+}
+
 /// The key of an earlier try, or a new one.
 fn own_key(folder: &Path, path: &Path) -> Result<KeyPair, EnrolError> {
     let bad = |error: rcgen::Error| EnrolError::Key { path: path.to_owned(), reason: error.to_string() };
     if path.exists() {
-        let text = std::fs::read_to_string(path);
-        let text = text.map_err(|source| EnrolError::File { path: path.to_owned(), source })?;
-        return KeyPair::from_pem(&text).map_err(bad);
+        return KeyPair::from_pem(&read(path)?).map_err(bad);
     }
     let mut maker = DirBuilder::new();
     maker.recursive(true);

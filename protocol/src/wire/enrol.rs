@@ -1,5 +1,5 @@
-//! What somebody with an invite and the server say to each other: one request, one answer, on a connection without a client
-//! certificate.
+//! How a site gets its certificate: one request, one answer. Who has an invite shows no certificate on the connection; who has a
+//! certificate shows it, and gets the next one.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +8,8 @@ use crate::Token;
 /// Asks for a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolRequest {
-    /// The invite's.
-    pub token: Token,
+    /// The invite's; none to renew the certificate that the connection shows.
+    pub token: Option<Token>,
     /// A certificate signing request (RFC 2986) in DER. Its public key alone is taken from it.
     pub csr_der: Vec<u8>,
     /// Name and version of the site's software, for the operator's log.
@@ -47,6 +47,9 @@ pub enum EnrolRefusal {
     /// The signing request is none.
     #[error("the certificate signing request is not understood; install the same release on both sides")]
     Request,
+    /// There is no token, and no certificate of a site that could be renewed.
+    #[error("only a site whose certificate is still good can renew it; ask the operator for an invite")]
+    NotASite,
     /// The server has no issuing key, or cannot use it.
     #[error(
         "the server cannot issue certificates at the moment; tell the operator, the server's log says why"

@@ -68,6 +68,7 @@ pub(crate) enum Event<'a> {
     Ended { state: &'a str, reason: &'a str },
     Invited { client: &'a str, expires: u64 },
     Enrolled { client: &'a str, key_sha256: &'a str },
+    Renewed { client: &'a str, key_sha256: &'a str },
     InviteReused { token_sha256: &'a str },
     Revoked { client: &'a str },
 }
@@ -129,6 +130,7 @@ impl AuditLog {
         let event = match record {
             Record::Invited { site, expires } => Event::Invited { client: site.as_str(), expires: *expires },
             Record::Enrolled { site, key_sha256 } => Event::Enrolled { client: site.as_str(), key_sha256 },
+            Record::Renewed { site, key_sha256 } => Event::Renewed { client: site.as_str(), key_sha256 },
             Record::InviteReused { token_sha256 } => Event::InviteReused { token_sha256 },
             Record::Revoked { site } => Event::Revoked { client: site.as_str() },
         };

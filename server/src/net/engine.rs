@@ -57,6 +57,7 @@ pub(crate) enum Command {
 pub(crate) enum Record {
     Invited { site: ClientId, expires: u64 },
     Enrolled { site: ClientId, key_sha256: String },
+    Renewed { site: ClientId, key_sha256: String },
     InviteReused { token_sha256: String },
     Revoked { site: ClientId },
 }

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::authority::{Issuing, Request};
 use super::engine::{Command, Record};
 use super::frames::{Patience, read_frame, write_frame};
+use super::peer::Peer;
 use super::session::{LAST_WORDS, OPENING, close};
 use super::store::{Membership, Shown, Store, StoreError};
 
@@ -152,41 +153,34 @@ impl Members {
     }
 
     async fn enrol(&self, request: &EnrolRequest, connection: &Connection) -> EnrolReply {
-        let address = connection.remote_address();
-        match self.redeem(request).await {
+        let done = match &request.token {
+            Some(token) => self.redeem(token, request).await,
+            None => self.renew(Peer::of_connection(connection), request).await,
+        };
+        match done {
             Ok((chain_pem, root_pem)) => EnrolReply::Issued { chain_pem, root_pem },
             Err(refused) => {
+                let address = connection.remote_address();
                 tracing::warn!("an enrolment from {address} is refused: {refused}");
-                if refused == EnrolRefusal::Used {
-                    self.record(Record::InviteReused { token_sha256: request.token.sha256() }).await;
+                if let (EnrolRefusal::Used, Some(token)) = (refused, &request.token) {
+                    self.record(Record::InviteReused { token_sha256: token.sha256() }).await;
                 }
                 EnrolReply::Refused(refused)
             }
         }
     }
 
-    /// The site's chain and the root.
-    async fn redeem(&self, request: &EnrolRequest) -> Result<(String, String), EnrolRefusal> {
-        let unable = |error: &dyn std::fmt::Display| {
-            tracing::error!("a site cannot be enrolled: {error}");
-            EnrolRefusal::Unable
-        };
-        let Some(issuing) = &self.issuing else { return Err(unable(&"there is no issuing key")) };
-        let csr = Request::parse(&request.csr_der).map_err(|error| {
-            tracing::warn!("a certificate signing request is refused: {error}");
-            EnrolRefusal::Request
-        })?;
-        let (token, key) = (request.token.sha256(), csr.key_sha256());
+    /// The chain of the site that the token is for, and the root.
+    async fn redeem(&self, token: &Token, request: &EnrolRequest) -> Result<(String, String), EnrolRefusal> {
+        let (issuing, csr) = self.ready(request)?;
+        let (token, key) = (token.sha256(), csr.key_sha256());
         let _turn = self.turn.lock().await;
         let site = match self.store.show(&token, &key, now()).await.map_err(|error| unable(&error))? {
             Shown::Good(site) => site,
             Shown::Again { chain_pem } => return Ok((chain_pem, issuing.root_pem().to_owned())),
             Shown::Refused(refused) => return Err(refused),
         };
-        // After a revocation nothing may be dated to its second.
-        let after = self.revoked.borrow().get(&site).map_or(0, |before| before + 1);
-        let issued = UNIX_EPOCH + Duration::from_secs(now().max(after));
-        let chain = issuing.certify(&site, &csr, issued).map_err(|error| unable(&error))?;
+        let chain = self.certify(issuing, &site, &csr)?;
         let used =
             self.store.use_invite(&token, &key, &chain, now()).await.map_err(|error| unable(&error))?;
         if !used {
@@ -197,10 +191,50 @@ impl Members {
         Ok((chain, issuing.root_pem().to_owned()))
     }
 
+    /// The next chain of the site whose certificate the connection shows, and the root.
+    async fn renew(
+        &self,
+        peer: Option<Peer>,
+        request: &EnrolRequest,
+    ) -> Result<(String, String), EnrolRefusal> {
+        let (issuing, csr) = self.ready(request)?;
+        let Some(Peer::Site { name, issued }) = peer else { return Err(EnrolRefusal::NotASite) };
+        let _turn = self.turn.lock().await;
+        if self.revoked.borrow().get(&name).is_some_and(|before| issued <= *before) {
+            return Err(EnrolRefusal::NotASite);
+        }
+        let chain = self.certify(issuing, &name, &csr)?;
+        tracing::info!("{name} has renewed its certificate");
+        self.record(Record::Renewed { site: name, key_sha256: csr.key_sha256() }).await;
+        Ok((chain, issuing.root_pem().to_owned()))
+    }
+
+    /// The issuing key, and the request, whose signature is good.
+    fn ready(&self, request: &EnrolRequest) -> Result<(&Issuing, Request), EnrolRefusal> {
+        let issuing = self.issuing.as_deref().ok_or_else(|| unable(&"there is no issuing key"))?;
+        let csr = Request::parse(&request.csr_der).map_err(|error| {
+            tracing::warn!("a certificate signing request is refused: {error}");
+            EnrolRefusal::Request
+        })?;
+        Ok((issuing, csr))
+    }
+
+    /// A certificate of now; after a revocation nothing may be dated to its second.
+    fn certify(&self, issuing: &Issuing, site: &ClientId, csr: &Request) -> Result<String, EnrolRefusal> {
+        let after = self.revoked.borrow().get(site).map_or(0, |before| before + 1);
+        let issued = UNIX_EPOCH + Duration::from_secs(now().max(after));
+        issuing.certify(site, csr, issued).map_err(|error| unable(&error))
+    }
+
     /// For the audit log. A server that is shutting down has closed it.
     async fn record(&self, record: Record) {
         let _ = self.commands.send(Command::Record(record)).await;
     }
+}
+
+fn unable(error: &dyn std::fmt::Display) -> EnrolRefusal {
+    tracing::error!("a site cannot be certified: {error}");
+    EnrolRefusal::Unable
 }
 
 #[expect(clippy::disallowed_methods, reason = "invites expire by the clock on the wall")]

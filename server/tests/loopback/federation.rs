@@ -71,7 +71,7 @@ impl Federation {
     pub(crate) async fn serve_with(&self, state: &Path, limits: Limits) -> Server {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let identity = self.dir.path().join("identity");
-        let config = ServerConfig { state: state.to_owned(), listen, identity, issuing: None, limits };
+        let config = ServerConfig { limits, ..ServerConfig::new(state.to_owned(), listen, identity) };
         Server::start(config, Arc::new(ToyRoom)).await.unwrap()
     }
 

@@ -14,7 +14,7 @@ use protocol::{
     EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Parameters, Round, RunId, Seed, Spec,
     Statistic, Stop, Task, TaskId, TaskKind, TrainOrder,
 };
-use server::net::{InitialModel, Limits, ModelRoom, Server, ServerConfig};
+use server::net::{InitialModel, ModelRoom, Server, ServerConfig};
 use server::{Note, Plan};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -51,7 +51,7 @@ fn vector(parameters: usize) -> Result<Layout, protocol::LayoutError> {
 pub(super) async fn serve(dir: &Path, order: Order) -> anyhow::Result<()> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (state, identity) = (dir.join("state"), dir.join("identity"));
-    let config = ServerConfig { state, listen, identity, issuing: None, limits: Limits::default() };
+    let config = ServerConfig::new(state, listen, identity);
     let server = Server::start(config, Arc::new(VectorRoom(order.parameters))).await?;
     let mut notes = server.notes();
     let rounds = order.rounds + 1;
