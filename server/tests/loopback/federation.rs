@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use privacy::{Encoded, clip};
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
-    Payload, Receipt, SMALL_MAX, TaskHeader, decode, encode,
+    ALPN, AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX,
+    Hello, Payload, Receipt, SMALL_MAX, TaskHeader, decode, encode,
 };
 use protocol::{
     Answer, ClientId, Layout, Learner, Metrics, Outcome, Parameters, RunId, Seed, Spec, Task, Work,
@@ -124,6 +124,16 @@ impl Site {
         identity: Option<&Identity>,
         ca_pem: &str,
     ) -> Result<Self, quinn::ConnectionError> {
+        Self::connect_to(server, identity, ca_pem, ALPN).await
+    }
+
+    /// Through the door of another protocol.
+    pub(crate) async fn connect_to(
+        server: SocketAddr,
+        identity: Option<&Identity>,
+        ca_pem: &str,
+        alpn: &[u8],
+    ) -> Result<Self, quinn::ConnectionError> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -139,7 +149,7 @@ impl Site {
                 builder.with_client_auth_cert(vec![cert], key).unwrap()
             }
         };
-        tls.alpn_protocols = vec![protocol::wire::ALPN.to_vec()];
+        tls.alpn_protocols = vec![alpn.to_vec()];
         let mut endpoint = Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         endpoint
             .set_default_client_config(ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap())));
@@ -246,7 +256,7 @@ impl Asked {
     }
 }
 
-async fn read<T: DeserializeOwned>(recv: &mut RecvStream, kind: FrameKind, limit: usize) -> T {
+pub(crate) async fn read<T: DeserializeOwned>(recv: &mut RecvStream, kind: FrameKind, limit: usize) -> T {
     let mut head = [0u8; FRAME_HEAD];
     recv.read_exact(&mut head).await.unwrap();
     let mut body = vec![0u8; FrameHead::parse(head, kind, limit).unwrap().len];
