@@ -114,11 +114,11 @@ fn people_read_sentences_and_a_folder_without_images_is_refused() {
 
 #[test]
 fn a_model_s_ways_are_measured_beside_bare_quic() {
-    let measured = object(&["wire", "--parameters", "50000", "--sites", "2", "--rounds", "1"]);
+    let measured = object(&["wire", "--parameters", "1000000", "--sites", "2", "--rounds", "3"]);
     positive(&measured, &["updates_per_s", "share_of_limit", "peak_rss_bytes"]);
     for (sites, place) in [(1, "one_site"), (2, "sites")] {
         let measured = &measured[place];
-        assert_eq!((&measured["sites"], &measured["model_bytes"]), (&sites.into(), &200_000.into()));
+        assert_eq!((&measured["sites"], &measured["model_bytes"]), (&sites.into(), &4_000_000.into()));
         for way in ["down", "up"] {
             positive(&measured[way], &["seconds", "bare_seconds", "bare_usual_seconds", "bytes_per_s"]);
             let [share, ours, bare] =

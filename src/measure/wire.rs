@@ -145,6 +145,10 @@ pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured
     let down = way(median(rounds.iter().map(|round| round.down)), |leg| leg.down);
     let up = way(median(replays.iter().map(|replay| replay.acknowledged)), |leg| leg.up);
     let seconds_to_model = median(replays.iter().map(|replay| replay.model));
+    // What one process notes may come to its ear later than the bytes to the other's.
+    if down.seconds.min(up.seconds).min(seconds_to_model) <= 0.0 {
+        bail!("a model of {} parameters is through before a round can be timed; take more", order.parameters);
+    }
     let server_peak_rss_bytes = peak.max(peak_up);
     Ok(Measured {
         sites: order.sites,
