@@ -272,9 +272,9 @@ impl Ended<'_> {
              pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
              epsilon       {}\nmodel sha256  {}\nresults       {}\n\n{again}\n\
              the same for real:\n  consortia server init federation --name YOUR.HOST\n  \
-             consortia server issue SITE --dir federation     and hand federation/sites/SITE to the site\n  \
              consortia server run federation\n  \
-             consortia site init SITE --server YOUR.HOST:4433 --bundle SITE-BUNDLE --allow-plain     at the site\n  \
+             consortia invite create SITE --dir federation     prints a line for the site\n  \
+             consortia site join LINE --dir SITE --data RECORDS.csv --allow-plain     at the site\n  \
              consortia site run SITE/site.toml\n  \
              consortia run submit {file} --dir federation --watch",
             self.rounds(),

@@ -108,6 +108,13 @@ fn state(member: &Member, now: u64) -> &'static str {
 }
 
 pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> {
+    let AdminReply::Members(members) = ask(&args.operator, &AdminRequest::Members)? else {
+        return Err(wrong_reply());
+    };
+    if members.iter().all(|member| member.site != args.site) {
+        // One whose certificate was made by `server issue` is in no list, and must be revoked all the same.
+        tracing::warn!("nobody of the name {} was ever invited; is it spelled right?", args.site);
+    }
     let AdminReply::Done = ask(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })? else {
         return Err(wrong_reply());
     };

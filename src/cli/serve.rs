@@ -1,9 +1,9 @@
 //! `consortia server`: a federation's authority and its server.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use consortia::Room;
@@ -11,12 +11,13 @@ use consortia::results::event_json;
 use learning::device::select;
 use protocol::ClientId;
 use serde_json::{Value, json};
-use server::net::{Authority, Issuing, Server, ServerConfig};
+use server::net::{Authority, Issuing, Server, ServerConfig, validity_of_pem};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
+use super::members::moment;
 use super::output::Format;
 use super::watch::{runtime, until_told};
 
@@ -53,6 +54,9 @@ pub(super) struct RunArgs {
     #[arg(long, hide = true)]
     while_stdin_open: bool,
 }
+
+/// When the end of the server's certificate is announced.
+const WARNED_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The comments a user finds in a fresh `server.toml`.
 const SERVER_TOML: &str = r#"# The server of a federation. Paths are relative to this file's folder.
@@ -142,12 +146,29 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     runtime()?.block_on(serve(&folder, &file, args.while_stdin_open, global.format))
 }
 
+/// Says in time that the server's own certificate ends.
+fn warn_of_the_end(identity: &Path) {
+    let path = identity.join("cert.pem");
+    let ends = std::fs::read(&path)
+        .ok()
+        .and_then(|pem| validity_of_pem(&pem).ok())
+        .map_or(u64::MAX, |(_, ends)| ends);
+    if ends < unix_seconds() as u64 + WARNED_BEFORE.as_secs() {
+        tracing::warn!(
+            "{}: the server's certificate ends {}; sites do not come back after that",
+            path.display(),
+            moment(ends)
+        );
+    }
+}
+
 async fn serve(
     folder: &ServerFolder,
     file: &ServerFile,
     while_stdin_open: bool,
     format: Format,
 ) -> Result<(), Failure> {
+    warn_of_the_end(&folder.identity());
     let mut room = Room::new();
     if let Some(central) = &file.central {
         let device = select(&file.device).or_fail(Kind::Configuration, folder.config().display())?;

@@ -40,7 +40,7 @@ const IDLE_MS: u32 = 30_000;
 #[non_exhaustive]
 pub enum EndpointError {
     /// A file of the identity is missing or is not what it should be.
-    #[error("{}: {message}; make the server's identity with `server issue`", path.display())]
+    #[error("{}: {message}; `server init` makes a server's identity", path.display())]
     Identity {
         /// The file.
         path: PathBuf,
