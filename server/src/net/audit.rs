@@ -1,4 +1,4 @@
-//! What a server did and was told, in `audit.jsonl`: a hash chain of records that nobody changes unseen.
+//! What a server did and was told, in `audit.jsonl` (of each replica, in a file that bears its name): a hash chain of records that nobody changes unseen.
 //!
 //! It holds who, what and when; no update, no norm, no metric of a site. A record is durable before the server goes on only
 //! where that matters: what was released and what was refused for want of budget stands in the ledger, in the same
@@ -91,9 +91,9 @@ pub(crate) struct AuditLog {
 }
 
 impl AuditLog {
-    /// Goes on with the log in `state`, or begins it. Half a line that a crash left is cut off.
-    pub(crate) fn open(state: &Path, now: Time) -> Result<Self, AuditError> {
-        let path = state.join("audit.jsonl");
+    /// Goes on with the log at `path`, or begins it. Half a line that a crash left is cut off.
+    pub(crate) fn open(path: &Path, now: Time) -> Result<Self, AuditError> {
+        let path = path.to_owned();
         let failed = |source| AuditError::File { path: path.clone(), source };
         let text = match std::fs::read(&path) {
             Ok(text) => text,

@@ -154,10 +154,10 @@ impl Engine {
         store: Arc<Store>,
         room: Arc<dyn ModelRoom>,
         nerves: Nerves,
-        state: &Path,
+        audit: &Path,
     ) -> Result<Self, StoreError> {
         let (links, handle, clock) = (BTreeMap::new(), Handle::current(), Clock::new());
-        let audit = AuditLog::open(state, clock.now())?;
+        let audit = AuditLog::open(audit, clock.now())?;
         Ok(Self { store, room, nerves, handle, clock, links, active: None, audit })
     }
 

@@ -2,8 +2,8 @@
 
 use privacy::chain::Link;
 use serde_json::value::RawValue;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::any::AnyRow;
+use sqlx::{Any, Row, Transaction};
 
 use super::{Store, StoreError};
 use crate::Booking;
@@ -35,7 +35,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when they cannot be written; nothing was added then.
     pub async fn book(&self, booking: &Booking) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         append(&mut transaction, booking).await?;
         crate::net::crash::point("reservation-uncommitted");
         transaction.commit().await?;
@@ -45,7 +45,7 @@ impl Store {
 
 /// Appends records within a transaction. The primary key refuses a second record at one place.
 pub(super) async fn append(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     booking: &Booking,
 ) -> Result<(), StoreError> {
     for link in &booking.links {
@@ -63,7 +63,7 @@ pub(super) async fn append(
     Ok(())
 }
 
-fn link(population: &str, row: &SqliteRow) -> Result<Link, StoreError> {
+fn link(population: &str, row: &AnyRow) -> Result<Link, StoreError> {
     let sequence: i64 = row.try_get("sequence")?;
     let wrong = |message: String| StoreError::Ledger { population: population.to_owned(), sequence, message };
     let digest =
