@@ -24,6 +24,7 @@ mod run;
 mod serve;
 mod simulate;
 mod site;
+mod state;
 mod statement;
 mod watch;
 
@@ -117,6 +118,8 @@ enum ServerCommand {
     Run(serve::RunArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
+    /// Copy the state of a stopped server from SQLite into an empty PostgreSQL database.
+    Migrate(state::MigrateArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -212,6 +215,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
+        Command::Server(ServerCommand::Migrate(args)) => state::migrate(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),

@@ -45,7 +45,10 @@ use keeper::Keeper;
 use members::Members;
 pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use session::{Hall, Newcomers};
-pub use store::{BlobError, Database, DatabaseError, Postgres, Store, StoreError, StoredRun, Submission};
+pub use store::{
+    BlobError, Database, DatabaseError, Postgres, Store, StoreError, StoredRun, Submission, TransferError,
+    Transferred,
+};
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.

@@ -60,6 +60,7 @@ fn chains(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     }
     let files = folders.iter().flat_map(|folder| NAMES.map(|name| folder.join(name)));
     let mut found: Vec<PathBuf> = files.filter(|file| file.exists()).collect();
+    found.extend(folders.iter().flat_map(|folder| of_replicas(folder)));
     found.sort();
     found.dedup();
     if found.is_empty() {
@@ -67,6 +68,16 @@ fn chains(path: &Path) -> Result<Vec<PathBuf>, Failure> {
         return Err(Failure::new(Kind::Configuration, message));
     }
     Ok(found)
+}
+
+/// The audit logs of servers that take turns on a folder.
+fn of_replicas(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        name.starts_with("audit-") && name.ends_with(".jsonl")
+    };
+    entries.map(|entry| entry.path()).filter(ours).collect()
 }
 
 /// The chain in a file, or what is wrong with it.

@@ -200,7 +200,7 @@ fn site_facts(path: &Path) -> Result<Facts, Failure> {
     Ok(vec![
         ("kind", json!("site")),
         ("name", json!(name.as_str())),
-        ("server", json!(file.server)),
+        ("server", json!(file.servers().join(", "))),
         ("trains on", json!(format!("{device:?}"))),
     ])
 }

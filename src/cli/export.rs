@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::Args;
 use protocol::RunId;
 use serde_json::json;
-use server::net::Store;
 use server::{Plan, PrivacyStatement, Subject};
 
 use super::Global;
@@ -44,7 +43,7 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
 
 /// The file of the run's current model, and its statement.
 async fn released(folder: &ServerFolder, run: RunId) -> Result<(PathBuf, PrivacyStatement), Failure> {
-    let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
+    let store = folder.look().await?;
     let stored = store.load(run).await.or_fail(Kind::Configuration, "")?;
     let (model, model_sha256) = store.model_file(run).await.or_fail(Kind::Configuration, "")?;
     let written = store.statement(run).await.or_fail(Kind::Configuration, "")?;

@@ -13,6 +13,7 @@ use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::task::JoinSet;
 
 /// The name in the server's certificate that clients ask for, whatever its address.
 pub const SERVER_NAME: &str = "server.consortia";
@@ -21,6 +22,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// A handshake that takes longer has failed.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long one server may be silent before the next one on the list is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(1);
 /// Bytes of each socket buffer.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Bytes in flight on one stream: 1 Gb/s at 100 ms and some more.
@@ -57,6 +60,12 @@ pub enum ConnectError {
     /// The connection failed or was closed.
     #[error("{}", explain(.0))]
     Connection(#[from] ConnectionError),
+    /// None of several servers can be reached.
+    #[error("{0}")]
+    Nowhere(String),
+    /// There is no server to try.
+    #[error("no server is named; write `server = \"host:port\"`")]
+    Nobody,
 }
 
 /// A live connection and the socket it runs on.
@@ -67,6 +76,35 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Connects to the first of `servers` (host:port) that answers. They are tried in turn, and one that is silent does not hold up
+    /// the next: each has a head start (Schinazi and Pauly 2017, RFC 8305). A server that stands by is silent.
+    pub(super) async fn open_any(
+        servers: &[String],
+        server_name: &str,
+        tls: &Arc<QuicClientConfig>,
+    ) -> Result<Self, ConnectError> {
+        if let [only] = servers {
+            return Self::open(only, server_name, Arc::clone(tls)).await;
+        }
+        let (mut rest, mut attempts, mut troubles) = (servers.iter(), JoinSet::new(), Vec::new());
+        loop {
+            if let Some(server) = rest.next().cloned() {
+                let (name, tls) = (server_name.to_owned(), Arc::clone(tls));
+                attempts.spawn(async move { (Self::open(&server, &name, tls).await, server) });
+            }
+            let patience = if rest.len() > 0 { HEAD_START } else { Duration::MAX };
+            match tokio::time::timeout(patience, attempts.join_next()).await {
+                Ok(Some(Ok((Ok(link), _)))) => return Ok(link),
+                Ok(Some(Ok((Err(error @ ConnectError::ServerName(_)), _)))) => return Err(error),
+                Ok(Some(Ok((Err(error), server)))) => troubles.push(format!("{server}: {error}")),
+                Ok(Some(Err(died))) => troubles.push(died.to_string()),
+                Ok(None) if troubles.is_empty() => return Err(ConnectError::Nobody),
+                Ok(None) => return Err(ConnectError::Nowhere(troubles.join("; "))),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Connects to `address` (host:port), trying every address that the name stands for.
     pub(super) async fn open(
         address: &str,

@@ -49,6 +49,18 @@ impl OperatorClient {
         Ok(Self { link: Link::open(server, server_name, identity.tls()).await? })
     }
 
+    /// Connects to the first of `servers` that answers, as [`OperatorClient::connect`] does to one.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect_any(
+        servers: &[String],
+        server_name: &str,
+        identity: &Identity,
+    ) -> Result<Self, ConnectError> {
+        Ok(Self { link: Link::open_any(servers, server_name, &identity.tls()).await? })
+    }
+
     /// Sends a request and returns the first reply; [`AdminReply::Error`] comes back as an error.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ mod ledger;
 mod members;
 pub(crate) mod rows;
 mod secrets;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -33,6 +34,7 @@ pub use database::{Database, DatabaseError, Postgres};
 use lease::Fence;
 pub(crate) use members::{Membership, Shown};
 use secrets::Secrets;
+pub use transfer::{TransferError, Transferred};
 
 /// Runs and rounds that a summary tells at most.
 const RUNS_MAX: i64 = 200;

@@ -3,7 +3,7 @@
 use privacy::chain::Link;
 use serde_json::value::RawValue;
 use sqlx::any::AnyRow;
-use sqlx::{Any, Row, Transaction};
+use sqlx::{Any, AnyConnection, Row, Transaction};
 
 use super::{Store, StoreError};
 use crate::Booking;
@@ -15,9 +15,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when they cannot be read.
     pub async fn ledger(&self, population: &str) -> Result<Vec<Link>, StoreError> {
-        let sql = "SELECT * FROM ledger WHERE population = $1 ORDER BY sequence";
-        let found = sqlx::query(sql).bind(population).fetch_all(&self.pool).await?;
-        found.iter().map(|row| link(population, row)).collect()
+        records(&mut *self.pool.acquire().await?, population).await
     }
 
     /// The populations that have a ledger, in order of their names.
@@ -41,6 +39,16 @@ impl Store {
         transaction.commit().await?;
         Ok(())
     }
+}
+
+/// Every record of a population's ledger, oldest first.
+pub(super) async fn records(
+    connection: &mut AnyConnection,
+    population: &str,
+) -> Result<Vec<Link>, StoreError> {
+    let sql = "SELECT * FROM ledger WHERE population = $1 ORDER BY sequence";
+    let found = sqlx::query(sql).bind(population).fetch_all(connection).await?;
+    found.iter().map(|row| link(population, row)).collect()
 }
 
 /// Appends records within a transaction. The primary key refuses a second record at one place.
