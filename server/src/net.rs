@@ -175,14 +175,28 @@ pub struct Server {
 
 impl Server {
     /// Opens the state and the port and begins to work. Where replicas share a database, it first waits until it is this one's
-    /// turn: a server that stands by has no port, so that sites try the next one. Must be called within a multi-threaded Tokio
-    /// runtime.
+    /// turn, and refuses whoever comes meanwhile, so that sites try the next server. Must be called within a multi-threaded
+    /// Tokio runtime.
     ///
     /// # Errors
     /// [`ServeError`] when state, identity or address cannot be used.
     pub async fn start(config: ServerConfig, room: Arc<dyn ModelRoom>) -> Result<Self, ServeError> {
-        let store = Arc::new(Store::lead(&config.state, &config.database).await?);
-        let started = Self::start_with(Arc::clone(&store), config, room).await;
+        let (store, endpoint) = match &config.database {
+            Database::Sqlite => {
+                let store = Store::open(&config.state).await?;
+                (store, endpoint::open(config.listen, &config.identity)?)
+            }
+            Database::Postgres(_) => {
+                let endpoint = endpoint::open(config.listen, &config.identity)?;
+                let store = tokio::select! {
+                    store = Store::lead(&config.state, &config.database) => store?,
+                    never = session::stand_by(&endpoint) => match never {},
+                };
+                (store, endpoint)
+            }
+        };
+        let store = Arc::new(store);
+        let started = Self::start_with(Arc::clone(&store), endpoint, config, room).await;
         if started.is_err() {
             store.close().await;
         }
@@ -191,10 +205,10 @@ impl Server {
 
     async fn start_with(
         store: Arc<Store>,
+        endpoint: Endpoint,
         config: ServerConfig,
         room: Arc<dyn ModelRoom>,
     ) -> Result<Self, ServeError> {
-        let endpoint = endpoint::open(config.listen, &config.identity)?;
         let address = endpoint.local_addr()?;
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (commands, inbox) = mpsc::channel(COMMANDS);
