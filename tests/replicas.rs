@@ -40,9 +40,9 @@ const REPLICAS: [&str; 3] = ["a", "b", "c"];
 /// Times that the server that leads is killed.
 const KILLS: u64 = 20;
 /// Enough rounds that the run outlives all of them.
-const ROUNDS: u32 = 400;
+const ROUNDS: u32 = 160;
 /// The longest time from the first task of a turn to its end: some rounds.
-const TURN_MS: u64 = 80;
+const TURN_MS: u64 = 120;
 const SEED: u64 = 11;
 /// A site restarts now and then, too, which keeps its pauses short.
 const SITES_RESTART: u64 = 4;
