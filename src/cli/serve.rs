@@ -75,7 +75,12 @@ device = "auto"
 # train = "central.csv"
 # split_column = "split"
 
+# The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
+# [models]
+# keep_last = 20
+
 # [limits]
+# runs_max = 4
 # connections_max = 2000
 # upload_bytes_max = 134217728
 "#;
@@ -179,6 +184,7 @@ async fn serve(
         listen: file.listen,
         identity: folder.identity(),
         issuing: issuing(folder)?,
+        models_kept: file.models.keep_last,
         limits: file.limits(),
     };
     let server = Server::start(config, Arc::new(room)).await.or_fail(Kind::Configuration, "")?;
