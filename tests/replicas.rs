@@ -125,11 +125,9 @@ impl Turns {
 
     /// Kills a server and starts it again.
     fn kill(&mut self, server: usize) {
-        let killed = &mut self.servers[server];
-        killed.child.kill().unwrap();
-        // It has let go of its lock and its port then.
-        killed.child.wait().unwrap();
-        self.servers[server] = self.start(server);
+        // Whoever is dead has let go of its lock and its port.
+        self.servers.remove(server).kill();
+        self.servers.insert(server, self.start(server));
     }
 
     /// Who leads with a later epoch than this one, and which epoch.
@@ -166,13 +164,15 @@ impl Turns {
     }
 
     /// Kills whoever leads, again and again, then lets the run come to its end; returns its last summary.
-    fn disturb(&mut self, run: &str, leads: usize, epoch: u64) -> Value {
+    async fn disturb(&mut self, run: &str, leads: usize, epoch: u64) -> Value {
         let (folder, addresses) = (self.folder(), self.addresses.join(","));
         let (mut leads, mut epoch) = (leads, epoch);
         let mut sites = members(&folder, &addresses);
         for kill in 0..KILLS {
             if kill % SITES_RESTART == SITES_RESTART - 1 {
-                drop(sites);
+                for site in std::mem::take(&mut sites) {
+                    site.leave().await;
+                }
                 sites = members(&folder, &addresses);
             }
             let turn = Duration::from_millis(draw(SEED + kill, TURN_MS));
@@ -229,7 +229,7 @@ async fn whoever_leads_is_killed_and_the_run_ends_with_the_bits_of_one_that_nobo
     let Some(mut turns) = Turns::begin() else { return };
     let (leads, epoch) = turns.leader_after(0);
     let run = turns.submit(&plan(""), leads, Some(SEED));
-    let end = turns.disturb(&run, leads, epoch);
+    let end = turns.disturb(&run, leads, epoch).await;
     assert_eq!(end["model_sha256"], undisturbed(&plan("")));
     assert_eq!(end["model_sha256"], trio::simulated_model(&plan(""), SEED));
     let history = end["history"].as_array().unwrap();
@@ -246,7 +246,7 @@ async fn of_a_private_run_every_round_is_released_once_and_paid_once_whoever_is_
     let Some(mut turns) = Turns::begin() else { return };
     let (leads, epoch) = turns.leader_after(0);
     let run = turns.submit(&plan(&central()), leads, None);
-    let end = turns.disturb(&run, leads, epoch);
+    let end = turns.disturb(&run, leads, epoch).await;
     let store = turns.look().await;
     let links = store.ledger("wards").await.unwrap();
     let ledger = Ledger::replay(&links).unwrap();
@@ -274,7 +274,12 @@ async fn a_server_that_stood_still_finds_itself_deposed_writes_nothing_and_stand
     let Some(turns) = Turns::begin() else { return };
     let (leads, epoch) = turns.leader_after(0);
     let run = turns.submit(&plan(""), leads, Some(SEED));
-    let _sites = members(&turns.folder(), &turns.addresses.join(","));
+    let mut sites = Vec::new();
+    for (name, data) in trio::sites() {
+        let (addresses, identity) =
+            (turns.addresses.join(","), turns.folder().join("sites").join(name.as_str()));
+        sites.push(Member::join(&addresses, &identity, name.as_str(), trio::learner(data)).await);
+    }
     let stopped = &turns.servers[leads];
     stopped.event("round");
     signal(stopped, "-STOP");

@@ -1,8 +1,8 @@
 //! The server around the coordinator: a QUIC port, a session per connection, one thread that decides, one folder that
 //! remembers.
 //!
-//! [`Server::start`] opens the state and the port, goes on with the oldest run that has not ended, and works on one run
-//! at a time in the order of their submission; sites stay connected from run to run. What a model is, the embedding
+//! [`Server::start`] opens the state and the port, goes on with the runs that have not ended, and works on several of them side by
+//! side in the order of their submission; sites stay connected from run to run. What a model is, the embedding
 //! program says through [`ModelRoom`]. A client can make the server refuse it, never make it stop; what it cannot refuse
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
@@ -20,6 +20,7 @@ mod members;
 mod outgoing;
 mod peer;
 mod session;
+mod shelf;
 mod store;
 mod uploads;
 
@@ -29,7 +30,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use protocol::wire::{Rejection, RunSummary};
+use protocol::wire::{Control, Rejection, RunSummary};
 use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
@@ -40,14 +41,16 @@ pub use audit::AuditError;
 pub use authority::{Authority, AuthorityError, Identity, Issuing, SERVER_NAME};
 use desk::Desk;
 pub use endpoint::EndpointError;
+pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use keeper::Keeper;
 use members::Members;
 pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use session::{Hall, Newcomers};
+pub use shelf::{ShelfError, Shelved};
 pub use store::{
-    BlobError, Database, DatabaseError, Postgres, Store, StoreError, StoredRun, Submission, TransferError,
-    Transferred,
+    BlobError, Database, DatabaseError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission,
+    TransferError, Transferred,
 };
 use uploads::{Spare, Uploads};
 
@@ -91,6 +94,8 @@ pub struct ServerConfig {
     pub identity: PathBuf,
     /// The key that certifies sites which come with an invite; nobody can be invited without.
     pub issuing: Option<Arc<Issuing>>,
+    /// How many of a run's last models keep their files, beside the best one; all when `None`.
+    pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
     pub limits: Limits,
 }
@@ -98,14 +103,16 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// A server that nobody can be invited to, with its rows in SQLite and the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
-        let database = Database::default();
-        Self { state, database, listen, identity, issuing: None, limits: Limits::default() }
+        let (database, limits) = (Database::default(), Limits::default());
+        Self { state, database, listen, identity, issuing: None, models_kept: None, limits }
     }
 }
 
 /// What clients may ask of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Runs that are worked on side by side, at least 1; others wait.
+    pub runs_max: usize,
     /// Connections of sites and operators at a time.
     pub connections_max: usize,
     /// Handshakes at a time, at least 1: from that one on a newcomer must first prove its address, and above twice as many
@@ -124,6 +131,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            runs_max: 4,
             connections_max: 2000,
             handshakes_max: 256,
             upload_bytes_max: 128 << 20,
@@ -195,7 +203,7 @@ impl Server {
                 (store, endpoint)
             }
         };
-        let store = Arc::new(store);
+        let store = Arc::new(store.keeping(config.models_kept));
         let started = Self::start_with(Arc::clone(&store), endpoint, config, room).await;
         if started.is_err() {
             store.close().await;
@@ -212,7 +220,7 @@ impl Server {
         let address = endpoint.local_addr()?;
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let (live, watched) = watch::channel(None);
+        let (live, watched) = watch::channel(LiveRuns::default());
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
         let nerves = Nerves {
@@ -222,12 +230,9 @@ impl Server {
             stop: stop.clone(),
             spare: Arc::clone(&spare),
         };
-        let engine = Engine::new(
-            Arc::clone(&store),
-            Arc::clone(&room),
-            nerves,
-            &config.database.audit_file(&config.state),
-        )?;
+        let runs_max = config.limits.runs_max.max(1);
+        let audit = config.database.audit_file(&config.state);
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &audit, runs_max)?;
         let keeper = Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone());
         let guard = stopped.clone().drop_guard();
         let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
@@ -241,6 +246,7 @@ impl Server {
             room,
             commands: commands.clone(),
             live: watched,
+            state: config.state.clone(),
             members: Arc::clone(&members),
         });
         let hall = Arc::new(Hall {
@@ -293,9 +299,17 @@ impl Server {
         self.desk.current(run).await
     }
 
-    /// The run that is being worked on, as it changes.
-    pub fn watch(&self) -> watch::Receiver<Option<Arc<RunSummary>>> {
+    /// The runs that are being worked on, as they change, and those that ended since the last one began.
+    pub fn watch(&self) -> watch::Receiver<LiveRuns> {
         self.desk.live.clone()
+    }
+
+    /// Lets a run that has not ended pause, go on or stop; `by` goes into the audit log.
+    ///
+    /// # Errors
+    /// A sentence for the operator, when there is no such run or it is over.
+    pub async fn control(&self, run: RunId, control: Control, by: &str) -> Result<RunSummary, String> {
+        self.desk.control(run, control, by).await
     }
 
     /// What happens in runs, from now on.
@@ -303,7 +317,7 @@ impl Server {
         self.notes.subscribe()
     }
 
-    /// The safetensors file of a run's current model. The file goes when the model is two releases old.
+    /// The safetensors file of a run's current model.
     ///
     /// # Errors
     /// A sentence for the operator.

@@ -83,6 +83,10 @@ device = "auto"
 # train = "central.csv"
 # split_column = "split"
 
+# The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
+# [models]
+# keep_last = 20
+
 # The state's rows are in state/state.sqlite. In PostgreSQL, several servers may share them, and one of them works at a time
 # (docs/operations.md); the folder state/ is then on a file system that they share, too.
 # [state]
@@ -92,6 +96,7 @@ device = "auto"
 # lease_seconds = 10
 
 # [limits]
+# runs_max = 4
 # connections_max = 2000
 # upload_bytes_max = 134217728
 "#;
@@ -198,6 +203,7 @@ async fn serve(
         listen: file.listen,
         identity: folder.identity(),
         issuing: issuing(folder)?,
+        models_kept: file.models.keep_last,
         limits: file.limits(),
     };
     let stop = CancellationToken::new();

@@ -11,6 +11,8 @@ mod leading;
 mod lease;
 mod ledger;
 mod members;
+mod models;
+mod queue;
 pub(crate) mod rows;
 mod secrets;
 mod transfer;
@@ -21,18 +23,20 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use privacy::correlation::NoiseMemory;
-use protocol::wire::{RunState, RunSummary};
+use protocol::wire::RunSummary;
 use protocol::{ClientId, Layout, Parameters, RunId};
 use sqlx::any::AnyRow;
 use sqlx::{Any, AnyPool, Row, Transaction};
 
 use super::crash;
-use crate::{Checkpoint, ClientRecord, Commit, RunEnd};
+use crate::{Checkpoint, ClientRecord, Commit};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
 pub use database::{Database, DatabaseError, Postgres};
 use lease::Fence;
 pub(crate) use members::{Membership, Shown};
+pub use models::StoredModel;
+pub(crate) use queue::Queued;
 use secrets::Secrets;
 pub use transfer::{TransferError, Transferred};
 
@@ -138,6 +142,7 @@ pub struct Store {
     blobs: Blobs,
     secrets: Secrets,
     last: Mutex<Last>,
+    keep_last: Option<u32>,
     /// What every transaction that writes must find, where several servers share the database.
     fence: Option<Fence>,
     _lock: Option<File>,
@@ -208,6 +213,13 @@ impl Store {
         Ok(transaction)
     }
 
+    /// Keeps the files of the last so many models of a run and of the best one; without this, of all.
+    #[must_use]
+    pub fn keeping(mut self, last: Option<u32>) -> Self {
+        self.keep_last = last;
+        self
+    }
+
     /// Closes the database, and gives the lease back where there is one.
     pub async fn close(&self) {
         self.release().await;
@@ -235,6 +247,7 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files, None).await?;
+        models::add(&mut transaction, new.run, 0, &files, None).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -250,6 +263,9 @@ impl Store {
         let mut transaction = self.begin().await?;
         let statement = commit.statement.as_deref();
         rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files, statement).await?;
+        if commit.summary.released {
+            models::add(&mut transaction, run, commit.summary.round, &files, statement).await?;
+        }
         if let Some(booking) = &commit.booking {
             ledger::append(&mut transaction, booking).await?;
             crash::point("spent-uncommitted");
@@ -264,32 +280,11 @@ impl Store {
         crash::point("transaction-full");
         transaction.commit().await?;
         crash::point("transaction-done");
+        if let Some(last) = self.keep_last {
+            self.thin(run, last).await?;
+        }
         self.collect().await?;
         Ok(files.model_sha256)
-    }
-
-    /// Ends a run that cannot go on, for this reason.
-    ///
-    /// # Errors
-    /// [`StoreError`] when it cannot be written.
-    pub async fn fail(&self, run: RunId, reason: &str) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        sqlx::query("UPDATE checkpoints SET ended = 'failed', reason = $1 WHERE run = $2")
-            .bind(reason)
-            .bind(run.to_string())
-            .execute(&mut *transaction)
-            .await?;
-        Ok(transaction.commit().await?)
-    }
-
-    /// The runs that have not ended, oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`] when they cannot be read.
-    pub async fn unfinished(&self) -> Result<Vec<RunId>, StoreError> {
-        let sql = "SELECT run FROM runs JOIN checkpoints USING (run) WHERE ended IS NULL ORDER BY sequence";
-        let found = sqlx::query(sql).fetch_all(&self.pool).await?;
-        found.iter().map(rows::run_id).collect()
     }
 
     /// All that is needed to go on with a run. Reads files on the calling thread.
@@ -334,14 +329,12 @@ impl Store {
         Ok((self.blobs.path(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
     }
 
-    /// What may be said about the privacy of the run's current model, as JSON; `None` for a run that promises none.
-    ///
-    /// # Errors
-    /// [`StoreError::NoSuchRun`] for a run that is not here.
-    pub async fn statement(&self, run: RunId) -> Result<Option<String>, StoreError> {
-        let sql = "SELECT statement FROM checkpoints WHERE run = $1";
+    /// A run's plan as typed, and the seed of a rehearsal.
+    pub(crate) async fn plan_of(&self, run: RunId) -> Result<(String, Option<u64>), StoreError> {
+        let sql = "SELECT run, plan_toml, seed FROM runs WHERE run = $1";
         let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
-        Ok(row.ok_or(StoreError::NoSuchRun(run))?.try_get("statement")?)
+        let row = row.ok_or(StoreError::NoSuchRun(run))?;
+        Ok((row.try_get("plan_toml")?, rows::seed(&row)?))
     }
 
     /// The newest 200 runs, newest first, without rounds and clients. A run that has not ended is called queued: only
@@ -456,6 +449,7 @@ impl Store {
         let mut kept = BTreeSet::new();
         for sql in [
             "SELECT model FROM checkpoints",
+            "SELECT blob FROM models WHERE kept = 1",
             "SELECT optimizer FROM checkpoints WHERE optimizer IS NOT NULL",
             "SELECT model_before FROM checkpoints WHERE model_before IS NOT NULL",
             "SELECT optimizer_before FROM checkpoints WHERE optimizer_before IS NOT NULL",
@@ -479,16 +473,6 @@ struct Files {
     model_sha256: String,
     optimizer: Option<String>,
     noise: Option<String>,
-}
-
-/// The state of a run that is not being worked on.
-fn state_of(end: Option<&RunEnd>) -> RunState {
-    match end {
-        None => RunState::Queued,
-        Some(RunEnd::Finished) => RunState::Finished,
-        Some(RunEnd::Failed(_)) => RunState::Failed,
-        Some(RunEnd::BudgetExhausted(_)) => RunState::BudgetExhausted,
-    }
 }
 
 #[cfg(all(test, unix))]

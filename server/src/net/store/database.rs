@@ -26,7 +26,7 @@ impl Step {
 }
 
 /// Every step of the schema, oldest first; a database knows how many of them it has taken.
-pub(super) const MIGRATIONS: [Step; 3] = [
+pub(super) const MIGRATIONS: [Step; 4] = [
     Step::of(include_str!("../../../migrations/0001_runs.sql")),
     Step {
         both: include_str!("../../../migrations/0002_privacy.sql"),
@@ -34,6 +34,7 @@ pub(super) const MIGRATIONS: [Step; 3] = [
         postgres: include_str!("../../../migrations/0002_privacy.postgres.sql"),
     },
     Step::of(include_str!("../../../migrations/0003_members.sql")),
+    Step::of(include_str!("../../../migrations/0004_control.sql")),
 ];
 pub(super) const SCHEMA: i64 = MIGRATIONS.len() as i64;
 

@@ -58,7 +58,8 @@ impl Store {
         let epoch = fence.map(|fence| fence.epoch());
         let blobs = Blobs::open(dir.join("blobs"), epoch)?;
         let secrets = Secrets::open(dir.join("secrets"), epoch)?;
-        let store = Self { pool, blobs, secrets, last: Mutex::default(), fence, _lock: Some(lock) };
+        let store =
+            Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence, _lock: Some(lock) };
         let mut transaction = store.begin().await?;
         database::migrate(&mut transaction).await?;
         transaction.commit().await?;
@@ -95,7 +96,7 @@ impl Store {
             return Err(StoreError::Newer { found, known: SCHEMA });
         }
         let (blobs, secrets) = (Blobs::look(dir.join("blobs")), Secrets::look(dir.join("secrets")));
-        Ok(Self { pool, blobs, secrets, last: Mutex::default(), fence: None, _lock: None })
+        Ok(Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence: None, _lock: None })
     }
 
     /// How often the lease was taken up to now, where there is one.

@@ -4,13 +4,14 @@ use std::time::Instant;
 
 use privacy::accounting::Relation;
 use privacy::ledger::{Ledger, Terms, Unit};
+use protocol::wire::Control;
 use protocol::{ClientId, Layout, Parameters, RunId};
 use tokio::time::sleep;
 
 use super::*;
 use crate::net::store::Submission;
 use crate::net::store::place::{LEASE, Place};
-use crate::{Booking, Checkpoint};
+use crate::{Booking, Checkpoint, RunEnd};
 
 async fn lead(place: &Place, replica: &str) -> Store {
     Store::lead(place.path(), &place.database(replica)).await.unwrap()
@@ -33,6 +34,10 @@ fn is_deposed<T>(done: Result<T, StoreError>) -> bool {
     matches!(done, Err(StoreError::Deposed { holder, epoch: 2, own: 1 }) if holder == "b")
 }
 
+async fn queued(store: &Store) -> Vec<RunId> {
+    store.queue().await.unwrap().into_iter().map(|queued| queued.run).collect()
+}
+
 #[tokio::test]
 async fn whoever_was_deposed_can_write_nothing_more() {
     let Some(place) = Place::in_postgres() else { return };
@@ -44,16 +49,17 @@ async fn whoever_was_deposed_can_write_nothing_more() {
     let site = ClientId::new("north").unwrap();
     assert!(is_deposed(submit(&deposed, 2).await));
     assert!(is_deposed(deposed.book(&booking()).await));
-    assert!(is_deposed(deposed.fail(RunId(1), "deposed").await));
+    assert!(is_deposed(deposed.end(RunId(1), &RunEnd::Stopped).await));
     assert!(is_deposed(deposed.add_invite(&site, "t", 1, 2).await));
     assert!(is_deposed(deposed.use_invite("t", "k", "pem", 1).await));
     assert!(is_deposed(deposed.revoke(&site, 1).await));
+    assert!(is_deposed(deposed.wish(RunId(1), Control::Pause).await));
     assert!(is_deposed(deposed.renew().await));
     let met = deposed.load(RunId(9)).await.unwrap_err();
     assert!(is_deposed::<()>(Err(deposed.verdict(met).await)));
     // It gives back what it has no more, which changes nothing.
     deposed.close().await;
-    assert_eq!(leads.unfinished().await.unwrap(), [RunId(1)]);
+    assert_eq!(queued(&leads).await, [RunId(1)]);
     assert!(leads.ledger("wards").await.unwrap().is_empty() && leads.members().await.unwrap().is_empty());
     leads.renew().await.unwrap();
     leads.book(&booking()).await.unwrap();
