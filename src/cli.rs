@@ -2,6 +2,7 @@
 
 mod attack;
 mod audit;
+mod backup;
 mod bench;
 mod budget;
 mod check;
@@ -118,6 +119,10 @@ enum ServerCommand {
     Run(serve::RunArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
+    /// Copy all that the server remembers and is, while it works.
+    Backup(backup::BackupArgs),
+    /// Make a server's folder from a backup.
+    Restore(backup::RestoreArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -225,6 +230,8 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
+        Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
+        Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),

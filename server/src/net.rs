@@ -46,7 +46,7 @@ use members::Members;
 pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
-pub use store::{BlobError, Store, StoreError, StoredModel, StoredRun, Submission};
+pub use store::{BackupError, BlobError, Lost, Store, StoreError, StoredModel, StoredRun, Submission};
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.

@@ -4,6 +4,7 @@
 //! crash at any instant leaves either the state before a commit or the state after it. One server owns a state folder at
 //! a time: a second one is refused. The store never guesses: a damaged file is an error that names it.
 
+mod backup;
 mod blobs;
 mod ledger;
 mod members;
@@ -28,6 +29,7 @@ use sqlx::{Row, SqlitePool};
 
 use super::crash;
 use crate::{Checkpoint, ClientRecord, Commit};
+pub use backup::{BackupError, Lost};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
 pub(crate) use members::{Membership, Shown};
@@ -474,7 +476,14 @@ impl Store {
         Ok(last.model.insert(written).clone())
     }
 
+    /// Removes the files that nobody needs any more.
     async fn collect(&self) -> Result<(), StoreError> {
+        let Needed { blobs, secrets } = self.needed().await?;
+        self.blobs.collect(&blobs)?;
+        self.secrets.collect(&secrets)
+    }
+
+    async fn needed(&self) -> Result<Needed, StoreError> {
         let mut kept = BTreeSet::new();
         for sql in [
             "SELECT model FROM checkpoints",
@@ -487,13 +496,18 @@ impl Store {
                 kept.insert(row.try_get::<String, _>(0)?);
             }
         }
-        self.blobs.collect(&kept)?;
         let noise = sqlx::query("SELECT noise FROM checkpoints WHERE noise IS NOT NULL")
             .fetch_all(&self.pool)
             .await?;
-        let noise: Result<BTreeSet<String>, _> = noise.iter().map(|row| row.try_get(0)).collect();
-        self.secrets.collect(&noise?)
+        let secrets: Result<BTreeSet<String>, _> = noise.iter().map(|row| row.try_get(0)).collect();
+        Ok(Needed { blobs: kept, secrets: secrets? })
     }
+}
+
+/// The files that rows of the database name.
+struct Needed {
+    blobs: BTreeSet<String>,
+    secrets: BTreeSet<String>,
 }
 
 /// The files of a checkpoint, by hash.
