@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use consortia::results::write_model;
 use protocol::RunId;
 use serde_json::json;
-use server::net::Store;
+use server::net::{Store, StoredRun};
 use server::{Plan, PrivacyStatement, Subject};
 
 use super::Global;
@@ -28,12 +29,13 @@ pub(super) struct ExportArgs {
 
 pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let (model, statement) = runtime()?.block_on(released(&folder, args.run))?;
+    let (run, statement) = runtime()?.block_on(released(&folder, args.run))?;
     statement.recompute().or_fail(Kind::Run, "privacy_statement.json")?;
     std::fs::create_dir_all(&args.out).or_fail(Kind::Configuration, args.out.display())?;
     let (to, beside) = (args.out.join("model.safetensors"), args.out.join("privacy_statement.json"));
     std::fs::write(&beside, statement.to_json()).or_fail(Kind::Run, beside.display())?;
-    std::fs::copy(&model, &to).or_fail(Kind::Run, to.display())?;
+    let standardiser = run.checkpoint.standardiser.as_deref();
+    write_model(&to, &run.layout, &run.checkpoint.model, standardiser).or_fail(Kind::Run, to.display())?;
     let (round, sha256) = (statement.round, &statement.model_sha256);
     global.format.say(
         || format!("model of round {round}, sha256 {sha256}\n  {}\n  {}", to.display(), beside.display()),
@@ -42,11 +44,11 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
     Ok(())
 }
 
-/// The file of the run's current model, and its statement.
-async fn released(folder: &ServerFolder, run: RunId) -> Result<(PathBuf, PrivacyStatement), Failure> {
+/// The run with its current model, and the model's statement.
+async fn released(folder: &ServerFolder, run: RunId) -> Result<(StoredRun, PrivacyStatement), Failure> {
     let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
     let stored = store.load(run).await.or_fail(Kind::Configuration, "")?;
-    let (model, model_sha256) = store.model_file(run).await.or_fail(Kind::Configuration, "")?;
+    let model_sha256 = stored.checkpoint.model.sha256();
     let written = store.statement(run).await.or_fail(Kind::Configuration, "")?;
     store.close().await;
     let plan = Plan::parse(&stored.plan_toml).or_fail(Kind::Run, "the run's plan")?;
@@ -69,7 +71,7 @@ async fn released(folder: &ServerFolder, run: RunId) -> Result<(PathBuf, Privacy
         }
     };
     may_leave(&statement, &model_sha256)?;
-    Ok((model, statement))
+    Ok((stored, statement))
 }
 
 /// Whether a model with this fingerprint may leave with this statement.

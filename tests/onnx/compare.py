@@ -2,8 +2,8 @@
 
     compare.py FOLDER
 
-FOLDER/cases.json lists cases: a file, batches of inputs with the outputs that are expected, and the metadata that the file must
-have. Numbers are files of little-endian float32. Prints one JSON object: the worst distance of each case, in tolerances: 1 is
+FOLDER/cases.json lists cases: a file, batches of inputs with the outputs that are expected, inputs that must be refused, and the
+metadata that the file must have. Numbers are files of little-endian float32. Prints one JSON object: the worst distance of each case, in tolerances: 1 is
 1e-5 + 1e-5 * |expected|. Judges nothing.
 """
 
@@ -21,7 +21,7 @@ def numbers(folder, described):
 
 def distance(found, expected):
     if found.shape != expected.shape or not numpy.isfinite(found).all():
-        return float("inf")
+        return sys.float_info.max
     return float((numpy.abs(found - expected) / (1e-5 + 1e-5 * numpy.abs(expected))).max())
 
 
@@ -34,6 +34,12 @@ def worst(folder, case):
     assert entry.name == "input" and entry.shape[0] == "batch", f"{case['name']}: {entry}"
     names = [output.name for output in session.get_outputs()]
     assert names == case["outputs"], f"{case['name']}: outputs {names}"
+    for refused in case["refused"]:
+        try:
+            session.run(None, {"input": numbers(folder, refused)})
+        except Exception:
+            continue
+        raise AssertionError(f"{case['name']}: {refused} was not refused")
     found = 0.0
     for batch in case["batches"]:
         results = session.run(None, {"input": numbers(folder, batch["input"])})
