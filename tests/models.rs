@@ -190,24 +190,54 @@ fn a_statement_is_about_this_model_or_it_is_not() {
 }
 
 #[test]
-fn what_stays_at_the_sites_is_missed() {
+fn what_stays_at_a_site_is_missed_until_the_site_adds_it() {
     let folder = tempfile::tempdir().unwrap();
-    let plan = folder.path().join("plan.toml");
-    let written = std::fs::read_to_string(HEART).unwrap();
-    let written = written.replace(
-        "model = \"logistic\"",
-        "model = { mlp = { hidden = [2] } }\npersonal_layers = [\"dense2\"]",
-    );
-    std::fs::write(&plan, written).unwrap();
-    let layout =
+    let path = |name: &str| folder.path().join(name);
+    let (plan, model, site) = (path("plan.toml"), path("shared.safetensors"), path("site.toml"));
+    let personal = "model = { mlp = { hidden = [2] } }\npersonal_layers = [\"dense2\"]";
+    let written = std::fs::read_to_string(HEART).unwrap().replace("model = \"logistic\"", personal);
+    std::fs::write(&plan, written.replace("standardise = \"federated\"", "")).unwrap();
+    let shared =
         Layout::new([("dense1.weight".into(), vec![2, 13]), ("dense1.bias".into(), vec![2])]).unwrap();
-    let model = folder.path().join("shared.safetensors");
-    write_model(&model, &layout, &Parameters::new(vec![0.5; 28]), None).unwrap();
-    let to = |name: &str| folder.path().join(name);
-    let (code, said) =
-        failure(&["model", "export", text(&model), "--plan", text(&plan), "--to", text(&to("m.onnx"))]);
+    write_model(&model, &shared, &Parameters::new(vec![0.5; 28]), None).unwrap();
+    let (graph, whole) = (path("m.onnx"), path("m.safetensors"));
+    let export = |to: &Path| {
+        ["model", "export", text(&model), "--plan", text(&plan), "--to", text(to)].map(str::to_owned)
+    };
+    let with = |to: &Path, more: &[&str]| -> Vec<String> {
+        export(to).into_iter().chain(more.iter().map(|&word| word.to_owned())).collect()
+    };
+    fn words(args: &[String]) -> Vec<&str> {
+        args.iter().map(String::as_str).collect()
+    }
+    let (code, said) = failure(&words(&with(&graph, &[])));
     assert!(code == 2 && said.contains("`dense2.weight`, `dense2.bias` at the sites"), "{said}");
-    let (_, notes) =
-        object(&["model", "export", text(&model), "--plan", text(&plan), "--to", text(&to("m.safetensors"))]);
+    let (_, notes) = object(&words(&with(&path("part.safetensors"), &[])));
     assert!(notes.contains("this is the shared part alone"), "{notes}");
+
+    let file = "server = \"h:1\"\nidentity = \"i\"\nstate = \"state\"\n[data.csv]\ntrain = \"a.csv\"\n";
+    std::fs::write(&site, file).unwrap();
+    std::fs::create_dir(path("state")).unwrap();
+    let kept = |values: &[f32]| serde_json::json!({ "round": 3, "before": null, "after": values });
+    let keep = |runs: Value| std::fs::write(path("state/personal.json"), runs.to_string()).unwrap();
+    let (code, said) = failure(&words(&with(&graph, &["--site", text(&site)])));
+    assert!(code == 2 && said.contains("keeps no personal layers"), "{said}");
+    keep(serde_json::json!({ "1": kept(&[0.25; 6]), "2": kept(&[0.5; 5]) }));
+    let (code, said) = failure(&words(&with(&graph, &["--site", text(&site)])));
+    assert!(
+        code == 2 && said.contains("choose one with --run: 0000000000000001, 0000000000000002"),
+        "{said}"
+    );
+    let (code, said) = failure(&words(&with(&graph, &["--site", text(&site), "--run", "0000000000000002"])));
+    assert!(code == 2 && said.contains("keeps 5 personal parameters where the plan has 6"), "{said}");
+    let (left, notes) = object(&words(&with(&graph, &["--site", text(&site), "--run", "0000000000000001"])));
+    assert_eq!((&left["parameters"], notes.as_str()), (&34.into(), ""));
+    object(&words(&with(&whole, &["--site", text(&site), "--run", "0000000000000001"])));
+    let verified = object(&["model", "verify", text(&whole)]).0;
+    assert_eq!(verified["parameters"], 34);
+    assert_eq!(
+        verified["model_sha256"],
+        Parameters::new(vec![0.5; 28]).sha256(),
+        "that of the federation's model"
+    );
 }

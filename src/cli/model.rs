@@ -9,14 +9,16 @@ use clap::{Args, ValueEnum};
 use consortia::results::{Existing, Held, ModelFile, Notes, write_tensors, write_whole};
 use learning::onnx::{Export, Inputs, OPSET, columns, export as onnx};
 use learning::{Models, layout_of};
-use protocol::{DataSpec, Layout, Spec, Standardise, Standardiser, Target, Tensor};
+use protocol::{DataSpec, Layout, Placement, RunId, Spec, Standardise, Standardiser, Target, Tensor};
 use serde_json::json;
 use server::PrivacyStatement;
 
 use super::Global;
 use super::check::read_plan;
 use super::failure::{Failure, Kind, OrFail};
+use super::folder::SiteFile;
 use super::output::table;
+use super::site::read_personal;
 use super::statement::read_statement;
 
 #[derive(Debug, Args)]
@@ -35,6 +37,12 @@ pub(super) struct ExportArgs {
     /// What an ONNX file takes.
     #[arg(long, value_enum, default_value_t = Input::Raw)]
     input: Input,
+    /// A `site.toml`: add the personal layers that this site keeps, where the plan has such.
+    #[arg(long, value_name = "FILE")]
+    site: Option<PathBuf>,
+    /// The run whose personal layers the site adds; not needed where it keeps those of one run.
+    #[arg(long, requires = "site")]
+    run: Option<RunId>,
     /// Replace a file that is there.
     #[arg(long)]
     force: bool,
@@ -87,6 +95,10 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
     let held = file.fitted(&layout).or_fail(Kind::Configuration, "")?;
     let sha256 = file.sha256(Some(&layout)).or_fail(Kind::Configuration, "")?;
     agree(&args.model, &file, &sha256, true)?;
+    let held = match &args.site {
+        Some(site) => joined(held, &layout, &personal_of(site, args.run)?, site)?,
+        None => held,
+    };
     let model = Leaving { name: &plan.name, spec: &plan.spec, layout: &layout, file: &file, held: &held };
     let existing = if args.force { Existing::Replaced } else { Existing::Kept };
     if existing == Existing::Kept && args.to.exists() {
@@ -120,6 +132,59 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
         },
     );
     Ok(())
+}
+
+/// What a site keeps for itself of a run.
+fn personal_of(site: &Path, run: Option<RunId>) -> Result<Vec<f32>, Failure> {
+    let kept = SiteFile::read(site)?.state.join("personal.json");
+    let refuse =
+        |message: String| Err(Failure::new(Kind::Configuration, format!("{}: {message}", kept.display())));
+    let Some(personal) = read_personal(&kept)? else {
+        return refuse("this site keeps no personal layers; leave out --site".to_owned());
+    };
+    let runs: Vec<RunId> = personal.runs().collect();
+    let run = match (run, &runs[..]) {
+        (Some(run), _) => run,
+        (None, [only]) => *only,
+        (None, several) => {
+            let names: Vec<String> = several.iter().map(RunId::to_string).collect();
+            return refuse(format!(
+                "it has {} runs; choose one with --run: {}",
+                several.len(),
+                names.join(", ")
+            ));
+        }
+    };
+    match personal.values(run) {
+        Some(values) => Ok(values.to_vec()),
+        None => {
+            refuse(format!("it has no run {run}; leave out --run, or name one that this site has trained in"))
+        }
+    }
+}
+
+/// The shared part of a model and a site's own.
+fn joined(held: Held, layout: &Layout, personal: &[f32], site: &Path) -> Result<Held, Failure> {
+    let refuse =
+        |message: &str| Err(Failure::new(Kind::Configuration, format!("{}: {message}", site.display())));
+    let Held::Shared(shared) = held else {
+        return refuse("the model is whole, and nothing of it stays at a site; leave out --site");
+    };
+    let needed = layout.len() - layout.shared_len();
+    if personal.len() != needed {
+        let found = personal.len();
+        return refuse(&format!(
+            "the site keeps {found} personal parameters where the plan has {needed}; give the plan and the run that they are of"
+        ));
+    }
+    let (mut full, mut rest) = (vec![0.0; layout.len()], personal);
+    layout.scatter_shared(&shared, &mut full);
+    for tensor in layout.tensors().iter().filter(|tensor| tensor.placement == Placement::Site) {
+        let (values, after) = rest.split_at(tensor.len());
+        full[tensor.range()].copy_from_slice(values);
+        rest = after;
+    }
+    Ok(Held::Whole(full))
 }
 
 impl ExportArgs {
@@ -210,8 +275,8 @@ impl Leaving<'_> {
                     .to_owned(),
             );
         }
-        if let Some(name) = unfinished(self.file) {
-            notes.push(format!("`{name}` has values that are not finite: this model predicts nothing"));
+        if self.held.values().iter().any(|value| !value.is_finite()) {
+            notes.push("some values are not finite: this model predicts nothing".to_owned());
         }
         if let Held::Shared(_) = self.held {
             notes.push("the plan keeps some layers at the sites: this is the shared part alone".to_owned());
