@@ -16,6 +16,7 @@ mod folder;
 mod insecure;
 mod join;
 mod members;
+mod model;
 mod output;
 mod papers;
 mod policy;
@@ -82,6 +83,9 @@ enum Command {
     /// Hand in and follow runs, as the operator.
     #[command(subcommand)]
     Run(RunCommand),
+    /// Take a model elsewhere: as ONNX or safetensors; see whether a file is what it says.
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// What noise buys: epsilon, the noise for an epsilon, what a plan promises, whether a statement holds.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
@@ -169,6 +173,14 @@ enum BudgetCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Write a run's model as a file that other programs use.
+    Export(model::ExportArgs),
+    /// Say what a model's file holds, and whether it is the model of a privacy statement.
+    Verify(model::VerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
 enum PrivacyCommand {
     /// The epsilon of releases with a given noise.
     Epsilon(privacy::EpsilonArgs),
@@ -251,6 +263,8 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Log(args)) => control::log(args, global),
         Command::Run(RunCommand::Models(args)) => control::models(args, global),
         Command::Run(RunCommand::Pull(args)) => control::pull(args, global),
+        Command::Model(ModelCommand::Export(args)) => model::export(args, global),
+        Command::Model(ModelCommand::Verify(args)) => model::verify(args, global),
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
         Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),
         Command::Privacy(PrivacyCommand::Explain(args)) => explain::explain(args, global),

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use privacy::correlation::NoiseMemory;
 use protocol::wire::RunSummary;
-use protocol::{ClientId, Layout, Parameters, RunId};
+use protocol::{ClientId, Layout, Parameters, RunId, Standardiser};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -162,6 +162,15 @@ pub struct Submission<'a> {
     pub layout: &'a Layout,
     /// Where the run begins.
     pub checkpoint: &'a Checkpoint,
+}
+
+/// What a run was begun with.
+pub(crate) struct Described {
+    pub(crate) plan_toml: String,
+    pub(crate) seed: Option<u64>,
+    pub(crate) layout: Layout,
+    /// Of the statistics round.
+    pub(crate) standardiser: Option<Standardiser>,
 }
 
 /// A run as it was stored.
@@ -360,12 +369,18 @@ impl Store {
         Ok((self.blobs.path(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
     }
 
-    /// A run's plan as typed, and the seed of a rehearsal.
-    pub(crate) async fn plan_of(&self, run: RunId) -> Result<(String, Option<u64>), StoreError> {
-        let sql = "SELECT run, plan_toml, seed FROM runs WHERE run = $1";
+    /// What a run was begun with, and the standardisation of its models.
+    pub(crate) async fn description(&self, run: RunId) -> Result<Described, StoreError> {
+        let sql = "SELECT * FROM runs JOIN checkpoints USING (run) WHERE run = $1";
         let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
         let row = row.ok_or(StoreError::NoSuchRun(run))?;
-        Ok((row.try_get("plan_toml")?, rows::seed(&row)?))
+        let (plan_toml, seed) = (row.try_get("plan_toml")?, rows::seed(&row)?);
+        Ok(Described {
+            plan_toml,
+            seed,
+            layout: rows::layout(&row)?,
+            standardiser: rows::standardiser(&row)?,
+        })
     }
 
     /// The newest 200 runs, newest first, without rounds and clients. A run that has not ended is called queued: only
