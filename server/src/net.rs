@@ -49,8 +49,8 @@ pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{
-    BlobError, Database, DatabaseError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission,
-    TransferError, Transferred,
+    BackupError, BlobError, Database, DatabaseError, Lost, Postgres, Store, StoreError, StoredModel,
+    StoredRun, Submission, TransferError, Transferred,
 };
 use uploads::{Spare, Uploads};
 

@@ -110,11 +110,6 @@ pub(super) struct MigrateArgs {
 
 pub(super) fn migrate(args: &MigrateArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let configured = folder.read()?.database(&folder, None)?;
-    if let Database::Postgres(there) = configured {
-        let message = format!("{}: the state is in {there} already", folder.config().display());
-        return Err(Failure::new(Kind::Configuration, message));
-    }
     let password = args.password_file.as_deref().map(password_in).transpose();
     let password = password.or_fail(Kind::Configuration, "--password-file")?;
     let target = postgres(&args.to, password.as_deref(), &machine()).or_fail(Kind::Configuration, "--to")?;

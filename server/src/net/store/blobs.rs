@@ -123,6 +123,28 @@ impl Blobs {
         }
     }
 
+    /// Copies the file of this name into another store, checking it on the way; `false` when it is not there any more.
+    pub(crate) fn copy(&self, name: &str, to: &Self) -> Result<bool, BlobError> {
+        let (from, copy) = (self.path(name), to.path(name));
+        let mut source = match File::open(&from) {
+            Ok(source) => source,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(BlobError::File { path: from, source }),
+        };
+        let copied = (|| {
+            let mut sink = Hashing { sink: File::create(&copy)?, hash: Sha256::new() };
+            io::copy(&mut source, &mut sink)?;
+            sink.sink.sync_all()?;
+            Ok(hexadecimal(sink.hash))
+        })();
+        let found = copied.map_err(|source| BlobError::File { path: copy, source })?;
+        if found == hash_in(name) {
+            return Ok(true);
+        }
+        let message = format!("its bytes hash to {found}; they have changed since they were written");
+        Err(BlobError::Damaged { path: from, message })
+    }
+
     /// Removes every file whose name is not among `kept`, unless a later epoch wrote it.
     pub(crate) fn collect(&self, kept: &BTreeSet<String>) -> Result<(), BlobError> {
         let collected = (|| {
@@ -151,10 +173,10 @@ pub(super) fn hash_in(name: &str) -> &str {
     name.split_once('-').map_or(name, |(_, hash)| hash)
 }
 
-/// Whether a later epoch than this one wrote the file.
+/// Whether a later epoch than this one wrote the file. Without epochs there is one server, and nothing is later.
 pub(super) fn is_later(name: &str, epoch: Option<i64>) -> bool {
     let of = name.split_once('-').and_then(|(epoch, _)| epoch.parse().ok());
-    of.is_some_and(|of: i64| epoch.is_none_or(|epoch| of > epoch))
+    of.zip(epoch).is_some_and(|(of, epoch): (i64, i64)| of > epoch)
 }
 
 /// Makes a rename survive a loss of power.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
-use sqlx::{Any, AnyPool, ConnectOptions as _, Row as _, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Row as _, Transaction};
 
 use super::StoreError;
 
@@ -230,8 +230,8 @@ async fn pool(options: AnyConnectOptions, connections: u32, first: String) -> Re
 }
 
 /// Whether rows are in PostgreSQL.
-pub(super) fn is_postgres(transaction: &Transaction<'_, Any>) -> bool {
-    transaction.backend_name() == "PostgreSQL"
+pub(super) fn is_postgres(connection: &AnyConnection) -> bool {
+    connection.backend_name() == "PostgreSQL"
 }
 
 /// Waits until nobody else migrates. SQLite's lock file has seen to that.

@@ -33,6 +33,10 @@ impl Store {
     pub async fn lead(dir: &Path, database: &Database) -> Result<Self, StoreError> {
         let Database::Postgres(postgres) = database else { return Self::open(dir).await };
         let lock = lock(dir, database)?;
+        let path = dir.join("state.sqlite");
+        if path.exists() {
+            return Err(StoreError::TwoStates { path, database: postgres.to_string() });
+        }
         let mut known = None;
         loop {
             match attempt(&mut known, postgres).await {

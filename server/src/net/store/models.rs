@@ -3,12 +3,11 @@
 
 use std::path::PathBuf;
 
-use protocol::RunId;
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
+use protocol::{Parameters, RunId};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction};
 
-use super::blobs::hash_in;
 use super::{Files, Store, StoreError, rows};
 
 /// A model of a run and its file.
@@ -18,8 +17,8 @@ pub struct StoredModel {
     pub line: ModelLine,
     /// Its safetensors file, whose name ends with the SHA-256 of its bytes.
     pub file: PathBuf,
-    /// SHA-256 of the file's bytes.
-    pub file_sha256: String,
+    /// The file's name without its ending.
+    pub(crate) blob: String,
     /// What may be said about its privacy, as JSON; `None` where its plan promises none.
     pub statement: Option<String>,
 }
@@ -80,6 +79,14 @@ impl Store {
         Ok(models.iter().rposition(wanted).map(|at| models.swap_remove(at)))
     }
 
+    /// The values of a model whose file is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Blob`] names a damaged or missing file.
+    pub(crate) fn values(&self, model: &StoredModel) -> Result<Parameters, StoreError> {
+        Ok(Parameters::new(self.blobs.read(&model.blob)?))
+    }
+
     /// Gives up the files of all but the last `last` models of a run and the best one.
     pub(super) async fn thin(&self, run: RunId, last: u32) -> Result<(), StoreError> {
         let models = self.models(run).await?;
@@ -109,8 +116,8 @@ impl Store {
             best: false,
             kept: row.try_get::<i64, _>("kept")? != 0,
         };
-        let (file, file_sha256) = (self.blobs.path(&blob), hash_in(&blob).to_owned());
-        Ok(StoredModel { line, file, file_sha256, statement: row.try_get("statement")? })
+        let file = self.blobs.path(&blob);
+        Ok(StoredModel { line, file, blob, statement: row.try_get("statement")? })
     }
 }
 

@@ -31,25 +31,25 @@ impl Secrets {
         Self { folder, epoch: None }
     }
 
-    /// Writes and syncs the vectors: their number and length as u64, then their values as i64, all little endian.
+    /// Writes and syncs the vectors.
     pub(super) fn write(&self, memory: &NoiseMemory) -> Result<String, StoreError> {
-        let vectors = memory.vectors();
-        let length = vectors.first().map_or(0, Vec::len);
-        let mut bytes: Vec<u8> =
-            [vectors.len(), length].iter().flat_map(|n| (*n as u64).to_le_bytes()).collect();
-        vectors.iter().flatten().for_each(|value| bytes.extend(value.to_le_bytes()));
+        let bytes = bytes_of(memory);
         let name = in_epoch(self.epoch, &name_of(&bytes));
-        let path = self.folder.join(&name);
+        self.put(&name, &bytes)?;
+        Ok(name)
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.folder.join(name);
         let mut options = std::fs::File::options();
         options.create(true).truncate(true).write(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let written = options.open(&path).and_then(|mut file| {
-            file.write_all(&bytes)?;
+            file.write_all(bytes)?;
             file.sync_all()
         });
-        written.map_err(|source| failed(&path, source))?;
-        Ok(name)
+        written.map_err(|source| failed(&path, source))
     }
 
     pub(super) fn read(&self, name: &str) -> Result<NoiseMemory, StoreError> {
@@ -69,6 +69,15 @@ impl Secrets {
         Ok(NoiseMemory::new(values.chunks(length).map(<[i64]>::to_vec).collect()))
     }
 
+    /// Copies the file of this name into another store; `false` when it is not there any more.
+    pub(super) fn copy(&self, name: &str, to: &Self) -> Result<bool, StoreError> {
+        if !self.folder.join(name).exists() {
+            return Ok(false);
+        }
+        to.put(name, &bytes_of(&self.read(name)?))?;
+        Ok(true)
+    }
+
     /// Removes every file that is not kept and that no later epoch wrote.
     pub(super) fn collect(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
         let entries = std::fs::read_dir(&self.folder).map_err(|source| failed(&self.folder, source))?;
@@ -81,6 +90,15 @@ impl Secrets {
         }
         Ok(())
     }
+}
+
+/// The number of vectors and their length as u64, then their values as i64, all little endian.
+fn bytes_of(memory: &NoiseMemory) -> Vec<u8> {
+    let vectors = memory.vectors();
+    let length = vectors.first().map_or(0, Vec::len);
+    let mut bytes: Vec<u8> = [vectors.len(), length].iter().flat_map(|n| (*n as u64).to_le_bytes()).collect();
+    vectors.iter().flatten().for_each(|value| bytes.extend(value.to_le_bytes()));
+    bytes
 }
 
 fn name_of(bytes: &[u8]) -> String {

@@ -1,4 +1,5 @@
-//! The rows of a stopped server, from SQLite into an empty PostgreSQL database: all of them or none.
+//! The rows of a stopped server, from SQLite into an empty PostgreSQL database: all of them or none; and a copy of them the other
+//! way, while servers work.
 //!
 //! What is copied is counted, and every ledger is replayed from what the new database gives back, before anything counts. The old
 //! file is renamed, so that no server goes on with it by mistake: two states that both pay from one budget pay twice.
@@ -15,6 +16,9 @@ use super::{Postgres, Store, StoreError, database, ledger};
 
 /// Rows that are read at a time.
 const ROWS: i64 = 500;
+/// The tables, in SQLite's words. Whatever refers to another table refers to `runs`.
+const TABLES: &str = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' \
+                      ORDER BY name <> 'runs', rowid";
 
 /// Why the rows were not copied. The new database is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -134,11 +138,8 @@ async fn copy(
     target: &mut Transaction<'_, Any>,
     place: &Postgres,
 ) -> Result<Vec<(String, i64)>, TransferError> {
-    // Whatever refers to another table refers to `runs`.
-    let sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' \
-               ORDER BY name <> 'runs', rowid";
     let mut done = Vec::new();
-    for row in sqlx::query(sql).fetch_all(source).await? {
+    for row in sqlx::query(TABLES).fetch_all(source).await? {
         let table: String = row.try_get(0)?;
         let rows = count(target, &table).await?;
         if rows > 0 {
@@ -162,12 +163,42 @@ async fn copy(
     Ok(done)
 }
 
+/// Copies the rows of a PostgreSQL database, as they are at one moment, into a new SQLite file in `to`.
+pub(super) async fn copy_out(source: &AnyPool, to: &Path) -> Result<(), StoreError> {
+    let pool = database::sqlite(to, true).await?;
+    let mut target = pool.begin().await?;
+    database::migrate(&mut target).await?;
+    let mut source = source.begin().await?;
+    let moment = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+    sqlx::query(moment).execute(&mut *source).await?;
+    for row in sqlx::query(TABLES).fetch_all(&mut *target).await? {
+        let table: String = row.try_get(0)?;
+        let columns = columns(&mut source, &table).await?;
+        let (names, insert) = statement(&table, &columns);
+        let declare = format!("DECLARE rest NO SCROLL CURSOR FOR SELECT {names} FROM {table}");
+        sqlx::query(AssertSqlSafe(declare)).execute(&mut *source).await?;
+        let fetch = format!("FETCH {ROWS} FROM rest");
+        loop {
+            let sql = sqlx::query(AssertSqlSafe(fetch.clone())).persistent(false);
+            let found = sql.fetch_all(&mut *source).await?;
+            if found.is_empty() {
+                break;
+            }
+            put(&mut target, &insert, &columns, &found).await?;
+        }
+        sqlx::query("CLOSE rest").execute(&mut *source).await?;
+    }
+    target.commit().await?;
+    pool.close().await;
+    Ok(())
+}
+
 async fn count(target: &mut Transaction<'_, Any>, table: &str) -> Result<i64, TransferError> {
     let sql = AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
     Ok(sqlx::query(sql).fetch_one(&mut **target).await?.try_get(0)?)
 }
 
-async fn columns(target: &mut Transaction<'_, Any>, table: &str) -> Result<Vec<Column>, TransferError> {
+async fn columns(target: &mut Transaction<'_, Any>, table: &str) -> Result<Vec<Column>, StoreError> {
     let sql = "SELECT CAST(column_name AS TEXT) AS name, CAST(data_type AS TEXT) AS kind, is_identity = 'YES' AS counts \
                FROM information_schema.columns \
                WHERE table_name = $1 AND table_schema = ANY (current_schemas(false)) ORDER BY ordinal_position";
@@ -185,10 +216,7 @@ async fn copy_table(
     table: &str,
     columns: &[Column],
 ) -> Result<i64, TransferError> {
-    let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
-    let names = names.join(", ");
-    let places: Vec<_> = (1..=columns.len()).map(|place| format!("${place}")).collect();
-    let insert = format!("INSERT INTO {table} ({names}) VALUES ({})", places.join(", "));
+    let (names, insert) = statement(table, columns);
     let select =
         format!("SELECT rowid AS place, {names} FROM {table} WHERE rowid > $1 ORDER BY rowid LIMIT {ROWS}");
     let (mut last, mut rows) = (i64::MIN, 0);
@@ -196,16 +224,36 @@ async fn copy_table(
         let found = sqlx::query(AssertSqlSafe(select.clone())).bind(last).fetch_all(source).await?;
         let Some(end) = found.last() else { return Ok(rows) };
         last = end.try_get("place")?;
-        for row in &found {
-            // Not kept prepared: a missing number has another type there than one that is given.
-            let mut query = sqlx::query(AssertSqlSafe(insert.clone())).persistent(false);
-            for column in columns {
-                query = bind(query, row, column)?;
-            }
-            query.execute(&mut **target).await?;
-            rows += 1;
-        }
+        put(target, &insert, columns, &found).await?;
+        rows += i64::try_from(found.len()).unwrap_or(ROWS);
     }
+}
+
+/// The names of the columns, and the statement that adds a row.
+fn statement(table: &str, columns: &[Column]) -> (String, String) {
+    let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
+    let names = names.join(", ");
+    let places: Vec<_> = (1..=columns.len()).map(|place| format!("${place}")).collect();
+    let insert = format!("INSERT INTO {table} ({names}) VALUES ({})", places.join(", "));
+    (names, insert)
+}
+
+/// Adds rows.
+async fn put(
+    target: &mut Transaction<'_, Any>,
+    insert: &str,
+    columns: &[Column],
+    found: &[AnyRow],
+) -> Result<(), StoreError> {
+    for row in found {
+        // Not kept prepared: a missing number has another type there than one that is given.
+        let mut query = sqlx::query(AssertSqlSafe(insert.to_owned())).persistent(false);
+        for column in columns {
+            query = bind(query, row, column)?;
+        }
+        query.execute(&mut **target).await?;
+    }
+    Ok(())
 }
 
 /// Binds a row's value with the type of the new database's column.
@@ -213,7 +261,7 @@ fn bind<'q>(
     query: Query<'q, Any, AnyArguments>,
     row: &AnyRow,
     column: &Column,
-) -> Result<Query<'q, Any, AnyArguments>, TransferError> {
+) -> Result<Query<'q, Any, AnyArguments>, StoreError> {
     let name = column.name.as_str();
     Ok(match column.kind.as_str() {
         "bigint" => query.bind(row.try_get::<Option<i64>, _>(name)?),

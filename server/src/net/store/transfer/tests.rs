@@ -77,8 +77,10 @@ async fn a_state_goes_on_in_its_new_database_as_it_was_and_not_in_the_old_one() 
 #[tokio::test]
 async fn a_database_that_holds_something_or_that_a_server_works_with_is_refused_and_nothing_changes() {
     let Some(place) = Place::in_postgres() else { return };
-    stopped(place.path()).await;
     let leads = place.open().await;
+    stopped(place.path()).await;
+    let mixed = Store::lead(place.path(), &place.database("b")).await;
+    assert!(matches!(mixed, Err(StoreError::TwoStates { .. })));
     let held = Store::transfer(place.path(), &target(&place)).await.unwrap_err();
     assert!(matches!(held, TransferError::Held(_)), "{held}");
     leads.add_invite(&ClientId::new("south").unwrap(), "u", 1, 2).await.unwrap();

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::{Database, Postgres, Store, StoreError};
 
-#[path = "../../../../tests/support/postgres.rs"]
+#[path = "../../../../../tests/support/postgres.rs"]
 mod postgres;
 
 /// The least that a lease may live.
