@@ -7,7 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A running server.
 pub(crate) struct Postgres {
@@ -62,11 +62,9 @@ impl Postgres {
         });
         let pid = pid.recv().expect("setpriv is part of every Debian");
         let running = Self { folder, programs, pid, waits: Some(waits), databases: AtomicU32::new(0) };
-        let began = Instant::now();
-        while !running.client("pg_isready").stdout(Stdio::null()).status().unwrap().success() {
-            assert!(began.elapsed() < Duration::from_secs(60), "PostgreSQL does not start");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let ready = |_: &u32| running.client("pg_isready").stdout(Stdio::null()).status().unwrap().success();
+        let wait = |_: &u32| std::thread::sleep(Duration::from_millis(50));
+        assert!((0..1200).inspect(wait).any(|attempt| ready(&attempt)), "PostgreSQL does not start");
         Some(running)
     }
 

@@ -513,12 +513,15 @@ struct Files {
     noise: Option<String>,
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 #[path = "store/tests/place.rs"]
 mod place;
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests;
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 #[path = "store/tests.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same tests, in the other database")]
 mod tests_in_postgres;

@@ -182,5 +182,6 @@ fn charge_each(
     Ok(releases)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests;

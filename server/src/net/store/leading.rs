@@ -182,5 +182,6 @@ fn lock(dir: &Path, database: &Database) -> Result<File, StoreError> {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests;

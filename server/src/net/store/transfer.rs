@@ -289,5 +289,6 @@ async fn compare(source: &Store, target: &mut Transaction<'_, Any>) -> Result<Ve
     Ok(populations)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests;

@@ -1,7 +1,5 @@
 //! Who may write: one server at a time, and one that was deposed nothing more.
 
-use std::time::Instant;
-
 use privacy::accounting::Relation;
 use privacy::ledger::{Ledger, Terms, Unit};
 use protocol::wire::Control;
@@ -76,9 +74,8 @@ async fn a_lease_that_is_renewed_is_not_taken_and_one_that_is_given_back_is_take
         leads.renew().await.unwrap();
     }
     leads.close().await;
-    let began = Instant::now();
+    assert_eq!(place.query("SELECT expires FROM leases"), "0");
     assert_eq!(waits.await.unwrap().epoch(), Some(2));
-    assert!(began.elapsed() < LEASE, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
