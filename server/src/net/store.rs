@@ -65,6 +65,10 @@ pub enum StoreError {
         /// The other database.
         database: String,
     },
+    /// The state is somewhere else now.
+    #[error("{} says that this state was moved to a database: name that in server.toml ([state] database), or rename the file back if nothing \
+             was done there; a ledger that is forgotten pays twice", .0.display())]
+    Moved(PathBuf),
     /// Another server has taken over, and nothing more can be written by this one.
     #[error(
         "this server is deposed: `{holder}` has taken the lease (epoch {epoch}, this server had {own}); nothing was written"

@@ -13,12 +13,19 @@ use super::lease::Fence;
 use super::secrets::Secrets;
 use super::{Database, Postgres, Store, StoreError};
 
+/// What becomes of SQLite's file when its rows move.
+pub(super) const MIGRATED: &str = "state.sqlite.migrated";
+
 impl Store {
     /// Opens the state in `dir` with its rows in SQLite, making it if need be.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] while another server has it open.
+    /// [`StoreError::Locked`] while another server has it open, [`StoreError::Moved`] when its rows are somewhere else.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
+        let moved = dir.join(MIGRATED);
+        if moved.exists() && !dir.join("state.sqlite").exists() {
+            return Err(StoreError::Moved(moved));
+        }
         let lock = lock(dir, &Database::Sqlite)?;
         let pool = database::sqlite(dir, true).await?;
         Self::begin_with(dir, pool, None, lock).await
@@ -135,7 +142,10 @@ impl Store {
             return met;
         }
         match self.begin().await {
-            Err(deposed @ StoreError::Deposed { .. }) => deposed,
+            Err(deposed @ StoreError::Deposed { .. }) => {
+                tracing::error!("{deposed}");
+                deposed
+            }
             Ok(_) | Err(_) => met,
         }
     }

@@ -11,6 +11,7 @@ use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AnyPool, AssertSqlSafe, Row, Transaction};
 
+use super::leading::MIGRATED;
 use super::lease::Fence;
 use super::{Postgres, Store, StoreError, database, ledger};
 
@@ -126,7 +127,7 @@ impl Store {
         pool.close().await;
         source.close().await;
         let (rows, ledgers) = copied?;
-        let (path, kept) = (dir.join("state.sqlite"), dir.join("state.sqlite.migrated"));
+        let (path, kept) = (dir.join("state.sqlite"), dir.join(MIGRATED));
         std::fs::rename(&path, &kept).map_err(|source| TransferError::Rename { path, source })?;
         Ok(Transferred { rows, ledgers, kept })
     }

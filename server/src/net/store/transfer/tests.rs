@@ -57,6 +57,7 @@ async fn a_state_goes_on_in_its_new_database_as_it_was_and_not_in_the_old_one() 
     assert!(done.rows.contains(&("runs".to_owned(), 3)) && done.rows.contains(&("ledger".to_owned(), 2)));
     assert_eq!(done.ledgers, ["wards"]);
     assert!(!place.path().join("state.sqlite").exists() && done.kept.exists());
+    assert!(matches!(Store::open(place.path()).await, Err(StoreError::Moved(_))));
     let there = place.open().await;
     let again = there.load(RunId(2)).await.unwrap();
     assert_eq!((again.checkpoint, again.seed), (loaded.checkpoint, loaded.seed));
