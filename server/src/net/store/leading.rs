@@ -51,7 +51,7 @@ impl Store {
                 Ok(None) => {}
                 Err(error) if error.passes() => {
                     known = None;
-                    tracing::warn!("{postgres}: {error}; trying again");
+                    tracing::warn!("{postgres} does not answer as it should ({error}); trying again");
                 }
                 Err(error) => return Err(error),
             }
