@@ -111,7 +111,11 @@ fn the_page_does_what_it_says() {
     let said: Vec<String> = checks.iter().map(|command| typed(folder, port, command)).collect();
     let statement = std::fs::read_to_string(folder.join("model/privacy_statement.json")).unwrap();
     assert!(statement.contains("\"record\"") || statement.contains("\"example\""), "{statement}");
-    assert!(said[4].lines().count() >= 7, "the operator's log, and a log and a ledger of each site: {}", said[4]);
+    assert!(
+        said[4].lines().count() >= 7,
+        "the operator's log, and a log and a ledger of each site: {}",
+        said[4]
+    );
     for site in ["cleveland", "hungarian", "va"] {
         let key = std::fs::read_to_string(folder.join(site).join("identity/key.pem")).unwrap();
         let needle = key.lines().nth(1).unwrap().as_bytes();
