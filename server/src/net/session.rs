@@ -176,7 +176,7 @@ pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, wh
 /// The words of a site's first stream. `None` when the connection is of no use.
 async fn greet(connection: &Connection, client: &ClientId) -> Option<()> {
     let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
-        close(connection, &Rejection::NotAHello);
+        close(connection, &Rejection::Late);
         return None;
     };
     let patience = Patience { first: Some(OPENING), idle: OPENING };
@@ -186,6 +186,10 @@ async fn greet(connection: &Connection, client: &ClientId) -> Option<()> {
             tracing::info!("{client} is connected from {} with {software}", connection.remote_address());
         }
         Err(FrameError::Lost(_)) => return None,
+        Err(FrameError::TooSlow) => {
+            reject_on(connection, &mut send, Rejection::Late).await;
+            return None;
+        }
         Err(FrameError::Codec(CodecError::Version { theirs, .. })) => {
             reject_on(connection, &mut send, Rejection::Version { server: VERSION, client: theirs }).await;
             return None;
