@@ -5,6 +5,7 @@ mod audit;
 mod bench;
 mod budget;
 mod check;
+mod dashboard;
 mod demo;
 mod explain;
 mod export;
@@ -115,6 +116,8 @@ enum ServerCommand {
     Issue(serve::IssueArgs),
     /// Serve until interrupted.
     Run(serve::RunArgs),
+    /// Print the address of the dashboard, with the token that opens it.
+    Dashboard(dashboard::DashboardArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
 }
@@ -211,6 +214,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Init(args)) => serve::init(args, global),
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
+        Command::Server(ServerCommand::Dashboard(args)) => dashboard::dashboard(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),

@@ -6,6 +6,7 @@
 //! program says through [`ModelRoom`]. A client can make the server refuse it, never make it stop; what it cannot refuse
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
+mod admin;
 mod audit;
 mod authority;
 mod central;
@@ -16,8 +17,10 @@ mod engine;
 mod exchange;
 mod frames;
 mod members;
+mod metrics;
 mod outgoing;
 mod peer;
+mod presence;
 mod session;
 mod store;
 mod uploads;
@@ -35,13 +38,17 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Note;
+use admin::Admin;
+pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
 pub use authority::{Authority, AuthorityError, Identity, Issuing, SERVER_NAME};
 use desk::Desk;
 pub use endpoint::EndpointError;
 use engine::{Engine, Nerves};
 use members::Members;
+use metrics::Metrics;
 pub use peer::{NotASite, site_of_pem, validity_of_pem};
+use presence::Presence;
 use session::{Hall, Newcomers};
 pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
 use uploads::{Spare, Uploads};
@@ -86,12 +93,14 @@ pub struct ServerConfig {
     pub issuing: Option<Arc<Issuing>>,
     /// What clients may ask of this machine.
     pub limits: Limits,
+    /// Where operators look in over HTTP, if they may.
+    pub admin: Option<AdminConfig>,
 }
 
 impl ServerConfig {
     /// A server that nobody can be invited to, with the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
-        Self { state, listen, identity, issuing: None, limits: Limits::default() }
+        Self { state, listen, identity, issuing: None, limits: Limits::default(), admin: None }
     }
 }
 
@@ -136,6 +145,9 @@ pub enum ServeError {
     /// The port cannot be opened.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// The admin port cannot be opened.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The operating system refuses something basic.
     #[error("the operating system refuses: {0}")]
     System(#[from] std::io::Error),
@@ -148,6 +160,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     endpoint: Endpoint,
     desk: Arc<Desk>,
     store: Arc<Store>,
@@ -166,17 +179,24 @@ impl Server {
         let store = Arc::new(Store::open(&config.state).await?);
         let endpoint = endpoint::open(config.listen, &config.identity)?;
         let address = endpoint.local_addr()?;
+        let door = match &config.admin {
+            Some(admin) => Some(admin::open(admin).await?),
+            None => None,
+        };
+        let admin_address = door.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (live, watched) = watch::channel(None);
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
+        let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new()));
         let nerves = Nerves {
             commands: commands.downgrade(),
             live,
             notes: notes.clone(),
             stop: stop.clone(),
             spare: Arc::clone(&spare),
+            meter: Arc::clone(&metrics),
         };
         let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &config.state)?;
         let guard = stopped.clone().drop_guard();
@@ -184,7 +204,8 @@ impl Server {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let members = Members::new(Arc::clone(&store), config.issuing, commands.clone()).await?;
+        let members = Members::new(Arc::clone(&store), config.issuing, Arc::clone(&metrics), commands.clone());
+        let members = members.await?;
         let members = Arc::new(members);
         let desk = Arc::new(Desk {
             store: Arc::clone(&store),
@@ -202,15 +223,26 @@ impl Server {
             desk: Arc::clone(&desk),
             newcomers: Newcomers::default(),
             members,
+            metrics: Arc::clone(&metrics),
+            presence: Arc::clone(&presence),
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
+        if let (Some(admin), Some(door)) = (config.admin, door) {
+            let view = Admin::new(Arc::clone(&desk), metrics, presence, config.state, address);
+            tokio::spawn(admin::serve(view, admin, door, stop.clone()));
+        }
         tracing::info!("listening on {address}");
-        Ok(Self { address, endpoint, desk, store, notes, stop, stopped, engine: Some(engine) })
+        Ok(Self { address, admin: admin_address, endpoint, desk, store, notes, stop, stopped, engine: Some(engine) })
     }
 
     /// The address it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address of the admin port, where there is one.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// Takes a plan into the queue of runs; a seed makes it a rehearsal.

@@ -11,7 +11,7 @@ use consortia::results::event_json;
 use learning::device::select;
 use protocol::ClientId;
 use serde_json::{Value, json};
-use server::net::{Authority, Issuing, Server, ServerConfig, validity_of_pem};
+use server::net::{AdminConfig, AdminToken, Authority, Issuing, Server, ServerConfig, validity_of_pem};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Global;
@@ -47,9 +47,12 @@ pub(super) struct RunArgs {
     /// The server's folder.
     #[arg(default_value = ".")]
     folder: PathBuf,
-    /// Listen here instead of where `server.toml` says; port 0 takes a free one.
+    /// Listen here instead of where `server.toml` says; port 0 takes a free one. The admin port then takes a free one, too.
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// Open the admin port here instead of where `server.toml` says; port 0 takes a free one.
+    #[arg(long)]
+    admin_listen: Option<SocketAddr>,
     /// End when stdin is closed, so that no server outlives the program that started it.
     #[arg(long, hide = true)]
     while_stdin_open: bool,
@@ -57,6 +60,9 @@ pub(super) struct RunArgs {
 
 /// When the end of the server's certificate is announced.
 const WARNED_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// The admin port of a fresh `server.toml`.
+const ADMIN_PORT: u16 = 4434;
 
 /// The comments a user finds in a fresh `server.toml`.
 const SERVER_TOML: &str = r#"# The server of a federation. Paths are relative to this file's folder.
@@ -74,6 +80,11 @@ device = "auto"
 # [central.csv]
 # train = "central.csv"
 # split_column = "split"
+
+# The dashboard, the admin API and /metrics, over HTTP, for whoever has operator/admin.token. `consortia server dashboard`
+# says how to open it. Leave this table out and nothing listens.
+[admin]
+listen = "127.0.0.1:ADMIN"
 
 # [limits]
 # connections_max = 2000
@@ -96,7 +107,12 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     operator.write_identity(&folder.operator()).or_fail(Kind::Configuration, "")?;
     let addresses: Vec<_> = args.names.iter().map(|name| address(name, args.listen.port())).collect();
     let addresses = serde_json::to_string(&addresses).or_fail(Kind::Defect, "addresses")?;
-    let text = SERVER_TOML.replace("LISTEN", &args.listen.to_string()).replace("ADDRESSES", &addresses);
+    AdminToken::read_or_make(&folder.admin_token()).or_fail(Kind::Configuration, "")?;
+    let admin = if args.listen.port() == 0 { 0 } else { ADMIN_PORT };
+    let text = SERVER_TOML
+        .replace("LISTEN", &args.listen.to_string())
+        .replace("ADDRESSES", &addresses)
+        .replace("ADMIN", &admin.to_string());
     std::fs::write(folder.config(), text).or_fail(Kind::Configuration, folder.config().display())?;
     global.format.say(
         || {
@@ -143,6 +159,12 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     let mut file = folder.read()?;
     file.listen = args.listen.unwrap_or(file.listen);
+    if let Some(admin) = &mut file.admin {
+        if args.listen.is_some() {
+            admin.listen.set_port(0);
+        }
+        admin.listen = args.admin_listen.unwrap_or(admin.listen);
+    }
     runtime()?.block_on(serve(&folder, &file, args.while_stdin_open, global.format))
 }
 
@@ -180,13 +202,19 @@ async fn serve(
         identity: folder.identity(),
         issuing: issuing(folder)?,
         limits: file.limits(),
+        admin: admin(folder, file)?,
     };
     let server = Server::start(config, Arc::new(room)).await.or_fail(Kind::Configuration, "")?;
     let address = server.local_addr();
     let mut notes = server.notes();
+    let admin = server.admin_addr().map(|admin| admin.to_string());
     format.say(
-        || format!("listening on {address} (UDP, QUIC)"),
-        || json!({ "event": "listening", "address": address.to_string() }),
+        || {
+            let open = format!("`consortia server dashboard {}` opens it", folder.0.display());
+            let admin = admin.as_ref().map(|admin| format!("\nadmin port {admin} (TCP, HTTP); {open}"));
+            format!("listening on {address} (UDP, QUIC){}", admin.unwrap_or_default())
+        },
+        || json!({ "event": "listening", "address": address.to_string(), "admin": admin }),
     );
     let told = until_told(while_stdin_open);
     tokio::pin!(told);
@@ -206,6 +234,19 @@ async fn serve(
         }
     }
     server.shutdown().await.or_fail(Kind::Run, "")
+}
+
+/// Where operators look in, with the token that is made when it is missing.
+fn admin(folder: &ServerFolder, file: &ServerFile) -> Result<Option<AdminConfig>, Failure> {
+    let Some(admin) = &file.admin else { return Ok(None) };
+    let token = AdminToken::read_or_make(&folder.admin_token()).or_fail(Kind::Configuration, "")?;
+    Ok(Some(AdminConfig {
+        listen: admin.listen,
+        token,
+        allow_remote: admin.allow_remote,
+        hosts: admin.hosts.clone(),
+        addresses: file.addresses.clone(),
+    }))
 }
 
 /// The key that certifies invited sites, if it is in the server's folder.

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::audit::{self, AuditLog};
 use super::central::Evaluator;
 use super::crash;
+use super::metrics::Metrics as Meter;
 use super::outgoing::Broadcast;
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError, StoredRun, Submission};
@@ -104,6 +105,7 @@ pub(crate) struct Nerves {
     pub(crate) notes: broadcast::Sender<(RunId, Note)>,
     pub(crate) stop: CancellationToken,
     pub(crate) spare: Arc<Spare>,
+    pub(crate) meter: Arc<Meter>,
 }
 
 /// The run that is being worked on.
@@ -305,6 +307,7 @@ impl Engine {
             Action::Note(note) => {
                 live::log(active.run, &note);
                 self.audit.note(self.clock.now(), active.run, &note)?;
+                self.nerves.meter.note(self.clock.now(), active.run, &note);
                 // Nobody may be listening.
                 let _ = self.nerves.notes.send((active.run, note));
             }
@@ -329,6 +332,7 @@ impl Engine {
         let Some(active) = &mut self.active else { return Ok(()) };
         let stored = self.store.commit(active.run, &active.layout, &commit);
         let model_sha256 = self.handle.block_on(stored)?;
+        self.nerves.meter.committed(self.clock.now(), active.run, commit.summary.seconds);
         active.live.committed(&commit, model_sha256);
         active.live.publish(self.clock.now(), &active.coordinator, &self.nerves.live);
         Ok(())

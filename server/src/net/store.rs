@@ -7,6 +7,7 @@
 mod blobs;
 mod ledger;
 mod members;
+mod reports;
 pub(crate) mod rows;
 mod secrets;
 
@@ -29,6 +30,7 @@ use crate::{Checkpoint, ClientRecord, Commit, RunEnd};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
 pub(crate) use members::{Membership, Shown};
+pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
 
 /// Every step of the schema, oldest first; the database's `user_version` is how many of them it has taken.
