@@ -204,7 +204,8 @@ impl Server {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let members = Members::new(Arc::clone(&store), config.issuing, Arc::clone(&metrics), commands.clone());
+        let members =
+            Members::new(Arc::clone(&store), config.issuing, Arc::clone(&metrics), commands.clone());
         let members = members.await?;
         let members = Arc::new(members);
         let desk = Arc::new(Desk {
@@ -232,7 +233,17 @@ impl Server {
             tokio::spawn(admin::serve(view, admin, door, stop.clone()));
         }
         tracing::info!("listening on {address}");
-        Ok(Self { address, admin: admin_address, endpoint, desk, store, notes, stop, stopped, engine: Some(engine) })
+        Ok(Self {
+            address,
+            admin: admin_address,
+            endpoint,
+            desk,
+            store,
+            notes,
+            stop,
+            stopped,
+            engine: Some(engine),
+        })
     }
 
     /// The address it listens on.

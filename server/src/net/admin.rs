@@ -77,7 +77,9 @@ pub enum AdminError {
     )]
     Remote(SocketAddr),
     /// The address cannot be listened on.
-    #[error("the admin port cannot listen on {address}: {source}; choose another `listen` under [admin] in server.toml")]
+    #[error(
+        "the admin port cannot listen on {address}: {source}; choose another `listen` under [admin] in server.toml"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,

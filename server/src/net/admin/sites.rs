@@ -76,7 +76,11 @@ fn state(member: Option<&Member>, now: u64) -> &'static str {
     let Some(member) = member else { return "issued" };
     match (member.joined, member.revoked) {
         (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
-            if member.invited > before { "revoked_and_invited" } else { "revoked" }
+            if member.invited > before {
+                "revoked_and_invited"
+            } else {
+                "revoked"
+            }
         }
         (Some(_), _) => "member",
         (None, _) if now > member.expires => "invite_expired",
@@ -114,11 +118,10 @@ pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<SiteVie
     let members: BTreeMap<_, _> = members.into_iter().map(|member| (member.site.clone(), member)).collect();
     let mut counts = admin.desk.store.counts().await.map_err(Problem::ours)?;
     let seen = admin.presence.sites();
-    let names: BTreeSet<ClientId> =
-        members.keys().chain(seen.keys()).chain(counts.keys()).cloned().collect();
-    let views = names.iter().map(|site| {
-        view(site, members.get(site), seen.get(site), counts.remove(site).unwrap_or_default())
-    });
+    let names: BTreeSet<ClientId> = members.keys().chain(seen.keys()).chain(counts.keys()).cloned().collect();
+    let views = names
+        .iter()
+        .map(|site| view(site, members.get(site), seen.get(site), counts.remove(site).unwrap_or_default()));
     Ok(Json(views.collect()))
 }
 
@@ -135,7 +138,8 @@ pub(super) async fn revoke(
 ) -> Result<StatusCode, Problem> {
     let site = ClientId::new(&site).map_err(Problem::bad)?;
     let members = admin.desk.members.list().await.map_err(Problem::ours)?;
-    let known = members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site);
+    let known =
+        members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site);
     if !known {
         let message = format!(
             "there is no site {site} here; to void a certificate of a site that was never seen, use `consortia site revoke {site}`"

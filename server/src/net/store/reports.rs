@@ -65,8 +65,7 @@ impl Store {
 
     /// The answers of every site over the newest runs.
     pub(crate) async fn counts(&self) -> Result<BTreeMap<ClientId, Counts>, StoreError> {
-        let sql =
-            "SELECT * FROM clients WHERE run IN (SELECT run FROM runs ORDER BY sequence DESC LIMIT $1)";
+        let sql = "SELECT * FROM clients WHERE run IN (SELECT run FROM runs ORDER BY sequence DESC LIMIT $1)";
         let found = sqlx::query(sql).bind(COUNTED).fetch_all(&self.pool).await?;
         let mut all: BTreeMap<ClientId, Counts> = BTreeMap::new();
         for row in &found {
