@@ -26,7 +26,21 @@ const PAGES: &[Page] = &[
     page!("index.html", "text/html; charset=utf-8"),
     page!("icon.svg", "image/svg+xml"),
     page!("style.css", CSS),
+    page!("theme.js", JAVASCRIPT),
     page!("main.js", JAVASCRIPT),
+    page!("api.js", JAVASCRIPT),
+    page!("charts.js", JAVASCRIPT),
+    page!("dialogs.js", JAVASCRIPT),
+    page!("dom.js", JAVASCRIPT),
+    page!("format.js", JAVASCRIPT),
+    page!("views/audit.js", JAVASCRIPT),
+    page!("views/privacy.js", JAVASCRIPT),
+    page!("views/run.js", JAVASCRIPT),
+    page!("views/runs.js", JAVASCRIPT),
+    page!("views/sites.js", JAVASCRIPT),
+    page!("vendor/uplot/uPlot.iife.min.js", JAVASCRIPT),
+    page!("vendor/uplot/uPlot.min.css", CSS),
+    page!("vendor/uplot/LICENSE", "text/plain; charset=utf-8"),
 ];
 
 /// Answers what is no route.
