@@ -67,7 +67,7 @@ async fn deployed(folder: &Path) -> Result<String> {
     let run = server.submit(PLAN.into(), Some(SEED)).await.map_err(Error::msg)?;
     let summary = loop {
         let now = server.run(Some(run)).await.map_err(Error::msg)?;
-        if matches!(now.state, RunState::Finished | RunState::Failed | RunState::BudgetExhausted) {
+        if now.state.is_over() {
             break now;
         }
         runs.changed().await?;

@@ -5,6 +5,7 @@ mod audit;
 mod bench;
 mod budget;
 mod check;
+mod control;
 mod dashboard;
 mod demo;
 mod explain;
@@ -185,6 +186,18 @@ enum RunCommand {
     Watch(run::WatchArgs),
     /// List the runs.
     Ls(run::OperatorArgs),
+    /// Open no new round; the one that is open is brought to its end.
+    Pause(control::ControlArgs),
+    /// Let a paused run go on.
+    Resume(control::ControlArgs),
+    /// End a run with its open round; its models stay.
+    Stop(control::StopArgs),
+    /// Show what the server's audit log says of a run.
+    Log(control::NamedArgs),
+    /// List the models of a run, with what was measured of each.
+    Models(control::NamedArgs),
+    /// Fetch a model of a run and its privacy statement.
+    Pull(control::PullArgs),
 }
 
 /// Parses the command line, does it, and turns failures into exit codes.
@@ -229,6 +242,12 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Submit(args)) => run::submit(args, global),
         Command::Run(RunCommand::Watch(args)) => run::watch(args, global),
         Command::Run(RunCommand::Ls(args)) => run::ls(args, global),
+        Command::Run(RunCommand::Pause(args)) => control::pause(args, global),
+        Command::Run(RunCommand::Resume(args)) => control::resume(args, global),
+        Command::Run(RunCommand::Stop(args)) => control::stop(args, global),
+        Command::Run(RunCommand::Log(args)) => control::log(args, global),
+        Command::Run(RunCommand::Models(args)) => control::models(args, global),
+        Command::Run(RunCommand::Pull(args)) => control::pull(args, global),
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
         Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),
         Command::Privacy(PrivacyCommand::Explain(args)) => explain::explain(args, global),

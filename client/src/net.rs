@@ -31,7 +31,7 @@ pub use enrol::{EnrolError, enrol, renew, settle_renewal};
 pub use events::AgentEvent;
 pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};
-pub use operator::{OperatorClient, OperatorError};
+pub use operator::{FetchedModel, OperatorClient, OperatorError};
 pub use records::{Books, BooksError, Torn, open_books};
 
 #[cfg(test)]

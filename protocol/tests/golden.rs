@@ -7,9 +7,10 @@ use std::fmt::Debug;
 
 use privacy::{Encoded, Lattice, NormBound, Tally, clip};
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, EnrolRefusal, EnrolReply,
-    EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, Member, Receipt, Rejection,
-    RoundSummary, RunState, RunSummary, TaskHeader, WorkHeader, decode, encode,
+    AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, Control, EnrolRefusal, EnrolReply,
+    EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, Member, ModelChoice,
+    ModelLine, Receipt, Rejection, RoundSummary, RunState, RunSummary, TaskHeader, WorkHeader, decode,
+    encode,
 };
 use protocol::{
     BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
@@ -193,10 +194,33 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
     };
     golden("members", FrameKind::AdminReply, &AdminReply::Members(vec![member]));
     golden("done", FrameKind::AdminReply, &AdminReply::Done);
+    golden("control", FrameKind::AdminRequest, &AdminRequest::Control { run: RUN, control: Control::Stop });
+    golden("log-request", FrameKind::AdminRequest, &AdminRequest::Log { run: Some(RUN) });
+    golden("models-request", FrameKind::AdminRequest, &AdminRequest::Models { run: None });
+    let model = AdminRequest::Model { run: Some(RUN), choice: ModelChoice::Round(3) };
+    golden("model-request", FrameKind::AdminRequest, &model);
+    golden("log", FrameKind::AdminReply, &AdminReply::Log(vec!["{}".into()]));
+    golden("models", FrameKind::AdminReply, &AdminReply::Models(vec![model_line()]));
+    let (line, statement, file_sha256) = (model_line(), "{}".to_owned(), "cd".to_owned());
+    let model = AdminReply::Model { run: RUN, line, statement, bytes: 4096, file_sha256 };
+    golden("model-file", FrameKind::AdminReply, &model);
     golden("submitted", FrameKind::AdminReply, &AdminReply::Submitted { run: RUN });
     golden("runs", FrameKind::AdminReply, &AdminReply::Runs(vec![]));
     golden("error", FrameKind::AdminReply, &AdminReply::Error("there is no run here yet".into()));
     golden("run", FrameKind::AdminReply, &AdminReply::Run(summary()));
+}
+
+fn model_line() -> ModelLine {
+    ModelLine {
+        round: 3,
+        sha256: "ab".into(),
+        parent_sha256: Some("aa".into()),
+        sites: Some(Metrics { loss: 0.5, accuracy: Some(0.75), examples: 254, seconds: 0.25 }),
+        central: None,
+        epsilon: Some(1.5),
+        best: true,
+        kept: true,
+    }
 }
 
 fn summary() -> RunSummary {

@@ -8,9 +8,9 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, CodecError, FRAME_HEAD,
-    FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, Payload, Receipt, Rejection, RoundSummary, RunState,
-    RunSummary, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, CodecError, Control,
+    FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, ModelChoice, ModelLine, Payload, Receipt,
+    Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
@@ -128,7 +128,39 @@ fn request() -> impl Strategy<Value = AdminRequest> {
             .prop_map(|(plan_toml, seed)| AdminRequest::Submit { plan_toml, seed }),
         Just(AdminRequest::List),
         any::<Option<u64>>().prop_map(|run| AdminRequest::Watch { run: run.map(RunId) }),
+        (any::<u64>(), control())
+            .prop_map(|(run, control)| AdminRequest::Control { run: RunId(run), control }),
+        any::<Option<u64>>().prop_map(|run| AdminRequest::Log { run: run.map(RunId) }),
+        any::<Option<u64>>().prop_map(|run| AdminRequest::Models { run: run.map(RunId) }),
+        (any::<Option<u64>>(), choice())
+            .prop_map(|(run, choice)| AdminRequest::Model { run: run.map(RunId), choice }),
     ]
+}
+
+fn control() -> impl Strategy<Value = Control> {
+    use Control::{Pause, Resume, Stop, StopNow};
+    prop::sample::select(vec![Pause, Resume, Stop, StopNow])
+}
+
+fn choice() -> impl Strategy<Value = ModelChoice> {
+    prop_oneof![Just(ModelChoice::Last), Just(ModelChoice::Best), any::<u32>().prop_map(ModelChoice::Round)]
+}
+
+fn model_line() -> impl Strategy<Value = ModelLine> {
+    let (text, measured) = (|| "[0-9a-f]{0,64}", || option::of(metrics()));
+    let texts = (text(), option::of(text()));
+    (any::<u32>(), texts, measured(), measured(), option::of(number()), any::<[bool; 2]>()).prop_map(
+        |(round, (sha256, parent_sha256), sites, central, epsilon, [best, kept])| ModelLine {
+            round,
+            sha256,
+            parent_sha256,
+            sites,
+            central,
+            epsilon,
+            best,
+            kept,
+        },
+    )
 }
 
 fn round_summary() -> impl Strategy<Value = RoundSummary> {
@@ -155,8 +187,9 @@ fn client_summary() -> impl Strategy<Value = ClientSummary> {
 }
 
 fn run_summary() -> impl Strategy<Value = RunSummary> {
-    use RunState::{Failed, Finished, Queued, Running};
-    let state = prop::sample::select(vec![Queued, Running, Finished, Failed]);
+    use RunState::{BudgetExhausted, Failed, Finished, Paused, Queued, Running, Stopped, Stopping};
+    let states = vec![Queued, Running, Finished, Failed, BudgetExhausted, Paused, Stopping, Stopped];
+    let state = prop::sample::select(states);
     let texts = (".{0,40}", ".{0,80}", "[0-9a-f]{0,64}");
     let lists = (vec(round_summary(), 0..5), vec(client_summary(), 0..5));
     (any::<u64>(), state, texts, any::<(u32, u32, bool)>(), lists).prop_map(
@@ -181,6 +214,17 @@ fn reply() -> impl Strategy<Value = AdminReply> {
         vec(run_summary(), 0..3).prop_map(AdminReply::Runs),
         run_summary().prop_map(AdminReply::Run),
         ".{0,300}".prop_map(AdminReply::Error),
+        vec(".{0,100}", 0..4).prop_map(AdminReply::Log),
+        vec(model_line(), 0..3).prop_map(AdminReply::Models),
+        (any::<(u64, u64)>(), model_line(), ".{0,100}", "[0-9a-f]{0,64}").prop_map(
+            |((run, bytes), line, statement, file_sha256)| AdminReply::Model {
+                run: RunId(run),
+                line,
+                statement,
+                bytes,
+                file_sha256
+            }
+        ),
     ]
 }
 

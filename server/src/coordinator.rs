@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use privacy::{Lattice, Sum};
-use protocol::wire::{Receipt, RoundSummary};
+use protocol::wire::{Control, Receipt, RoundSummary};
 use protocol::{
     BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, Task, TaskId,
     TaskKind, Time, Work,
@@ -111,6 +111,7 @@ pub struct Coordinator {
     roster: Roster,
     changed: BTreeSet<ClientId>,
     phase: Phase,
+    control: Control,
     actions: VecDeque<Action>,
     /// The model as sites get it, where that is a rounded one, and the round after which it was made.
     rounded: Option<(Round, Arc<Parameters>)>,
@@ -137,8 +138,8 @@ enum Phase {
         central: Central,
         summary: RoundSummary,
     },
-    /// Waits for the disk. Nothing else happens.
-    Committing { summary: RoundSummary },
+    /// Waits for the disk. Nothing else happens. `told`: the round's line was told before.
+    Committing { summary: RoundSummary, told: bool },
     /// Over.
     Ended,
 }
@@ -197,6 +198,7 @@ impl Coordinator {
             roster: Roster::default(),
             changed: BTreeSet::new(),
             phase,
+            control: Control::default(),
             actions: VecDeque::new(),
             rounded: None,
             sha256: None,
@@ -229,6 +231,7 @@ impl Coordinator {
             Event::Booked => self.booked(now),
             Event::Committed => self.committed(now),
             Event::EvaluatedCentrally { round, metrics } => self.evaluated_centrally(round, metrics),
+            Event::Control(control) => self.controlled(now, control),
             Event::Tick => {}
         }
         self.advance(now);
@@ -264,6 +267,11 @@ impl Coordinator {
         }
     }
 
+    /// What the operator wants of it.
+    pub fn control(&self) -> Control {
+        self.control
+    }
+
     /// What is known of every client.
     pub fn clients(&self) -> &BTreeMap<ClientId, ClientRecord> {
         &self.clients
@@ -286,13 +294,16 @@ impl Coordinator {
             format!("round {round}, {kind}: {} of {} clients have answered", gate.answered(), gate.asked())
         };
         match &self.phase {
+            Phase::Gathering | Phase::Resting { .. } if self.control == Control::Pause => {
+                "paused by the operator".to_owned()
+            }
             Phase::Gathering => {
                 format!("{} of {} clients are connected", self.connected, self.plan.cohort.clients_min)
             }
             Phase::Resting { .. } => "too few clients answered; trying again soon".to_owned(),
             Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => waiting(gate),
             Phase::Booking { round } => format!("reserving the privacy budget of round {round}"),
-            Phase::Committing { summary } => format!("storing round {}", summary.round),
+            Phase::Committing { summary, .. } => format!("storing round {}", summary.round),
             Phase::Ended => "ended".to_owned(),
         }
     }
@@ -430,6 +441,23 @@ impl Coordinator {
         self.actions.push_back(Action::Note(Note::Refused { client, task, reason, detail }));
     }
 
+    /// Does as the operator wants, now or at the next moment where nothing is lost.
+    fn controlled(&mut self, now: Time, control: Control) {
+        self.control = control;
+        match (&self.phase, control) {
+            (Phase::Collecting { .. }, Control::StopNow) => self.abandon_collection(),
+            (Phase::Evaluating { .. }, Control::StopNow) => {
+                self.state.end = Some(RunEnd::Stopped);
+                self.close_evaluation();
+            }
+            (Phase::Resting { .. }, Control::Stop | Control::StopNow) => {
+                self.phase = Phase::Gathering;
+                self.gather(now);
+            }
+            _ => {}
+        }
+    }
+
     fn evaluated_centrally(&mut self, round: Round, metrics: Option<Metrics>) {
         if let Phase::Evaluating { central, summary, .. } = &mut self.phase
             && summary.round == round.0
@@ -440,16 +468,17 @@ impl Coordinator {
     }
 
     fn committed(&mut self, now: Time) {
-        let Phase::Committing { summary } = &self.phase else { return };
-        let summary = summary.clone();
-        let told_before = matches!(self.state.end, Some(RunEnd::BudgetExhausted(_)));
-        if self.state.evaluated && !told_before {
+        let Phase::Committing { summary, told } = &self.phase else { return };
+        let (summary, told) = (summary.clone(), *told);
+        if self.state.evaluated && !told {
             self.actions.push_back(Action::Note(Note::Round(summary.clone())));
         }
         if let Some(end) = &self.state.end {
             self.actions.push_back(Action::Note(Note::Ended(end.clone())));
             self.actions.push_back(Action::Ended(end.clone()));
             self.phase = Phase::Ended;
+        } else if self.control == Control::StopNow {
+            self.end_early(RunEnd::Stopped);
         } else if !self.state.evaluated {
             self.open_evaluation(now, summary);
         } else if !summary.released && summary.round == 0 {

@@ -1,8 +1,8 @@
 //! The server around the coordinator: a QUIC port, a session per connection, one thread that decides, one folder that
 //! remembers.
 //!
-//! [`Server::start`] opens the state and the port, goes on with the oldest run that has not ended, and works on one run
-//! at a time in the order of their submission; sites stay connected from run to run. What a model is, the embedding
+//! [`Server::start`] opens the state and the port, goes on with the runs that have not ended, and works on several of them side by
+//! side in the order of their submission; sites stay connected from run to run. What a model is, the embedding
 //! program says through [`ModelRoom`]. A client can make the server refuse it, never make it stop; what it cannot refuse
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
@@ -22,6 +22,7 @@ mod outgoing;
 mod peer;
 mod presence;
 mod session;
+mod shelf;
 mod store;
 mod uploads;
 
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use protocol::wire::{Rejection, RunSummary};
+use protocol::wire::{Control, Rejection, RunSummary};
 use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
@@ -44,13 +45,15 @@ pub use audit::AuditError;
 pub use authority::{Authority, AuthorityError, Identity, Issuing, SERVER_NAME};
 use desk::Desk;
 pub use endpoint::EndpointError;
+pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use members::Members;
 use metrics::Metrics;
 pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use presence::Presence;
 use session::{Hall, Newcomers};
-pub use store::{BlobError, Store, StoreError, StoredRun, Submission};
+pub use shelf::{ShelfError, Shelved};
+pub use store::{BlobError, Store, StoreError, StoredModel, StoredRun, Submission};
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
@@ -91,6 +94,8 @@ pub struct ServerConfig {
     pub identity: PathBuf,
     /// The key that certifies sites which come with an invite; nobody can be invited without.
     pub issuing: Option<Arc<Issuing>>,
+    /// How many of a run's last models keep their files, beside the best one; all when `None`.
+    pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
     pub limits: Limits,
     /// Where operators look in over HTTP, if they may.
@@ -100,13 +105,16 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// A server that nobody can be invited to, with the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
-        Self { state, listen, identity, issuing: None, limits: Limits::default(), admin: None }
+        let limits = Limits::default();
+        Self { state, listen, identity, issuing: None, models_kept: None, limits, admin: None }
     }
 }
 
 /// What clients may ask of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Runs that are worked on side by side, at least 1; others wait.
+    pub runs_max: usize,
     /// Connections of sites and operators at a time.
     pub connections_max: usize,
     /// Handshakes at a time, at least 1: from that one on a newcomer must first prove its address, and above twice as many
@@ -125,6 +133,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            runs_max: 4,
             connections_max: 2000,
             handshakes_max: 256,
             upload_bytes_max: 128 << 20,
@@ -176,7 +185,7 @@ impl Server {
     /// # Errors
     /// [`ServeError`] when state, identity or address cannot be used.
     pub async fn start(config: ServerConfig, room: Arc<dyn ModelRoom>) -> Result<Self, ServeError> {
-        let store = Arc::new(Store::open(&config.state).await?);
+        let store = Arc::new(Store::open(&config.state).await?.keeping(config.models_kept));
         let endpoint = endpoint::open(config.listen, &config.identity)?;
         let address = endpoint.local_addr()?;
         let door = match &config.admin {
@@ -186,7 +195,7 @@ impl Server {
         let admin_address = door.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let (live, watched) = watch::channel(None);
+        let (live, watched) = watch::channel(LiveRuns::default());
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
         let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new()));
@@ -198,7 +207,8 @@ impl Server {
             spare: Arc::clone(&spare),
             meter: Arc::clone(&metrics),
         };
-        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &config.state)?;
+        let runs_max = config.limits.runs_max.max(1);
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &config.state, runs_max)?;
         let guard = stopped.clone().drop_guard();
         let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
             let _stopped = guard;
@@ -213,6 +223,7 @@ impl Server {
             room,
             commands: commands.clone(),
             live: watched,
+            state: config.state.clone(),
             members: Arc::clone(&members),
         });
         let hall = Arc::new(Hall {
@@ -280,9 +291,17 @@ impl Server {
         self.desk.current(run).await
     }
 
-    /// The run that is being worked on, as it changes.
-    pub fn watch(&self) -> watch::Receiver<Option<Arc<RunSummary>>> {
+    /// The runs that are being worked on, as they change, and those that ended since the last one began.
+    pub fn watch(&self) -> watch::Receiver<LiveRuns> {
         self.desk.live.clone()
+    }
+
+    /// Lets a run that has not ended pause, go on or stop; `by` goes into the audit log.
+    ///
+    /// # Errors
+    /// A sentence for the operator, when there is no such run or it is over.
+    pub async fn control(&self, run: RunId, control: Control, by: &str) -> Result<RunSummary, String> {
+        self.desk.control(run, control, by).await
     }
 
     /// What happens in runs, from now on.
@@ -290,7 +309,7 @@ impl Server {
         self.notes.subscribe()
     }
 
-    /// The safetensors file of a run's current model. The file goes when the model is two releases old.
+    /// The safetensors file of a run's current model.
     ///
     /// # Errors
     /// A sentence for the operator.

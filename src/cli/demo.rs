@@ -99,9 +99,7 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
     ended.tell(args, global);
     match summary.state {
         RunState::Finished => Ok(()),
-        RunState::Queued | RunState::Running | RunState::Failed | RunState::BudgetExhausted => {
-            Err(Failure::new(Kind::Run, &summary.message))
-        }
+        _ => Err(Failure::new(Kind::Run, &summary.message)),
     }
 }
 

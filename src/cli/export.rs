@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use protocol::RunId;
 use serde_json::json;
-use server::net::Store;
-use server::{Plan, PrivacyStatement, Subject};
+use server::net::{ShelfError, Shelved, Store};
 
 use super::Global;
+use super::control::Choice;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
 use super::watch::runtime;
@@ -18,6 +18,9 @@ use super::watch::runtime;
 pub(super) struct ExportArgs {
     /// The run, as `run ls` names it.
     run: RunId,
+    /// Which model: `last`, `best`, or the number of the round that made it.
+    #[arg(long, default_value = "last")]
+    model: Choice,
     /// The server's folder; the server may be running.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     folder: PathBuf,
@@ -28,75 +31,25 @@ pub(super) struct ExportArgs {
 
 pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let (model, statement) = runtime()?.block_on(released(&folder, args.run))?;
-    statement.recompute().or_fail(Kind::Run, "privacy_statement.json")?;
+    let released = runtime()?.block_on(async {
+        let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
+        let released = store.released(Some(args.run), args.model.0).await;
+        store.close().await;
+        released.map_err(|error| match error {
+            ShelfError::Refused(_) => Failure::new(Kind::Refused, error),
+            ShelfError::Statement(_) | ShelfError::Unreadable { .. } => Failure::new(Kind::Run, error),
+            other => Failure::new(Kind::Configuration, other),
+        })
+    });
+    let Shelved { model, statement, .. } = released?;
     std::fs::create_dir_all(&args.out).or_fail(Kind::Configuration, args.out.display())?;
     let (to, beside) = (args.out.join("model.safetensors"), args.out.join("privacy_statement.json"));
     std::fs::write(&beside, statement.to_json()).or_fail(Kind::Run, beside.display())?;
-    std::fs::copy(&model, &to).or_fail(Kind::Run, to.display())?;
-    let (round, sha256) = (statement.round, &statement.model_sha256);
+    std::fs::copy(&model.file, &to).or_fail(Kind::Run, to.display())?;
+    let (round, sha256) = (model.line.round, &model.line.sha256);
     global.format.say(
         || format!("model of round {round}, sha256 {sha256}\n  {}\n  {}", to.display(), beside.display()),
         || json!({ "model": to, "statement": beside, "round": round, "model_sha256": sha256 }),
     );
     Ok(())
-}
-
-/// The file of the run's current model, and its statement.
-async fn released(folder: &ServerFolder, run: RunId) -> Result<(PathBuf, PrivacyStatement), Failure> {
-    let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
-    let stored = store.load(run).await.or_fail(Kind::Configuration, "")?;
-    let (model, model_sha256) = store.model_file(run).await.or_fail(Kind::Configuration, "")?;
-    let written = store.statement(run).await.or_fail(Kind::Configuration, "")?;
-    store.close().await;
-    let plan = Plan::parse(&stored.plan_toml).or_fail(Kind::Run, "the run's plan")?;
-    let round = stored.checkpoint.round.0;
-    let statement = match written {
-        Some(text) => serde_json::from_str(&text).or_fail(Kind::Run, "the run's privacy statement")?,
-        None if plan.spec.privacy.is_none() || round == 0 => {
-            let subject = Subject {
-                model_sha256: model_sha256.clone(),
-                run: run.to_string(),
-                round,
-                rehearsal: stored.seed.is_some(),
-            };
-            PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None)
-                .or_fail(Kind::Defect, "")?
-        }
-        None => {
-            let message = "the run promises privacy, but its model has no statement; nothing was exported";
-            return Err(Failure::new(Kind::Refused, message));
-        }
-    };
-    may_leave(&statement, &model_sha256)?;
-    Ok((model, statement))
-}
-
-/// Whether a model with this fingerprint may leave with this statement.
-fn may_leave(statement: &PrivacyStatement, model_sha256: &str) -> Result<(), Failure> {
-    if let Some(void) = statement.void.as_ref().filter(|void| void.starts_with("INSECURE")) {
-        return Err(Failure::new(Kind::Refused, format!("{void}; nothing was exported")));
-    }
-    if statement.model_sha256 != model_sha256 {
-        let message = "the statement is about another model than the stored one; nothing was exported";
-        return Err(Failure::new(Kind::Refused, message));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_model_with_noise_that_can_be_predicted_or_with_another_model_s_statement_does_not_leave() {
-        let subject = Subject { model_sha256: "ab".into(), run: "r".into(), round: 1, rehearsal: false };
-        let good = PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap();
-        assert!(may_leave(&good, "ab").is_ok() && may_leave(&good, "cd").is_err());
-        let void = "INSECURE: the noise came from a test's seed and can be taken off again";
-        let insecure = PrivacyStatement { void: Some(void.into()), ..good.clone() };
-        assert!(may_leave(&insecure, "ab").is_err());
-        let rehearsed = PrivacyStatement { void: Some("a rehearsal".into()), ..good };
-        assert!(may_leave(&rehearsed, "ab").is_ok());
-    }
 }

@@ -65,6 +65,9 @@ pub(super) struct ServerFile {
     /// Where operators look in over HTTP; nowhere without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) admin: Option<AdminFile>,
+    /// Which models are kept.
+    #[serde(default)]
+    pub(super) models: ModelsFile,
     /// What clients may ask of this machine.
     #[serde(default)]
     pub(super) limits: LimitsFile,
@@ -84,10 +87,21 @@ pub(super) struct AdminFile {
     pub(super) hosts: Vec<String>,
 }
 
+/// `[models]` of `server.toml`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ModelsFile {
+    /// How many of a run's last models keep their files, beside the best one; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) keep_last: Option<u32>,
+}
+
 /// `[limits]` of `server.toml`; what is absent has the built-in value.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LimitsFile {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_max: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     connections_max: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,6 +122,7 @@ impl ServerFile {
     pub(super) fn limits(&self) -> Limits {
         let built_in = Limits::default();
         Limits {
+            runs_max: self.limits.runs_max.unwrap_or(built_in.runs_max),
             connections_max: self.limits.connections_max.unwrap_or(built_in.connections_max),
             upload_bytes_max: self.limits.upload_bytes_max.unwrap_or(built_in.upload_bytes_max),
             ..built_in

@@ -100,7 +100,7 @@ async fn follow(operator: &OperatorClient, run: Option<RunId>, global: &Global) 
     match summary.state {
         RunState::Failed => Err(Failure::new(Kind::Run, &summary.message)),
         RunState::BudgetExhausted => Err(Failure::new(Kind::Refused, &summary.message)),
-        RunState::Queued | RunState::Running | RunState::Finished => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -113,7 +113,7 @@ impl Shown {
     fn update(&mut self, summary: &RunSummary, global: &Global) {
         let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
         progress.within(summary.message.clone());
-        let ended = summary.state != RunState::Running;
+        let ended = summary.state.is_over();
         for round in &summary.history {
             // A round's line is shown once its evaluation is in, which is at the latest when the next one is over.
             let complete = round.sites.is_some() || round.round < summary.rounds_done || ended;
@@ -122,7 +122,7 @@ impl Shown {
                 self.rounds = round.round;
             }
         }
-        if global.format == super::Format::Json && summary.state == RunState::Running {
+        if global.format == super::Format::Json && !summary.state.is_over() {
             global.format.say(String::new, || summary_json(summary));
         }
     }
@@ -139,7 +139,7 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let mut rows = vec![["run", "name", "state", "rounds", "message"].map(str::to_owned).to_vec()];
     rows.extend(runs.iter().map(|run| {
         let rounds = format!("{}/{}", run.rounds_done, run.rounds);
-        vec![run.run.to_string(), run.name.clone(), state_name(run.state).into(), rounds, run.message.clone()]
+        vec![run.run.to_string(), run.name.clone(), run.state.name().into(), rounds, run.message.clone()]
     }));
     global.format.say(|| table(&rows), || Value::from(runs.iter().map(summary_json).collect::<Vec<_>>()));
     Ok(())
@@ -174,23 +174,13 @@ pub(super) async fn connect_to(server: &str, folder: &ServerFolder) -> Result<Op
     }
 }
 
-fn state_name(state: RunState) -> &'static str {
-    match state {
-        RunState::Queued => "queued",
-        RunState::Running => "running",
-        RunState::Finished => "finished",
-        RunState::Failed => "failed",
-        RunState::BudgetExhausted => "budget exhausted",
-    }
-}
-
 /// A run for a person.
 fn describe(run: &RunSummary) -> String {
     let mut text = format!(
         "run {} ({}) {}: {}\nrounds {}/{}{}\nmodel sha256 {}",
         run.run,
         run.name,
-        state_name(run.state),
+        run.state.name(),
         run.message,
         run.rounds_done,
         run.rounds,

@@ -86,7 +86,12 @@ device = "auto"
 [admin]
 listen = "127.0.0.1:ADMIN"
 
+# The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
+# [models]
+# keep_last = 20
+
 # [limits]
+# runs_max = 4
 # connections_max = 2000
 # upload_bytes_max = 134217728
 "#;
@@ -201,6 +206,7 @@ async fn serve(
         listen: file.listen,
         identity: folder.identity(),
         issuing: issuing(folder)?,
+        models_kept: file.models.keep_last,
         limits: file.limits(),
         admin: admin(folder, file)?,
     };

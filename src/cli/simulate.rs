@@ -286,7 +286,7 @@ fn conclude(
         return Err(Failure::new(Kind::Run, "the audit refutes what the plan claims"));
     }
     match &outcome.end {
-        RunEnd::Finished => Ok(()),
+        RunEnd::Finished | RunEnd::Stopped => Ok(()),
         RunEnd::Failed(why) => Err(Failure::new(Kind::Run, why)),
         RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
     }

@@ -41,11 +41,10 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
                 "seconds": summary.seconds,
             }),
         ),
-        Note::Ended(RunEnd::Finished) => ("ended", json!({ "state": "finished" })),
-        Note::Ended(RunEnd::BudgetExhausted(why)) => {
-            ("ended", json!({ "state": "budget_exhausted", "message": why }))
+        Note::Ended(end @ (RunEnd::Finished | RunEnd::Stopped)) => ("ended", json!({ "state": end.state() })),
+        Note::Ended(end @ (RunEnd::Failed(why) | RunEnd::BudgetExhausted(why))) => {
+            ("ended", json!({ "state": end.state(), "message": why }))
         }
-        Note::Ended(RunEnd::Failed(why)) => ("ended", json!({ "state": "failed", "message": why })),
         _ => ("other", json!({})),
     };
     let mut object = Map::new();

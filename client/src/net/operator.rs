@@ -3,9 +3,15 @@
 //! The server tells an operator from a site by the certificate, so nothing is said before the first request. What an
 //! operator may do is the server's to decide.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
 use protocol::RunId;
-use protocol::wire::{ADMIN_MAX, AdminReply, AdminRequest, CodecError, FrameKind, Rejection, RunSummary};
+use protocol::wire::{
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, FrameKind, ModelChoice, ModelLine, Rejection, RunSummary,
+};
 use quinn::{ConnectionError, RecvStream};
+use sha2::{Digest, Sha256};
 
 use super::connection::{ConnectError, Link, explain};
 use super::frames::{FrameError, read_frame, write_frame};
@@ -27,9 +33,34 @@ pub enum OperatorError {
     /// The server's own words.
     #[error("{0}")]
     Server(String),
+    /// What was fetched cannot be written.
+    #[error("{}: {}", .0.display(), .1)]
+    File(PathBuf, String),
+    /// What came is not what was announced.
+    #[error("the model's bytes hash to {found}, but {announced} was announced; fetch it again")]
+    Damaged {
+        /// By the server, before.
+        announced: String,
+        /// Of what came.
+        found: String,
+    },
     /// The reply is of another kind than the request.
     #[error("the server's reply does not fit the request; install the same release on both sides")]
     WrongReply,
+}
+
+/// Bytes of a model's file that are written at a time.
+const PIECE: usize = 1 << 20;
+
+/// A model that was fetched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FetchedModel {
+    /// Its run.
+    pub run: RunId,
+    /// Its line.
+    pub line: ModelLine,
+    /// What may be said about its privacy, as JSON.
+    pub statement: String,
 }
 
 /// An operator's connection.
@@ -76,6 +107,44 @@ impl OperatorClient {
             last = Some(summary);
         }
         last.ok_or(OperatorError::Frame(FrameError::Ended))
+    }
+
+    /// Fetches a model of a run (the newest when `None`) into `to`, and checks that the file came as it was announced.
+    ///
+    /// # Errors
+    /// [`OperatorError`], also when `to` cannot be written or the bytes are not the announced ones.
+    pub async fn model(
+        &self,
+        run: Option<RunId>,
+        choice: ModelChoice,
+        to: &Path,
+    ) -> Result<FetchedModel, OperatorError> {
+        let mut replies = self.request(&AdminRequest::Model { run, choice }).await?;
+        let reply = self.reply(&mut replies).await?.ok_or(OperatorError::Frame(FrameError::Ended))?;
+        let AdminReply::Model { run, line, statement, bytes, file_sha256 } = reply else {
+            return Err(OperatorError::WrongReply);
+        };
+        let failed = |error: std::io::Error| OperatorError::File(to.to_owned(), error.to_string());
+        let mut file = std::fs::File::create(to).map_err(failed)?;
+        let (mut hash, mut missing) = (Sha256::new(), bytes);
+        while let Some(piece) =
+            replies.read_chunk(PIECE, true).await.map_err(FrameError::from).map_err(OperatorError::Frame)?
+        {
+            missing = missing
+                .checked_sub(piece.bytes.len() as u64)
+                .ok_or(OperatorError::Frame(FrameError::Excess))?;
+            hash.update(&piece.bytes);
+            file.write_all(&piece.bytes).map_err(failed)?;
+        }
+        if missing > 0 {
+            return Err(OperatorError::Frame(FrameError::Ended));
+        }
+        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found != file_sha256 {
+            return Err(OperatorError::Damaged { announced: file_sha256, found });
+        }
+        file.sync_all().map_err(failed)?;
+        Ok(FetchedModel { run, line, statement })
     }
 
     /// Says goodbye.

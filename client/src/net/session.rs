@@ -1,9 +1,10 @@
 //! One connection's work: the greeting, then a stream per task.
 //!
-//! One task runs at a time. A newer task stops the older one, and so does a server that gives up the task's stream or
-//! the connection. What the server sends is read in pieces, so that memory grows with the bytes received and never with
+//! One task runs at a time, whatever run it is of. A newer task stops an older one of the same run, and so does a server that
+//! gives up the task's stream or the connection. What the server sends is read in pieces, so that memory grows with the bytes received and never with
 //! a length that was only announced. No trouble on a task's stream ends the connection.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use protocol::wire::{
     AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Receipt, Rejection,
     SMALL_MAX, TaskHeader,
 };
-use protocol::{Answer, Decline, Outcome, Seed, Stop, Task, TaskId, UpdateCodec, Work};
+use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
@@ -104,6 +105,21 @@ pub(super) struct Workshop {
     pub(super) spare: Arc<Mutex<Vec<f32>>>,
 }
 
+/// The newest task of each run on one connection.
+#[derive(Clone, Default)]
+struct Newest(Arc<Mutex<BTreeMap<RunId, Stop>>>);
+
+impl Newest {
+    /// Stops the task of `run` that this one replaces.
+    fn replace(&self, run: RunId, stop: &Stop) {
+        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.retain(|_, stop| !stop.is_stopped());
+        if let Some(before) = newest.insert(run, stop.clone()) {
+            before.stop();
+        }
+    }
+}
+
 /// Stops the work when whoever waits for it is gone.
 struct StopOnDrop(Stop);
 
@@ -165,15 +181,13 @@ impl Workshop {
     /// Does the tasks that come over `connection` until it ends; says why it ended. Dropping the future stops the work.
     pub(super) async fn serve(&self, connection: &Connection) -> ConnectionError {
         let mut tasks = JoinSet::new();
-        let mut newest = Stop::default();
+        let newest = Newest::default();
         loop {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
-                        newest.stop();
-                        newest = Stop::default();
-                        let workshop = self.clone();
-                        tasks.spawn(workshop.attend(TaskStream { send, recv }, newest.clone()));
+                        let (workshop, newest) = (self.clone(), newest.clone());
+                        tasks.spawn(workshop.attend(TaskStream { send, recv }, newest));
                     }
                     Err(error) => return error,
                 },
@@ -182,10 +196,11 @@ impl Workshop {
         }
     }
 
-    async fn attend(self, mut stream: TaskStream, stop: Stop) {
+    async fn attend(self, mut stream: TaskStream, newest: Newest) {
+        let stop = Stop::default();
         let _guard = StopOnDrop(stop.clone());
         let mut id = None;
-        if let Err(trouble) = self.exchange(&mut stream, &stop, &mut id).await {
+        if let Err(trouble) = self.exchange(&mut stream, &stop, &newest, &mut id).await {
             let _ = stream.send.reset(GIVEN_UP);
             let _ = stream.recv.stop(GIVEN_UP);
             self.report(AgentEvent::Abandoned { task: id, trouble: trouble.to_string() });
@@ -197,11 +212,13 @@ impl Workshop {
         &self,
         stream: &mut TaskStream,
         stop: &Stop,
+        newest: &Newest,
         id: &mut Option<TaskId>,
     ) -> Result<(), Abandoned> {
         let header = read_frame(&mut stream.recv, FrameKind::Task, HEADER_MAX).await?;
         let header: TaskHeader = header.ok_or(FrameError::Ended)?;
         let task = *id.insert(header.id);
+        newest.replace(task.run, stop);
         let (attempted, codec) = match self.check_size(&header) {
             Ok(len) => self.receive_and_work(header, len, stop, stream).await?,
             Err(trouble) => return self.decline_unread(task, trouble, stream).await,

@@ -37,6 +37,57 @@ pub enum AdminRequest {
         /// Which site.
         site: ClientId,
     },
+    /// Let a run that has not ended pause, go on or stop.
+    Control {
+        /// Which run.
+        run: RunId,
+        /// What is wanted of it.
+        control: Control,
+    },
+    /// Send what the audit log says of a run.
+    Log {
+        /// The run; the newest when `None`.
+        run: Option<RunId>,
+    },
+    /// List the models of a run.
+    Models {
+        /// The run; the newest when `None`.
+        run: Option<RunId>,
+    },
+    /// Send a model's file.
+    Model {
+        /// The run; the newest when `None`.
+        run: Option<RunId>,
+        /// Which of its models.
+        choice: ModelChoice,
+    },
+}
+
+/// What an operator wants of a run that has not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Control {
+    /// No new round opens; the one that is open is brought to its end.
+    Pause,
+    /// Go on.
+    #[default]
+    Resume,
+    /// End as soon as the open round and its evaluation are over; the model stays.
+    Stop,
+    /// End at once; what the open round has collected is thrown away, the model of the last release stays.
+    StopNow,
+}
+
+/// Which model of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ModelChoice {
+    /// The one of the last release.
+    #[default]
+    Last,
+    /// The one that evaluations found best.
+    Best,
+    /// The one that this round made; 0 is the first.
+    Round(u32),
 }
 
 /// What the server answers.
@@ -59,6 +110,44 @@ pub enum AdminReply {
     Members(Vec<Member>),
     /// It is done.
     Done,
+    /// Lines of the audit log, oldest first; as many of the last ones as fit.
+    Log(Vec<String>),
+    /// The models of a run, oldest first.
+    Models(Vec<ModelLine>),
+    /// A model; the bytes of its safetensors file follow.
+    Model {
+        /// The run.
+        run: RunId,
+        /// Its line.
+        line: ModelLine,
+        /// What may be said about its privacy, as JSON.
+        statement: String,
+        /// Bytes that follow.
+        bytes: u64,
+        /// SHA-256 of these bytes.
+        file_sha256: String,
+    },
+}
+
+/// A model of a run for an operator's eyes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelLine {
+    /// The round that made it; 0 for the first.
+    pub round: u32,
+    /// SHA-256 of its parameters.
+    pub sha256: String,
+    /// That of the model it was made from, if it is known.
+    pub parent_sha256: Option<String>,
+    /// What sites measured of it, in the mean.
+    pub sites: Option<Metrics>,
+    /// What the server measured of it.
+    pub central: Option<Metrics>,
+    /// What all releases of the run's population up to it amount to, at the plan's delta; none without noise.
+    pub epsilon: Option<f64>,
+    /// Whether the evaluations found it best.
+    pub best: bool,
+    /// Whether its file is still kept.
+    pub kept: bool,
 }
 
 /// An invite as it is handed over. Whoever sees the text can use it.
@@ -109,6 +198,36 @@ pub enum RunState {
     Failed,
     /// Ended because the privacy budget cannot pay for another round; the model of the last release stands.
     BudgetExhausted,
+    /// Opens no new round until the operator lets it go on.
+    Paused,
+    /// Ends with the open round, as the operator wants.
+    Stopping,
+    /// Ended by the operator; the model of the last release stands.
+    Stopped,
+}
+
+impl RunState {
+    /// Whether the run has ended.
+    pub fn is_over(self) -> bool {
+        match self {
+            Self::Queued | Self::Running | Self::Paused | Self::Stopping => false,
+            Self::Finished | Self::Failed | Self::BudgetExhausted | Self::Stopped => true,
+        }
+    }
+
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::BudgetExhausted => "budget exhausted",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// A run for an operator's eyes.

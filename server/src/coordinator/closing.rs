@@ -94,6 +94,28 @@ impl Coordinator {
         self.state.optimizer = self.optimizer.state();
     }
 
+    /// Throws away what the open round has collected and ends the run; a reservation is given back.
+    pub(super) fn abandon_collection(&mut self) {
+        if let Phase::Collecting { gate, .. } = std::mem::replace(&mut self.phase, Phase::Gathering) {
+            self.cancel_missing(&gate);
+        }
+        self.spent = None;
+        self.end_early(RunEnd::Stopped);
+    }
+
+    /// Ends the run where the last round left it. The line of that round has been told.
+    pub(super) fn end_early(&mut self, end: RunEnd) {
+        if let Some(protection) = &mut self.protection {
+            protection.cancel();
+        }
+        let news = !self.state.evaluated;
+        self.state.evaluated = true;
+        self.state.end = Some(end);
+        let summary = self.state.summary.clone().unwrap_or_else(|| empty_summary(self.state.round));
+        self.commit(summary.clone(), Vec::new());
+        self.phase = Phase::Committing { summary, told: !news };
+    }
+
     pub(super) fn close_evaluation(&mut self) {
         let Phase::Evaluating { gate, reports, central, mut summary } =
             std::mem::replace(&mut self.phase, Phase::Gathering)
@@ -111,7 +133,7 @@ impl Coordinator {
 
     pub(super) fn commit(&mut self, summary: RoundSummary, reports: Vec<(ClientId, TaskId, Metrics)>) {
         if self.state.end.is_some() {
-            // Decided already: the budget is exhausted.
+            // Decided already: the budget is exhausted, or the operator has stopped the run.
         } else if self.state.failures >= self.plan.cohort.failures_max {
             let failures = self.state.failures;
             let why =
@@ -129,7 +151,7 @@ impl Coordinator {
         let (checkpoint, line) = (self.state.clone(), summary.clone());
         let commit = Commit { checkpoint, summary: line, reports, clients, booking, statement };
         self.actions.push_back(Action::Commit(Box::new(commit)));
-        self.phase = Phase::Committing { summary };
+        self.phase = Phase::Committing { summary, told: false };
     }
 
     /// The model's fingerprint. Of a large model it takes as long as a small round, and a private round asks for it twice.

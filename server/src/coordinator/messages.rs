@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use privacy::chain::Link;
 use privacy::correlation::NoiseMemory;
-use protocol::wire::{Receipt, RoundSummary};
+use protocol::wire::{Control, Receipt, RoundSummary, RunState};
 use protocol::{
     Answer, ClientId, Decline, Metrics, Parameters, Positive, Refusal, Round, Standardiser, Task, TaskId,
 };
@@ -56,6 +56,8 @@ pub enum Event {
         /// What was measured.
         metrics: Option<Metrics>,
     },
+    /// The operator wants this of the run from now on.
+    Control(Control),
     /// Time has passed: at or after [`super::Coordinator::deadline`].
     Tick,
 }
@@ -117,6 +119,29 @@ pub enum RunEnd {
     Failed(String),
     /// The privacy budget cannot pay for the next round; this says how far it reached. The last release stands.
     BudgetExhausted(String),
+    /// The operator has stopped it. The last release stands.
+    Stopped,
+}
+
+impl RunEnd {
+    /// The state that operators see.
+    pub fn state(&self) -> RunState {
+        match self {
+            Self::Finished => RunState::Finished,
+            Self::Failed(_) => RunState::Failed,
+            Self::BudgetExhausted(_) => RunState::BudgetExhausted,
+            Self::Stopped => RunState::Stopped,
+        }
+    }
+
+    /// One sentence.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Finished => "all rounds are done",
+            Self::Failed(reason) | Self::BudgetExhausted(reason) => reason,
+            Self::Stopped => "stopped by the operator; the model of the last release stands",
+        }
+    }
 }
 
 /// Where a run stands: all that a new coordinator needs to go on. Cheap to clone.

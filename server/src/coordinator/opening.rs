@@ -3,16 +3,21 @@
 use std::sync::Arc;
 
 use privacy::Sum;
-use protocol::wire::RoundSummary;
+use protocol::wire::{Control, RoundSummary};
 use protocol::{ClientId, Round, Sampling, TaskId, TaskKind, Time};
 
-use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd, empty_summary};
+use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd};
 use crate::plan::Evaluators;
 use crate::selection::{draw, select, toss};
 
 impl Coordinator {
-    /// Opens what comes next, once enough clients are there.
+    /// Opens what comes next, once enough clients are there and as long as the operator wants it.
     pub(super) fn gather(&mut self, now: Time) {
+        match self.control {
+            Control::Pause => return,
+            Control::Stop | Control::StopNow => return self.end_early(RunEnd::Stopped),
+            Control::Resume => {}
+        }
         let needed = self.plan.cohort.clients_min;
         if self.connected < needed {
             let waiting = Note::Waiting { connected: self.connected, needed };
@@ -55,27 +60,23 @@ impl Coordinator {
             let why = format!(
                 "every client has taken part in {participations_max} releases, as many as the plan allows"
             );
-            return self.end_early(why);
+            return self.end_early(RunEnd::BudgetExhausted(why));
         }
         match protection.reserve(self.run, round) {
             Ok(()) => {
                 self.actions.push_back(Action::Book(protection.take_booking()));
                 self.phase = Phase::Booking { round };
             }
-            Err(refused) => self.end_early(refused.to_string()),
+            Err(refused) => self.end_early(RunEnd::BudgetExhausted(refused.to_string())),
         }
-    }
-
-    /// Ends the run for want of budget; the refusal is committed with it.
-    fn end_early(&mut self, why: String) {
-        self.state.end = Some(RunEnd::BudgetExhausted(why));
-        let summary = self.state.summary.clone().unwrap_or_else(|| empty_summary(self.state.round));
-        self.commit(summary, Vec::new());
     }
 
     /// The reservation is on disk: draws the cohort and puts the round to it.
     pub(super) fn booked(&mut self, now: Time) {
         let Phase::Booking { round } = self.phase else { return };
+        if matches!(self.control, Control::Stop | Control::StopNow) {
+            return self.end_early(RunEnd::Stopped);
+        }
         let Some(protection) = &self.protection else { return };
         let (sampling, norm_max) = (protection.central().sampling, protection.norm_max());
         if let Some(norm_max) = norm_max {

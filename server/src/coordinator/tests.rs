@@ -1,5 +1,6 @@
 //! Scripted runs, then random ones.
 
+mod control;
 mod private;
 mod random;
 mod scripted;

@@ -4,11 +4,13 @@
 //! where that matters: what was released and what was refused for want of budget stands in the ledger, in the same
 //! transaction as the release; this log tells the story around it and is made durable at the end of every round.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use privacy::chain::{ChainWriter, DamagedLine, WriteError, read_lines};
+use protocol::wire::{Control, RunState};
 use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
 
@@ -65,7 +67,8 @@ pub(crate) enum Event<'a> {
     Closed { task: String, answered: usize, missing: usize, quorum: bool },
     Withheld { task: String, reason: &'a str },
     Round { round: u32, released: bool, epsilon: Option<f64> },
-    Ended { state: &'a str, reason: &'a str },
+    Ended { state: RunState, reason: &'a str },
+    Controlled { control: Control, by: &'a str },
     Invited { client: &'a str, expires: u64 },
     Enrolled { client: &'a str, key_sha256: &'a str },
     Renewed { client: &'a str, key_sha256: &'a str },
@@ -164,10 +167,12 @@ impl AuditLog {
                 released: summary.released,
                 epsilon: summary.epsilon.filter(|epsilon| epsilon.is_finite()),
             },
-            Note::Ended(RunEnd::Finished) => Event::Ended { state: "finished", reason: "" },
-            Note::Ended(RunEnd::Failed(reason)) => Event::Ended { state: "failed", reason },
-            Note::Ended(RunEnd::BudgetExhausted(reason)) => {
-                Event::Ended { state: "budget_exhausted", reason }
+            Note::Ended(end) => {
+                let reason = match end {
+                    RunEnd::Failed(reason) | RunEnd::BudgetExhausted(reason) => reason,
+                    RunEnd::Finished | RunEnd::Stopped => "",
+                };
+                Event::Ended { state: end.state(), reason }
             }
         };
         self.write(now, Some(run), event)?;
@@ -176,6 +181,26 @@ impl AuditLog {
         }
         Ok(())
     }
+}
+
+/// The last lines of the log in `state` that are about `run`, oldest first, of at most `bytes` bytes together.
+pub(crate) fn lines_of(state: &Path, run: RunId, bytes: usize) -> Result<Vec<String>, AuditError> {
+    let path = state.join("audit.jsonl");
+    let failed = |source| AuditError::File { path: path.clone(), source };
+    let named = format!("\"run\":\"{run}\"");
+    let (mut lines, mut held) = (VecDeque::new(), 0);
+    for line in BufReader::new(File::open(&path).map_err(failed)?).lines() {
+        let line = line.map_err(failed)?;
+        if !line.contains(&named) {
+            continue;
+        }
+        held += line.len();
+        lines.push_back(line);
+        while held > bytes {
+            held -= lines.pop_front().map_or(held, |line: String| line.len());
+        }
+    }
+    Ok(lines.into())
 }
 
 impl From<AuditError> for StoreError {

@@ -3,36 +3,42 @@
 //! Plans are checked here, before the engine hears of them; a plan that makes no sense is answered with line, column and
 //! value and never becomes a run.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use protocol::RunId;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, CodecError, FRAME_HEAD, FrameKind, HEADER_MAX, Rejection, RunState,
-    RunSummary, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, Control, FRAME_HEAD, FrameKind, HEADER_MAX, ModelChoice,
+    ModelLine, Rejection, RunSummary, encode,
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::ModelRoom;
-use super::engine::{Command, NewRun, seed_of};
+use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::members::Members;
 use super::session::{OPENING, reject_on};
+use super::shelf::Shelved;
 use super::store::Store;
+use super::store::StoredModel;
+use super::{ModelRoom, audit};
 use crate::Plan;
 
 /// Requests of one operator at a time.
 const REQUESTS: u32 = 16;
 /// Bytes of a plan's text that are accepted.
 const PLAN_MAX: usize = HEADER_MAX / 2;
+/// Bytes of an audit log's lines in a reply.
+const LOG_MAX: usize = ADMIN_MAX / 2;
 
 /// Answers operators.
 pub(crate) struct Desk {
     pub(crate) store: Arc<Store>,
     pub(crate) room: Arc<dyn ModelRoom>,
     pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) live: watch::Receiver<Option<Arc<RunSummary>>>,
+    pub(crate) live: watch::Receiver<LiveRuns>,
+    pub(crate) state: PathBuf,
     pub(crate) members: Arc<Members>,
 }
 
@@ -58,12 +64,12 @@ impl Desk {
     /// The runs, newest first.
     pub(crate) async fn list(&self) -> Result<Vec<RunSummary>, String> {
         let mut runs = self.store.summaries().await.map_err(|error| error.to_string())?;
-        let live = self.live.borrow().clone();
-        if let Some(live) = live
-            && let Some(run) = runs.iter_mut().find(|run| run.run == live.run)
-        {
-            let (history, clients) = (Vec::new(), Vec::new());
-            *run = RunSummary { history, clients, ..(*live).clone() };
+        let live = self.live.borrow();
+        for run in &mut runs {
+            if let Some(live) = live.get(&run.run) {
+                let (history, clients) = (Vec::new(), Vec::new());
+                *run = RunSummary { history, clients, ..(**live).clone() };
+            }
         }
         Ok(runs)
     }
@@ -75,23 +81,29 @@ impl Desk {
             Some(run) => format!("there is no run {run} here"),
             None => "there is no run here yet".to_owned(),
         })?;
-        let live = self.live.borrow().clone();
-        Ok(match live {
-            Some(live) if live.run == stored.run => (*live).clone(),
-            _ => stored,
-        })
+        Ok(self.live.borrow().get(&stored.run).map_or(stored, |live| (**live).clone()))
     }
 
-    /// Serves an operator's connection until it is gone.
-    pub(crate) async fn attend(self: &Arc<Self>, connection: &Connection) {
+    /// Lets a run pause, go on or stop.
+    pub(crate) async fn control(&self, run: RunId, control: Control, by: &str) -> Result<RunSummary, String> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = |_| "the server is shutting down".to_owned();
+        let command = Command::Control { run, control, by: by.to_owned(), reply };
+        self.commands.send(command).await.map_err(|_| stopping(()))?;
+        answer.await.map_err(|_| stopping(()))??;
+        self.current(Some(run)).await
+    }
+
+    /// Serves the connection of the operator of this name until it is gone.
+    pub(crate) async fn attend(self: &Arc<Self>, connection: &Connection, name: &str) {
         connection.set_max_concurrent_bi_streams(VarInt::from_u32(REQUESTS));
         let mut streams = JoinSet::new();
         loop {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
-                        let (desk, connection) = (Arc::clone(self), connection.clone());
-                        streams.spawn(async move { desk.answer(&connection, send, recv).await });
+                        let (desk, connection, by) = (Arc::clone(self), connection.clone(), name.to_owned());
+                        streams.spawn(async move { desk.answer(&connection, &by, send, recv).await });
                     }
                     Err(_) => return,
                 },
@@ -100,7 +112,7 @@ impl Desk {
         }
     }
 
-    async fn answer(&self, connection: &Connection, mut send: SendStream, mut recv: RecvStream) {
+    async fn answer(&self, connection: &Connection, by: &str, mut send: SendStream, mut recv: RecvStream) {
         let patience = Patience { first: Some(OPENING), idle: OPENING };
         let reply = match read_frame(&mut recv, FrameKind::AdminRequest, ADMIN_MAX, patience).await {
             Ok(AdminRequest::Submit { plan_toml, seed }) => {
@@ -112,6 +124,15 @@ impl Desk {
             }
             Ok(AdminRequest::Members) => self.members.list().await.map(AdminReply::Members),
             Ok(AdminRequest::Revoke { site }) => self.members.revoke(site).await.map(|()| AdminReply::Done),
+            Ok(AdminRequest::Control { run, control }) => {
+                self.control(run, control, by).await.map(AdminReply::Run)
+            }
+            Ok(AdminRequest::Log { run }) => self.log(run).await.map(AdminReply::Log),
+            Ok(AdminRequest::Models { run }) => self.models(run).await.map(AdminReply::Models),
+            Ok(AdminRequest::Model { run, choice }) => match self.model(run, choice, &mut send).await {
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
             Ok(AdminRequest::Watch { run }) => match self.watch(run, &mut send).await {
                 Ok(()) => return,
                 Err(error) => Err(error),
@@ -129,6 +150,51 @@ impl Desk {
         }
     }
 
+    async fn newest(&self, run: Option<RunId>) -> Result<RunId, String> {
+        match run {
+            Some(run) => Ok(run),
+            None => Ok(self.current(None).await?.run),
+        }
+    }
+
+    /// What the audit log says of a run: the last lines, as many as a reply holds.
+    pub(crate) async fn log(&self, run: Option<RunId>) -> Result<Vec<String>, String> {
+        let (run, state) = (self.newest(run).await?, self.state.clone());
+        let read = tokio::task::spawn_blocking(move || audit::lines_of(&state, run, LOG_MAX)).await;
+        read.map_err(|_| "reading the audit log panicked; the server's log has more")?
+            .map_err(|error| error.to_string())
+    }
+
+    /// The models of a run, oldest first.
+    pub(crate) async fn models(&self, run: Option<RunId>) -> Result<Vec<ModelLine>, String> {
+        let run = self.newest(run).await?;
+        let models = self.store.models(run).await.map_err(|error| error.to_string())?;
+        Ok(models.into_iter().map(|model| model.line).collect())
+    }
+
+    /// Sends a model's line, its statement and its file.
+    async fn model(
+        &self,
+        run: Option<RunId>,
+        choice: ModelChoice,
+        send: &mut SendStream,
+    ) -> Result<(), String> {
+        let shelved = self.store.released(run, choice).await.map_err(|error| error.to_string())?;
+        let Shelved { run, model: StoredModel { line, file, file_sha256, .. }, statement } = shelved;
+        let failed = |error: std::io::Error| format!("{}: {error}", file.display());
+        let mut source = tokio::fs::File::open(&file).await.map_err(failed)?;
+        let bytes = source.metadata().await.map_err(failed)?.len();
+        let statement = statement.to_json();
+        let reply = AdminReply::Model { run, line, statement, bytes, file_sha256 };
+        // The peer may be gone; then there is nobody to tell.
+        if write_frame(send, FrameKind::AdminReply, &reply).await.is_ok()
+            && tokio::io::copy(&mut source, send).await.is_ok()
+        {
+            let _ = send.finish();
+        }
+        Ok(())
+    }
+
     /// Sends a run's summary now and whenever it changes, until it has ended.
     async fn watch(&self, run: Option<RunId>, send: &mut SendStream) -> Result<(), String> {
         let mut live = self.live.clone();
@@ -138,7 +204,7 @@ impl Desk {
             live.borrow_and_update();
             let current = self.current(run).await?;
             run = Some(current.run);
-            let ended = !matches!(current.state, RunState::Queued | RunState::Running);
+            let ended = current.state.is_over();
             if last.as_ref() != Some(&current) {
                 if send.write_all(&fitting(current.clone())).await.is_err() {
                     return Ok(());
@@ -197,7 +263,7 @@ fn prepare(room: &dyn ModelRoom, plan_toml: String, seed: Option<u64>) -> Result
 #[cfg(test)]
 mod tests {
     use protocol::ClientId;
-    use protocol::wire::ClientSummary;
+    use protocol::wire::{ClientSummary, RunState};
 
     use super::*;
 

@@ -1,13 +1,14 @@
 //! The one thread that owns the coordinator: it takes commands in, lets the coordinator decide, and carries out what it
 //! asks, in order.
 //!
-//! It is a thread of its own because folding updates is work for a processor, not waiting. Runs are worked on one at a
-//! time, oldest first. A commit is on disk before anything follows from it. A run that cannot go on is marked as failed;
-//! a disk that fails, or a file that is damaged, stops the server and is named.
+//! It is a thread of its own because folding updates is work for a processor, not waiting. Several runs are worked on side by
+//! side, each with a coordinator of its own; the others wait, oldest first. A commit is on disk before anything follows from it.
+//! A run that cannot go on is marked as failed; a disk that fails, or a file that is damaged, stops the server and is named.
 
 #![expect(clippy::disallowed_methods, reason = "this is the shell that tells the coordinator the time")]
 
 mod live;
+mod queue;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,8 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use privacy::ledger::Ledger;
-use protocol::wire::{Receipt, Rejection, RunSummary};
+use protocol::wire::{Control, Receipt, Rejection, RunSummary};
 use protocol::{Answer, ClientId, Layout, Metrics, Refusal, Round, RunId, Seed, Task, TaskId, Time};
 use quinn::Connection;
 use rand::TryRngCore;
@@ -24,16 +24,16 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::audit::{self, AuditLog};
+use super::audit::AuditLog;
 use super::central::Evaluator;
 use super::crash;
 use super::metrics::Metrics as Meter;
 use super::outgoing::Broadcast;
 use super::session::{CODE_MISBEHAVED, close};
-use super::store::{Store, StoreError, StoredRun, Submission};
+use super::store::{Store, StoreError};
 use super::uploads::{Room, Spare};
 use super::{InitialModel, ModelRoom};
-use crate::{Action, Booking, Chance, Checkpoint, Commit, Coordinator, Event, Note, Plan, Purse, Setup};
+use crate::{Action, Commit, Coordinator, Event, Note, Plan};
 use live::Live;
 
 /// What sessions and desks tell the engine.
@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Evaluated { run: RunId, round: Round, metrics: Option<Metrics> },
     /// A checked plan is to become a run.
     Submit { new: Box<NewRun>, reply: oneshot::Sender<Result<RunId, String>> },
+    /// An operator wants something of a run.
+    Control { run: RunId, control: Control, by: String, reply: oneshot::Sender<Result<(), String>> },
     /// Something for the audit log that no run knows of.
     Record(Record),
 }
@@ -101,16 +103,18 @@ pub(crate) struct Link {
 /// The engine's ties to the rest of the server.
 pub(crate) struct Nerves {
     pub(crate) commands: mpsc::WeakSender<Command>,
-    pub(crate) live: watch::Sender<Option<Arc<RunSummary>>>,
+    pub(crate) live: watch::Sender<LiveRuns>,
     pub(crate) notes: broadcast::Sender<(RunId, Note)>,
     pub(crate) stop: CancellationToken,
     pub(crate) spare: Arc<Spare>,
     pub(crate) meter: Arc<Meter>,
 }
 
-/// The run that is being worked on.
+/// The runs that are being worked on, and those that ended since the last one began, as watchers see them.
+pub type LiveRuns = BTreeMap<RunId, Arc<RunSummary>>;
+
+/// A run that is being worked on.
 struct Active {
-    run: RunId,
     plan: Arc<Plan>,
     layout: Layout,
     coordinator: Coordinator,
@@ -129,7 +133,11 @@ pub(crate) struct Engine {
     handle: Handle,
     clock: Clock,
     links: BTreeMap<ClientId, Link>,
-    active: Option<Active>,
+    active: BTreeMap<RunId, Active>,
+    /// How many runs may be worked on side by side.
+    runs_max: usize,
+    /// Whether there may be a run in the queue that could begin.
+    look: bool,
     audit: AuditLog,
 }
 
@@ -157,10 +165,12 @@ impl Engine {
         room: Arc<dyn ModelRoom>,
         nerves: Nerves,
         state: &Path,
+        runs_max: usize,
     ) -> Result<Self, StoreError> {
-        let (links, handle, clock) = (BTreeMap::new(), Handle::current(), Clock::new());
+        let (links, active, handle, clock) =
+            (BTreeMap::new(), BTreeMap::new(), Handle::current(), Clock::new());
         let audit = AuditLog::open(state, clock.now())?;
-        Ok(Self { store, room, nerves, handle, clock, links, active: None, audit })
+        Ok(Self { store, room, nerves, handle, clock, links, active, runs_max, look: true, audit })
     }
 
     /// Works until told to stop. An action that has begun is always finished.
@@ -174,8 +184,8 @@ impl Engine {
 
     fn work(&mut self, inbox: &mut mpsc::Receiver<Command>) -> Result<(), StoreError> {
         while !self.nerves.stop.is_cancelled() {
-            if self.active.is_none() {
-                self.begin_next()?;
+            if std::mem::take(&mut self.look) {
+                self.begin_queued()?;
             }
             let wait = self.patience();
             let stop = self.nerves.stop.clone();
@@ -197,20 +207,24 @@ impl Engine {
 
     /// How long nothing is to be done unless something happens.
     fn patience(&self) -> Option<Duration> {
-        let active = self.active.as_ref()?;
         let now = self.clock.now();
-        let due = active.coordinator.deadline().map(|deadline| deadline - now);
-        due.into_iter().chain(active.live.due(now)).min()
+        let due = |active: &Active| {
+            let deadline = active.coordinator.deadline().map(|deadline| deadline - now);
+            deadline.into_iter().chain(active.live.due(now)).min()
+        };
+        self.active.values().filter_map(due).min()
     }
 
     fn tick(&mut self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let Some(active) = &mut self.active else { return Ok(()) };
-        active.live.publish_if_due(now, &active.coordinator, &self.nerves.live);
-        if active.coordinator.deadline().is_some_and(|deadline| now >= deadline) {
-            return self.event(Event::Tick);
+        let mut due = Vec::new();
+        for (run, active) in &mut self.active {
+            active.live.publish_if_due(now, &active.coordinator, &self.nerves.live);
+            if active.coordinator.deadline().is_some_and(|deadline| now >= deadline) {
+                due.push(*run);
+            }
         }
-        Ok(())
+        due.into_iter().try_for_each(|run| self.event(run, Event::Tick))
     }
 
     fn obey(&mut self, command: Command) -> Result<(), StoreError> {
@@ -219,34 +233,36 @@ impl Engine {
                 if let Some(before) = self.links.insert(client.clone(), link) {
                     close(&before.connection, &Rejection::Superseded);
                 }
-                self.event(Event::Joined(client))
+                self.event_everywhere(|| Event::Joined(client.clone()))
             }
             Command::Left { client, session } if self.is_current(&client, session) => {
                 self.links.remove(&client);
-                self.event(Event::Left(client))
+                self.event_everywhere(|| Event::Left(client.clone()))
             }
             Command::Answered { client, session, answer, room } if self.is_current(&client, session) => {
-                crash::point("answered");
-                let folded = self.event(Event::Answered { client, answer });
-                crash::point("folded");
-                if let Some(room) = room {
-                    room.leave(self.active.as_mut().and_then(|active| active.coordinator.reclaim()));
-                }
-                folded
+                self.answered(client, answer, room)
             }
             Command::Refused { client, session, task, reason } if self.is_current(&client, session) => {
-                self.event(Event::Refused { client, task: Some(task), reason })
+                if !self.active.contains_key(&task.run) {
+                    return Ok(());
+                }
+                self.event(task.run, Event::Refused { client, task: Some(task), reason })
             }
             // A session that was replaced has nothing to say.
             Command::Left { .. } | Command::Answered { .. } | Command::Refused { .. } => Ok(()),
-            Command::Evaluated { run, round, metrics } => match &self.active {
-                Some(active) if active.run == run => self.event(Event::EvaluatedCentrally { round, metrics }),
-                _ => Ok(()),
-            },
+            Command::Evaluated { run, round, metrics } => {
+                self.event(run, Event::EvaluatedCentrally { round, metrics })
+            }
             Command::Submit { new, reply } => {
                 let submitted = self.submit(*new);
                 // Whoever asked may be gone; the run is stored all the same.
                 let _ = reply.send(submitted.map_err(|error| error.to_string()));
+                Ok(())
+            }
+            Command::Control { run, control, by, reply } => {
+                let done = self.control(run, control, &by)?;
+                // Whoever asked may be gone; it is done all the same.
+                let _ = reply.send(done);
                 Ok(())
             }
             Command::Record(record) => Ok(self.audit.member(self.clock.now(), &record)?),
@@ -257,20 +273,42 @@ impl Engine {
         self.links.get(client).is_some_and(|link| link.session == session)
     }
 
-    /// Lets the coordinator decide and carries out what it asks.
-    fn event(&mut self, event: Event) -> Result<(), StoreError> {
-        let now = self.clock.now();
-        let Some(active) = &mut self.active else { return Ok(()) };
-        active.coordinator.handle(now, event);
-        active.live.touch();
-        while let Some(action) = self.active.as_mut().and_then(|active| active.coordinator.poll()) {
-            self.carry_out(action)?;
+    /// Folds an answer; one of a run that is over is refused.
+    fn answered(&mut self, client: ClientId, answer: Answer, room: Option<Room>) -> Result<(), StoreError> {
+        let task = answer.task;
+        crash::point("answered");
+        if !self.active.contains_key(&task.run) {
+            self.order(&client, Order::Receipt(task, Receipt::Refused(Refusal::Stale)));
+            return Ok(());
+        }
+        self.event(task.run, Event::Answered { client, answer })?;
+        crash::point("folded");
+        if let Some(room) = room {
+            room.leave(self.active.get_mut(&task.run).and_then(|active| active.coordinator.reclaim()));
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, action: Action) -> Result<(), StoreError> {
-        let Some(active) = &mut self.active else { return Ok(()) };
+    /// Tells every run.
+    fn event_everywhere(&mut self, event: impl Fn() -> Event) -> Result<(), StoreError> {
+        let runs: Vec<RunId> = self.active.keys().copied().collect();
+        runs.into_iter().try_for_each(|run| self.event(run, event()))
+    }
+
+    /// Lets a run's coordinator decide and carries out what it asks.
+    fn event(&mut self, run: RunId, event: Event) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let Some(active) = self.active.get_mut(&run) else { return Ok(()) };
+        active.coordinator.handle(now, event);
+        active.live.touch();
+        while let Some(action) = self.active.get_mut(&run).and_then(|active| active.coordinator.poll()) {
+            self.carry_out(run, action)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, run: RunId, action: Action) -> Result<(), StoreError> {
+        let Some(active) = self.active.get_mut(&run) else { return Ok(()) };
         match action {
             Action::Send { client, task } => {
                 let spec_json = Arc::clone(&active.spec_json);
@@ -286,36 +324,37 @@ impl Engine {
                 crash::point("reservation-due");
                 self.handle.block_on(self.store.book(&booking))?;
                 crash::point("reserved");
-                self.event(Event::Booked)?;
+                self.event(run, Event::Booked)?;
             }
             Action::Commit(commit) => {
                 crash::point("noised");
                 // Storing a model takes memory of its own.
                 self.nerves.spare.clear();
                 active.broadcast = Broadcast::default();
-                self.commit(*commit)?;
+                self.commit(run, *commit)?;
                 crash::point("committed");
-                self.event(Event::Committed)?;
+                self.event(run, Event::Committed)?;
                 crash::point("told");
             }
             Action::EvaluateCentrally { round, model, standardiser } => {
                 let asked = active.central.as_ref().is_some_and(|one| one.ask(round, model, standardiser));
                 if !asked {
-                    self.event(Event::EvaluatedCentrally { round, metrics: None })?;
+                    self.event(run, Event::EvaluatedCentrally { round, metrics: None })?;
                 }
             }
             Action::Note(note) => {
-                live::log(active.run, &note);
-                self.audit.note(self.clock.now(), active.run, &note)?;
-                self.nerves.meter.note(self.clock.now(), active.run, &note);
+                live::log(run, &note);
+                self.audit.note(self.clock.now(), run, &note)?;
+                self.nerves.meter.note(self.clock.now(), run, &note);
                 // Nobody may be listening.
-                let _ = self.nerves.notes.send((active.run, note));
+                let _ = self.nerves.notes.send((run, note));
             }
             Action::Ended(end) => {
-                live::log_end(active.run, &active.plan.name, &end);
+                live::log_end(run, &active.plan.name, &end);
                 active.live.end(&end);
                 active.live.publish(self.clock.now(), &active.coordinator, &self.nerves.live);
-                self.active = None;
+                self.active.remove(&run);
+                self.look = true;
             }
         }
         Ok(())
@@ -328,116 +367,14 @@ impl Engine {
         }
     }
 
-    fn commit(&mut self, commit: Commit) -> Result<(), StoreError> {
-        let Some(active) = &mut self.active else { return Ok(()) };
-        let stored = self.store.commit(active.run, &active.layout, &commit);
+    fn commit(&mut self, run: RunId, commit: Commit) -> Result<(), StoreError> {
+        let Some(active) = self.active.get_mut(&run) else { return Ok(()) };
+        let stored = self.store.commit(run, &active.layout, &commit);
         let model_sha256 = self.handle.block_on(stored)?;
-        self.nerves.meter.committed(self.clock.now(), active.run, commit.summary.seconds);
+        self.nerves.meter.committed(self.clock.now(), run, commit.summary.seconds);
         active.live.committed(&commit, model_sha256);
         active.live.publish(self.clock.now(), &active.coordinator, &self.nerves.live);
         Ok(())
-    }
-
-    fn submit(&mut self, new: NewRun) -> Result<RunId, StoreError> {
-        let NewRun { plan, plan_toml, seed, initial: InitialModel { layout, shared } } = new;
-        let run = RunId(u64::from_le_bytes(entropy()));
-        let submission = Submission {
-            run,
-            name: &plan.name,
-            rounds: plan.rounds,
-            plan_toml: &plan_toml,
-            seed,
-            layout: &layout,
-            checkpoint: &Checkpoint::begin(shared),
-        };
-        self.handle.block_on(self.store.submit(&submission))?;
-        let plan_sha256 = privacy::chain::Digest::of(plan_toml.as_bytes()).to_string();
-        let submitted = audit::Event::Submitted { name: &plan.name, plan_sha256, rehearsal: seed.is_some() };
-        self.audit.write(self.clock.now(), Some(run), submitted)?;
-        tracing::info!("run {run} ({}) is in the queue", plan.name);
-        Ok(run)
-    }
-
-    /// Begins the oldest run that has not ended, if there is one.
-    fn begin_next(&mut self) -> Result<(), StoreError> {
-        while self.active.is_none() {
-            let unfinished = self.handle.block_on(self.store.unfinished())?;
-            let Some(run) = unfinished.into_iter().next() else { return Ok(()) };
-            let stored = self.handle.block_on(self.store.load(run))?;
-            match self.activate(run, stored) {
-                Ok(active) => self.active = Some(active),
-                Err(reason) => {
-                    tracing::error!("run {run} cannot go on: {reason}");
-                    self.handle.block_on(self.store.fail(run, &reason))?;
-                    // Whoever watches that run looks again.
-                    self.nerves.live.send_modify(|_| {});
-                }
-            }
-        }
-        let connected: Vec<ClientId> = self.links.keys().cloned().collect();
-        connected.into_iter().try_for_each(|client| self.event(Event::Joined(client)))
-    }
-
-    fn activate(&self, run: RunId, stored: StoredRun) -> Result<Active, String> {
-        let StoredRun { plan_toml, seed, layout, checkpoint, clients } = stored;
-        let plan = Arc::new(Plan::parse(&plan_toml).map_err(|error| error.to_string())?);
-        let learner = if plan.evaluation.central { self.room.central(&plan.spec) } else { None };
-        if plan.evaluation.central && learner.is_none() {
-            tracing::info!("run {run} would be evaluated here too, but this server has no data for it");
-        }
-        let central = learner.map(|learner| {
-            Evaluator::start(run, Arc::clone(&plan.spec), learner, self.nerves.commands.clone())
-        });
-        let purse = self.purse(&plan)?;
-        let live = Live::new(run, &plan, seed.is_some(), &checkpoint, self.stored_history(run));
-        let setup = Setup {
-            run,
-            plan: Arc::clone(&plan),
-            entropy: seed_of(seed),
-            rehearsal: seed.is_some(),
-            central: central.is_some(),
-            checkpoint,
-            clients,
-            tensors: layout.shared_lengths(),
-            purse,
-        };
-        let coordinator = Coordinator::new(setup).map_err(|error| error.to_string())?;
-        tracing::info!("run {run} ({}) begins or goes on", plan.name);
-        let (spec_json, statistics) = (plan.spec.to_json().into(), plan.spec.statistics().len());
-        Ok(Active {
-            run,
-            plan,
-            layout,
-            coordinator,
-            spec_json,
-            statistics,
-            central,
-            live,
-            broadcast: Broadcast::default(),
-        })
-    }
-
-    /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
-    fn purse(&self, plan: &Plan) -> Result<Option<Purse>, String> {
-        let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
-        let population = central.population.clone();
-        let links =
-            self.handle.block_on(self.store.ledger(&population)).map_err(|error| error.to_string())?;
-        let ledger = if links.is_empty() {
-            let (ledger, first) = Ledger::found(central.terms()).map_err(|error| error.to_string())?;
-            let booking = Booking { population, links: vec![first] };
-            self.handle.block_on(self.store.book(&booking)).map_err(|error| error.to_string())?;
-            ledger
-        } else {
-            Ledger::replay(&links).map_err(|error| error.to_string())?
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
-    }
-
-    /// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.
-    fn stored_history(&self, run: RunId) -> Option<RunSummary> {
-        self.handle.block_on(self.store.summary(Some(run))).ok().flatten()
     }
 }
 

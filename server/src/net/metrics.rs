@@ -17,7 +17,7 @@ use protocol::wire::RunState;
 use protocol::{Decline, Refusal, RunId, TaskKind, Time};
 
 use super::session::SOFTWARE;
-use crate::{Note, RunEnd};
+use crate::Note;
 
 /// Every reason to decline, so that a reason that has not occurred yet is a zero and no gap.
 const DECLINES: [Decline; 7] = [
@@ -30,12 +30,15 @@ const DECLINES: [Decline; 7] = [
     Decline::Budget,
 ];
 /// Every state of a run.
-pub(crate) const STATES: [(RunState, &str); 5] = [
+pub(crate) const STATES: [(RunState, &str); 8] = [
     (RunState::Queued, "queued"),
     (RunState::Running, "running"),
+    (RunState::Paused, "paused"),
+    (RunState::Stopping, "stopping"),
     (RunState::Finished, "finished"),
     (RunState::Failed, "failed"),
     (RunState::BudgetExhausted, "budget_exhausted"),
+    (RunState::Stopped, "stopped"),
 ];
 /// How rounds come out.
 const OUTCOMES: [&str; 4] = ["released", "no_quorum", "withheld", "empty"];
@@ -173,7 +176,8 @@ impl Metrics {
             values.iter().for_each(|value| drop(family.get_or_create(&[(name, *value)])));
         };
         touch(&self.rounds, "outcome", &OUTCOMES);
-        touch(&self.ended, "state", &STATES.map(|(_, name)| name)[2..]);
+        let over = STATES.iter().filter(|(state, _)| state.is_over());
+        touch(&self.ended, "state", &over.map(|(_, name)| *name).collect::<Vec<_>>());
         touch(&self.refused, "reason", &Refusal::ALL.map(Refusal::name));
         touch(&self.declined, "reason", &DECLINES.map(Decline::name));
         let kinds = [TaskKind::Statistics, TaskKind::Train, TaskKind::Evaluate];
@@ -218,12 +222,7 @@ impl Metrics {
                 }
             }
             Note::Ended(end) => {
-                let state = match end {
-                    RunEnd::Finished => "finished",
-                    RunEnd::Failed(_) => "failed",
-                    RunEnd::BudgetExhausted(_) => "budget_exhausted",
-                };
-                count(&self.ended, "state", state);
+                count(&self.ended, "state", state_name(end.state()));
                 self.phases.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
             }
         }
@@ -306,6 +305,7 @@ mod tests {
     use protocol::{Round, TaskId};
 
     use super::*;
+    use crate::RunEnd;
 
     fn round(released: bool, cohort: u32) -> Note {
         Note::Round(RoundSummary {

@@ -152,7 +152,7 @@ async fn open(hall: Arc<Hall>, incoming: Incoming, handshake: OwnedSemaphorePerm
         Some(Peer::Site { name, issued }) => attend_site(&hall, &connection, name, issued).await,
         Some(Peer::Operator(name)) => {
             tracing::info!("operator {name} is connected from {address}");
-            hall.desk.attend(&connection).await;
+            hall.desk.attend(&connection, &name).await;
         }
         None => reject(&connection, Rejection::NotASite).await,
     }

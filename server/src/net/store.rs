@@ -7,6 +7,8 @@
 mod blobs;
 mod ledger;
 mod members;
+mod models;
+mod queue;
 mod reports;
 pub(crate) mod rows;
 mod secrets;
@@ -18,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use privacy::correlation::NoiseMemory;
-use protocol::wire::{RunState, RunSummary};
+use protocol::wire::RunSummary;
 use protocol::{ClientId, Layout, Parameters, RunId};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
@@ -26,18 +28,21 @@ use sqlx::sqlite::{
 use sqlx::{Row, SqlitePool};
 
 use super::crash;
-use crate::{Checkpoint, ClientRecord, Commit, RunEnd};
+use crate::{Checkpoint, ClientRecord, Commit};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
 pub(crate) use members::{Membership, Shown};
+pub use models::StoredModel;
+pub(crate) use queue::Queued;
 pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
 
 /// Every step of the schema, oldest first; the database's `user_version` is how many of them it has taken.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../migrations/0001_runs.sql"),
     include_str!("../../migrations/0002_privacy.sql"),
     include_str!("../../migrations/0003_members.sql"),
+    include_str!("../../migrations/0004_control.sql"),
 ];
 const SCHEMA: i64 = MIGRATIONS.len() as i64;
 /// Runs and rounds that a summary tells at most.
@@ -121,6 +126,7 @@ pub struct Store {
     blobs: Blobs,
     secrets: Secrets,
     last: Mutex<Last>,
+    keep_last: Option<u32>,
     _lock: Option<File>,
 }
 
@@ -197,7 +203,7 @@ impl Store {
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         let blobs = Blobs::open(dir.join("blobs"))?;
         let secrets = Secrets::open(dir.join("secrets"))?;
-        let store = Self { pool, blobs, secrets, last: Mutex::default(), _lock: Some(lock) };
+        let store = Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, _lock: Some(lock) };
         store.migrate().await?;
         // What a crash left behind unreferenced was never released: it goes before anything else happens.
         store.collect().await?;
@@ -221,7 +227,14 @@ impl Store {
         if found != SCHEMA {
             return Err(StoreError::Newer { found, known: SCHEMA });
         }
-        Ok(Self { pool, blobs, secrets, last: Mutex::default(), _lock: None })
+        Ok(Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, _lock: None })
+    }
+
+    /// Keeps the files of the last so many models of a run and of the best one; without this, of all.
+    #[must_use]
+    pub fn keeping(mut self, last: Option<u32>) -> Self {
+        self.keep_last = last;
+        self
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
@@ -265,6 +278,7 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files, None).await?;
+        models::add(&mut transaction, new.run, 0, &files, None).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -280,6 +294,9 @@ impl Store {
         let mut transaction = self.pool.begin().await?;
         let statement = commit.statement.as_deref();
         rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files, statement).await?;
+        if commit.summary.released {
+            models::add(&mut transaction, run, commit.summary.round, &files, statement).await?;
+        }
         if let Some(booking) = &commit.booking {
             ledger::append(&mut transaction, booking).await?;
             crash::point("spent-uncommitted");
@@ -294,31 +311,11 @@ impl Store {
         crash::point("transaction-full");
         transaction.commit().await?;
         crash::point("transaction-done");
+        if let Some(last) = self.keep_last {
+            self.thin(run, last).await?;
+        }
         self.collect().await?;
         Ok(files.model_sha256)
-    }
-
-    /// Ends a run that cannot go on, for this reason.
-    ///
-    /// # Errors
-    /// [`StoreError`] when it cannot be written.
-    pub async fn fail(&self, run: RunId, reason: &str) -> Result<(), StoreError> {
-        sqlx::query("UPDATE checkpoints SET ended = 'failed', reason = $1 WHERE run = $2")
-            .bind(reason)
-            .bind(run.to_string())
-            .execute(&self.pool)
-            .await?;
-        Ok(())
-    }
-
-    /// The runs that have not ended, oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`] when they cannot be read.
-    pub async fn unfinished(&self) -> Result<Vec<RunId>, StoreError> {
-        let sql = "SELECT run FROM runs JOIN checkpoints USING (run) WHERE ended IS NULL ORDER BY sequence";
-        let found = sqlx::query(sql).fetch_all(&self.pool).await?;
-        found.iter().map(rows::run_id).collect()
     }
 
     /// All that is needed to go on with a run. Reads files on the calling thread.
@@ -363,14 +360,12 @@ impl Store {
         Ok((self.blobs.path(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
     }
 
-    /// What may be said about the privacy of the run's current model, as JSON; `None` for a run that promises none.
-    ///
-    /// # Errors
-    /// [`StoreError::NoSuchRun`] for a run that is not here.
-    pub async fn statement(&self, run: RunId) -> Result<Option<String>, StoreError> {
-        let sql = "SELECT statement FROM checkpoints WHERE run = $1";
+    /// A run's plan as typed, and the seed of a rehearsal.
+    pub(crate) async fn plan_of(&self, run: RunId) -> Result<(String, Option<u64>), StoreError> {
+        let sql = "SELECT run, plan_toml, seed FROM runs WHERE run = $1";
         let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
-        Ok(row.ok_or(StoreError::NoSuchRun(run))?.try_get("statement")?)
+        let row = row.ok_or(StoreError::NoSuchRun(run))?;
+        Ok((row.try_get("plan_toml")?, rows::seed(&row)?))
     }
 
     /// The newest 200 runs, newest first, without rounds and clients. A run that has not ended is called queued: only
@@ -485,6 +480,7 @@ impl Store {
         let mut kept = BTreeSet::new();
         for sql in [
             "SELECT model FROM checkpoints",
+            "SELECT blob FROM models WHERE kept = 1",
             "SELECT optimizer FROM checkpoints WHERE optimizer IS NOT NULL",
             "SELECT model_before FROM checkpoints WHERE model_before IS NOT NULL",
             "SELECT optimizer_before FROM checkpoints WHERE optimizer_before IS NOT NULL",
@@ -518,16 +514,6 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
         Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
-/// The state of a run that is not being worked on.
-fn state_of(end: Option<&RunEnd>) -> RunState {
-    match end {
-        None => RunState::Queued,
-        Some(RunEnd::Finished) => RunState::Finished,
-        Some(RunEnd::Failed(_)) => RunState::Failed,
-        Some(RunEnd::BudgetExhausted(_)) => RunState::BudgetExhausted,
     }
 }
 

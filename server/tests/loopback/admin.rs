@@ -358,6 +358,41 @@ async fn a_private_run_shows_its_ledger_and_no_site_s_metrics() {
     watched.server.shutdown().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_paused_resumed_and_stopped() {
+    let watched = Watched::new().await;
+    let sites = watched.federation.sites(&watched.server).await;
+    let run = watched.submit(PLAN).await;
+    let path = |verb: &str| format!("/api/v1/runs/{run}/{verb}");
+    round(&sites).await;
+    let asked = sites[0].next_task().await;
+    let paused = watched.post(&path("pause"), &json!({})).await;
+    assert_eq!((paused.status, &paused.json()["state"]), (200, &json!("paused")));
+    assert_eq!(watched.get("/api/v1/status").await.json()["runs"], json!({ "paused": 1 }));
+    let answer = super::federation::honest(&asked.task, 1.0);
+    assert_eq!(asked.answer(answer).await, Receipt::Accepted);
+    round(&sites[1..]).await;
+    watched.until(&format!("/api/v1/runs/{run}"), |run| run["rounds_done"] == 2).await;
+    assert_eq!(watched.post(&path("resume"), &json!({})).await.json()["state"], "running");
+    sites[0].next_task().await;
+    assert_eq!(watched.post(&path("stop"), &json!({})).await.json()["state"], "stopping");
+    watched.post(&path("stop?now=true"), &json!({})).await;
+    let stopped = watched.until(&format!("/api/v1/runs/{run}"), |run| run["state"] == "stopped").await;
+    assert_eq!(stopped["rounds_done"], 2, "the open round was thrown away");
+    let late = watched.post(&path("pause"), &json!({})).await;
+    assert!(late.status == 409 && late.error().contains("is over"), "{late:?}");
+    assert_eq!(watched.post(&path("stop?now=perhaps"), &json!({})).await.status, 400);
+    assert_eq!(watched.post("/api/v1/runs/0000000000000007/pause", &json!({})).await.status, 404);
+    let log = watched.get("/api/v1/audit").await.json();
+    let said = log["records"].as_array().unwrap().iter().map(|line| &line["record"]);
+    let controlled: Vec<_> = said.filter(|record| record["event"] == "controlled").collect();
+    assert_eq!(controlled.len(), 4, "{controlled:?}");
+    assert!(controlled.iter().all(|record| record["by"] == "admin port"), "{controlled:?}");
+    let numbers = watched.get("/metrics").await.body;
+    assert!(numbers.contains("consortia_runs_ended_total{state=\"stopped\"} 1\n"), "{numbers}");
+    watched.server.shutdown().await.unwrap();
+}
+
 /// A stream of server-sent events.
 struct Events {
     stream: TcpStream,

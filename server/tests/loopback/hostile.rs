@@ -115,8 +115,8 @@ async fn spoilt_in(plan: &str, spoil: impl FnOnce(&Asked) -> Vec<u8>, limits: Li
         assert_eq!(site.train(2.0).await, Receipt::Accepted);
     }
     let mut live = server.watch();
-    let moved = live.wait_for(|live| live.as_ref().is_some_and(|live| live.rounds_done >= 1)).await;
-    let refused = moved.unwrap().as_ref().unwrap().clients[0].refused.clone();
+    let moved = live.wait_for(|live| live.values().any(|live| live.rounds_done >= 1)).await;
+    let refused = moved.unwrap().values().next().unwrap().clients[0].refused.clone();
     assert_eq!(refused, [(reason.name().to_owned(), 1)]);
     server.shutdown().await.unwrap();
     (receipt, closes)

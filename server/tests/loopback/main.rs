@@ -7,6 +7,7 @@
 )]
 
 mod admin;
+mod control;
 mod doorstep;
 mod federation;
 mod hostile;

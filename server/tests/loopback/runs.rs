@@ -4,7 +4,7 @@ use std::path::Path;
 
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Receipt, RunState, RunSummary};
-use server::net::{Limits, Server, Store};
+use server::net::{Limits, LiveRuns, Server, Store};
 
 use super::federation::{Federation, PLAN, Site, admin_reply};
 
@@ -18,8 +18,8 @@ async fn round(sites: &[Site]) {
 /// Waits until so many rounds of the active run are stored.
 async fn stored(server: &Server, rounds: u32) -> RunSummary {
     let mut live = server.watch();
-    let there = live.wait_for(|live| live.as_ref().is_some_and(|live| live.rounds_done >= rounds));
-    (**there.await.unwrap().as_ref().unwrap()).clone()
+    let there = live.wait_for(|live| live.values().any(|live| live.rounds_done >= rounds));
+    (**there.await.unwrap().values().next().unwrap()).clone()
 }
 
 async fn values(state: &Path, run: RunId) -> Vec<f32> {
@@ -100,7 +100,7 @@ async fn a_server_that_lost_power_between_rounds_ends_with_the_same_model() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sites_stay_connected_from_one_run_to_the_next() {
+async fn two_runs_are_worked_on_side_by_side_over_the_same_connections() {
     let federation = Federation::new();
     let server = federation.serve().await;
     let sites = federation.sites(&server).await;
@@ -110,10 +110,9 @@ async fn sites_stay_connected_from_one_run_to_the_next() {
         round(&sites).await;
     }
     let mut live = server.watch();
-    let there = |live: &Option<std::sync::Arc<RunSummary>>| {
-        live.as_ref().is_some_and(|live| live.run == two && live.state == RunState::Finished)
-    };
-    live.wait_for(there).await.unwrap();
+    let over =
+        |run: &RunId, live: &LiveRuns| live.get(run).is_some_and(|run| run.state == RunState::Finished);
+    live.wait_for(|live| over(&one, live) && over(&two, live)).await.unwrap();
     let runs = server.runs().await.unwrap();
     assert_eq!(
         runs.iter().map(|run| (run.run, run.rehearsal)).collect::<Vec<_>>(),

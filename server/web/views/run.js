@@ -24,7 +24,7 @@ const CONTROLS = [
     text: "The run goes on with its next round." },
   { verb: "stop", name: "Stop", states: ["running", "queued", "paused"], done: "will stop", danger: true,
     text: "The round that is open ends as usual; then the run is over. Its model stays as it is. This cannot be undone." },
-  { verb: "stop?now=true", name: "Stop now", states: ["running", "stopping"], done: "stops", danger: true,
+  { verb: "stop?now=true", name: "Stop now", states: ["running", "paused", "stopping"], done: "stops", danger: true,
     text: "The round that is open is thrown away, with the answers that have come. Its model stays as it was after the round before. This cannot be undone." },
 ];
 

@@ -12,7 +12,7 @@ use super::*;
 
 const NOISE: f64 = 4.0;
 
-fn plan(rounds: u32, epsilon_max: f64, sampling: &str, more: &str) -> String {
+pub(super) fn plan(rounds: u32, epsilon_max: f64, sampling: &str, more: &str) -> String {
     format!(
         "name = \"p\"\nrounds = {rounds}\nmodel = \"linear\"\n\
          [data.table]\nlabel = \"y\"\ntarget = \"real\"\nfeatures = [\"a\"]\n\
@@ -24,7 +24,7 @@ fn plan(rounds: u32, epsilon_max: f64, sampling: &str, more: &str) -> String {
     )
 }
 
-const EVERY: &str = "{ availability = { participations_max = 1000 } }";
+pub(super) const EVERY: &str = "{ availability = { participations_max = 1000 } }";
 
 /// Noise that follows from a number and the number of vectors drawn before.
 fn seeded(number: u8) -> Chance {
@@ -55,14 +55,14 @@ fn begin() -> Checkpoint {
 }
 
 /// A private run, with the first record of its ledger on its disk.
-fn private(plan: &str) -> Stage {
+pub(super) fn private(plan: &str) -> Stage {
     let terms = Plan::parse(plan).unwrap().spec.privacy.central.as_ref().unwrap().terms();
     let mut stage = Stage::with(private_setup(plan, begin(), &[], seeded(0)));
     stage.ledger.push(Ledger::found(terms).unwrap().1);
     stage
 }
 
-fn records(stage: &Stage) -> Vec<Record> {
+pub(super) fn records(stage: &Stage) -> Vec<Record> {
     stage.ledger.iter().map(|link| link.read().unwrap()).collect()
 }
 

@@ -6,12 +6,16 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use protocol::RunId;
+use protocol::wire::Control;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Shared;
 use super::views::{Problem, RunView, WholeRunView};
 use crate::net::store::{Report, StoreError};
+
+/// What the audit log calls whoever has the token.
+const OPERATOR: &str = "admin port";
 
 /// Which rounds.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -129,6 +133,66 @@ pub(super) async fn reports(
         ReportView { round, kind, site, loss, accuracy, examples, seconds }
     };
     Ok(Json(found.into_iter().map(view).collect()))
+}
+
+/// How a run is to stop.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct How {
+    /// At once: what the open round has collected is thrown away. Otherwise the open round ends as usual.
+    #[serde(default)]
+    now: bool,
+}
+
+/// Lets a run pause: the open round ends as usual, and no other opens.
+#[utoipa::path(
+    post,
+    path = "/api/v1/runs/{run}/pause",
+    params(("run" = String, Path, description = "16 hexadecimal digits")),
+    responses((status = OK, body = RunView), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn pause(
+    State(admin): State<Shared>,
+    Path(run): Path<String>,
+) -> Result<Json<RunView>, Problem> {
+    control(&admin, &run, Control::Pause).await
+}
+
+/// Lets a run go on.
+#[utoipa::path(
+    post,
+    path = "/api/v1/runs/{run}/resume",
+    params(("run" = String, Path, description = "16 hexadecimal digits")),
+    responses((status = OK, body = RunView), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn resume(
+    State(admin): State<Shared>,
+    Path(run): Path<String>,
+) -> Result<Json<RunView>, Problem> {
+    control(&admin, &run, Control::Resume).await
+}
+
+/// Ends a run; its last released model stays.
+#[utoipa::path(
+    post,
+    path = "/api/v1/runs/{run}/stop",
+    params(("run" = String, Path, description = "16 hexadecimal digits"), How),
+    responses((status = OK, body = RunView), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn stop(
+    State(admin): State<Shared>,
+    Path(run): Path<String>,
+    how: Result<Query<How>, QueryRejection>,
+) -> Result<Json<RunView>, Problem> {
+    let Query(How { now }) = how.map_err(Problem::bad)?;
+    control(&admin, &run, if now { Control::StopNow } else { Control::Stop }).await
+}
+
+async fn control(admin: &Shared, run: &str, control: Control) -> Result<Json<RunView>, Problem> {
+    let (run, _) = run_of(admin, run).await?;
+    let controlled = admin.desk.control(run, control, OPERATOR).await;
+    let refused = |error| Problem::new(StatusCode::CONFLICT, error);
+    controlled.map(|run| Json(RunView::from(&run))).map_err(refused)
 }
 
 /// A body that is not what was asked for.

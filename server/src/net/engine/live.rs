@@ -1,12 +1,13 @@
-//! The active run for eyes: its summary as watchers get it, and its lines in the log. Nothing is decided from it.
+//! A run for eyes: its summary as watchers get it, and its lines in the log. Nothing is decided from it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::wire::{RunState, RunSummary};
+use protocol::wire::{Control, RunState, RunSummary};
 use protocol::{RunId, Time};
 use tokio::sync::watch;
 
+use super::LiveRuns;
 use crate::net::store::{HISTORY_MAX, rows::client_summary};
 use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd};
 
@@ -71,11 +72,7 @@ impl Live {
 
     /// The run is over.
     pub(super) fn end(&mut self, end: &RunEnd) {
-        (self.summary.state, self.summary.message) = match end {
-            RunEnd::Finished => (RunState::Finished, "all rounds are done".to_owned()),
-            RunEnd::Failed(reason) => (RunState::Failed, reason.clone()),
-            RunEnd::BudgetExhausted(reason) => (RunState::BudgetExhausted, reason.clone()),
-        };
+        (self.summary.state, self.summary.message) = (end.state(), end.message().to_owned());
     }
 
     /// Publishes when something has changed and the last time was long enough ago.
@@ -83,7 +80,7 @@ impl Live {
         &mut self,
         now: Time,
         coordinator: &Coordinator,
-        to: &watch::Sender<Option<Arc<RunSummary>>>,
+        to: &watch::Sender<LiveRuns>,
     ) {
         if self.due(now) == Some(Duration::ZERO) {
             self.publish(now, coordinator, to);
@@ -91,20 +88,21 @@ impl Live {
     }
 
     /// Publishes.
-    pub(super) fn publish(
-        &mut self,
-        now: Time,
-        coordinator: &Coordinator,
-        to: &watch::Sender<Option<Arc<RunSummary>>>,
-    ) {
+    pub(super) fn publish(&mut self, now: Time, coordinator: &Coordinator, to: &watch::Sender<LiveRuns>) {
         (self.changed, self.published) = (false, now);
         let clients = coordinator.clients();
         self.summary.clients =
             clients.iter().map(|(client, record)| client_summary(client, record)).collect();
-        if self.summary.state == RunState::Running {
+        if !self.summary.state.is_over() {
             self.summary.message = coordinator.status();
+            self.summary.state = match coordinator.control() {
+                Control::Resume => RunState::Running,
+                Control::Pause => RunState::Paused,
+                Control::Stop | Control::StopNow => RunState::Stopping,
+            };
         }
-        to.send_replace(Some(Arc::new(self.summary.clone())));
+        let summary = Arc::new(self.summary.clone());
+        to.send_modify(|live| drop(live.insert(summary.run, summary)));
     }
 }
 
@@ -147,5 +145,6 @@ pub(super) fn log_end(run: RunId, name: &str, end: &RunEnd) {
         RunEnd::BudgetExhausted(reason) => {
             tracing::warn!("run {run} ({name}) ends, its privacy budget is exhausted: {reason}");
         }
+        RunEnd::Stopped => tracing::info!("run {run} ({name}) is stopped by the operator"),
     }
 }

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use privacy::correlation::NoiseMemory;
-use protocol::wire::{ClientSummary, RoundSummary, RunSummary};
+use protocol::wire::{ClientSummary, Control, RoundSummary, RunState, RunSummary};
 use protocol::{ClientId, Layout, Metrics, Parameters, Positive, Round, RunId, Standardiser, TaskId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
-use super::{Files, StoreError, state_of};
+use super::{Files, StoreError};
 use crate::{Checkpoint, ClientRecord, RunEnd};
 
 fn wrong(row: &SqliteRow, what: &'static str, message: impl ToString) -> StoreError {
@@ -33,7 +33,8 @@ pub(super) fn run_id(row: &SqliteRow) -> Result<RunId, StoreError> {
     row.try_get::<String, _>("run")?.parse().map_err(|error| wrong(row, "id", error))
 }
 
-fn number(row: &SqliteRow, column: &'static str) -> Result<u32, StoreError> {
+/// A count.
+pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u32, StoreError> {
     u32::try_from(row.try_get::<i64, _>(column)?).map_err(|error| wrong(row, column, error))
 }
 
@@ -55,8 +56,38 @@ fn end(row: &SqliteRow) -> Result<Option<RunEnd>, StoreError> {
         None => None,
         Some("finished") => Some(RunEnd::Finished),
         Some("exhausted") => Some(RunEnd::BudgetExhausted(row.try_get("reason")?)),
+        Some("stopped") => Some(RunEnd::Stopped),
         Some(_) => Some(RunEnd::Failed(row.try_get("reason")?)),
     })
+}
+
+/// How an end is written, and why it came.
+pub(super) fn ended(end: &RunEnd) -> (&'static str, &str) {
+    match end {
+        RunEnd::Finished => ("finished", ""),
+        RunEnd::Failed(reason) => ("failed", reason),
+        RunEnd::BudgetExhausted(reason) => ("exhausted", reason),
+        RunEnd::Stopped => ("stopped", ""),
+    }
+}
+
+/// How an operator's wish is written. After a crash there is no open round left to be thrown away.
+pub(super) fn wish(control: Control) -> &'static str {
+    match control {
+        Control::Resume => "resume",
+        Control::Pause => "pause",
+        Control::Stop | Control::StopNow => "stop",
+    }
+}
+
+/// The `wish` column.
+pub(super) fn control(row: &SqliteRow) -> Result<Control, StoreError> {
+    match row.try_get::<String, _>("wish")?.as_str() {
+        "resume" => Ok(Control::Resume),
+        "pause" => Ok(Control::Pause),
+        "stop" => Ok(Control::Stop),
+        other => Err(wrong(row, "wish", format!("`{other}` is none"))),
+    }
 }
 
 /// A checkpoint, given what lies in files.
@@ -107,12 +138,8 @@ pub(super) async fn write_checkpoint(
     let standardiser = checkpoint.standardiser.as_ref().map(|one| -> Vec<u8> {
         one.mean.iter().chain(&one.std).flat_map(|value| value.to_le_bytes()).collect()
     });
-    let (ended, reason) = match &checkpoint.end {
-        None => (None, ""),
-        Some(RunEnd::Finished) => (Some("finished"), ""),
-        Some(RunEnd::Failed(reason)) => (Some("failed"), reason.as_str()),
-        Some(RunEnd::BudgetExhausted(reason)) => (Some("exhausted"), reason.as_str()),
-    };
+    let (ended, reason) =
+        checkpoint.end.as_ref().map(ended).map_or((None, ""), |(ended, reason)| (Some(ended), reason));
     let sql = "INSERT INTO checkpoints (run, round, evaluated, ended, reason, failures, model, model_sha256, \
                optimizer, standardiser, norm_max, statement, releases, noise) \
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
@@ -229,16 +256,18 @@ pub(super) fn client(row: &SqliteRow) -> Result<(ClientId, ClientRecord), StoreE
 
 /// A run's line without rounds and clients.
 pub(super) fn summary(row: &SqliteRow) -> Result<RunSummary, StoreError> {
-    let end = end(row)?;
-    let message = match &end {
-        None => "waits for the runs before it".to_owned(),
-        Some(RunEnd::Finished) => "all rounds are done".to_owned(),
-        Some(RunEnd::Failed(reason) | RunEnd::BudgetExhausted(reason)) => reason.clone(),
+    let (state, message) = match (end(row)?, control(row)?) {
+        (Some(end), _) => (end.state(), end.message().to_owned()),
+        (None, Control::Pause) => (RunState::Paused, "paused by the operator".to_owned()),
+        (None, _) => {
+            let message = "waits for a place, or for the budget that another run is spending";
+            (RunState::Queued, message.to_owned())
+        }
     };
     Ok(RunSummary {
         run: run_id(row)?,
         name: row.try_get("name")?,
-        state: state_of(end.as_ref()),
+        state,
         message,
         rounds_done: number(row, "round")?,
         rounds: number(row, "rounds")?,

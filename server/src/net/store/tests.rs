@@ -1,10 +1,10 @@
 //! What a store remembers, and what it says of damage.
 
-use protocol::wire::RoundSummary;
+use protocol::wire::{Control, ModelChoice, RoundSummary, RunState};
 use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
 
 use super::*;
-use crate::Booking;
+use crate::{Booking, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;
 use privacy::ledger::{Charge, Composition, Ledger, Terms, Unit};
@@ -69,6 +69,10 @@ fn commit(round: u32, values: [f32; 3]) -> Commit {
     }
 }
 
+async fn queue(store: &Store) -> Vec<RunId> {
+    store.queue().await.unwrap().into_iter().map(|queued| queued.run).collect()
+}
+
 fn blobs_in(dir: &Path) -> usize {
     std::fs::read_dir(dir.join("blobs")).unwrap().count()
 }
@@ -85,7 +89,7 @@ async fn what_is_committed_is_there_bit_for_bit_after_reopening() {
         store.close().await;
     }
     let store = Store::open(dir.path()).await.unwrap();
-    assert_eq!(store.unfinished().await.unwrap(), [RUN]);
+    assert_eq!(queue(&store).await, [RUN]);
     let stored = store.load(RUN).await.unwrap();
     assert_eq!(stored.checkpoint, done.checkpoint);
     assert_eq!(stored.checkpoint.model.sha256(), done.checkpoint.model.sha256());
@@ -105,23 +109,34 @@ async fn a_second_server_on_the_same_state_is_refused() {
 }
 
 #[tokio::test]
-async fn the_current_model_the_one_before_and_final_models_are_kept() {
+async fn of_the_models_the_last_ones_and_the_best_keep_their_files_and_of_the_optimizer_the_last_two() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).await.unwrap();
+    let store = Store::open(dir.path()).await.unwrap().keeping(Some(2));
     submit(&store, RUN, &begin([0.0; 3])).await;
     for round in 1..5u8 {
-        store.commit(RUN, &layout(), &commit(round.into(), [f32::from(round); 3])).await.unwrap();
+        let mut done = commit(round.into(), [f32::from(round); 3]);
+        let accuracy = Some(if round == 2 { 0.9 } else { 0.5 });
+        done.summary.sites = done.summary.train.map(|metrics| Metrics { accuracy, ..metrics });
+        store.commit(RUN, &layout(), &done).await.unwrap();
     }
-    // Two models and the optimizer's state with each.
-    assert_eq!(blobs_in(dir.path()), 4);
+    // The models of rounds 2, 3 and 4; the optimizer's state of the last two.
+    assert_eq!(blobs_in(dir.path()), 5);
     let mut last = commit(5, [9.0; 3]);
     last.checkpoint.end = Some(RunEnd::Finished);
     store.commit(RUN, &layout(), &last).await.unwrap();
-    assert_eq!(blobs_in(dir.path()), 1);
+    assert_eq!(blobs_in(dir.path()), 3);
+    let models = store.models(RUN).await.unwrap();
+    let kept: Vec<u32> = models.iter().filter(|one| one.line.kept).map(|one| one.line.round).collect();
+    assert_eq!((models.len(), kept), (6, vec![2, 4, 5]));
+    assert!(models.iter().all(|one| one.line.kept == one.file.exists()));
+    assert_eq!(models[3].line.parent_sha256.as_ref(), Some(&models[2].line.sha256));
+    let best = store.model(RUN, ModelChoice::Best).await.unwrap().unwrap();
+    assert_eq!((best.line.round, best.line.best), (2, true));
+    assert!(store.model(RUN, ModelChoice::Round(6)).await.unwrap().is_none());
     let (file, sha256) = store.model_file(RUN).await.unwrap();
     assert!(file.exists());
     assert_eq!(sha256, last.checkpoint.model.sha256());
-    assert!(store.unfinished().await.unwrap().is_empty());
+    assert!(queue(&store).await.is_empty());
 }
 
 #[tokio::test]
@@ -160,14 +175,14 @@ async fn runs_are_listed_newest_first_and_a_failed_one_says_why() {
     let store = Store::open(dir.path()).await.unwrap();
     submit(&store, RUN, &begin([0.0; 3])).await;
     submit(&store, RunId(1), &begin([0.0; 3])).await;
-    store.fail(RUN, "no lattice").await.unwrap();
+    store.end(RUN, &RunEnd::Failed("no lattice".into())).await.unwrap();
     let runs = store.summaries().await.unwrap();
     assert_eq!(
         runs.iter().map(|run| (run.run, run.state)).collect::<Vec<_>>(),
         [(RunId(1), RunState::Queued), (RUN, RunState::Failed)]
     );
     assert_eq!(runs[1].message, "no lattice");
-    assert_eq!(store.unfinished().await.unwrap(), [RunId(1)]);
+    assert_eq!(queue(&store).await, [RunId(1)]);
     assert!(matches!(store.load(RunId(2)).await, Err(StoreError::NoSuchRun(_))));
 }
 
@@ -211,7 +226,8 @@ async fn a_ledger_comes_back_and_grows_in_the_transaction_of_a_commit() {
     with_booking.statement = Some("{}".into());
     store.commit(RUN, &layout(), &with_booking).await.unwrap();
     assert_eq!(Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap(), ledger);
-    assert_eq!(store.statement(RUN).await.unwrap().as_deref(), Some("{}"));
+    let model = store.model(RUN, ModelChoice::Last).await.unwrap().unwrap();
+    assert_eq!((model.line.round, model.statement.as_deref()), (1, Some("{}")));
     assert_eq!(store.populations().await.unwrap(), ["wards"]);
     assert!(store.ledger("others").await.unwrap().is_empty());
 }
@@ -258,4 +274,24 @@ async fn a_state_of_the_first_schema_is_taken_along() {
     let store = Store::open(dir.path()).await.unwrap();
     let summary = store.summary(None).await.unwrap().unwrap();
     assert_eq!((summary.name.as_str(), summary.rounds_done, summary.clients.len()), ("old", 2, 1));
+}
+
+#[tokio::test]
+async fn an_operator_s_wish_is_there_after_reopening_and_a_run_that_was_ended_keeps_nothing_it_needed_to_go_on()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    store.commit(RUN, &layout(), &commit(1, [1.0; 3])).await.unwrap();
+    store.wish(RUN, Control::Pause).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = Store::open(dir.path()).await.unwrap();
+    assert_eq!(store.queue().await.unwrap()[0].control, Control::Pause);
+    assert_eq!(store.summaries().await.unwrap()[0].state, RunState::Paused);
+    store.end(RUN, &RunEnd::Stopped).await.unwrap();
+    assert_eq!(store.summaries().await.unwrap()[0].state, RunState::Stopped);
+    // Two models; the optimizer's state is gone.
+    assert_eq!(blobs_in(dir.path()), 2);
+    assert_eq!(store.load(RUN).await.unwrap().checkpoint.end, Some(RunEnd::Stopped));
 }

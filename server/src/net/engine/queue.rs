@@ -1,0 +1,204 @@
+//! Which runs are worked on: new ones are taken in, waiting ones begin, an operator's wishes are written down and passed on.
+//!
+//! A wish is on disk before it is obeyed, so that a paused run is still paused, and a stopping one still stops, after a crash. Two
+//! runs that pay from the budget of one population are never worked on side by side: each would keep its own copy of the ledger.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use privacy::ledger::Ledger;
+use protocol::wire::{Control, RunSummary};
+use protocol::{ClientId, RunId};
+
+use super::super::InitialModel;
+use super::super::audit;
+use super::super::central::Evaluator;
+use super::super::outgoing::Broadcast;
+use super::super::store::{Queued, StoreError, StoredRun, Submission};
+use super::live::Live;
+use super::{Active, Engine, NewRun, entropy, seed_of};
+use crate::{Booking, Chance, Checkpoint, Coordinator, Event, Plan, Purse, RunEnd, Setup};
+
+impl Engine {
+    /// Takes a run into the queue.
+    pub(super) fn submit(&mut self, new: NewRun) -> Result<RunId, StoreError> {
+        let NewRun { plan, plan_toml, seed, initial: InitialModel { layout, shared } } = new;
+        let run = RunId(u64::from_le_bytes(entropy()));
+        let submission = Submission {
+            run,
+            name: &plan.name,
+            rounds: plan.rounds,
+            plan_toml: &plan_toml,
+            seed,
+            layout: &layout,
+            checkpoint: &Checkpoint::begin(shared),
+        };
+        self.handle.block_on(self.store.submit(&submission))?;
+        let plan_sha256 = privacy::chain::Digest::of(plan_toml.as_bytes()).to_string();
+        let submitted = audit::Event::Submitted { name: &plan.name, plan_sha256, rehearsal: seed.is_some() };
+        self.audit.write(self.clock.now(), Some(run), submitted)?;
+        tracing::info!("run {run} ({}) is in the queue", plan.name);
+        self.look = true;
+        Ok(run)
+    }
+
+    /// Writes an operator's wish down and lets the run know; a sentence when the run has ended.
+    pub(super) fn control(
+        &mut self,
+        run: RunId,
+        control: Control,
+        by: &str,
+    ) -> Result<Result<(), String>, StoreError> {
+        let Some(summary) = self.handle.block_on(self.store.summary(Some(run)))? else {
+            return Ok(Err(format!("there is no run {run} here")));
+        };
+        if summary.state.is_over() {
+            let (name, state) = (&summary.name, summary.state.name());
+            return Ok(Err(format!(
+                "run {run} ({name}) is over: {state}; submit its plan again to train on"
+            )));
+        }
+        tracing::info!("operator {by} wants of run {run} ({}): {control:?}", summary.name);
+        self.audit.write(self.clock.now(), Some(run), audit::Event::Controlled { control, by })?;
+        self.handle.block_on(self.store.wish(run, control))?;
+        if self.active.contains_key(&run) {
+            self.event(run, Event::Control(control))?;
+            if let Some(active) = self.active.get_mut(&run) {
+                active.live.publish(self.clock.now(), &active.coordinator, &self.nerves.live);
+            }
+        } else if matches!(control, Control::Stop | Control::StopNow) {
+            self.end(run, &RunEnd::Stopped)?;
+        } else {
+            self.nerves.live.send_modify(|_| {});
+        }
+        // A paused run leaves its place to another one, and a run that goes on may have waited for one.
+        self.look = true;
+        Ok(Ok(()))
+    }
+
+    /// Ends a run that is not being worked on.
+    fn end(&mut self, run: RunId, end: &RunEnd) -> Result<(), StoreError> {
+        self.handle.block_on(self.store.end(run, end))?;
+        let note = crate::Note::Ended(end.clone());
+        self.audit.note(self.clock.now(), run, &note)?;
+        self.nerves.meter.note(self.clock.now(), run, &note);
+        // Whoever watches that run looks again.
+        self.nerves.live.send_modify(|_| {});
+        Ok(())
+    }
+
+    /// Begins the oldest runs that wait, as many as there are places for.
+    pub(super) fn begin_queued(&mut self) -> Result<(), StoreError> {
+        for Queued { run, plan_toml, control } in self.handle.block_on(self.store.queue())? {
+            let working = |active: &&Active| active.coordinator.control() != Control::Pause;
+            if self.active.values().filter(working).count() >= self.runs_max {
+                return Ok(());
+            }
+            if self.active.contains_key(&run) || control == Control::Pause {
+                continue;
+            }
+            let plan = match Plan::parse(&plan_toml) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    self.give_up(run, error.to_string())?;
+                    continue;
+                }
+            };
+            if population(&plan).is_some_and(|one| self.populations().contains(one)) {
+                continue;
+            }
+            let stored = self.handle.block_on(self.store.load(run))?;
+            match self.activate(run, Arc::new(plan), stored) {
+                Ok(active) => self.begin(run, active, control)?,
+                Err(reason) => self.give_up(run, reason)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, run: RunId, active: Active, control: Control) -> Result<(), StoreError> {
+        let active_runs: BTreeSet<RunId> = self.active.keys().copied().collect();
+        self.nerves.live.send_modify(|live| live.retain(|one, _| active_runs.contains(one)));
+        self.active.insert(run, active);
+        if control != Control::Resume {
+            self.event(run, Event::Control(control))?;
+        }
+        let connected: Vec<ClientId> = self.links.keys().cloned().collect();
+        connected.into_iter().try_for_each(|client| self.event(run, Event::Joined(client)))
+    }
+
+    fn give_up(&mut self, run: RunId, reason: String) -> Result<(), StoreError> {
+        tracing::error!("run {run} cannot go on: {reason}");
+        self.end(run, &RunEnd::Failed(reason))
+    }
+
+    /// The populations whose ledgers are in use.
+    fn populations(&self) -> BTreeSet<&str> {
+        self.active.values().filter_map(|active| population(&active.plan)).collect()
+    }
+
+    fn activate(&self, run: RunId, plan: Arc<Plan>, stored: StoredRun) -> Result<Active, String> {
+        let StoredRun { seed, layout, checkpoint, clients, .. } = stored;
+        let learner = if plan.evaluation.central { self.room.central(&plan.spec) } else { None };
+        if plan.evaluation.central && learner.is_none() {
+            tracing::info!("run {run} would be evaluated here too, but this server has no data for it");
+        }
+        let central = learner.map(|learner| {
+            Evaluator::start(run, Arc::clone(&plan.spec), learner, self.nerves.commands.clone())
+        });
+        let purse = self.purse(&plan)?;
+        let live = Live::new(run, &plan, seed.is_some(), &checkpoint, self.stored_history(run));
+        let setup = Setup {
+            run,
+            plan: Arc::clone(&plan),
+            entropy: seed_of(seed),
+            rehearsal: seed.is_some(),
+            central: central.is_some(),
+            checkpoint,
+            clients,
+            tensors: layout.shared_lengths(),
+            purse,
+        };
+        let coordinator = Coordinator::new(setup).map_err(|error| error.to_string())?;
+        tracing::info!("run {run} ({}) begins or goes on", plan.name);
+        let (spec_json, statistics) = (plan.spec.to_json().into(), plan.spec.statistics().len());
+        Ok(Active {
+            plan,
+            layout,
+            coordinator,
+            spec_json,
+            statistics,
+            central,
+            live,
+            broadcast: Broadcast::default(),
+        })
+    }
+
+    /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
+    fn purse(&self, plan: &Plan) -> Result<Option<Purse>, String> {
+        let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
+        let population = central.population.clone();
+        let links =
+            self.handle.block_on(self.store.ledger(&population)).map_err(|error| error.to_string())?;
+        let ledger = if links.is_empty() {
+            let (ledger, first) = Ledger::found(central.terms()).map_err(|error| error.to_string())?;
+            let booking = Booking { population, links: vec![first] };
+            self.handle.block_on(self.store.book(&booking)).map_err(|error| error.to_string())?;
+            ledger
+        } else {
+            Ledger::replay(&links).map_err(|error| error.to_string())?
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
+    }
+
+    /// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.
+    fn stored_history(&self, run: RunId) -> Option<RunSummary> {
+        self.handle.block_on(self.store.summary(Some(run))).ok().flatten()
+    }
+}
+
+/// The population whose budget a plan spends.
+fn population(plan: &Plan) -> Option<&str> {
+    plan.spec.privacy.central.as_ref().map(|central| central.population.as_str())
+}

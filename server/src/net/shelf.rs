@@ -1,0 +1,119 @@
+//! Models as they may leave a server: a file, and beside it what may be said about its privacy. No model leaves without that.
+
+use protocol::RunId;
+use protocol::wire::ModelChoice;
+
+use super::store::{Store, StoreError, StoredModel};
+use crate::{Plan, PrivacyStatement, StatementError, Subject};
+
+/// A model that may leave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shelved {
+    /// Its run.
+    pub run: RunId,
+    /// The model and its file.
+    pub model: StoredModel,
+    /// What may be said about it.
+    pub statement: PrivacyStatement,
+}
+
+/// Why a model does not leave.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShelfError {
+    /// The state cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no run at all.
+    #[error("there is no run here yet")]
+    NoRun,
+    /// The run has no such model.
+    #[error("run {0} has no such model; `run models` lists those it has")]
+    NoModel(RunId),
+    /// Its file was given up.
+    #[error("the model of round {0} is no longer kept (`[models] keep_last` in server.toml)")]
+    GivenUp(u32),
+    /// The stored plan or statement is not understood.
+    #[error("run {run}: the stored {what} is not understood ({message})")]
+    Unreadable {
+        /// The run.
+        run: RunId,
+        /// Plan or statement.
+        what: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// The statement does not hold.
+    #[error("the privacy statement does not hold: {0}; nothing was exported")]
+    Statement(#[from] StatementError),
+    /// It must not leave.
+    #[error("{0}; nothing was exported")]
+    Refused(String),
+}
+
+impl Store {
+    /// A model of a run (the newest run when `None`) that may leave, with its statement, whose numbers were computed again.
+    ///
+    /// # Errors
+    /// [`ShelfError`] when there is none, or it must not leave.
+    pub async fn released(&self, run: Option<RunId>, choice: ModelChoice) -> Result<Shelved, ShelfError> {
+        let run = match run {
+            Some(run) => run,
+            None => self.summary(None).await?.ok_or(ShelfError::NoRun)?.run,
+        };
+        let (plan_toml, seed) = self.plan_of(run).await?;
+        let unreadable = |what, message| ShelfError::Unreadable { run, what, message };
+        let plan = Plan::parse(&plan_toml).map_err(|error| unreadable("plan", error.to_string()))?;
+        let model = self.model(run, choice).await?.ok_or(ShelfError::NoModel(run))?;
+        if !model.line.kept {
+            return Err(ShelfError::GivenUp(model.line.round));
+        }
+        let round = model.line.round;
+        let statement = match &model.statement {
+            Some(text) => serde_json::from_str(text)
+                .map_err(|error| unreadable("privacy statement", error.to_string()))?,
+            None if plan.spec.privacy.is_none() || round == 0 => {
+                let (model_sha256, rehearsal) = (model.line.sha256.clone(), seed.is_some());
+                let subject = Subject { model_sha256, run: run.to_string(), round, rehearsal };
+                PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None)
+                    .map_err(|error| unreadable("privacy statement", error.to_string()))?
+            }
+            None => {
+                let why = "the run promises privacy, but its model has no statement";
+                return Err(ShelfError::Refused(why.to_owned()));
+            }
+        };
+        may_leave(&statement, &model.line.sha256)?;
+        statement.recompute()?;
+        Ok(Shelved { run, model, statement })
+    }
+}
+
+/// Whether a model with this fingerprint may leave with this statement.
+fn may_leave(statement: &PrivacyStatement, model_sha256: &str) -> Result<(), ShelfError> {
+    if let Some(void) = statement.void.as_ref().filter(|void| void.starts_with("INSECURE")) {
+        return Err(ShelfError::Refused(void.clone()));
+    }
+    if statement.model_sha256 != model_sha256 {
+        let why = "the statement is about another model than the stored one";
+        return Err(ShelfError::Refused(why.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_with_noise_that_can_be_predicted_or_with_another_model_s_statement_does_not_leave() {
+        let subject = Subject { model_sha256: "ab".into(), run: "r".into(), round: 1, rehearsal: false };
+        let good = PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap();
+        assert!(may_leave(&good, "ab").is_ok() && may_leave(&good, "cd").is_err());
+        let void = "INSECURE: the noise came from a test's seed and can be taken off again";
+        let insecure = PrivacyStatement { void: Some(void.into()), ..good.clone() };
+        assert!(may_leave(&insecure, "ab").is_err());
+        let rehearsed = PrivacyStatement { void: Some("a rehearsal".into()), ..good };
+        assert!(may_leave(&rehearsed, "ab").is_ok());
+    }
+}

@@ -1,0 +1,170 @@
+//! The models of a run: every release is kept, named by its round, with what was measured of it and what may be said about its
+//! privacy. A server may be told to keep the files of the last ones only; the best one's is always kept.
+
+use std::path::PathBuf;
+
+use protocol::RunId;
+use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::{Files, Store, StoreError, rows};
+
+/// A model of a run and its file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredModel {
+    /// Its line.
+    pub line: ModelLine,
+    /// Its safetensors file, named by the SHA-256 of its bytes.
+    pub file: PathBuf,
+    /// SHA-256 of the file's bytes.
+    pub file_sha256: String,
+    /// What may be said about its privacy, as JSON; `None` where its plan promises none.
+    pub statement: Option<String>,
+}
+
+/// Adds the model that a round made. One that is there stays: a round releases once.
+pub(super) async fn add(
+    transaction: &mut Transaction<'_, Sqlite>,
+    run: RunId,
+    round: u32,
+    files: &Files,
+    statement: Option<&str>,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO models (run, round, blob, sha256, statement) VALUES ($1, $2, $3, $4, $5) \
+               ON CONFLICT (run, round) DO NOTHING";
+    sqlx::query(sql)
+        .bind(run.to_string())
+        .bind(i64::from(round))
+        .bind(&files.model)
+        .bind(&files.model_sha256)
+        .bind(statement)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+impl Store {
+    /// Every model of a run, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be read.
+    pub async fn models(&self, run: RunId) -> Result<Vec<StoredModel>, StoreError> {
+        let sql = "SELECT models.*, rounds.summary FROM models LEFT JOIN rounds \
+                   ON rounds.run = models.run AND rounds.round = models.round AND models.round > 0 \
+                   WHERE models.run = $1 ORDER BY models.round";
+        let found = sqlx::query(sql).bind(run.to_string()).fetch_all(&self.pool).await?;
+        let mut models = Vec::with_capacity(found.len());
+        for row in &found {
+            let parent = models.last().map(|before: &StoredModel| before.line.sha256.clone());
+            models.push(self.stored_model(row, parent)?);
+        }
+        if let Some(best) = best(models.iter().map(|model| &model.line)) {
+            models[best].line.best = true;
+        }
+        Ok(models)
+    }
+
+    /// One model of a run; `None` when the run has no such model.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    pub async fn model(&self, run: RunId, choice: ModelChoice) -> Result<Option<StoredModel>, StoreError> {
+        let mut models = self.models(run).await?;
+        let wanted = |model: &StoredModel| match choice {
+            ModelChoice::Last => true,
+            ModelChoice::Best => model.line.best,
+            ModelChoice::Round(round) => model.line.round == round,
+        };
+        Ok(models.iter().rposition(wanted).map(|at| models.swap_remove(at)))
+    }
+
+    /// Gives up the files of all but the last `last` models of a run and the best one.
+    pub(super) async fn thin(&self, run: RunId, last: u32) -> Result<(), StoreError> {
+        let models = self.models(run).await?;
+        let old = models.len().saturating_sub(last.max(1) as usize);
+        for model in models[..old].iter().filter(|model| model.line.kept && !model.line.best) {
+            sqlx::query("UPDATE models SET kept = 0 WHERE run = $1 AND round = $2")
+                .bind(run.to_string())
+                .bind(i64::from(model.line.round))
+                .execute(&self.pool)
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn stored_model(
+        &self,
+        row: &SqliteRow,
+        parent_sha256: Option<String>,
+    ) -> Result<StoredModel, StoreError> {
+        let measured = row.try_get::<Option<String>, _>("summary")?.is_some();
+        let summary: Option<RoundSummary> = if measured { Some(rows::json(row, "summary")?) } else { None };
+        let file_sha256: String = row.try_get("blob")?;
+        let line = ModelLine {
+            round: rows::number(row, "round")?,
+            sha256: row.try_get("sha256")?,
+            parent_sha256,
+            sites: summary.as_ref().and_then(|summary| summary.sites),
+            central: summary.as_ref().and_then(|summary| summary.central),
+            epsilon: summary.and_then(|summary| summary.epsilon),
+            best: false,
+            kept: row.try_get::<i64, _>("kept")? != 0,
+        };
+        let file = self.blobs.path(&file_sha256);
+        Ok(StoredModel { line, file, file_sha256, statement: row.try_get("statement")? })
+    }
+}
+
+/// Which model the evaluations found best: by the server's own data where it has any, else by the sites'; by accuracy where there
+/// is one, else by loss; the earlier of two equals.
+fn best<'a>(lines: impl Iterator<Item = &'a ModelLine> + Clone) -> Option<usize> {
+    let central = lines.clone().any(|line| line.central.is_some());
+    let score = |line: &ModelLine| {
+        let metrics = if central { line.central } else { line.sites }?;
+        Some(metrics.accuracy.unwrap_or(-metrics.loss))
+    };
+    let scored = lines.enumerate().filter_map(|(at, line)| Some((at, score(line)?)));
+    scored.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::Metrics;
+
+    use super::*;
+
+    fn line(round: u32, sites: Option<(f64, Option<f64>)>, central: Option<f64>) -> ModelLine {
+        let metrics = |(loss, accuracy)| Metrics { loss, accuracy, ..Metrics::default() };
+        ModelLine {
+            round,
+            sha256: String::new(),
+            parent_sha256: None,
+            sites: sites.map(metrics),
+            central: central.map(|accuracy| metrics((0.0, Some(accuracy)))),
+            epsilon: None,
+            best: false,
+            kept: true,
+        }
+    }
+
+    #[test]
+    fn the_best_model_is_the_most_accurate_or_else_the_one_of_least_loss() {
+        let by_sites = [
+            line(0, None, None),
+            line(1, Some((0.5, Some(0.8))), None),
+            line(2, Some((0.9, Some(0.9))), None),
+        ];
+        assert_eq!(best(by_sites.iter()), Some(2));
+        let by_loss = [
+            line(1, Some((0.5, None)), None),
+            line(2, Some((0.4, None)), None),
+            line(3, Some((0.4, None)), None),
+        ];
+        assert_eq!(best(by_loss.iter()), Some(1));
+        let by_server =
+            [line(1, Some((0.5, Some(0.99))), Some(0.7)), line(2, Some((0.5, Some(0.1))), Some(0.8))];
+        assert_eq!(best(by_server.iter()), Some(1));
+        assert_eq!(best([line(0, None, None)].iter()), None);
+    }
+}

@@ -1,0 +1,53 @@
+//! Runs that have not ended: what they wait for, and what the operator wants of them.
+
+use protocol::RunId;
+use protocol::wire::Control;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Store, StoreError, rows};
+use crate::RunEnd;
+
+/// A run that has not ended.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) run: RunId,
+    pub(crate) plan_toml: String,
+    pub(crate) control: Control,
+}
+
+impl Store {
+    /// The runs that have not ended, oldest first.
+    pub(crate) async fn queue(&self) -> Result<Vec<Queued>, StoreError> {
+        let sql = "SELECT run, plan_toml, wish FROM runs JOIN checkpoints USING (run) WHERE ended IS NULL \
+                   ORDER BY sequence";
+        let found = sqlx::query(sql).fetch_all(&self.pool).await?;
+        let queued = |row: &SqliteRow| {
+            let (run, control) = (rows::run_id(row)?, rows::control(row)?);
+            Ok(Queued { run, plan_toml: row.try_get("plan_toml")?, control })
+        };
+        found.iter().map(queued).collect()
+    }
+
+    /// Writes down what the operator wants of a run.
+    pub(crate) async fn wish(&self, run: RunId, control: Control) -> Result<(), StoreError> {
+        sqlx::query("UPDATE runs SET wish = $1 WHERE run = $2")
+            .bind(rows::wish(control))
+            .bind(run.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends a run that is not being worked on. What only a run that goes on needs is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be written.
+    pub async fn end(&self, run: RunId, end: &RunEnd) -> Result<(), StoreError> {
+        let (ended, reason) = rows::ended(end);
+        let sql = "UPDATE checkpoints SET ended = $1, reason = $2, optimizer = NULL, optimizer_before = NULL, \
+                   model_before = NULL, noise = NULL WHERE run = $3";
+        sqlx::query(sql).bind(ended).bind(reason).bind(run.to_string()).execute(&self.pool).await?;
+        self.collect().await
+    }
+}

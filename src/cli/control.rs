@@ -1,0 +1,181 @@
+//! What an operator does with a run that is there: let it pause, go on or stop, read its log, fetch its models.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ::client::net::{FetchedModel, OperatorError};
+use clap::Args;
+use protocol::RunId;
+use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine};
+use serde_json::{Value, json};
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::output::{share, table};
+use super::run::{OperatorArgs, connect, summary_json};
+use super::watch::runtime;
+
+#[derive(Debug, Args)]
+pub(super) struct ControlArgs {
+    /// The run, as `run ls` names it.
+    run: RunId,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StopArgs {
+    #[command(flatten)]
+    what: ControlArgs,
+    /// Do not wait for the open round: what it has collected is thrown away.
+    #[arg(long)]
+    now: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NamedArgs {
+    /// The run; the newest if absent.
+    run: Option<RunId>,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PullArgs {
+    #[command(flatten)]
+    named: NamedArgs,
+    /// Which model: `last`, `best`, or the number of the round that made it.
+    #[arg(long, default_value = "last")]
+    model: Choice,
+    /// The folder for `model.safetensors` and `privacy_statement.json`.
+    #[arg(long, default_value = ".")]
+    out: PathBuf,
+}
+
+/// A model as it is typed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice(pub(super) ModelChoice);
+
+impl FromStr for Choice {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(match text {
+            "last" => ModelChoice::Last,
+            "best" => ModelChoice::Best,
+            number => {
+                let wrong = |_| format!("`{number}` is not last, best or the number of a round");
+                ModelChoice::Round(number.parse().map_err(wrong)?)
+            }
+        }))
+    }
+}
+
+pub(super) fn pause(args: &ControlArgs, global: &Global) -> Result<(), Failure> {
+    control(args, Control::Pause, global)
+}
+
+pub(super) fn resume(args: &ControlArgs, global: &Global) -> Result<(), Failure> {
+    control(args, Control::Resume, global)
+}
+
+pub(super) fn stop(args: &StopArgs, global: &Global) -> Result<(), Failure> {
+    control(&args.what, if args.now { Control::StopNow } else { Control::Stop }, global)
+}
+
+fn control(args: &ControlArgs, control: Control, global: &Global) -> Result<(), Failure> {
+    let request = AdminRequest::Control { run: args.run, control };
+    let AdminReply::Run(run) = ask(&args.operator, &request)? else {
+        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    };
+    global.format.say(
+        || format!("run {} ({}) {}: {}", run.run, run.name, run.state.name(), run.message),
+        || summary_json(&run),
+    );
+    Ok(())
+}
+
+pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
+    let AdminReply::Log(lines) = ask(&args.operator, &AdminRequest::Log { run: args.run })? else {
+        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    };
+    for line in lines {
+        let mut entry: Value = serde_json::from_str(&line).or_fail(Kind::Run, "the server's audit log")?;
+        let record = entry["record"].take();
+        global.format.say(|| told(&record), || record.clone());
+    }
+    Ok(())
+}
+
+/// A record of the audit log for a person: when, what, and the rest.
+fn told(record: &Value) -> String {
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let seconds = record["time"].as_u64().unwrap_or_default() / 1_000_000;
+    let rest = record.as_object().into_iter().flatten().filter(|(name, value)| {
+        !["time", "run", "event"].contains(&name.as_str()) && !value.is_null() && *value != ""
+    });
+    let rest: Vec<String> = rest.map(|(name, value)| format!("{name}={}", plain(value))).collect();
+    format!("{}  {:<10} {}", super::members::moment(seconds), plain(&record["event"]), rest.join(" "))
+}
+
+pub(super) fn models(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
+    let AdminReply::Models(models) = ask(&args.operator, &AdminRequest::Models { run: args.run })? else {
+        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    };
+    let mut rows = vec![["round", "sha256", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
+    rows.extend(models.iter().map(row));
+    global.format.say(|| table(&rows), || json!(models));
+    Ok(())
+}
+
+fn row(model: &ModelLine) -> Vec<String> {
+    let accuracy = |metrics: Option<protocol::Metrics>| share(metrics.and_then(|metrics| metrics.accuracy));
+    let remarks = [(model.best, "best"), (!model.kept, "file given up")];
+    let remarks: Vec<&str> =
+        remarks.into_iter().filter_map(|(holds, remark)| holds.then_some(remark)).collect();
+    vec![
+        model.round.to_string(),
+        model.sha256.get(..16).unwrap_or(&model.sha256).to_owned(),
+        accuracy(model.sites),
+        accuracy(model.central),
+        model.epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{epsilon:.3}")),
+        remarks.join(", "),
+    ]
+}
+
+pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
+    std::fs::create_dir_all(&args.out).or_fail(Kind::Configuration, args.out.display())?;
+    let (to, beside) = (args.out.join("model.safetensors"), args.out.join("privacy_statement.json"));
+    // Renamed when it is whole: what was there before stays until then.
+    let partial = args.out.join(".model.safetensors.partial");
+    let fetched = runtime()?.block_on(async {
+        let operator = connect(&args.named.operator).await?;
+        let fetched = operator.model(args.named.run, args.model.0, &partial).await.or_fail(Kind::Run, "");
+        operator.close().await;
+        fetched
+    });
+    let FetchedModel { run, line, statement } =
+        fetched.inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
+    std::fs::write(&beside, statement).or_fail(Kind::Run, beside.display())?;
+    std::fs::rename(&partial, &to).or_fail(Kind::Run, to.display())?;
+    let (round, sha256) = (line.round, &line.sha256);
+    global.format.say(
+        || {
+            format!(
+                "run {run}, model of round {round}, sha256 {sha256}\n  {}\n  {}",
+                to.display(),
+                beside.display()
+            )
+        },
+        || json!({ "run": run.to_string(), "model": to, "statement": beside, "line": line }),
+    );
+    Ok(())
+}
+
+fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+    runtime()?.block_on(async {
+        let operator = connect(args).await?;
+        let reply = operator.ask(request).await.or_fail(Kind::Run, "");
+        operator.close().await;
+        reply
+    })
+}
