@@ -22,11 +22,12 @@ function color(name) {
 
 export class Chart {
   /**
-   * @param {{ title: string, format: Formatter, x?: string, zero?: boolean, note?: string }} options
+   * @param {{ title: string, format: Formatter, tick?: Formatter, x?: string, zero?: boolean, note?: string }} options
    */
-  constructor({ title, format, x = "round", zero = false, note = "" }) {
+  constructor({ title, format, tick = format, x = "round", zero = false, note = "" }) {
     this.title = title;
     this.format = format;
+    this.tick = tick;
     this.x = x;
     this.zero = zero;
     /** @type {any} */
@@ -98,7 +99,6 @@ export class Chart {
     const [ink, grid] = [color("--muted"), color("--border")];
     const font = "12px system-ui, sans-serif";
     const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1, size: 4 } };
-    const { format } = this;
     const least = this.zero ? 0 : null;
     return {
       width: this.canvas.clientWidth,
@@ -117,7 +117,7 @@ export class Chart {
       },
       axes: [
         { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000], space: 48, size: 28 },
-        { ...axis, size: 56, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((tick) => format(tick)) },
+        { ...axis, size: 56, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => this.tick(value)) },
       ],
       series: [{}, ...this.series.map((one, index) => ({
         label: one.name,

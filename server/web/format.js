@@ -8,6 +8,16 @@ export function number(value, digits = 4) {
   return value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: Number.isInteger(value) ? 0 : Math.min(digits, 2) });
 }
 
+/** Always as many digits, so that numbers below each other can be compared. @param {number | null | undefined} value */
+export function exact(value) {
+  return value === null || value === undefined || !Number.isFinite(value) ? DASH : value.toFixed(4);
+}
+
+/** With a capital at its beginning. @param {string} text */
+export function sentence(text) {
+  return text ? text[0].toUpperCase() + text.slice(1) : "";
+}
+
 /** @param {number | null | undefined} value */
 export function percent(value) {
   return value === null || value === undefined ? DASH : `${(100 * value).toFixed(1)} %`;
@@ -24,7 +34,7 @@ export function bytes(value) {
 
 /** @param {number} seconds */
 export function duration(seconds) {
-  if (seconds < 1) return `${Math.round(1000 * seconds)} ms`;
+  if (seconds < 1) return `${Number((1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0))} ms`;
   if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   if (seconds < 3600) return `${Math.round(seconds / 60)} min`;
   if (seconds < 48 * 3600) return `${Math.round(seconds / 3600)} h`;
@@ -71,7 +81,7 @@ export const MEMBERSHIPS = {
   invite_expired: "Invite expired",
   revoked: "Revoked",
   revoked_and_invited: "Revoked, invited again",
-  issued: "Certificate by hand",
+  issued: "Member",
 };
 
 /** Why an answer does not count, or a task is not done. @type {Record<string, string>} */

@@ -14,11 +14,11 @@ function row({ sequence, hash, record }) {
   const rest = Object.entries(record).filter(([name, value]) => !COLUMNS.includes(name) && value !== null && value !== "");
   const short = (/** @type {any} */ value) => (typeof value === "string" && /^[0-9a-f]{64}$/.test(value) ? `${value.slice(0, 12)}…` : String(value));
   return h("tr", {},
-    h("td", { class: "number muted", title: hash }, sequence),
-    h("td", { class: "nowrap" }, moment(record.time / 1e6)),
+    h("td", { class: "number muted", title: hash, "data-label": "No." }, sequence),
+    h("td", { class: "nowrap", "data-label": "Time" }, moment(record.time / 1e6)),
     h("th", { scope: "row" }, record.event.replaceAll("_", " ")),
-    h("td", {}, record.run ? h("a", { href: `#/runs/${record.run}`, class: "id" }, record.run) : h("span", { class: "muted" }, "–")),
-    h("td", {}, rest.map(([name, value]) => h("span", { class: "field" }, h("span", { class: "muted" }, `${name.replaceAll("_", " ")} `), short(value)))));
+    h("td", { "data-label": "Run" }, record.run ? h("a", { href: `#/runs/${record.run}`, class: "id" }, record.run) : h("span", { class: "muted" }, "–")),
+    h("td", { "data-label": "What" }, h("div", {}, rest.map(([name, value]) => h("span", { class: "field" }, h("span", { class: "muted" }, `${name.replaceAll("_", " ")} `), short(value))))));
 }
 
 /** @param {import("../main.js").Stage} stage @returns {import("../main.js").View} */
@@ -28,8 +28,8 @@ export function show({ root, signal, fail }) {
   const heads = ["No.", "Time", "Event", "Run", "What"];
   root.append(
     h("div", { class: "head" }, h("h1", {}, "Audit log")),
-    h("p", { class: "muted" }, "What the server did and was told, as a chain of hashes. Whether the chain holds: ", h("code", {}, "consortia audit verify DIR")),
-    h("div", { class: "scroll card flush", tabindex: "0", role: "region", "aria-label": "Audit log" },
+    h("p", { class: "lead" }, "What the server did and was told, as a chain of hashes. Whether the chain holds: ", h("code", {}, "consortia audit verify DIR")),
+    h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Audit log" },
       h("table", {}, h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index === 0 ? "number" : null }, name)))), body)),
     h("div", { class: "buttons" }, older));
 

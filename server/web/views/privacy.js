@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { Chart } from "../charts.js";
 import { fill, h } from "../dom.js";
-import { number } from "../format.js";
+import { exact, number } from "../format.js";
 
 export const title = "Privacy";
 
@@ -19,7 +19,7 @@ export function show({ root, signal, fail }) {
     h("p", {}, "In a terminal: ", h("code", {}, "consortia privacy explain federation.toml")));
   root.append(
     h("div", { class: "head" }, h("h1", {}, "Privacy")),
-    h("p", { class: "muted" }, "Epsilon of everything released from a population, computed anew from its ledger. A budget is never raised: when it cannot pay for the next release, runs over that population end."),
+    h("p", { class: "lead" }, "Epsilon of everything released from a population, computed anew from its ledger. A budget is never raised: when it cannot pay for the next release, runs over that population end."),
     list, empty);
 
   /** @type {Map<string, { chart: Chart, draw: (population: any) => void, element: Element }>} */
@@ -62,7 +62,7 @@ export function show({ root, signal, fail }) {
 function make(name) {
   const [amount, facts, warning] = [h("p", { class: "amount" }), h("dl", { class: "facts" }), h("p", { class: "error", hidden: true })];
   const bar = h("meter", { min: "0", "aria-label": `Budget of ${name}` });
-  const chart = new Chart({ title: "Epsilon by release", format: number, x: "release", zero: true });
+  const chart = new Chart({ title: "Epsilon by release", format: exact, tick: number, x: "release", zero: true });
   const element = h("section", { class: "card population", "aria-label": name },
     h("h2", {}, name), amount, bar, warning, facts, chart.element);
   /** @param {any} population */

@@ -4,7 +4,7 @@ import { get, post } from "../api.js";
 import { Chart } from "../charts.js";
 import { confirm } from "../dialogs.js";
 import { fill, h, rows, say } from "../dom.js";
-import { REASONS, duration, number, percent } from "../format.js";
+import { REASONS, STATES, duration, exact, number, percent, sentence } from "../format.js";
 import { badge, progress } from "./runs.js";
 
 export const title = "Run";
@@ -40,12 +40,12 @@ function reasons(counts, who) {
 function row(site) {
   return h("tr", {},
     h("th", { scope: "row" }, site.site),
-    h("td", {}, h("span", { class: "line", "data-state": site.connected ? "live" : "lost" }, h("span", { class: "dot", "aria-hidden": "true" }), site.connected ? "Connected" : "Away")),
-    h("td", { class: "number" }, site.accepted),
-    h("td", { class: "number" }, percent(site.test?.accuracy)),
-    h("td", { class: "number" }, number(site.test?.loss)),
-    h("td", {}, reasons(site.refused, "refused")),
-    h("td", {}, reasons(site.declined, "declined")));
+    h("td", { "data-label": "Line" }, h("span", { class: "line", "data-state": site.connected ? "live" : "lost" }, h("span", { class: "dot", "aria-hidden": "true" }), site.connected ? "Connected" : "Away")),
+    h("td", { class: "number", "data-label": "Answers that count" }, site.accepted),
+    h("td", { class: "number", "data-label": "Test accuracy" }, percent(site.test?.accuracy)),
+    h("td", { class: "number", "data-label": "Test loss" }, exact(site.test?.loss)),
+    h("td", { "data-label": "Refused" }, reasons(site.refused, "refused")),
+    h("td", { "data-label": "Declined" }, reasons(site.declined, "declined")));
 }
 
 /** @param {import("../main.js").Stage} stage @returns {import("../main.js").View} */
@@ -67,10 +67,10 @@ export function show({ root, argument, signal, fail }) {
 function curves() {
   return {
     accuracy: new Chart({ title: "Accuracy", format: percent }),
-    loss: new Chart({ title: "Loss", format: number }),
+    loss: new Chart({ title: "Loss", format: exact, tick: number }),
     accuracies: new Chart({ title: "Accuracy by site", format: percent }),
-    losses: new Chart({ title: "Loss by site", format: number }),
-    epsilon: new Chart({ title: "Epsilon", format: number, zero: true, note: "of everything released so far" }),
+    losses: new Chart({ title: "Loss by site", format: exact, tick: number }),
+    epsilon: new Chart({ title: "Epsilon", format: exact, tick: number, zero: true, note: "of everything released so far" }),
     answers: new Chart({ title: "Sites asked and answered", format: (value) => number(value, 0), zero: true }),
     seconds: new Chart({ title: "Seconds of a round", format: (value) => (value === null || value === undefined ? "–" : duration(value)), zero: true }),
   };
@@ -101,7 +101,9 @@ class RunView {
     this.name = h("h1", {}, "Run");
     this.state = h("span", {});
     this.bar = h("span", {});
-    this.message = h("p", { class: "message", role: "status" });
+    this.message = h("p", { class: "message" });
+    // What it does changes all the time; only its state is read out.
+    this.heard = h("p", { class: "heard", role: "status" });
     this.buttons = h("div", { class: "buttons" });
     this.facts = h("p", { class: "muted id" });
     const { charts } = this;
@@ -114,12 +116,12 @@ class RunView {
     this.element = h("div", {},
       h("a", { href: "#/runs", class: "back" }, "All runs"),
       h("div", { class: "head" }, h("div", { class: "title" }, this.name, this.state), this.buttons),
-      this.facts, h("div", { class: "status" }, this.bar, this.message), this.hidden,
+      this.facts, h("div", { class: "status" }, this.bar, this.message), this.heard, this.hidden,
       h("h2", {}, "Curves"),
       h("div", { class: "charts" }, charts.accuracy.element, charts.loss.element, charts.epsilon.element, charts.answers.element, charts.seconds.element),
       this.bySite = h("section", {}, h("h2", {}, "By site"), this.choices, h("div", { class: "charts" }, charts.accuracies.element, charts.losses.element)),
       h("h2", {}, "Sites in this run"),
-      h("div", { class: "scroll card flush", tabindex: "0", role: "region", "aria-label": "Sites in this run" },
+      h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Sites in this run" },
         h("table", {}, h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index > 1 && index < 5 ? "number" : null }, name)))), this.sites)),
       this.nobody,
       h("details", { class: "card plan" }, h("summary", {}, "The plan"), this.plan));
@@ -193,8 +195,9 @@ class RunView {
     document.title = `${run.name} · Consortia`;
     fill(this.name, run.name);
     fill(this.state, badge(run.state));
+    fill(this.heard, `${run.name}: ${STATES[run.state] ?? run.state}`);
     fill(this.bar, progress(run));
-    fill(this.message, run.message);
+    fill(this.message, sentence(run.message));
     fill(this.facts, `Run ${run.run}${run.rehearsal ? " · rehearsal: its seed is known, so it may not claim privacy" : ""} · model ${run.model_sha256.slice(0, 12) || "none yet"}`);
     const wanted = CONTROLS.filter(({ states }) => states.includes(run.state));
     const said = wanted.map(({ verb }) => verb).join(" ");
@@ -234,8 +237,8 @@ class RunView {
     this.charts.epsilon.show(rounds, [{ name: "Epsilon", values: of((line) => line.epsilon), color: 4 }]);
     this.charts.epsilon.element.hidden = !lines.some((line) => line.epsilon !== null);
     this.charts.answers.show(rounds, [
-      { name: "Asked", values: of((line) => line.cohort), color: 5, dash: [6, 4] },
       { name: "Answered", values: of((line) => line.answered), color: 0 },
+      { name: "Asked", values: of((line) => line.cohort), color: 1, dash: [6, 4] },
     ]);
     this.charts.seconds.show(rounds, [{ name: "Seconds", values: of((line) => line.seconds), color: 3 }]);
     const measured = lines.some((line) => line.train || line.sites);

@@ -3,7 +3,7 @@
 import { get, post } from "../api.js";
 import { open } from "../dialogs.js";
 import { fill, h, rows, say } from "../dom.js";
-import { STATES, bytes, duration } from "../format.js";
+import { STATES, bytes, duration, sentence } from "../format.js";
 
 export const title = "Runs";
 
@@ -28,7 +28,7 @@ function row(run) {
       h("div", { class: "muted id" }, run.run, run.rehearsal && " · rehearsal")),
     h("td", {}, badge(run.state)),
     h("td", {}, progress(run)),
-    h("td", { class: "muted wide" }, run.message));
+    h("td", { class: "muted wide" }, sentence(run.message)));
 }
 
 /** @param {import("../main.js").Stage} stage @returns {import("../main.js").View} */

@@ -24,7 +24,8 @@ function line(site) {
 /** @param {any} site */
 function membership(site) {
   const dates = [];
-  if (site.revoked && site.state.startsWith("revoked")) dates.push(`revoked ${moment(site.revoked)}`);
+  if (site.state === "issued") dates.push("certificate made at the server");
+  else if (site.revoked && site.state.startsWith("revoked")) dates.push(`revoked ${moment(site.revoked)}`);
   else if (site.joined) dates.push(`joined ${moment(site.joined)}`);
   else if (site.invited) dates.push(`invite ends ${moment(site.expires)}`);
   return [h("span", { class: "badge", "data-state": site.state }, MEMBERSHIPS[site.state] ?? site.state), h("div", { class: "muted" }, dates.join(", "))];
@@ -34,7 +35,7 @@ function membership(site) {
 export function show({ root, signal, fail }) {
   const body = h("tbody", {});
   const heads = ["Site", "Membership", "Line", "Program", "Answers that count", "Refused", "Declined", "Actions"];
-  const table = h("div", { class: "scroll card flush", tabindex: "0", role: "region", "aria-label": "Sites", hidden: true },
+  const table = h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Sites", hidden: true },
     h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col", class: name.startsWith("Answers") ? "number" : null }, name)))), body));
   const empty = h("div", { class: "card empty", hidden: true },
     h("h2", {}, "No site yet"),
@@ -43,18 +44,18 @@ export function show({ root, signal, fail }) {
     h("button", { type: "button", class: "primary", onclick: () => invite(refresh) }, "Invite sites"));
   root.append(
     h("div", { class: "head" }, h("h1", {}, "Sites"), h("button", { type: "button", class: "primary", onclick: () => invite(refresh) }, "Invite sites")),
-    h("p", { class: "muted" }, "Answers are counted over the newest 20 runs."),
+    h("p", { class: "lead" }, "Answers are counted over the newest 20 runs."),
     table, empty);
 
   /** @param {any} site */
   const row = (site) => h("tr", {},
     h("th", { scope: "row" }, site.site),
-    h("td", {}, membership(site)),
-    h("td", {}, line(site)),
-    h("td", { class: "muted" }, site.software ?? "–", site.address && h("div", { class: "id" }, site.address)),
-    h("td", { class: "number" }, number(site.accepted, 0)),
-    h("td", {}, why(site.refused)),
-    h("td", {}, why(site.declined)),
+    h("td", { "data-label": "Membership" }, h("div", {}, membership(site))),
+    h("td", { "data-label": "Line" }, h("div", {}, line(site))),
+    h("td", { "data-label": "Program" }, h("div", { class: "muted" }, site.software ?? "–", site.address && h("div", { class: "id" }, site.address))),
+    h("td", { class: "number", "data-label": "Answers that count" }, number(site.accepted, 0)),
+    h("td", { "data-label": "Refused" }, why(site.refused)),
+    h("td", { "data-label": "Declined" }, why(site.declined)),
     h("td", {}, site.state !== "revoked" && h("button", { type: "button", class: "danger-quiet", "data-keep": "revoke", "aria-label": `Revoke ${site.site}`, onclick: () => revoke(site, refresh) }, "Revoke")));
 
   async function refresh() {

@@ -6,12 +6,12 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use protocol::RunId;
-use protocol::wire::Control;
+use protocol::wire::{ClientSummary, Control};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Shared;
-use super::views::{Problem, RunView, WholeRunView};
+use super::views::{Problem, RunSiteView, RunView, WholeRunView};
 use crate::net::store::{Report, StoreError};
 
 /// What the audit log calls whoever has the token.
@@ -105,10 +105,13 @@ pub(super) async fn one(
     let Query(From { from }) = from.map_err(Problem::bad)?;
     let (run, plan_toml) = run_of(&admin, &run).await?;
     let summary = admin.desk.current(Some(run)).await.map_err(Problem::ours)?;
+    let seen = admin.presence.sites();
+    let here = |client: &ClientSummary| seen.get(&client.client).is_some_and(|seen| seen.left.is_none());
+    let site = |client: &ClientSummary| RunSiteView::new(client, here(client));
     Ok(Json(WholeRunView {
         plan_toml,
         history: summary.history.iter().filter(|line| line.round >= from).map(Into::into).collect(),
-        sites: summary.clients.iter().map(Into::into).collect(),
+        sites: summary.clients.iter().map(site).collect(),
         run: RunView::from(&summary),
     }))
 }

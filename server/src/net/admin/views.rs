@@ -162,11 +162,12 @@ pub(super) struct RunSiteView {
     test: Option<MetricsView>,
 }
 
-impl From<&ClientSummary> for RunSiteView {
-    fn from(client: &ClientSummary) -> Self {
+impl RunSiteView {
+    /// A run that is over does not know who is connected.
+    pub(super) fn new(client: &ClientSummary, connected: bool) -> Self {
         Self {
             site: client.client.to_string(),
-            connected: client.connected,
+            connected,
             accepted: client.accepted,
             refused: client.refused.iter().cloned().collect(),
             declined: client.declined.iter().cloned().collect(),
