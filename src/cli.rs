@@ -2,6 +2,7 @@
 
 mod attack;
 mod audit;
+mod backup;
 mod bench;
 mod budget;
 mod check;
@@ -16,6 +17,7 @@ mod folder;
 mod insecure;
 mod join;
 mod members;
+mod model;
 mod output;
 mod papers;
 mod policy;
@@ -82,6 +84,9 @@ enum Command {
     /// Hand in and follow runs, as the operator.
     #[command(subcommand)]
     Run(RunCommand),
+    /// Take a model elsewhere: as ONNX or safetensors; see whether a file is what it says.
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// What noise buys: epsilon, the noise for an epsilon, what a plan promises, whether a statement holds.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
@@ -121,6 +126,10 @@ enum ServerCommand {
     Dashboard(dashboard::DashboardArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
+    /// Copy all that the server remembers and is, while it works.
+    Backup(backup::BackupArgs),
+    /// Make a server's folder from a backup.
+    Restore(backup::RestoreArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,6 +173,14 @@ enum AuditCommand {
 enum BudgetCommand {
     /// Epsilon so far, computed anew from the books.
     Show(budget::ShowArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Write a run's model as a file that other programs use.
+    Export(model::ExportArgs),
+    /// Say what a model's file holds, and whether it is the model of a privacy statement.
+    Verify(model::VerifyArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -229,6 +246,8 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Server(ServerCommand::Dashboard(args)) => dashboard::dashboard(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
+        Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
+        Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),
@@ -248,6 +267,8 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Log(args)) => control::log(args, global),
         Command::Run(RunCommand::Models(args)) => control::models(args, global),
         Command::Run(RunCommand::Pull(args)) => control::pull(args, global),
+        Command::Model(ModelCommand::Export(args)) => model::export(args, global),
+        Command::Model(ModelCommand::Verify(args)) => model::verify(args, global),
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
         Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),
         Command::Privacy(PrivacyCommand::Explain(args)) => explain::explain(args, global),

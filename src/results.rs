@@ -21,7 +21,7 @@ use time::macros::format_description;
 pub use curves::draw_curves;
 pub use events::event_json;
 pub use gallery::{Gallery, draw_membership};
-pub use model::write_model;
+pub use model::{Existing, Held, ModelFile, ModelFileError, Notes, write_model, write_tensors, write_whole};
 
 /// The folder of one run, open for writing.
 #[derive(Debug)]

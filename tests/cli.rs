@@ -203,4 +203,17 @@ fn from_an_empty_folder_to_a_trained_model() {
     drop(server.0.stdin.take());
     assert!(lines.all(|line| line.is_ok()));
     assert!(server.0.wait().unwrap().success());
+
+    // The model leaves with all that is needed to use it elsewhere.
+    let (out, run_id) = (folder.path().join("out"), run["run"].as_str().unwrap());
+    let exported = object(&["server", "export", run_id, "--dir", dir, "--out", text(&out)]);
+    assert_eq!(exported["model_sha256"], run["model_sha256"]);
+    let (model, graph) = (out.join("model.safetensors"), out.join("model.onnx"));
+    let verified = object(&["model", "verify", text(&model)]);
+    assert_eq!(
+        (&verified["model_sha256"], &verified["standardised_columns"]),
+        (&run["model_sha256"], &13.into())
+    );
+    let left = object(&["model", "export", text(&model), "--plan", text(&plan), "--to", text(&graph)]);
+    assert_eq!((&left["as"], &left["standardiser_missing"]), (&"onnx".into(), &false.into()));
 }

@@ -10,6 +10,7 @@
     reason = "tests may panic, and wait for real time to pass"
 )]
 
+#[expect(dead_code, reason = "this server is started with an admin port, and not killed at once")]
 #[path = "support/processes.rs"]
 mod processes;
 

@@ -196,6 +196,9 @@ fn check_server(federation: &Path, run: &str) {
     assert_eq!(statement.claims[0].epsilon.pld, population["pld"].as_f64());
     assert_eq!(exported["model_sha256"], statement.model_sha256);
     command(&["privacy", "verify", text(&out.join("privacy_statement.json"))]);
+    let (model, statement) = (out.join("model.safetensors"), out.join("privacy_statement.json"));
+    let verified = command(&["model", "verify", text(&model), "--statement", text(&statement)]);
+    assert_eq!(verified["statement"]["claims"], 1, "{verified}");
     verify_and_tamper(federation, &["audit.jsonl"]);
 }
 

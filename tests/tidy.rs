@@ -24,8 +24,11 @@ const IMPORTS: [(&str, &[&str]); 6] = [
     ("simulations", &["client", "learning", "privacy", "protocol", "server"]),
 ];
 /// What only a shell may link: in `server` and `client` behind the feature `net`, elsewhere not at all.
-const SHELL: [&str; 10] = [
+const SHELL: [&str; 13] = [
     "aws-lc-rs",
+    "axum",
+    "hyper",
+    "hyper-util",
     "quinn",
     "quinn-proto",
     "rcgen",

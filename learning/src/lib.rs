@@ -2,13 +2,14 @@
 //! nothing of networks, and starts no threads: parallelism is one [`Trainer`] a core.
 //!
 //! Reading order: [`Trainer`] (a [`protocol::Learner`] on candle) · [`Model`], [`Models`] (what it trains; yours too) ·
-//! [`ops`] (layers with checked gradients) · [`device`] (where it runs) · the data it learns from.
+//! [`ops`] (layers with checked gradients) · [`device`] (where it runs) · the data it learns from · [`onnx`] (how it leaves).
 
 pub mod device;
 mod initialise;
 mod kernels;
 mod layers;
 mod model;
+pub mod onnx;
 pub mod ops;
 mod optimizer;
 mod training;

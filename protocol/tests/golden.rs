@@ -201,8 +201,9 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
     golden("model-request", FrameKind::AdminRequest, &model);
     golden("log", FrameKind::AdminReply, &AdminReply::Log(vec!["{}".into()]));
     golden("models", FrameKind::AdminReply, &AdminReply::Models(vec![model_line()]));
-    let (line, statement, file_sha256) = (model_line(), "{}".to_owned(), "cd".to_owned());
-    let model = AdminReply::Model { run: RUN, line, statement, bytes: 4096, file_sha256 };
+    let (line, statement, tensors) = (model_line(), "{}".to_owned(), vec![("w".to_owned(), vec![2, 1])]);
+    let standardiser = Some(Standardiser { mean: vec![0.5], std: vec![2.0] });
+    let model = AdminReply::Model { run: RUN, line, statement, tensors, standardiser, model_len: 2 };
     golden("model-file", FrameKind::AdminReply, &model);
     golden("submitted", FrameKind::AdminReply, &AdminReply::Submitted { run: RUN });
     golden("runs", FrameKind::AdminReply, &AdminReply::Runs(vec![]));

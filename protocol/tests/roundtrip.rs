@@ -163,6 +163,21 @@ fn model_line() -> impl Strategy<Value = ModelLine> {
     )
 }
 
+fn fetched_model() -> impl Strategy<Value = AdminReply> {
+    let tensors = vec((".{0,20}", vec(any::<u64>(), 0..4)), 0..3);
+    let scales = option::of((vec(number(), 0..3), vec(number(), 0..3)));
+    (any::<(u64, u64)>(), model_line(), ".{0,100}", tensors, scales).prop_map(
+        |((run, model_len), line, statement, tensors, scales)| AdminReply::Model {
+            run: RunId(run),
+            line,
+            statement,
+            tensors,
+            standardiser: scales.map(|(mean, std)| Standardiser { mean, std }),
+            model_len,
+        },
+    )
+}
+
 fn round_summary() -> impl Strategy<Value = RoundSummary> {
     let measured = || option::of(metrics());
     (any::<[u32; 3]>(), any::<bool>(), measured(), measured(), measured(), number(), option::of(number()))
@@ -216,15 +231,7 @@ fn reply() -> impl Strategy<Value = AdminReply> {
         ".{0,300}".prop_map(AdminReply::Error),
         vec(".{0,100}", 0..4).prop_map(AdminReply::Log),
         vec(model_line(), 0..3).prop_map(AdminReply::Models),
-        (any::<(u64, u64)>(), model_line(), ".{0,100}", "[0-9a-f]{0,64}").prop_map(
-            |((run, bytes), line, statement, file_sha256)| AdminReply::Model {
-                run: RunId(run),
-                line,
-                statement,
-                bytes,
-                file_sha256
-            }
-        ),
+        fetched_model(),
     ]
 }
 

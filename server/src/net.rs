@@ -39,7 +39,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Note;
-use admin::Admin;
+use admin::{Admin, Door};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
 pub use authority::{Authority, AuthorityError, Identity, Issuing, SERVER_NAME};
@@ -53,7 +53,7 @@ pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
-pub use store::{BlobError, Store, StoreError, StoredModel, StoredRun, Submission};
+pub use store::{BackupError, BlobError, Lost, Store, StoreError, StoredModel, StoredRun, Submission};
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
@@ -188,11 +188,8 @@ impl Server {
         let store = Arc::new(Store::open(&config.state).await?.keeping(config.models_kept));
         let endpoint = endpoint::open(config.listen, &config.identity)?;
         let address = endpoint.local_addr()?;
-        let door = match &config.admin {
-            Some(admin) => Some(admin::open(admin).await?),
-            None => None,
-        };
-        let admin_address = door.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
+        let door = Door::open(config.admin).await?;
+        let admin = door.as_ref().map(|door| door.address);
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (live, watched) = watch::channel(LiveRuns::default());
@@ -239,22 +236,12 @@ impl Server {
             presence: Arc::clone(&presence),
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
-        if let (Some(admin), Some(door)) = (config.admin, door) {
+        if let Some(door) = door {
             let view = Admin::new(Arc::clone(&desk), metrics, presence, config.state, address);
-            tokio::spawn(admin::serve(view, admin, door, stop.clone()));
+            tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");
-        Ok(Self {
-            address,
-            admin: admin_address,
-            endpoint,
-            desk,
-            store,
-            notes,
-            stop,
-            stopped,
-            engine: Some(engine),
-        })
+        Ok(Self { address, admin, endpoint, desk, store, notes, stop, stopped, engine: Some(engine) })
     }
 
     /// The address it listens on.

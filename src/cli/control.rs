@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use ::client::net::{FetchedModel, OperatorError};
 use clap::Args;
+use consortia::results::write_model;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine};
 use serde_json::{Value, json};
@@ -145,18 +146,15 @@ fn row(model: &ModelLine) -> Vec<String> {
 pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
     std::fs::create_dir_all(&args.out).or_fail(Kind::Configuration, args.out.display())?;
     let (to, beside) = (args.out.join("model.safetensors"), args.out.join("privacy_statement.json"));
-    // Renamed when it is whole: what was there before stays until then.
-    let partial = args.out.join(".model.safetensors.partial");
     let fetched = runtime()?.block_on(async {
         let operator = connect(&args.named.operator).await?;
-        let fetched = operator.model(args.named.run, args.model.0, &partial).await.or_fail(Kind::Run, "");
+        let fetched = operator.model(args.named.run, args.model.0).await.or_fail(Kind::Run, "");
         operator.close().await;
         fetched
     });
-    let FetchedModel { run, line, statement } =
-        fetched.inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
+    let FetchedModel { run, line, statement, layout, model, standardiser } = fetched?;
     std::fs::write(&beside, statement).or_fail(Kind::Run, beside.display())?;
-    std::fs::rename(&partial, &to).or_fail(Kind::Run, to.display())?;
+    write_model(&to, &layout, &model, standardiser.as_ref()).or_fail(Kind::Run, to.display())?;
     let (round, sha256) = (line.round, &line.sha256);
     global.format.say(
         || {

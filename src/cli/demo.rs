@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use consortia::results::Results;
+use consortia::results::{Results, write_model};
 use protocol::ClientId;
 use protocol::wire::{RunState, RunSummary};
 use serde_json::{Value, json};
@@ -193,13 +193,15 @@ async fn federate(
     }
     operator.close().await;
     processes.stop(results).await?;
-    let (model, _) = {
+    let stored = {
         let store = server::net::Store::open(&folder.state()).await.or_fail(Kind::Run, "")?;
-        let found = store.model_file(run).await.or_fail(Kind::Run, "")?;
+        let found = store.load(run).await.or_fail(Kind::Run, "")?;
         store.close().await;
         found
     };
-    std::fs::copy(&model, folder.0.join("model.safetensors")).or_fail(Kind::Run, model.display())?;
+    let (model, checkpoint) = (folder.0.join("model.safetensors"), &stored.checkpoint);
+    write_model(&model, &stored.layout, &checkpoint.model, checkpoint.standardiser.as_deref())
+        .or_fail(Kind::Run, model.display())?;
     let yardstick = measuring.await.or_fail(Kind::Defect, "yardstick")??;
     Ok((summary, yardstick))
 }

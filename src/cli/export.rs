@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use consortia::results::write_model;
 use protocol::RunId;
 use serde_json::json;
 use server::net::{ShelfError, Shelved, Store};
@@ -41,12 +42,12 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
             other => Failure::new(Kind::Configuration, other),
         })
     });
-    let Shelved { model, statement, .. } = released?;
+    let Shelved { line, statement, layout, model, standardiser, .. } = released?;
     std::fs::create_dir_all(&args.out).or_fail(Kind::Configuration, args.out.display())?;
     let (to, beside) = (args.out.join("model.safetensors"), args.out.join("privacy_statement.json"));
     std::fs::write(&beside, statement.to_json()).or_fail(Kind::Run, beside.display())?;
-    std::fs::copy(&model.file, &to).or_fail(Kind::Run, to.display())?;
-    let (round, sha256) = (model.line.round, &model.line.sha256);
+    write_model(&to, &layout, &model, standardiser.as_ref()).or_fail(Kind::Run, to.display())?;
+    let (round, sha256) = (line.round, &line.sha256);
     global.format.say(
         || format!("model of round {round}, sha256 {sha256}\n  {}\n  {}", to.display(), beside.display()),
         || json!({ "model": to, "statement": beside, "round": round, "model_sha256": sha256 }),

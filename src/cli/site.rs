@@ -250,7 +250,7 @@ fn site_name(identity: &Path) -> Result<ClientId, Failure> {
     server::net::site_of_pem(&pem).or_fail(Kind::Connection, path.display())
 }
 
-fn read_personal(path: &Path) -> Result<Option<Personal>, Failure> {
+pub(super) fn read_personal(path: &Path) -> Result<Option<Personal>, Failure> {
     if !path.exists() {
         return Ok(None);
     }

@@ -2,7 +2,7 @@
 //!
 //! It judges the arithmetic. Whether the events are those that happened is for the ledger, whose head a claim names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -19,15 +19,7 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display();
-    let text = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
-    let statement: PrivacyStatement = serde_json::from_str(&text).or_fail(Kind::Configuration, &path)?;
-    if statement.version != STATEMENT_VERSION {
-        let found = statement.version;
-        let message =
-            format!("{path}: version {found} of a statement; this program reads version {STATEMENT_VERSION}");
-        return Err(Failure::new(Kind::Configuration, message));
-    }
-    statement.recompute().or_fail(Kind::Run, &path)?;
+    let statement = read_statement(&args.file)?;
     let text = || {
         let claims: Vec<String> = statement.claims.iter().map(claim_line).collect();
         let held = match (&statement.void, claims.is_empty()) {
@@ -49,6 +41,21 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
     };
     global.format.say(text, object);
     Ok(())
+}
+
+/// A statement whose every epsilon follows from its events.
+pub(super) fn read_statement(file: &Path) -> Result<PrivacyStatement, Failure> {
+    let path = file.display();
+    let text = std::fs::read_to_string(file).or_fail(Kind::Configuration, &path)?;
+    let statement: PrivacyStatement = serde_json::from_str(&text).or_fail(Kind::Configuration, &path)?;
+    if statement.version != STATEMENT_VERSION {
+        let found = statement.version;
+        let message =
+            format!("{path}: version {found} of a statement; this program reads version {STATEMENT_VERSION}");
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    statement.recompute().or_fail(Kind::Run, &path)?;
+    Ok(statement)
 }
 
 fn claim_line(claim: &Claim) -> String {

@@ -3,19 +3,16 @@
 //! The server tells an operator from a site by the certificate, so nothing is said before the first request. What an
 //! operator may do is the server's to decide.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-
-use protocol::RunId;
 use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, CodecError, FrameKind, ModelChoice, ModelLine, Rejection, RunSummary,
 };
+use protocol::{Layout, Parameters, RunId, Standardiser};
 use quinn::{ConnectionError, RecvStream};
-use sha2::{Digest, Sha256};
 
 use super::connection::{ConnectError, Link, explain};
 use super::frames::{FrameError, read_frame, write_frame};
 use super::identity::Identity;
+use super::values::read_model;
 
 /// Why a request has no result.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -33,11 +30,8 @@ pub enum OperatorError {
     /// The server's own words.
     #[error("{0}")]
     Server(String),
-    /// What was fetched cannot be written.
-    #[error("{}: {}", .0.display(), .1)]
-    File(PathBuf, String),
     /// What came is not what was announced.
-    #[error("the model's bytes hash to {found}, but {announced} was announced; fetch it again")]
+    #[error("a model with the fingerprint {found} came where {announced} was announced; fetch it again")]
     Damaged {
         /// By the server, before.
         announced: String,
@@ -49,9 +43,6 @@ pub enum OperatorError {
     WrongReply,
 }
 
-/// Bytes of a model's file that are written at a time.
-const PIECE: usize = 1 << 20;
-
 /// A model that was fetched.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FetchedModel {
@@ -61,6 +52,12 @@ pub struct FetchedModel {
     pub line: ModelLine,
     /// What may be said about its privacy, as JSON.
     pub statement: String,
+    /// Its tensors.
+    pub layout: Layout,
+    /// Their values.
+    pub model: Parameters,
+    /// The standardisation it expects, where its plan asks for a common one.
+    pub standardiser: Option<Standardiser>,
 }
 
 /// An operator's connection.
@@ -109,42 +106,33 @@ impl OperatorClient {
         last.ok_or(OperatorError::Frame(FrameError::Ended))
     }
 
-    /// Fetches a model of a run (the newest when `None`) into `to`, and checks that the file came as it was announced.
+    /// Fetches a model of a run (the newest when `None`), and checks that it is the announced one.
     ///
     /// # Errors
-    /// [`OperatorError`], also when `to` cannot be written or the bytes are not the announced ones.
+    /// [`OperatorError`], also when it is another or does not fit its tensors.
     pub async fn model(
         &self,
         run: Option<RunId>,
         choice: ModelChoice,
-        to: &Path,
     ) -> Result<FetchedModel, OperatorError> {
         let mut replies = self.request(&AdminRequest::Model { run, choice }).await?;
         let reply = self.reply(&mut replies).await?.ok_or(OperatorError::Frame(FrameError::Ended))?;
-        let AdminReply::Model { run, line, statement, bytes, file_sha256 } = reply else {
+        let AdminReply::Model { run, line, statement, tensors, standardiser, model_len } = reply else {
             return Err(OperatorError::WrongReply);
         };
-        let failed = |error: std::io::Error| OperatorError::File(to.to_owned(), error.to_string());
-        let mut file = std::fs::File::create(to).map_err(failed)?;
-        let (mut hash, mut missing) = (Sha256::new(), bytes);
-        while let Some(piece) =
-            replies.read_chunk(PIECE, true).await.map_err(FrameError::from).map_err(OperatorError::Frame)?
-        {
-            missing = missing
-                .checked_sub(piece.bytes.len() as u64)
-                .ok_or(OperatorError::Frame(FrameError::Excess))?;
-            hash.update(&piece.bytes);
-            file.write_all(&piece.bytes).map_err(failed)?;
+        let side = |side: u64| usize::try_from(side).ok();
+        let shape = |shape: Vec<u64>| shape.into_iter().map(side).collect::<Option<Vec<_>>>();
+        let tensors = tensors.into_iter().map(|(name, sides)| Some((name, shape(sides)?)));
+        let layout = tensors.collect::<Option<Vec<_>>>().and_then(|tensors| Layout::new(tensors).ok());
+        let layout = layout.filter(|layout| layout.shared_len() as u64 == model_len);
+        let layout = layout.ok_or(OperatorError::WrongReply)?;
+        let values = read_model(&mut replies, layout.shared_len(), Vec::new()).await;
+        let model = Parameters::new(values.map_err(|error| self.trouble(error))?);
+        let found = model.sha256();
+        if found != line.sha256 {
+            return Err(OperatorError::Damaged { announced: line.sha256, found });
         }
-        if missing > 0 {
-            return Err(OperatorError::Frame(FrameError::Ended));
-        }
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if found != file_sha256 {
-            return Err(OperatorError::Damaged { announced: file_sha256, found });
-        }
-        file.sync_all().map_err(failed)?;
-        Ok(FetchedModel { run, line, statement })
+        Ok(FetchedModel { run, line, statement, layout, model, standardiser })
     }
 
     /// Says goodbye.

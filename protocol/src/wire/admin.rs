@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Metrics, RunId};
+use crate::{ClientId, Metrics, RunId, Standardiser};
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ pub enum AdminReply {
     Log(Vec<String>),
     /// The models of a run, oldest first.
     Models(Vec<ModelLine>),
-    /// A model; the bytes of its safetensors file follow.
+    /// A model; its values follow as little-endian f32, tensor after tensor.
     Model {
         /// The run.
         run: RunId,
@@ -122,10 +122,12 @@ pub enum AdminReply {
         line: ModelLine,
         /// What may be said about its privacy, as JSON.
         statement: String,
-        /// Bytes that follow.
-        bytes: u64,
-        /// SHA-256 of these bytes.
-        file_sha256: String,
+        /// Names and shapes of its tensors.
+        tensors: Vec<(String, Vec<u64>)>,
+        /// The standardisation it expects, where its plan asks for a common one.
+        standardiser: Option<Standardiser>,
+        /// Values that follow.
+        model_len: u64,
     },
 }
 

@@ -119,57 +119,64 @@ impl Admin {
 /// What everything that answers shares.
 type Shared = Arc<Admin>;
 
-/// Opens the port.
-pub(crate) async fn open(config: &AdminConfig) -> Result<TcpListener, AdminError> {
-    if !config.listen.ip().is_loopback() {
-        if !config.allow_remote {
-            return Err(AdminError::Remote(config.listen));
-        }
-        tracing::warn!(
-            "the admin port {} can be reached by other machines and speaks plain HTTP: let nothing but a proxy with TLS reach it",
-            config.listen
-        );
-    }
-    let failed = |source| AdminError::Listen { address: config.listen, source };
-    TcpListener::bind(config.listen).await.map_err(failed)
-}
-
-/// Serves until `stop`.
-pub(crate) async fn serve(
-    mut admin: Admin,
+/// The open port.
+pub(crate) struct Door {
     config: AdminConfig,
     listener: TcpListener,
-    stop: CancellationToken,
-) {
-    admin.addresses.clone_from(&config.addresses);
-    let port = listener.local_addr().unwrap_or(config.listen);
-    let guard = Arc::new(Guard::new(&config, port, Arc::clone(&admin.metrics)));
-    let router = router(Arc::new(admin), guard);
-    let seats = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let seat = Arc::clone(&seats).acquire_owned().await.expect("this semaphore is never closed");
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
-        };
-        while connections.try_join_next().is_some() {}
-        match accepted {
-            Ok((stream, _)) => {
-                let router = router.clone();
-                connections.spawn(async move {
-                    attend(stream, router).await;
-                    drop(seat);
-                });
+    pub(crate) address: SocketAddr,
+}
+
+impl Door {
+    /// Opens the port, if there is to be one.
+    pub(crate) async fn open(config: Option<AdminConfig>) -> Result<Option<Self>, AdminError> {
+        let Some(config) = config else { return Ok(None) };
+        if !config.listen.ip().is_loopback() {
+            if !config.allow_remote {
+                return Err(AdminError::Remote(config.listen));
             }
-            Err(error) => {
-                // Out of file descriptors, most likely: not at once again.
-                tracing::warn!("the admin port cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+            tracing::warn!(
+                "the admin port {} can be reached by other machines and speaks plain HTTP: let nothing but a proxy with TLS reach it",
+                config.listen
+            );
+        }
+        let failed = |source| AdminError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Some(Self { config, listener, address }))
+    }
+
+    /// Serves until `stop`.
+    pub(crate) async fn serve(self, mut admin: Admin, stop: CancellationToken) {
+        let Self { config, listener, address } = self;
+        admin.addresses.clone_from(&config.addresses);
+        let guard = Arc::new(Guard::new(&config, address, Arc::clone(&admin.metrics)));
+        let router = router(Arc::new(admin), guard);
+        let seats = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let seat = Arc::clone(&seats).acquire_owned().await.expect("this semaphore is never closed");
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => break,
+            };
+            while connections.try_join_next().is_some() {}
+            match accepted {
+                Ok((stream, _)) => {
+                    let router = router.clone();
+                    connections.spawn(async move {
+                        attend(stream, router).await;
+                        drop(seat);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: not at once again.
+                    tracing::warn!("the admin port cannot accept a connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
             }
         }
+        connections.shutdown().await;
     }
-    connections.shutdown().await;
 }
 
 async fn attend(stream: TcpStream, router: Router) {

@@ -16,12 +16,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
-use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
 use super::members::Members;
 use super::session::{OPENING, reject_on};
 use super::shelf::Shelved;
 use super::store::Store;
-use super::store::StoredModel;
 use super::{ModelRoom, audit};
 use crate::Plan;
 
@@ -172,7 +171,7 @@ impl Desk {
         Ok(models.into_iter().map(|model| model.line).collect())
     }
 
-    /// Sends a model's line, its statement and its file.
+    /// Sends a model: what is known of it and may be said about it, then its values.
     async fn model(
         &self,
         run: Option<RunId>,
@@ -180,15 +179,15 @@ impl Desk {
         send: &mut SendStream,
     ) -> Result<(), String> {
         let shelved = self.store.released(run, choice).await.map_err(|error| error.to_string())?;
-        let Shelved { run, model: StoredModel { line, file, file_sha256, .. }, statement } = shelved;
-        let failed = |error: std::io::Error| format!("{}: {error}", file.display());
-        let mut source = tokio::fs::File::open(&file).await.map_err(failed)?;
-        let bytes = source.metadata().await.map_err(failed)?.len();
+        let Shelved { run, line, statement, layout, model, standardiser } = shelved;
+        let side = |side: &usize| *side as u64;
+        let tensors = layout.shared().map(|one| (one.name.clone(), one.shape.iter().map(side).collect()));
+        let (tensors, model_len) = (tensors.collect(), model.len() as u64);
         let statement = statement.to_json();
-        let reply = AdminReply::Model { run, line, statement, bytes, file_sha256 };
+        let reply = AdminReply::Model { run, line, statement, tensors, standardiser, model_len };
         // The peer may be gone; then there is nobody to tell.
         if write_frame(send, FrameKind::AdminReply, &reply).await.is_ok()
-            && tokio::io::copy(&mut source, send).await.is_ok()
+            && send.write_chunk(model_bytes(&Arc::new(model))).await.is_ok()
         {
             let _ = send.finish();
         }

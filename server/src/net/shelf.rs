@@ -1,9 +1,9 @@
-//! Models as they may leave a server: a file, and beside it what may be said about its privacy. No model leaves without that.
+//! Models as they may leave a server: tensors, and beside them what may be said about their privacy. No model leaves without that.
 
-use protocol::RunId;
-use protocol::wire::ModelChoice;
+use protocol::wire::{ModelChoice, ModelLine};
+use protocol::{Layout, Parameters, RunId, Standardiser};
 
-use super::store::{Store, StoreError, StoredModel};
+use super::store::{Described, Store, StoreError};
 use crate::{Plan, PrivacyStatement, StatementError, Subject};
 
 /// A model that may leave.
@@ -11,10 +11,16 @@ use crate::{Plan, PrivacyStatement, StatementError, Subject};
 pub struct Shelved {
     /// Its run.
     pub run: RunId,
-    /// The model and its file.
-    pub model: StoredModel,
+    /// What is known of it.
+    pub line: ModelLine,
     /// What may be said about it.
     pub statement: PrivacyStatement,
+    /// Its tensors.
+    pub layout: Layout,
+    /// Their values.
+    pub model: Parameters,
+    /// The standardisation it expects, where its plan asks for a common one.
+    pub standardiser: Option<Standardiser>,
 }
 
 /// Why a model does not leave.
@@ -61,19 +67,19 @@ impl Store {
             Some(run) => run,
             None => self.summary(None).await?.ok_or(ShelfError::NoRun)?.run,
         };
-        let (plan_toml, seed) = self.plan_of(run).await?;
+        let Described { plan_toml, seed, layout, standardiser } = self.description(run).await?;
         let unreadable = |what, message| ShelfError::Unreadable { run, what, message };
         let plan = Plan::parse(&plan_toml).map_err(|error| unreadable("plan", error.to_string()))?;
-        let model = self.model(run, choice).await?.ok_or(ShelfError::NoModel(run))?;
-        if !model.line.kept {
-            return Err(ShelfError::GivenUp(model.line.round));
+        let stored = self.model(run, choice).await?.ok_or(ShelfError::NoModel(run))?;
+        let (line, round) = (&stored.line, stored.line.round);
+        if !line.kept {
+            return Err(ShelfError::GivenUp(round));
         }
-        let round = model.line.round;
-        let statement = match &model.statement {
+        let statement = match &stored.statement {
             Some(text) => serde_json::from_str(text)
                 .map_err(|error| unreadable("privacy statement", error.to_string()))?,
             None if plan.spec.privacy.is_none() || round == 0 => {
-                let (model_sha256, rehearsal) = (model.line.sha256.clone(), seed.is_some());
+                let (model_sha256, rehearsal) = (line.sha256.clone(), seed.is_some());
                 let subject = Subject { model_sha256, run: run.to_string(), round, rehearsal };
                 PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None)
                     .map_err(|error| unreadable("privacy statement", error.to_string()))?
@@ -83,9 +89,10 @@ impl Store {
                 return Err(ShelfError::Refused(why.to_owned()));
             }
         };
-        may_leave(&statement, &model.line.sha256)?;
+        may_leave(&statement, &line.sha256)?;
         statement.recompute()?;
-        Ok(Shelved { run, model, statement })
+        let model = self.values(&stored)?;
+        Ok(Shelved { run, line: stored.line, statement, layout, model, standardiser })
     }
 }
 

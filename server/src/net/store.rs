@@ -4,6 +4,7 @@
 //! crash at any instant leaves either the state before a commit or the state after it. One server owns a state folder at
 //! a time: a second one is refused. The store never guesses: a damaged file is an error that names it.
 
+mod backup;
 mod blobs;
 mod ledger;
 mod members;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use privacy::correlation::NoiseMemory;
 use protocol::wire::RunSummary;
-use protocol::{ClientId, Layout, Parameters, RunId};
+use protocol::{ClientId, Layout, Parameters, RunId, Standardiser};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -29,6 +30,7 @@ use sqlx::{Row, SqlitePool};
 
 use super::crash;
 use crate::{Checkpoint, ClientRecord, Commit};
+pub use backup::{BackupError, Lost};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
 pub(crate) use members::{Membership, Shown};
@@ -162,6 +164,15 @@ pub struct Submission<'a> {
     pub layout: &'a Layout,
     /// Where the run begins.
     pub checkpoint: &'a Checkpoint,
+}
+
+/// What a run was begun with.
+pub(crate) struct Described {
+    pub(crate) plan_toml: String,
+    pub(crate) seed: Option<u64>,
+    pub(crate) layout: Layout,
+    /// Of the statistics round.
+    pub(crate) standardiser: Option<Standardiser>,
 }
 
 /// A run as it was stored.
@@ -360,12 +371,18 @@ impl Store {
         Ok((self.blobs.path(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
     }
 
-    /// A run's plan as typed, and the seed of a rehearsal.
-    pub(crate) async fn plan_of(&self, run: RunId) -> Result<(String, Option<u64>), StoreError> {
-        let sql = "SELECT run, plan_toml, seed FROM runs WHERE run = $1";
+    /// What a run was begun with, and the standardisation of its models.
+    pub(crate) async fn description(&self, run: RunId) -> Result<Described, StoreError> {
+        let sql = "SELECT * FROM runs JOIN checkpoints USING (run) WHERE run = $1";
         let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
         let row = row.ok_or(StoreError::NoSuchRun(run))?;
-        Ok((row.try_get("plan_toml")?, rows::seed(&row)?))
+        let (plan_toml, seed) = (row.try_get("plan_toml")?, rows::seed(&row)?);
+        Ok(Described {
+            plan_toml,
+            seed,
+            layout: rows::layout(&row)?,
+            standardiser: rows::standardiser(&row)?,
+        })
     }
 
     /// The newest 200 runs, newest first, without rounds and clients. A run that has not ended is called queued: only
@@ -476,7 +493,14 @@ impl Store {
         Ok(last.model.insert(written).clone())
     }
 
+    /// Removes the files that nobody needs any more.
     async fn collect(&self) -> Result<(), StoreError> {
+        let Needed { blobs, secrets } = self.needed().await?;
+        self.blobs.collect(&blobs)?;
+        self.secrets.collect(&secrets)
+    }
+
+    async fn needed(&self) -> Result<Needed, StoreError> {
         let mut kept = BTreeSet::new();
         for sql in [
             "SELECT model FROM checkpoints",
@@ -489,13 +513,18 @@ impl Store {
                 kept.insert(row.try_get::<String, _>(0)?);
             }
         }
-        self.blobs.collect(&kept)?;
         let noise = sqlx::query("SELECT noise FROM checkpoints WHERE noise IS NOT NULL")
             .fetch_all(&self.pool)
             .await?;
-        let noise: Result<BTreeSet<String>, _> = noise.iter().map(|row| row.try_get(0)).collect();
-        self.secrets.collect(&noise?)
+        let secrets: Result<BTreeSet<String>, _> = noise.iter().map(|row| row.try_get(0)).collect();
+        Ok(Needed { blobs: kept, secrets: secrets? })
     }
+}
+
+/// The files that rows of the database name.
+struct Needed {
+    blobs: BTreeSet<String>,
+    secrets: BTreeSet<String>,
 }
 
 /// The files of a checkpoint, by hash.

@@ -120,6 +120,28 @@ impl Blobs {
         }
     }
 
+    /// Copies the file of this hash into another store, checking it on the way; `false` when it is not there any more.
+    pub(crate) fn copy(&self, hash: &str, to: &Self) -> Result<bool, BlobError> {
+        let (from, copy) = (self.path(hash), to.path(hash));
+        let mut source = match File::open(&from) {
+            Ok(source) => source,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(BlobError::File { path: from, source }),
+        };
+        let copied = (|| {
+            let mut sink = Hashing { sink: File::create(&copy)?, hash: Sha256::new() };
+            io::copy(&mut source, &mut sink)?;
+            sink.sink.sync_all()?;
+            Ok(hexadecimal(sink.hash))
+        })();
+        let found = copied.map_err(|source| BlobError::File { path: copy, source })?;
+        if found == hash {
+            return Ok(true);
+        }
+        let message = format!("its bytes hash to {found}; they have changed since they were written");
+        Err(BlobError::Damaged { path: from, message })
+    }
+
     /// Removes every file whose hash is not among `kept`.
     pub(crate) fn collect(&self, kept: &BTreeSet<String>) -> Result<(), BlobError> {
         let collected = (|| {

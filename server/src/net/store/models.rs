@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 
-use protocol::RunId;
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
+use protocol::{Parameters, RunId};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
@@ -77,6 +77,14 @@ impl Store {
             ModelChoice::Round(round) => model.line.round == round,
         };
         Ok(models.iter().rposition(wanted).map(|at| models.swap_remove(at)))
+    }
+
+    /// The values of a model whose file is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Blob`] names a damaged or missing file.
+    pub(crate) fn values(&self, model: &StoredModel) -> Result<Parameters, StoreError> {
+        Ok(Parameters::new(self.blobs.read(&model.file_sha256)?))
     }
 
     /// Gives up the files of all but the last `last` models of a run and the best one.

@@ -98,8 +98,6 @@ pub(super) fn checkpoint(
     summary: Option<RoundSummary>,
     noise: NoiseMemory,
 ) -> Result<Checkpoint, StoreError> {
-    let standardiser: Option<Vec<u8>> = row.try_get("standardiser")?;
-    let standardiser = standardiser.map(|bytes| standardiser_of(&bytes).map(Arc::new));
     let norm_max: Option<f64> = row.try_get("norm_max")?;
     let norm_max = norm_max.map(Positive::new);
     Ok(Checkpoint {
@@ -109,12 +107,19 @@ pub(super) fn checkpoint(
         failures: number(row, "failures")?,
         model,
         optimizer,
-        standardiser: standardiser.transpose().map_err(|message| wrong(row, "standardiser", message))?,
+        standardiser: standardiser(row)?.map(Arc::new),
         summary,
         norm_max: norm_max.transpose().map_err(|error| wrong(row, "norm_max", error))?,
         releases: number(row, "releases")?,
         noise,
     })
+}
+
+/// The `standardiser` column.
+pub(super) fn standardiser(row: &SqliteRow) -> Result<Option<Standardiser>, StoreError> {
+    let bytes: Option<Vec<u8>> = row.try_get("standardiser")?;
+    let read = bytes.map(|bytes| standardiser_of(&bytes));
+    read.transpose().map_err(|message| wrong(row, "standardiser", message))
 }
 
 fn standardiser_of(bytes: &[u8]) -> Result<Standardiser, &'static str> {

@@ -67,6 +67,15 @@ impl Secrets {
         Ok(NoiseMemory::new(values.chunks(length).map(<[i64]>::to_vec).collect()))
     }
 
+    /// Copies the file of this name into another store; `false` when it is not there any more.
+    pub(super) fn copy(&self, name: &str, to: &Self) -> Result<bool, StoreError> {
+        if !self.folder.join(name).exists() {
+            return Ok(false);
+        }
+        to.write(&self.read(name)?)?;
+        Ok(true)
+    }
+
     /// Removes every file that is not kept.
     pub(super) fn collect(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
         let entries = std::fs::read_dir(&self.folder).map_err(|source| failed(&self.folder, source))?;

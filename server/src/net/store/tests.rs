@@ -9,17 +9,17 @@ use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;
 use privacy::ledger::{Charge, Composition, Ledger, Terms, Unit};
 
-const RUN: RunId = RunId(7);
+pub(super) const RUN: RunId = RunId(7);
 
-fn layout() -> Layout {
+pub(super) fn layout() -> Layout {
     Layout::new([("weight".to_owned(), vec![2, 1]), ("bias".to_owned(), vec![1])]).unwrap()
 }
 
-fn begin(values: [f32; 3]) -> Checkpoint {
+pub(super) fn begin(values: [f32; 3]) -> Checkpoint {
     Checkpoint::begin(Parameters::new(values.to_vec()))
 }
 
-async fn submit(store: &Store, run: RunId, checkpoint: &Checkpoint) {
+pub(super) async fn submit(store: &Store, run: RunId, checkpoint: &Checkpoint) {
     let layout = layout();
     let (name, plan_toml) = ("hearts", "rounds = 3");
     let new =
@@ -27,7 +27,7 @@ async fn submit(store: &Store, run: RunId, checkpoint: &Checkpoint) {
     store.submit(&new).await.unwrap();
 }
 
-fn commit(round: u32, values: [f32; 3]) -> Commit {
+pub(super) fn commit(round: u32, values: [f32; 3]) -> Commit {
     let client = ClientId::new("north").unwrap();
     let metrics = Metrics { loss: 0.1 + 0.2, accuracy: Some(0.5), examples: 9, seconds: 0.25 };
     let summary = RoundSummary {
@@ -198,7 +198,7 @@ async fn metrics_that_are_not_finite_never_make_a_state_unreadable() {
     assert_eq!(store.load(RUN).await.unwrap().checkpoint.summary.unwrap().train, None);
 }
 
-fn a_book() -> (Ledger, Vec<Link>) {
+pub(super) fn a_book() -> (Ledger, Vec<Link>) {
     let terms = Terms {
         population: "wards".into(),
         unit: Unit::Client,

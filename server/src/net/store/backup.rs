@@ -1,0 +1,176 @@
+//! A copy of the state while the server goes on, and what must be booked before such a copy is worked with.
+//!
+//! A ledger that is older than the releases it should know of would pay for them a second time. So whoever brings an old state
+//! back says how many releases may have been made since, and these are charged before anything else happens.
+
+use std::path::Path;
+
+use privacy::ledger::{Charge, Ledger, Record, Release, ReserveError};
+use protocol::RunId;
+
+use super::blobs::Blobs;
+use super::secrets::Secrets;
+use super::{Needed, Store, StoreError};
+use crate::{Booking, RunEnd};
+
+/// How often a copy is begun anew when the server has removed a file meanwhile.
+const ATTEMPTS: u32 = 10;
+/// The run in whose name releases are charged that no state knows of.
+const UNKNOWN_RUN: &str = "after-backup";
+
+/// Why a state is not copied, or not brought back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackupError {
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Files went while they were copied, again and again.
+    #[error(
+        "the server released models faster than they could be copied, {0} times; pause its runs and try again"
+    )]
+    Busy(u32),
+    /// A ledger cannot be read.
+    #[error("the ledger of `{population}`: {message}")]
+    Ledger {
+        /// Whose.
+        population: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// What was charged for releases that a state does not know of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lost {
+    /// Whose ledger.
+    pub population: String,
+    /// Releases that it could pay for, at most as many as were named.
+    pub charged: u64,
+    /// Epsilon of everything booked now.
+    pub epsilon: f64,
+    /// The budget.
+    pub epsilon_max: f64,
+}
+
+impl Store {
+    /// Copies the state into the empty folder `to`; a server may be working with it. Every file is checked on the way.
+    ///
+    /// # Errors
+    /// [`BackupError`] names the file that is damaged or cannot be written.
+    pub async fn back_up(&self, to: &Path) -> Result<(), BackupError> {
+        let database = to.join("state.sqlite");
+        let failed = |source| StoreError::File { path: to.to_owned(), source };
+        std::fs::create_dir_all(to).map_err(failed)?;
+        let blobs = Blobs::open(to.join("blobs")).map_err(StoreError::from)?;
+        let secrets = Secrets::open(to.join("secrets"))?;
+        for _ in 0..ATTEMPTS {
+            let name = database.to_string_lossy();
+            sqlx::query("VACUUM INTO $1").bind(&*name).execute(&self.pool).await.map_err(StoreError::from)?;
+            let copy = Self::look(to).await?;
+            let needed = copy.needed().await;
+            copy.close().await;
+            if self.copy_files(&needed?, &blobs, &secrets)? {
+                return Ok(());
+            }
+            std::fs::remove_file(&database).map_err(failed)?;
+        }
+        Err(BackupError::Busy(ATTEMPTS))
+    }
+
+    /// Whether all of them were still there.
+    fn copy_files(&self, needed: &Needed, blobs: &Blobs, secrets: &Secrets) -> Result<bool, StoreError> {
+        for hash in &needed.blobs {
+            if !self.blobs.copy(hash, blobs)? {
+                return Ok(false);
+            }
+        }
+        for name in &needed.secrets {
+            if !self.secrets.copy(name, secrets)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Charges every population for `releases` releases that were made after this state was copied, each at the least noise
+    /// that its ledger has seen. Runs that hold correlated noise end: their next release would reuse noise that the lost ones
+    /// have used.
+    ///
+    /// # Errors
+    /// [`BackupError`] when a ledger is damaged or cannot be written.
+    pub async fn charge_lost(&self, releases: u64) -> Result<Vec<Lost>, BackupError> {
+        let mut lost = Vec::new();
+        for population in self.populations().await? {
+            let links = self.ledger(&population).await?;
+            let fault = |message: String| BackupError::Ledger { population: population.clone(), message };
+            let mut ledger = Ledger::replay(&links).map_err(|error| fault(error.to_string()))?;
+            let mut booking = Booking { population: population.clone(), links: ledger.settle() };
+            let records = links.iter().filter_map(|link| link.read().ok());
+            let dearest = records.filter_map(charge).reduce(dearer);
+            let charged = match dearest {
+                Some(charge) => charge_each(&mut ledger, &charge, releases, &mut booking).map_err(fault)?,
+                None => 0,
+            };
+            self.book(&booking).await?;
+            let epsilon = ledger.epsilon().map_err(|error| fault(error.to_string()))?.best();
+            let epsilon_max = ledger.terms().epsilon_max;
+            lost.push(Lost { population, charged, epsilon, epsilon_max });
+        }
+        if releases > 0 {
+            self.end_correlated().await?;
+        }
+        Ok(lost)
+    }
+
+    async fn end_correlated(&self) -> Result<(), StoreError> {
+        let sql = "SELECT run FROM checkpoints WHERE ended IS NULL AND noise IS NOT NULL";
+        for row in sqlx::query(sql).fetch_all(&self.pool).await? {
+            let run: RunId = super::rows::run_id(&row)?;
+            let why = "it was brought back from a backup that is older than its last release, and its noise is correlated: \
+                       submit its plan again";
+            self.end(run, &RunEnd::Failed(why.to_owned())).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a record charges.
+fn charge(record: Record) -> Option<Charge> {
+    match record {
+        Record::Reserved { charge, .. } | Record::Spent { charge, .. } => Some(charge),
+        _ => None,
+    }
+}
+
+fn dearer(one: Charge, other: Charge) -> Charge {
+    if other.mechanism.noise_multiplier() < one.mechanism.noise_multiplier() { other } else { one }
+}
+
+/// Charges one release after the other, as far as the budget reaches.
+fn charge_each(
+    ledger: &mut Ledger,
+    charge: &Charge,
+    releases: u64,
+    booking: &mut Booking,
+) -> Result<u64, String> {
+    for charged in 0..releases {
+        let round = u32::try_from(charged + 1).unwrap_or(u32::MAX);
+        match ledger.reserve(UNKNOWN_RUN, round, charge, 1) {
+            Ok((permit, reserved)) => {
+                let spent = ledger.spend(permit, Release::default());
+                let (_, spent) = spent.map_err(|error| error.to_string())?;
+                booking.links.extend([reserved, spent]);
+            }
+            Err(ReserveError::Exhausted { link, .. }) => {
+                booking.links.push(*link);
+                return Ok(charged);
+            }
+            Err(other) => return Err(other.to_string()),
+        }
+    }
+    Ok(releases)
+}
+
+#[cfg(test)]
+mod tests;

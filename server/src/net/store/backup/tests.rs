@@ -1,0 +1,59 @@
+//! A copy is the state it was taken of, and an old state does not spend again what it has forgotten.
+
+use super::super::tests::{RUN, a_book, begin, commit, layout, submit};
+use super::*;
+
+#[tokio::test]
+async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, copy) = (dir.path().join("state"), dir.path().join("copy"));
+    let store = Store::open(&state).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    store.commit(RUN, &layout(), &commit(1, [1.0, 2.0, 3.0])).await.unwrap();
+    let looking = Store::look(&state).await.unwrap();
+    looking.back_up(&copy).await.unwrap();
+    looking.close().await;
+    store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
+    let copied = Store::open(&copy).await.unwrap();
+    assert_eq!(copied.load(RUN).await.unwrap().checkpoint, commit(1, [1.0, 2.0, 3.0]).checkpoint);
+    assert!(copied.models(RUN).await.unwrap().iter().all(|model| model.file.exists()));
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_not_copied_but_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state")).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    let (file, _) = store.model_file(RUN).await.unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let error = store.back_up(&dir.path().join("copy")).await.unwrap_err().to_string();
+    assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
+}
+
+#[tokio::test]
+async fn releases_that_a_state_does_not_know_of_are_charged_as_far_as_the_budget_reaches() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    let (ledger, links) = a_book();
+    let population = ledger.terms().population.clone();
+    store.book(&Booking { population: population.clone(), links }).await.unwrap();
+    let lost = store.charge_lost(3).await.unwrap();
+    assert_eq!((lost.len(), lost[0].charged, &lost[0].population), (1, 3, &population));
+    let after = Ledger::replay(&store.ledger(&population).await.unwrap()).unwrap();
+    assert_eq!((after.releases(), after.open_reservations().len()), (3, 0));
+    assert!((after.epsilon().unwrap().best() - lost[0].epsilon).abs() < 1e-12);
+    // Noise 4 and epsilon 5 pay for a few dozen releases, not for a thousand.
+    let rest = store.charge_lost(1000).await.unwrap();
+    assert!((1..1000).contains(&rest[0].charged) && rest[0].epsilon <= rest[0].epsilon_max);
+    let mut ledger = Ledger::replay(&store.ledger(&population).await.unwrap()).unwrap();
+    let last = store
+        .ledger(&population)
+        .await
+        .unwrap()
+        .into_iter()
+        .rev()
+        .find_map(|link| charge(link.read().unwrap()));
+    assert!(matches!(ledger.reserve("r", 1, &last.unwrap(), 1), Err(ReserveError::Exhausted { .. })));
+}
