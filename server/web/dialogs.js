@@ -5,19 +5,20 @@ import { fill, h } from "./dom.js";
 let serial = 0;
 
 /**
- * Opens a dialog and returns it. It closes by Escape, by its Cancel button and by `close()`.
+ * Opens a dialog and returns it. It closes by Escape, by its first button and by `close()`.
  * @param {string} title
  * @param {(Node | string)[]} body
  * @param {(Node | string)[]} buttons
+ * @param {string} [leave] what the button is called that does nothing
  * @returns {HTMLDialogElement}
  */
-export function open(title, body, buttons) {
+export function open(title, body, buttons, leave = "Cancel") {
   serial += 1;
   const id = `dialog-${serial}`;
   const dialog = h("dialog", { "aria-labelledby": id },
     h("h2", { id }, title),
     h("div", { class: "dialog-body" }, body),
-    h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"), buttons));
+    h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => dialog.close() }, leave), buttons));
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();

@@ -70,7 +70,10 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
             vec![
                 ("kind", json!("server")),
                 ("listens on", json!(file.listen.to_string())),
-                ("admin port", json!(file.admin.map(|admin| admin.listen.to_string()))),
+                (
+                    "admin port",
+                    json!(file.admin.map_or_else(|| "none".to_owned(), |admin| admin.listen.to_string())),
+                ),
                 ("connections at most", json!(limits.connections_max)),
                 ("evaluates on its own records", json!(file.central.is_some())),
             ]

@@ -131,13 +131,19 @@ function hand(made) {
   const body = made.map(({ site, line: text, phrase, expires }) => {
     const command = `consortia site join ${text}`;
     const copy = h("button", { type: "button", onclick: async () => {
-      await navigator.clipboard.writeText(command);
-      say(`The line for ${site} is copied.`);
+      try {
+        await navigator.clipboard.writeText(command);
+        copy.textContent = "Copied";
+      } catch {
+        // Without TLS a browser gives its clipboard to pages of this machine alone.
+        getSelection()?.selectAllChildren(text_of);
+      }
     } }, "Copy");
+    const text_of = h("pre", { tabindex: "0", "aria-label": `The line for ${site}` }, command);
     return h("section", { class: "invite" },
-      h("h3", {}, site), h("pre", { tabindex: "0", "aria-label": `The line for ${site}` }, command),
+      h("h3", {}, site), text_of,
       h("div", { class: "buttons" }, copy, h("span", { class: "muted" }, `Check phrase “${phrase}” · until ${moment(expires)}`)));
   });
   const text = h("p", {}, "Send each site its line. Whoever has a line can become that site, once: compare the check phrase by telephone. The lines are not shown again.");
-  open("Invites", [text, ...body], []).querySelector("button:last-child");
+  open("Invites", [text, ...body], [], "Close");
 }

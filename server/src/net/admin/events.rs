@@ -16,16 +16,16 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::views::{Problem, RunView};
 
 /// Listeners at a time.
 pub(super) const STREAMS: usize = 16;
-/// The shortest time between two looks at the runs.
+/// The shortest time between two looks at the runs that are being worked on.
 const PAUSE: Duration = Duration::from_millis(300);
-/// The longest: what is not announced, such as a run that another operator has handed in, is seen after this.
+/// How often all of them are looked at: a run that another operator has handed in is announced by nobody.
 const GLANCE: Duration = Duration::from_secs(2);
 /// How long a listener may take to read what was sent before.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,6 +79,7 @@ async fn tell(admin: Shared, to: mpsc::Sender<Bytes>, seat: OwnedSemaphorePermit
     let _seat = seat;
     let (mut live, mut presence) = (admin.desk.live.clone(), admin.presence.watch());
     let (mut told, mut connected) = (BTreeMap::new(), None);
+    let mut glance = Instant::now();
     loop {
         live.borrow_and_update();
         presence.borrow_and_update();
@@ -88,8 +89,13 @@ async fn tell(admin: Shared, to: mpsc::Sender<Bytes>, seat: OwnedSemaphorePermit
         if connected.replace(now) != Some(now) {
             text += &event("sites", &Sites { connected: now });
         }
-        // What cannot be read now may be read next time.
-        for run in admin.desk.list().await.unwrap_or_default().iter().rev().map(RunView::from) {
+        let mut runs: Vec<RunView> = live.borrow().values().map(|run| RunView::from(&**run)).collect();
+        if glance <= Instant::now() {
+            glance = Instant::now() + GLANCE;
+            // What cannot be read now may be read next time.
+            runs = admin.desk.list().await.unwrap_or_default().iter().rev().map(RunView::from).collect();
+        }
+        for run in runs {
             if told.get(&run.run) != Some(&run) {
                 text += &event("run", &run);
                 told.insert(run.run.clone(), run);
@@ -102,7 +108,7 @@ async fn tell(admin: Shared, to: mpsc::Sender<Bytes>, seat: OwnedSemaphorePermit
         tokio::select! {
             changed = live.changed() => if changed.is_err() { return },
             changed = presence.changed() => if changed.is_err() { return },
-            () = sleep(GLANCE) => {}
+            () = sleep_until(glance) => {}
             () = to.closed() => return,
         }
     }
