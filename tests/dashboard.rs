@@ -38,7 +38,7 @@ standardise = { given = { mean = [53, 132, 220, 138, 0.9, 0.4, 0.5], std = [9, 1
 [training]
 epochs = EPOCHS
 batch_size = 16
-optimizer = { sgd = { learning_rate = 0.0005 } }
+optimizer = { sgd = { learning_rate = 0.0002 } }
 
 [update]
 norm_max = 2
@@ -193,7 +193,7 @@ fn an_operator_watches_pauses_stops_and_revokes_in_a_browser() {
     }
     let mut federation = Federation::new();
     federation.train_privately();
-    let live = federation.write("live.toml", &plan("ward-model", 3000, 20, "{ mlp = { hidden = [64] } }"));
+    let live = federation.write("live.toml", &plan("ward-model", 5000, 60, "{ mlp = { hidden = [64] } }"));
     let shots = std::env::var("CONSORTIA_PICTURES");
     let shots = shots.unwrap_or_else(|_| federation.dir.path().display().to_string());
     let mut script = Script::start(&browser, &federation.url(), &live, &shots);
