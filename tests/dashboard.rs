@@ -14,7 +14,9 @@
 #[path = "support/processes.rs"]
 mod processes;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -205,6 +207,33 @@ fn an_operator_watches_pauses_stops_and_revokes_in_a_browser() {
     federation.server = Some(server);
     script.tell("returned");
     script.says("done");
+}
+
+/// What the admin port answers to a request for its numbers with this token.
+fn numbers(admin: &str, token: &str) -> String {
+    let mut stream = TcpStream::connect(admin).unwrap();
+    let head = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n");
+    stream.write_all(format!("{head}Authorization: Bearer {token}\r\n\r\n").as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_server_makes_its_token_when_it_is_missing_and_keeps_it_to_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("fed");
+    let (name, path) = (folder.display().to_string(), folder.join("operator/admin.token"));
+    command(&["server", "init", &name, "--listen", "127.0.0.1:0"]);
+    let before = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let (server, _, admin) = serve(&name, "127.0.0.1:0", "127.0.0.1:0");
+    let token = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(numbers(&admin, token.trim()).contains("consortia_build_info"));
+    assert!(numbers(&admin, before.trim()).starts_with("HTTP/1.1 401"));
+    let said: Vec<String> = server.kill().iter().map(Value::to_string).collect();
+    assert!(!said.concat().contains(token.trim()), "{said:?}");
 }
 
 #[test]

@@ -192,7 +192,7 @@ class RunView {
 
   drawHead() {
     const { run } = this;
-    document.title = `${run.name} · Consortia`;
+    document.title = `${run.state === "running" ? `${run.rounds_done}/${run.rounds} ` : ""}${run.name} · Consortia`;
     fill(this.name, run.name);
     fill(this.state, badge(run.state));
     fill(this.heard, `${run.name}: ${STATES[run.state] ?? run.state}`);

@@ -10,7 +10,7 @@ export const title = "Sites";
 /** @param {Record<string, number>} counts */
 function why(counts) {
   const all = Object.entries(counts).map(([reason, count]) => `${count} ${reason.replaceAll("_", " ")}`);
-  return h("span", {}, number(total(counts), 0), all.length > 0 && h("div", { class: "muted" }, all.join(", ")));
+  return h("span", { class: all.length > 0 && "attention" }, number(total(counts), 0), all.length > 0 && h("div", { class: "muted" }, all.join(", ")));
 }
 
 /** @param {any} site */
