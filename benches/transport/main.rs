@@ -12,7 +12,8 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use consortia::measure::wire::{Order, Program, measure, role};
+use consortia::measure::wire::{Order, measure};
+use consortia::measure::{Program, role};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -5,6 +5,7 @@
 //! hour; what may be compared is the share of the limit, and ratios within one run.
 
 mod aggregate;
+mod crowd;
 mod limits;
 mod machine;
 mod people;
@@ -42,6 +43,8 @@ pub(super) enum BenchCommand {
     Steps(steps::StepsArgs),
     /// A model to sites and their updates back over loopback, beside the same bytes over bare QUIC.
     Wire(wire::WireArgs),
+    /// Very many sites at one server: memory of an idle one, and whether every one is served in every round.
+    Crowd(crowd::CrowdArgs),
 }
 
 /// Measures, and says what came of it: text for people, or one object.
@@ -54,5 +57,6 @@ pub(super) fn bench(command: &BenchCommand, global: &Global) -> Result<(), Failu
         BenchCommand::Aggregate(args) => aggregate::measure(args, global),
         BenchCommand::Steps(args) => steps::measure(args, global),
         BenchCommand::Wire(args) => wire::measure(args, global),
+        BenchCommand::Crowd(args) => crowd::measure(args, global),
     }
 }

@@ -4,23 +4,19 @@
 //! down they are agents whose time ends when the model has come. On the way up they speak the protocol with an update that
 //! was encoded before, so that the server's time alone is measured: from the first byte of the first update to the new model.
 //! Everything is on loopback and in a temporary folder.
-#![expect(clippy::disallowed_methods, reason = "who measures reads the clock")]
 
 mod federation;
 mod line;
 mod replay;
-mod role;
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
-use protocol::ClientId;
+use anyhow::bail;
 use protocol::wire::DATAGRAM_MAX;
 use serde::Serialize;
-use server::net::Authority;
 
-pub use role::Program;
+use super::role::{Program, Role};
+use super::{issue_identities, load_average, median, now, sites};
 
 /// The largest payload of packets where nothing larger is tried: quinn's default.
 const DATAGRAM_USUAL: u16 = 1452;
@@ -112,7 +108,7 @@ impl std::fmt::Display for Measured {
     }
 }
 
-/// Measures. `program` starts this very program in another role; its `main` must call [`role`] first.
+/// Measures. `program` starts this very program in another role; its `main` must call [`super::role`] first.
 ///
 /// # Errors
 /// Whatever hinders the measurement, in a sentence.
@@ -167,27 +163,14 @@ pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured
     })
 }
 
-/// Plays the role that a [`Program`] was started in, until its standard input ends. `None` when it was started in none.
-///
-/// # Errors
-/// Whatever hinders the role.
-pub async fn role() -> Option<anyhow::Result<()>> {
-    let words = std::env::var(role::VARIABLE).ok()?;
-    Some(play(&words.split('|').collect::<Vec<_>>()).await)
+/// A server of such a federation, in a process of its own, until its standard input ends.
+pub(super) async fn serve(dir: &Path, order: Order) -> anyhow::Result<()> {
+    federation::serve(dir, order).await
 }
 
-async fn play(words: &[&str]) -> anyhow::Result<()> {
-    match *words {
-        ["federation", dir, parameters, sites, rounds] => {
-            let order =
-                Order { parameters: parameters.parse()?, sites: sites.parse()?, rounds: rounds.parse()? };
-            federation::serve(Path::new(dir), order).await
-        }
-        ["bare", dir, bytes, datagram_max] => {
-            line::serve(Path::new(dir), bytes.parse()?, datagram_max.parse()?).await
-        }
-        _ => bail!("there is no role `{}`", words.join(" ")),
-    }
+/// The far end of a bare line, in a process of its own, until its standard input ends.
+pub(super) async fn serve_bare(dir: &Path, bytes: usize, datagram_max: u16) -> anyhow::Result<()> {
+    line::serve(dir, bytes, datagram_max).await
 }
 
 /// Where a measurement takes place.
@@ -203,10 +186,10 @@ impl Stage<'_> {
     }
 
     /// A server of the federation, and where it listens.
-    fn federation(&self) -> anyhow::Result<(role::Role, String)> {
+    fn federation(&self) -> anyhow::Result<(Role, String)> {
         let Order { parameters, sites, rounds } = self.order;
         let words = format!("federation|{}|{parameters}|{sites}|{rounds}", self.dir.display());
-        let mut server = role::Role::start(self.program, &words)?;
+        let mut server = Role::start(self.program, &words)?;
         let address = server.expect("listening")?;
         Ok((server, address))
     }
@@ -217,52 +200,4 @@ impl Stage<'_> {
 struct Leg {
     down: f64,
     up: f64,
-}
-
-/// The server's folder `identity`, and one named after each site.
-fn issue_identities(dir: &Path, count: usize) -> anyhow::Result<()> {
-    let authority = Authority::create(&dir.join("authority"), SystemTime::now())?;
-    authority.issue_server(&[], SystemTime::now())?.write_identity(&dir.join("identity"))?;
-    for site in sites(count)? {
-        authority.issue_site(&site, SystemTime::now())?.write_identity(&dir.join(site.as_str()))?;
-    }
-    Ok(())
-}
-
-fn sites(count: usize) -> anyhow::Result<Vec<ClientId>> {
-    (1..=count).map(|index| ClientId::new(&format!("site-{index}")).context("a name for a site")).collect()
-}
-
-/// Seconds since the Unix epoch: the clock that two processes share.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-/// Processes that want a processor, over the last minute; not a number where the system does not say.
-fn load_average() -> f64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[middle],
-        _ => (values[middle - 1] + values[middle]) / 2.0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_median_is_the_middle_or_between_the_middles() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
-        assert!(median(std::iter::empty()).is_nan());
-    }
 }

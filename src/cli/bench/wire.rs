@@ -2,7 +2,8 @@
 //! where that is slower.
 
 use clap::Args;
-use consortia::measure::wire::{self, Order, Program};
+use consortia::measure::wire::{self, Order};
+use consortia::measure::{self, Program};
 use serde_json::{Value, json};
 
 use super::machine::{load, machine};
@@ -25,7 +26,7 @@ pub(in crate::cli) struct WireArgs {
 pub(super) fn measure(args: &WireArgs, global: &Global) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.or_fail(Kind::Defect, "no threads")?;
-    if let Some(played) = runtime.block_on(wire::role()) {
+    if let Some(played) = runtime.block_on(measure::role()) {
         return played.map_err(|error| Failure::new(Kind::Defect, format!("{error:#}")));
     }
     let program = Program::with_arguments(&["bench", "wire"]);

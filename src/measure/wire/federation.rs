@@ -10,42 +10,16 @@ use anyhow::{Context, bail};
 use client::Participant;
 use client::net::{Agent, AgentConfig, AgentEvent, Identity};
 use privacy::{Encoded, Released, Sum};
-use protocol::{
-    EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Parameters, Round, RunId, Seed, Spec,
-    Statistic, Stop, Task, TaskId, TaskKind, TrainOrder,
-};
-use server::net::{InitialModel, ModelRoom, Server, ServerConfig};
+use protocol::{Outcome, Parameters, Round, RunId, Seed, Stop, Task, TaskId, TaskKind};
+use server::net::{Server, ServerConfig};
 use server::{Note, Plan};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::role::until_input_ends;
+use super::super::role::until_input_ends;
+use super::super::vector::{Adder, VectorRoom, plan, vector};
 use super::{Leg, Order, Stage, median, now, sites};
-
-/// The plan but for its number of rounds and clients.
-const PLAN: &str = "name = \"transport\"\nmodel = { custom = { name = \"vector\" } }\n\
-    data = { tensor = { shape = [1], target = \"real\" } }\n\
-    training = { batch_size = 1, optimizer = { sgd = { learning_rate = 0.1 } } }\n\
-    evaluation = { sites = \"none\", central = false }\n";
-
-/// A room whose every model is one vector of zeros.
-struct VectorRoom(usize);
-
-impl ModelRoom for VectorRoom {
-    fn begin(&self, _: &Spec, _: Seed) -> Result<InitialModel, String> {
-        let layout = vector(self.0).map_err(|error| error.to_string())?;
-        Ok(InitialModel { layout, shared: Parameters::new(vec![0.0; self.0]) })
-    }
-
-    fn central(&self, _: &Spec) -> Option<Box<dyn Learner>> {
-        None
-    }
-}
-
-fn vector(parameters: usize) -> Result<Layout, protocol::LayoutError> {
-    Layout::new([("vector".to_owned(), vec![parameters])])
-}
 
 /// The server's process: says where it listens, then when each round opens and closes, until its input ends.
 pub(super) async fn serve(dir: &Path, order: Order) -> anyhow::Result<()> {
@@ -88,7 +62,7 @@ pub(super) async fn run(stage: &Stage<'_>) -> anyhow::Result<(Vec<Leg>, u64)> {
     let (leave, (events, mut heard)) = (CancellationToken::new(), mpsc::channel(64));
     let mut agents = JoinSet::new();
     for site in sites(count)? {
-        let learner = Adder { layout: vector(parameters)?, meeting: Arc::clone(&meeting) };
+        let learner = Adder { layout: vector(parameters)?, meeting: Some(Arc::clone(&meeting)) };
         let identity = Identity::load(&stage.dir.join(site.as_str()))?;
         let participant = Participant::new(site, Box::new(learner));
         let agent = Agent::new(participant, identity, AgentConfig::new(address.clone()));
@@ -149,7 +123,7 @@ pub(super) fn work_alone(order: Order) -> anyhow::Result<Work> {
     let meeting = Arc::new(Barrier::new(count + 1));
     let mut participants = Vec::new();
     for site in sites(count)? {
-        let learner = Adder { layout: vector(parameters)?, meeting: Arc::clone(&meeting) };
+        let learner = Adder { layout: vector(parameters)?, meeting: Some(Arc::clone(&meeting)) };
         participants.push(Participant::new(site, Box::new(learner)));
     }
     let perform = |mut participant: Participant| {
@@ -187,43 +161,4 @@ fn fold_alone(plan: &Plan, mut points: Vec<i32>, weight: u32, count: usize) -> a
     let released = Released::unprotected(sum).context("the sum holds updates")?;
     plan.strategy.optimizer().step(&mut model, &released);
     Ok(now() - began)
-}
-
-/// The plan of a measurement.
-fn plan(sites: usize, rounds: usize) -> String {
-    format!("rounds = {rounds}\n{PLAN}cohort = {{ clients_min = {sites}, count = {sites} }}\n")
-}
-
-/// Waits until every site has the model, then adds a constant to it.
-struct Adder {
-    layout: Layout,
-    meeting: Arc<Barrier>,
-}
-
-impl Learner for Adder {
-    fn prepare(&mut self, _: &Arc<Spec>) -> Result<(), LearnError> {
-        Ok(())
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    fn initialise(&mut self, _: Seed) -> Result<Vec<f32>, LearnError> {
-        Ok(vec![0.0; self.layout.len()])
-    }
-
-    fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
-        Ok(Vec::new())
-    }
-
-    fn train(&mut self, parameters: &mut [f32], _: &TrainOrder, _: &Stop) -> Result<Metrics, LearnError> {
-        self.meeting.wait();
-        parameters.iter_mut().for_each(|value| *value += 1e-3);
-        Ok(Metrics { loss: 0.0, accuracy: None, examples: 10, seconds: 0.0 })
-    }
-
-    fn evaluate(&mut self, _: &[f32], _: &EvaluateOrder, _: &Stop) -> Result<Metrics, LearnError> {
-        Ok(Metrics::default())
-    }
 }

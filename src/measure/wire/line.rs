@@ -19,7 +19,7 @@ use rustls::server::WebPkiClientVerifier;
 use server::net::SERVER_NAME;
 use tokio::task::JoinSet;
 
-use super::role::{Role, until_input_ends};
+use super::super::role::{Role, until_input_ends};
 use super::{Leg, Stage, now, sites};
 
 const SOCKET_BUFFER: usize = 4 << 20;

@@ -1,6 +1,6 @@
 //! This program again, in another role, in a process of its own.
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, bail};
@@ -50,12 +50,28 @@ impl Role {
         Ok(self.expect(word)?.parse()?)
     }
 
+    /// Tells it a line.
+    pub(super) fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        writeln!(self.input, "{line}")?;
+        Ok(self.input.flush()?)
+    }
+
     /// The most bytes of memory it has had resident.
     pub(super) fn peak(&self) -> anyhow::Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// The bytes of memory it has resident now.
+    pub(super) fn resident(&self) -> anyhow::Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, which: &str) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
-            .context("the peak of resident memory is read from /proc, on Linux alone")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("there is no VmHWM")?;
+            .context("resident memory is read from /proc, on Linux alone")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(which));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib = kib.with_context(|| format!("there is no {which}"))?;
         Ok(1024 * kib.trim().parse::<u64>()?)
     }
 

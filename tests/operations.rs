@@ -1,0 +1,172 @@
+//! What an operator does with a server that works, by the commands alone: runs are paused, stopped, read and fetched from, and the
+//! server is copied while it works and brought back elsewhere.
+#![cfg(unix)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic, and wait for real time to pass"
+)]
+
+#[path = "support/member.rs"]
+mod member;
+#[path = "support/processes.rs"]
+mod processes;
+#[path = "support/trio.rs"]
+mod trio;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use member::Member;
+use processes::{command, serve, submit};
+use serde_json::Value;
+
+const SEED: u64 = 11;
+
+fn plan(rounds: u32, more: &str) -> String {
+    format!(
+        "name = \"ops\"\nrounds = {rounds}\nmodel = \"logistic\"\n\
+         [data.tensor]\nshape = [6]\ntarget = {{ classes = 2 }}\n\
+         [training]\nbatch_size = 8\noptimizer = {{ sgd = {{ learning_rate = 0.05 }} }}\n\
+         [cohort]\nclients_min = 3\n{more}"
+    )
+}
+
+/// A federation's folder with the bundles of the three sites.
+fn federation(dir: &Path) -> String {
+    let folder = dir.join("fed").to_str().unwrap().to_owned();
+    command(&["server", "init", &folder, "--name", "localhost"]);
+    for (site, _) in trio::sites() {
+        command(&["server", "issue", site.as_str(), "--dir", &folder]);
+    }
+    folder
+}
+
+async fn members(bundles: &str, address: &str) -> Vec<Member> {
+    let mut members = Vec::new();
+    for (name, data) in trio::sites() {
+        let identity = Path::new(bundles).join("sites").join(name.as_str());
+        members.push(Member::join(address, &identity, name.as_str(), trio::learner(data)).await);
+    }
+    members
+}
+
+fn write_plan(dir: &Path, text: &str) -> String {
+    let file = dir.join("plan.toml");
+    std::fs::write(&file, text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+/// A command that may fail.
+fn attempt(arguments: &[&str]) -> (Output, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_consortia")).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_paused_resumed_stopped_read_and_fetched() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = federation(dir.path());
+    let (server, address) = serve(&fed, "127.0.0.1:0");
+    let sites = members(&fed, &address).await;
+    let plan = write_plan(dir.path(), &plan(100_000, ""));
+    let run = submit(&plan, &fed, &address, Some(SEED));
+    server.next("a round", |line| line["event"] == "round" && line["round"].as_u64() > Some(2));
+
+    let at = ["--dir", &fed, "--server", &address];
+    let operator = |words: &[&str]| command(&[words, &at].concat());
+    assert_eq!(operator(&["run", "pause", &run])["state"], "paused");
+    let done = || operator(&["run", "ls"])[0]["rounds_done"].as_u64().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let paused_at = done();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(done(), paused_at, "a paused run stands still");
+    assert_eq!(operator(&["run", "resume", &run])["state"], "running");
+    server.next("a later round", |line| line["round"].as_u64() > Some(paused_at + 2));
+    operator(&["run", "stop", &run, "--now"]);
+    server.next("the end", |line| line["event"] == "ended" && line["state"] == "stopped");
+    let (refused, said) = attempt(&[&["run", "resume", &run][..], &at].concat());
+    assert!(refused.status.code() == Some(1) && said.contains("is over: stopped"), "{said}");
+
+    let models = operator(&["run", "models"]);
+    let best = models.as_array().unwrap().iter().find(|line| line["best"] == true).unwrap();
+    let out = dir.path().join("out").to_str().unwrap().to_owned();
+    let fetched = operator(&["run", "pull", &run, "--model", "best", "--out", &out]);
+    assert_eq!(fetched["line"], *best);
+    let file = format!("{out}/model.safetensors");
+    let statement = format!("{out}/privacy_statement.json");
+    let verified = command(&["model", "verify", &file, "--statement", &statement, "--plan", &plan]);
+    assert_eq!(verified["model_sha256"], best["sha256"], "{verified}");
+
+    let log = Command::new(env!("CARGO_BIN_EXE_consortia"))
+        .args([&["run", "log", &run][..], &at].concat())
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&log.stdout).into_owned();
+    for what in ["control=pause", "control=resume", "control=stop_now", "by=operator", "state=stopped"] {
+        assert!(log.contains(what), "{what}: {log}");
+    }
+    for site in sites {
+        site.leave().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_copied_while_it_worked_goes_on_elsewhere_and_ends_with_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = federation(dir.path());
+    let (server, address) = serve(&fed, "127.0.0.1:0");
+    let sites = members(&fed, &address).await;
+    let text = plan(60, "[strategy.fedadam]\nlearning_rate = 0.02\n");
+    let file = write_plan(dir.path(), &text);
+    submit(&file, &fed, &address, Some(SEED));
+    server.next("round 5", |line| line["event"] == "round" && line["round"] == 5);
+    let backup = dir.path().join("backup").to_str().unwrap().to_owned();
+    command(&["server", "backup", "--dir", &fed, "--to", &backup]);
+    server.kill();
+    drop(sites);
+    std::fs::write(Path::new(&fed).join("authority/ca-key.pem"), "gone").unwrap();
+    assert!(!Path::new(&backup).join("authority/ca-key.pem").exists(), "the root's key is never copied");
+
+    // A backup that was touched is not brought back.
+    let restored = dir.path().join("restored").to_str().unwrap().to_owned();
+    let toml = Path::new(&backup).join("server.toml");
+    let kept = std::fs::read(&toml).unwrap();
+    std::fs::write(&toml, "listen = \"0.0.0.0:1\"\n").unwrap();
+    let (refused, said) = attempt(&["server", "restore", &backup, "--to", &restored]);
+    assert!(refused.status.code() == Some(2) && said.contains("server.toml has changed"), "{said}");
+    std::fs::write(&toml, kept).unwrap();
+    command(&["server", "restore", &backup, "--to", &restored]);
+
+    let (server, address) = serve(&restored, "127.0.0.1:0");
+    let _sites = members(&fed, &address).await;
+    server.next("the end", |line| line["event"] == "ended" && line["state"] == "finished");
+    let listed = command(&["run", "ls", "--dir", &restored, "--server", &address]);
+    assert_eq!(listed[0]["model_sha256"].as_str().unwrap(), trio::simulated_model(&text, SEED));
+    command(&["audit", "verify", &restored]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_budget_is_charged_for_what_it_may_have_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = federation(dir.path());
+    let (server, address) = serve(&fed, "127.0.0.1:0");
+    let _sites = members(&fed, &address).await;
+    let privacy = "[update]\nnorm_max = 1.0\n[privacy.central]\npopulation = \"wards\"\ndelta = 1e-5\nepsilon_max = 9\n\
+         noise_multiplier = 40\ndenominator = 3\nsampling = { availability = { participations_max = 100 } }\n";
+    submit(&write_plan(dir.path(), &plan(2, privacy)), &fed, &address, None);
+    server.next("the end", |line| line["event"] == "ended" && line["state"] == "finished");
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (backup, restored) = (path("backup"), path("restored"));
+    command(&["server", "backup", "--dir", &fed, "--to", &backup]);
+    let (refused, said) = attempt(&["server", "restore", &backup, "--to", &restored]);
+    assert!(refused.status.code() == Some(6) && said.contains("--lost-releases"), "{said}");
+    let told = command(&["server", "restore", &backup, "--to", &restored, "--lost-releases", "5"]);
+    assert_eq!(told["charged"][0]["charged"], 5);
+    let releases = |folder: &str| -> Value {
+        command(&["budget", "show", folder])["populations"][0]["releases"].clone()
+    };
+    assert_eq!((releases(&fed), releases(&restored)), (2.into(), 7.into()));
+}
