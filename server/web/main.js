@@ -59,6 +59,7 @@ function route(moved = true) {
   document.title = `${view.title} · Consortia`;
   const root = h("div", { class: "view" });
   main.replaceChildren(root);
+  if (line.dataset.state !== "lost") banner.hidden = true;
   const control = new AbortController();
   const stage = { root, argument, signal: control.signal, runs: known, fail };
   shown = { view: view.show(stage), leave: control };
@@ -121,9 +122,10 @@ function connect() {
     if (state === "denied") return signIn("The server does not take this token.");
     if (state === "live") {
       mark("live", "Live");
-      banner.hidden = true;
-      if (lost) shown?.view.back?.();
+      if (!lost) return;
       lost = false;
+      banner.hidden = true;
+      shown?.view.back?.();
       return;
     }
     lost = true;

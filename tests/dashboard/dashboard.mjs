@@ -285,10 +285,20 @@ await step("the audit log tells what was done here, page by page", async () => {
   await accessible(page, "the audit log");
 });
 
+await step("a run that is not here is said so, for as long as it is looked at", async () => {
+  away = true;
+  await page.goto(`${origin}/#/runs/0000000000000007`);
+  await page.getByText("There is no run 0000000000000007 here.").waitFor();
+  await page.waitForTimeout(3000);
+  assert.ok(await page.locator("#banner").isVisible());
+  away = false;
+});
+
 await step("all runs are listed", async () => {
   await page.getByRole("link", { name: "Runs", exact: true }).click();
   await page.getByRole("row", { name: /^ward-model.*Stopped/ }).waitFor();
   await page.getByRole("row", { name: /^ward-private.*Finished/ }).waitFor();
+  assert.ok(await page.locator("#banner").isHidden());
   await accessible(page, "the runs");
   await picture(page, "runs");
 });
