@@ -57,8 +57,9 @@ fn decline() -> impl Strategy<Value = Decline> {
 }
 
 fn greeting() -> impl Strategy<Value = Greeting> {
-    use Rejection::{Busy, NotAHello, NotASite, ShuttingDown, Superseded};
-    let others = prop::sample::select(vec![NotAHello, NotASite, Superseded, ShuttingDown, Busy]);
+    use Rejection::{Busy, Late, NotAHello, NotASite, Revoked, ShuttingDown, Superseded};
+    let others =
+        prop::sample::select(vec![NotAHello, NotASite, Superseded, ShuttingDown, Busy, Revoked, Late]);
     let version =
         (any::<u16>(), any::<u16>()).prop_map(|(server, client)| Rejection::Version { server, client });
     prop_oneof![

@@ -24,7 +24,7 @@ impl Program {
 /// A process that plays a role; it ends when its standard input does.
 pub(super) struct Role {
     child: Child,
-    input: ChildStdin,
+    input: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -33,7 +33,7 @@ impl Role {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(&program.arguments).env(VARIABLE, words);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let input = child.stdin.take().context("its input is piped")?;
+        let input = child.stdin.take();
         let output = child.stdout.take().context("its output is piped")?;
         Ok(Self { child, input, lines: BufReader::new(output).lines() })
     }
@@ -52,8 +52,9 @@ impl Role {
 
     /// Tells it a line.
     pub(super) fn tell(&mut self, line: &str) -> anyhow::Result<()> {
-        writeln!(self.input, "{line}")?;
-        Ok(self.input.flush()?)
+        let input = self.input.as_mut().context("its input is piped")?;
+        writeln!(input, "{line}")?;
+        Ok(input.flush()?)
     }
 
     /// The most bytes of memory it has had resident.
@@ -76,12 +77,20 @@ impl Role {
     }
 
     pub(super) fn end(mut self) -> anyhow::Result<()> {
-        drop(self.input);
+        drop(self.input.take());
         let status = self.child.wait()?;
         if !status.success() {
             bail!("the server ended with {status}");
         }
         Ok(())
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        // A measurement that failed leaves nobody behind; one that ended well has waited already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -223,7 +223,7 @@ async fn who_never_says_hello_is_closed_after_a_while() {
     stage.finish(&plan(3)).await;
     for intruder in [&silent, &hesitant] {
         let farewell = timeout(PATIENCE, intruder.farewell()).await.expect("a silent peer is closed");
-        assert_eq!(farewell, Rejection::NotAHello.to_string());
+        assert_eq!(farewell, Rejection::Late.to_string());
     }
     assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
     stage.close().await;

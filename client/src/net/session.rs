@@ -76,7 +76,7 @@ fn sort(rejection: Rejection) -> GreetError {
         Rejection::Version { .. } | Rejection::NotAHello | Rejection::NotASite | Rejection::Revoked => {
             GreetError::Rejected(rejection)
         }
-        Rejection::Superseded | Rejection::ShuttingDown | Rejection::Busy => {
+        Rejection::Superseded | Rejection::ShuttingDown | Rejection::Busy | Rejection::Late => {
             GreetError::Lost(rejection.to_string())
         }
     }

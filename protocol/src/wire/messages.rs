@@ -62,6 +62,9 @@ pub enum Rejection {
     /// The site's certificate is void.
     #[error("the operator has revoked this site's certificate; ask for a new invite if that was a mistake")]
     Revoked,
+    /// The first message did not come in time: a machine or a line is busy.
+    #[error("the first message did not come in time; try again later")]
+    Late,
 }
 
 /// A task without its model. `model_len` words of 4 bytes follow: values of f32, or what the plan's broadcast codec makes of them.

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::authority::{Issuing, Request};
 use super::engine::{Command, Record};
-use super::frames::{Patience, read_frame, write_frame};
+use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
 use super::peer::Peer;
 use super::session::{LAST_WORDS, OPENING, close};
@@ -141,13 +141,15 @@ impl Members {
             return close(connection, &Rejection::Busy);
         };
         let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
-            return close(connection, &Rejection::NotAHello);
+            return close(connection, &Rejection::Late);
         };
         let patience = Patience { first: Some(OPENING), idle: OPENING };
         let request =
             read_frame::<EnrolRequest>(&mut recv, FrameKind::EnrolRequest, ENROL_MAX, patience).await;
-        let Ok(request) = request else {
-            return close(connection, &Rejection::NotAHello);
+        let request = match request {
+            Ok(request) => request,
+            Err(FrameError::TooSlow) => return close(connection, &Rejection::Late),
+            Err(_) => return close(connection, &Rejection::NotAHello),
         };
         let reply = self.enrol(&request, connection).await;
         let said = write_frame(&mut send, FrameKind::EnrolReply, &reply).await;

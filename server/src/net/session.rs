@@ -179,7 +179,7 @@ pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, wh
 /// The words of a site's first stream: what its program calls itself. `None` when the connection is of no use.
 async fn greet(connection: &Connection, client: &ClientId) -> Option<String> {
     let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
-        close(connection, &Rejection::NotAHello);
+        close(connection, &Rejection::Late);
         return None;
     };
     let patience = Patience { first: Some(OPENING), idle: OPENING };
@@ -190,6 +190,10 @@ async fn greet(connection: &Connection, client: &ClientId) -> Option<String> {
             software
         }
         Err(FrameError::Lost(_)) => return None,
+        Err(FrameError::TooSlow) => {
+            reject_on(connection, &mut send, Rejection::Late).await;
+            return None;
+        }
         Err(FrameError::Codec(CodecError::Version { theirs, .. })) => {
             reject_on(connection, &mut send, Rejection::Version { server: VERSION, client: theirs }).await;
             return None;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::Token;
-use protocol::wire::Receipt;
+use protocol::wire::{ENROL_ALPN, ENROL_MAX, EnrolReply, EnrolRequest, FrameKind, Receipt, encode};
 use serde_json::{Value, json};
 use server::net::{AdminConfig, AdminToken, Issuing, Limits, ServeError, Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::federation::{Federation, PLAN, Site, ToyRoom};
+use super::federation::{Federation, PLAN, Site, ToyRoom, read};
 
 /// Longer than anything here takes on a slow machine that does other things too.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -390,6 +390,28 @@ async fn a_run_is_paused_resumed_and_stopped() {
     assert!(controlled.iter().all(|record| record["by"] == "admin port"), "{controlled:?}");
     let numbers = watched.get("/metrics").await.body;
     assert!(numbers.contains("consortia_runs_ended_total{state=\"stopped\"} 1\n"), "{numbers}");
+    watched.server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_without_a_certificate_is_counted() {
+    let watched = Watched::new().await;
+    let (server, root) = (&watched.server, watched.federation.authority.ca_pem());
+    let stranger = Site::connect(server.local_addr(), None, root).await.unwrap();
+    stranger.farewell().await;
+    let visitor = Site::connect_to(server.local_addr(), None, root, ENROL_ALPN).await.unwrap();
+    let (mut send, mut recv) = visitor.connection.open_bi().await.unwrap();
+    let token = Some(Token::new([7; 16]));
+    let request = EnrolRequest { token, csr_der: vec![0x30, 1, 0], software: String::new() };
+    send.write_all(&encode(FrameKind::EnrolRequest, &request)).await.unwrap();
+    send.finish().unwrap();
+    let reply: EnrolReply = read(&mut recv, FrameKind::EnrolReply, ENROL_MAX).await;
+    assert!(matches!(reply, EnrolReply::Refused(_)), "{reply:?}");
+    let numbers = watched.get("/metrics").await.body;
+    for line in ["consortia_handshakes_refused_total 1", "consortia_enrolments_total{outcome=\"refused\"} 1"]
+    {
+        assert!(numbers.contains(&format!("{line}\n")), "there is no `{line}` in\n{numbers}");
+    }
     watched.server.shutdown().await.unwrap();
 }
 

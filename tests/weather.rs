@@ -1,0 +1,102 @@
+//! Sites behind a bad line: packets lost and late, nothing at all for half a minute, and an address that changes in the middle of an
+//! upload. The run finishes with the model that a good line gives.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic, and wait for real time to pass"
+)]
+
+#[path = "support/chance.rs"]
+mod chance;
+#[path = "support/federation.rs"]
+mod federation;
+#[path = "support/member.rs"]
+mod member;
+#[path = "support/relay.rs"]
+mod relay;
+#[path = "support/trio.rs"]
+mod trio;
+
+use std::time::{Duration, Instant};
+
+use federation::Federation;
+use member::Member;
+use protocol::wire::RunState;
+use relay::{Line, Relay};
+use server::net::Limits;
+
+const SEED: u64 = 3;
+/// This site stands beside the server; the others are far away.
+const NEIGHBOUR: &str = "north";
+/// Five percent.
+const LOST_OF_1000: u64 = 50;
+/// On the way to the server, and again on the way back.
+const DELAY: Duration = Duration::from_millis(50);
+const PARTITION: Duration = Duration::from_secs(30);
+/// Bytes of an upload after which the sender's address changes: a third of it.
+const MIDDLE: u64 = 20_000;
+
+/// A model of 15,618 parameters: an update takes some fifty packets.
+const PLAN: &str = "name = \"weather\"\nrounds = 4\nmodel = { mlp = { hidden = [120, 120] } }\n\
+     [data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\
+     [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.05 } }\n\
+     [cohort]\nclients_min = 3\nquorum = 3\ndeadline_seconds = 300\n";
+
+/// One run through the relay while `weather` does to it what it likes; the seconds it took and the model.
+async fn run(
+    line: Line,
+    weather: impl AsyncFnOnce(&Relay, tokio::sync::watch::Receiver<server::net::LiveRuns>),
+) -> (f64, String) {
+    let federation = Federation::new();
+    let server = federation.serve(Limits::default()).await;
+    let relay = Relay::start(server.local_addr(), line, SEED).await;
+    let mut sites = Vec::new();
+    for (name, data) in trio::sites() {
+        let (name, learner) = (name.as_str(), trio::learner(data));
+        if name == NEIGHBOUR {
+            sites.push(federation.join(&server, name, learner).await);
+            continue;
+        }
+        let (folder, address) = (federation.issue(name), relay.address().to_string());
+        sites.push(Member::join(&address, &folder, name, learner).await);
+    }
+    let (operator, began) = (federation.operator(&server).await, Instant::now());
+    let run = operator.submit(PLAN, SEED).await;
+    let (summary, ()) = tokio::join!(operator.follow(run), weather(&relay, server.watch()));
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(summary.state, RunState::Finished, "{}", summary.message);
+    assert!(summary.history.iter().all(|round| round.answered == 3), "{:?}", summary.history);
+    for site in sites {
+        site.leave().await;
+    }
+    server.shutdown().await.unwrap();
+    (seconds, summary.model_sha256)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loss_delay_partition_and_a_changed_address_cost_seconds_and_nothing_else() {
+    let good = Line { lost_of_1000: 0, delay: Duration::ZERO };
+    let bad = Line { lost_of_1000: LOST_OF_1000, delay: DELAY };
+    let (calm, model) = run(good, async |_, _| {}).await;
+    assert_eq!(model, trio::simulated_model(PLAN, SEED));
+
+    let (lossy, through_loss) = run(bad, async |_, _| {}).await;
+    println!("5 % loss and 100 ms: {lossy:.1} s where a good line takes {calm:.1} s");
+
+    let (parted, through_partition) = run(bad, async |relay, mut live| {
+        live.wait_for(|live| live.values().any(|run| run.rounds_done >= 1)).await.unwrap();
+        relay.part(PARTITION).await;
+    })
+    .await;
+    println!("with nothing at all for {PARTITION:?}: {parted:.1} s");
+
+    let (moved, through_move) = run(bad, async |relay, mut live| {
+        live.wait_for(|live| live.values().any(|run| run.rounds_done >= 1)).await.unwrap();
+        let before = relay.changes();
+        relay.change_address_after(MIDDLE).await;
+        assert!(relay.changes() > before);
+    })
+    .await;
+    println!("with another address in the middle of an upload: {moved:.1} s");
+    assert_eq!([through_loss, through_partition, through_move], [&model, &model, &model].map(Clone::clone));
+}
