@@ -28,6 +28,7 @@ mod run;
 mod serve;
 mod simulate;
 mod site;
+mod state;
 mod statement;
 mod watch;
 
@@ -130,6 +131,8 @@ enum ServerCommand {
     Backup(backup::BackupArgs),
     /// Make a server's folder from a backup.
     Restore(backup::RestoreArgs),
+    /// Copy the state of a stopped server from SQLite into an empty PostgreSQL database.
+    Migrate(state::MigrateArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -248,6 +251,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
         Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),
+        Command::Server(ServerCommand::Migrate(args)) => state::migrate(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),

@@ -289,7 +289,7 @@ async fn a_site_renews_its_certificate_with_a_new_key_and_a_revoked_one_cannot()
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let (key, certificate, root) = (read("key.pem"), read("cert.pem"), read("ca.pem"));
     let site = Site::start(&federation, &folder).connected().await;
-    renew(&folder, &federation.address(), "test").await.unwrap();
+    renew(&folder, &[federation.address()], "test").await.unwrap();
     assert!(read("key.pem") != key && read("cert.pem") != certificate && read("ca.pem") == root);
     assert!(!federation.folder("north.new").exists() && !federation.folder("north.old").exists());
     // The old connection stands, and the new certificate makes the next one.
@@ -303,10 +303,10 @@ async fn a_site_renews_its_certificate_with_a_new_key_and_a_revoked_one_cannot()
     assert!(folder.join("cert.pem").exists() && !federation.folder("north.old").exists());
 
     federation.revoke("north").await;
-    let refused = renew(&folder, &federation.address(), "test").await.map(|_| ());
+    let refused = renew(&folder, &[federation.address()], "test").await.map(|_| ());
     assert_eq!(refusal(refused), EnrolRefusal::NotASite);
     assert!(Identity::load(&folder).is_ok(), "a renewal that is refused leaves what was there");
-    let refused = renew(&federation.folder("operator"), &federation.address(), "test").await.map(|_| ());
+    let refused = renew(&federation.folder("operator"), &[federation.address()], "test").await.map(|_| ());
     assert_eq!(refusal(refused), EnrolRefusal::NotASite);
     let log = std::fs::read_to_string(federation.folder("state/audit.jsonl")).unwrap();
     assert_eq!(log.matches("\"event\":\"renewed\"").count(), 1, "{log}");

@@ -23,6 +23,7 @@ mod partition;
 
 pub use data::{
     CsvSource, DataSource, Dataset, Features, FileSource, IdFiles, IdSource, Identified, IdxSource, Labels,
-    NaturalClient, NumpySource, Prepared, SiteData, SourceError, SourceSpec, View, load, load_with_ids,
+    NaturalClient, NumpySource, Prepared, SiteData, SourceError, SourceSpec, View, expand, load,
+    load_with_ids,
 };
 pub use partition::{Partition, PartitionError, Sizes, partition};

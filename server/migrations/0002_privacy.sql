@@ -1,6 +1,7 @@
 -- What privacy needs: a ledger for each population, releases a client is part of, a run that ends for want of budget.
 
--- Append-only: a row is never changed and never removed, whoever asks.
+-- Append-only: a row is never changed and never removed, whoever asks. The triggers that see to it stand beside this file, one file
+-- for each kind of database.
 CREATE TABLE ledger (
     population  TEXT NOT NULL,
     sequence    INTEGER NOT NULL,
@@ -9,16 +10,6 @@ CREATE TABLE ledger (
     hash        TEXT NOT NULL,
     PRIMARY KEY (population, sequence)
 ) STRICT;
-
-CREATE TRIGGER ledger_never_changes BEFORE UPDATE ON ledger
-BEGIN
-    SELECT RAISE (ABORT, 'the ledger is append-only');
-END;
-
-CREATE TRIGGER ledger_never_shrinks BEFORE DELETE ON ledger
-BEGIN
-    SELECT RAISE (ABORT, 'the ledger is append-only');
-END;
 
 ALTER TABLE clients ADD COLUMN releases INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE clients ADD COLUMN released_last INTEGER NOT NULL DEFAULT 0;

@@ -16,6 +16,7 @@ mod endpoint;
 mod engine;
 mod exchange;
 mod frames;
+mod keeper;
 mod members;
 mod metrics;
 mod outgoing;
@@ -47,13 +48,17 @@ use desk::Desk;
 pub use endpoint::EndpointError;
 pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
+use keeper::Keeper;
 use members::Members;
 use metrics::Metrics;
 pub use peer::{NotASite, site_of_pem, validity_of_pem};
 use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
-pub use store::{BackupError, BlobError, Lost, Store, StoreError, StoredModel, StoredRun, Submission};
+pub use store::{
+    BackupError, BlobError, Database, DatabaseError, Lost, Postgres, Store, StoreError, StoredModel,
+    StoredRun, Submission, TransferError, Transferred,
+};
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
@@ -86,8 +91,10 @@ pub struct InitialModel {
 /// Where the server keeps and finds things.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// The state folder; one server at a time.
+    /// The state folder; one server at a time, or replicas that share it.
     pub state: PathBuf,
+    /// Where the state's rows are.
+    pub database: Database,
     /// Address and port to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
@@ -103,10 +110,10 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// A server that nobody can be invited to, with the usual limits.
+    /// A server that nobody can be invited to, with its rows in SQLite and the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
-        let limits = Limits::default();
-        Self { state, listen, identity, issuing: None, models_kept: None, limits, admin: None }
+        let (database, limits) = (Database::default(), Limits::default());
+        Self { state, database, listen, identity, issuing: None, models_kept: None, limits, admin: None }
     }
 }
 
@@ -165,6 +172,13 @@ pub enum ServeError {
     Died,
 }
 
+impl ServeError {
+    /// Whether this server only has to stand by: another one has taken over, or the database does not answer for now.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Store(error) if error.passes())
+    }
+}
+
 /// A server that runs. Dropping it stops it without waiting, as a crash would; [`Server::shutdown`] is the polite way.
 #[derive(Debug)]
 pub struct Server {
@@ -177,16 +191,45 @@ pub struct Server {
     stop: CancellationToken,
     stopped: CancellationToken,
     engine: Option<JoinHandle<Result<(), StoreError>>>,
+    keeper: Option<Keeper>,
 }
 
 impl Server {
-    /// Opens the state and the port and begins to work. Must be called within a multi-threaded Tokio runtime.
+    /// Opens the state and the port and begins to work. Where replicas share a database, it first waits until it is this one's
+    /// turn, and refuses whoever comes meanwhile, so that sites try the next server. Must be called within a multi-threaded
+    /// Tokio runtime.
     ///
     /// # Errors
     /// [`ServeError`] when state, identity or address cannot be used.
     pub async fn start(config: ServerConfig, room: Arc<dyn ModelRoom>) -> Result<Self, ServeError> {
-        let store = Arc::new(Store::open(&config.state).await?.keeping(config.models_kept));
-        let endpoint = endpoint::open(config.listen, &config.identity)?;
+        let (store, endpoint) = match &config.database {
+            Database::Sqlite => {
+                let store = Store::open(&config.state).await?;
+                (store, endpoint::open(config.listen, &config.identity)?)
+            }
+            Database::Postgres(_) => {
+                let endpoint = endpoint::open(config.listen, &config.identity)?;
+                let store = tokio::select! {
+                    store = Store::lead(&config.state, &config.database) => store?,
+                    never = session::stand_by(&endpoint) => match never {},
+                };
+                (store, endpoint)
+            }
+        };
+        let store = Arc::new(store.keeping(config.models_kept));
+        let started = Self::start_with(Arc::clone(&store), endpoint, config, room).await;
+        if started.is_err() {
+            store.close().await;
+        }
+        started
+    }
+
+    async fn start_with(
+        store: Arc<Store>,
+        endpoint: Endpoint,
+        config: ServerConfig,
+        room: Arc<dyn ModelRoom>,
+    ) -> Result<Self, ServeError> {
         let address = endpoint.local_addr()?;
         let door = Door::open(config.admin).await?;
         let admin = door.as_ref().map(|door| door.address);
@@ -205,7 +248,9 @@ impl Server {
             meter: Arc::clone(&metrics),
         };
         let runs_max = config.limits.runs_max.max(1);
-        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &config.state, runs_max)?;
+        let audit = config.database.audit_file(&config.state);
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &audit, runs_max)?;
+        let keeper = Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone());
         let guard = stopped.clone().drop_guard();
         let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
             let _stopped = guard;
@@ -241,7 +286,8 @@ impl Server {
             tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");
-        Ok(Self { address, admin, endpoint, desk, store, notes, stop, stopped, engine: Some(engine) })
+        let (engine, keeper) = (Some(engine), Some(keeper));
+        Ok(Self { address, admin, endpoint, desk, store, notes, stop, stopped, engine, keeper })
     }
 
     /// The address it listens on.
@@ -252,6 +298,11 @@ impl Server {
     /// The address of the admin port, where there is one.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin
+    }
+
+    /// How often the lease was taken up to this server's turn, where replicas share a database.
+    pub fn epoch(&self) -> Option<i64> {
+        self.store.epoch()
     }
 
     /// Takes a plan into the queue of runs; a seed makes it a rehearsal.
@@ -309,10 +360,10 @@ impl Server {
         self.stopped.cancelled().await;
     }
 
-    /// Finishes a commit in flight, tells the clients, closes the port and the state.
+    /// Finishes a commit in flight, tells the clients, closes the port and the state, gives the lease back.
     ///
     /// # Errors
-    /// [`ServeError`] when the server had stopped by itself.
+    /// [`ServeError`] when the server had stopped by itself; after one that [passes](ServeError::passes) it may be started again.
     pub async fn shutdown(mut self) -> Result<(), ServeError> {
         self.stop.cancel();
         self.stopped.cancelled().await;
@@ -321,12 +372,18 @@ impl Server {
         session::close_all(&self.endpoint, &Rejection::ShuttingDown);
         // A client that does not answer must not hold up the end.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
+        let lost = match self.keeper.take() {
+            Some(keeper) => keeper.lost().await,
+            None => None,
+        };
+        let ended = match (ended, lost) {
+            (_, Some(lost)) => Err(lost.into()),
+            (Ok(Some(Ok(Err(met)))), None) => Err(self.store.verdict(met).await.into()),
+            (Ok(None | Some(Ok(Ok(())))), None) => Ok(()),
+            (Ok(Some(Err(_))) | Err(_), None) => Err(ServeError::Died),
+        };
         self.store.close().await;
-        match ended {
-            Ok(Some(Ok(ended))) => Ok(ended?),
-            Ok(None) => Ok(()),
-            Ok(Some(Err(_))) | Err(_) => Err(ServeError::Died),
-        }
+        ended
     }
 }
 

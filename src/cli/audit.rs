@@ -13,8 +13,8 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::SiteFile;
 
-/// The chains of a folder.
-const NAMES: [&str; 2] = ["audit.jsonl", "ledger.jsonl"];
+/// A site's own ledger.
+const LEDGER: &str = "ledger.jsonl";
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -58,15 +58,25 @@ fn chains(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     if site.exists() {
         folders.push(SiteFile::read(&site)?.state);
     }
-    let files = folders.iter().flat_map(|folder| NAMES.map(|name| folder.join(name)));
-    let mut found: Vec<PathBuf> = files.filter(|file| file.exists()).collect();
+    let ledgers = folders.iter().map(|folder| folder.join(LEDGER)).filter(|file| file.exists());
+    let mut found: Vec<PathBuf> = folders.iter().flat_map(|folder| logs_in(folder)).chain(ledgers).collect();
     found.sort();
     found.dedup();
     if found.is_empty() {
-        let message = format!("{}: there is no {} here; name the file", path.display(), NAMES.join(" or "));
+        let message = format!("{}: there is no audit.jsonl or {LEDGER} here; name the file", path.display());
         return Err(Failure::new(Kind::Configuration, message));
     }
     Ok(found)
+}
+
+/// The audit logs in a folder: one, or one of each server that takes turns on it.
+pub(super) fn logs_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name == "audit.jsonl" || name.starts_with("audit-") && name.ends_with(".jsonl")
+    };
+    entries.map(|entry| entry.path()).filter(ours).collect()
 }
 
 /// The chain in a file, or what is wrong with it.

@@ -48,12 +48,15 @@ pub(super) fn backup(args: &BackupArgs, global: &Global) -> Result<(), Failure> 
     folder.read()?;
     make_private(&args.to)?;
     runtime()?.block_on(async {
-        let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
+        let store = folder.look().await?;
         let copied = store.back_up(&args.to.join("state")).await;
         store.close().await;
         copied.or_fail(Kind::Run, "")
     })?;
-    copy_file(&folder.state().join("audit.jsonl"), &args.to.join("state/audit.jsonl"))?;
+    for log in super::audit::logs_in(&folder.state()) {
+        let name = log.file_name().unwrap_or_default();
+        copy_file(&log, &args.to.join("state").join(name))?;
+    }
     copy_file(&folder.config(), &args.to.join("server.toml"))?;
     for (from, name) in
         [(folder.identity(), "identity"), (folder.operator(), "operator"), (folder.authority(), "authority")]

@@ -8,12 +8,13 @@ use learning::{Models, gradient_path};
 use protocol::{DataSpec, Spec};
 use serde_json::{Value, json};
 use server::Plan;
+use server::net::Database;
 use simulations::Scenario;
 
 use super::Global;
 use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
-use super::folder::{ServerFile, SiteFile};
+use super::folder::{ServerFile, ServerFolder, SiteFile};
 use super::privacy::finite;
 
 #[derive(Debug, Args)]
@@ -67,9 +68,14 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
         FileKind::Server => {
             let file = ServerFile::parse(&text, base).or_fail(Kind::Configuration, &path)?;
             let limits = file.limits();
+            let state = match file.database(&ServerFolder(base.to_path_buf()), None)? {
+                Database::Sqlite => "SQLite".to_owned(),
+                Database::Postgres(postgres) => format!("{postgres}, as replica {}", postgres.replica()),
+            };
             vec![
                 ("kind", json!("server")),
                 ("listens on", json!(file.listen.to_string())),
+                ("keeps its rows in", json!(state)),
                 (
                     "admin port",
                     json!(file.admin.map_or_else(|| "none".to_owned(), |admin| admin.listen.to_string())),
@@ -204,7 +210,7 @@ fn site_facts(path: &Path) -> Result<Facts, Failure> {
     Ok(vec![
         ("kind", json!("site")),
         ("name", json!(name.as_str())),
-        ("server", json!(file.server)),
+        ("server", json!(file.servers().join(", "))),
         ("trains on", json!(format!("{device:?}"))),
     ])
 }

@@ -164,7 +164,7 @@ async fn federate(
     let seed = args.seed;
     let measuring = tokio::task::spawn_blocking(move || measure(&scenario, &population, seed));
 
-    let operator = connect_to(&address, folder).await?;
+    let operator = connect_to(std::slice::from_ref(&address), folder).await?;
     let (plan, _, rehearsed) = args.plan();
     let run = hand_in(&operator, plan.to_owned(), rehearsed).await?;
     let mut shown = Vec::new();

@@ -7,7 +7,7 @@ use clap::Args;
 use consortia::results::write_model;
 use protocol::RunId;
 use serde_json::json;
-use server::net::{ShelfError, Shelved, Store};
+use server::net::{ShelfError, Shelved};
 
 use super::Global;
 use super::control::Choice;
@@ -33,7 +33,7 @@ pub(super) struct ExportArgs {
 pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     let released = runtime()?.block_on(async {
-        let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
+        let store = folder.look().await?;
         let released = store.released(Some(args.run), args.model.0).await;
         store.close().await;
         released.map_err(|error| match error {

@@ -7,10 +7,11 @@ use consortia::results::Results;
 use learning::SourceSpec;
 use protocol::SpecError;
 use serde::{Deserialize, Serialize};
-use server::net::Limits;
+use server::net::{Database, Limits, Store};
 use server::{ConfigError, read_toml};
 
 use super::failure::{Failure, Kind, OrFail};
+use super::state::StateFile;
 
 /// A server's folder.
 #[derive(Clone, Debug)]
@@ -39,6 +40,12 @@ impl ServerFolder {
         self.0.join("server.toml")
     }
 
+    /// The server's state, to be looked at; servers may be running.
+    pub(super) async fn look(&self) -> Result<Store, Failure> {
+        let database = self.read()?.database(self, None)?;
+        Store::look_into(&self.state(), &database).await.or_fail(Kind::Configuration, "")
+    }
+
     /// Reads and checks `server.toml`.
     pub(super) fn read(&self) -> Result<ServerFile, Failure> {
         let path = self.config();
@@ -65,6 +72,9 @@ pub(super) struct ServerFile {
     /// Where operators look in over HTTP; nowhere without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) admin: Option<AdminFile>,
+    /// Where the state's rows are.
+    #[serde(default)]
+    state: StateFile,
     /// Which models are kept.
     #[serde(default)]
     pub(super) models: ModelsFile,
@@ -114,9 +124,30 @@ fn auto() -> String {
 
 impl ServerFile {
     pub(super) fn parse(text: &str, base: &Path) -> Result<Self, ConfigError> {
-        let mut file: Self = read_toml(text)?;
+        let hidden = |error: ConfigError| match error.text.contains("://") {
+            true => {
+                ConfigError { text: "(an address, which may hold a password, is not shown)".into(), ..error }
+            }
+            false => error,
+        };
+        let mut file: Self = read_toml(text).map_err(hidden)?;
         file.central = resolved(text, "central", file.central, base)?;
         Ok(file)
+    }
+
+    /// The database of the server in `folder`, for the replica of this name if one is given.
+    pub(super) fn database(&self, folder: &ServerFolder, replica: Option<&str>) -> Result<Database, Failure> {
+        let doing = format!("{}: [state]", folder.config().display());
+        self.state.database(&folder.0, replica).or_fail(Kind::Configuration, doing)
+    }
+
+    /// Where an operator on this machine finds the server: here, or at the addresses of its replicas.
+    pub(super) fn servers(&self, folder: &ServerFolder) -> Result<Vec<String>, Failure> {
+        let mut servers = vec![format!("localhost:{}", self.listen.port())];
+        if matches!(self.database(folder, None)?, Database::Postgres(_)) {
+            servers.extend(self.addresses.iter().cloned());
+        }
+        Ok(servers)
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -135,7 +166,11 @@ impl ServerFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct SiteFile {
     /// The server, `host:port`.
-    pub(super) server: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    server: Option<String>,
+    /// Several servers, of which one works at a time, in the order in which they are tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    servers: Vec<String>,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
     pub(super) identity: PathBuf,
     /// The folder where the site keeps what never leaves it.
@@ -166,10 +201,20 @@ impl SiteFile {
         file.identity = base.join(file.identity);
         file.state = base.join(file.state);
         file.policy = base.join(file.policy);
+        if file.server.is_some() != file.servers.is_empty() {
+            let message =
+                "name the server by `server = \"host:port\"`, or several by `servers = [...]`, and not both";
+            return Err(ConfigError::of(text, &SpecError::new("servers", message.to_owned())));
+        }
         let data = resolved(text, "data", Some(file.data), base)?;
         let missing = || ConfigError::at(text, 0, "data: name the site's records");
         file.data = data.ok_or_else(missing)?;
         Ok(file)
+    }
+
+    /// Where the servers are, in the order in which they are tried.
+    pub(super) fn servers(&self) -> Vec<String> {
+        self.server.iter().chain(&self.servers).cloned().collect()
     }
 }
 
@@ -207,6 +252,15 @@ mod tests {
         let error = SiteFile::parse(&wrong, Path::new("/base")).unwrap_err();
         assert!(error.message.contains("NOT_SET_ANYWHERE"), "{}", error.message);
         assert_eq!(SiteFile::parse(&text.replace("state", "stat"), Path::new(".")).unwrap_err().line, 3);
+        let several = SiteFile::parse(
+            &text.replace("server = \"h:1\"", "servers = [\"h:1\", \"h:2\"]"),
+            Path::new("."),
+        );
+        assert_eq!(several.unwrap().servers(), ["h:1", "h:2"]);
+        for wrong in [text.replace("server = \"h:1\"\n", ""), format!("servers = [\"h:2\"]\n{text}")] {
+            let error = SiteFile::parse(&wrong, Path::new(".")).unwrap_err();
+            assert!(error.message.contains("not both"), "{}", error.message);
+        }
         let server =
             ServerFile::parse("listen = \"127.0.0.1:0\"\nlimits = { connections_max = 5 }\n", Path::new("."));
         assert_eq!(server.unwrap().limits().connections_max, 5);

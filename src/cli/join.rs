@@ -62,8 +62,7 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let joined = runtime()?.block_on(enrol(&invite, &folder.join("identity"), software, now));
     joined.map_err(|error| failure(error, &invite))?;
-    let server = invite.servers.first().map_or("", String::as_str);
-    let files = write_files(&folder, server, data.as_deref(), args.allow_plain)?;
+    let files = write_files(&folder, &invite.servers, data.as_deref(), args.allow_plain)?;
     global.format.say(
         || format!("{} has joined: its key was made here and is in {}\n{}", invite.site, folder.join("identity").display(), next_steps(&files, data.is_some(), args.allow_plain)),
         || json!({ "site": invite.site.as_str(), "file": files.site, "policy": files.policy, "phrase": invite.phrase() }),

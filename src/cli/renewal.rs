@@ -29,7 +29,7 @@ pub(super) struct RenewArgs {
 pub(super) fn renew_now(args: &RenewArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
     settle_renewal(&file.identity).or_fail(Kind::Configuration, "")?;
-    let renewed = runtime()?.block_on(renew(&file.identity, &file.server, SOFTWARE));
+    let renewed = runtime()?.block_on(renew(&file.identity, &file.servers(), SOFTWARE));
     renewed.or_fail(Kind::Connection, "")?;
     let (_, ends) = validity(&file.identity)?;
     global.format.say(
@@ -71,11 +71,11 @@ pub(super) fn load(folder: &Path) -> Result<Identity, Failure> {
 }
 
 /// Renews the certificate in `folder` when it is time, for as long as it is polled; new connections show what is put into `slot`.
-pub(super) async fn keep_fresh(folder: &Path, server: &str, slot: watch::Sender<Identity>) {
+pub(super) async fn keep_fresh(folder: &Path, servers: &[String], slot: watch::Sender<Identity>) {
     loop {
         let wait = validity(folder).map_or(LOOK, due_in);
         if wait.is_zero() {
-            match renew(folder, server, SOFTWARE).await {
+            match renew(folder, servers, SOFTWARE).await {
                 Ok(identity) => {
                     tracing::info!("the certificate was renewed");
                     slot.send_replace(identity);

@@ -154,22 +154,22 @@ impl OperatorArgs {
 
 pub(super) async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let server = match &args.server {
-        Some(server) => server.clone(),
-        None => format!("localhost:{}", folder.read()?.listen.port()),
+    let servers = match &args.server {
+        Some(server) => vec![server.clone()],
+        None => folder.read()?.servers(&folder)?,
     };
-    connect_to(&server, &folder).await
+    connect_to(&servers, &folder).await
 }
 
-/// Connects as the operator of `folder`.
-pub(super) async fn connect_to(server: &str, folder: &ServerFolder) -> Result<OperatorClient, Failure> {
+/// Connects as the operator of `folder` to the first of these servers that answers.
+pub(super) async fn connect_to(servers: &[String], folder: &ServerFolder) -> Result<OperatorClient, Failure> {
     let identity = Identity::load(&folder.operator()).or_fail(Kind::Connection, "")?;
-    let connecting = OperatorClient::connect(server, SERVER_NAME, &identity);
+    let connecting = OperatorClient::connect_any(servers, SERVER_NAME, &identity);
     match tokio::time::timeout(Duration::from_secs(15), connecting).await {
         Ok(connected) => connected.map_err(|error: ConnectError| Failure::new(Kind::Connection, error)),
         Err(_) => Err(Failure::new(
             Kind::Timeout,
-            format!("{server} does not answer; is `consortia server run` up?"),
+            format!("{} does not answer; is `consortia server run` up?", servers.join(", ")),
         )),
     }
 }

@@ -11,8 +11,12 @@ use consortia::results::event_json;
 use learning::device::select;
 use protocol::ClientId;
 use serde_json::{Value, json};
-use server::net::{AdminConfig, AdminToken, Authority, Issuing, Server, ServerConfig, validity_of_pem};
+use server::net::{
+    AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
+    Server, ServerConfig, validity_of_pem,
+};
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
@@ -53,11 +57,16 @@ pub(super) struct RunArgs {
     /// Open the admin port here instead of where `server.toml` says; port 0 takes a free one.
     #[arg(long)]
     admin_listen: Option<SocketAddr>,
+    /// This server's name among those that share a PostgreSQL database, instead of what `server.toml` says.
+    #[arg(long, env = "CONSORTIA_REPLICA")]
+    replica: Option<String>,
     /// End when stdin is closed, so that no server outlives the program that started it.
     #[arg(long, hide = true)]
     while_stdin_open: bool,
 }
 
+/// How often a server that led before tries to open its own port again.
+const PORT_RETRIES: u32 = 20;
 /// When the end of the server's certificate is announced.
 const WARNED_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -89,6 +98,14 @@ listen = "127.0.0.1:ADMIN"
 # The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
 # [models]
 # keep_last = 20
+
+# The state's rows are in state/state.sqlite. In PostgreSQL, several servers may share them, and one of them works at a time
+# (docs/operations.md); the folder state/ is then on a file system that they share, too.
+# [state]
+# database = "postgres://consortia@db.example.org/consortia"
+# password_file = "database-password"
+# replica = "a"
+# lease_seconds = 10
 
 # [limits]
 # runs_max = 4
@@ -170,7 +187,8 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
         }
         admin.listen = args.admin_listen.unwrap_or(admin.listen);
     }
-    runtime()?.block_on(serve(&folder, &file, args.while_stdin_open, global.format))
+    let database = file.database(&folder, args.replica.as_deref())?;
+    runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, global.format))
 }
 
 /// Says in time that the server's own certificate ends.
@@ -192,6 +210,7 @@ fn warn_of_the_end(identity: &Path) {
 async fn serve(
     folder: &ServerFolder,
     file: &ServerFile,
+    database: Database,
     while_stdin_open: bool,
     format: Format,
 ) -> Result<(), Failure> {
@@ -203,6 +222,7 @@ async fn serve(
     }
     let config = ServerConfig {
         state: folder.state(),
+        database,
         listen: file.listen,
         identity: folder.identity(),
         issuing: issuing(folder)?,
@@ -210,23 +230,86 @@ async fn serve(
         limits: file.limits(),
         admin: admin(folder, file)?,
     };
-    let server = Server::start(config, Arc::new(room)).await.or_fail(Kind::Configuration, "")?;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        until_told(while_stdin_open).await;
+        told.cancel();
+    });
+    turns(&config, Arc::new(room), &stop, format).await
+}
+
+/// Works; where replicas share a database, stands by whenever another one works.
+async fn turns(
+    config: &ServerConfig,
+    room: Arc<dyn ModelRoom>,
+    stop: &CancellationToken,
+    format: Format,
+) -> Result<(), Failure> {
+    let shared = match &config.database {
+        Database::Sqlite => None,
+        Database::Postgres(postgres) => Some(postgres),
+    };
+    let mut retries = 0;
+    loop {
+        if let Some(postgres) = shared {
+            let (replica, database) = (postgres.replica(), postgres.to_string());
+            format.say(
+                || format!("standby: replica {replica} waits for its turn at {database}"),
+                || json!({ "event": "standby", "replica": replica, "database": database }),
+            );
+        }
+        let starting = Server::start(config.clone(), Arc::clone(&room));
+        let Some(started) = stop.run_until_cancelled(starting).await else { return Ok(()) };
+        let (kind, ended) = match started {
+            Ok(server) => {
+                retries = PORT_RETRIES;
+                (Kind::Run, work(server, stop, format).await)
+            }
+            Err(error) => (Kind::Configuration, Err(error)),
+        };
+        let error = match ended {
+            Ok(()) => return Ok(()),
+            // What is stored is stored; that another server goes on is no failure of this one's end.
+            Err(error) if stop.is_cancelled() && error.passes() => return Ok(()),
+            Err(
+                error @ (ServeError::Endpoint(EndpointError::Listen { .. })
+                | ServeError::Admin(AdminError::Listen { .. })),
+            ) if retries > 0 => {
+                // The port is this server's own, still closing after its last turn.
+                retries -= 1;
+                error
+            }
+            Err(error) if shared.is_some() && error.passes() => error,
+            Err(error) => return Err(Failure::new(kind, error)),
+        };
+        format.say(
+            || format!("standing back: {error}"),
+            || json!({ "event": "deposed", "message": error.to_string() }),
+        );
+        stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(500))).await;
+    }
+}
+
+/// Shows what happens until the server is told to stop or cannot go on.
+async fn work(server: Server, stop: &CancellationToken, format: Format) -> Result<(), ServeError> {
     let address = server.local_addr();
     let mut notes = server.notes();
+    if let Some(epoch) = server.epoch() {
+        format.say(|| format!("leading (epoch {epoch})"), || json!({ "event": "leading", "epoch": epoch }));
+    }
     let admin = server.admin_addr().map(|admin| admin.to_string());
     format.say(
         || {
-            let open = format!("`consortia server dashboard {}` opens it", folder.0.display());
+            let open = "`consortia server dashboard` says how to open it";
             let admin = admin.as_ref().map(|admin| format!("\nadmin port {admin} (TCP, HTTP); {open}"));
             format!("listening on {address} (UDP, QUIC){}", admin.unwrap_or_default())
         },
         || json!({ "event": "listening", "address": address.to_string(), "admin": admin }),
     );
-    let told = until_told(while_stdin_open);
-    tokio::pin!(told);
     loop {
         tokio::select! {
-            () = &mut told => break,
+            () = stop.cancelled() => break,
             () = server.wait() => break,
             note = notes.recv() => match note {
                 Ok((run, note)) => {
@@ -239,7 +322,7 @@ async fn serve(
             },
         }
     }
-    server.shutdown().await.or_fail(Kind::Run, "")
+    server.shutdown().await
 }
 
 /// Where operators look in, with the token that is made when it is missing.

@@ -48,8 +48,9 @@ pub(super) struct RunArgs {
 /// The comments a user finds in a fresh `site.toml`.
 const SITE_TOML: &str = r#"# A site of a federation. Paths are relative to this file's folder.
 
-# The server, host:port. Only this UDP flow, going out, is needed; nothing listens here.
-server = "SERVER"
+# The server, host:port, or `servers`, a list of which one works at a time. Only this UDP flow, going out, is needed; nothing listens
+# here.
+SERVERS
 
 # The folder with ca.pem, cert.pem and key.pem from the operator.
 identity = "identity"
@@ -108,7 +109,7 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         // `copy` keeps the permissions: the key stays readable by its owner alone.
         std::fs::copy(args.bundle.join(name), identity.join(name)).or_fail(Kind::Configuration, name)?;
     }
-    let files = write_files(&args.folder, &args.server, None, args.allow_plain)?;
+    let files = write_files(&args.folder, std::slice::from_ref(&args.server), None, args.allow_plain)?;
     global.format.say(
         || format!("site made: {}\n{}", files.site.display(), next_steps(&files, false, args.allow_plain)),
         || json!({ "site": files.site, "policy": files.policy, "allows_plain": args.allow_plain }),
@@ -125,14 +126,14 @@ pub(super) struct SiteFiles {
 /// Writes `site.toml` and `policy.toml` into a site's folder.
 pub(super) fn write_files(
     folder: &Path,
-    server: &str,
+    servers: &[String],
     data: Option<&Path>,
     allow_plain: bool,
 ) -> Result<SiteFiles, Failure> {
     let (site, policy) = (folder.join("site.toml"), folder.join("policy.toml"));
     let state = folder.join("state");
     std::fs::create_dir_all(&state).or_fail(Kind::Configuration, state.display())?;
-    let mut text = SITE_TOML.replace("SERVER", server);
+    let mut text = SITE_TOML.replace("SERVERS", &addresses(servers));
     if let Some(data) = data {
         let quoted = toml::Value::from(data.display().to_string()).to_string();
         text = text.replace("\"data.csv\"", &quoted);
@@ -140,6 +141,14 @@ pub(super) fn write_files(
     std::fs::write(&site, text).or_fail(Kind::Configuration, site.display())?;
     std::fs::write(&policy, policy_text(allow_plain)).or_fail(Kind::Configuration, policy.display())?;
     Ok(SiteFiles { site, policy })
+}
+
+/// The line of `site.toml` that says where the server is, or where the servers are.
+fn addresses(servers: &[String]) -> String {
+    match servers {
+        [only] => format!("server = {}", toml::Value::from(only.as_str())),
+        several => format!("servers = {}", toml::Value::from(several.to_vec())),
+    }
 }
 
 /// What is left to do at a fresh site.
@@ -176,11 +185,12 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
             tracing::error!("{}: {error}; what stays at this site is not on disk", kept.display());
         }
     };
-    let agent = Agent::new(participant, identity, AgentConfig::new(&file.server))
+    let agent = Agent::new(participant, identity, AgentConfig::any_of(file.servers()))
         .with_events(sender)
         .with_keeper(keep);
     let shutdown = CancellationToken::new();
-    let fresh = super::renewal::keep_fresh(&file.identity, &file.server, agent.identity());
+    let servers = file.servers();
+    let fresh = super::renewal::keep_fresh(&file.identity, &servers, agent.identity());
     let running = tokio::spawn(agent.run(shutdown.clone()));
     let told = until_told(while_stdin_open);
     tokio::pin!(told, fresh);

@@ -39,7 +39,8 @@ impl Member {
         member
     }
 
-    /// A site that tries to reach the server at `address`, whether or not it lives, and what happens to it.
+    /// A site that tries to reach the server at `address`, whether or not it lives, and what happens to it. Several servers have
+    /// commas between them.
     pub(crate) fn knock(
         address: &str,
         folder: &Path,
@@ -49,7 +50,12 @@ impl Member {
         let identity = Identity::load(folder).unwrap();
         let participant = Participant::new(ClientId::new(site).unwrap(), learner);
         let (sender, events) = mpsc::channel(64);
-        let agent = Agent::new(participant, identity, AgentConfig::new(address)).with_events(sender);
+        let agent = Agent::new(
+            participant,
+            identity,
+            AgentConfig::any_of(address.split(',').map(str::to_owned).collect()),
+        )
+        .with_events(sender);
         let leave = CancellationToken::new();
         (Self { work: Some(tokio::spawn(agent.run(leave.clone()))), leave }, events)
     }

@@ -15,9 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running `consortia`.
 pub(crate) struct Process {
-    child: Child,
-    lines: Receiver<Value>,
-    errors: Arc<Mutex<String>>,
+    pub(crate) child: Child,
+    pub(crate) lines: Receiver<Value>,
+    pub(crate) errors: Arc<Mutex<String>>,
     name: String,
 }
 

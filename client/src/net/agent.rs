@@ -21,11 +21,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A connection that lived this long was a good one: the next pause is short again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
 
-/// Where the server is and how much it may ask for.
+/// Where the servers are and how much they may ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentConfig {
-    /// The server's address, `host:port`. The name is looked up again at each attempt.
-    pub server: String,
+    /// The servers' addresses, `host:port`, in the order in which they are tried; one of them works at a time. Names are looked up
+    /// again at each attempt.
+    pub servers: Vec<String>,
     /// The name that the server's certificate must hold; by default [`SERVER_NAME`], which the federation's authority
     /// puts into it beside real names.
     pub server_name: String,
@@ -38,8 +39,13 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// The defaults for a server at `server` (`host:port`).
     pub fn new(server: impl Into<String>) -> Self {
+        Self::any_of(vec![server.into()])
+    }
+
+    /// The defaults for servers that take turns, at these addresses (`host:port`).
+    pub fn any_of(servers: Vec<String>) -> Self {
         Self {
-            server: server.into(),
+            servers,
             server_name: SERVER_NAME.to_owned(),
             software: format!("consortia {}", env!("CARGO_PKG_VERSION")),
             model_bytes_max: 4 << 30,
@@ -154,9 +160,11 @@ impl Agent {
     async fn connect(&self) -> Result<Link, Attempt> {
         let config = &self.config;
         let tls = self.identity.borrow().tls();
-        let link = Link::open(&config.server, &config.server_name, tls).await;
+        let link = Link::open_any(&config.servers, &config.server_name, &tls).await;
         let link = link.map_err(|error| match error {
-            ConnectError::ServerName(_) => Attempt::Final(AgentError::Configuration(error)),
+            ConnectError::ServerName(_) | ConnectError::Nobody => {
+                Attempt::Final(AgentError::Configuration(error))
+            }
             other => Attempt::Passing(other.to_string()),
         })?;
         match greet(&link.connection, &config.software).await {

@@ -13,14 +13,20 @@ use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::task::JoinSet;
 
 /// The name in the server's certificate that clients ask for, whatever its address.
 pub const SERVER_NAME: &str = "server.consortia";
 
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
-const IDLE_MAX: Duration = Duration::from_secs(30);
+/// After how long a line is kept alive, and after how much silence it is dead.
+const ALONE: Liveness = Liveness { keep_alive: Duration::from_secs(5), idle_max: Duration::from_secs(30) };
+/// The same where another server may have taken over meanwhile.
+const AMONG_SEVERAL: Liveness =
+    Liveness { keep_alive: Duration::from_secs(2), idle_max: Duration::from_secs(10) };
 /// A handshake that takes longer has failed.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long one server may be silent before the next one on the list is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(1);
 /// Bytes of each socket buffer.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Bytes in flight on one stream: 1 Gb/s at 100 ms and some more.
@@ -30,6 +36,12 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const TASK_STREAMS: u32 = 4;
 /// How long a leaving client waits for its goodbye to be heard.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy)]
+struct Liveness {
+    keep_alive: Duration,
+    idle_max: Duration,
+}
 
 /// Why there is no connection.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -57,6 +69,12 @@ pub enum ConnectError {
     /// The connection failed or was closed.
     #[error("{}", explain(.0))]
     Connection(#[from] ConnectionError),
+    /// None of several servers can be reached.
+    #[error("{0}")]
+    Nowhere(String),
+    /// There is no server to try.
+    #[error("no server is named; write `server = \"host:port\"`")]
+    Nobody,
 }
 
 /// A live connection and the socket it runs on.
@@ -67,17 +85,48 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Connects to the first of `servers` (host:port) that answers. They are tried in turn, and one that is silent does not hold up
+    /// the next: each has a head start (Schinazi and Pauly 2017, RFC 8305). A server that stands by is silent.
+    pub(super) async fn open_any(
+        servers: &[String],
+        server_name: &str,
+        tls: &Arc<QuicClientConfig>,
+    ) -> Result<Self, ConnectError> {
+        if let [only] = servers {
+            return Self::look_up(only, server_name, Arc::clone(tls), ALONE).await;
+        }
+        let (mut rest, mut attempts, mut troubles) = (servers.iter(), JoinSet::new(), Vec::new());
+        loop {
+            if let Some(server) = rest.next().cloned() {
+                let (name, tls) = (server_name.to_owned(), Arc::clone(tls));
+                attempts
+                    .spawn(async move { (Self::look_up(&server, &name, tls, AMONG_SEVERAL).await, server) });
+            }
+            let patience = if rest.len() > 0 { HEAD_START } else { Duration::MAX };
+            match tokio::time::timeout(patience, attempts.join_next()).await {
+                Ok(Some(Ok((Ok(link), _)))) => return Ok(link),
+                Ok(Some(Ok((Err(error @ ConnectError::ServerName(_)), _)))) => return Err(error),
+                Ok(Some(Ok((Err(error), server)))) => troubles.push(format!("{server}: {error}")),
+                Ok(Some(Err(died))) => troubles.push(died.to_string()),
+                Ok(None) if troubles.is_empty() => return Err(ConnectError::Nobody),
+                Ok(None) => return Err(ConnectError::Nowhere(troubles.join("; "))),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Connects to `address` (host:port), trying every address that the name stands for.
-    pub(super) async fn open(
+    async fn look_up(
         address: &str,
         server_name: &str,
         tls: Arc<QuicClientConfig>,
+        liveness: Liveness,
     ) -> Result<Self, ConnectError> {
         let lost = |reason: String| ConnectError::Address { address: address.to_owned(), reason };
         let found = tokio::net::lookup_host(address).await.map_err(|error| lost(error.to_string()))?;
         let mut trouble = lost("the name has no address".to_owned());
         for address in found {
-            match Self::dial(address, server_name, Arc::clone(&tls)).await {
+            match Self::dial(address, server_name, Arc::clone(&tls), liveness).await {
                 Ok(link) => return Ok(link),
                 Err(error) => trouble = error,
             }
@@ -89,6 +138,7 @@ impl Link {
         address: SocketAddr,
         server_name: &str,
         tls: Arc<QuicClientConfig>,
+        liveness: Liveness,
     ) -> Result<Self, ConnectError> {
         let socket = bind(address).map_err(|error| ConnectError::Socket(error.to_string()))?;
         let runtime = Arc::new(quinn::TokioRuntime);
@@ -97,7 +147,7 @@ impl Link {
         let endpoint = Endpoint::new(takes, None, socket, runtime)
             .map_err(|error| ConnectError::Socket(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(tls);
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(liveness)));
         let connecting =
             endpoint.connect_with(config, address, server_name).map_err(|error| match error {
                 quinn::ConnectError::InvalidServerName(name) => ConnectError::ServerName(name),
@@ -118,14 +168,14 @@ impl Link {
     }
 }
 
-fn transport() -> TransportConfig {
+fn transport(liveness: Liveness) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut search = MtuDiscoveryConfig::default();
     search.upper_bound(DATAGRAM_MAX);
-    let idle = IDLE_MAX.try_into().expect("30 seconds are a valid idle timeout");
+    let idle = liveness.idle_max.try_into().expect("10 and 30 seconds are valid idle timeouts");
     transport
         .mtu_discovery_config(Some(search))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_interval(Some(liveness.keep_alive))
         .max_idle_timeout(Some(idle))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
@@ -179,8 +229,13 @@ pub(super) fn explain(error: &ConnectionError) -> String {
              operator for a new one"
         }
         (None, _) => match error {
-            ConnectionError::TimedOut => "the line is dead: nothing was heard for 30 seconds",
+            ConnectionError::TimedOut => "the line is dead: nothing was heard for too long",
             ConnectionError::Reset => "the server has restarted",
+            ConnectionError::ConnectionClosed(close)
+                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
+            {
+                "the server refuses newcomers for now: it stands by for another one, or too many come at once"
+            }
             ConnectionError::ApplicationClosed(close) => {
                 let reason = String::from_utf8_lossy(&close.reason);
                 return if reason.is_empty() {

@@ -101,12 +101,12 @@ pub async fn enrol(invite: &Invite, folder: &Path, software: &str, now: u64) -> 
     Ok(())
 }
 
-/// Gets the next certificate for the site whose identity is in `folder`, with a new key, from the server at `server`
-/// (`host:port`). The new identity is made beside the old one (`<folder>.new`) and takes its place when it is complete.
+/// Gets the next certificate for the site whose identity is in `folder`, with a new key, from the first of `servers` (`host:port`)
+/// that can be reached. The new identity is made beside the old one (`<folder>.new`) and takes its place when it is complete.
 ///
 /// # Errors
 /// [`EnrolError`]; the old identity stands then.
-pub async fn renew(folder: &Path, server: &str, software: &str) -> Result<Identity, EnrolError> {
+pub async fn renew(folder: &Path, servers: &[String], software: &str) -> Result<Identity, EnrolError> {
     settle_renewal(folder)?;
     let (old, next) = (Identity::load_for(folder, ENROL_ALPN)?, beside(folder, "new"));
     let kept = read(&folder.join("ca.pem"))?;
@@ -115,7 +115,7 @@ pub async fn renew(folder: &Path, server: &str, software: &str) -> Result<Identi
         std::fs::remove_dir_all(&next).map_err(|source| EnrolError::File { path: next.clone(), source })?;
     }
     let request = request(&next, None, software)?;
-    let link = Link::open(server, SERVER_NAME, old.tls()).await.map_err(EnrolError::Unreachable)?;
+    let link = Link::open_any(servers, SERVER_NAME, &old.tls()).await.map_err(EnrolError::Unreachable)?;
     let answer = exchange(&link, &request).await;
     link.leave().await;
     let (chain, root) = answer?;
@@ -196,18 +196,14 @@ fn own_key(folder: &Path, path: &Path) -> Result<KeyPair, EnrolError> {
 /// The chain and the root that the first server gives that can be reached.
 async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<(String, String), EnrolError> {
     let tls = tls(invite.root_sha256).map_err(|error| EnrolError::Lost(error.to_string()))?;
-    let mut trouble = None;
-    for server in &invite.servers {
-        match Link::open(server, SERVER_NAME, Arc::clone(&tls)).await {
-            Ok(link) => {
-                let answer = exchange(&link, request).await;
-                link.leave().await;
-                return answer;
-            }
-            Err(error) => trouble = Some(error),
-        }
-    }
-    Err(trouble.map_or(EnrolError::Answer("it names no server"), EnrolError::Unreachable))
+    let link = Link::open_any(&invite.servers, SERVER_NAME, &tls).await;
+    let link = link.map_err(|error| match error {
+        ConnectError::Nobody => EnrolError::Answer("it names no server"),
+        other => EnrolError::Unreachable(other),
+    })?;
+    let answer = exchange(&link, request).await;
+    link.leave().await;
+    answer
 }
 
 async fn exchange(link: &Link, request: &EnrolRequest) -> Result<(String, String), EnrolError> {

@@ -74,7 +74,19 @@ impl OperatorClient {
     /// [`ConnectError`] says what failed and what to do. A certificate that the server does not accept may show only
     /// with the first request.
     pub async fn connect(server: &str, server_name: &str, identity: &Identity) -> Result<Self, ConnectError> {
-        Ok(Self { link: Link::open(server, server_name, identity.tls()).await? })
+        Self::connect_any(&[server.to_owned()], server_name, identity).await
+    }
+
+    /// Connects to the first of `servers` that answers, as [`OperatorClient::connect`] does to one.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect_any(
+        servers: &[String],
+        server_name: &str,
+        identity: &Identity,
+    ) -> Result<Self, ConnectError> {
+        Ok(Self { link: Link::open_any(servers, server_name, &identity.tls()).await? })
     }
 
     /// Sends a request and returns the first reply; [`AdminReply::Error`] comes back as an error.

@@ -203,19 +203,26 @@ fn resolve(
     base: &Path,
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<PathBuf, SourceError> {
-    let typed = path.to_string_lossy();
-    let (mut whole, mut rest) = (String::new(), typed.as_ref());
+    expand(&path.to_string_lossy(), lookup).map(|whole| base.join(whole))
+}
+
+/// The text with every `${NAME}` replaced by what `lookup` knows.
+///
+/// # Errors
+/// [`SourceError::Unset`] for a variable without value, [`SourceError::Unclosed`] for a `${` without `}`.
+pub fn expand(typed: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, SourceError> {
+    let (mut whole, mut rest) = (String::new(), typed);
     while let Some((before, after)) = rest.split_once("${") {
-        let (name, behind) = after.split_once('}').ok_or_else(|| SourceError::Unclosed(typed.to_string()))?;
+        let (name, behind) = after.split_once('}').ok_or_else(|| SourceError::Unclosed(typed.to_owned()))?;
         let value = lookup(name)
             .filter(|value| !value.is_empty())
-            .ok_or_else(|| SourceError::Unset { path: typed.to_string(), name: name.to_owned() })?;
+            .ok_or_else(|| SourceError::Unset { path: typed.to_owned(), name: name.to_owned() })?;
         whole.push_str(before);
         whole.push_str(&value);
         rest = behind;
     }
     whole.push_str(rest);
-    Ok(base.join(whole))
+    Ok(whole)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a server did and was told, in `audit.jsonl`: a hash chain of records that nobody changes unseen.
+//! What a server did and was told, in `audit.jsonl` (of each replica, in a file that bears its name): a hash chain of records that nobody changes unseen.
 //!
 //! It holds who, what and when; no update, no norm, no metric of a site. A record is durable before the server goes on only
 //! where that matters: what was released and what was refused for want of budget stands in the ledger, in the same
@@ -94,9 +94,9 @@ pub(crate) struct AuditLog {
 }
 
 impl AuditLog {
-    /// Goes on with the log in `state`, or begins it. Half a line that a crash left is cut off.
-    pub(crate) fn open(state: &Path, now: Time) -> Result<Self, AuditError> {
-        let path = state.join("audit.jsonl");
+    /// Goes on with the log at `path`, or begins it. Half a line that a crash left is cut off.
+    pub(crate) fn open(path: &Path, now: Time) -> Result<Self, AuditError> {
+        let path = path.to_owned();
         let failed = |source| AuditError::File { path: path.clone(), source };
         let text = match std::fs::read(&path) {
             Ok(text) => text,
@@ -183,13 +183,32 @@ impl AuditLog {
     }
 }
 
-/// The last lines of the log in `state` that are about `run`, oldest first, of at most `bytes` bytes together.
+/// The last lines of the logs in `state` that are about `run`, oldest first, of at most `bytes` bytes together. Servers that took
+/// turns have a log each.
 pub(crate) fn lines_of(state: &Path, run: RunId, bytes: usize) -> Result<Vec<String>, AuditError> {
-    let path = state.join("audit.jsonl");
-    let failed = |source| AuditError::File { path: path.clone(), source };
+    let failed = |source| AuditError::File { path: state.to_owned(), source };
+    let mut lines = Vec::new();
+    for entry in std::fs::read_dir(state).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with("audit") && name.ends_with(".jsonl")) {
+            lines.extend(lines_in(&entry.path(), run, bytes)?);
+        }
+    }
+    lines.sort_by_key(|line| time_of(line));
+    let mut held = 0;
+    let fit = lines.iter().rev().take_while(|line| {
+        held += line.len();
+        held <= bytes
+    });
+    Ok(lines[lines.len() - fit.count()..].to_vec())
+}
+
+fn lines_in(path: &Path, run: RunId, bytes: usize) -> Result<VecDeque<String>, AuditError> {
+    let failed = |source| AuditError::File { path: path.to_owned(), source };
     let named = format!("\"run\":\"{run}\"");
     let (mut lines, mut held) = (VecDeque::new(), 0);
-    for line in BufReader::new(File::open(&path).map_err(failed)?).lines() {
+    for line in BufReader::new(File::open(path).map_err(failed)?).lines() {
         let line = line.map_err(failed)?;
         if !line.contains(&named) {
             continue;
@@ -200,7 +219,17 @@ pub(crate) fn lines_of(state: &Path, run: RunId, bytes: usize) -> Result<Vec<Str
             held -= lines.pop_front().map_or(held, |line: String| line.len());
         }
     }
-    Ok(lines.into())
+    Ok(lines)
+}
+
+/// When a line was written.
+fn time_of(line: &str) -> Option<u64> {
+    let link: privacy::chain::Link = serde_json::from_str(line).ok()?;
+    #[derive(serde::Deserialize)]
+    struct Moment {
+        time: u64,
+    }
+    Some(serde_json::from_str::<Moment>(link.record.get()).ok()?.time)
 }
 
 impl From<AuditError> for StoreError {

@@ -164,12 +164,12 @@ impl Engine {
         store: Arc<Store>,
         room: Arc<dyn ModelRoom>,
         nerves: Nerves,
-        state: &Path,
+        audit: &Path,
         runs_max: usize,
     ) -> Result<Self, StoreError> {
         let (links, active, handle, clock) =
             (BTreeMap::new(), BTreeMap::new(), Handle::current(), Clock::new());
-        let audit = AuditLog::open(state, clock.now())?;
+        let audit = AuditLog::open(audit, clock.now())?;
         Ok(Self { store, room, nerves, handle, clock, links, active, runs_max, look: true, audit })
     }
 

@@ -4,6 +4,7 @@
 //! of the close, and lets a newer connection of the same site replace an older one.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -110,6 +111,14 @@ pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: Cancellat
         }
         tokio::spawn(open(Arc::clone(&hall), incoming, handshake));
     }
+}
+
+/// Refuses every newcomer, for as long as it is polled. Whoever still speaks to a server that died here hears that it is gone.
+pub(crate) async fn stand_by(endpoint: &Endpoint) -> Infallible {
+    while let Some(incoming) = endpoint.accept().await {
+        incoming.refuse();
+    }
+    std::future::pending().await
 }
 
 /// Closes every connection with this text.

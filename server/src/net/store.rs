@@ -1,11 +1,15 @@
-//! What a server remembers: runs, checkpoints, rounds, reports and clients in SQLite, tensors in files beside it.
+//! What a server remembers: runs, checkpoints, rounds, reports and clients in SQLite or PostgreSQL, tensors in files.
 //!
 //! A commit is one transaction, synced to disk before it counts; the files it refers to are on disk before it begins. A
-//! crash at any instant leaves either the state before a commit or the state after it. One server owns a state folder at
-//! a time: a second one is refused. The store never guesses: a damaged file is an error that names it.
+//! crash at any instant leaves either the state before a commit or the state after it. One server owns the state at
+//! a time: with SQLite a second one is refused, with PostgreSQL it holds a lease, without which no transaction writes. The store
+//! never guesses: a damaged file is an error that names it.
 
 mod backup;
 mod blobs;
+mod database;
+mod leading;
+mod lease;
 mod ledger;
 mod members;
 mod models;
@@ -13,40 +17,33 @@ mod queue;
 mod reports;
 pub(crate) mod rows;
 mod secrets;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
 use privacy::correlation::NoiseMemory;
 use protocol::wire::RunSummary;
 use protocol::{ClientId, Layout, Parameters, RunId, Standardiser};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
-use sqlx::{Row, SqlitePool};
+use sqlx::any::AnyRow;
+use sqlx::{Any, AnyPool, Row, Transaction};
 
 use super::crash;
 use crate::{Checkpoint, ClientRecord, Commit};
 pub use backup::{BackupError, Lost};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
+pub use database::{Database, DatabaseError, Postgres};
+use lease::Fence;
 pub(crate) use members::{Membership, Shown};
 pub use models::StoredModel;
 pub(crate) use queue::Queued;
 pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
+pub use transfer::{TransferError, Transferred};
 
-/// Every step of the schema, oldest first; the database's `user_version` is how many of them it has taken.
-const MIGRATIONS: [&str; 4] = [
-    include_str!("../../migrations/0001_runs.sql"),
-    include_str!("../../migrations/0002_privacy.sql"),
-    include_str!("../../migrations/0003_members.sql"),
-    include_str!("../../migrations/0004_control.sql"),
-];
-const SCHEMA: i64 = MIGRATIONS.len() as i64;
 /// Runs and rounds that a summary tells at most.
 const RUNS_MAX: i64 = 200;
 pub(crate) const HISTORY_MAX: i64 = 1000;
@@ -58,6 +55,40 @@ pub enum StoreError {
     /// Another server runs on this folder.
     #[error("{}: another server uses this folder; stop it first, or give this server a folder of its own", .0.display())]
     Locked(PathBuf),
+    /// Nothing was ever stored there.
+    #[error("{0}: no server has run here yet")]
+    Empty(String),
+    /// There are two databases that may be meant.
+    #[error("{} is here, and this server is to work with {database}: move it there with `server migrate`, or take it away if it is not this \
+             state; a ledger that is forgotten pays twice", path.display())]
+    TwoStates {
+        /// SQLite's file.
+        path: PathBuf,
+        /// The other database.
+        database: String,
+    },
+    /// The state is somewhere else now.
+    #[error("{} says that this state was moved to a database: name that in server.toml ([state] database), or rename the file back if nothing \
+             was done there; a ledger that is forgotten pays twice", .0.display())]
+    Moved(PathBuf),
+    /// Another server has taken over, and nothing more can be written by this one.
+    #[error(
+        "this server is deposed: `{holder}` has taken the lease (epoch {epoch}, this server had {own}); nothing was written"
+    )]
+    Deposed {
+        /// Who leads now.
+        holder: String,
+        /// The lease's epoch.
+        epoch: i64,
+        /// This server's.
+        own: i64,
+    },
+    /// The lease could not be renewed in time, so that another server may take it.
+    #[error("the lease was not renewed for {seconds} s; this server stands back")]
+    LeaseLost {
+        /// How long.
+        seconds: u64,
+    },
     /// The system refuses.
     #[error("{}: {source}", path.display())]
     File {
@@ -124,11 +155,13 @@ pub enum StoreError {
 
 /// The state folder of one server.
 pub struct Store {
-    pool: SqlitePool,
+    pool: AnyPool,
     blobs: Blobs,
     secrets: Secrets,
     last: Mutex<Last>,
     keep_last: Option<u32>,
+    /// What every transaction that writes must find, where several servers share the database.
+    fence: Option<Fence>,
     _lock: Option<File>,
 }
 
@@ -197,48 +230,13 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the state in `dir`, making it if need be.
-    ///
-    /// # Errors
-    /// [`StoreError::Locked`] while another server has it open.
-    pub async fn open(dir: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|source| StoreError::File { path: dir.to_owned(), source })?;
-        let lock = lock(dir)?;
-        let options = SqliteConnectOptions::new()
-            .filename(dir.join("state.sqlite"))
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
-        let blobs = Blobs::open(dir.join("blobs"))?;
-        let secrets = Secrets::open(dir.join("secrets"))?;
-        let store = Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, _lock: Some(lock) };
-        store.migrate().await?;
-        // What a crash left behind unreferenced was never released: it goes before anything else happens.
-        store.collect().await?;
-        Ok(store)
-    }
-
-    /// Looks into the state in `dir`, also while a server uses it. Nothing can be written.
-    ///
-    /// # Errors
-    /// [`StoreError`] when there is no state, or one of another release.
-    pub async fn look(dir: &Path) -> Result<Self, StoreError> {
-        let path = dir.join("state.sqlite");
-        if !path.exists() {
-            let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no server has run here yet");
-            return Err(StoreError::File { path, source });
+    /// A transaction that may write.
+    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        if let Some(fence) = &self.fence {
+            fence.check(&mut transaction).await?;
         }
-        let options = SqliteConnectOptions::new().filename(path).read_only(true);
-        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-        let (blobs, secrets) = (Blobs::look(dir.join("blobs")), Secrets::look(dir.join("secrets")));
-        let found: i64 = sqlx::query("PRAGMA user_version").fetch_one(&pool).await?.try_get(0)?;
-        if found != SCHEMA {
-            return Err(StoreError::Newer { found, known: SCHEMA });
-        }
-        Ok(Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, _lock: None })
+        Ok(transaction)
     }
 
     /// Keeps the files of the last so many models of a run and of the best one; without this, of all.
@@ -248,23 +246,9 @@ impl Store {
         self
     }
 
-    async fn migrate(&self) -> Result<(), StoreError> {
-        let found: i64 = sqlx::query("PRAGMA user_version").fetch_one(&self.pool).await?.try_get(0)?;
-        if found > SCHEMA {
-            return Err(StoreError::Newer { found, known: SCHEMA });
-        }
-        for (version, step) in (1..=SCHEMA).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
-            let mut transaction = self.pool.begin().await?;
-            sqlx::raw_sql(step).execute(&mut *transaction).await?;
-            let done = format!("PRAGMA user_version = {version}");
-            sqlx::raw_sql(sqlx::AssertSqlSafe(done)).execute(&mut *transaction).await?;
-            transaction.commit().await?;
-        }
-        Ok(())
-    }
-
-    /// Closes the database.
+    /// Closes the database, and gives the lease back where there is one.
     pub async fn close(&self) {
+        self.release().await;
         self.pool.close().await;
     }
 
@@ -276,7 +260,7 @@ impl Store {
         let tensors: Vec<_> = new.layout.shared().map(|tensor| (&tensor.name, &tensor.shape)).collect();
         let tensors = serde_json::to_string(&tensors).expect("names and numbers have a JSON form");
         let files = self.write_files(new.run, new.layout, new.checkpoint)?;
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         sqlx::query(
             "INSERT INTO runs (run, name, rounds, plan_toml, seed, tensors) VALUES ($1, $2, $3, $4, $5, $6)",
         )
@@ -302,7 +286,7 @@ impl Store {
     pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
         let files = self.write_files(run, layout, &commit.checkpoint)?;
         crash::point("model-on-disk");
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         let statement = commit.statement.as_deref();
         rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files, statement).await?;
         if commit.summary.released {
@@ -426,7 +410,7 @@ impl Store {
         found.iter().map(rows::client).collect()
     }
 
-    fn read_model(&self, run: RunId, row: &SqliteRow, layout: &Layout) -> Result<Parameters, StoreError> {
+    fn read_model(&self, run: RunId, row: &AnyRow, layout: &Layout) -> Result<Parameters, StoreError> {
         let blob: String = row.try_get("model")?;
         let model = Parameters::new(self.blobs.read(&blob)?);
         if model.len() == layout.shared_len() {
@@ -535,16 +519,15 @@ struct Files {
     noise: Option<String>,
 }
 
-fn lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("server.lock");
-    let failed = |source| StoreError::File { path: path.clone(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
+#[cfg(unix)]
+#[cfg(test)]
+#[path = "store/tests/place.rs"]
+mod place;
+#[cfg(unix)]
 #[cfg(test)]
 mod tests;
+#[cfg(unix)]
+#[cfg(test)]
+#[path = "store/tests.rs"]
+#[expect(clippy::duplicate_mod, reason = "the same tests, in the other database")]
+mod tests_in_postgres;

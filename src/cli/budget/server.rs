@@ -3,7 +3,6 @@
 use privacy::chain::Link;
 use privacy::ledger::{Epsilons, Ledger, Record};
 use serde_json::{Value, json};
-use server::net::Store;
 
 use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
@@ -29,7 +28,7 @@ pub(super) fn show(folder: &ServerFolder, global: &Global) -> Result<(), Failure
 }
 
 async fn read(folder: &ServerFolder) -> Result<Vec<Account>, Failure> {
-    let store = Store::look(&folder.state()).await.or_fail(Kind::Configuration, "")?;
+    let store = folder.look().await?;
     let mut accounts = Vec::new();
     for population in store.populations().await.or_fail(Kind::Run, "")? {
         let links = store.ledger(&population).await.or_fail(Kind::Run, "")?;

@@ -110,7 +110,8 @@ impl Engine {
             let stored = self.handle.block_on(self.store.load(run))?;
             match self.activate(run, Arc::new(plan), stored) {
                 Ok(active) => self.begin(run, active, control)?,
-                Err(reason) => self.give_up(run, reason)?,
+                Err(Unable::Run(reason)) => self.give_up(run, reason)?,
+                Err(Unable::Server(error)) => return Err(error),
             }
         }
         Ok(())
@@ -137,7 +138,7 @@ impl Engine {
         self.active.values().filter_map(|active| population(&active.plan)).collect()
     }
 
-    fn activate(&self, run: RunId, plan: Arc<Plan>, stored: StoredRun) -> Result<Active, String> {
+    fn activate(&self, run: RunId, plan: Arc<Plan>, stored: StoredRun) -> Result<Active, Unable> {
         let StoredRun { seed, layout, checkpoint, clients, .. } = stored;
         let learner = if plan.evaluation.central { self.room.central(&plan.spec) } else { None };
         if plan.evaluation.central && learner.is_none() {
@@ -159,7 +160,7 @@ impl Engine {
             tensors: layout.shared_lengths(),
             purse,
         };
-        let coordinator = Coordinator::new(setup).map_err(|error| error.to_string())?;
+        let coordinator = Coordinator::new(setup).map_err(|error| Unable::Run(error.to_string()))?;
         tracing::info!("run {run} ({}) begins or goes on", plan.name);
         let (spec_json, statistics) = (plan.spec.to_json().into(), plan.spec.statistics().len());
         Ok(Active {
@@ -175,18 +176,18 @@ impl Engine {
     }
 
     /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
-    fn purse(&self, plan: &Plan) -> Result<Option<Purse>, String> {
+    fn purse(&self, plan: &Plan) -> Result<Option<Purse>, Unable> {
         let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
         let population = central.population.clone();
-        let links =
-            self.handle.block_on(self.store.ledger(&population)).map_err(|error| error.to_string())?;
+        let links = self.handle.block_on(self.store.ledger(&population))?;
+        let wrong = |error: privacy::ledger::LedgerError| Unable::Run(error.to_string());
         let ledger = if links.is_empty() {
-            let (ledger, first) = Ledger::found(central.terms()).map_err(|error| error.to_string())?;
+            let (ledger, first) = Ledger::found(central.terms()).map_err(wrong)?;
             let booking = Booking { population, links: vec![first] };
-            self.handle.block_on(self.store.book(&booking)).map_err(|error| error.to_string())?;
+            self.handle.block_on(self.store.book(&booking))?;
             ledger
         } else {
-            Ledger::replay(&links).map_err(|error| error.to_string())?
+            Ledger::replay(&links).map_err(wrong)?
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
@@ -195,6 +196,24 @@ impl Engine {
     /// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.
     fn stored_history(&self, run: RunId) -> Option<RunSummary> {
         self.handle.block_on(self.store.summary(Some(run))).ok().flatten()
+    }
+}
+
+/// Why a run does not begin.
+enum Unable {
+    /// It never will.
+    Run(String),
+    /// The server cannot go on: a run must not be given up because the database did not answer, or because another server leads.
+    Server(StoreError),
+}
+
+impl From<StoreError> for Unable {
+    fn from(error: StoreError) -> Self {
+        if matches!(error, StoreError::Ledger { .. }) {
+            Self::Run(error.to_string())
+        } else {
+            Self::Server(error)
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use protocol::RunId;
 
 use super::blobs::Blobs;
 use super::secrets::Secrets;
-use super::{Needed, Store, StoreError};
+use super::{Needed, Store, StoreError, database, transfer};
 use crate::{Booking, RunEnd};
 
 /// How often a copy is begun anew when the server has removed a file meanwhile.
@@ -54,7 +54,8 @@ pub struct Lost {
 }
 
 impl Store {
-    /// Copies the state into the empty folder `to`; a server may be working with it. Every file is checked on the way.
+    /// Copies the state into the empty folder `to`, its rows into SQLite; a server may be working with it. Every file is checked on
+    /// the way.
     ///
     /// # Errors
     /// [`BackupError`] names the file that is damaged or cannot be written.
@@ -62,11 +63,10 @@ impl Store {
         let database = to.join("state.sqlite");
         let failed = |source| StoreError::File { path: to.to_owned(), source };
         std::fs::create_dir_all(to).map_err(failed)?;
-        let blobs = Blobs::open(to.join("blobs")).map_err(StoreError::from)?;
-        let secrets = Secrets::open(to.join("secrets"))?;
+        let blobs = Blobs::open(to.join("blobs"), None).map_err(StoreError::from)?;
+        let secrets = Secrets::open(to.join("secrets"), None)?;
         for _ in 0..ATTEMPTS {
-            let name = database.to_string_lossy();
-            sqlx::query("VACUUM INTO $1").bind(&*name).execute(&self.pool).await.map_err(StoreError::from)?;
+            self.copy_rows(to).await?;
             let copy = Self::look(to).await?;
             let needed = copy.needed().await;
             copy.close().await;
@@ -76,6 +76,16 @@ impl Store {
             std::fs::remove_file(&database).map_err(failed)?;
         }
         Err(BackupError::Busy(ATTEMPTS))
+    }
+
+    /// Copies the rows as they are at one moment, into SQLite wherever they are here.
+    async fn copy_rows(&self, to: &Path) -> Result<(), StoreError> {
+        if database::is_postgres(&*self.pool.acquire().await?) {
+            return transfer::copy_out(&self.pool, to).await;
+        }
+        let name = to.join("state.sqlite");
+        sqlx::query("VACUUM INTO $1").bind(&*name.to_string_lossy()).execute(&self.pool).await?;
+        Ok(())
     }
 
     /// Whether all of them were still there.
@@ -172,5 +182,6 @@ fn charge_each(
     Ok(releases)
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests;

@@ -44,6 +44,7 @@ pub enum BlobError {
 #[derive(Clone, Debug)]
 pub(crate) struct Blobs {
     dir: PathBuf,
+    epoch: Option<i64>,
 }
 
 /// One tensor to be written: name, shape, values.
@@ -54,16 +55,17 @@ pub(crate) struct Piece<'a> {
 }
 
 impl Blobs {
-    /// Makes the folder if need be and removes what a crash left half written.
-    pub(crate) fn open(dir: PathBuf) -> Result<Self, BlobError> {
-        let blobs = Self { dir };
+    /// Makes the folder if need be and removes what a crash left half written. Where servers take turns on the folder, each
+    /// puts the epoch of its turn into the names of its files: one that was deposed cannot remove what its successor wrote.
+    pub(crate) fn open(dir: PathBuf, epoch: Option<i64>) -> Result<Self, BlobError> {
+        let blobs = Self { dir, epoch };
         blobs.prepare().map_err(|source| BlobError::File { path: blobs.dir.clone(), source })?;
         Ok(blobs)
     }
 
     /// The folder as it is, while a server may be writing into it.
     pub(crate) fn look(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, epoch: None }
     }
 
     fn prepare(&self) -> io::Result<()> {
@@ -77,31 +79,32 @@ impl Blobs {
         Ok(())
     }
 
-    /// The file of this hash.
-    pub(crate) fn path(&self, hash: &str) -> PathBuf {
-        self.dir.join(hash).with_extension(EXTENSION)
+    /// The file of this name.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name).with_extension(EXTENSION)
     }
 
-    /// Writes tensors, one after another, and returns the file's hash once it is on disk. `source` says where they come
+    /// Writes tensors, one after another, and returns the file's name, which ends with its hash, once it is on disk. `source` says where they come
     /// from, for whoever opens the file.
     pub(crate) fn write(&self, pieces: &[Piece<'_>], source: &str) -> Result<String, BlobError> {
-        let partial = self.dir.join(format!("{PARTIAL}-{}", std::process::id()));
+        let writer = in_epoch(self.epoch, &std::process::id().to_string());
+        let partial = self.dir.join(format!("{PARTIAL}-{writer}"));
         let written = (|| {
             let file = File::create(&partial)?;
             let mut sink = Hashing { sink: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new() };
             write_tensors(&mut sink, pieces, source)?;
             sink.sink.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            let hash = hexadecimal(sink.hash);
-            fs::rename(&partial, self.path(&hash))?;
+            let name = in_epoch(self.epoch, &hexadecimal(sink.hash));
+            fs::rename(&partial, self.path(&name))?;
             sync_dir(&self.dir)?;
-            Ok(hash)
+            Ok(name)
         })();
         written.map_err(|source| BlobError::File { path: partial, source })
     }
 
-    /// Reads the values of the file of this hash, all tensors in one vector.
-    pub(crate) fn read(&self, hash: &str) -> Result<Vec<f32>, BlobError> {
-        let path = self.path(hash);
+    /// Reads the values of the file of this name, all tensors in one vector.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>, BlobError> {
+        let path = self.path(name);
         let damaged = |message: String| BlobError::Damaged { path: path.clone(), message };
         let (values, found) = match read_tensors(&path) {
             Ok(read) => read,
@@ -113,16 +116,16 @@ impl Blobs {
             }
             Err(source) => return Err(BlobError::File { path, source }),
         };
-        if found == hash {
+        if found == hash_in(name) {
             Ok(values)
         } else {
             Err(damaged(format!("its bytes hash to {found}; they have changed since they were written")))
         }
     }
 
-    /// Copies the file of this hash into another store, checking it on the way; `false` when it is not there any more.
-    pub(crate) fn copy(&self, hash: &str, to: &Self) -> Result<bool, BlobError> {
-        let (from, copy) = (self.path(hash), to.path(hash));
+    /// Copies the file of this name into another store, checking it on the way; `false` when it is not there any more.
+    pub(crate) fn copy(&self, name: &str, to: &Self) -> Result<bool, BlobError> {
+        let (from, copy) = (self.path(name), to.path(name));
         let mut source = match File::open(&from) {
             Ok(source) => source,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -135,21 +138,22 @@ impl Blobs {
             Ok(hexadecimal(sink.hash))
         })();
         let found = copied.map_err(|source| BlobError::File { path: copy, source })?;
-        if found == hash {
+        if found == hash_in(name) {
             return Ok(true);
         }
         let message = format!("its bytes hash to {found}; they have changed since they were written");
         Err(BlobError::Damaged { path: from, message })
     }
 
-    /// Removes every file whose hash is not among `kept`.
+    /// Removes every file whose name is not among `kept`, unless a later epoch wrote it.
     pub(crate) fn collect(&self, kept: &BTreeSet<String>) -> Result<(), BlobError> {
         let collected = (|| {
             for entry in fs::read_dir(&self.dir)? {
                 let path = entry?.path();
                 let ours = path.extension().is_some_and(|extension| extension == EXTENSION);
                 let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-                if ours && stem.is_some_and(|stem| !kept.contains(&stem)) {
+                let gone = |stem: &String| !kept.contains(stem) && !is_later(stem, self.epoch);
+                if ours && stem.as_ref().is_some_and(gone) {
                     fs::remove_file(path)?;
                 }
             }
@@ -157,6 +161,22 @@ impl Blobs {
         })();
         collected.map_err(|source| BlobError::File { path: self.dir.clone(), source })
     }
+}
+
+/// The name of what one epoch wrote.
+pub(super) fn in_epoch(epoch: Option<i64>, name: &str) -> String {
+    epoch.map_or_else(|| name.to_owned(), |epoch| format!("{epoch}-{name}"))
+}
+
+/// The hash in a file's name.
+pub(super) fn hash_in(name: &str) -> &str {
+    name.split_once('-').map_or(name, |(_, hash)| hash)
+}
+
+/// Whether a later epoch than this one wrote the file. Without epochs there is one server, and nothing is later.
+pub(super) fn is_later(name: &str, epoch: Option<i64>) -> bool {
+    let of = name.split_once('-').and_then(|(epoch, _)| epoch.parse().ok());
+    of.zip(epoch).is_some_and(|(of, epoch): (i64, i64)| of > epoch)
 }
 
 /// Makes a rename survive a loss of power.
@@ -247,7 +267,7 @@ mod tests {
     #[test]
     fn a_file_is_safetensors_and_reads_back_bit_for_bit() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
+        let blobs = Blobs::open(dir.path().join("blobs"), None).unwrap();
         let values = [1.0, -0.0, f32::MIN_POSITIVE, 3.5, 7.25];
         let pieces = [
             Piece { name: "weight", shape: &[2, 2], values: &values[..4] },
@@ -275,7 +295,7 @@ mod tests {
     #[test]
     fn a_damaged_or_missing_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path().to_owned()).unwrap();
+        let blobs = Blobs::open(dir.path().to_owned(), None).unwrap();
         let hash = blobs.write(&[Piece { name: "w", shape: &[2], values: &[1.0, 2.0] }], "a test").unwrap();
         let path = blobs.path(&hash);
         let mut bytes = fs::read(&path).unwrap();
@@ -291,11 +311,27 @@ mod tests {
     #[test]
     fn only_files_that_nobody_keeps_are_collected() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path().to_owned()).unwrap();
+        let blobs = Blobs::open(dir.path().to_owned(), None).unwrap();
         let write =
             |value| blobs.write(&[Piece { name: "w", shape: &[1], values: &[value] }], "a test").unwrap();
         let (old, new) = (write(1.0), write(2.0));
         blobs.collect(&[new.clone()].into()).unwrap();
         assert!(blobs.read(&new).is_ok() && blobs.read(&old).is_err());
+    }
+
+    #[test]
+    fn a_server_that_was_deposed_removes_nothing_of_its_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |epoch| Blobs::open(dir.path().to_owned(), epoch).unwrap();
+        let write = |blobs: &Blobs| {
+            blobs.write(&[Piece { name: "w", shape: &[1], values: &[1.0] }], "a test").unwrap()
+        };
+        let (before, deposed, leads) = (of(None), of(Some(9)), of(Some(10)));
+        let (first, second, third) = (write(&before), write(&deposed), write(&leads));
+        assert_eq!((second.as_str(), third.as_str()), (&*format!("9-{first}"), &*format!("10-{first}")));
+        deposed.collect(&BTreeSet::new()).unwrap();
+        assert!(leads.read(&third).is_ok() && before.read(&first).is_err() && deposed.read(&second).is_err());
+        leads.collect(&BTreeSet::new()).unwrap();
+        assert!(leads.read(&third).is_err());
     }
 }

@@ -2,8 +2,8 @@
 
 use privacy::chain::Link;
 use serde_json::value::RawValue;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::any::AnyRow;
+use sqlx::{Any, AnyConnection, Row, Transaction};
 
 use super::{Store, StoreError};
 use crate::Booking;
@@ -15,9 +15,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when they cannot be read.
     pub async fn ledger(&self, population: &str) -> Result<Vec<Link>, StoreError> {
-        let sql = "SELECT * FROM ledger WHERE population = $1 ORDER BY sequence";
-        let found = sqlx::query(sql).bind(population).fetch_all(&self.pool).await?;
-        found.iter().map(|row| link(population, row)).collect()
+        records(&mut *self.pool.acquire().await?, population).await
     }
 
     /// The populations that have a ledger, in order of their names.
@@ -35,7 +33,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when they cannot be written; nothing was added then.
     pub async fn book(&self, booking: &Booking) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         append(&mut transaction, booking).await?;
         crate::net::crash::point("reservation-uncommitted");
         transaction.commit().await?;
@@ -43,9 +41,19 @@ impl Store {
     }
 }
 
+/// Every record of a population's ledger, oldest first.
+pub(super) async fn records(
+    connection: &mut AnyConnection,
+    population: &str,
+) -> Result<Vec<Link>, StoreError> {
+    let sql = "SELECT * FROM ledger WHERE population = $1 ORDER BY sequence";
+    let found = sqlx::query(sql).bind(population).fetch_all(connection).await?;
+    found.iter().map(|row| link(population, row)).collect()
+}
+
 /// Appends records within a transaction. The primary key refuses a second record at one place.
 pub(super) async fn append(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     booking: &Booking,
 ) -> Result<(), StoreError> {
     for link in &booking.links {
@@ -63,7 +71,7 @@ pub(super) async fn append(
     Ok(())
 }
 
-fn link(population: &str, row: &SqliteRow) -> Result<Link, StoreError> {
+fn link(population: &str, row: &AnyRow) -> Result<Link, StoreError> {
     let sequence: i64 = row.try_get("sequence")?;
     let wrong = |message: String| StoreError::Ledger { population: population.to_owned(), sequence, message };
     let digest =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use protocol::ClientId;
 use protocol::wire::EnrolRefusal;
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{Store, StoreError};
 
@@ -40,14 +40,15 @@ impl Store {
         created: u64,
         expires: u64,
     ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
         sqlx::query("INSERT INTO invites (token_sha256, site, created, expires) VALUES ($1, $2, $3, $4)")
             .bind(token_sha256)
             .bind(site.as_str())
             .bind(created.cast_signed())
             .bind(expires.cast_signed())
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
-        Ok(())
+        Ok(transaction.commit().await?)
     }
 
     /// What a token is worth at `now`, shown with this key.
@@ -84,6 +85,7 @@ impl Store {
         chain_pem: &str,
         now: u64,
     ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin().await?;
         let done = sqlx::query(
             "UPDATE invites SET used = $1, key_sha256 = $2, chain_pem = $3
              WHERE token_sha256 = $4 AND used IS NULL AND withdrawn = 0",
@@ -92,14 +94,15 @@ impl Store {
         .bind(key_sha256)
         .bind(chain_pem)
         .bind(token_sha256)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?;
+        transaction.commit().await?;
         Ok(done.rows_affected() == 1)
     }
 
     /// Voids a site's certificates up to `now`, and all of its invites.
     pub(crate) async fn revoke(&self, site: &ClientId, now: u64) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         sqlx::query("INSERT INTO revocations (site, before) VALUES ($1, $2) ON CONFLICT (site) DO UPDATE SET before = $2")
             .bind(site.as_str())
             .bind(now.cast_signed())
@@ -122,8 +125,9 @@ impl Store {
     /// Everybody who was ever invited or revoked, by name.
     pub(crate) async fn members(&self) -> Result<Vec<Membership>, StoreError> {
         let revoked = self.revocations().await?;
-        let found =
-            sqlx::query("SELECT * FROM invites ORDER BY created, rowid").fetch_all(&self.pool).await?;
+        // Of two invites of one second the one that is good for longer counts as the newer one.
+        let sql = "SELECT * FROM invites ORDER BY created, expires, token_sha256";
+        let found = sqlx::query(sql).fetch_all(&self.pool).await?;
         let mut members = BTreeMap::new();
         for row in &found {
             let (created, expires): (i64, i64) = (row.try_get("created")?, row.try_get("expires")?);
@@ -147,7 +151,7 @@ impl Store {
     }
 }
 
-fn site(row: &SqliteRow) -> Result<ClientId, StoreError> {
+fn site(row: &AnyRow) -> Result<ClientId, StoreError> {
     let name: String = row.try_get("site")?;
     ClientId::new(&name).map_err(|error| StoreError::Member { name, message: error.to_string() })
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
 use protocol::{Parameters, RunId};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::any::AnyRow;
+use sqlx::{Any, Row, Transaction};
 
 use super::{Files, Store, StoreError, rows};
 
@@ -15,17 +15,17 @@ use super::{Files, Store, StoreError, rows};
 pub struct StoredModel {
     /// Its line.
     pub line: ModelLine,
-    /// Its safetensors file, named by the SHA-256 of its bytes.
+    /// Its safetensors file, whose name ends with the SHA-256 of its bytes.
     pub file: PathBuf,
-    /// SHA-256 of the file's bytes.
-    pub file_sha256: String,
+    /// The file's name without its ending.
+    pub(crate) blob: String,
     /// What may be said about its privacy, as JSON; `None` where its plan promises none.
     pub statement: Option<String>,
 }
 
 /// Adds the model that a round made. One that is there stays: a round releases once.
 pub(super) async fn add(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     run: RunId,
     round: u32,
     files: &Files,
@@ -84,31 +84,28 @@ impl Store {
     /// # Errors
     /// [`StoreError::Blob`] names a damaged or missing file.
     pub(crate) fn values(&self, model: &StoredModel) -> Result<Parameters, StoreError> {
-        Ok(Parameters::new(self.blobs.read(&model.file_sha256)?))
+        Ok(Parameters::new(self.blobs.read(&model.blob)?))
     }
 
     /// Gives up the files of all but the last `last` models of a run and the best one.
     pub(super) async fn thin(&self, run: RunId, last: u32) -> Result<(), StoreError> {
         let models = self.models(run).await?;
         let old = models.len().saturating_sub(last.max(1) as usize);
+        let mut transaction = self.begin().await?;
         for model in models[..old].iter().filter(|model| model.line.kept && !model.line.best) {
             sqlx::query("UPDATE models SET kept = 0 WHERE run = $1 AND round = $2")
                 .bind(run.to_string())
                 .bind(i64::from(model.line.round))
-                .execute(&self.pool)
+                .execute(&mut *transaction)
                 .await?;
         }
-        Ok(())
+        Ok(transaction.commit().await?)
     }
 
-    fn stored_model(
-        &self,
-        row: &SqliteRow,
-        parent_sha256: Option<String>,
-    ) -> Result<StoredModel, StoreError> {
+    fn stored_model(&self, row: &AnyRow, parent_sha256: Option<String>) -> Result<StoredModel, StoreError> {
         let measured = row.try_get::<Option<String>, _>("summary")?.is_some();
         let summary: Option<RoundSummary> = if measured { Some(rows::json(row, "summary")?) } else { None };
-        let file_sha256: String = row.try_get("blob")?;
+        let blob: String = row.try_get("blob")?;
         let line = ModelLine {
             round: rows::number(row, "round")?,
             sha256: row.try_get("sha256")?,
@@ -119,8 +116,8 @@ impl Store {
             best: false,
             kept: row.try_get::<i64, _>("kept")? != 0,
         };
-        let file = self.blobs.path(&file_sha256);
-        Ok(StoredModel { line, file, file_sha256, statement: row.try_get("statement")? })
+        let file = self.blobs.path(&blob);
+        Ok(StoredModel { line, file, blob, statement: row.try_get("statement")? })
     }
 }
 

@@ -3,7 +3,7 @@
 use protocol::RunId;
 use protocol::wire::Control;
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{Store, StoreError, rows};
 use crate::RunEnd;
@@ -22,7 +22,7 @@ impl Store {
         let sql = "SELECT run, plan_toml, wish FROM runs JOIN checkpoints USING (run) WHERE ended IS NULL \
                    ORDER BY sequence";
         let found = sqlx::query(sql).fetch_all(&self.pool).await?;
-        let queued = |row: &SqliteRow| {
+        let queued = |row: &AnyRow| {
             let (run, control) = (rows::run_id(row)?, rows::control(row)?);
             Ok(Queued { run, plan_toml: row.try_get("plan_toml")?, control })
         };
@@ -31,12 +31,13 @@ impl Store {
 
     /// Writes down what the operator wants of a run.
     pub(crate) async fn wish(&self, run: RunId, control: Control) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
         sqlx::query("UPDATE runs SET wish = $1 WHERE run = $2")
             .bind(rows::wish(control))
             .bind(run.to_string())
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
-        Ok(())
+        Ok(transaction.commit().await?)
     }
 
     /// Ends a run that is not being worked on. What only a run that goes on needs is dropped.
@@ -47,7 +48,9 @@ impl Store {
         let (ended, reason) = rows::ended(end);
         let sql = "UPDATE checkpoints SET ended = $1, reason = $2, optimizer = NULL, optimizer_before = NULL, \
                    model_before = NULL, noise = NULL WHERE run = $3";
-        sqlx::query(sql).bind(ended).bind(reason).bind(run.to_string()).execute(&self.pool).await?;
+        let mut transaction = self.begin().await?;
+        sqlx::query(sql).bind(ended).bind(reason).bind(run.to_string()).execute(&mut *transaction).await?;
+        transaction.commit().await?;
         self.collect().await
     }
 }

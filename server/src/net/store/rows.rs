@@ -8,19 +8,19 @@ use protocol::wire::{ClientSummary, Control, RoundSummary, RunState, RunSummary}
 use protocol::{ClientId, Layout, Metrics, Parameters, Positive, Round, RunId, Standardiser, TaskId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::any::AnyRow;
+use sqlx::{Any, Row, Transaction};
 
 use super::{Files, StoreError};
 use crate::{Checkpoint, ClientRecord, RunEnd};
 
-fn wrong(row: &SqliteRow, what: &'static str, message: impl ToString) -> StoreError {
+fn wrong(row: &AnyRow, what: &'static str, message: impl ToString) -> StoreError {
     let run = row.try_get("run").unwrap_or_default();
     StoreError::Row { run, what, message: message.to_string() }
 }
 
 /// A JSON column.
-pub(super) fn json<T: DeserializeOwned>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
+pub(super) fn json<T: DeserializeOwned>(row: &AnyRow, column: &'static str) -> Result<T, StoreError> {
     serde_json::from_str(&row.try_get::<String, _>(column)?).map_err(|error| wrong(row, column, error))
 }
 
@@ -29,28 +29,28 @@ fn to_json<T: Serialize>(value: &T) -> String {
 }
 
 /// The `run` column.
-pub(super) fn run_id(row: &SqliteRow) -> Result<RunId, StoreError> {
+pub(super) fn run_id(row: &AnyRow) -> Result<RunId, StoreError> {
     row.try_get::<String, _>("run")?.parse().map_err(|error| wrong(row, "id", error))
 }
 
 /// A count.
-pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u32, StoreError> {
+pub(super) fn number(row: &AnyRow, column: &'static str) -> Result<u32, StoreError> {
     u32::try_from(row.try_get::<i64, _>(column)?).map_err(|error| wrong(row, column, error))
 }
 
 /// The seed of a rehearsal.
-pub(super) fn seed(row: &SqliteRow) -> Result<Option<u64>, StoreError> {
+pub(super) fn seed(row: &AnyRow) -> Result<Option<u64>, StoreError> {
     let text: Option<String> = row.try_get("seed")?;
     text.map(|text| text.parse()).transpose().map_err(|error| wrong(row, "seed", error))
 }
 
 /// Names and shapes of the shared tensors.
-pub(super) fn layout(row: &SqliteRow) -> Result<Layout, StoreError> {
+pub(super) fn layout(row: &AnyRow) -> Result<Layout, StoreError> {
     let tensors: Vec<(String, Vec<usize>)> = json(row, "tensors")?;
     Layout::new(tensors).map_err(|error| wrong(row, "tensors", error))
 }
 
-fn end(row: &SqliteRow) -> Result<Option<RunEnd>, StoreError> {
+fn end(row: &AnyRow) -> Result<Option<RunEnd>, StoreError> {
     let ended: Option<String> = row.try_get("ended")?;
     Ok(match ended.as_deref() {
         None => None,
@@ -81,7 +81,7 @@ pub(super) fn wish(control: Control) -> &'static str {
 }
 
 /// The `wish` column.
-pub(super) fn control(row: &SqliteRow) -> Result<Control, StoreError> {
+pub(super) fn control(row: &AnyRow) -> Result<Control, StoreError> {
     match row.try_get::<String, _>("wish")?.as_str() {
         "resume" => Ok(Control::Resume),
         "pause" => Ok(Control::Pause),
@@ -92,7 +92,7 @@ pub(super) fn control(row: &SqliteRow) -> Result<Control, StoreError> {
 
 /// A checkpoint, given what lies in files.
 pub(super) fn checkpoint(
-    row: &SqliteRow,
+    row: &AnyRow,
     model: Arc<Parameters>,
     optimizer: Vec<Arc<Vec<f32>>>,
     summary: Option<RoundSummary>,
@@ -116,7 +116,7 @@ pub(super) fn checkpoint(
 }
 
 /// The `standardiser` column.
-pub(super) fn standardiser(row: &SqliteRow) -> Result<Option<Standardiser>, StoreError> {
+pub(super) fn standardiser(row: &AnyRow) -> Result<Option<Standardiser>, StoreError> {
     let bytes: Option<Vec<u8>> = row.try_get("standardiser")?;
     let read = bytes.map(|bytes| standardiser_of(&bytes));
     read.transpose().map_err(|message| wrong(row, "standardiser", message))
@@ -134,7 +134,7 @@ fn standardiser_of(bytes: &[u8]) -> Result<Standardiser, &'static str> {
 
 /// Puts the checkpoint in place of the one before; the files of that one become the spare ones.
 pub(super) async fn write_checkpoint(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     run: RunId,
     checkpoint: &Checkpoint,
     files: &Files,
@@ -149,11 +149,15 @@ pub(super) async fn write_checkpoint(
                optimizer, standardiser, norm_max, statement, releases, noise) \
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
                ON CONFLICT (run) DO UPDATE SET round = $2, evaluated = $3, ended = $4, reason = $5, failures = $6, \
-               model_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN model = $7 THEN model_before ELSE model END, \
-               optimizer_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN model = $7 THEN optimizer_before \
-               ELSE optimizer END, model = $7, model_sha256 = $8, optimizer = $9, standardiser = $10, \
+               model_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN checkpoints.model = $7 \
+               THEN checkpoints.model_before ELSE checkpoints.model END, \
+               optimizer_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN checkpoints.model = $7 \
+               THEN checkpoints.optimizer_before ELSE checkpoints.optimizer END, \
+               model = $7, model_sha256 = $8, optimizer = $9, standardiser = $10, \
                norm_max = $11, statement = $12, releases = $13, noise = $14";
+    // Not kept prepared: a missing number has another type there than one that is given.
     sqlx::query(sql)
+        .persistent(false)
         .bind(run.to_string())
         .bind(i64::from(checkpoint.round.0))
         .bind(i64::from(checkpoint.evaluated))
@@ -179,7 +183,7 @@ fn sound(metrics: Option<Metrics>) -> Option<Metrics> {
 
 /// Puts a round's line in place of the one before, if any.
 pub(super) async fn write_round(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     run: RunId,
     summary: &RoundSummary,
 ) -> Result<(), StoreError> {
@@ -189,7 +193,9 @@ pub(super) async fn write_round(
         central: sound(summary.central),
         ..summary.clone()
     };
-    sqlx::query("INSERT OR REPLACE INTO rounds (run, round, summary) VALUES ($1, $2, $3)")
+    let sql = "INSERT INTO rounds (run, round, summary) VALUES ($1, $2, $3) \
+               ON CONFLICT (run, round) DO UPDATE SET summary = $3";
+    sqlx::query(sql)
         .bind(run.to_string())
         .bind(i64::from(summary.round))
         .bind(to_json(&summary))
@@ -200,14 +206,19 @@ pub(super) async fn write_round(
 
 /// Stores what one client measured.
 pub(super) async fn write_report(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     run: RunId,
     client: &ClientId,
     task: TaskId,
     metrics: &Metrics,
 ) -> Result<(), StoreError> {
     let Some(metrics) = sound(Some(*metrics)) else { return Ok(()) };
-    sqlx::query("INSERT OR REPLACE INTO reports VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
+    let sql = "INSERT INTO reports (run, round, kind, client, loss, accuracy, examples, seconds) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+               ON CONFLICT (run, round, kind, client) DO UPDATE SET loss = $5, accuracy = $6, examples = $7, seconds = $8";
+    // Not kept prepared: a missing number has another type there than one that is given.
+    sqlx::query(sql)
+        .persistent(false)
         .bind(run.to_string())
         .bind(i64::from(task.round.0))
         .bind(task.kind.name())
@@ -223,12 +234,16 @@ pub(super) async fn write_report(
 
 /// Puts a client's record in place of the one before.
 pub(super) async fn write_client(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     run: RunId,
     client: &ClientId,
     record: &ClientRecord,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT OR REPLACE INTO clients VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
+    let sql = "INSERT INTO clients (run, client, accepted, refused, declined, test, releases, released_last) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+               ON CONFLICT (run, client) DO UPDATE SET accepted = $3, refused = $4, declined = $5, test = $6, \
+               releases = $7, released_last = $8";
+    sqlx::query(sql)
         .bind(run.to_string())
         .bind(client.as_str())
         .bind(i64::from(record.accepted))
@@ -243,7 +258,7 @@ pub(super) async fn write_client(
 }
 
 /// A client's record.
-pub(super) fn client(row: &SqliteRow) -> Result<(ClientId, ClientRecord), StoreError> {
+pub(super) fn client(row: &AnyRow) -> Result<(ClientId, ClientRecord), StoreError> {
     let name: String = row.try_get("client")?;
     let client = ClientId::new(&name).map_err(|error| wrong(row, "client", error))?;
     let tested = row.try_get::<Option<String>, _>("test")?.is_some();
@@ -260,7 +275,7 @@ pub(super) fn client(row: &SqliteRow) -> Result<(ClientId, ClientRecord), StoreE
 }
 
 /// A run's line without rounds and clients.
-pub(super) fn summary(row: &SqliteRow) -> Result<RunSummary, StoreError> {
+pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
     let (state, message) = match (end(row)?, control(row)?) {
         (Some(end), _) => (end.state(), end.message().to_owned()),
         (None, Control::Pause) => (RunState::Paused, "paused by the operator".to_owned()),

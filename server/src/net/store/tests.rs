@@ -1,8 +1,11 @@
 //! What a store remembers, and what it says of damage.
 
+use std::path::Path;
+
 use protocol::wire::{Control, ModelChoice, RoundSummary, RunState};
 use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
 
+use super::place::Place;
 use super::*;
 use crate::{Booking, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
@@ -10,6 +13,11 @@ use privacy::chain::Link;
 use privacy::ledger::{Charge, Composition, Ledger, Terms, Unit};
 
 pub(super) const RUN: RunId = RunId(7);
+
+/// A state of this test's own, in the database that this module's tests are for.
+fn place() -> Option<Place> {
+    Place::of(module_path!())
+}
 
 pub(super) fn layout() -> Layout {
     Layout::new([("weight".to_owned(), vec![2, 1]), ("bias".to_owned(), vec![1])]).unwrap()
@@ -79,16 +87,16 @@ fn blobs_in(dir: &Path) -> usize {
 
 #[tokio::test]
 async fn what_is_committed_is_there_bit_for_bit_after_reopening() {
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = place() else { return };
     let done = commit(1, [1.0, -0.0, f32::MIN_POSITIVE]);
     {
-        let store = Store::open(dir.path()).await.unwrap();
+        let store = dir.open().await;
         submit(&store, RUN, &begin([0.0; 3])).await;
         let sha256 = store.commit(RUN, &layout(), &done).await.unwrap();
         assert_eq!(sha256, done.checkpoint.model.sha256());
         store.close().await;
     }
-    let store = Store::open(dir.path()).await.unwrap();
+    let store = dir.open().await;
     assert_eq!(queue(&store).await, [RUN]);
     let stored = store.load(RUN).await.unwrap();
     assert_eq!(stored.checkpoint, done.checkpoint);
@@ -100,18 +108,18 @@ async fn what_is_committed_is_there_bit_for_bit_after_reopening() {
 
 #[tokio::test]
 async fn a_second_server_on_the_same_state_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let first = Store::open(dir.path()).await.unwrap();
-    assert!(matches!(Store::open(dir.path()).await, Err(StoreError::Locked(_))));
+    let Some(dir) = place() else { return };
+    let first = dir.open().await;
+    assert!(matches!(dir.try_open().await, Err(StoreError::Locked(_))));
     first.close().await;
     drop(first);
-    assert!(Store::open(dir.path()).await.is_ok());
+    assert!(dir.try_open().await.is_ok());
 }
 
 #[tokio::test]
 async fn of_the_models_the_last_ones_and_the_best_keep_their_files_and_of_the_optimizer_the_last_two() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).await.unwrap().keeping(Some(2));
+    let Some(dir) = place() else { return };
+    let store = dir.open().await.keeping(Some(2));
     submit(&store, RUN, &begin([0.0; 3])).await;
     for round in 1..5u8 {
         let mut done = commit(round.into(), [f32::from(round); 3]);
@@ -141,8 +149,8 @@ async fn of_the_models_the_last_ones_and_the_best_keep_their_files_and_of_the_op
 
 #[tokio::test]
 async fn the_commit_of_an_evaluation_replaces_the_rounds_line_and_writes_no_model() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).await.unwrap();
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
     let mut done = commit(1, [1.0; 3]);
     store.commit(RUN, &layout(), &done).await.unwrap();
@@ -158,8 +166,8 @@ async fn the_commit_of_an_evaluation_replaces_the_rounds_line_and_writes_no_mode
 
 #[tokio::test]
 async fn a_damaged_model_is_reported_by_name() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).await.unwrap();
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
     submit(&store, RUN, &begin([1.0, 2.0, 3.0])).await;
     let (file, _) = store.model_file(RUN).await.unwrap();
     let mut bytes = std::fs::read(&file).unwrap();
@@ -171,8 +179,8 @@ async fn a_damaged_model_is_reported_by_name() {
 
 #[tokio::test]
 async fn runs_are_listed_newest_first_and_a_failed_one_says_why() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).await.unwrap();
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
     submit(&store, RunId(1), &begin([0.0; 3])).await;
     store.end(RUN, &RunEnd::Failed("no lattice".into())).await.unwrap();
@@ -188,8 +196,8 @@ async fn runs_are_listed_newest_first_and_a_failed_one_says_why() {
 
 #[tokio::test]
 async fn metrics_that_are_not_finite_never_make_a_state_unreadable() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).await.unwrap();
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
     let mut hostile = commit(1, [1.0; 3]);
     let infinite = Some(Metrics { loss: f64::INFINITY, ..Metrics::default() });
@@ -214,10 +222,55 @@ pub(super) fn a_book() -> (Ledger, Vec<Link>) {
 }
 
 #[tokio::test]
+async fn numbers_may_be_missing_in_one_commit_and_there_in_the_next() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    for (round, norm_max) in [(1, None), (2, Some(0.1)), (3, None), (4, Some(1e-300))] {
+        let mut done = commit(round, [round as f32; 3]);
+        done.checkpoint.norm_max = norm_max.map(|norm| protocol::Positive::new(norm).unwrap());
+        done.reports[0].2.accuracy = norm_max;
+        store.commit(RUN, &layout(), &done).await.unwrap();
+        assert_eq!(store.load(RUN).await.unwrap().checkpoint, done.checkpoint);
+    }
+}
+
+#[tokio::test]
+async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    let north = ClientId::new("north").unwrap();
+    store.add_invite(&north, "t1", 10, 20).await.unwrap();
+    store.add_invite(&north, "t2", 10, 30).await.unwrap();
+    assert!(matches!(store.show("t2", "k", 15).await.unwrap(), Shown::Good(site) if site == north));
+    assert!(store.use_invite("t2", "k", "pem", 15).await.unwrap());
+    assert!(!store.use_invite("t2", "other", "pem", 16).await.unwrap());
+    assert!(matches!(store.show("t2", "k", 17).await.unwrap(), Shown::Again { .. }));
+    store.revoke(&north, 40).await.unwrap();
+    store.revoke(&north, 50).await.unwrap();
+    assert_eq!(store.revocations().await.unwrap(), [(north.clone(), 50)].into());
+    let member = Membership { site: north, invited: 10, expires: 30, joined: Some(15), revoked: Some(50) };
+    assert_eq!(store.members().await.unwrap(), [member]);
+}
+
+#[tokio::test]
+async fn a_look_sees_what_is_stored_and_cannot_write() {
+    let Some(dir) = place() else { return };
+    let database = dir.database("b");
+    assert!(matches!(Store::look_into(dir.path(), &database).await, Err(StoreError::Empty(_))));
+    let store = dir.open().await;
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    let look = Store::look_into(dir.path(), &database).await.unwrap();
+    assert_eq!(queue(&look).await, [RUN]);
+    assert!(look.end(RUN, &RunEnd::Stopped).await.is_err());
+    assert_eq!(queue(&store).await, [RUN]);
+}
+
+#[tokio::test]
 async fn a_ledger_comes_back_and_grows_in_the_transaction_of_a_commit() {
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = place() else { return };
     let (mut ledger, links) = a_book();
-    let store = Store::open(dir.path()).await.unwrap();
+    let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
     store.book(&Booking { population: "wards".into(), links: links.clone() }).await.unwrap();
     let settled = ledger.settle();
@@ -234,9 +287,9 @@ async fn a_ledger_comes_back_and_grows_in_the_transaction_of_a_commit() {
 
 #[tokio::test]
 async fn a_commit_whose_records_have_no_place_in_the_ledger_changes_nothing_at_all() {
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = place() else { return };
     let (_, links) = a_book();
-    let store = Store::open(dir.path()).await.unwrap();
+    let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
     store.book(&Booking { population: "wards".into(), links: links.clone() }).await.unwrap();
     let mut twice = commit(1, [1.0; 3]);
@@ -248,9 +301,9 @@ async fn a_commit_whose_records_have_no_place_in_the_ledger_changes_nothing_at_a
 
 #[tokio::test]
 async fn no_statement_of_the_database_changes_or_removes_a_record() {
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = place() else { return };
     let (_, links) = a_book();
-    let store = Store::open(dir.path()).await.unwrap();
+    let store = dir.open().await;
     store.book(&Booking { population: "wards".into(), links }).await.unwrap();
     for sql in ["UPDATE ledger SET record = '{}'", "DELETE FROM ledger"] {
         let refused = sqlx::query(sql).execute(&store.pool).await.unwrap_err().to_string();
@@ -259,34 +312,16 @@ async fn no_statement_of_the_database_changes_or_removes_a_record() {
 }
 
 #[tokio::test]
-async fn a_state_of_the_first_schema_is_taken_along() {
-    let dir = tempfile::tempdir().unwrap();
-    let options =
-        SqliteConnectOptions::new().filename(dir.path().join("state.sqlite")).create_if_missing(true);
-    let pool = SqlitePoolOptions::new().connect_with(options).await.unwrap();
-    sqlx::raw_sql(MIGRATIONS[0]).execute(&pool).await.unwrap();
-    let rows = "INSERT INTO runs (run, name, rounds, plan_toml, tensors) VALUES ('0000000000000009', 'old', 3, '', '[]'); \
-                INSERT INTO checkpoints (run, round, evaluated, failures, model, model_sha256) \
-                VALUES ('0000000000000009', 2, 1, 0, 'm', 's'); \
-                INSERT INTO clients VALUES ('0000000000000009', 'north', 2, '[]', '[]', NULL); PRAGMA user_version = 1";
-    sqlx::raw_sql(rows).execute(&pool).await.unwrap();
-    pool.close().await;
-    let store = Store::open(dir.path()).await.unwrap();
-    let summary = store.summary(None).await.unwrap().unwrap();
-    assert_eq!((summary.name.as_str(), summary.rounds_done, summary.clients.len()), ("old", 2, 1));
-}
-
-#[tokio::test]
 async fn an_operator_s_wish_is_there_after_reopening_and_a_run_that_was_ended_keeps_nothing_it_needed_to_go_on()
  {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).await.unwrap();
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
     store.commit(RUN, &layout(), &commit(1, [1.0; 3])).await.unwrap();
     store.wish(RUN, Control::Pause).await.unwrap();
     store.close().await;
     drop(store);
-    let store = Store::open(dir.path()).await.unwrap();
+    let store = dir.open().await;
     assert_eq!(store.queue().await.unwrap()[0].control, Control::Pause);
     assert_eq!(store.summaries().await.unwrap()[0].state, RunState::Paused);
     store.end(RUN, &RunEnd::Stopped).await.unwrap();

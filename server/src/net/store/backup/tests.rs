@@ -1,5 +1,6 @@
 //! A copy is the state it was taken of, and an old state does not spend again what it has forgotten.
 
+use super::super::place::Place;
 use super::super::tests::{RUN, a_book, begin, commit, layout, submit};
 use super::*;
 
@@ -16,6 +17,31 @@ async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
     store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.load(RUN).await.unwrap().checkpoint, commit(1, [1.0, 2.0, 3.0]).checkpoint);
+    assert!(copied.models(RUN).await.unwrap().iter().all(|model| model.file.exists()));
+}
+
+#[tokio::test]
+async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
+    let Some(place) = Place::in_postgres() else { return };
+    let store = place.open().await;
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    let mut done = commit(1, [1.0, 2.0, 3.0]);
+    done.checkpoint.noise = privacy::correlation::NoiseMemory::new(vec![vec![1, -2, 3]]);
+    store.commit(RUN, &layout(), &done).await.unwrap();
+    let (ledger, links) = a_book();
+    store
+        .book(&Booking { population: ledger.terms().population.clone(), links: links.clone() })
+        .await
+        .unwrap();
+    let looking = Store::look_into(place.path(), &place.database("b")).await.unwrap();
+    let copy = place.path().join("copy");
+    looking.back_up(&copy).await.unwrap();
+    store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
+    let copied = Store::open(&copy).await.unwrap();
+    assert_eq!(copied.load(RUN).await.unwrap().checkpoint, done.checkpoint);
+    assert_eq!(copied.ledger(&ledger.terms().population).await.unwrap(), links);
+    // It can go on there, and its files are swept like any.
+    copied.commit(RUN, &layout(), &commit(2, [4.0; 3])).await.unwrap();
     assert!(copied.models(RUN).await.unwrap().iter().all(|model| model.file.exists()));
 }
 

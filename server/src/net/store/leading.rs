@@ -1,0 +1,197 @@
+//! Opening the state: to write, which one server does at a time, and to look at it, which everybody may.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use sqlx::AnyPool;
+
+use super::blobs::Blobs;
+use super::database::{self, SCHEMA};
+use super::lease::Fence;
+use super::secrets::Secrets;
+use super::{Database, Postgres, Store, StoreError};
+
+/// What becomes of SQLite's file when its rows move.
+pub(super) const MIGRATED: &str = "state.sqlite.migrated";
+
+impl Store {
+    /// Opens the state in `dir` with its rows in SQLite, making it if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] while another server has it open, [`StoreError::Moved`] when its rows are somewhere else.
+    pub async fn open(dir: &Path) -> Result<Self, StoreError> {
+        let moved = dir.join(MIGRATED);
+        if moved.exists() && !dir.join("state.sqlite").exists() {
+            return Err(StoreError::Moved(moved));
+        }
+        let lock = lock(dir, &Database::Sqlite)?;
+        let pool = database::sqlite(dir, true).await?;
+        Self::begin_with(dir, pool, None, lock).await
+    }
+
+    /// Opens the state with its rows in `database`, making it if need be. In PostgreSQL this takes the lease: it waits for as long
+    /// as another server holds it, and for a database that does not answer. Give the wait up by dropping the future.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] while another server of this name runs on this machine; [`StoreError::Database`] when the
+    /// database refuses this server.
+    pub async fn lead(dir: &Path, database: &Database) -> Result<Self, StoreError> {
+        let Database::Postgres(postgres) = database else { return Self::open(dir).await };
+        let lock = lock(dir, database)?;
+        let path = dir.join("state.sqlite");
+        if path.exists() {
+            return Err(StoreError::TwoStates { path, database: postgres.to_string() });
+        }
+        let mut known = None;
+        loop {
+            match attempt(&mut known, postgres).await {
+                Ok(Some((pool, fence))) => return Self::begin_with(dir, pool, Some(fence), lock).await,
+                Ok(None) => {}
+                Err(error) if error.passes() => {
+                    known = None;
+                    tracing::warn!("{postgres}: {error}; trying again");
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(postgres.lease() / 3).await;
+        }
+    }
+
+    /// Takes the state over: nobody else writes from here on.
+    async fn begin_with(
+        dir: &Path,
+        pool: AnyPool,
+        fence: Option<Fence>,
+        lock: File,
+    ) -> Result<Self, StoreError> {
+        let epoch = fence.map(|fence| fence.epoch());
+        let blobs = Blobs::open(dir.join("blobs"), epoch)?;
+        let secrets = Secrets::open(dir.join("secrets"), epoch)?;
+        let store =
+            Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence, _lock: Some(lock) };
+        let mut transaction = store.begin().await?;
+        database::migrate(&mut transaction).await?;
+        transaction.commit().await?;
+        // What a crash left behind unreferenced was never released: it goes before anything else happens.
+        store.collect().await?;
+        Ok(store)
+    }
+
+    /// Looks into the state in `dir` with its rows in SQLite, also while a server uses it. Nothing can be written.
+    ///
+    /// # Errors
+    /// [`StoreError`] when there is no state, or one of another release.
+    pub async fn look(dir: &Path) -> Result<Self, StoreError> {
+        Self::look_into(dir, &Database::Sqlite).await
+    }
+
+    /// Looks into the state with its rows in `database`, also while servers use it. Nothing can be written.
+    ///
+    /// # Errors
+    /// [`StoreError`] when there is no state, or one of another release.
+    pub async fn look_into(dir: &Path, database: &Database) -> Result<Self, StoreError> {
+        let pool = match database {
+            Database::Sqlite => {
+                let path = dir.join("state.sqlite");
+                if !path.exists() {
+                    return Err(StoreError::Empty(path.display().to_string()));
+                }
+                database::sqlite(dir, false).await?
+            }
+            Database::Postgres(postgres) => postgres.look().await?,
+        };
+        let found = database::version(&mut pool.begin().await?).await?;
+        if found != SCHEMA {
+            return Err(StoreError::Newer { found, known: SCHEMA });
+        }
+        let (blobs, secrets) = (Blobs::look(dir.join("blobs")), Secrets::look(dir.join("secrets")));
+        Ok(Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence: None, _lock: None })
+    }
+
+    /// How often the lease was taken up to now, where there is one.
+    pub fn epoch(&self) -> Option<i64> {
+        self.fence.map(|fence| fence.epoch())
+    }
+
+    /// How long the lease is good without being renewed, where there is one.
+    pub(crate) fn lease_life(&self) -> Option<Duration> {
+        self.fence.map(|fence| fence.life())
+    }
+
+    /// Makes the lease good for another life.
+    pub(crate) async fn renew(&self) -> Result<(), StoreError> {
+        match &self.fence {
+            Some(fence) => fence.renew(&self.pool).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the lease back: the next server need not wait for its end.
+    pub(crate) async fn release(&self) {
+        let Some(fence) = &self.fence else { return };
+        // Without it the others wait a little longer.
+        let _ = tokio::time::timeout(fence.life(), fence.release(&self.pool)).await;
+    }
+
+    /// Why the engine could not go on, given what it met: a file that is gone and a record that has no place mean no damage where
+    /// another server has taken over.
+    pub(crate) async fn verdict(&self, met: StoreError) -> StoreError {
+        if self.fence.is_none() || met.passes() {
+            return met;
+        }
+        match self.begin().await {
+            Err(deposed @ StoreError::Deposed { .. }) => {
+                tracing::error!("{deposed}");
+                deposed
+            }
+            Ok(_) | Err(_) => met,
+        }
+    }
+}
+
+impl StoreError {
+    /// Whether another server has taken over or the database does not answer: to be waited out where there is a lease.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Deposed { .. } | Self::LeaseLost { .. } => true,
+            Self::Database(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
+            // Class 08: the connection; 57: somebody stopped the database; 25P03: a transaction stood still for too long; 53: it is
+            // out of something; 40: it could not serialise.
+            Self::Database(sqlx::Error::Database(refused)) => refused.code().is_some_and(|code| {
+                ["08", "57", "53", "40"].iter().any(|class| code.starts_with(class)) || code == "25P03"
+            }),
+            _ => false,
+        }
+    }
+}
+
+/// One attempt to take the lease, on connections that are kept for the next one.
+async fn attempt(
+    known: &mut Option<AnyPool>,
+    postgres: &Postgres,
+) -> Result<Option<(AnyPool, Fence)>, StoreError> {
+    let pool = match known {
+        Some(pool) => pool.clone(),
+        None => known.insert(postgres.connect().await?).clone(),
+    };
+    let taken = Fence::take(&pool, postgres).await?;
+    Ok(taken.map(|fence| (pool, fence)))
+}
+
+fn lock(dir: &Path, database: &Database) -> Result<File, StoreError> {
+    std::fs::create_dir_all(dir).map_err(|source| StoreError::File { path: dir.to_owned(), source })?;
+    let path = database.lock_file(dir);
+    let failed = |source| StoreError::File { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests;
