@@ -7,6 +7,7 @@ mod bench;
 mod budget;
 mod check;
 mod control;
+mod dashboard;
 mod demo;
 mod explain;
 mod export;
@@ -122,6 +123,8 @@ enum ServerCommand {
     Issue(serve::IssueArgs),
     /// Serve until interrupted.
     Run(serve::RunArgs),
+    /// Print the address of the dashboard, with the token that opens it.
+    Dashboard(dashboard::DashboardArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
     /// Copy all that the server remembers and is, while it works.
@@ -244,6 +247,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Init(args)) => serve::init(args, global),
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
+        Command::Server(ServerCommand::Dashboard(args)) => dashboard::dashboard(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
         Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),

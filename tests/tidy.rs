@@ -24,8 +24,11 @@ const IMPORTS: [(&str, &[&str]); 6] = [
     ("simulations", &["client", "learning", "privacy", "protocol", "server"]),
 ];
 /// What only a shell may link: in `server` and `client` behind the feature `net`, elsewhere not at all.
-const SHELL: [&str; 10] = [
+const SHELL: [&str; 13] = [
     "aws-lc-rs",
+    "axum",
+    "hyper",
+    "hyper-util",
     "quinn",
     "quinn-proto",
     "rcgen",
@@ -336,7 +339,7 @@ fn every_command_of_the_papers_exists() {
     let command_line: String =
         sources().iter().filter(|source| source.is_in("src")).map(|source| source.text.as_str()).collect();
     let mut faults = Vec::new();
-    for page in ["README.md", "SECURITY.md", "CONTRIBUTING.md", "docs/federation.md"] {
+    for page in ["README.md", "SECURITY.md", "CONTRIBUTING.md", "docs/federation.md", "docs/operations.md"] {
         for (number, words) in commands(&read(page)) {
             let plain = |word: &&String| word.chars().all(|c| c.is_ascii_lowercase());
             let sub = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
@@ -359,7 +362,7 @@ fn every_command_of_the_papers_exists() {
 fn every_link_of_the_papers_leads_somewhere() {
     let mut faults = Vec::new();
     let pages = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
-    for page in pages.into_iter().chain(["docs/protocol.md", "docs/federation.md"]) {
+    for page in pages.into_iter().chain(["docs/protocol.md", "docs/federation.md", "docs/operations.md"]) {
         let folder = Path::new(page).parent().unwrap();
         for (number, line) in (1..).zip(read(page).lines()) {
             let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());

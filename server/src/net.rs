@@ -6,6 +6,7 @@
 //! program says through [`ModelRoom`]. A client can make the server refuse it, never make it stop; what it cannot refuse
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
+mod admin;
 mod audit;
 mod authority;
 mod central;
@@ -17,8 +18,10 @@ mod exchange;
 mod frames;
 mod keeper;
 mod members;
+mod metrics;
 mod outgoing;
 mod peer;
+mod presence;
 mod session;
 mod shelf;
 mod store;
@@ -37,6 +40,8 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Note;
+use admin::{Admin, Door};
+pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
 pub use authority::{Authority, AuthorityError, Identity, Issuing, SERVER_NAME};
 use desk::Desk;
@@ -45,7 +50,9 @@ pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use keeper::Keeper;
 use members::Members;
+use metrics::Metrics;
 pub use peer::{NotASite, site_of_pem, validity_of_pem};
+use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{
@@ -98,13 +105,15 @@ pub struct ServerConfig {
     pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
     pub limits: Limits,
+    /// Where operators look in over HTTP, if they may.
+    pub admin: Option<AdminConfig>,
 }
 
 impl ServerConfig {
     /// A server that nobody can be invited to, with its rows in SQLite and the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
         let (database, limits) = (Database::default(), Limits::default());
-        Self { state, database, listen, identity, issuing: None, models_kept: None, limits }
+        Self { state, database, listen, identity, issuing: None, models_kept: None, limits, admin: None }
     }
 }
 
@@ -152,6 +161,9 @@ pub enum ServeError {
     /// The port cannot be opened.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// The admin port cannot be opened.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The operating system refuses something basic.
     #[error("the operating system refuses: {0}")]
     System(#[from] std::io::Error),
@@ -171,6 +183,7 @@ impl ServeError {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     endpoint: Endpoint,
     desk: Arc<Desk>,
     store: Arc<Store>,
@@ -218,17 +231,21 @@ impl Server {
         room: Arc<dyn ModelRoom>,
     ) -> Result<Self, ServeError> {
         let address = endpoint.local_addr()?;
+        let door = Door::open(config.admin).await?;
+        let admin = door.as_ref().map(|door| door.address);
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (live, watched) = watch::channel(LiveRuns::default());
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
+        let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new()));
         let nerves = Nerves {
             commands: commands.downgrade(),
             live,
             notes: notes.clone(),
             stop: stop.clone(),
             spare: Arc::clone(&spare),
+            meter: Arc::clone(&metrics),
         };
         let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);
@@ -239,7 +256,9 @@ impl Server {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let members = Members::new(Arc::clone(&store), config.issuing, commands.clone()).await?;
+        let members =
+            Members::new(Arc::clone(&store), config.issuing, Arc::clone(&metrics), commands.clone());
+        let members = members.await?;
         let members = Arc::new(members);
         let desk = Arc::new(Desk {
             store: Arc::clone(&store),
@@ -258,16 +277,27 @@ impl Server {
             desk: Arc::clone(&desk),
             newcomers: Newcomers::default(),
             members,
+            metrics: Arc::clone(&metrics),
+            presence: Arc::clone(&presence),
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
+        if let Some(door) = door {
+            let view = Admin::new(Arc::clone(&desk), metrics, presence, config.state, address);
+            tokio::spawn(door.serve(view, stop.clone()));
+        }
         tracing::info!("listening on {address}");
         let (engine, keeper) = (Some(engine), Some(keeper));
-        Ok(Self { address, endpoint, desk, store, notes, stop, stopped, engine, keeper })
+        Ok(Self { address, admin, endpoint, desk, store, notes, stop, stopped, engine, keeper })
     }
 
     /// The address it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address of the admin port, where there is one.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// How often the lease was taken up to this server's turn, where replicas share a database.

@@ -76,6 +76,10 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
                 ("kind", json!("server")),
                 ("listens on", json!(file.listen.to_string())),
                 ("keeps its rows in", json!(state)),
+                (
+                    "admin port",
+                    json!(file.admin.map_or_else(|| "none".to_owned(), |admin| admin.listen.to_string())),
+                ),
                 ("connections at most", json!(limits.connections_max)),
                 ("evaluates on its own records", json!(file.central.is_some())),
             ]

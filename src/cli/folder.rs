@@ -27,6 +27,9 @@ impl ServerFolder {
     pub(super) fn operator(&self) -> PathBuf {
         self.0.join("operator")
     }
+    pub(super) fn admin_token(&self) -> PathBuf {
+        self.operator().join("admin.token")
+    }
     pub(super) fn state(&self) -> PathBuf {
         self.0.join("state")
     }
@@ -66,6 +69,9 @@ pub(super) struct ServerFile {
     /// Test records of the server's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) central: Option<SourceSpec>,
+    /// Where operators look in over HTTP; nowhere without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) admin: Option<AdminFile>,
     /// Where the state's rows are.
     #[serde(default)]
     state: StateFile,
@@ -75,6 +81,20 @@ pub(super) struct ServerFile {
     /// What clients may ask of this machine.
     #[serde(default)]
     pub(super) limits: LimitsFile,
+}
+
+/// `[admin]` of `server.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AdminFile {
+    /// Address and TCP port to listen on.
+    pub(super) listen: SocketAddr,
+    /// Whether other machines may reach it.
+    #[serde(default)]
+    pub(super) allow_remote: bool,
+    /// Names by which it may be called, besides the names of loopback and `listen`.
+    #[serde(default)]
+    pub(super) hosts: Vec<String>,
 }
 
 /// `[models]` of `server.toml`.

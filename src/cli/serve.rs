@@ -12,7 +12,8 @@ use learning::device::select;
 use protocol::ClientId;
 use serde_json::{Value, json};
 use server::net::{
-    Authority, Database, EndpointError, Issuing, ModelRoom, ServeError, Server, ServerConfig, validity_of_pem,
+    AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
+    Server, ServerConfig, validity_of_pem,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -50,9 +51,12 @@ pub(super) struct RunArgs {
     /// The server's folder.
     #[arg(default_value = ".")]
     folder: PathBuf,
-    /// Listen here instead of where `server.toml` says; port 0 takes a free one.
+    /// Listen here instead of where `server.toml` says; port 0 takes a free one. The admin port then takes a free one, too.
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// Open the admin port here instead of where `server.toml` says; port 0 takes a free one.
+    #[arg(long)]
+    admin_listen: Option<SocketAddr>,
     /// This server's name among those that share a PostgreSQL database, instead of what `server.toml` says.
     #[arg(long, env = "CONSORTIA_REPLICA")]
     replica: Option<String>,
@@ -65,6 +69,9 @@ pub(super) struct RunArgs {
 const PORT_RETRIES: u32 = 20;
 /// When the end of the server's certificate is announced.
 const WARNED_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// The admin port of a fresh `server.toml`.
+const ADMIN_PORT: u16 = 4434;
 
 /// The comments a user finds in a fresh `server.toml`.
 const SERVER_TOML: &str = r#"# The server of a federation. Paths are relative to this file's folder.
@@ -82,6 +89,11 @@ device = "auto"
 # [central.csv]
 # train = "central.csv"
 # split_column = "split"
+
+# The dashboard, the admin API and /metrics, over HTTP, for whoever has operator/admin.token. `consortia server dashboard`
+# says how to open it. Leave this table out and nothing listens.
+[admin]
+listen = "127.0.0.1:ADMIN"
 
 # The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
 # [models]
@@ -117,7 +129,12 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     operator.write_identity(&folder.operator()).or_fail(Kind::Configuration, "")?;
     let addresses: Vec<_> = args.names.iter().map(|name| address(name, args.listen.port())).collect();
     let addresses = serde_json::to_string(&addresses).or_fail(Kind::Defect, "addresses")?;
-    let text = SERVER_TOML.replace("LISTEN", &args.listen.to_string()).replace("ADDRESSES", &addresses);
+    AdminToken::read_or_make(&folder.admin_token()).or_fail(Kind::Configuration, "")?;
+    let admin = if args.listen.port() == 0 { 0 } else { ADMIN_PORT };
+    let text = SERVER_TOML
+        .replace("LISTEN", &args.listen.to_string())
+        .replace("ADDRESSES", &addresses)
+        .replace("ADMIN", &admin.to_string());
     std::fs::write(folder.config(), text).or_fail(Kind::Configuration, folder.config().display())?;
     global.format.say(
         || {
@@ -164,6 +181,12 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     let mut file = folder.read()?;
     file.listen = args.listen.unwrap_or(file.listen);
+    if let Some(admin) = &mut file.admin {
+        if args.listen.is_some() {
+            admin.listen.set_port(0);
+        }
+        admin.listen = args.admin_listen.unwrap_or(admin.listen);
+    }
     let database = file.database(&folder, args.replica.as_deref())?;
     runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, global.format))
 }
@@ -205,6 +228,7 @@ async fn serve(
         issuing: issuing(folder)?,
         models_kept: file.models.keep_last,
         limits: file.limits(),
+        admin: admin(folder, file)?,
     };
     let stop = CancellationToken::new();
     let told = stop.clone();
@@ -248,7 +272,10 @@ async fn turns(
             Ok(()) => return Ok(()),
             // What is stored is stored; that another server goes on is no failure of this one's end.
             Err(error) if stop.is_cancelled() && error.passes() => return Ok(()),
-            Err(error @ ServeError::Endpoint(EndpointError::Listen { .. })) if retries > 0 => {
+            Err(
+                error @ (ServeError::Endpoint(EndpointError::Listen { .. })
+                | ServeError::Admin(AdminError::Listen { .. })),
+            ) if retries > 0 => {
                 // The port is this server's own, still closing after its last turn.
                 retries -= 1;
                 error
@@ -271,9 +298,14 @@ async fn work(server: Server, stop: &CancellationToken, format: Format) -> Resul
     if let Some(epoch) = server.epoch() {
         format.say(|| format!("leading (epoch {epoch})"), || json!({ "event": "leading", "epoch": epoch }));
     }
+    let admin = server.admin_addr().map(|admin| admin.to_string());
     format.say(
-        || format!("listening on {address} (UDP, QUIC)"),
-        || json!({ "event": "listening", "address": address.to_string() }),
+        || {
+            let open = "`consortia server dashboard` says how to open it";
+            let admin = admin.as_ref().map(|admin| format!("\nadmin port {admin} (TCP, HTTP); {open}"));
+            format!("listening on {address} (UDP, QUIC){}", admin.unwrap_or_default())
+        },
+        || json!({ "event": "listening", "address": address.to_string(), "admin": admin }),
     );
     loop {
         tokio::select! {
@@ -291,6 +323,19 @@ async fn work(server: Server, stop: &CancellationToken, format: Format) -> Resul
         }
     }
     server.shutdown().await
+}
+
+/// Where operators look in, with the token that is made when it is missing.
+fn admin(folder: &ServerFolder, file: &ServerFile) -> Result<Option<AdminConfig>, Failure> {
+    let Some(admin) = &file.admin else { return Ok(None) };
+    let token = AdminToken::read_or_make(&folder.admin_token()).or_fail(Kind::Configuration, "")?;
+    Ok(Some(AdminConfig {
+        listen: admin.listen,
+        token,
+        allow_remote: admin.allow_remote,
+        hosts: admin.hosts.clone(),
+        addresses: file.addresses.clone(),
+    }))
 }
 
 /// The key that certifies invited sites, if it is in the server's folder.

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::audit::AuditLog;
 use super::central::Evaluator;
 use super::crash;
+use super::metrics::Metrics as Meter;
 use super::outgoing::Broadcast;
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError};
@@ -106,6 +107,7 @@ pub(crate) struct Nerves {
     pub(crate) notes: broadcast::Sender<(RunId, Note)>,
     pub(crate) stop: CancellationToken,
     pub(crate) spare: Arc<Spare>,
+    pub(crate) meter: Arc<Meter>,
 }
 
 /// The runs that are being worked on, and those that ended since the last one began, as watchers see them.
@@ -343,6 +345,7 @@ impl Engine {
             Action::Note(note) => {
                 live::log(run, &note);
                 self.audit.note(self.clock.now(), run, &note)?;
+                self.nerves.meter.note(self.clock.now(), run, &note);
                 // Nobody may be listening.
                 let _ = self.nerves.notes.send((run, note));
             }
@@ -368,6 +371,7 @@ impl Engine {
         let Some(active) = self.active.get_mut(&run) else { return Ok(()) };
         let stored = self.store.commit(run, &active.layout, &commit);
         let model_sha256 = self.handle.block_on(stored)?;
+        self.nerves.meter.committed(self.clock.now(), run, commit.summary.seconds);
         active.live.committed(&commit, model_sha256);
         active.live.publish(self.clock.now(), &active.coordinator, &self.nerves.live);
         Ok(())

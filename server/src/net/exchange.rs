@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
 use super::frames::{FrameError, Pace, Patience, at_end, read_frame, read_values, write_frame};
+use super::metrics::Carried;
 use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
 use super::uploads::Room;
 
@@ -92,7 +93,12 @@ impl Exchange {
         let telling = async {
             write_frame(send, FrameKind::Task, &header).await?;
             match model {
-                Some(model) => send.write_chunk(model).await,
+                Some(model) => {
+                    let bytes = model.len() as u64;
+                    send.write_chunk(model).await?;
+                    self.hall.metrics.carried(Carried::Model, bytes);
+                    Ok(())
+                }
                 None => Ok(()),
             }
         };
@@ -157,6 +163,7 @@ impl Exchange {
         if !at_end(recv, limits.upload_idle).await? {
             return Err(Fault::Refused(Refusal::Duplicate));
         }
+        self.hall.metrics.carried(Carried::Update, bytes);
         let answer =
             joined(header, payload, expected.codec).await.ok_or(Fault::Refused(Refusal::Malformed))?;
         Ok((answer, room))

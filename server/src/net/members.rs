@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::authority::{Issuing, Request};
 use super::engine::{Command, Record};
 use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::metrics::{Enrolment, Metrics};
 use super::peer::Peer;
 use super::session::{LAST_WORDS, OPENING, close};
 use super::store::{Membership, Shown, Store, StoreError};
@@ -36,6 +37,7 @@ pub(crate) type Revocations = Arc<BTreeMap<ClientId, u64>>;
 pub(crate) struct Members {
     store: Arc<Store>,
     issuing: Option<Arc<Issuing>>,
+    metrics: Arc<Metrics>,
     commands: mpsc::Sender<Command>,
     revoked: watch::Sender<Revocations>,
     places: Semaphore,
@@ -47,12 +49,14 @@ impl Members {
     pub(crate) async fn new(
         store: Arc<Store>,
         issuing: Option<Arc<Issuing>>,
+        metrics: Arc<Metrics>,
         commands: mpsc::Sender<Command>,
     ) -> Result<Self, StoreError> {
         let revoked = watch::Sender::new(Arc::new(store.revocations().await?));
         Ok(Self {
             store,
             issuing,
+            metrics,
             commands,
             revoked,
             places: Semaphore::new(AT_ONCE),
@@ -155,13 +159,17 @@ impl Members {
     }
 
     async fn enrol(&self, request: &EnrolRequest, connection: &Connection) -> EnrolReply {
-        let done = match &request.token {
-            Some(token) => self.redeem(token, request).await,
-            None => self.renew(Peer::of_connection(connection), request).await,
+        let (done, good) = match &request.token {
+            Some(token) => (self.redeem(token, request).await, Enrolment::Issued),
+            None => (self.renew(Peer::of_connection(connection), request).await, Enrolment::Renewed),
         };
         match done {
-            Ok((chain_pem, root_pem)) => EnrolReply::Issued { chain_pem, root_pem },
+            Ok((chain_pem, root_pem)) => {
+                self.metrics.enrolment(good);
+                EnrolReply::Issued { chain_pem, root_pem }
+            }
             Err(refused) => {
+                self.metrics.enrolment(Enrolment::Refused);
                 let address = connection.remote_address();
                 tracing::warn!("an enrolment from {address} is refused: {refused}");
                 if let (EnrolRefusal::Used, Some(token)) = (refused, &request.token) {
@@ -240,6 +248,6 @@ fn unable(error: &dyn std::fmt::Display) -> EnrolRefusal {
 }
 
 #[expect(clippy::disallowed_methods, reason = "invites expire by the clock on the wall")]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -23,7 +23,9 @@ use super::engine::{Command, Link, Order};
 use super::exchange::Exchange;
 use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::members::{Members, Revocations};
+use super::metrics::Metrics;
 use super::peer::{Peer, is_enrolment};
+use super::presence::Presence;
 use super::uploads::Uploads;
 
 /// What this program calls itself.
@@ -55,6 +57,8 @@ pub(crate) struct Hall {
     pub(crate) desk: Arc<Desk>,
     pub(crate) newcomers: Newcomers,
     pub(crate) members: Arc<Members>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) presence: Arc<Presence>,
 }
 
 /// Connections that have not been greeted, by the site in their certificate.
@@ -95,6 +99,7 @@ impl Drop for Newcomer<'_> {
 pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: CancellationToken) {
     while let Some(Some(incoming)) = stop.run_until_cancelled(endpoint.accept()).await {
         let Ok(handshake) = Arc::clone(&hall.handshakes).try_acquire_owned() else {
+            hall.metrics.handshake_refused();
             incoming.refuse();
             continue;
         };
@@ -131,14 +136,21 @@ async fn open(hall: Arc<Hall>, incoming: Incoming, handshake: OwnedSemaphorePerm
     let Ok(connecting) = incoming.accept() else { return };
     let connection = match timeout(OPENING, connecting).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::info!("a handshake from {address} failed: {error}"),
-        Err(_) => return tracing::info!("a handshake from {address} took too long"),
+        Ok(Err(error)) => {
+            hall.metrics.handshake_refused();
+            return tracing::info!("a handshake from {address} failed: {error}");
+        }
+        Err(_) => {
+            hall.metrics.handshake_refused();
+            return tracing::info!("a handshake from {address} took too long");
+        }
     };
     // Whoever has no certificate must not take the room of those who have: it keeps its place among the handshakes.
     if is_enrolment(&connection) {
         return hall.members.attend(&connection).await;
     }
     if connection.peer_identity().is_none() {
+        hall.metrics.handshake_refused();
         return close(&connection, &Rejection::NotASite);
     }
     let Ok(_seat) = Arc::clone(&hall.seats).try_acquire_owned() else {
@@ -173,17 +185,18 @@ pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, wh
     close(connection, &why);
 }
 
-/// The words of a site's first stream. `None` when the connection is of no use.
-async fn greet(connection: &Connection, client: &ClientId) -> Option<()> {
+/// The words of a site's first stream: what its program calls itself. `None` when the connection is of no use.
+async fn greet(connection: &Connection, client: &ClientId) -> Option<String> {
     let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
         close(connection, &Rejection::Late);
         return None;
     };
     let patience = Patience { first: Some(OPENING), idle: OPENING };
-    match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
+    let software = match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
         Ok(hello) => {
             let software: String = hello.software.chars().filter(|c| !c.is_control()).take(64).collect();
             tracing::info!("{client} is connected from {} with {software}", connection.remote_address());
+            software
         }
         Err(FrameError::Lost(_)) => return None,
         Err(FrameError::TooSlow) => {
@@ -198,10 +211,11 @@ async fn greet(connection: &Connection, client: &ClientId) -> Option<()> {
             reject_on(connection, &mut send, Rejection::NotAHello).await;
             return None;
         }
-    }
+    };
     let welcome = Greeting::Welcome { software: SOFTWARE.to_owned(), you: client.to_string() };
     write_frame(&mut send, FrameKind::Greeting, &welcome).await.ok()?;
-    send.finish().ok()
+    send.finish().ok()?;
+    Some(software)
 }
 
 async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId, issued: u64) {
@@ -214,9 +228,7 @@ async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId
     let Some(newcomer) = hall.newcomers.admit(&client) else {
         return close(connection, &Rejection::Busy);
     };
-    if greet(connection, &client).await.is_none() {
-        return;
-    }
+    let Some(software) = greet(connection, &client).await else { return };
     drop(newcomer);
     // From here on the server opens the streams.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
@@ -227,6 +239,7 @@ async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId
     if hall.commands.send(joined).await.is_err() {
         return close(connection, &Rejection::ShuttingDown);
     }
+    hall.presence.arrive(&client, session, connection.remote_address(), software);
     let mut site =
         Site { hall, connection, client, session, open: BTreeMap::new(), streams: JoinSet::new(), serial: 0 };
     let why = tokio::select! {
@@ -238,6 +251,7 @@ async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId
     };
     // Streams end before the engine hears that the site has left: it may be asked again at once.
     site.streams.shutdown().await;
+    hall.presence.leave(&site.client, session);
     tracing::info!("{} has left: {why}", site.client);
     let _ = hall.commands.send(Command::Left { client: site.client, session }).await;
 }

@@ -14,6 +14,7 @@ mod ledger;
 mod members;
 mod models;
 mod queue;
+mod reports;
 pub(crate) mod rows;
 mod secrets;
 mod transfer;
@@ -39,6 +40,7 @@ use lease::Fence;
 pub(crate) use members::{Membership, Shown};
 pub use models::StoredModel;
 pub(crate) use queue::Queued;
+pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
 pub use transfer::{TransferError, Transferred};
 

@@ -6,6 +6,7 @@
     reason = "tests may panic, and certificates need a date"
 )]
 
+mod admin;
 mod control;
 mod doorstep;
 mod federation;

@@ -79,7 +79,9 @@ impl Engine {
     /// Ends a run that is not being worked on.
     fn end(&mut self, run: RunId, end: &RunEnd) -> Result<(), StoreError> {
         self.handle.block_on(self.store.end(run, end))?;
-        self.audit.note(self.clock.now(), run, &crate::Note::Ended(end.clone()))?;
+        let note = crate::Note::Ended(end.clone());
+        self.audit.note(self.clock.now(), run, &note)?;
+        self.nerves.meter.note(self.clock.now(), run, &note);
         // Whoever watches that run looks again.
         self.nerves.live.send_modify(|_| {});
         Ok(())

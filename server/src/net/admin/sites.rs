@@ -1,0 +1,181 @@
+//! Sites: who is a member, who is connected, who may join, who may not any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use protocol::ClientId;
+use protocol::wire::Member;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Shared;
+use super::runs::rejected;
+use super::views::Problem;
+use crate::net::members::now;
+use crate::net::presence::Seen;
+use crate::net::store::Counts;
+
+/// For how long an invite is good unless something else is asked for.
+const HOURS: u64 = 72;
+
+/// A site, whether a member or not. Times are seconds since the Unix epoch.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SiteView {
+    site: String,
+    /// member, invited, invite_expired, revoked, revoked_and_invited, or issued for a site whose bundle `server issue` made.
+    state: &'static str,
+    invited: Option<u64>,
+    /// When its newest invite expires.
+    expires: Option<u64>,
+    joined: Option<u64>,
+    revoked: Option<u64>,
+    connected: bool,
+    /// When its connection was greeted last, since the server was started.
+    greeted: Option<u64>,
+    /// When it was here last, since the server was started.
+    last_seen: Option<u64>,
+    address: Option<String>,
+    software: Option<String>,
+    /// Of the newest 20 runs, those it took part in; the counts are of these.
+    runs: u32,
+    accepted: u64,
+    refused: BTreeMap<&'static str, u64>,
+    declined: BTreeMap<&'static str, u64>,
+}
+
+/// Who is to be invited.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InviteBody {
+    /// Names: 1 to 64 of a-z, 0-9, '.', '_' and '-' each.
+    sites: Vec<String>,
+    /// Where sites reach the server, `host:port`; `addresses` of server.toml when absent.
+    #[serde(default)]
+    servers: Vec<String>,
+    /// For how long the invites are good; 72 when absent.
+    #[serde(default)]
+    hours: Option<u64>,
+}
+
+/// An invite. Whoever sees the line can become that site.
+#[derive(Serialize, ToSchema)]
+pub(super) struct InviteView {
+    site: String,
+    /// What the site pastes behind `consortia site join`.
+    line: String,
+    /// What to compare by telephone.
+    phrase: String,
+    expires: u64,
+}
+
+/// The word for a membership.
+fn state(member: Option<&Member>, now: u64) -> &'static str {
+    let Some(member) = member else { return "issued" };
+    match (member.joined, member.revoked) {
+        (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
+            if member.invited > before {
+                "revoked_and_invited"
+            } else {
+                "revoked"
+            }
+        }
+        (Some(_), _) => "member",
+        (None, _) if now > member.expires => "invite_expired",
+        (None, _) => "invited",
+    }
+}
+
+fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: Counts) -> SiteView {
+    let Counts { runs, accepted, refused, declined } = counts;
+    let connected = seen.is_some_and(|seen| seen.left.is_none());
+    SiteView {
+        site: site.to_string(),
+        state: state(member, now()),
+        // A site that was revoked without ever having been invited has no dates.
+        invited: member.map(|member| member.invited).filter(|at| *at > 0),
+        expires: member.map(|member| member.expires).filter(|at| *at > 0),
+        joined: member.and_then(|member| member.joined),
+        revoked: member.and_then(|member| member.revoked),
+        connected,
+        greeted: seen.map(|seen| seen.greeted),
+        last_seen: seen.map(|seen| seen.left.unwrap_or_else(now)),
+        address: seen.map(|seen| seen.address.to_string()),
+        software: seen.map(|seen| seen.software.clone()),
+        runs,
+        accepted,
+        refused,
+        declined,
+    }
+}
+
+/// Everybody who was invited, revoked, or seen, by name.
+#[utoipa::path(get, path = "/api/v1/sites", responses((status = OK, body = [SiteView])))]
+pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<SiteView>>, Problem> {
+    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
+    let members: BTreeMap<_, _> = members.into_iter().map(|member| (member.site.clone(), member)).collect();
+    let mut counts = admin.desk.store.counts().await.map_err(Problem::ours)?;
+    let seen = admin.presence.sites();
+    let names: BTreeSet<ClientId> = members.keys().chain(seen.keys()).chain(counts.keys()).cloned().collect();
+    let views = names
+        .iter()
+        .map(|site| view(site, members.get(site), seen.get(site), counts.remove(site).unwrap_or_default()));
+    Ok(Json(views.collect()))
+}
+
+/// Makes a site's certificates and invites void and closes its connection.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/revoke",
+    params(("site" = String, Path, description = "Its name")),
+    responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem))
+)]
+pub(super) async fn revoke(
+    State(admin): State<Shared>,
+    Path(site): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let site = ClientId::new(&site).map_err(Problem::bad)?;
+    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
+    let known =
+        members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site);
+    if !known {
+        let message = format!(
+            "there is no site {site} here; to void a certificate of a site that was never seen, use `consortia site revoke {site}`"
+        );
+        return Err(Problem::new(StatusCode::NOT_FOUND, message));
+    }
+    admin.desk.members.revoke(site).await.map_err(Problem::ours)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes an invite for each site.
+#[utoipa::path(
+    post,
+    path = "/api/v1/invites",
+    request_body = InviteBody,
+    responses((status = CREATED, body = [InviteView]), (status = BAD_REQUEST, body = Problem))
+)]
+pub(super) async fn invite(
+    State(admin): State<Shared>,
+    body: Result<Json<InviteBody>, JsonRejection>,
+) -> Result<(StatusCode, Json<Vec<InviteView>>), Problem> {
+    let Json(InviteBody { sites, servers, hours }) = body.map_err(rejected)?;
+    let sites: Result<Vec<ClientId>, _> = sites.iter().map(|site| ClientId::new(site)).collect();
+    let sites = sites.map_err(Problem::bad)?;
+    let servers = if servers.is_empty() { admin.addresses.clone() } else { servers };
+    if servers.is_empty() {
+        let message = "an invite names the server's address as sites reach it: give `servers`, or `addresses` in server.toml";
+        return Err(Problem::bad(message));
+    }
+    let seconds = hours.unwrap_or(HOURS).saturating_mul(3600);
+    let made = admin.desk.members.invite(&sites, &servers, seconds).await.map_err(Problem::bad)?;
+    let views = made.into_iter().map(|invite| InviteView {
+        site: invite.site.to_string(),
+        line: invite.text,
+        phrase: invite.phrase,
+        expires: invite.expires,
+    });
+    Ok((StatusCode::CREATED, Json(views.collect())))
+}

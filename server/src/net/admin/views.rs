@@ -1,0 +1,177 @@
+//! What the API says, in the words of JSON. These are promises to programs: they are not the wire's types.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use protocol::Metrics;
+use protocol::wire::{ClientSummary, RoundSummary, RunSummary};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::net::metrics::state_name;
+
+/// What went wrong, for a person.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    #[serde(skip)]
+    #[schema(ignore)]
+    status: StatusCode,
+    /// One sentence: what is at fault and what to do.
+    error: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
+
+    /// The request is at fault.
+    pub(super) fn bad(error: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
+
+    /// The server is.
+    pub(super) fn ours(error: impl ToString) -> Self {
+        let error = error.to_string();
+        tracing::error!("the admin port cannot answer: {error}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status, Json(self)).into_response()
+    }
+}
+
+/// What sites measured, pooled or alone.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(super) struct MetricsView {
+    loss: f64,
+    accuracy: Option<f64>,
+    examples: u64,
+    seconds: f64,
+}
+
+impl From<Metrics> for MetricsView {
+    fn from(metrics: Metrics) -> Self {
+        let Metrics { loss, accuracy, examples, seconds } = metrics;
+        Self { loss, accuracy, examples, seconds }
+    }
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(super) struct RunView {
+    /// 16 hexadecimal digits.
+    pub(super) run: String,
+    /// Its plan's name.
+    name: String,
+    /// queued, running, paused, stopping, stopped, finished, failed or budget_exhausted.
+    state: &'static str,
+    /// What it waits for or why it ended.
+    message: String,
+    rounds_done: u32,
+    rounds: u32,
+    /// Whether it carries a seed: it may not claim privacy then.
+    rehearsal: bool,
+    model_sha256: String,
+}
+
+impl From<&RunSummary> for RunView {
+    fn from(summary: &RunSummary) -> Self {
+        Self {
+            run: summary.run.to_string(),
+            name: summary.name.clone(),
+            state: state_name(summary.state),
+            message: summary.message.clone(),
+            rounds_done: summary.rounds_done,
+            rounds: summary.rounds,
+            rehearsal: summary.rehearsal,
+            model_sha256: summary.model_sha256.clone(),
+        }
+    }
+}
+
+/// A run with its plan, its last 1,000 rounds and its sites.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct WholeRunView {
+    #[serde(flatten)]
+    pub(super) run: RunView,
+    /// The plan as it was handed in.
+    pub(super) plan_toml: String,
+    /// Oldest first.
+    pub(super) history: Vec<RoundView>,
+    /// By name.
+    pub(super) sites: Vec<RunSiteView>,
+}
+
+/// A round.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(super) struct RoundView {
+    /// 0 is the statistics round.
+    round: u32,
+    /// Whether the model moved.
+    released: bool,
+    /// Sites asked.
+    cohort: u32,
+    /// Updates that count.
+    answered: u32,
+    /// Mean of the sites' training metrics; null where the plan keeps them at the sites.
+    train: Option<MetricsView>,
+    /// Mean of the sites' test metrics.
+    sites: Option<MetricsView>,
+    /// On the server's own records.
+    central: Option<MetricsView>,
+    /// From the opening of the round to its release.
+    seconds: f64,
+    /// Of everything released from the run's population so far; null without noise.
+    epsilon: Option<f64>,
+}
+
+impl From<&RoundSummary> for RoundView {
+    fn from(line: &RoundSummary) -> Self {
+        Self {
+            round: line.round,
+            released: line.released,
+            cohort: line.cohort,
+            answered: line.answered,
+            train: line.train.map(MetricsView::from),
+            sites: line.sites.map(MetricsView::from),
+            central: line.central.map(MetricsView::from),
+            seconds: line.seconds,
+            epsilon: line.epsilon.filter(|epsilon| epsilon.is_finite()),
+        }
+    }
+}
+
+/// A site in a run.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(super) struct RunSiteView {
+    site: String,
+    connected: bool,
+    /// Updates that counted.
+    accepted: u32,
+    /// Refused answers by reason.
+    refused: BTreeMap<String, u32>,
+    /// Declined tasks by reason.
+    declined: BTreeMap<String, u32>,
+    /// Its last test metrics.
+    test: Option<MetricsView>,
+}
+
+impl RunSiteView {
+    /// A run that is over does not know who is connected.
+    pub(super) fn new(client: &ClientSummary, connected: bool) -> Self {
+        Self {
+            site: client.client.to_string(),
+            connected,
+            accepted: client.accepted,
+            refused: client.refused.iter().cloned().collect(),
+            declined: client.declined.iter().cloned().collect(),
+            test: client.test.map(MetricsView::from),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What operators look at in the database beside a run's summary.
+
+use std::collections::BTreeMap;
+
+use protocol::{ClientId, RunId};
+use sqlx::Row;
+
+use super::{Store, StoreError, rows};
+
+/// Reports that are told at most, the newest ones.
+const REPORTS_MAX: i64 = 50_000;
+/// Runs over which sites' answers are counted, the newest ones.
+const COUNTED: i64 = 20;
+
+/// What one site measured in one round.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) round: u32,
+    /// `train` or `evaluate`.
+    pub(crate) kind: String,
+    pub(crate) site: ClientId,
+    pub(crate) loss: f64,
+    pub(crate) accuracy: Option<f64>,
+    pub(crate) examples: u64,
+    pub(crate) seconds: f64,
+}
+
+/// A site's answers over the newest runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) runs: u32,
+    pub(crate) accepted: u64,
+    pub(crate) refused: BTreeMap<&'static str, u64>,
+    pub(crate) declined: BTreeMap<&'static str, u64>,
+}
+
+impl Store {
+    /// A run's plan as it was typed.
+    pub(crate) async fn plan_toml(&self, run: RunId) -> Result<String, StoreError> {
+        let found = sqlx::query("SELECT plan_toml FROM runs WHERE run = $1").bind(run.to_string());
+        let row = found.fetch_optional(&self.pool).await?.ok_or(StoreError::NoSuchRun(run))?;
+        Ok(row.try_get("plan_toml")?)
+    }
+
+    /// What sites measured from this round on, oldest first; nothing where the plan keeps metrics at the sites.
+    pub(crate) async fn reports(&self, run: RunId, from: u32) -> Result<Vec<Report>, StoreError> {
+        let sql = "SELECT * FROM reports WHERE run = $1 AND round >= $2 ORDER BY round DESC, client LIMIT $3";
+        let found = sqlx::query(sql).bind(run.to_string()).bind(i64::from(from)).bind(REPORTS_MAX);
+        let mut reports = Vec::new();
+        for row in found.fetch_all(&self.pool).await?.iter().rev() {
+            let (name, round): (String, i64) = (row.try_get("client")?, row.try_get("round")?);
+            let wrong = |message| StoreError::Row { run: run.to_string(), what: "report", message };
+            reports.push(Report {
+                round: u32::try_from(round).map_err(|error| wrong(error.to_string()))?,
+                kind: row.try_get("kind")?,
+                site: ClientId::new(&name).map_err(|error| wrong(error.to_string()))?,
+                loss: row.try_get("loss")?,
+                accuracy: row.try_get("accuracy")?,
+                examples: row.try_get::<i64, _>("examples")?.cast_unsigned(),
+                seconds: row.try_get("seconds")?,
+            });
+        }
+        Ok(reports)
+    }
+
+    /// The answers of every site over the newest runs.
+    pub(crate) async fn counts(&self) -> Result<BTreeMap<ClientId, Counts>, StoreError> {
+        let sql = "SELECT * FROM clients WHERE run IN (SELECT run FROM runs ORDER BY sequence DESC LIMIT $1)";
+        let found = sqlx::query(sql).bind(COUNTED).fetch_all(&self.pool).await?;
+        let mut all: BTreeMap<ClientId, Counts> = BTreeMap::new();
+        for row in &found {
+            let (site, record) = rows::client(row)?;
+            let counts = all.entry(site).or_default();
+            counts.runs += 1;
+            counts.accepted += u64::from(record.accepted);
+            for (reason, count) in record.refused {
+                *counts.refused.entry(reason.name()).or_default() += u64::from(count);
+            }
+            for (reason, count) in record.declined {
+                *counts.declined.entry(reason.name()).or_default() += u64::from(count);
+            }
+        }
+        Ok(all)
+    }
+}
