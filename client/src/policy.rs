@@ -133,6 +133,11 @@ impl Policy {
         Ok(Self { rules })
     }
 
+    /// Whether no task can ever pass, as in a policy that nobody has chosen yet.
+    pub fn allows_nothing(&self) -> bool {
+        self.rules.tasks.is_empty()
+    }
+
     /// Whether the site does `task`, of whose model `parameters` values are shared.
     ///
     /// # Errors

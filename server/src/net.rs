@@ -43,7 +43,7 @@ pub use endpoint::EndpointError;
 pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use members::Members;
-pub use peer::{NotASite, site_of_pem, validity_of_pem};
+pub use peer::{NotASite, site_of_pem, validity_of_der, validity_of_pem};
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{BackupError, BlobError, Lost, Store, StoreError, StoredModel, StoredRun, Submission};

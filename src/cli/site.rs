@@ -1,5 +1,10 @@
 //! `consortia site`: a client beside its data.
 
+pub(super) mod check;
+pub(super) mod leave;
+pub(super) mod log;
+pub(super) mod pause;
+
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -165,7 +170,9 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
     let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
     let guard = open_guard(file)?;
-    let mut participant = Participant::new(name, Box::new(trainer)).with_guard(guard);
+    let (pause, audit) = (pause::following(&file.state), guard.audit().clone());
+    let mut participant =
+        Participant::new(name, Box::new(trainer)).with_guard(guard).with_pause(pause.clone());
     let kept = file.state.join("personal.json");
     if let Some(personal) = read_personal(&kept)? {
         participant.restore_personal(personal);
@@ -183,11 +190,14 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let fresh = super::renewal::keep_fresh(&file.identity, &file.server, agent.identity());
     let running = tokio::spawn(agent.run(shutdown.clone()));
     let told = until_told(while_stdin_open);
-    tokio::pin!(told, fresh);
+    let format = if is_heard(global) { global.format } else { Format::Silent };
+    let paused = pause::watch(&file.state, &pause, Some(audit), format, |_| {});
+    tokio::pin!(told, fresh, paused);
     loop {
         tokio::select! {
             () = &mut told, if !shutdown.is_cancelled() => shutdown.cancel(),
             () = &mut fresh, if !shutdown.is_cancelled() => {}
+            () = &mut paused, if !shutdown.is_cancelled() => {}
             event = events.recv() => match event {
                 Some(event) => show(&event, global),
                 None => break,
@@ -225,8 +235,13 @@ pub(super) fn now() -> Time {
     Time::ZERO + since
 }
 
+/// Whether what happens is told at all: programs that read it are not to be kept short by `-q`.
+fn is_heard(global: &Global) -> bool {
+    global.quiet == 0 || global.format == Format::Json
+}
+
 fn show(event: &AgentEvent, global: &Global) {
-    if global.quiet == 0 || global.format == Format::Json {
+    if is_heard(global) {
         let kind = match event {
             AgentEvent::Connected { .. } => "connected",
             AgentEvent::Waiting { .. } => "waiting",
