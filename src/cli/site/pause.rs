@@ -35,11 +35,22 @@ pub(super) fn is_paused(state: &Path) -> bool {
     path(state).try_exists().unwrap_or(true)
 }
 
-/// The user of this process, as far as the environment says.
+/// The user of this process, as far as the system says.
 pub(super) fn who() -> String {
-    let name =
-        ["SUDO_USER", "USER", "LOGNAME", "USERNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "somebody".to_owned())
+    let named = ["SUDO_USER", "USER", "LOGNAME", "USERNAME"].into_iter();
+    let name = named.filter_map(|name| std::env::var(name).ok()).find(|name| !name.is_empty());
+    name.or_else(user_number).unwrap_or_else(|| "somebody".to_owned())
+}
+
+#[cfg(target_os = "linux")]
+fn user_number() -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    Some(format!("user {}", std::fs::metadata("/proc/self").ok()?.uid()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn user_number() -> Option<String> {
+    None
 }
 
 pub(in crate::cli) fn pause(args: &PauseArgs, global: &Global) -> Result<(), Failure> {
