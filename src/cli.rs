@@ -17,6 +17,8 @@ mod insecure;
 mod join;
 mod members;
 mod model;
+mod new;
+mod notify;
 mod output;
 mod papers;
 mod policy;
@@ -67,6 +69,8 @@ struct Global {
 enum Command {
     /// Train on four hospitals' records over QUIC on this machine, and compare.
     Demo(demo::DemoArgs),
+    /// Make a folder to begin with: a plan, made-up records, and what to do next.
+    New(new::NewArgs),
     /// Run a federation of virtual clients in this process.
     Simulate(simulate::SimulateArgs),
     /// Check a federation, simulation, site or server file, and say what a plan costs.
@@ -246,6 +250,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
     let global = &cli.global;
     match &cli.command {
         Command::Demo(args) => demo::demo(args, global),
+        Command::New(args) => new::new(args, global),
         Command::Simulate(args) => simulate::simulate(args, global),
         Command::Check(args) => check::check(args, global),
         Command::Server(ServerCommand::Init(args)) => serve::init(args, global),

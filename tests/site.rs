@@ -1,14 +1,16 @@
 //! What the people of a site do around `site run`: see whether it is well, pause it, read its log, leave. Each party is a process
 //! of its own.
-#![cfg(unix)]
+#![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 #[path = "support/processes.rs"]
 mod processes;
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use processes::{Process, command, serve, submit};
 use serde_json::Value;
@@ -65,6 +67,21 @@ impl Stage {
         let file = self.path("site/site.toml");
         let arguments = [&["--format", "json", "site", word, text(&file)], more].concat();
         Command::new(env!("CARGO_BIN_EXE_consortia")).args(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The file of `--health`, once it fits.
+    fn health(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        for _ in 0..1200 {
+            let text = std::fs::read(self.path("health.json")).unwrap_or_default();
+            // It is renamed into its place, so that what is there is whole.
+            last = if text.is_empty() { Value::Null } else { serde_json::from_slice(&text).unwrap() };
+            if fits(&last) {
+                return last;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the health is {last}");
     }
 
     /// What `site check` finds: its exit code, and the state and message of each matter.
@@ -199,6 +216,63 @@ fn the_pause_of_a_site_wins_and_survives_a_restart_until_its_people_end_it() {
     assert_eq!(stage.records("resumed").len(), 1);
     assert!(stage.records("paused").len() >= 2, "before and after the restart");
     drop(server);
+}
+
+#[test]
+fn a_limited_site_tells_its_supervisor_how_it_is_and_a_second_one_does_not_start() {
+    let stage = Stage::new();
+    let federation = stage.path("fed");
+    let (_server, address) = serve(text(&federation), "127.0.0.1:0");
+    stage.point_to(&address);
+    let file = stage.path("site/site.toml");
+    let limits = "[limits]\nthreads = 1\nupload_bytes_per_second = 100\ndownload_bytes_per_second = 1000\n";
+    let written = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("health = \"../health.json\"\n{written}{limits}")).unwrap();
+    let manager = UnixDatagram::bind(stage.path("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut running = Command::new(env!("CARGO_BIN_EXE_consortia"));
+    running.args(["-q", "site", "run", text(&file), "--while-stdin-open"]).stdin(Stdio::piped());
+    running.env("NOTIFY_SOCKET", stage.path("notify")).env("WATCHDOG_USEC", "200000");
+    let mut running = Guarded(running.spawn().unwrap());
+    let mut heard = Vec::new();
+    let next = || {
+        let mut words = [0; 500];
+        let length = manager.recv(&mut words).unwrap();
+        String::from_utf8(words[..length].to_vec()).unwrap()
+    };
+    while !heard.iter().any(|words| words == "WATCHDOG=1") {
+        heard.push(next());
+    }
+    assert!(heard[0].starts_with("READY=1\nSTATUS=calling"), "{heard:?}");
+    stage.health(|health| health["state"] == "connected");
+    let environment = std::fs::read(format!("/proc/{}/environ", running.0.id())).unwrap();
+    assert!(
+        String::from_utf8_lossy(&environment).contains("RAYON_NUM_THREADS=1"),
+        "the process started anew"
+    );
+
+    let second = stage.site("run", &[]);
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another program"), "{second:?}");
+    submit(text(&stage.path("plan.toml")), text(&federation), &address, None);
+    let health = stage.health(|health| health["counts"]["accepted"].as_u64().is_some_and(|count| count >= 2));
+    assert_eq!(health["last_task"]["outcome"], "accepted");
+    assert!(health["certificate_ends"].as_u64().unwrap() > health["written"].as_u64().unwrap());
+    assert!(stage.site("pause", &[]).status.success());
+    stage.health(|health| health["state"] == "paused");
+    drop(running.0.stdin.take());
+    assert!(running.0.wait().unwrap().success());
+    assert_eq!(stage.health(|_| true)["state"], "stopped");
+    while next() != "STOPPING=1" {}
+}
+
+/// A process that ends with the test.
+struct Guarded(Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

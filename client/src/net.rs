@@ -21,6 +21,7 @@ mod events;
 mod frames;
 mod identity;
 mod operator;
+mod pace;
 mod probe;
 mod records;
 mod session;

@@ -18,6 +18,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
 use super::members::moment;
+use super::notify::Notify;
 use super::output::Format;
 use super::watch::{runtime, until_told};
 
@@ -194,15 +195,21 @@ async fn serve(
         || format!("listening on {address} (UDP, QUIC)"),
         || json!({ "event": "listening", "address": address.to_string() }),
     );
+    let notify = Notify::from_environment();
+    notify.ready(&format!("listening on {address}"));
+    // Without a watchdog there is nothing to tell, and once a minute is not often.
+    let mut pulse = tokio::time::interval(notify.pulse().unwrap_or(Duration::from_secs(60)));
     let told = until_told(while_stdin_open);
     tokio::pin!(told);
     loop {
         tokio::select! {
+            _ = pulse.tick() => notify.alive(),
             () = &mut told => break,
             () = server.wait() => break,
             note = notes.recv() => match note {
                 Ok((run, note)) => {
                     let event = event_json(unix_seconds(), &note);
+                    notify.status(&format!("listening on {address}; run {run}: {}", tell(&event)));
                     let line = || with_run(event.clone(), &run.to_string());
                     format.say(|| tell(&event), line);
                 }
@@ -211,6 +218,7 @@ async fn serve(
             },
         }
     }
+    notify.stopping();
     server.shutdown().await.or_fail(Kind::Run, "")
 }
 

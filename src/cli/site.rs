@@ -1,6 +1,7 @@
 //! `consortia site`: a client beside its data.
 
 pub(super) mod check;
+mod health;
 pub(super) mod leave;
 pub(super) mod log;
 pub(super) mod pause;
@@ -16,14 +17,15 @@ use learning::{FileSource, Trainer};
 use privacy::chain::Digest;
 use protocol::{ClientId, Time};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
-use super::folder::SiteFile;
+use super::folder::{SiteFile, SiteLimits};
 use super::output::Format;
 use super::watch::{runtime, until_told};
+use health::Health;
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -45,6 +47,9 @@ pub(super) struct RunArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
+    /// Keep a file of JSON that says how the site is; instead of `health` in the site's file.
+    #[arg(long, value_name = "FILE")]
+    health: Option<PathBuf>,
     /// End when stdin is closed, so that no site outlives the program that started it.
     #[arg(long, hide = true)]
     while_stdin_open: bool,
@@ -67,6 +72,15 @@ policy = "policy.toml"
 
 # Where to train: auto, cpu, cuda, cuda:N or metal.
 device = "auto"
+
+# A file of JSON that says how the running site is, for whoever watches over it.
+# health = "health.json"
+
+# What the site may take of its machine and line.
+# [limits]
+# threads = 2
+# upload_bytes_per_second = 1000000
+# download_bytes_per_second = 1000000
 
 # This site's records. Which columns are used is the federation's plan; rows and cells stay here.
 [data.csv]
@@ -160,7 +174,9 @@ pub(super) fn next_steps(files: &SiteFiles, has_data: bool, allow_plain: bool) -
 }
 
 pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
-    let file = SiteFile::read(&args.file)?;
+    let mut file = SiteFile::read(&args.file)?;
+    file.health = args.health.clone().or(file.health);
+    within_threads(&file)?;
     runtime()?.block_on(take_part(&file, args.while_stdin_open, global))
 }
 
@@ -183,33 +199,74 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
             tracing::error!("{}: {error}; what stays at this site is not on disk", kept.display());
         }
     };
-    let agent = Agent::new(participant, identity, AgentConfig::new(&file.server))
-        .with_events(sender)
-        .with_keeper(keep);
+    let SiteLimits { upload_bytes_per_second, download_bytes_per_second, .. } = file.limits;
+    let config =
+        AgentConfig { upload_bytes_per_second, download_bytes_per_second, ..AgentConfig::new(&file.server) };
+    let agent = Agent::new(participant, identity, config).with_events(sender).with_keeper(keep);
     let shutdown = CancellationToken::new();
     let fresh = super::renewal::keep_fresh(&file.identity, &file.server, agent.identity());
     let running = tokio::spawn(agent.run(shutdown.clone()));
     let told = until_told(while_stdin_open);
     let format = if is_heard(global) { global.format } else { Format::Silent };
-    let paused = pause::watch(&file.state, &pause, Some(audit), format, |_| {});
+    let (tell, mut told_paused) = watch::channel(false);
+    let paused = pause::watch(&file.state, &pause, Some(audit), format, |holds| {
+        // Nobody hears it at the very end.
+        let _ = tell.send(holds);
+    });
+    let mut health = Health::begin(file.health.clone(), &file.server, &file.identity);
+    let mut beats = tokio::time::interval(health.every());
     tokio::pin!(told, fresh, paused);
     loop {
         tokio::select! {
             () = &mut told, if !shutdown.is_cancelled() => shutdown.cancel(),
             () = &mut fresh, if !shutdown.is_cancelled() => {}
             () = &mut paused, if !shutdown.is_cancelled() => {}
+            _ = beats.tick() => health.beat(),
+            Ok(()) = told_paused.changed() => health.pause(*told_paused.borrow_and_update()),
             event = events.recv() => match event {
-                Some(event) => show(&event, global),
+                Some(event) => {
+                    health.observe(&event);
+                    show(&event, global);
+                }
                 None => break,
             },
         }
     }
+    health.end();
     match running.await.or_fail(Kind::Defect, "agent")? {
         Ok(()) => Ok(()),
         Err(error @ AgentError::Configuration(_)) => Err(Failure::new(Kind::Configuration, error)),
         Err(error) => Err(Failure::new(Kind::Connection, error)),
     }
 }
+
+/// Starts this program anew where `[limits]` wants another number of threads: the libraries that compute and wait read theirs
+/// from the environment, before anything else. The process stays the same.
+#[cfg(unix)]
+fn within_threads(file: &SiteFile) -> Result<(), Failure> {
+    use std::os::unix::process::CommandExt;
+    let Some(threads) = file.limits.threads.map(|threads| threads.to_string()) else { return Ok(()) };
+    if THREADS.iter().all(|name| std::env::var(name).is_ok_and(|set| set == threads)) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().or_fail(Kind::Defect, "limits.threads")?;
+    let mut again = std::process::Command::new(program);
+    again.args(std::env::args_os().skip(1)).envs(THREADS.map(|name| (name, &threads)));
+    Err(again.exec()).or_fail(Kind::Run, "limits.threads: starting anew with that many threads")
+}
+
+#[cfg(not(unix))]
+fn within_threads(file: &SiteFile) -> Result<(), Failure> {
+    let Some(threads) = file.limits.threads else { return Ok(()) };
+    if THREADS.iter().all(|name| std::env::var(name).is_ok_and(|set| set == threads.to_string())) {
+        return Ok(());
+    }
+    let message = format!("limits.threads: set {} to {threads} and start again", THREADS.join(" and "));
+    Err(Failure::new(Kind::Configuration, message))
+}
+
+/// Where candle and the runtime look for their number of threads.
+const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "TOKIO_WORKER_THREADS"];
 
 /// The site's policy and books, opened where the last run left them.
 fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
