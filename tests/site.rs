@@ -229,17 +229,21 @@ fn a_limited_site_tells_its_supervisor_how_it_is_and_a_second_one_does_not_start
     let written = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, format!("health = \"../health.json\"\n{written}{limits}")).unwrap();
     let manager = UnixDatagram::bind(stage.path("notify")).unwrap();
-    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut running = Command::new(env!("CARGO_BIN_EXE_consortia"));
     running.args(["-q", "site", "run", text(&file), "--while-stdin-open"]).stdin(Stdio::piped());
     running.env("NOTIFY_SOCKET", stage.path("notify")).env("WATCHDOG_USEC", "200000");
     let mut running = Guarded(running.spawn().unwrap());
+    // Read all the while: a service manager's socket takes few words at a time.
+    let (sender, words) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut word = [0; 500];
+        while let Ok(length) = manager.recv(&mut word) {
+            let _ = sender.send(String::from_utf8_lossy(&word[..length]).into_owned());
+        }
+    });
+    let next = || words.recv_timeout(Duration::from_secs(60)).unwrap();
     let mut heard = Vec::new();
-    let next = || {
-        let mut words = [0; 500];
-        let length = manager.recv(&mut words).unwrap();
-        String::from_utf8(words[..length].to_vec()).unwrap()
-    };
     while !heard.iter().any(|words| words == "WATCHDOG=1") {
         heard.push(next());
     }
