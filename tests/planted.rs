@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 /// In the name of a column and in cells that no plan uses, in a cell that a plan trips over, and in the name of the file.
 const WORD: &str = "zebrafinch-7731";
 /// In a column that no plan uses, and in one row of a column that every plan uses.
-const NUMBERS: [f64; 2] = [7919.531_25, 83_461.437_5];
+const NUMBERS: [f64; 2] = [7_919.531_25, 83_461.437_5];
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn plan(features: &str, update: &str) -> Spec {

@@ -1,7 +1,11 @@
 //! What the people of a site do around `site run`: see whether it is well, pause it, read its log, leave. Each party is a process
 //! of its own.
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on says so by panicking, and waits for real processes"
+)]
 
 #[path = "support/processes.rs"]
 mod processes;

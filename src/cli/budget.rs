@@ -28,7 +28,7 @@ pub(super) struct ShowArgs {
 
 /// Whose folder it is.
 enum Books {
-    Site(SiteFile),
+    Site(Box<SiteFile>),
     Server(ServerFolder),
 }
 
@@ -36,7 +36,7 @@ impl Books {
     fn of(path: &Path) -> Result<Self, Failure> {
         let site = if path.is_dir() { path.join("site.toml") } else { path.to_path_buf() };
         if site.exists() {
-            return SiteFile::read(&site).map(Self::Site);
+            return SiteFile::read(&site).map(Box::new).map(Self::Site);
         }
         let server = ServerFolder(path.to_path_buf());
         if server.config().exists() {

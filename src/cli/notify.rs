@@ -89,7 +89,8 @@ fn connect(name: &str) -> Option<(std::os::unix::net::UnixDatagram, std::os::uni
     ready.and_then(|socket| Ok((socket, to?))).ok()
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
 

@@ -3,6 +3,7 @@
 //! The file is made anew beside and renamed, at every change and every few seconds, so that a reader finds it whole and an old
 //! `written` shows a site that hangs. It names no record, column or value of the site.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(super) struct Health {
     connected: bool,
     paused: bool,
     working: Option<TaskId>,
+    /// Declined, and the server has not said yet that it heard so.
+    declined: BTreeSet<TaskId>,
     state: &'static str,
     since: u64,
     trouble: Option<String>,
@@ -59,6 +62,7 @@ impl Health {
             connected: false,
             paused: false,
             working: None,
+            declined: BTreeSet::new(),
             state: "waiting",
             since: seconds(),
             trouble: None,
@@ -95,21 +99,23 @@ impl Health {
             }
             AgentEvent::Waiting { trouble, .. } => {
                 (self.connected, self.working) = (false, None);
+                self.declined.clear();
                 self.trouble = Some(trouble.clone());
             }
             AgentEvent::Started { task } => self.working = Some(*task),
+            // The answer that declines a task is accepted, too.
+            AgentEvent::Accepted { task } if self.declined.contains(task) => self.forget(*task),
             AgentEvent::Accepted { task } => {
-                // A task that was declined is accepted as such.
-                if self.last.as_ref().is_none_or(|last| last["task"] != task.to_string()) {
-                    self.ended(Some(*task), "accepted");
-                    self.counts.accepted += 1;
-                }
+                self.ended(Some(*task), "accepted");
+                self.counts.accepted += 1;
             }
             AgentEvent::Declined { task, reason, .. } => {
                 self.ended(Some(*task), reason.name());
+                self.declined.insert(*task);
                 self.counts.declined += 1;
             }
             AgentEvent::Refused { task, refusal, .. } => {
+                self.forget(*task);
                 self.ended(Some(*task), refusal.name());
                 self.counts.refused += 1;
             }
@@ -129,8 +135,14 @@ impl Health {
         self.write();
     }
 
+    fn forget(&mut self, task: TaskId) {
+        self.declined.remove(&task);
+    }
+
     fn ended(&mut self, task: Option<TaskId>, outcome: &str) {
-        self.working = None;
+        if task.is_none() || task == self.working {
+            self.working = None;
+        }
         let task = task.map(|task| task.to_string());
         self.last = Some(json!({ "task": task, "outcome": outcome, "at": seconds() }));
     }
