@@ -18,6 +18,8 @@ mod insecure;
 mod join;
 mod members;
 mod model;
+mod new;
+mod notify;
 mod output;
 mod papers;
 mod policy;
@@ -69,6 +71,8 @@ struct Global {
 enum Command {
     /// Train on four hospitals' records over QUIC on this machine, and compare.
     Demo(demo::DemoArgs),
+    /// Make a folder to begin with: a plan, made-up records, and what to do next.
+    New(new::NewArgs),
     /// Run a federation of virtual clients in this process.
     Simulate(simulate::SimulateArgs),
     /// Check a federation, simulation, site or server file, and say what a plan costs.
@@ -149,6 +153,16 @@ enum SiteCommand {
     Init(site::InitArgs),
     /// Take part until interrupted.
     Run(site::RunArgs),
+    /// Take part in nothing, whatever a server asks: stops the running task and declines every other, until `site resume`.
+    Pause(site::pause::PauseArgs),
+    /// Take part again.
+    Resume(site::pause::PauseArgs),
+    /// Leave the federation: removes the key and the certificates, keeps ledger, audit log and policy.
+    Leave(site::leave::LeaveArgs),
+    /// Read the site's audit log, once its chain is seen to be whole.
+    Audit(site::log::AuditArgs),
+    /// See whether a site is well: its files, certificate, device, data, policy and its line to the server.
+    Check(site::check::CheckArgs),
     /// Get the next certificate now, with a new key; `site run` does it by itself in time.
     Renew(renewal::RenewArgs),
     /// Try a policy.
@@ -242,6 +256,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
     let global = &cli.global;
     match &cli.command {
         Command::Demo(args) => demo::demo(args, global),
+        Command::New(args) => new::new(args, global),
         Command::Simulate(args) => simulate::simulate(args, global),
         Command::Check(args) => check::check(args, global),
         Command::Server(ServerCommand::Init(args)) => serve::init(args, global),
@@ -259,6 +274,11 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Site(SiteCommand::Revoke(args)) => members::revoke(args, global),
         Command::Site(SiteCommand::Init(args)) => site::init(args, global),
         Command::Site(SiteCommand::Run(args)) => site::run(args, global),
+        Command::Site(SiteCommand::Pause(args)) => site::pause::pause(args, global),
+        Command::Site(SiteCommand::Resume(args)) => site::pause::resume(args, global),
+        Command::Site(SiteCommand::Leave(args)) => site::leave::leave(args, global),
+        Command::Site(SiteCommand::Audit(args)) => site::log::audit(args, global),
+        Command::Site(SiteCommand::Check(args)) => site::check::check(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),
         Command::Audit(AuditCommand::Verify(args)) => audit::verify(args, global),
         Command::Budget(BudgetCommand::Show(args)) => budget::show(args, global),

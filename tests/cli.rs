@@ -172,7 +172,7 @@ fn from_an_empty_folder_to_a_trained_model() {
         let issued = object(&["server", "issue", name, "--dir", dir]);
         let site = folder.path().join(name);
         let bundle = issued["bundle"].as_str().unwrap();
-        object(&["site", "init", text(&site), "--server", &address, "--bundle", bundle, "--allow-plain"]);
+        object(&["site", "init", text(&site), "--server", &address, "--bundle", bundle, "--policy", "plain"]);
         let file = site.join("site.toml");
         let filter =
             format!("train = \"{RECORDS}\"\nsplit_column = \"split\"\nwhere = {{ site = \"{name}\" }}");

@@ -330,7 +330,8 @@ fn three_institutions_join_train_and_lose_one_by_the_commands_alone() {
     for invite in invites.as_array().unwrap() {
         let (site, line) = (invite["site"].as_str().unwrap(), invite["invite"].as_str().unwrap());
         let folder = path(site);
-        let joined = command(&["site", "join", line, "--dir", &folder, "--data", records, "--allow-plain"]);
+        let joined =
+            command(&["site", "join", line, "--dir", &folder, "--data", records, "--policy", "plain"]);
         assert_eq!((&joined["site"], &joined["phrase"]), (&invite["site"], &invite["phrase"]));
         let file = joined["file"].as_str().unwrap();
         let text = std::fs::read_to_string(file).unwrap();

@@ -86,7 +86,7 @@ pub enum AuditEvent {
     Denied {
         /// Which.
         task: TaskName,
-        /// The rule of the policy, or `budget`.
+        /// The rule of the policy, `budget`, or `pause`.
         rule: String,
         /// What was asked and what is allowed.
         message: String,
@@ -121,6 +121,20 @@ pub enum AuditEvent {
     },
     /// The site's program ended in order.
     Stopped,
+    /// The site takes part in nothing from now on.
+    Paused {
+        /// Who wished it, as far as the system knows.
+        by: String,
+    },
+    /// The site takes part again.
+    Resumed,
+    /// The site has left: its key and certificates are gone.
+    Left {
+        /// Who did it, as far as the system knows.
+        by: String,
+        /// SHA-256 of the certificate that was removed.
+        certificate: Digest,
+    },
 }
 
 /// A site's audit log, shared by all who have something to write.

@@ -50,8 +50,16 @@ impl Guard {
         &self.audit
     }
 
-    /// Asks the policy whether `task` may be done, before anything of the site is touched.
-    pub(crate) fn judge(&self, task: &Task) -> Result<(), Trouble> {
+    /// Writes down that `task` came while the site has paused.
+    pub(crate) fn paused(&self, task: &Task, message: &str) -> Result<(), Trouble> {
+        self.receive(task)?;
+        let denied =
+            AuditEvent::Denied { task: task.id.into(), rule: "pause".into(), message: message.to_owned() };
+        self.audit.seal(denied).map_err(|error| unkept(&error))
+    }
+
+    /// Writes down that `task` came.
+    fn receive(&self, task: &Task) -> Result<(), Trouble> {
         let parameters = task.work.model().map_or(0, |model| model.len());
         let promises = Mode::all_of(&task.spec.privacy).iter().map(|mode| mode.name().to_owned()).collect();
         let received = AuditEvent::Received {
@@ -60,7 +68,13 @@ impl Guard {
             parameters: parameters as u64,
             rehearsal: task.seed.is_some(),
         };
-        self.audit.note(received).map_err(|error| unkept(&error))?;
+        self.audit.note(received).map_err(|error| unkept(&error))
+    }
+
+    /// Asks the policy whether `task` may be done, before anything of the site is touched.
+    pub(crate) fn judge(&self, task: &Task) -> Result<(), Trouble> {
+        self.receive(task)?;
+        let parameters = task.work.model().map_or(0, |model| model.len());
         let history = self.ledger.account().history();
         self.policy.judge(task, parameters, (self.clock)(), &history).map_err(|denied| {
             self.deny(task, denied.rule, &denied.message, Decline::Policy, denied.to_string())

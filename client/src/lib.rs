@@ -5,7 +5,8 @@
 //! QUIC and sends the answers, and `net::OperatorClient` speaks for an operator.
 //!
 //! A participant with a [`Guard`] asks its site first: the [`Policy`], then the [`SiteLedger`], and writes both answers into
-//! the [`Audit`] log. Without one it does whatever it is asked, as virtual clients and embedding programs may.
+//! the [`Audit`] log. Without one it does whatever it is asked, as virtual clients and embedding programs may. A [`Pause`] comes
+//! before all of it.
 //!
 //! A client never decides about the federation, never sees another site's update, and sends nothing but answers.
 
@@ -15,6 +16,7 @@ mod ledger;
 #[cfg(feature = "net")]
 pub mod net;
 mod participant;
+mod pause;
 mod personal;
 mod policy;
 
@@ -25,5 +27,8 @@ pub use ledger::{
     Total,
 };
 pub use participant::{Memory, Participant, Trouble, answer, attempt, perform};
+pub use pause::Pause;
 pub use personal::Personal;
-pub use policy::{Denied, History, Metric, Mode, PLAIN_POLICY, PRIVATE_POLICY, Participation, Policy};
+pub use policy::{
+    Denied, History, Metric, Mode, PLAIN_POLICY, PRIVATE_POLICY, Participation, Policy, RECORDS_POLICY,
+};

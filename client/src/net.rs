@@ -21,6 +21,8 @@ mod events;
 mod frames;
 mod identity;
 mod operator;
+mod pace;
+mod probe;
 mod records;
 mod session;
 mod values;
@@ -32,7 +34,8 @@ pub use events::AgentEvent;
 pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};
 pub use operator::{FetchedModel, OperatorClient, OperatorError};
-pub use records::{Books, BooksError, Torn, open_books};
+pub use probe::{Probe, ProbeError, probe};
+pub use records::{Books, BooksError, Torn, are_books_held, open_audit, open_books};
 
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ use crate::Personal;
 use crate::audit::Audit;
 use crate::guard::Guard;
 use crate::ledger::pay_without_memory;
+use crate::pause::Pause;
 use crate::personal::{gather_personal, scatter_personal};
 
 /// Why a task was not done.
@@ -50,6 +51,7 @@ impl Trouble {
             Decline::Failed => "the learner failed; the site's log says why",
             Decline::Policy => "the site's policy does not allow this",
             Decline::Budget => "the site's privacy budget cannot pay for this",
+            Decline::Paused => "the site has paused",
         };
         Self { reason, message, detail: detail.to_owned() }
     }
@@ -72,6 +74,7 @@ pub struct Participant {
     prepared: Option<Arc<Spec>>,
     personal: Personal,
     guard: Option<Guard>,
+    pause: Option<Pause>,
     memory: Memory,
 }
 
@@ -112,13 +115,20 @@ impl Participant {
     /// A participant that keeps nothing yet and does whatever it is asked.
     pub fn new(id: ClientId, learner: Box<dyn Learner>) -> Self {
         let (personal, memory) = (Personal::default(), Memory::default());
-        Self { id, learner, prepared: None, personal, guard: None, memory }
+        Self { id, learner, prepared: None, personal, guard: None, pause: None, memory }
     }
 
     /// Asks `guard` before every task from now on.
     #[must_use]
     pub fn with_guard(mut self, guard: Guard) -> Self {
         self.guard = Some(guard);
+        self
+    }
+
+    /// Declines every task from now on while `pause` holds, and lets it stop the one that runs.
+    #[must_use]
+    pub fn with_pause(mut self, pause: Pause) -> Self {
+        self.pause = Some(pause);
         self
     }
 
@@ -143,6 +153,18 @@ impl Participant {
     /// # Errors
     /// [`Trouble`], with the full message for the site's own log.
     pub fn attempt(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
+        let Some(pause) = self.pause.clone() else { return self.attempt_now(task, entropy, stop) };
+        let outcome = match pause.admit(stop) {
+            Ok(()) => self.attempt_now(task, entropy, stop),
+            Err(paused) => {
+                let noted = self.guard.as_ref().map_or(Ok(()), |guard| guard.paused(task, &paused.message));
+                Err(noted.err().unwrap_or(paused))
+            }
+        };
+        pause.conclude(outcome)
+    }
+
+    fn attempt_now(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
         let same = |spec: &Arc<Spec>| Arc::ptr_eq(spec, &task.spec) || **spec == *task.spec;
         let prepared = self.prepared.take().filter(same);
         let desk = Desk {

@@ -20,6 +20,8 @@ use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile};
 pub const PLAIN_POLICY: &str = include_str!("policy/plain.toml");
 /// A policy that allows training with noise within a budget, as text.
 pub const PRIVATE_POLICY: &str = include_str!("policy/private.toml");
+/// The text of a policy for sites that take part only in training whose noise hides each single record.
+pub const RECORDS_POLICY: &str = include_str!("policy/records.toml");
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -131,6 +133,11 @@ impl Policy {
         let rules: PolicyFile = protocol::read_toml(text)?;
         rules.check().map_err(|error| ConfigError::of(text, &error))?;
         Ok(Self { rules })
+    }
+
+    /// Whether no task can ever pass, as in a policy that nobody has chosen yet.
+    pub fn allows_nothing(&self) -> bool {
+        self.rules.tasks.is_empty()
     }
 
     /// Whether the site does `task`, of whose model `parameters` values are shared.

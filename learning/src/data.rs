@@ -20,3 +20,4 @@ pub use load::{FileSource, load};
 pub use origin::{Identified, NaturalClient, load_with_ids};
 pub use prepare::{DataSource, Prepared, SiteData};
 pub use source::{CsvSource, IdFiles, IdSource, IdxSource, NumpySource, SourceError, SourceSpec, expand};
+pub use table::{ColumnSurvey, TableSurvey, survey};

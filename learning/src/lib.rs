@@ -22,8 +22,8 @@ mod data;
 mod partition;
 
 pub use data::{
-    CsvSource, DataSource, Dataset, Features, FileSource, IdFiles, IdSource, Identified, IdxSource, Labels,
-    NaturalClient, NumpySource, Prepared, SiteData, SourceError, SourceSpec, View, expand, load,
-    load_with_ids,
+    ColumnSurvey, CsvSource, DataSource, Dataset, Features, FileSource, IdFiles, IdSource, Identified,
+    IdxSource, Labels, NaturalClient, NumpySource, Prepared, SiteData, SourceError, SourceSpec, TableSurvey,
+    View, expand, load, load_with_ids, survey,
 };
 pub use partition::{Partition, PartitionError, Sizes, partition};

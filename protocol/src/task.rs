@@ -204,6 +204,8 @@ pub enum Decline {
     Policy,
     /// The site's own privacy budget cannot pay for the task.
     Budget,
+    /// The site has paused: it does no task until it goes on by itself.
+    Paused,
 }
 
 impl Decline {
@@ -217,6 +219,7 @@ impl Decline {
             Self::Failed => "failed",
             Self::Policy => "policy",
             Self::Budget => "budget",
+            Self::Paused => "paused",
         }
     }
 }

@@ -99,6 +99,8 @@ fn answers_have_the_bytes_of_the_page() {
     golden("answer-counted", FrameKind::Answer, &answer(id(0, TaskKind::Statistics), counted));
     let declined = AnswerBody::Declined { reason: Decline::Data, detail: "no file".into() };
     golden("answer-declined", FrameKind::Answer, &answer(id(3, TaskKind::Train), declined));
+    let paused = AnswerBody::Declined { reason: Decline::Paused, detail: "the site has paused".into() };
+    golden("answer-paused", FrameKind::Answer, &answer(id(3, TaskKind::Train), paused));
     let metrics = Metrics { loss: 0.5, accuracy: None, examples: 199, seconds: 1.5 };
     let compressed = AnswerBody::Compressed { bytes: 8, len: 4, weight: 199, vote: 0, metrics };
     golden("answer-compressed", FrameKind::Answer, &answer(id(3, TaskKind::Train), compressed));

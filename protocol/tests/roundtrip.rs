@@ -52,8 +52,8 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 }
 
 fn decline() -> impl Strategy<Value = Decline> {
-    use Decline::{Data, Failed, NotFinite, Stopped, Unsupported};
-    prop::sample::select(vec![Unsupported, Data, NotFinite, Stopped, Failed])
+    use Decline::{Budget, Data, Failed, NotFinite, Paused, Policy, Stopped, Unsupported};
+    prop::sample::select(vec![Unsupported, Data, NotFinite, Stopped, Failed, Policy, Budget, Paused])
 }
 
 fn greeting() -> impl Strategy<Value = Greeting> {

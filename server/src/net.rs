@@ -51,7 +51,7 @@ use engine::{Engine, Nerves};
 use keeper::Keeper;
 use members::Members;
 use metrics::Metrics;
-pub use peer::{NotASite, site_of_pem, validity_of_pem};
+pub use peer::{NotASite, site_of_pem, validity_of_der, validity_of_pem};
 use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};

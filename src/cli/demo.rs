@@ -274,7 +274,7 @@ impl Ended<'_> {
              the same for real:\n  consortia server init federation --name YOUR.HOST\n  \
              consortia server run federation\n  \
              consortia invite create SITE --dir federation     prints a line for the site\n  \
-             consortia site join LINE --dir SITE --data RECORDS.csv --allow-plain     at the site\n  \
+             consortia site join LINE --dir SITE --data RECORDS.csv --policy plain     at the site\n  \
              consortia site run SITE/site.toml\n  \
              consortia run submit {file} --dir federation --watch",
             self.rounds(),

@@ -37,6 +37,17 @@ impl Failure {
         Self { kind, message: message.to_string() }
     }
 
+    /// What kind it is.
+    #[cfg(test)]
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What the user reads.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints it to stderr, as the format asks, and gives the exit code.
     pub(super) fn report(&self, format: Format) -> ExitCode {
         let code = self.kind as u8;

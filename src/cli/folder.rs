@@ -1,6 +1,7 @@
 //! The folder of a federation's server, as `server init` makes it, and the files a user writes there and at a site.
 
 use std::net::SocketAddr;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use consortia::results::Results;
@@ -181,8 +182,29 @@ pub(super) struct SiteFile {
     /// Where to train: auto, cpu, cuda, cuda:N or metal.
     #[serde(default = "auto")]
     pub(super) device: String,
+    /// A file that tells a supervisor how the running site is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) health: Option<PathBuf>,
+    /// What the site may take of its machine and line.
+    #[serde(default)]
+    pub(super) limits: SiteLimits,
     /// The site's records.
     pub(super) data: SourceSpec,
+}
+
+/// `[limits]` of `site.toml`; what is absent is not limited.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SiteLimits {
+    /// Threads that learn and that wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// What an answer's values may take of the line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) upload_bytes_per_second: Option<NonZeroU64>,
+    /// What a task's model may take of the line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) download_bytes_per_second: Option<NonZeroU64>,
 }
 
 fn policy_toml() -> PathBuf {
@@ -201,6 +223,7 @@ impl SiteFile {
         file.identity = base.join(file.identity);
         file.state = base.join(file.state);
         file.policy = base.join(file.policy);
+        file.health = file.health.map(|health| base.join(health));
         if file.server.is_some() != file.servers.is_empty() {
             let message =
                 "name the server by `server = \"host:port\"`, or several by `servers = [...]`, and not both";

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::members::moment;
-use super::site::{next_steps, write_files};
+use super::site::{Preset, next_steps, write_files};
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -24,9 +24,9 @@ pub(super) struct JoinArgs {
     /// The site's records, a CSV file with a header.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Write a policy that allows everything, privacy or not, instead of one that denies everything.
-    #[arg(long)]
-    allow_plain: bool,
+    /// What the site takes part in, to begin with; without it nothing, until a person chooses in `policy.toml`.
+    #[arg(long, value_name = "PRESET")]
+    policy: Option<Preset>,
 }
 
 pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
@@ -62,9 +62,9 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let joined = runtime()?.block_on(enrol(&invite, &folder.join("identity"), software, now));
     joined.map_err(|error| failure(error, &invite))?;
-    let files = write_files(&folder, &invite.servers, data.as_deref(), args.allow_plain)?;
+    let files = write_files(&folder, &invite.servers, data.as_deref(), args.policy)?;
     global.format.say(
-        || format!("{} has joined: its key was made here and is in {}\n{}", invite.site, folder.join("identity").display(), next_steps(&files, data.is_some(), args.allow_plain)),
+        || format!("{} has joined: its key was made here and is in {}\n{}", invite.site, folder.join("identity").display(), next_steps(&files, data.is_some(), args.policy)),
         || json!({ "site": invite.site.as_str(), "file": files.site, "policy": files.policy, "phrase": invite.phrase() }),
     );
     Ok(())

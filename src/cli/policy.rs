@@ -45,13 +45,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let text = std::fs::read_to_string(&args.plan).or_fail(Kind::Configuration, &path)?;
     let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
-    let judged: Vec<(TaskKind, Result<(), Denied>)> = tasks(&plan, layout.shared_len())
-        .iter()
-        .map(|task| {
-            let parameters = task.work.model().map_or(0, |model| model.len());
-            (task.id.kind, policy.judge(task, parameters, now(), &History::default()))
-        })
-        .collect();
+    let judged = judge(&policy, &plan, layout.shared_len());
     global.format.say(|| lines(&judged), || object(&judged));
     match judged.iter().find_map(|(kind, verdict)| Some((kind, verdict.as_ref().err()?))) {
         Some((kind, denied)) => Err(Failure::new(
@@ -60,6 +54,15 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
         )),
         None => Ok(()),
     }
+}
+
+/// What `policy` makes of each task of `plan`, whose model shares so many parameters.
+pub(super) fn judge(policy: &Policy, plan: &Plan, parameters: usize) -> Vec<(TaskKind, Result<(), Denied>)> {
+    let verdict = |task: &Task| {
+        let parameters = task.work.model().map_or(0, |model| model.len());
+        (task.id.kind, policy.judge(task, parameters, now(), &History::default()))
+    };
+    tasks(plan, parameters).iter().map(verdict).collect()
 }
 
 /// The tasks that a server sends to a site under `plan`, in their order.

@@ -22,6 +22,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
 use super::members::moment;
+use super::notify::Notify;
 use super::output::Format;
 use super::watch::{runtime, until_told};
 
@@ -236,7 +237,10 @@ async fn serve(
         until_told(while_stdin_open).await;
         told.cancel();
     });
-    turns(&config, Arc::new(room), &stop, format).await
+    let notify = Notify::from_environment();
+    let ended = notify.pulsing(turns(&config, Arc::new(room), &stop, &notify, format)).await;
+    notify.stopping();
+    ended
 }
 
 /// Works; where replicas share a database, stands by whenever another one works.
@@ -244,6 +248,7 @@ async fn turns(
     config: &ServerConfig,
     room: Arc<dyn ModelRoom>,
     stop: &CancellationToken,
+    notify: &Notify,
     format: Format,
 ) -> Result<(), Failure> {
     let shared = match &config.database {
@@ -254,6 +259,7 @@ async fn turns(
     loop {
         if let Some(postgres) = shared {
             let (replica, database) = (postgres.replica(), postgres.to_string());
+            notify.ready(&format!("standby, as replica {replica}"));
             format.say(
                 || format!("standby: replica {replica} waits for its turn at {database}"),
                 || json!({ "event": "standby", "replica": replica, "database": database }),
@@ -264,7 +270,7 @@ async fn turns(
         let (kind, ended) = match started {
             Ok(server) => {
                 retries = PORT_RETRIES;
-                (Kind::Run, work(server, stop, format).await)
+                (Kind::Run, work(server, stop, notify, format).await)
             }
             Err(error) => (Kind::Configuration, Err(error)),
         };
@@ -292,8 +298,14 @@ async fn turns(
 }
 
 /// Shows what happens until the server is told to stop or cannot go on.
-async fn work(server: Server, stop: &CancellationToken, format: Format) -> Result<(), ServeError> {
+async fn work(
+    server: Server,
+    stop: &CancellationToken,
+    notify: &Notify,
+    format: Format,
+) -> Result<(), ServeError> {
     let address = server.local_addr();
+    notify.ready(&format!("listening on {address}"));
     let mut notes = server.notes();
     if let Some(epoch) = server.epoch() {
         format.say(|| format!("leading (epoch {epoch})"), || json!({ "event": "leading", "epoch": epoch }));
@@ -314,6 +326,7 @@ async fn work(server: Server, stop: &CancellationToken, format: Format) -> Resul
             note = notes.recv() => match note {
                 Ok((run, note)) => {
                     let event = event_json(unix_seconds(), &note);
+                    notify.status(&format!("listening on {address}; run {run}: {}", tell(&event)));
                     let line = || with_run(event.clone(), &run.to_string());
                     format.say(|| tell(&event), line);
                 }

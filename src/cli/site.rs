@@ -1,24 +1,31 @@
 //! `consortia site`: a client beside its data.
 
+pub(super) mod check;
+mod health;
+pub(super) mod leave;
+pub(super) mod log;
+pub(super) mod pause;
+
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, open_books};
-use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal};
-use clap::Args;
+use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal, RECORDS_POLICY};
+use clap::{Args, ValueEnum};
 use learning::device::select;
 use learning::{FileSource, Trainer};
 use privacy::chain::Digest;
 use protocol::{ClientId, Time};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
-use super::folder::SiteFile;
+use super::folder::{SiteFile, SiteLimits};
 use super::output::Format;
 use super::watch::{runtime, until_told};
+use health::Health;
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -30,9 +37,9 @@ pub(super) struct InitArgs {
     /// The folder with `ca.pem`, `cert.pem` and `key.pem` that the operator handed over; it is copied.
     #[arg(long)]
     bundle: PathBuf,
-    /// Write a policy that allows everything, privacy or not, instead of one that denies everything.
-    #[arg(long)]
-    allow_plain: bool,
+    /// What the site takes part in, to begin with; without it nothing, until a person chooses in `policy.toml`.
+    #[arg(long, value_name = "PRESET")]
+    policy: Option<Preset>,
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +47,9 @@ pub(super) struct RunArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
+    /// Keep a file of JSON that says how the site is; instead of `health` in the site's file.
+    #[arg(long, value_name = "FILE")]
+    health: Option<PathBuf>,
     /// End when stdin is closed, so that no site outlives the program that started it.
     #[arg(long, hide = true)]
     while_stdin_open: bool,
@@ -64,6 +74,15 @@ policy = "policy.toml"
 # Where to train: auto, cpu, cuda, cuda:N or metal.
 device = "auto"
 
+# A file of JSON that says how the running site is, for whoever watches over it.
+# health = "health.json"
+
+# What the site may take of its machine and line.
+# [limits]
+# threads = 2
+# upload_bytes_per_second = 1000000
+# download_bytes_per_second = 1000000
+
 # This site's records. Which columns are used is the federation's plan; rows and cells stay here.
 [data.csv]
 train = "data.csv"
@@ -78,21 +97,51 @@ const POLICY_TOML: &str = "\
 # Every rule is explained in docs/federation.md; `consortia site policy check policy.toml PLAN` says what it makes of a plan.
 ";
 
-/// The text of a fresh `policy.toml`: a preset in force, or both as comments.
-fn policy_text(allow_plain: bool) -> String {
-    if allow_plain {
-        return format!("{POLICY_TOML}\n{PLAIN_POLICY}");
+/// What a fresh policy allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Preset {
+    /// Everything, and no privacy is asked for: the server sees each update.
+    Plain,
+    /// Training with noise that hides what each client contributes.
+    Private,
+    /// Training in which noise hides each single record, from the server too.
+    Records,
+}
+
+impl Preset {
+    const ALL: [Self; 3] = [Self::Plain, Self::Private, Self::Records];
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Plain => PLAIN_POLICY,
+            Self::Private => PRIVATE_POLICY,
+            Self::Records => RECORDS_POLICY,
+        }
     }
-    let comment = |preset: &str| -> String {
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Plain => "allows everything, and asks for no privacy",
+            Self::Private => "allows training whose noise hides what each client contributes",
+            Self::Records => "allows training in which noise hides each single record",
+        }
+    }
+}
+
+/// The text of a fresh `policy.toml`: a preset in force, or all of them as comments.
+fn policy_text(preset: Option<Preset>) -> String {
+    if let Some(preset) = preset {
+        return format!("{POLICY_TOML}\n{}", preset.text());
+    }
+    let comment = |preset: Preset| -> String {
         let line = |line: &str| {
             format!("# {}", line.strip_prefix("# ").unwrap_or(line)).trim_end().to_owned() + "\n"
         };
-        preset.lines().map(line).collect()
+        preset.text().lines().map(line).collect()
     };
+    let presets = Preset::ALL.map(comment).join("\n");
     format!(
-        "{POLICY_TOML}# As it stands, this file denies every task: take out the `# ` before the lines of one preset.\n\n{}\n{}",
-        comment(PLAIN_POLICY),
-        comment(PRIVATE_POLICY)
+        "{POLICY_TOML}# As it stands, this file denies every task: take out the `# ` before the lines of one preset.\n\n{presets}"
     )
 }
 
@@ -109,10 +158,10 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         // `copy` keeps the permissions: the key stays readable by its owner alone.
         std::fs::copy(args.bundle.join(name), identity.join(name)).or_fail(Kind::Configuration, name)?;
     }
-    let files = write_files(&args.folder, std::slice::from_ref(&args.server), None, args.allow_plain)?;
+    let files = write_files(&args.folder, std::slice::from_ref(&args.server), None, args.policy)?;
     global.format.say(
-        || format!("site made: {}\n{}", files.site.display(), next_steps(&files, false, args.allow_plain)),
-        || json!({ "site": files.site, "policy": files.policy, "allows_plain": args.allow_plain }),
+        || format!("site made: {}\n{}", files.site.display(), next_steps(&files, false, args.policy)),
+        || json!({ "site": files.site, "policy": files.policy }),
     );
     Ok(())
 }
@@ -128,7 +177,7 @@ pub(super) fn write_files(
     folder: &Path,
     servers: &[String],
     data: Option<&Path>,
-    allow_plain: bool,
+    preset: Option<Preset>,
 ) -> Result<SiteFiles, Failure> {
     let (site, policy) = (folder.join("site.toml"), folder.join("policy.toml"));
     let state = folder.join("state");
@@ -139,7 +188,7 @@ pub(super) fn write_files(
         text = text.replace("\"data.csv\"", &quoted);
     }
     std::fs::write(&site, text).or_fail(Kind::Configuration, site.display())?;
-    std::fs::write(&policy, policy_text(allow_plain)).or_fail(Kind::Configuration, policy.display())?;
+    std::fs::write(&policy, policy_text(preset)).or_fail(Kind::Configuration, policy.display())?;
     Ok(SiteFiles { site, policy })
 }
 
@@ -152,19 +201,20 @@ fn addresses(servers: &[String]) -> String {
 }
 
 /// What is left to do at a fresh site.
-pub(super) fn next_steps(files: &SiteFiles, has_data: bool, allow_plain: bool) -> String {
+pub(super) fn next_steps(files: &SiteFiles, has_data: bool, preset: Option<Preset>) -> String {
     let (site, policy) = (files.site.display(), files.policy.display());
-    let told = if allow_plain {
-        format!("{policy} allows everything, and asks for no privacy")
-    } else {
-        format!("{policy} denies everything: choose there what this site takes part in")
+    let told = match preset {
+        Some(preset) => format!("{policy} {}", preset.meaning()),
+        None => format!("{policy} denies everything: choose there what this site takes part in"),
     };
     let first = if has_data { String::new() } else { format!(" set [data.csv] in {site}, then") };
     format!("{told}\n\nnext:{first}\n  consortia check {site}\n  consortia site run {site}")
 }
 
 pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
-    let file = SiteFile::read(&args.file)?;
+    let mut file = SiteFile::read(&args.file)?;
+    file.health = args.health.clone().or(file.health);
+    within_threads(&file)?;
     runtime()?.block_on(take_part(&file, args.while_stdin_open, global))
 }
 
@@ -174,7 +224,9 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
     let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
     let guard = open_guard(file)?;
-    let mut participant = Participant::new(name, Box::new(trainer)).with_guard(guard);
+    let (pause, audit) = (pause::following(&file.state), guard.audit().clone());
+    let mut participant =
+        Participant::new(name, Box::new(trainer)).with_guard(guard).with_pause(pause.clone());
     let kept = file.state.join("personal.json");
     if let Some(personal) = read_personal(&kept)? {
         participant.restore_personal(personal);
@@ -185,31 +237,78 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
             tracing::error!("{}: {error}; what stays at this site is not on disk", kept.display());
         }
     };
-    let agent = Agent::new(participant, identity, AgentConfig::any_of(file.servers()))
-        .with_events(sender)
-        .with_keeper(keep);
-    let shutdown = CancellationToken::new();
+    let SiteLimits { upload_bytes_per_second, download_bytes_per_second, .. } = file.limits;
     let servers = file.servers();
+    let config = AgentConfig {
+        upload_bytes_per_second,
+        download_bytes_per_second,
+        ..AgentConfig::any_of(servers.clone())
+    };
+    let agent = Agent::new(participant, identity, config).with_events(sender).with_keeper(keep);
+    let shutdown = CancellationToken::new();
     let fresh = super::renewal::keep_fresh(&file.identity, &servers, agent.identity());
     let running = tokio::spawn(agent.run(shutdown.clone()));
     let told = until_told(while_stdin_open);
-    tokio::pin!(told, fresh);
+    let format = if is_heard(global) { global.format } else { Format::Silent };
+    let (tell, mut told_paused) = watch::channel(false);
+    let paused = pause::watch(&file.state, &pause, Some(audit), format, |holds| {
+        // Nobody hears it at the very end.
+        let _ = tell.send(holds);
+    });
+    let mut health = Health::begin(file.health.clone(), &servers.join(", "), &file.identity);
+    let mut beats = tokio::time::interval(health.every());
+    tokio::pin!(told, fresh, paused);
     loop {
         tokio::select! {
             () = &mut told, if !shutdown.is_cancelled() => shutdown.cancel(),
             () = &mut fresh, if !shutdown.is_cancelled() => {}
+            () = &mut paused, if !shutdown.is_cancelled() => {}
+            _ = beats.tick() => health.beat(),
+            Ok(()) = told_paused.changed() => health.pause(*told_paused.borrow_and_update()),
             event = events.recv() => match event {
-                Some(event) => show(&event, global),
+                Some(event) => {
+                    health.observe(&event);
+                    show(&event, global);
+                }
                 None => break,
             },
         }
     }
+    health.end();
     match running.await.or_fail(Kind::Defect, "agent")? {
         Ok(()) => Ok(()),
         Err(error @ AgentError::Configuration(_)) => Err(Failure::new(Kind::Configuration, error)),
         Err(error) => Err(Failure::new(Kind::Connection, error)),
     }
 }
+
+/// Starts this program anew where `[limits]` wants another number of threads: the libraries that compute and wait read theirs
+/// from the environment, before anything else. The process stays the same.
+#[cfg(unix)]
+fn within_threads(file: &SiteFile) -> Result<(), Failure> {
+    use std::os::unix::process::CommandExt;
+    let Some(threads) = file.limits.threads.map(|threads| threads.to_string()) else { return Ok(()) };
+    if THREADS.iter().all(|name| std::env::var(name).is_ok_and(|set| set == threads)) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().or_fail(Kind::Defect, "limits.threads")?;
+    let mut again = std::process::Command::new(program);
+    again.args(std::env::args_os().skip(1)).envs(THREADS.map(|name| (name, &threads)));
+    Err(again.exec()).or_fail(Kind::Run, "limits.threads: starting anew with that many threads")
+}
+
+#[cfg(not(unix))]
+fn within_threads(file: &SiteFile) -> Result<(), Failure> {
+    let Some(threads) = file.limits.threads else { return Ok(()) };
+    if THREADS.iter().all(|name| std::env::var(name).is_ok_and(|set| set == threads.to_string())) {
+        return Ok(());
+    }
+    let message = format!("limits.threads: set {} to {threads} and start again", THREADS.join(" and "));
+    Err(Failure::new(Kind::Configuration, message))
+}
+
+/// Where candle and the runtime look for their number of threads.
+const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "TOKIO_WORKER_THREADS"];
 
 /// The site's policy and books, opened where the last run left them.
 fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
@@ -235,8 +334,13 @@ pub(super) fn now() -> Time {
     Time::ZERO + since
 }
 
+/// Whether what happens is told at all: programs that read it are not to be kept short by `-q`.
+fn is_heard(global: &Global) -> bool {
+    global.quiet == 0 || global.format == Format::Json
+}
+
 fn show(event: &AgentEvent, global: &Global) {
-    if global.quiet == 0 || global.format == Format::Json {
+    if is_heard(global) {
         let kind = match event {
             AgentEvent::Connected { .. } => "connected",
             AgentEvent::Waiting { .. } => "waiting",
@@ -289,16 +393,18 @@ mod tests {
 
     #[test]
     fn a_fresh_policy_denies_everything_until_the_marks_before_a_preset_are_taken_out() {
-        let fresh = policy_text(false);
+        let fresh = policy_text(None);
         assert!(fresh.lines().all(|line| line.is_empty() || line.starts_with('#')));
         Policy::parse(&fresh).unwrap();
         let presets = fresh.split("# Preset").skip(1);
-        for (written, preset) in presets.zip([PLAIN_POLICY, PRIVATE_POLICY]) {
+        for (written, preset) in presets.zip(Preset::ALL.map(Preset::text)) {
             let lines = written.lines().skip(1).map(|line| line.strip_prefix("# ").unwrap_or_default());
             let taken_out = lines.collect::<Vec<_>>().join("\n");
             assert_eq!(taken_out.trim_end(), preset.split_once('\n').unwrap().1.trim_end());
             Policy::parse(&taken_out).unwrap();
         }
-        Policy::parse(&policy_text(true)).unwrap();
+        for preset in Preset::ALL {
+            Policy::parse(&policy_text(Some(preset))).unwrap();
+        }
     }
 }

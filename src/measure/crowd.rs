@@ -165,10 +165,10 @@ async fn all_greeted(
     let mut greeted = 0;
     while greeted < count {
         tokio::select! {
-            event = heard.recv() => match event.context("all sites have gone")? {
-                AgentEvent::Connected { .. } => greeted += 1,
-                _ => {}
-            },
+            event = heard.recv() => {
+                let event = event.context("all sites have gone")?;
+                greeted += usize::from(matches!(event, AgentEvent::Connected { .. }));
+            }
             Some(ended) = agents.join_next() => {
                 ended??;
                 bail!("a site has left before all were greeted");

@@ -162,3 +162,15 @@ fn an_update_that_is_noised_at_the_site_is_another_each_time_whatever_the_seed()
     plain.update.norm_max = Positive::new(1.0).unwrap();
     assert!(!plain.lattice(3).unwrap().is_noised());
 }
+
+#[test]
+fn a_pause_comes_before_the_policy_and_is_written_down() {
+    let mut site = site(PLAIN_POLICY, Mood::Well);
+    site.participant = site.participant.with_pause(crate::Pause::new(|| true));
+    let told = site.declined(&train(1, 3));
+    assert_eq!(told, (Decline::Paused, "the site has paused".to_owned()));
+    assert_eq!(site.events(), ["received", "denied"]);
+    assert!(String::from_utf8(site.audit.text()).unwrap().contains(r#""rule":"pause""#));
+    assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "the learner was not even prepared");
+    assert!(site.account().history().0.is_empty(), "nothing was booked");
+}

@@ -1,5 +1,6 @@
 //! Keeps a participant connected, for as long as its site wants to take part.
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{ConnectError, Link, SERVER_NAME, explain};
 use super::events::AgentEvent;
 use super::identity::Identity;
+use super::pace::Pace;
 use super::session::{GreetError, Workshop, greet};
 use crate::audit::AuditEvent;
 use crate::{Participant, Personal};
@@ -34,6 +36,10 @@ pub struct AgentConfig {
     pub software: String,
     /// The most bytes of a model this site takes; by default 4 GiB.
     pub model_bytes_max: u64,
+    /// The most bytes a second that the values of answers take of the line; not limited by default.
+    pub upload_bytes_per_second: Option<NonZeroU64>,
+    /// The most bytes a second, on average, at which the models of tasks are taken from the line; not limited by default.
+    pub download_bytes_per_second: Option<NonZeroU64>,
 }
 
 impl AgentConfig {
@@ -49,6 +55,8 @@ impl AgentConfig {
             server_name: SERVER_NAME.to_owned(),
             software: format!("consortia {}", env!("CARGO_PKG_VERSION")),
             model_bytes_max: 4 << 30,
+            upload_bytes_per_second: None,
+            download_bytes_per_second: None,
         }
     }
 }
@@ -95,6 +103,8 @@ impl Agent {
             events: None,
             model_bytes_max,
             spare: Arc::default(),
+            up: config.upload_bytes_per_second.map(Pace::new),
+            down: config.download_bytes_per_second.map(Pace::new),
         };
         Self { config, identity: watch::Sender::new(identity), workshop }
     }

@@ -138,7 +138,7 @@ impl OperatorClient {
         let layout = tensors.collect::<Option<Vec<_>>>().and_then(|tensors| Layout::new(tensors).ok());
         let layout = layout.filter(|layout| layout.shared_len() as u64 == model_len);
         let layout = layout.ok_or(OperatorError::WrongReply)?;
-        let values = read_model(&mut replies, layout.shared_len(), Vec::new()).await;
+        let values = read_model(&mut replies, layout.shared_len(), Vec::new(), None).await;
         let model = Parameters::new(values.map_err(|error| self.trouble(error))?);
         let found = model.sha256();
         if found != line.sha256 {

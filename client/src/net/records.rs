@@ -95,18 +95,8 @@ pub fn open_books(
     software: &str,
     clock: impl Fn() -> Time + Send + 'static,
 ) -> Result<Books, BooksError> {
-    let held = state.join("books.lock");
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| BooksError::Io { path, source }
-    };
-    let lock =
-        OpenOptions::new().create(true).truncate(false).write(true).open(&held).map_err(failed(&held))?;
-    lock.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => BooksError::Held(held.clone()),
-        TryLockError::Error(source) => BooksError::Io { path: held.clone(), source },
-    })?;
-    let second = lock.try_clone().map_err(failed(&held))?;
+    let lock = hold(state)?;
+    let second = lock.try_clone().map_err(failed(&state.join(LOCK)))?;
     let mut torn = Vec::new();
 
     let path = state.join("ledger.jsonl");
@@ -116,18 +106,75 @@ pub fn open_books(
     let ledger = SiteLedger::open(&text[..lines], to, federation)
         .map_err(|fault| BooksError::Ledger { path: path.clone(), fault })?;
 
-    let path = state.join("audit.jsonl");
-    let (text, lines) = whole_lines(&path, |fault| fault, &mut torn)
-        .map_err(|error| error.into_error(&path, |path, fault| BooksError::Audit { path, fault }))?;
-    let chain =
-        read_lines(&text[..lines]).map_err(|fault| BooksError::Audit { path: path.clone(), fault })?.chain;
-    let to = appended(&path, second).map_err(failed(&path))?;
-    let audit = Audit::new(ChainWriter::new(chain, to), clock);
+    let audit = continued_audit(state, second, clock, &mut torn)?;
     let started = AuditEvent::Started { software: software.to_owned(), policy, federation };
-    audit.seal(started).map_err(|error| failed(&path)(io::Error::other(error)))?;
+    audit.seal(started).map_err(|error| failed(state)(io::Error::other(error)))?;
     // The names of new files are durable only when their folder is.
     File::open(state).and_then(|folder| folder.sync_all()).map_err(failed(state))?;
     Ok(Books { ledger, audit, torn })
+}
+
+/// Opens the audit log alone, for what a site's people do while its program rests.
+///
+/// # Errors
+/// [`BooksError`]; [`BooksError::Held`] while the program runs.
+pub fn open_audit(
+    state: &Path,
+    clock: impl Fn() -> Time + Send + 'static,
+) -> Result<(Audit, Vec<Torn>), BooksError> {
+    let (lock, mut torn) = (hold(state)?, Vec::new());
+    let audit = continued_audit(state, lock, clock, &mut torn)?;
+    Ok((audit, torn))
+}
+
+/// Whether a program has the books in `state` open.
+///
+/// # Errors
+/// When the lock file cannot be opened.
+pub fn are_books_held(state: &Path) -> io::Result<bool> {
+    match File::open(state.join(LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+        Ok(lock) => match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        },
+    }
+}
+
+/// The file that is locked while a program has the books open.
+const LOCK: &str = "books.lock";
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> BooksError + use<> {
+    let path = path.to_owned();
+    move |source| BooksError::Io { path, source }
+}
+
+fn hold(state: &Path) -> Result<File, BooksError> {
+    let held = state.join(LOCK);
+    let lock =
+        OpenOptions::new().create(true).truncate(false).write(true).open(&held).map_err(failed(&held))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(BooksError::Held(held)),
+        Err(TryLockError::Error(source)) => Err(BooksError::Io { path: held, source }),
+    }
+}
+
+fn continued_audit(
+    state: &Path,
+    lock: File,
+    clock: impl Fn() -> Time + Send + 'static,
+    torn: &mut Vec<Torn>,
+) -> Result<Audit, BooksError> {
+    let path = state.join("audit.jsonl");
+    let (text, lines) = whole_lines(&path, |fault| fault, torn)
+        .map_err(|error| error.into_error(&path, |path, fault| BooksError::Audit { path, fault }))?;
+    let chain =
+        read_lines(&text[..lines]).map_err(|fault| BooksError::Audit { path: path.clone(), fault })?.chain;
+    let to = appended(&path, lock).map_err(failed(&path))?;
+    Ok(Audit::new(ChainWriter::new(chain, to), clock))
 }
 
 /// A file that could not be read, or its content.
@@ -192,7 +239,10 @@ mod tests {
         let books = open(state.path()).unwrap();
         assert_eq!((books.ledger.account().history().0.len(), books.torn.len()), (1, 0));
         assert!(matches!(open(state.path()), Err(BooksError::Held(_))));
+        assert!(are_books_held(state.path()).unwrap());
+        assert!(matches!(open_audit(state.path(), || Time::ZERO), Err(BooksError::Held(_))));
         drop(books);
+        assert!(!are_books_held(state.path()).unwrap());
         let audit = std::fs::read(state.path().join("audit.jsonl")).unwrap();
         assert_eq!(read_lines(&audit).unwrap().links.len(), 2);
     }

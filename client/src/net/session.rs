@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use super::connection::explain;
 use super::events::{AgentEvent, meaning};
 use super::frames::{FrameError, read_frame, write_frame};
+use super::pace::Pace;
 use super::values::{read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
 use crate::{Participant, Personal, Trouble, answer};
@@ -103,6 +104,9 @@ pub(super) struct Workshop {
     pub(super) model_bytes_max: u64,
     /// The memory of the last model, for the next one: fresh pages cost about as much as receiving what goes into them.
     pub(super) spare: Arc<Mutex<Vec<f32>>>,
+    /// How fast values may leave, and come.
+    pub(super) up: Option<Pace>,
+    pub(super) down: Option<Pace>,
 }
 
 /// The newest task of each run on one connection.
@@ -308,7 +312,7 @@ impl Workshop {
         stream: &mut TaskStream,
     ) -> Result<(Result<Outcome, Trouble>, UpdateCodec), Abandoned> {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
-        let model = read_model(&mut stream.recv, len, spare).await?;
+        let model = read_model(&mut stream.recv, len, spare, self.down.as_ref()).await?;
         match header.into_task(model) {
             Ok(task) => {
                 self.report(AgentEvent::Started { task: task.id });
@@ -389,7 +393,7 @@ impl Workshop {
         self.report(AgentEvent::Answering { task });
         let sent = async {
             write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
-            write_payload(&mut stream.send, payload).await?;
+            write_payload(&mut stream.send, payload, self.up.as_ref()).await?;
             Ok::<_, FrameError>(())
         };
         match sent.await {

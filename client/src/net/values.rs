@@ -6,6 +6,7 @@ use protocol::wire::Payload;
 use quinn::{RecvStream, SendStream};
 
 use super::frames::FrameError;
+use super::pace::Pace;
 
 /// Pieces taken from a stream at a time. They are copied while the connection takes in what comes next.
 const PIECES: usize = 64;
@@ -16,9 +17,10 @@ pub(super) async fn read_model(
     recv: &mut RecvStream,
     len: usize,
     spare: Vec<f32>,
+    pace: Option<&Pace>,
 ) -> Result<Vec<f32>, FrameError> {
     let mut values = if spare.len() == len { spare } else { vec![0.0; len] };
-    fill(recv, bytemuck::cast_slice_mut(&mut values)).await?;
+    fill(recv, bytemuck::cast_slice_mut(&mut values), pace).await?;
     if cfg!(target_endian = "big") {
         values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
     }
@@ -26,22 +28,30 @@ pub(super) async fn read_model(
 }
 
 /// Fills `bytes`, and refuses more.
-async fn fill(recv: &mut RecvStream, mut bytes: &mut [u8]) -> Result<(), FrameError> {
+async fn fill(recv: &mut RecvStream, mut bytes: &mut [u8], pace: Option<&Pace>) -> Result<(), FrameError> {
     let mut pieces = [const { Bytes::new() }; PIECES];
     while !bytes.is_empty() {
         let count = recv.read_chunks(&mut pieces).await?.ok_or(FrameError::Ended)?;
+        let before = bytes.len();
         for piece in &mut pieces[..count] {
             let (here, rest) = bytes.split_at_mut_checked(piece.len()).ok_or(FrameError::Excess)?;
             here.copy_from_slice(piece);
             *piece = Bytes::new();
             bytes = rest;
         }
+        if let Some(pace) = pace {
+            pace.spend(before - bytes.len()).await;
+        }
     }
     Ok(())
 }
 
 /// Writes the values from the memory they are in, which is free once the server has acknowledged them.
-pub(super) async fn write_payload(send: &mut SendStream, payload: Payload) -> Result<(), FrameError> {
+pub(super) async fn write_payload(
+    send: &mut SendStream,
+    payload: Payload,
+    pace: Option<&Pace>,
+) -> Result<(), FrameError> {
     let bytes = match payload {
         Payload::None => return Ok(()),
         Payload::Points(mut points) => {
@@ -54,7 +64,14 @@ pub(super) async fn write_payload(send: &mut SendStream, payload: Payload) -> Re
             Bytes::from_owner(Raw(limbs))
         }
     };
-    Ok(send.write_chunk(bytes).await?)
+    let Some(pace) = pace else { return Ok(send.write_chunk(bytes).await?) };
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let piece = rest.split_to(rest.len().min(pace.piece()));
+        pace.spend(piece.len()).await;
+        send.write_chunk(piece).await?;
+    }
+    Ok(())
 }
 
 /// Numbers as the bytes they are.

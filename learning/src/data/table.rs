@@ -4,6 +4,8 @@
 //! `?`, `na` or `nan` is missing, unless the plan lists it as a category. Refuses what it cannot read, naming file, line,
 //! column and value; labels are never made up.
 
+mod survey;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use protocol::{Missing, TableSpec, Target};
 use super::array::to_class;
 use super::files::open;
 use super::{Dataset, Labels};
+
+pub use survey::{ColumnSurvey, TableSurvey, survey};
 
 /// How many values of a column an error lists.
 const LISTED: usize = 12;

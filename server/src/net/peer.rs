@@ -81,7 +81,15 @@ pub fn site_of_pem(pem: &[u8]) -> Result<ClientId, NotASite> {
 /// [`NotASite`] when there is no certificate.
 pub fn validity_of_pem(pem: &[u8]) -> Result<(u64, u64), NotASite> {
     let der = CertificateDer::from_pem_slice(pem).map_err(|_| NotASite)?;
-    let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| NotASite)?;
+    validity_of_der(&der)
+}
+
+/// [`validity_of_pem`], of a certificate as it comes over the wire.
+///
+/// # Errors
+/// [`NotASite`] when it is no certificate.
+pub fn validity_of_der(der: &[u8]) -> Result<(u64, u64), NotASite> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotASite)?;
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let validity = certificate.validity();
     Ok((seconds(validity.not_before), seconds(validity.not_after)))

@@ -1,0 +1,245 @@
+//! `consortia site check`: whether a site is well, one line a matter, each with what to do.
+//!
+//! It changes nothing, takes no task and sends no record. Its lines may name columns and values of the site's data: they are for
+//! the people of the site.
+
+mod data;
+mod line;
+
+use std::path::{Path, PathBuf};
+
+use ::client::net::are_books_held;
+use clap::Args;
+use learning::Models;
+use learning::device::select;
+use serde_json::{Value, json};
+use server::Plan;
+
+use super::super::Global;
+use super::super::check::read_plan;
+use super::super::failure::{Failure, Kind};
+use super::super::folder::SiteFile;
+use super::super::policy;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CheckArgs {
+    /// The site's file.
+    #[arg(default_value = "site.toml")]
+    file: PathBuf,
+    /// A federation's plan: check data and policy against it, too.
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// Do not call the server.
+    #[arg(long)]
+    offline: bool,
+}
+
+/// How a matter stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ok,
+    Warn,
+    Fail,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug)]
+struct Matter {
+    name: String,
+    state: State,
+    message: String,
+    /// Whether a failure here means that the site has no line or no identity.
+    kind: Kind,
+}
+
+/// All that was looked at, in the order of looking.
+#[derive(Debug, Default)]
+struct Findings(Vec<Matter>);
+
+impl Findings {
+    fn note(&mut self, name: impl Into<String>, state: State, kind: Kind, message: impl Into<String>) {
+        self.0.push(Matter { name: name.into(), state, message: message.into(), kind });
+    }
+    fn ok(&mut self, name: impl Into<String>, message: impl Into<String>) {
+        self.note(name, State::Ok, Kind::Configuration, message);
+    }
+    fn warn(&mut self, name: impl Into<String>, message: impl Into<String>) {
+        self.note(name, State::Warn, Kind::Configuration, message);
+    }
+    fn fail(&mut self, name: impl Into<String>, message: impl Into<String>) {
+        self.note(name, State::Fail, Kind::Configuration, message);
+    }
+    /// Trouble with who the site is, or with its line.
+    fn fail_identity(&mut self, name: impl Into<String>, message: impl Into<String>) {
+        self.note(name, State::Fail, Kind::Connection, message);
+    }
+
+    fn count(&self, state: State) -> usize {
+        self.0.iter().filter(|matter| matter.state == state).count()
+    }
+
+    fn lines(&self) -> String {
+        let width = self.0.iter().map(|matter| matter.name.chars().count()).max().unwrap_or(0);
+        let line = |matter: &Matter| {
+            format!("{:<4}  {:<width$}  {}", matter.state.name(), matter.name, matter.message)
+        };
+        self.0.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    fn object(&self) -> Value {
+        let one = |matter: &Matter| json!({ "matter": matter.name, "state": matter.state.name(), "message": matter.message });
+        json!({
+            "matters": self.0.iter().map(one).collect::<Vec<_>>(),
+            "ok": self.count(State::Ok),
+            "warn": self.count(State::Warn),
+            "fail": self.count(State::Fail),
+        })
+    }
+
+    /// The command's end: trouble with the line or the identity comes first.
+    fn verdict(&self) -> Result<(), Failure> {
+        let failed = || self.0.iter().filter(|matter| matter.state == State::Fail);
+        let Some(first) = failed().find(|matter| matter.kind == Kind::Connection).or_else(|| failed().next())
+        else {
+            return Ok(());
+        };
+        let message = format!("{} of {} matters failed; see {}", failed().count(), self.0.len(), first.name);
+        Err(Failure::new(first.kind, message))
+    }
+}
+
+pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
+    let file = SiteFile::read(&args.file)?;
+    let plan = args.plan.as_deref().map(read_plan).transpose()?.map(|file| file.plan);
+    let mut findings = Findings::default();
+    findings.ok("site file", format!("{} is read", args.file.display()));
+    let running = state_folder(&file, &mut findings);
+    look_at_policy(&file, plan.as_ref(), &mut findings);
+    let identity = line::look_at_identity(&file, &mut findings);
+    look_at_device(&file, &mut findings);
+    data::look_at_data(&file.data, plan.as_ref(), &mut findings);
+    match identity {
+        Some(identity) if !args.offline => line::call(&file, &identity, running, &mut findings)?,
+        Some(_) => findings.warn("connection", "not tried (--offline)"),
+        None => findings.warn("connection", "not tried: there is no usable identity to call with"),
+    }
+    global.format.say(|| findings.lines(), || findings.object());
+    findings.verdict()
+}
+
+/// Room that a site should have for its books and what stays of its models, in bytes.
+const ROOM_WANTED: u64 = 1 << 30;
+const ROOM_NEEDED: u64 = 64 << 20;
+
+/// Looks at the state folder; whether `site run` works there.
+fn state_folder(file: &SiteFile, findings: &mut Findings) -> bool {
+    let (state, shown) = (&file.state, file.state.display());
+    if !state.is_dir() {
+        findings.fail("state", format!("{shown} is no folder; make it, writable for the site's user alone"));
+        return false;
+    }
+    match tempfile::tempfile_in(state) {
+        Ok(_) => findings.ok("state", format!("{shown} can be written")),
+        Err(error) => {
+            findings.fail("state", format!("{shown}: {error}; let the user that runs the site write there"))
+        }
+    }
+    if let Some(free) = free_bytes(state) {
+        let message = format!("{} MiB are free in {shown}", free >> 20);
+        match free {
+            0..ROOM_NEEDED => findings.fail(
+                "disk space",
+                format!("{message}; a site that cannot write its books declines every task: make room"),
+            ),
+            ROOM_NEEDED..ROOM_WANTED => {
+                findings.warn("disk space", format!("{message}; make room for the audit log"))
+            }
+            _ => findings.ok("disk space", message),
+        }
+    }
+    let running = are_books_held(state).unwrap_or(false);
+    if super::pause::is_paused(state) {
+        findings
+            .warn("pause", "the site has paused and declines every task; `consortia site resume` ends that");
+    }
+    running
+}
+
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let room = rustix::fs::statvfs(folder).ok()?;
+    room.f_bavail.checked_mul(room.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> Option<u64> {
+    None
+}
+
+fn look_at_policy(file: &SiteFile, plan: Option<&Plan>, findings: &mut Findings) {
+    let shown = file.policy.display();
+    let policy = match policy::read(&file.policy) {
+        Ok((policy, _)) => policy,
+        Err(failure) => return findings.fail("policy", failure.message()),
+    };
+    if policy.allows_nothing() {
+        let message = format!("{shown} allows no task: choose there what this site takes part in");
+        return findings.warn("policy", message);
+    }
+    findings.ok("policy", format!("{shown} is read"));
+    let Some(plan) = plan else { return };
+    let layout = match Models::new().layout_of(&plan.spec) {
+        Ok(layout) => layout,
+        Err(error) => return findings.fail("policy for the plan", error.to_string()),
+    };
+    for (kind, verdict) in policy::judge(&policy, plan, layout.shared_len()) {
+        let name = format!("policy: {}", kind.name());
+        match verdict {
+            Ok(()) => findings.ok(name, "the plan's task is allowed"),
+            Err(denied) => {
+                findings.fail(
+                    name,
+                    format!("{denied}; the site would decline it: change {shown}, or agree on another plan"),
+                );
+            }
+        }
+    }
+}
+
+fn look_at_device(file: &SiteFile, findings: &mut Findings) {
+    match select(&file.device) {
+        Ok(device) => findings.ok("device", format!("`{}` trains on {device:?}", file.device)),
+        Err(error) => findings.fail("device", error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_makes_the_exit_code_and_the_line_comes_first() {
+        let mut findings = Findings::default();
+        findings.ok("a", "well");
+        findings.warn("b", "take care");
+        assert!(findings.verdict().is_ok());
+        findings.fail("c", "wrong");
+        assert_eq!(findings.verdict().unwrap_err().kind(), Kind::Configuration);
+        findings.fail_identity("d", "who");
+        let failure = findings.verdict().unwrap_err();
+        assert_eq!(failure.kind(), Kind::Connection);
+        assert_eq!(failure.message(), "2 of 4 matters failed; see d");
+        assert_eq!(findings.lines().lines().nth(1), Some("warn  b  take care"));
+        assert_eq!(findings.object()["fail"], 2);
+    }
+}
