@@ -1,6 +1,7 @@
 //! A line between sites and a server that loses and delays packets, falls silent, and changes a sender's address.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,7 +95,7 @@ impl Relay {
 
 /// From sites to the server.
 async fn there(shared: Arc<Shared>) {
-    let (mut senders, mut buffer) = (HashMap::<SocketAddr, Sender>::new(), vec![0; 1 << 16]);
+    let (mut senders, mut buffer) = (BTreeMap::<SocketAddr, Sender>::new(), vec![0; 1 << 16]);
     let mut work = JoinSet::new();
     loop {
         let Ok((len, site)) = shared.front.recv_from(&mut buffer).await else { continue };
@@ -109,12 +110,14 @@ async fn there(shared: Arc<Shared>) {
         if limit == 0 {
             senders.values_mut().for_each(|sender| sender.sent = 0);
         }
-        if !senders.contains_key(&site) {
-            let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
-            let back = work.spawn(back(Arc::clone(&shared), Arc::clone(&socket), site));
-            senders.insert(site, Sender { socket, sent: 0, back });
-        }
-        let sender = senders.get_mut(&site).unwrap();
+        let sender = match senders.entry(site) {
+            Entry::Occupied(sender) => sender.into_mut(),
+            Entry::Vacant(place) => {
+                let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+                let back = work.spawn(back(Arc::clone(&shared), Arc::clone(&socket), site));
+                place.insert(Sender { socket, sent: 0, back })
+            }
+        };
         sender.sent += len as u64;
         deliver(&shared, buffer[..len].to_vec(), Way::There(Arc::clone(&sender.socket)));
     }
