@@ -1,5 +1,6 @@
 //! The agent before a server of this file's own, over loopback.
 
+mod limits;
 mod stage;
 
 use std::sync::Arc;
