@@ -232,6 +232,8 @@ enum RunCommand {
     Models(control::NamedArgs),
     /// Fetch a model of a run and its privacy statement.
     Pull(control::PullArgs),
+    /// Write a run as one page: how it ended, its curves, its sites, every round.
+    Report(control::ReportArgs),
 }
 
 /// Parses the command line, does it, and turns failures into exit codes.
@@ -291,6 +293,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Log(args)) => control::log(args, global),
         Command::Run(RunCommand::Models(args)) => control::models(args, global),
         Command::Run(RunCommand::Pull(args)) => control::pull(args, global),
+        Command::Run(RunCommand::Report(args)) => control::report(args, global),
         Command::Model(ModelCommand::Export(args)) => model::export(args, global),
         Command::Model(ModelCommand::Verify(args)) => model::verify(args, global),
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),

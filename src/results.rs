@@ -2,12 +2,14 @@
 //! curves.
 //!
 //! `resolved.toml` · `events.jsonl` (one object a line) · `metrics.csv` (one line a round) · `model.safetensors` ·
-//! `curves.svg`; and where the plan promises privacy `privacy_statement.json` and `ledger.jsonl`.
+//! `curves.svg` · `report.html`, all of it on one page; and where the plan promises privacy `privacy_statement.json` and
+//! `ledger.jsonl`.
 
 mod curves;
 mod events;
 mod gallery;
 mod model;
+mod report;
 
 use std::fs::{File, create_dir_all};
 use std::io::{self, BufWriter, Write};
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use privacy::chain::Link;
 use protocol::wire::RoundSummary;
+use server::PrivacyStatement;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -22,6 +25,7 @@ pub use curves::draw_curves;
 pub use events::event_json;
 pub use gallery::{Gallery, draw_membership};
 pub use model::{Existing, Held, ModelFile, ModelFileError, Notes, write_model, write_tensors, write_whole};
+pub use report::{Report, write_report};
 
 /// The folder of one run, open for writing.
 #[derive(Debug)]
@@ -81,17 +85,46 @@ impl Results {
         lines.flush()
     }
 
-    /// Writes `metrics.csv` and `curves.svg`, and finishes `events.jsonl`.
+    /// Writes `metrics.csv`, `curves.svg` and `report.html`, and finishes `events.jsonl`. `lead` is a sentence on how the run ended.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn finish(mut self, title: &str, rounds: &[RoundSummary]) -> io::Result<PathBuf> {
+    pub fn finish(
+        mut self,
+        title: &str,
+        lead: &str,
+        model_sha256: &str,
+        rounds: &[RoundSummary],
+    ) -> io::Result<PathBuf> {
         self.events.flush()?;
         let mut csv = BufWriter::new(File::create(self.folder.join("metrics.csv"))?);
         write_metrics(&mut csv, rounds)?;
         csv.flush()?;
         draw_curves(&self.folder.join("curves.svg"), title, rounds).map_err(io::Error::other)?;
+        let plan = self.written("resolved.toml")?;
+        let statement = self.written("privacy_statement.json")?;
+        let statement: Option<PrivacyStatement> =
+            statement.map(|text| serde_json::from_str(&text)).transpose()?;
+        let report = Report {
+            title,
+            lead,
+            rounds,
+            model_sha256: Some(model_sha256),
+            statement: statement.as_ref(),
+            plan: plan.as_deref(),
+            ..Report::default()
+        };
+        write_report(&self.folder.join("report.html"), &report)?;
         Ok(self.folder)
+    }
+
+    /// The text of a file of this folder, if it was written.
+    fn written(&self, name: &str) -> io::Result<Option<String>> {
+        match std::fs::read_to_string(self.folder.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -146,7 +179,9 @@ mod tests {
             seconds: 1.0,
             epsilon: Some(0.125),
         };
-        let folder = results.finish("title", &[round]).unwrap();
+        let folder = results.finish("title", "all rounds are done", "ab12", &[round]).unwrap();
+        let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
+        assert!(page.contains("ab12") && page.contains("rounds = 1"), "{page}");
         assert!(folder.ends_with("1970-01-01-000000-t-00ab"));
         let csv = std::fs::read_to_string(folder.join("metrics.csv")).unwrap();
         let line = csv.lines().nth(1).unwrap();

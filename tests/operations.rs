@@ -100,6 +100,13 @@ async fn a_run_is_paused_resumed_stopped_read_and_fetched() {
     let verified = command(&["model", "verify", &file, "--statement", &statement, "--plan", &plan]);
     assert_eq!(verified["model_sha256"], best["sha256"], "{verified}");
 
+    let page = dir.path().join("report.html");
+    operator(&["run", "report", &run, "--out", page.to_str().unwrap()]);
+    let page = std::fs::read_to_string(page).unwrap();
+    for said in [run.as_str(), "stopped", "north", "<svg"] {
+        assert!(page.contains(said), "{said} is not in the report");
+    }
+
     let log = Command::new(env!("CARGO_BIN_EXE_consortia"))
         .args([&["run", "log", &run][..], &at].concat())
         .output()

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ::client::net::{FetchedModel, OperatorError};
 use clap::Args;
-use consortia::results::write_model;
+use consortia::results::{Report, write_model, write_report};
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine};
 use serde_json::{Value, json};
@@ -50,6 +50,15 @@ pub(super) struct PullArgs {
     model: Choice,
     /// The folder for `model.safetensors` and `privacy_statement.json`.
     #[arg(long, default_value = ".")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    #[command(flatten)]
+    named: NamedArgs,
+    /// The file to write; one of that name is replaced.
+    #[arg(long, default_value = "report.html")]
     out: PathBuf,
 }
 
@@ -165,6 +174,28 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
             )
         },
         || json!({ "run": run.to_string(), "model": to, "statement": beside, "line": line }),
+    );
+    Ok(())
+}
+
+pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> {
+    let AdminReply::Run(run) = ask(&args.named.operator, &AdminRequest::Watch { run: args.named.run })?
+    else {
+        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    };
+    let lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
+    let report = Report {
+        title: &run.name,
+        lead: &lead,
+        rounds: &run.history,
+        clients: &run.clients,
+        model_sha256: Some(&run.model_sha256),
+        ..Report::default()
+    };
+    write_report(&args.out, &report).or_fail(Kind::Run, args.out.display())?;
+    global.format.say(
+        || format!("{lead}\n  {}", args.out.display()),
+        || json!({ "run": run.run.to_string(), "report": args.out }),
     );
     Ok(())
 }

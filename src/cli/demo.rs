@@ -92,7 +92,9 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
     results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
     let title = "four hospitals, heart disease";
     let prices = prices(&folder, &hospitals)?;
-    let results = results.finish(title, &summary.history).or_fail(Kind::Run, "results")?;
+    let results = results
+        .finish(title, &summary.message, &summary.model_sha256, &summary.history)
+        .or_fail(Kind::Run, "results")?;
     let seconds = started.elapsed().as_secs_f64();
     let ended =
         Ended { summary: &summary, yardstick: &yardstick, prices: &prices, results: &results, seconds };

@@ -108,7 +108,9 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         }
         None => None,
     };
-    let folder = results.finish(&name, &outcome.rounds).or_fail(Kind::Run, "results")?;
+    let folder = results
+        .finish(&name, outcome.end.message(), &outcome.model.sha256(), &outcome.rounds)
+        .or_fail(Kind::Run, "results")?;
     conclude(&people, &spec, &outcome, report.as_ref(), &folder, started.elapsed().as_secs_f64(), global)
 }
 

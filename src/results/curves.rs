@@ -26,16 +26,21 @@ pub fn draw_curves(
     title: &str,
     rounds: &[RoundSummary],
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let text = {
-        let mut text = String::new();
-        let charts = if rounds.iter().any(|round| round.epsilon.is_some()) { 3 } else { 2 };
-        let root = SVGBackend::with_string(&mut text, (480 * charts, 400)).into_drawing_area();
-        draw(&root, title, rounds).map_err(|error| error.to_string())?;
-        root.present().map_err(|error| error.to_string())?;
-        drop(root);
-        text
-    };
-    Ok(std::fs::write(path, text)?)
+    Ok(std::fs::write(path, curves_svg(title, rounds)?)?)
+}
+
+/// The curves of `rounds` as SVG.
+pub(super) fn curves_svg(
+    title: &str,
+    rounds: &[RoundSummary],
+) -> Result<String, Box<dyn Error + Send + Sync>> {
+    let mut text = String::new();
+    let charts = if rounds.iter().any(|round| round.epsilon.is_some()) { 3 } else { 2 };
+    let root = SVGBackend::with_string(&mut text, (480 * charts, 400)).into_drawing_area();
+    draw(&root, title, rounds).map_err(|error| error.to_string())?;
+    root.present().map_err(|error| error.to_string())?;
+    drop(root);
+    Ok(text)
 }
 
 fn draw<DB: DrawingBackend>(
