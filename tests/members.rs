@@ -359,7 +359,11 @@ fn three_institutions_join_train_and_lose_one_by_the_commands_alone() {
     let expected = [("cleveland", "member"), ("hungarian", "member"), ("va", "revoked")];
     assert_eq!(states, expected.map(|(site, state)| (site.to_owned(), state.to_owned())));
     // Its process has ended with its connection, and ends again when it is started anew.
-    assert_eq!(sites.pop().unwrap().0.wait().unwrap().code(), Some(3));
+    let mut va = sites.pop().unwrap();
+    // Waiting would close its input, which tells it to end of its own accord.
+    let input = va.0.stdin.take();
+    assert_eq!(va.0.wait().unwrap().code(), Some(3));
+    drop(input);
     let again = Command::new(env!("CARGO_BIN_EXE_consortia"))
         .args(["site", "run", &path("va/site.toml")])
         .output()
