@@ -103,7 +103,7 @@ impl Coordinator {
         self.end_early(RunEnd::Stopped);
     }
 
-    /// Ends the run where the last round left it. The line of that round has been told.
+    /// Ends the run where the last round left it; the line of that round is told if it was not yet.
     pub(super) fn end_early(&mut self, end: RunEnd) {
         if let Some(protection) = &mut self.protection {
             protection.cancel();
