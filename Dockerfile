@@ -10,7 +10,7 @@ COPY --from=build /build/target/release/consortia /usr/local/bin/consortia
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 4433/udp
+EXPOSE 4433/udp 4433/tcp
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["consortia"]
 CMD ["server", "run", "/data"]
