@@ -152,7 +152,10 @@ impl ServerFile {
 
     /// Where an operator on this machine finds the server: here, or at the addresses of its replicas.
     pub(super) fn servers(&self, folder: &ServerFolder) -> Result<Vec<String>, Failure> {
-        let mut servers = vec![format!("localhost:{}", self.listen.port())];
+        let everywhere = self.listen.ip().is_unspecified();
+        let here =
+            if everywhere { format!("localhost:{}", self.listen.port()) } else { self.listen.to_string() };
+        let mut servers = vec![here];
         if matches!(self.database(folder, None)?, Database::Postgres(_)) {
             servers.extend(self.addresses.iter().cloned());
         }
@@ -298,6 +301,20 @@ mod tests {
         let server =
             ServerFile::parse("listen = \"127.0.0.1:0\"\nlimits = { connections_max = 5 }\n", Path::new("."));
         assert_eq!(server.unwrap().limits().connections_max, 5);
+        let folder = ServerFolder("fed".into());
+        let found = |listen: &str| {
+            let file = ServerFile::parse(&format!("listen = \"{listen}\"\n"), Path::new(".")).unwrap();
+            assert!(file.tcp);
+            file.servers(&folder).unwrap_or_else(|_| panic!("{listen}: a file without a database has SQLite"))
+        };
+        assert_eq!(found("0.0.0.0:5"), ["localhost:5"]);
+        assert_eq!(found("[::]:5"), ["localhost:5"]);
+        assert_eq!(found("10.7.0.1:5"), ["10.7.0.1:5"]);
+        for (way, meant) in [("auto", Transport::Auto), ("quic", Transport::Quic), ("tcp", Transport::Tcp)] {
+            let text = format!("transport = \"{way}\"\n{text}");
+            assert_eq!(SiteFile::parse(&text, Path::new(".")).unwrap().transport, meant);
+        }
+        assert_eq!(SiteFile::parse(text, Path::new(".")).unwrap().transport, Transport::Auto);
         assert_eq!(ServerFile::parse("\nlisten = \"here\"\n", Path::new(".")).unwrap_err().line, 2);
     }
 }

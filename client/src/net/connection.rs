@@ -206,6 +206,7 @@ impl Troubles {
     }
 
     fn sum_up(mut self, servers: &[String]) -> ConnectError {
+        self.met.sort_by_key(|(server, error)| (*server, matches!(error, ConnectError::Tcp { .. })));
         match (servers, self.met.len()) {
             ([], _) => ConnectError::Nobody,
             ([_], 1) => self.met.remove(0).1,

@@ -9,6 +9,9 @@ use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
 use super::identity::Identity;
 use super::session::{GreetError, greet};
 
+/// How long a server has at least to say that it does not take our certificate; it gives a peer that says nothing ten seconds.
+const REFUSAL: Duration = Duration::from_secs(1);
+
 /// What was found at the server's address.
 #[derive(Clone, Debug)]
 pub struct Probe {
@@ -56,7 +59,8 @@ pub async fn probe(
         Some(software) => greet(&link.connection, software).await.map(Some),
         // A server that does not take our certificate says so only after our side of the handshake is done.
         None => {
-            let refused = tokio::time::timeout(connected_in * 2, link.connection.closed()).await;
+            let patience = REFUSAL.max(link.connection.rtt() * 3);
+            let refused = tokio::time::timeout(patience, link.connection.closed()).await;
             refused.map_or(Ok(None), |error| Err(GreetError::Lost(explain(&error))))
         }
     };
