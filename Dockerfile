@@ -13,7 +13,7 @@ COPY --from=build /consortia /usr/local/bin/
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 4433/udp
+EXPOSE 4433/udp 4433/tcp
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/consortia"]
 CMD ["server", "run", "/data"]
@@ -25,7 +25,7 @@ COPY --from=build /consortia /usr/local/bin/
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 4433/udp
+EXPOSE 4433/udp 4433/tcp
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["consortia"]
 CMD ["server", "run", "/data"]

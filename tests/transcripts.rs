@@ -28,6 +28,13 @@ const PAGES: [(&str, usize); 4] =
 const LINE: &str = "consortia-invite-...";
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A port that nobody has, for UDP and for TCP.
+fn free_port() -> u16 {
+    let ports =
+        std::iter::repeat_with(|| UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    ports.take(100).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
+}
+
 /// A reader at a machine: a folder, a port, and what goes on in other terminals.
 struct Reader {
     folder: tempfile::TempDir,
@@ -51,8 +58,8 @@ impl Reader {
         let folder = tempfile::tempdir().unwrap();
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
         std::os::unix::fs::symlink(examples, folder.path().join("examples")).unwrap();
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let admin_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (port, admin_port) =
+            (free_port(), TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
         Self { folder, port, admin_port, terminals: Vec::new(), invites: String::new() }
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
+use ::client::net::Transport;
 use consortia::results::Results;
 use learning::SourceSpec;
 use protocol::SpecError;
@@ -59,8 +60,11 @@ impl ServerFolder {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ServerFile {
-    /// Address and UDP port to listen on.
+    /// Address and port to listen on: UDP, and TCP of the same number.
     pub(super) listen: SocketAddr,
+    /// Whether sites whose network lets no UDP out may come over TCP.
+    #[serde(default = "yes")]
+    pub(super) tcp: bool,
     /// Where sites reach it, `host:port`; invites name these.
     #[serde(default)]
     pub(super) addresses: Vec<String>,
@@ -119,6 +123,10 @@ pub(super) struct LimitsFile {
     upload_bytes_max: Option<u64>,
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn auto() -> String {
     "auto".to_owned()
 }
@@ -172,6 +180,9 @@ pub(super) struct SiteFile {
     /// Several servers, of which one works at a time, in the order in which they are tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     servers: Vec<String>,
+    /// Which way packets take to the server: `auto`, `quic` (UDP alone) or `tcp`.
+    #[serde(default)]
+    pub(super) transport: Transport,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
     pub(super) identity: PathBuf,
     /// The folder where the site keeps what never leaves it.

@@ -62,6 +62,8 @@ pub(crate) struct Observed {
     pub(crate) runs: BTreeMap<&'static str, u64>,
     /// Sites with a greeted connection.
     pub(crate) sites_connected: usize,
+    /// Streams over TCP that carry QUIC.
+    pub(crate) tunnels: usize,
     /// Population, epsilon so far, budget.
     pub(crate) epsilons: Vec<(String, Option<f64>, f64)>,
     /// Bytes in the state folder.
@@ -83,6 +85,7 @@ pub(crate) struct Metrics {
     enrolments: Family<Label, Counter>,
     admin_refused: Family<Label, Counter>,
     sites_connected: Gauge,
+    tunnels: Gauge,
     runs: Family<Label, Gauge>,
     epsilon: Family<Named, Number>,
     budget: Family<Named, Number>,
@@ -159,6 +162,12 @@ impl Metrics {
                 Family::default(),
             ),
             sites_connected: put(to, "sites_connected", "Sites that are connected", Gauge::default()),
+            tunnels: put(
+                to,
+                "tunnels",
+                "Peers whose network lets no UDP out and that came over TCP",
+                Gauge::default(),
+            ),
             runs: put(to, "runs", "Runs by state; `queued` is the queue", Family::default()),
             epsilon: put(to, "epsilon_spent", "Epsilon so far, by population", Family::default()),
             budget: put(to, "epsilon_budget", "The budget of a population", Family::default()),
@@ -287,6 +296,7 @@ impl Metrics {
             self.runs.get_or_create(&[("state", state)]).set(whole(runs));
         }
         self.sites_connected.set(whole(observed.sites_connected as u64));
+        self.tunnels.set(whole(observed.tunnels as u64));
         self.storage_bytes.set(whole(observed.storage_bytes));
         for (population, spent, budget) in observed.epsilons.iter().take(POPULATIONS_MAX) {
             let label = [("population", population.clone())];
@@ -327,7 +337,13 @@ mod tests {
 
     fn observed() -> Observed {
         let epsilons = vec![("patients".to_owned(), Some(0.5), 2.0)];
-        Observed { runs: BTreeMap::from([("queued", 2)]), sites_connected: 3, epsilons, storage_bytes: 17 }
+        Observed {
+            runs: BTreeMap::from([("queued", 2)]),
+            sites_connected: 3,
+            tunnels: 1,
+            epsilons,
+            storage_bytes: 17,
+        }
     }
 
     #[test]
@@ -356,6 +372,7 @@ mod tests {
             "consortia_phase_seconds_sum{phase=\"evaluating\"} 4.0",
             "consortia_runs{state=\"queued\"} 2",
             "consortia_sites_connected 3",
+            "consortia_tunnels 1",
             "consortia_epsilon_spent{population=\"patients\"} 0.5",
             "consortia_epsilon_budget{population=\"patients\"} 2.0",
             "consortia_storage_bytes 17",
