@@ -25,6 +25,7 @@ mod papers;
 mod policy;
 mod privacy;
 mod progress;
+mod reference;
 mod renewal;
 mod run;
 mod serve;
@@ -117,6 +118,9 @@ enum Command {
         /// The folder.
         folder: PathBuf,
     },
+    /// Print the page of all commands.
+    #[command(hide = true)]
+    Reference,
 }
 
 #[derive(Debug, Subcommand)]
@@ -304,6 +308,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Bench(command) => bench::bench(command, global),
         Command::Completions { shell } => papers::completions(*shell),
         Command::Man { folder } => papers::man(folder),
+        Command::Reference => reference::reference(),
     }
 }
 
