@@ -108,9 +108,9 @@ async fn loss_delay_partition_and_a_changed_address_cost_seconds_and_nothing_els
 async fn connected(events: &mut tokio::sync::mpsc::Receiver<AgentEvent>) -> bool {
     let heard = async {
         loop {
-            match events.recv().await.expect("the agent is at work") {
-                AgentEvent::Connected { over_tcp, .. } => return over_tcp,
-                _ => {}
+            let event = events.recv().await.expect("the agent is at work");
+            if let AgentEvent::Connected { over_tcp, .. } = event {
+                return over_tcp;
             }
         }
     };
