@@ -74,9 +74,13 @@ impl Reader {
         let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
         let mut shell = Command::new("bash");
         shell.current_dir(self.folder.path()).env("PATH", path).env_remove("CONSORTIA_FORMAT");
-        // `cargo test` has built them beside the program.
-        let built = format!("{}/examples/", program.display());
-        let command = self.here(&self.pasted(command)).replace("cargo run --example ", &built);
+        let mut command = self.here(&self.pasted(command));
+        if let Some((before, example)) = command.split_once("cargo run --example ") {
+            let built = program.join("examples").join(example);
+            // A whole `cargo test` builds them beside the program.
+            assert!(built.exists(), "{} is not there: `cargo build --examples`", built.display());
+            command = format!("{before}{}", built.display());
+        }
         shell.arg("-c").arg(command).stdin(Stdio::null());
         shell
     }
