@@ -56,8 +56,8 @@ use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{
-    BackupError, BlobError, Database, DatabaseError, Lost, Postgres, Store, StoreError, StoredModel,
-    StoredRun, Submission, TransferError, Transferred,
+    BackupError, BlobError, Database, DatabaseError, Lost, Objects, ObjectsError, Postgres, Store,
+    StoreError, StoredModel, StoredRun, Submission, TransferError, Transferred,
 };
 use uploads::{Spare, Uploads};
 
@@ -101,6 +101,8 @@ pub struct ServerConfig {
     pub identity: PathBuf,
     /// The key that certifies sites which come with an invite; nobody can be invited without.
     pub issuing: Option<Arc<Issuing>>,
+    /// Where models and optimizers' states are, if not in the state folder.
+    pub objects: Option<Objects>,
     /// How many of a run's last models keep their files, beside the best one; all when `None`.
     pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
@@ -113,7 +115,17 @@ impl ServerConfig {
     /// A server that nobody can be invited to, with its rows in SQLite and the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
         let (database, limits) = (Database::default(), Limits::default());
-        Self { state, database, listen, identity, issuing: None, models_kept: None, limits, admin: None }
+        Self {
+            state,
+            database,
+            listen,
+            identity,
+            issuing: None,
+            objects: None,
+            models_kept: None,
+            limits,
+            admin: None,
+        }
     }
 }
 
@@ -204,13 +216,14 @@ impl Server {
     pub async fn start(config: ServerConfig, room: Arc<dyn ModelRoom>) -> Result<Self, ServeError> {
         let (store, endpoint) = match &config.database {
             Database::Sqlite => {
-                let store = Store::open(&config.state).await?;
+                let objects = config.objects.as_ref();
+                let store = Store::lead_with(&config.state, &config.database, objects).await?;
                 (store, endpoint::open(config.listen, &config.identity)?)
             }
             Database::Postgres(_) => {
                 let endpoint = endpoint::open(config.listen, &config.identity)?;
                 let store = tokio::select! {
-                    store = Store::lead(&config.state, &config.database) => store?,
+                    store = Store::lead_with(&config.state, &config.database, config.objects.as_ref()) => store?,
                     never = session::stand_by(&endpoint) => match never {},
                 };
                 (store, endpoint)
@@ -347,12 +360,12 @@ impl Server {
         self.notes.subscribe()
     }
 
-    /// The safetensors file of a run's current model.
+    /// Where a run's current model is, as safetensors: a path, or an address in object storage.
     ///
     /// # Errors
     /// A sentence for the operator.
-    pub async fn model_file(&self, run: RunId) -> Result<PathBuf, String> {
-        self.store.model_file(run).await.map(|(path, _)| path).map_err(|error| error.to_string())
+    pub async fn model_place(&self, run: RunId) -> Result<String, String> {
+        self.store.model_place(run).await.map(|(place, _)| place).map_err(|error| error.to_string())
     }
 
     /// Waits until the server can no longer work: [`Server::shutdown`] then says why.

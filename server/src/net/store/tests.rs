@@ -136,13 +136,13 @@ async fn of_the_models_the_last_ones_and_the_best_keep_their_files_and_of_the_op
     let models = store.models(RUN).await.unwrap();
     let kept: Vec<u32> = models.iter().filter(|one| one.line.kept).map(|one| one.line.round).collect();
     assert_eq!((models.len(), kept), (6, vec![2, 4, 5]));
-    assert!(models.iter().all(|one| one.line.kept == one.file.exists()));
+    assert!(models.iter().all(|one| one.line.kept == Path::new(&one.place).exists()));
     assert_eq!(models[3].line.parent_sha256.as_ref(), Some(&models[2].line.sha256));
     let best = store.model(RUN, ModelChoice::Best).await.unwrap().unwrap();
     assert_eq!((best.line.round, best.line.best), (2, true));
     assert!(store.model(RUN, ModelChoice::Round(6)).await.unwrap().is_none());
-    let (file, sha256) = store.model_file(RUN).await.unwrap();
-    assert!(file.exists());
+    let (file, sha256) = store.model_place(RUN).await.unwrap();
+    assert!(Path::new(&file).exists());
     assert_eq!(sha256, last.checkpoint.model.sha256());
     assert!(queue(&store).await.is_empty());
 }
@@ -154,7 +154,7 @@ async fn the_commit_of_an_evaluation_replaces_the_rounds_line_and_writes_no_mode
     submit(&store, RUN, &begin([0.0; 3])).await;
     let mut done = commit(1, [1.0; 3]);
     store.commit(RUN, &layout(), &done).await.unwrap();
-    let (file, _) = store.model_file(RUN).await.unwrap();
+    let (file, _) = store.model_place(RUN).await.unwrap();
     let written = std::fs::metadata(&file).unwrap().modified().unwrap();
     done.summary.central = done.summary.train;
     store.commit(RUN, &layout(), &done).await.unwrap();
@@ -169,12 +169,12 @@ async fn a_damaged_model_is_reported_by_name() {
     let Some(dir) = place() else { return };
     let store = dir.open().await;
     submit(&store, RUN, &begin([1.0, 2.0, 3.0])).await;
-    let (file, _) = store.model_file(RUN).await.unwrap();
+    let (file, _) = store.model_place(RUN).await.unwrap();
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let error = store.load(RUN).await.unwrap_err().to_string();
-    assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
+    assert!(error.contains(&file), "{error}");
 }
 
 #[tokio::test]
