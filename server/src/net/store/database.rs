@@ -282,6 +282,10 @@ fn for_postgres(step: &str) -> String {
     WORDS.iter().fold(step.to_owned(), |text, (ours, theirs)| text.replace(ours, theirs))
 }
 
+#[cfg(unix)]
+#[cfg(test)]
+mod tls;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -221,7 +221,9 @@ impl StoreError {
             Self::Deposed { .. } | Self::LeaseLost { .. } => true,
             // Another server may reach the storage, and this one later.
             Self::Blob(BlobError::Storage { remote, .. }) => *remote,
-            Self::Database(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
+            // A certificate that does not fit will not fit later: rustls calls it invalid data.
+            Self::Database(sqlx::Error::Io(error)) => error.kind() != std::io::ErrorKind::InvalidData,
+            Self::Database(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
             // Class 08: the connection; 57: somebody stopped the database; 25P03: a transaction stood still for too long; 53: it is
             // out of something; 40: it could not serialise.
             Self::Database(sqlx::Error::Database(refused)) => refused.code().is_some_and(|code| {

@@ -236,6 +236,49 @@ async fn numbers_may_be_missing_in_one_commit_and_there_in_the_next() {
 }
 
 #[tokio::test]
+async fn what_sites_measured_is_told_by_round_and_what_they_answered_over_the_newest_runs() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    for run in [RUN, RunId(8)] {
+        submit(&store, run, &begin([0.0; 3])).await;
+        for round in 1..4u8 {
+            let mut done = commit(round.into(), [f32::from(round); 3]);
+            let (south, mut task, mut metrics) = done.reports[0].clone();
+            task.run = run;
+            (metrics.accuracy, metrics.examples) = (None, u64::from(round) << 40);
+            done.reports = vec![(south, task, metrics)];
+            store.commit(run, &layout(), &done).await.unwrap();
+        }
+    }
+    let reports = store.reports(RUN, 2).await.unwrap();
+    assert_eq!(reports.iter().map(|report| report.round).collect::<Vec<_>>(), [2, 3]);
+    let last = Report {
+        round: 3,
+        kind: "train".into(),
+        site: ClientId::new("north").unwrap(),
+        loss: 0.1 + 0.2,
+        accuracy: None,
+        examples: 3 << 40,
+        seconds: 0.25,
+    };
+    assert_eq!(reports[1], last);
+    assert!(store.reports(RunId(9), 0).await.unwrap().is_empty());
+    let counts = Counts {
+        runs: 2,
+        accepted: 6,
+        refused: [(Refusal::TooSlow.name(), 4)].into(),
+        declined: [(Decline::Data.name(), 2)].into(),
+    };
+    assert_eq!(store.counts().await.unwrap(), [(ClientId::new("north").unwrap(), counts)].into());
+    assert_eq!(store.plan_toml(RUN).await.unwrap(), "rounds = 3");
+    assert!(matches!(store.plan_toml(RunId(9)).await, Err(StoreError::NoSuchRun(RunId(9)))));
+    let Described { seed, standardiser, .. } = store.description(RUN).await.unwrap();
+    assert_eq!((seed, standardiser.map(|one| one.std)), (Some(u64::MAX), Some(vec![1e-300, 2.0])));
+    assert_eq!(store.summary(Some(RUN)).await.unwrap().unwrap().history.len(), 3);
+    assert_eq!(store.summary(None).await.unwrap().unwrap().run, RunId(8));
+}
+
+#[tokio::test]
 async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
     let Some(dir) = place() else { return };
     let store = dir.open().await;
