@@ -52,7 +52,7 @@ async fn three_sites_train_three_rounds_and_the_model_is_what_their_means_make_i
     assert!(last.clients.iter().all(|client| client.accepted == 3 && client.refused.is_empty()));
     let AdminReply::Runs(runs) = operator.ask(&AdminRequest::List).await else { panic!("no list") };
     assert_eq!(runs.iter().map(|one| (one.run, one.state)).collect::<Vec<_>>(), [(run, RunState::Finished)]);
-    assert!(std::path::Path::new(&server.model_place(run).await.unwrap()).exists());
+    assert!(Path::new(&server.model_place(run).await.unwrap()).exists());
     server.shutdown().await.unwrap();
     assert_eq!(sites[0].farewell().await, "the server is shutting down");
     // The mean is 3 in every round; with momentum 0.5 the steps are 3, 4.5 and 5.25.
