@@ -284,6 +284,7 @@ fn for_postgres(step: &str) -> String {
 
 #[cfg(unix)]
 #[cfg(test)]
+#[path = "tests/tls.rs"]
 mod tls;
 
 #[cfg(test)]
