@@ -59,8 +59,8 @@ use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{
-    BackupError, BlobError, Database, DatabaseError, Lost, Postgres, Store, StoreError, StoredModel,
-    StoredRun, Submission, TransferError, Transferred,
+    BackupError, BlobError, Database, DatabaseError, Lost, Objects, ObjectsError, Postgres, Store,
+    StoreError, StoredModel, StoredRun, Submission, TransferError, Transferred,
 };
 use uploads::{Spare, Uploads};
 
@@ -106,6 +106,8 @@ pub struct ServerConfig {
     pub identity: PathBuf,
     /// The key that certifies sites which come with an invite; nobody can be invited without.
     pub issuing: Option<Arc<Issuing>>,
+    /// Where models and optimizers' states are, if not in the state folder.
+    pub objects: Option<Objects>,
     /// How many of a run's last models keep their files, beside the best one; all when `None`.
     pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
@@ -125,6 +127,7 @@ impl ServerConfig {
             tcp: true,
             identity,
             issuing: None,
+            objects: None,
             models_kept: None,
             limits,
             admin: None,
@@ -220,13 +223,14 @@ impl Server {
     pub async fn start(config: ServerConfig, room: Arc<dyn ModelRoom>) -> Result<Self, ServeError> {
         let (store, port) = match &config.database {
             Database::Sqlite => {
-                let store = Store::open(&config.state).await?;
+                let objects = config.objects.as_ref();
+                let store = Store::lead_with(&config.state, &config.database, objects).await?;
                 (store, endpoint::open(&config).await?)
             }
             Database::Postgres(_) => {
                 let port = endpoint::open(&config).await?;
                 let store = tokio::select! {
-                    store = Store::lead(&config.state, &config.database) => store?,
+                    store = Store::lead_with(&config.state, &config.database, config.objects.as_ref()) => store?,
                     never = session::stand_by(&port.endpoint) => match never {},
                 };
                 (store, port)
@@ -369,12 +373,12 @@ impl Server {
         self.notes.subscribe()
     }
 
-    /// The safetensors file of a run's current model.
+    /// Where a run's current model is, as safetensors: a path, or an address in object storage.
     ///
     /// # Errors
     /// A sentence for the operator.
-    pub async fn model_file(&self, run: RunId) -> Result<PathBuf, String> {
-        self.store.model_file(run).await.map(|(path, _)| path).map_err(|error| error.to_string())
+    pub async fn model_place(&self, run: RunId) -> Result<String, String> {
+        self.store.model_place(run).await.map(|(place, _)| place).map_err(|error| error.to_string())
     }
 
     /// Waits until the server can no longer work: [`Server::shutdown`] then says why.

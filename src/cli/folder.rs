@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use ::client::net::Transport;
 use consortia::results::Results;
 use learning::SourceSpec;
+use privacy::chain::Digest;
 use protocol::SpecError;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
-use server::net::{Database, Limits, Store};
+use server::net::{Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
 use super::failure::{Failure, Kind, OrFail};
@@ -44,8 +47,20 @@ impl ServerFolder {
 
     /// The server's state, to be looked at; servers may be running.
     pub(super) async fn look(&self) -> Result<Store, Failure> {
-        let database = self.read()?.database(self, None)?;
-        Store::look_into(&self.state(), &database).await.or_fail(Kind::Configuration, "")
+        let file = self.read()?;
+        let (database, objects) = (file.database(self, None)?, self.objects(&file)?);
+        let looked = Store::look_with(&self.state(), &database, objects.as_ref()).await;
+        looked.or_fail(Kind::Configuration, "")
+    }
+
+    /// Where models are, if not in the state folder: below the name of this federation, which is its root's fingerprint, cut short.
+    pub(super) fn objects(&self, file: &ServerFile) -> Result<Option<Objects>, Failure> {
+        let Some(url) = &file.models.store else { return Ok(None) };
+        let root = self.identity().join("ca.pem");
+        let root = CertificateDer::from_pem_file(&root).or_fail(Kind::Configuration, root.display())?;
+        let federation = &Digest::of(&root).to_string()[..16];
+        let doing = format!("{}: [models] store", self.config().display());
+        Objects::at(url, federation).or_fail(Kind::Configuration, doing).map(Some)
     }
 
     /// Reads and checks `server.toml`.
@@ -103,9 +118,12 @@ pub(super) struct AdminFile {
 }
 
 /// `[models]` of `server.toml`.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ModelsFile {
+    /// `file:///FOLDER`, `s3://BUCKET/PREFIX` or the like; the state folder when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<String>,
     /// How many of a run's last models keep their files, beside the best one; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) keep_last: Option<u32>,

@@ -99,10 +99,11 @@ listen = "127.0.0.1:ADMIN"
 
 # The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
 # [models]
+# store = "s3://bucket/prefix"     # or file:///folder; without it in state/blobs
 # keep_last = 20
 
 # The state's rows are in state/state.sqlite. In PostgreSQL, several servers may share them, and one of them works at a time
-# (docs/operations.md); the folder state/ is then on a file system that they share, too.
+# (docs/operations.md); models are then in object storage (above), or state/ is on a file system that they share, too.
 # [state]
 # database = "postgres://consortia@db.example.org/consortia"
 # password_file = "database-password"
@@ -229,6 +230,7 @@ async fn serve(
         tcp: file.tcp,
         identity: folder.identity(),
         issuing: issuing(folder)?,
+        objects: folder.objects(file)?,
         models_kept: file.models.keep_last,
         limits: file.limits(),
         admin: admin(folder, file)?,

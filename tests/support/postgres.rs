@@ -16,6 +16,8 @@ pub(crate) struct Postgres {
     pid: u32,
     waits: Option<JoinHandle<std::io::Result<ExitStatus>>>,
     databases: AtomicU32,
+    /// In the name of its socket, too.
+    port: String,
 }
 
 impl Postgres {
@@ -32,6 +34,11 @@ impl Postgres {
     }
 
     fn start() -> Option<Self> {
+        Self::start_with(|_| Vec::new())
+    }
+
+    /// Starts a server with what `prepare` asks for, beside what it puts into the server's folder.
+    pub(crate) fn start_with(prepare: impl FnOnce(&Path) -> Vec<String>) -> Option<Self> {
         let Some(programs) = programs() else {
             eprintln!("SKIPPED: no PostgreSQL in /usr/lib/postgresql; install Debian's package postgresql");
             return None;
@@ -52,6 +59,12 @@ impl Postgres {
         server.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c", "fsync=off"]);
         // SIGKILL of a client is what these tests do; of the server and the machine, they do not.
         server.arg("-c").arg(format!("unix_socket_directories={}", folder.display()));
+        let settings = prepare(&data);
+        let port =
+            settings.iter().find_map(|setting| setting.strip_prefix("port=")).unwrap_or("5432").to_owned();
+        for setting in &settings {
+            server.args(["-c", setting]);
+        }
         server.stdout(Stdio::null()).stderr(Stdio::null());
         // It dies with the thread that started it, so that one lives as long as it does.
         let (sender, pid) = std::sync::mpsc::channel();
@@ -61,7 +74,7 @@ impl Postgres {
             child.wait()
         });
         let pid = pid.recv().expect("setpriv is part of every Debian");
-        let running = Self { folder, programs, pid, waits: Some(waits), databases: AtomicU32::new(0) };
+        let running = Self { folder, programs, pid, waits: Some(waits), databases: AtomicU32::new(0), port };
         let ready = |_: &u32| running.client("pg_isready").stdout(Stdio::null()).status().unwrap().success();
         let wait = |_: &u32| std::thread::sleep(Duration::from_millis(50));
         assert!((0..1200).inspect(wait).any(|attempt| ready(&attempt)), "PostgreSQL does not start");
@@ -84,7 +97,7 @@ impl Postgres {
 
     fn client(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
-        command.arg("-h").arg(&self.folder).args(["-U", "postgres"]);
+        command.arg("-h").arg(&self.folder).args(["-U", "postgres", "-p", &self.port]);
         command
     }
 }

@@ -91,7 +91,7 @@ impl Store {
         };
         may_leave(&statement, &line.sha256)?;
         statement.recompute()?;
-        let model = self.values(&stored)?;
+        let model = self.values(&stored).await?;
         Ok(Shelved { run, line: stored.line, statement, layout, model, standardiser })
     }
 }

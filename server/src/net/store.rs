@@ -13,6 +13,7 @@ mod lease;
 mod ledger;
 mod members;
 mod models;
+mod objects;
 mod queue;
 mod reports;
 pub(crate) mod rows;
@@ -22,7 +23,7 @@ mod transfer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use privacy::correlation::NoiseMemory;
 use protocol::wire::RunSummary;
@@ -39,6 +40,7 @@ pub use database::{Database, DatabaseError, Postgres};
 use lease::Fence;
 pub(crate) use members::{Membership, Shown};
 pub use models::StoredModel;
+pub use objects::{Objects, ObjectsError};
 pub(crate) use queue::Queued;
 pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
@@ -148,6 +150,17 @@ pub enum StoreError {
     /// The audit log beside the database.
     #[error(transparent)]
     Audit(Box<super::AuditError>),
+    /// The rows name objects, and none of them is where this server looks.
+    #[error(
+        "the database names {count} files of models, and none of them is in {place}: replicas need one place that all of them reach. Give \
+             each the same `[models] store = \"s3://...\"` in server.toml, or let them share the state folder"
+    )]
+    Elsewhere {
+        /// How many.
+        count: usize,
+        /// Where they were looked for.
+        place: String,
+    },
     /// No such run.
     #[error("there is no run {0} here")]
     NoSuchRun(RunId),
@@ -259,7 +272,7 @@ impl Store {
     pub async fn submit(&self, new: &Submission<'_>) -> Result<(), StoreError> {
         let tensors: Vec<_> = new.layout.shared().map(|tensor| (&tensor.name, &tensor.shape)).collect();
         let tensors = serde_json::to_string(&tensors).expect("names and numbers have a JSON form");
-        let files = self.write_files(new.run, new.layout, new.checkpoint)?;
+        let files = self.write_files(new.run, new.layout, new.checkpoint).await?;
         let mut transaction = self.begin().await?;
         sqlx::query(
             "INSERT INTO runs (run, name, rounds, plan_toml, seed, tensors) VALUES ($1, $2, $3, $4, $5, $6)",
@@ -284,7 +297,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when it cannot be written; what was stored before stands then.
     pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
-        let files = self.write_files(run, layout, &commit.checkpoint)?;
+        let files = self.write_files(run, layout, &commit.checkpoint).await?;
         crash::point("model-on-disk");
         let mut transaction = self.begin().await?;
         let statement = commit.statement.as_deref();
@@ -309,7 +322,13 @@ impl Store {
         if let Some(last) = self.keep_last {
             self.thin(run, last).await?;
         }
-        self.collect().await?;
+        match self.collect().await {
+            // What stays for now is removed after a later commit; this one is made.
+            Err(StoreError::Blob(error @ BlobError::Storage { remote: true, .. })) => {
+                tracing::warn!("what nobody needs any more is not removed yet: {error}");
+            }
+            other => other?,
+        }
         Ok(files.model_sha256)
     }
 
@@ -322,17 +341,20 @@ impl Store {
         let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
         let row = row.ok_or(StoreError::NoSuchRun(run))?;
         let layout = rows::layout(&row)?;
-        let model = self.read_model(run, &row, &layout)?;
+        let model = self.read_model(run, &row, &layout).await?;
         let optimizer = match row.try_get::<Option<String>, _>("optimizer")? {
             Some(hash) => {
-                let flat = self.blobs.read(&hash)?;
+                let flat = self.blobs.read(&hash).await?;
                 flat.chunks(layout.shared_len().max(1)).map(|state| Arc::new(state.to_vec())).collect()
             }
             None => Vec::new(),
         };
         let rounds = self.rounds(run, 1).await?;
         let noise: Option<String> = row.try_get("noise")?;
-        let noise = noise.map_or_else(|| Ok(NoiseMemory::default()), |name| self.secrets.read(&name))?;
+        let noise = match noise {
+            Some(known) => self.secrets.read(&known).await?,
+            None => NoiseMemory::default(),
+        };
         let summary = rounds.into_iter().next_back();
         let checkpoint = rows::checkpoint(&row, Arc::new(model), optimizer, summary, noise)?;
         Ok(StoredRun {
@@ -344,15 +366,15 @@ impl Store {
         })
     }
 
-    /// The current model's file and fingerprint ([`Parameters::sha256`]).
+    /// Where the current model is, and its fingerprint ([`Parameters::sha256`]).
     ///
     /// # Errors
     /// [`StoreError::NoSuchRun`] for a run that is not here.
-    pub async fn model_file(&self, run: RunId) -> Result<(PathBuf, String), StoreError> {
+    pub async fn model_place(&self, run: RunId) -> Result<(String, String), StoreError> {
         let sql = "SELECT model, model_sha256 FROM checkpoints WHERE run = $1";
         let row = sqlx::query(sql).bind(run.to_string()).fetch_optional(&self.pool).await?;
         let row = row.ok_or(StoreError::NoSuchRun(run))?;
-        Ok((self.blobs.path(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
+        Ok((self.blobs.show(&row.try_get::<String, _>("model")?), row.try_get("model_sha256")?))
     }
 
     /// What a run was begun with, and the standardisation of its models.
@@ -410,9 +432,9 @@ impl Store {
         found.iter().map(rows::client).collect()
     }
 
-    fn read_model(&self, run: RunId, row: &AnyRow, layout: &Layout) -> Result<Parameters, StoreError> {
+    async fn read_model(&self, run: RunId, row: &AnyRow, layout: &Layout) -> Result<Parameters, StoreError> {
         let blob: String = row.try_get("model")?;
-        let model = Parameters::new(self.blobs.read(&blob)?);
+        let model = Parameters::new(self.blobs.read(&blob).await?);
         if model.len() == layout.shared_len() {
             return Ok(model);
         }
@@ -420,28 +442,36 @@ impl Store {
         Err(StoreError::Row { run: run.to_string(), what: "model", message })
     }
 
-    fn write_files(&self, run: RunId, layout: &Layout, checkpoint: &Checkpoint) -> Result<Files, StoreError> {
+    async fn write_files(
+        &self,
+        run: RunId,
+        layout: &Layout,
+        checkpoint: &Checkpoint,
+    ) -> Result<Files, StoreError> {
         let source = format!("consortia run {run} round {}", checkpoint.round);
         let Written { blob: model, sha256: model_sha256, .. } =
-            self.write_model(layout, &checkpoint.model, &source)?;
-        let optimizer = self.write_optimizer(checkpoint, &source)?;
+            self.write_model(layout, &checkpoint.model, &source).await?;
+        let optimizer = self.write_optimizer(checkpoint, &source).await?;
         // A run that has ended draws no more noise.
         let noise = match checkpoint.end {
-            None if !checkpoint.noise.is_empty() => Some(self.secrets.write(&checkpoint.noise)?),
+            None if !checkpoint.noise.is_empty() => Some(self.secrets.write(&checkpoint.noise).await?),
             _ => None,
         };
         Ok(Files { model, model_sha256, optimizer, noise })
     }
 
-    fn write_optimizer(&self, checkpoint: &Checkpoint, source: &str) -> Result<Option<String>, StoreError> {
+    async fn write_optimizer(
+        &self,
+        checkpoint: &Checkpoint,
+        source: &str,
+    ) -> Result<Option<String>, StoreError> {
         let states = &checkpoint.optimizer;
         // A run that has ended never steps again.
         if states.is_empty() || checkpoint.end.is_some() {
             return Ok(None);
         }
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let identity: Vec<_> = states.iter().map(Arc::downgrade).collect();
-        if let Some((before, blob)) = &last.optimizer
+        if let Some((before, blob)) = &self.last().optimizer
             && before.len() == identity.len()
             && before.iter().zip(&identity).all(|(before, now)| before.ptr_eq(now))
         {
@@ -451,19 +481,19 @@ impl Store {
         let shapes: Vec<_> = states.iter().map(|state| [state.len()]).collect();
         let pieces = states.iter().zip(&names).zip(&shapes);
         let pieces: Vec<_> = pieces.map(|((values, name), shape)| Piece { name, shape, values }).collect();
-        let blob = self.blobs.write(&pieces, source)?;
-        last.optimizer = Some((identity, blob.clone()));
+        let blob = self.blobs.write(&pieces, source).await?;
+        self.last().optimizer = Some((identity, blob.clone()));
         Ok(Some(blob))
     }
 
-    fn write_model(
+    async fn write_model(
         &self,
         layout: &Layout,
         model: &Arc<Parameters>,
         source: &str,
     ) -> Result<Written, StoreError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(written) = last.model.as_ref().filter(|one| one.model.ptr_eq(&Arc::downgrade(model))) {
+        let now = Arc::downgrade(model);
+        if let Some(written) = self.last().model.as_ref().filter(|one| one.model.ptr_eq(&now)) {
             return Ok(written.clone());
         }
         let (mut pieces, mut from) = (Vec::new(), 0);
@@ -472,16 +502,20 @@ impl Store {
             pieces.push(Piece { name: &tensor.name, shape: &tensor.shape, values });
             from += tensor.len();
         }
-        let blob = self.blobs.write(&pieces, source)?;
-        let written = Written { model: Arc::downgrade(model), blob, sha256: model.sha256() };
-        Ok(last.model.insert(written).clone())
+        let blob = self.blobs.write(&pieces, source).await?;
+        let written = Written { model: now, blob, sha256: model.sha256() };
+        Ok(self.last().model.insert(written).clone())
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the files that nobody needs any more.
     async fn collect(&self) -> Result<(), StoreError> {
         let Needed { blobs, secrets } = self.needed().await?;
-        self.blobs.collect(&blobs)?;
-        self.secrets.collect(&secrets)
+        self.blobs.collect(&blobs).await?;
+        self.secrets.collect(&secrets).await
     }
 
     async fn needed(&self) -> Result<Needed, StoreError> {

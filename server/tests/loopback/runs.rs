@@ -52,7 +52,7 @@ async fn three_sites_train_three_rounds_and_the_model_is_what_their_means_make_i
     assert!(last.clients.iter().all(|client| client.accepted == 3 && client.refused.is_empty()));
     let AdminReply::Runs(runs) = operator.ask(&AdminRequest::List).await else { panic!("no list") };
     assert_eq!(runs.iter().map(|one| (one.run, one.state)).collect::<Vec<_>>(), [(run, RunState::Finished)]);
-    assert!(server.model_file(run).await.unwrap().exists());
+    assert!(Path::new(&server.model_place(run).await.unwrap()).exists());
     server.shutdown().await.unwrap();
     assert_eq!(sites[0].farewell().await, "the server is shutting down");
     // The mean is 3 in every round; with momentum 0.5 the steps are 3, 4.5 and 5.25.
@@ -146,7 +146,7 @@ async fn a_damaged_model_stops_the_server_and_is_named() {
     let federation = Federation::new();
     let server = federation.serve().await;
     let run = server.submit(PLAN.to_owned(), Some(7)).await.unwrap();
-    let file = server.model_file(run).await.unwrap();
+    let file = server.model_place(run).await.unwrap();
     server.shutdown().await.unwrap();
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -154,7 +154,7 @@ async fn a_damaged_model_stops_the_server_and_is_named() {
     let server = federation.serve().await;
     server.wait().await;
     let error = server.shutdown().await.unwrap_err().to_string();
-    assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
+    assert!(error.contains(&file), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

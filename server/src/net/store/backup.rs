@@ -10,7 +10,7 @@ use protocol::RunId;
 
 use super::blobs::Blobs;
 use super::secrets::Secrets;
-use super::{Needed, Store, StoreError, database, transfer};
+use super::{Needed, Store, StoreError, database, leading, transfer};
 use crate::{Booking, RunEnd};
 
 /// How often a copy is begun anew when the server has removed a file meanwhile.
@@ -63,14 +63,14 @@ impl Store {
         let database = to.join("state.sqlite");
         let failed = |source| StoreError::File { path: to.to_owned(), source };
         std::fs::create_dir_all(to).map_err(failed)?;
-        let blobs = Blobs::open(to.join("blobs"), None).map_err(StoreError::from)?;
-        let secrets = Secrets::open(to.join("secrets"), None)?;
+        let blobs = Blobs::open(leading::folder(to, "blobs")?, None).map_err(StoreError::from)?;
+        let secrets = Secrets::open(to.join("secrets"), None, None)?;
         for _ in 0..ATTEMPTS {
             self.copy_rows(to).await?;
             let copy = Self::look(to).await?;
             let needed = copy.needed().await;
             copy.close().await;
-            if self.copy_files(&needed?, &blobs, &secrets)? {
+            if self.copy_files(&needed?, &blobs, &secrets).await? {
                 return Ok(());
             }
             std::fs::remove_file(&database).map_err(failed)?;
@@ -89,14 +89,19 @@ impl Store {
     }
 
     /// Whether all of them were still there.
-    fn copy_files(&self, needed: &Needed, blobs: &Blobs, secrets: &Secrets) -> Result<bool, StoreError> {
+    async fn copy_files(
+        &self,
+        needed: &Needed,
+        blobs: &Blobs,
+        secrets: &Secrets,
+    ) -> Result<bool, StoreError> {
         for hash in &needed.blobs {
-            if !self.blobs.copy(hash, blobs)? {
+            if !self.blobs.copy(hash, blobs).await? {
                 return Ok(false);
             }
         }
         for name in &needed.secrets {
-            if !self.secrets.copy(name, secrets)? {
+            if !self.secrets.copy(name, secrets).await? {
                 return Ok(false);
             }
         }

@@ -1,49 +1,76 @@
-//! Tensors in files: safetensors, named by the SHA-256 of their bytes.
+//! Tensors in object storage: safetensors, named by the SHA-256 of their bytes.
 //!
-//! A file is written under another name, synced, renamed, and its folder synced, before anybody refers to it. Reading
-//! checks the hash: a damaged file is reported by name and never used. Values are streamed from and into their vectors,
-//! without a second copy in memory.
+//! An object is there, whole and durable, before anybody refers to it. Reading checks the hash: a damaged object is reported by
+//! name and never used. Values are streamed from and into their vectors, some megabytes at a time.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
+use bytes::Bytes;
+use object_store::ObjectStoreExt as _;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
-const EXTENSION: &str = "safetensors";
+use super::objects::{Objects, PART};
+
+const EXTENSION: &str = ".safetensors";
+/// What older releases called a file that was being written.
 const PARTIAL: &str = ".partial";
 /// Values converted at a time.
 const BLOCK: usize = 64 << 10;
 
-/// Why a file of tensors cannot be used.
+/// Why an object with tensors cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlobError {
     /// The system refuses.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// The folder.
         path: PathBuf,
         /// What the system says.
         source: io::Error,
     },
+    /// The storage refuses, or does not answer.
+    #[error("{place}: {}", whole(source))]
+    Storage {
+        /// The object.
+        place: String,
+        /// What the storage says.
+        source: Box<object_store::Error>,
+        /// Whether it is somewhere else than on this machine.
+        remote: bool,
+    },
     /// The bytes are not those that were written.
-    #[error("{}: {message}; restore this file from a backup", path.display())]
+    #[error("{place}: {message}; restore it from a backup")]
     Damaged {
-        /// The file.
-        path: PathBuf,
+        /// The object.
+        place: String,
         /// What is wrong.
         message: String,
     },
 }
 
-/// Where the files are.
+/// An error with all that led to it.
+fn whole(error: &object_store::Error) -> String {
+    let first: &dyn std::error::Error = error;
+    let mut told = first.to_string();
+    for cause in std::iter::successors(first.source(), |cause| cause.source()) {
+        let cause = cause.to_string();
+        if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
+}
+
+/// Where the objects are.
 #[derive(Clone, Debug)]
 pub(crate) struct Blobs {
-    dir: PathBuf,
+    objects: Objects,
     epoch: Option<i64>,
 }
 
@@ -55,67 +82,87 @@ pub(crate) struct Piece<'a> {
 }
 
 impl Blobs {
-    /// Makes the folder if need be and removes what a crash left half written. Where servers take turns on the folder, each
-    /// puts the epoch of its turn into the names of its files: one that was deposed cannot remove what its successor wrote.
-    pub(crate) fn open(dir: PathBuf, epoch: Option<i64>) -> Result<Self, BlobError> {
-        let blobs = Self { dir, epoch };
-        blobs.prepare().map_err(|source| BlobError::File { path: blobs.dir.clone(), source })?;
-        Ok(blobs)
-    }
-
-    /// The folder as it is, while a server may be writing into it.
-    pub(crate) fn look(dir: PathBuf) -> Self {
-        Self { dir, epoch: None }
-    }
-
-    fn prepare(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.dir)?;
-        for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PARTIAL)) {
-                fs::remove_file(path)?;
-            }
+    /// Makes the folder if need be and removes what a crash left half written. Where servers take turns on it, each
+    /// puts the epoch of its turn into the names of its objects: one that was deposed cannot remove what its successor wrote.
+    pub(crate) fn open(objects: Objects, epoch: Option<i64>) -> Result<Self, BlobError> {
+        if let Some(folder) = &objects.folder {
+            prepare(folder).map_err(|source| BlobError::File { path: folder.clone(), source })?;
         }
-        Ok(())
+        Ok(Self { objects, epoch })
     }
 
-    /// The file of this name.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name).with_extension(EXTENSION)
+    /// What is there, while a server may be writing into it.
+    pub(crate) fn look(objects: Objects) -> Self {
+        Self { objects, epoch: None }
     }
 
-    /// Writes tensors, one after another, and returns the file's name, which ends with its hash, once it is on disk. `source` says where they come
-    /// from, for whoever opens the file.
-    pub(crate) fn write(&self, pieces: &[Piece<'_>], source: &str) -> Result<String, BlobError> {
-        let writer = in_epoch(self.epoch, &std::process::id().to_string());
-        let partial = self.dir.join(format!("{PARTIAL}-{writer}"));
-        let written = (|| {
-            let file = File::create(&partial)?;
-            let mut sink = Hashing { sink: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new() };
-            write_tensors(&mut sink, pieces, source)?;
-            sink.sink.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            let name = in_epoch(self.epoch, &hexadecimal(sink.hash));
-            fs::rename(&partial, self.path(&name))?;
-            sync_dir(&self.dir)?;
-            Ok(name)
-        })();
-        written.map_err(|source| BlobError::File { path: partial, source })
+    /// Where it is, for an operator's eyes.
+    pub(crate) fn place(&self) -> &str {
+        &self.objects.shown
     }
 
-    /// Reads the values of the file of this name, all tensors in one vector.
-    pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>, BlobError> {
-        let path = self.path(name);
-        let damaged = |message: String| BlobError::Damaged { path: path.clone(), message };
-        let (values, found) = match read_tensors(&path) {
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(damaged("the file is missing".into()));
+    /// The object of this name, for an operator's eyes.
+    pub(crate) fn show(&self, name: &str) -> String {
+        self.objects.show(&object(name))
+    }
+
+    fn failed(&self, name: &str, source: object_store::Error) -> BlobError {
+        let remote = self.objects.folder.is_none();
+        BlobError::Storage { place: self.show(name), source: Box::new(source), remote }
+    }
+
+    /// Writes tensors, one after another, and returns the object's name, which ends with its hash, once it is durable. `source` says where
+    /// they come from, for whoever opens it.
+    pub(crate) async fn write(&self, pieces: &[Piece<'_>], source: &str) -> Result<String, BlobError> {
+        let header = header(pieces, source)
+            .map_err(|source| BlobError::File { path: PathBuf::from(self.place()), source })?;
+        let (mut hash, mut len) = (Sha256::new_with_prefix(&header), header.len() as u64);
+        for block in blocks(pieces) {
+            let bytes = little_endian(block);
+            hash.update(&bytes);
+            len += bytes.len() as u64;
+        }
+        let name = in_epoch(self.epoch, &hexadecimal(hash));
+        let written = async {
+            let mut sink = self.objects.put(&object(&name), len).await?;
+            sink.write(&header).await?;
+            for block in blocks(pieces) {
+                sink.write(&little_endian(block)).await?;
             }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(damaged(error.to_string()));
-            }
-            Err(source) => return Err(BlobError::File { path, source }),
+            sink.finish().await
         };
+        written.await.map_err(|source| self.failed(&name, source))?;
+        Ok(name)
+    }
+
+    /// Reads the values of the object of this name, all tensors in one vector.
+    pub(crate) async fn read(&self, name: &str) -> Result<Vec<f32>, BlobError> {
+        let damaged = |message: String| BlobError::Damaged { place: self.show(name), message };
+        let Some(mut bytes) = self.stream(name).await? else {
+            return Err(damaged("it is missing".into()));
+        };
+        let too_short = || damaged("it is too short".into());
+        let mut head = [0u8; 8];
+        if !bytes.fill(&mut head).await? {
+            return Err(too_short());
+        }
+        let body = bytes.len.checked_sub(8).and_then(|rest| rest.checked_sub(u64::from_le_bytes(head)));
+        let body = body
+            .filter(|body| body.is_multiple_of(4))
+            .ok_or_else(|| damaged("its header does not fit it".into()))?;
+        let count = usize::try_from(body / 4).map_err(|_| damaged("it is larger than memory".into()))?;
+        let description = usize::try_from(u64::from_le_bytes(head)).map_err(|_| too_short())?;
+        if !bytes.fill(&mut vec![0; description]).await? {
+            return Err(too_short());
+        }
+        let mut values = vec![0f32; count];
+        if !bytes.fill(bytemuck::cast_slice_mut(&mut values)).await? {
+            return Err(too_short());
+        }
+        if cfg!(target_endian = "big") {
+            values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
+        }
+        let found = hexadecimal(bytes.hash);
         if found == hash_in(name) {
             Ok(values)
         } else {
@@ -123,44 +170,116 @@ impl Blobs {
         }
     }
 
-    /// Copies the file of this name into another store, checking it on the way; `false` when it is not there any more.
-    pub(crate) fn copy(&self, name: &str, to: &Self) -> Result<bool, BlobError> {
-        let (from, copy) = (self.path(name), to.path(name));
-        let mut source = match File::open(&from) {
-            Ok(source) => source,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(BlobError::File { path: from, source }),
-        };
-        let copied = (|| {
-            let mut sink = Hashing { sink: File::create(&copy)?, hash: Sha256::new() };
-            io::copy(&mut source, &mut sink)?;
-            sink.sink.sync_all()?;
-            Ok(hexadecimal(sink.hash))
-        })();
-        let found = copied.map_err(|source| BlobError::File { path: copy, source })?;
-        if found == hash_in(name) {
-            return Ok(true);
+    /// Copies the object of this name into another storage, checking it on the way; `false` when it is not there any more.
+    pub(crate) async fn copy(&self, name: &str, to: &Self) -> Result<bool, BlobError> {
+        let Some(mut source) = self.stream(name).await? else { return Ok(false) };
+        let mut sink =
+            to.objects.put(&object(name), source.len).await.map_err(|error| to.failed(name, error))?;
+        while source.next().await? {
+            let chunk = std::mem::take(&mut source.chunk);
+            sink.write(&chunk).await.map_err(|error| to.failed(name, error))?;
         }
-        let message = format!("its bytes hash to {found}; they have changed since they were written");
-        Err(BlobError::Damaged { path: from, message })
+        let found = hexadecimal(source.hash);
+        if found != hash_in(name) {
+            sink.abandon().await;
+            let message = format!("its bytes hash to {found}; they have changed since they were written");
+            return Err(BlobError::Damaged { place: self.show(name), message });
+        }
+        sink.finish().await.map_err(|error| to.failed(name, error))?;
+        Ok(true)
     }
 
-    /// Removes every file whose name is not among `kept`, unless a later epoch wrote it.
-    pub(crate) fn collect(&self, kept: &BTreeSet<String>) -> Result<(), BlobError> {
-        let collected = (|| {
-            for entry in fs::read_dir(&self.dir)? {
-                let path = entry?.path();
-                let ours = path.extension().is_some_and(|extension| extension == EXTENSION);
-                let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-                let gone = |stem: &String| !kept.contains(stem) && !is_later(stem, self.epoch);
-                if ours && stem.as_ref().is_some_and(gone) {
-                    fs::remove_file(path)?;
-                }
-            }
-            Ok(())
-        })();
-        collected.map_err(|source| BlobError::File { path: self.dir.clone(), source })
+    /// The names of all objects with tensors.
+    pub(crate) async fn list(&self) -> Result<BTreeSet<String>, BlobError> {
+        let remote = self.objects.folder.is_none();
+        let failed =
+            |source| BlobError::Storage { place: self.place().to_owned(), source: Box::new(source), remote };
+        let names = self.objects.list().await.map_err(failed)?;
+        Ok(names.iter().filter_map(|name| name.strip_suffix(EXTENSION).map(str::to_owned)).collect())
     }
+
+    /// Removes every object whose name is not among `kept`, unless a later epoch wrote it.
+    pub(crate) async fn collect(&self, kept: &BTreeSet<String>) -> Result<(), BlobError> {
+        for name in self.list().await? {
+            if !kept.contains(&name) && !is_later(&name, self.epoch) {
+                self.remove(&name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn remove(&self, name: &str) -> Result<(), BlobError> {
+        self.objects.remove(&object(name)).await.map_err(|source| self.failed(name, source))
+    }
+
+    /// The object's bytes from its beginning; `None` when it is not there.
+    async fn stream<'a>(&'a self, name: &'a str) -> Result<Option<Stream<'a>>, BlobError> {
+        match self.objects.store.head(&self.objects.path(&object(name))).await {
+            Ok(found) => {
+                let (hash, chunk) = (Sha256::new(), Bytes::new());
+                Ok(Some(Stream { blobs: self, name, len: found.size, at: 0, hash, chunk }))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(self.failed(name, source)),
+        }
+    }
+}
+
+/// An object that is read from its beginning, and the hash of what was read.
+struct Stream<'a> {
+    blobs: &'a Blobs,
+    name: &'a str,
+    len: u64,
+    at: u64,
+    hash: Sha256,
+    chunk: Bytes,
+}
+
+impl Stream<'_> {
+    /// Reads the next chunk; `false` at the end.
+    async fn next(&mut self) -> Result<bool, BlobError> {
+        let end = self.len.min(self.at + PART as u64);
+        if end == self.at {
+            return Ok(false);
+        }
+        let objects = &self.blobs.objects;
+        let read = objects.store.get_range(&objects.path(&object(self.name)), self.at..end).await;
+        self.chunk = read.map_err(|source| self.blobs.failed(self.name, source))?;
+        self.hash.update(&self.chunk);
+        self.at = end;
+        Ok(true)
+    }
+
+    /// Fills all of `into`; `false` when the object ends before.
+    async fn fill(&mut self, mut into: &mut [u8]) -> Result<bool, BlobError> {
+        while !into.is_empty() {
+            if self.chunk.is_empty() && !self.next().await? {
+                return Ok(false);
+            }
+            let (now, later) = into.split_at_mut(into.len().min(self.chunk.len()));
+            now.copy_from_slice(&self.chunk.split_to(now.len()));
+            into = later;
+        }
+        Ok(true)
+    }
+}
+
+/// The object's name.
+fn object(name: &str) -> String {
+    format!("{name}{EXTENSION}")
+}
+
+/// Makes the folder, and removes what a crash left half written, be it of this release or of an older one.
+fn prepare(folder: &std::path::Path) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PARTIAL) || name.contains(&format!("{EXTENSION}#")) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// The name of what one epoch wrote.
@@ -179,29 +298,8 @@ pub(super) fn is_later(name: &str, epoch: Option<i64>) -> bool {
     of.zip(epoch).is_some_and(|(of, epoch): (i64, i64)| of > epoch)
 }
 
-/// Makes a rename survive a loss of power.
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
-/// A sink that hashes what passes.
-struct Hashing<W> {
-    sink: W,
-    hash: Sha256,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.sink.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        Ok(written)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.sink.flush()
-    }
-}
-
-fn write_tensors(sink: &mut impl Write, pieces: &[Piece<'_>], source: &str) -> io::Result<()> {
+/// The length and the description of the tensors, as the file begins.
+fn header(pieces: &[Piece<'_>], source: &str) -> io::Result<Vec<u8>> {
     let mut end = 0;
     let tensors = pieces.iter().map(|piece| {
         let begin = end;
@@ -213,47 +311,21 @@ fn write_tensors(sink: &mut impl Write, pieces: &[Piece<'_>], source: &str) -> i
     let header = Metadata::new(Some(source), tensors.collect()).map_err(io::Error::other)?;
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    sink.write_all(&(header.len() as u64).to_le_bytes())?;
-    sink.write_all(&header)?;
-    for values in pieces.iter().flat_map(|piece| piece.values.chunks(BLOCK)) {
-        if cfg!(target_endian = "little") {
-            sink.write_all(bytemuck::cast_slice(values))?;
-        } else {
-            values.iter().try_for_each(|value| sink.write_all(&value.to_le_bytes()))?;
-        }
-    }
-    Ok(())
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut header);
+    Ok(bytes)
 }
 
-/// The values of a file and the hash of its bytes.
-fn read_tensors(path: &Path) -> io::Result<(Vec<f32>, String)> {
-    let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidData, message.to_owned());
-    let file = File::open(path)?;
-    let len = file.metadata()?.len();
-    let mut file = BufReader::with_capacity(1 << 20, file);
-    let mut hash = Sha256::new();
-    let mut head = [0u8; 8];
-    file.read_exact(&mut head).map_err(|_| invalid("the file is too short"))?;
-    hash.update(head);
-    let header = u64::from_le_bytes(head);
-    let body = len.checked_sub(8).and_then(|rest| rest.checked_sub(header));
-    let body = body
-        .filter(|body| body.is_multiple_of(4))
-        .ok_or_else(|| invalid("the header does not fit the file"))?;
-    let mut description = Vec::new();
-    file.by_ref().take(header).read_to_end(&mut description)?;
-    hash.update(&description);
-    let count = usize::try_from(body / 4).map_err(|_| invalid("the file is larger than memory"))?;
-    let mut values = vec![0f32; count];
-    for block in values.chunks_mut(BLOCK) {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(block);
-        file.read_exact(bytes)?;
-        hash.update(&bytes);
-        if cfg!(target_endian = "big") {
-            block.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
-        }
+fn blocks<'a>(pieces: &'a [Piece<'_>]) -> impl Iterator<Item = &'a [f32]> {
+    pieces.iter().flat_map(|piece| piece.values.chunks(BLOCK))
+}
+
+fn little_endian(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
-    Ok((values, hexadecimal(hash)))
 }
 
 fn hexadecimal(hash: Sha256) -> String {
@@ -262,21 +334,28 @@ fn hexadecimal(hash: Sha256) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
-    #[test]
-    fn a_file_is_safetensors_and_reads_back_bit_for_bit() {
+    fn at(dir: &Path) -> Objects {
+        Objects::folder(dir.to_owned()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_file_is_safetensors_and_reads_back_bit_for_bit() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path().join("blobs"), None).unwrap();
+        let blobs = Blobs::open(at(&dir.path().join("blobs")), None).unwrap();
         let values = [1.0, -0.0, f32::MIN_POSITIVE, 3.5, 7.25];
         let pieces = [
             Piece { name: "weight", shape: &[2, 2], values: &values[..4] },
             Piece { name: "bias", shape: &[1], values: &values[4..] },
         ];
-        let hash = blobs.write(&pieces, "a test").unwrap();
-        let read = blobs.read(&hash).unwrap();
+        let hash = blobs.write(&pieces, "a test").await.unwrap();
+        let read = blobs.read(&hash).await.unwrap();
         assert_eq!(read.map_bits(), values.to_vec().map_bits());
-        let bytes = fs::read(blobs.path(&hash)).unwrap();
+        let bytes = fs::read(blobs.show(&hash)).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(file.tensor("weight").unwrap().shape(), [2, 2]);
         assert_eq!(file.tensor("bias").unwrap().data(), 7.25f32.to_le_bytes());
@@ -292,46 +371,52 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_damaged_or_missing_file_is_named() {
+    #[tokio::test]
+    async fn a_damaged_or_missing_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path().to_owned(), None).unwrap();
-        let hash = blobs.write(&[Piece { name: "w", shape: &[2], values: &[1.0, 2.0] }], "a test").unwrap();
-        let path = blobs.path(&hash);
+        let blobs = Blobs::open(at(dir.path()), None).unwrap();
+        let hash =
+            blobs.write(&[Piece { name: "w", shape: &[2], values: &[1.0, 2.0] }], "a test").await.unwrap();
+        let path = blobs.show(&hash);
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(blobs.read(&hash).unwrap_err().to_string().contains(&hash));
+        assert!(blobs.read(&hash).await.unwrap_err().to_string().contains(&hash));
         fs::write(&path, [255; 12]).unwrap();
-        assert!(matches!(blobs.read(&hash), Err(BlobError::Damaged { .. })));
+        assert!(matches!(blobs.read(&hash).await, Err(BlobError::Damaged { .. })));
         fs::remove_file(&path).unwrap();
-        assert!(blobs.read(&hash).unwrap_err().to_string().contains("missing"));
+        assert!(blobs.read(&hash).await.unwrap_err().to_string().contains("missing"));
     }
 
-    #[test]
-    fn only_files_that_nobody_keeps_are_collected() {
+    #[tokio::test]
+    async fn only_files_that_nobody_keeps_are_collected() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path().to_owned(), None).unwrap();
-        let write =
-            |value| blobs.write(&[Piece { name: "w", shape: &[1], values: &[value] }], "a test").unwrap();
-        let (old, new) = (write(1.0), write(2.0));
-        blobs.collect(&[new.clone()].into()).unwrap();
-        assert!(blobs.read(&new).is_ok() && blobs.read(&old).is_err());
+        let blobs = Blobs::open(at(dir.path()), None).unwrap();
+        let write = async |value| {
+            blobs.write(&[Piece { name: "w", shape: &[1], values: &[value] }], "a test").await.unwrap()
+        };
+        let (old, new) = (write(1.0).await, write(2.0).await);
+        blobs.collect(&[new.clone()].into()).await.unwrap();
+        assert!(blobs.read(&new).await.is_ok() && blobs.read(&old).await.is_err());
     }
 
-    #[test]
-    fn a_server_that_was_deposed_removes_nothing_of_its_successor() {
+    #[tokio::test]
+    async fn a_server_that_was_deposed_removes_nothing_of_its_successor() {
         let dir = tempfile::tempdir().unwrap();
-        let of = |epoch| Blobs::open(dir.path().to_owned(), epoch).unwrap();
-        let write = |blobs: &Blobs| {
-            blobs.write(&[Piece { name: "w", shape: &[1], values: &[1.0] }], "a test").unwrap()
+        let of = |epoch| Blobs::open(at(dir.path()), epoch).unwrap();
+        let write = async |blobs: &Blobs| {
+            blobs.write(&[Piece { name: "w", shape: &[1], values: &[1.0] }], "a test").await.unwrap()
         };
         let (before, deposed, leads) = (of(None), of(Some(9)), of(Some(10)));
-        let (first, second, third) = (write(&before), write(&deposed), write(&leads));
+        let (first, second, third) = (write(&before).await, write(&deposed).await, write(&leads).await);
         assert_eq!((second.as_str(), third.as_str()), (&*format!("9-{first}"), &*format!("10-{first}")));
-        deposed.collect(&BTreeSet::new()).unwrap();
-        assert!(leads.read(&third).is_ok() && before.read(&first).is_err() && deposed.read(&second).is_err());
-        leads.collect(&BTreeSet::new()).unwrap();
-        assert!(leads.read(&third).is_err());
+        deposed.collect(&BTreeSet::new()).await.unwrap();
+        assert!(
+            leads.read(&third).await.is_ok()
+                && before.read(&first).await.is_err()
+                && deposed.read(&second).await.is_err()
+        );
+        leads.collect(&BTreeSet::new()).await.unwrap();
+        assert!(leads.read(&third).await.is_err());
     }
 }

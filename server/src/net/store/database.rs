@@ -282,6 +282,11 @@ fn for_postgres(step: &str) -> String {
     WORDS.iter().fold(step.to_owned(), |text, (ours, theirs)| text.replace(ours, theirs))
 }
 
+#[cfg(unix)]
+#[cfg(test)]
+#[path = "tests/tls.rs"]
+mod tls;
+
 #[cfg(test)]
 mod tests {
     use super::*;

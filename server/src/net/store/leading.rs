@@ -1,15 +1,16 @@
 //! Opening the state: to write, which one server does at a time, and to look at it, which everybody may.
 
 use std::fs::{File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use sqlx::AnyPool;
 
-use super::blobs::Blobs;
+use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
 use super::lease::Fence;
+use super::objects::Objects;
 use super::secrets::Secrets;
 use super::{Database, Postgres, Store, StoreError};
 
@@ -22,13 +23,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::Locked`] while another server has it open, [`StoreError::Moved`] when its rows are somewhere else.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with(dir, None).await
+    }
+
+    async fn open_with(dir: &Path, objects: Option<&Objects>) -> Result<Self, StoreError> {
         let moved = dir.join(MIGRATED);
         if moved.exists() && !dir.join("state.sqlite").exists() {
             return Err(StoreError::Moved(moved));
         }
         let lock = lock(dir, &Database::Sqlite)?;
         let pool = database::sqlite(dir, true).await?;
-        Self::begin_with(dir, pool, None, lock).await
+        Self::begin_with(dir, pool, None, lock, objects).await
     }
 
     /// Opens the state with its rows in `database`, making it if need be. In PostgreSQL this takes the lease: it waits for as long
@@ -38,7 +43,20 @@ impl Store {
     /// [`StoreError::Locked`] while another server of this name runs on this machine; [`StoreError::Database`] when the
     /// database refuses this server.
     pub async fn lead(dir: &Path, database: &Database) -> Result<Self, StoreError> {
-        let Database::Postgres(postgres) = database else { return Self::open(dir).await };
+        Self::lead_with(dir, database, None).await
+    }
+
+    /// As [`Store::lead`], with models and optimizers' states in object storage instead of the state folder. What is in the folder and
+    /// not yet there is moved there first.
+    ///
+    /// # Errors
+    /// As [`Store::lead`]; [`StoreError::Elsewhere`] when nothing that the rows name is there.
+    pub async fn lead_with(
+        dir: &Path,
+        database: &Database,
+        objects: Option<&Objects>,
+    ) -> Result<Self, StoreError> {
+        let Database::Postgres(postgres) = database else { return Self::open_with(dir, objects).await };
         let lock = lock(dir, database)?;
         let path = dir.join("state.sqlite");
         if path.exists() {
@@ -47,7 +65,9 @@ impl Store {
         let mut known = None;
         loop {
             match attempt(&mut known, postgres).await {
-                Ok(Some((pool, fence))) => return Self::begin_with(dir, pool, Some(fence), lock).await,
+                Ok(Some((pool, fence))) => {
+                    return Self::begin_with(dir, pool, Some(fence), lock, objects).await;
+                }
                 Ok(None) => {}
                 Err(error) if error.passes() => {
                     known = None;
@@ -65,18 +85,47 @@ impl Store {
         pool: AnyPool,
         fence: Option<Fence>,
         lock: File,
+        objects: Option<&Objects>,
     ) -> Result<Self, StoreError> {
         let epoch = fence.map(|fence| fence.epoch());
-        let blobs = Blobs::open(dir.join("blobs"), epoch)?;
-        let secrets = Secrets::open(dir.join("secrets"), epoch)?;
+        let below = |name| objects.map(|objects| objects.below(name));
+        let tensors = below("models").map_or_else(|| folder(dir, "blobs"), Ok)?;
+        let blobs = Blobs::open(tensors, epoch)?;
+        let secrets = Secrets::open(dir.join("secrets"), below("noise"), epoch)?;
         let store =
             Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence, _lock: Some(lock) };
-        let mut transaction = store.begin().await?;
+        let begun = store.tidy(dir, objects.is_some()).await;
+        if begun.is_err() {
+            store.close().await;
+        }
+        begun.map(|()| store)
+    }
+
+    /// Brings the schema up to date, moves what the state folder holds into object storage where there is one, and removes what a crash
+    /// left behind.
+    async fn tidy(&self, dir: &Path, moved: bool) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
         database::migrate(&mut transaction).await?;
         transaction.commit().await?;
+        let needed = self.needed().await?.blobs;
+        let mut here = self.blobs.list().await?;
+        if moved && dir.join("blobs").exists() {
+            let old = Blobs::open(folder(dir, "blobs")?, None)?;
+            for name in old.list().await? {
+                if needed.contains(&name) && here.insert(name.clone()) {
+                    old.copy(&name, &self.blobs).await?;
+                    tracing::info!("{name} was moved into {}", self.blobs.place());
+                }
+                old.remove(&name).await?;
+            }
+        }
+        let shared = moved || self.fence.is_some();
+        if shared && !needed.is_empty() && needed.is_disjoint(&here) {
+            let (count, place) = (needed.len(), self.blobs.place().to_owned());
+            return Err(StoreError::Elsewhere { count, place });
+        }
         // What a crash left behind unreferenced was never released: it goes before anything else happens.
-        store.collect().await?;
-        Ok(store)
+        self.collect().await
     }
 
     /// Looks into the state in `dir` with its rows in SQLite, also while a server uses it. Nothing can be written.
@@ -92,6 +141,18 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when there is no state, or one of another release.
     pub async fn look_into(dir: &Path, database: &Database) -> Result<Self, StoreError> {
+        Self::look_with(dir, database, None).await
+    }
+
+    /// As [`Store::look_into`], with models and optimizers' states in object storage.
+    ///
+    /// # Errors
+    /// As [`Store::look_into`].
+    pub async fn look_with(
+        dir: &Path,
+        database: &Database,
+        objects: Option<&Objects>,
+    ) -> Result<Self, StoreError> {
         let pool = match database {
             Database::Sqlite => {
                 let path = dir.join("state.sqlite");
@@ -106,7 +167,9 @@ impl Store {
         if found != SCHEMA {
             return Err(StoreError::Newer { found, known: SCHEMA });
         }
-        let (blobs, secrets) = (Blobs::look(dir.join("blobs")), Secrets::look(dir.join("secrets")));
+        let below = |name| objects.map(|objects| objects.below(name));
+        let blobs = Blobs::look(below("models").map_or_else(|| folder(dir, "blobs"), Ok)?);
+        let secrets = Secrets::look(dir.join("secrets"), below("noise"));
         Ok(Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence: None, _lock: None })
     }
 
@@ -156,7 +219,11 @@ impl StoreError {
     pub fn passes(&self) -> bool {
         match self {
             Self::Deposed { .. } | Self::LeaseLost { .. } => true,
-            Self::Database(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
+            // Another server may reach the storage, and this one later.
+            Self::Blob(BlobError::Storage { remote, .. }) => *remote,
+            // A certificate that does not fit will not fit later: rustls calls it invalid data.
+            Self::Database(sqlx::Error::Io(error)) => error.kind() != std::io::ErrorKind::InvalidData,
+            Self::Database(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
             // Class 08: the connection; 57: somebody stopped the database; 25P03: a transaction stood still for too long; 53: it is
             // out of something; 40: it could not serialise.
             Self::Database(sqlx::Error::Database(refused)) => refused.code().is_some_and(|code| {
@@ -165,6 +232,13 @@ impl StoreError {
             _ => false,
         }
     }
+}
+
+/// A folder of the state as storage.
+pub(super) fn folder(dir: &Path, name: &str) -> Result<Objects, StoreError> {
+    let path: PathBuf = dir.join(name);
+    Objects::folder(path.clone())
+        .map_err(|source| StoreError::File { path, source: std::io::Error::other(source) })
 }
 
 /// One attempt to take the lease, on connections that are kept for the next one.

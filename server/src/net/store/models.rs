@@ -1,8 +1,6 @@
 //! The models of a run: every release is kept, named by its round, with what was measured of it and what may be said about its
 //! privacy. A server may be told to keep the files of the last ones only; the best one's is always kept.
 
-use std::path::PathBuf;
-
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
 use protocol::{Parameters, RunId};
 use sqlx::any::AnyRow;
@@ -15,8 +13,8 @@ use super::{Files, Store, StoreError, rows};
 pub struct StoredModel {
     /// Its line.
     pub line: ModelLine,
-    /// Its safetensors file, whose name ends with the SHA-256 of its bytes.
-    pub file: PathBuf,
+    /// Where its safetensors file is: a path, or an address in object storage. It ends with the SHA-256 of the file's bytes.
+    pub place: String,
     /// The file's name without its ending.
     pub(crate) blob: String,
     /// What may be said about its privacy, as JSON; `None` where its plan promises none.
@@ -83,8 +81,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Blob`] names a damaged or missing file.
-    pub(crate) fn values(&self, model: &StoredModel) -> Result<Parameters, StoreError> {
-        Ok(Parameters::new(self.blobs.read(&model.blob)?))
+    pub(crate) async fn values(&self, model: &StoredModel) -> Result<Parameters, StoreError> {
+        Ok(Parameters::new(self.blobs.read(&model.blob).await?))
     }
 
     /// Gives up the files of all but the last `last` models of a run and the best one.
@@ -116,8 +114,8 @@ impl Store {
             best: false,
             kept: row.try_get::<i64, _>("kept")? != 0,
         };
-        let file = self.blobs.path(&blob);
-        Ok(StoredModel { line, file, blob, statement: row.try_get("statement")? })
+        let place = self.blobs.show(&blob);
+        Ok(StoredModel { line, place, blob, statement: row.try_get("statement")? })
     }
 }
 

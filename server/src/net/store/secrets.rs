@@ -1,42 +1,68 @@
-//! Noise that later releases take back, in files that only the server's user may read.
+//! Noise that later releases take back: in files that only the server's user may read, or sealed in object storage.
 //!
-//! Whoever has such a file can take part of the noise off what was released since: it is as secret as a raw sum. It exists only
-//! for runs with correlated noise and only while they go on, and is written anew with every release.
+//! Whoever has it can take part of the noise off what was released since: it is as secret as a raw sum. It exists only
+//! for runs with correlated noise and only while they go on, and is written anew with every release. In object storage each is
+//! encrypted with a key of its own, which stands in the database's row alone: a bucket that is read tells nothing, and what a bucket
+//! keeps of old versions is void when the row changes.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use privacy::correlation::NoiseMemory;
 use sha2::{Digest as _, Sha256};
 
 use super::StoreError;
-use super::blobs::{hash_in, in_epoch, is_later};
+use super::blobs::{BlobError, hash_in, in_epoch, is_later};
+use super::objects::Objects;
 
-/// The folder of such files; each is named by the SHA-256 of its bytes, after the epoch where there are several.
+const KEY: usize = 32;
+/// A key seals one thing, so that its nonce may be known.
+const NONCE: [u8; 12] = [0; 12];
+
+/// The folder of such files; each is named by the SHA-256 of its bytes, after the epoch where there are several. What was sealed
+/// is known by its name, a full stop and its key.
 pub(super) struct Secrets {
     folder: PathBuf,
+    objects: Option<Objects>,
     epoch: Option<i64>,
 }
 
 impl Secrets {
-    pub(super) fn open(folder: PathBuf, epoch: Option<i64>) -> Result<Self, StoreError> {
+    /// Makes the folder. With `objects` new noise goes there.
+    pub(super) fn open(
+        folder: PathBuf,
+        objects: Option<Objects>,
+        epoch: Option<i64>,
+    ) -> Result<Self, StoreError> {
         std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
-        Ok(Self { folder, epoch })
+        Ok(Self { folder, objects, epoch })
     }
 
-    /// The folder as it is, while a server may be writing into it.
-    pub(super) fn look(folder: PathBuf) -> Self {
-        Self { folder, epoch: None }
+    /// What is there, while a server may be writing into it.
+    pub(super) fn look(folder: PathBuf, objects: Option<Objects>) -> Self {
+        Self { folder, objects, epoch: None }
     }
 
-    /// Writes and syncs the vectors.
-    pub(super) fn write(&self, memory: &NoiseMemory) -> Result<String, StoreError> {
-        let bytes = bytes_of(memory);
+    /// Writes the vectors and returns by what they are known, once they are durable.
+    pub(super) async fn write(&self, memory: &NoiseMemory) -> Result<String, StoreError> {
+        let mut bytes = bytes_of(memory);
+        let Some(objects) = &self.objects else {
+            let name = in_epoch(self.epoch, &name_of(&bytes));
+            self.put(&name, &bytes)?;
+            return Ok(name);
+        };
+        let key = seal(&mut bytes).map_err(|source| failed(&self.folder, source))?;
         let name = in_epoch(self.epoch, &name_of(&bytes));
-        self.put(&name, &bytes)?;
-        Ok(name)
+        let sent = async {
+            let mut sink = objects.put(&name, bytes.len() as u64).await?;
+            sink.write(&bytes).await?;
+            sink.finish().await
+        };
+        sent.await.map_err(|source| refused(objects, &name, source))?;
+        Ok(format!("{name}.{key}"))
     }
 
     fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
@@ -52,15 +78,21 @@ impl Secrets {
         written.map_err(|source| failed(&path, source))
     }
 
-    pub(super) fn read(&self, name: &str) -> Result<NoiseMemory, StoreError> {
+    pub(super) async fn read(&self, known: &str) -> Result<NoiseMemory, StoreError> {
+        let (name, key) = parts(known);
         let path = self.folder.join(name);
-        let bytes = std::fs::read(&path).map_err(|source| failed(&path, source))?;
         let damaged = || {
             let what = "the kept noise is damaged; without it no further release is private: end the run";
             failed(&path, std::io::Error::other(what))
         };
+        let Some(mut bytes) = self.bytes(name, key.is_some()).await? else {
+            return Err(failed(&path, std::io::ErrorKind::NotFound.into()));
+        };
         if name_of(&bytes) != hash_in(name) {
             return Err(damaged());
+        }
+        if let Some(key) = key {
+            open(key, &mut bytes).ok_or_else(damaged)?;
         }
         let (words, _) = bytes.as_chunks::<8>();
         let values: Vec<i64> = words.iter().map(|word| i64::from_le_bytes(*word)).collect();
@@ -69,27 +101,83 @@ impl Secrets {
         Ok(NoiseMemory::new(values.chunks(length).map(<[i64]>::to_vec).collect()))
     }
 
-    /// Copies the file of this name into another store; `false` when it is not there any more.
-    pub(super) fn copy(&self, name: &str, to: &Self) -> Result<bool, StoreError> {
-        if !self.folder.join(name).exists() {
-            return Ok(false);
+    /// The bytes as they are kept: what was sealed is in object storage, or in the folder of a state that came from a backup.
+    async fn bytes(&self, name: &str, sealed: bool) -> Result<Option<Vec<u8>>, StoreError> {
+        if let Some(objects) = self.objects.as_ref().filter(|_| sealed) {
+            let found = objects.read(name).await.map_err(|source| refused(objects, name, source))?;
+            if found.is_some() {
+                return Ok(found);
+            }
         }
-        to.put(name, &bytes_of(&self.read(name)?))?;
+        let path = self.folder.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(failed(&path, source)),
+        }
+    }
+
+    /// Copies what is known so into another folder, sealed if it is; `false` when it is not there any more.
+    pub(super) async fn copy(&self, known: &str, to: &Self) -> Result<bool, StoreError> {
+        let (name, key) = parts(known);
+        let Some(bytes) = self.bytes(name, key.is_some()).await? else { return Ok(false) };
+        if name_of(&bytes) != hash_in(name) {
+            let what = "the kept noise is damaged; end its run, and copy again";
+            return Err(failed(&self.folder.join(name), std::io::Error::other(what)));
+        }
+        to.put(name, &bytes)?;
         Ok(true)
     }
 
-    /// Removes every file that is not kept and that no later epoch wrote.
-    pub(super) fn collect(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
+    /// Removes all that is not kept and that no later epoch wrote.
+    pub(super) async fn collect(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
+        let kept: BTreeSet<&str> = kept.iter().map(|known| parts(known).0).collect();
+        let spared = |name: &str| kept.contains(name) || is_later(name, self.epoch);
         let entries = std::fs::read_dir(&self.folder).map_err(|source| failed(&self.folder, source))?;
         for entry in entries {
             let entry = entry.map_err(|source| failed(&self.folder, source))?;
-            let spared = |name: &str| kept.contains(name) || is_later(name, self.epoch);
             if !entry.file_name().to_str().is_some_and(spared) {
                 std::fs::remove_file(entry.path()).map_err(|source| failed(&entry.path(), source))?;
             }
         }
+        let Some(objects) = &self.objects else { return Ok(()) };
+        for name in objects.list().await.map_err(|source| refused(objects, "", source))? {
+            if !spared(&name) {
+                objects.remove(&name).await.map_err(|source| refused(objects, &name, source))?;
+            }
+        }
         Ok(())
     }
+}
+
+/// The name, and the key of what was sealed.
+fn parts(known: &str) -> (&str, Option<&str>) {
+    known.split_once('.').map_or((known, None), |(name, key)| (name, Some(key)))
+}
+
+/// Encrypts in place and returns the key.
+fn seal(bytes: &mut Vec<u8>) -> Result<String, std::io::Error> {
+    let mut key = [0; KEY];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| std::io::Error::other("the system has no entropy"))?;
+    let sealing = UnboundKey::new(&AES_256_GCM, &key).map(LessSafeKey::new);
+    let nonce = Nonce::assume_unique_for_key(NONCE);
+    sealing
+        .and_then(|sealing| sealing.seal_in_place_append_tag(nonce, Aad::empty(), bytes))
+        .map_err(|_| std::io::Error::other("the kept noise cannot be sealed"))?;
+    Ok(hexadecimal(&key))
+}
+
+/// Decrypts in place; `None` with another key than what it was sealed with.
+fn open(key: &str, bytes: &mut Vec<u8>) -> Option<()> {
+    let (pairs, rest) = key.as_bytes().as_chunks::<2>();
+    let digit = |digit: u8| (digit as char).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? * 16 + digit(*low)?).ok();
+    let key: Vec<u8> = pairs.iter().map(byte).collect::<Option<_>>().filter(|_| rest.is_empty())?;
+    let opening = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).ok()?);
+    let nonce = Nonce::assume_unique_for_key(NONCE);
+    let plain = opening.open_in_place(nonce, Aad::empty(), bytes).ok()?.len();
+    bytes.truncate(plain);
+    Some(())
 }
 
 /// The number of vectors and their length as u64, then their values as i64, all little endian.
@@ -102,12 +190,21 @@ fn bytes_of(memory: &NoiseMemory) -> Vec<u8> {
 }
 
 fn name_of(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::new(), |mut name, byte| {
-        let _ = write!(name, "{byte:02x}");
-        name
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
     })
 }
 
 fn failed(path: &Path, source: std::io::Error) -> StoreError {
     StoreError::File { path: path.to_owned(), source }
+}
+
+fn refused(objects: &Objects, name: &str, source: object_store::Error) -> StoreError {
+    let (place, remote) = (objects.show(name), objects.folder.is_none());
+    BlobError::Storage { place, source: Box::new(source), remote }.into()
 }

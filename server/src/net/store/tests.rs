@@ -136,13 +136,13 @@ async fn of_the_models_the_last_ones_and_the_best_keep_their_files_and_of_the_op
     let models = store.models(RUN).await.unwrap();
     let kept: Vec<u32> = models.iter().filter(|one| one.line.kept).map(|one| one.line.round).collect();
     assert_eq!((models.len(), kept), (6, vec![2, 4, 5]));
-    assert!(models.iter().all(|one| one.line.kept == one.file.exists()));
+    assert!(models.iter().all(|one| one.line.kept == Path::new(&one.place).exists()));
     assert_eq!(models[3].line.parent_sha256.as_ref(), Some(&models[2].line.sha256));
     let best = store.model(RUN, ModelChoice::Best).await.unwrap().unwrap();
     assert_eq!((best.line.round, best.line.best), (2, true));
     assert!(store.model(RUN, ModelChoice::Round(6)).await.unwrap().is_none());
-    let (file, sha256) = store.model_file(RUN).await.unwrap();
-    assert!(file.exists());
+    let (file, sha256) = store.model_place(RUN).await.unwrap();
+    assert!(Path::new(&file).exists());
     assert_eq!(sha256, last.checkpoint.model.sha256());
     assert!(queue(&store).await.is_empty());
 }
@@ -154,7 +154,7 @@ async fn the_commit_of_an_evaluation_replaces_the_rounds_line_and_writes_no_mode
     submit(&store, RUN, &begin([0.0; 3])).await;
     let mut done = commit(1, [1.0; 3]);
     store.commit(RUN, &layout(), &done).await.unwrap();
-    let (file, _) = store.model_file(RUN).await.unwrap();
+    let (file, _) = store.model_place(RUN).await.unwrap();
     let written = std::fs::metadata(&file).unwrap().modified().unwrap();
     done.summary.central = done.summary.train;
     store.commit(RUN, &layout(), &done).await.unwrap();
@@ -169,12 +169,12 @@ async fn a_damaged_model_is_reported_by_name() {
     let Some(dir) = place() else { return };
     let store = dir.open().await;
     submit(&store, RUN, &begin([1.0, 2.0, 3.0])).await;
-    let (file, _) = store.model_file(RUN).await.unwrap();
+    let (file, _) = store.model_place(RUN).await.unwrap();
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let error = store.load(RUN).await.unwrap_err().to_string();
-    assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
+    assert!(error.contains(&file), "{error}");
 }
 
 #[tokio::test]
@@ -233,6 +233,49 @@ async fn numbers_may_be_missing_in_one_commit_and_there_in_the_next() {
         store.commit(RUN, &layout(), &done).await.unwrap();
         assert_eq!(store.load(RUN).await.unwrap().checkpoint, done.checkpoint);
     }
+}
+
+#[tokio::test]
+async fn what_sites_measured_is_told_by_round_and_what_they_answered_over_the_newest_runs() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    for run in [RUN, RunId(8)] {
+        submit(&store, run, &begin([0.0; 3])).await;
+        for round in 1..4u8 {
+            let mut done = commit(round.into(), [f32::from(round); 3]);
+            let (south, mut task, mut metrics) = done.reports[0].clone();
+            task.run = run;
+            (metrics.accuracy, metrics.examples) = (None, u64::from(round) << 40);
+            done.reports = vec![(south, task, metrics)];
+            store.commit(run, &layout(), &done).await.unwrap();
+        }
+    }
+    let reports = store.reports(RUN, 2).await.unwrap();
+    assert_eq!(reports.iter().map(|report| report.round).collect::<Vec<_>>(), [2, 3]);
+    let last = Report {
+        round: 3,
+        kind: "train".into(),
+        site: ClientId::new("north").unwrap(),
+        loss: 0.1 + 0.2,
+        accuracy: None,
+        examples: 3 << 40,
+        seconds: 0.25,
+    };
+    assert_eq!(reports[1], last);
+    assert!(store.reports(RunId(9), 0).await.unwrap().is_empty());
+    let counts = Counts {
+        runs: 2,
+        accepted: 6,
+        refused: [(Refusal::TooSlow.name(), 4)].into(),
+        declined: [(Decline::Data.name(), 2)].into(),
+    };
+    assert_eq!(store.counts().await.unwrap(), [(ClientId::new("north").unwrap(), counts)].into());
+    assert_eq!(store.plan_toml(RUN).await.unwrap(), "rounds = 3");
+    assert!(matches!(store.plan_toml(RunId(9)).await, Err(StoreError::NoSuchRun(RunId(9)))));
+    let Described { seed, standardiser, .. } = store.description(RUN).await.unwrap();
+    assert_eq!((seed, standardiser.map(|one| one.std)), (Some(u64::MAX), Some(vec![1e-300, 2.0])));
+    assert_eq!(store.summary(Some(RUN)).await.unwrap().unwrap().history.len(), 3);
+    assert_eq!(store.summary(None).await.unwrap().unwrap().run, RunId(8));
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! A copy is the state it was taken of, and an old state does not spend again what it has forgotten.
 
+use std::path::Path;
+
 use super::super::place::Place;
 use super::super::tests::{RUN, a_book, begin, commit, layout, submit};
 use super::*;
@@ -17,7 +19,7 @@ async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
     store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.load(RUN).await.unwrap().checkpoint, commit(1, [1.0, 2.0, 3.0]).checkpoint);
-    assert!(copied.models(RUN).await.unwrap().iter().all(|model| model.file.exists()));
+    assert!(copied.models(RUN).await.unwrap().iter().all(|model| Path::new(&model.place).exists()));
 }
 
 #[tokio::test]
@@ -42,7 +44,7 @@ async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
     assert_eq!(copied.ledger(&ledger.terms().population).await.unwrap(), links);
     // It can go on there, and its files are swept like any.
     copied.commit(RUN, &layout(), &commit(2, [4.0; 3])).await.unwrap();
-    assert!(copied.models(RUN).await.unwrap().iter().all(|model| model.file.exists()));
+    assert!(copied.models(RUN).await.unwrap().iter().all(|model| Path::new(&model.place).exists()));
 }
 
 #[tokio::test]
@@ -50,12 +52,12 @@ async fn a_damaged_file_is_not_copied_but_named() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("state")).await.unwrap();
     submit(&store, RUN, &begin([0.0; 3])).await;
-    let (file, _) = store.model_file(RUN).await.unwrap();
+    let (file, _) = store.model_place(RUN).await.unwrap();
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let error = store.back_up(&dir.path().join("copy")).await.unwrap_err().to_string();
-    assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
+    assert!(error.contains(&file), "{error}");
 }
 
 #[tokio::test]

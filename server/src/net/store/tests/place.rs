@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::{Database, Postgres, Store, StoreError};
 
 #[path = "../../../../../tests/support/postgres.rs"]
-mod postgres;
+pub(super) mod postgres;
 
 /// The least that a lease may live.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
