@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use sqlx::AnyPool;
+use tokio::time::timeout;
 
 use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
@@ -14,6 +15,8 @@ use super::objects::Objects;
 use super::secrets::Secrets;
 use super::{Database, Postgres, Store, StoreError};
 
+/// How long a database has to say whether there is another leader, when there is a reason to stop anyhow.
+const SECOND_LOOK: Duration = Duration::from_secs(5);
 /// What becomes of SQLite's file when its rows move.
 pub(super) const MIGRATED: &str = "state.sqlite.migrated";
 
@@ -198,18 +201,18 @@ impl Store {
         let _ = tokio::time::timeout(fence.life(), fence.release(&self.pool)).await;
     }
 
-    /// Why the engine could not go on, given what it met: a file that is gone and a record that has no place mean no damage where
-    /// another server has taken over.
+    /// Why the engine could not go on, given what it met: a file that is gone, a record that has no place and a connection that the
+    /// database has ended mean no damage where another server has taken over.
     pub(crate) async fn verdict(&self, met: StoreError) -> StoreError {
-        if self.fence.is_none() || met.passes() {
+        if self.fence.is_none() || matches!(met, StoreError::Deposed { .. } | StoreError::LeaseLost { .. }) {
             return met;
         }
-        match self.begin().await {
-            Err(deposed @ StoreError::Deposed { .. }) => {
+        match timeout(SECOND_LOOK, self.begin()).await {
+            Ok(Err(deposed @ StoreError::Deposed { .. })) => {
                 tracing::error!("{deposed}");
                 deposed
             }
-            Ok(_) | Err(_) => met,
+            _ => met,
         }
     }
 }
