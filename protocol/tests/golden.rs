@@ -9,8 +9,8 @@ use privacy::{Encoded, Lattice, NormBound, Tally, clip};
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, Control, EnrolRefusal, EnrolReply,
     EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, Member, ModelChoice,
-    ModelLine, Receipt, Rejection, RoundSummary, RunState, RunSummary, TaskHeader, WorkHeader, decode,
-    encode,
+    ModelLine, Notice, Quarantine, Receipt, Rejection, RoundSummary, RunState, RunSummary, TaskHeader,
+    WorkHeader, decode, encode,
 };
 use protocol::{
     BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
@@ -138,6 +138,8 @@ fn raw_values_have_the_bytes_of_the_page() {
 fn receipts_have_the_bytes_of_the_page() {
     golden("receipt-accepted", FrameKind::Receipt, &Receipt::Accepted);
     golden("receipt-refused", FrameKind::Receipt, &Receipt::Refused(Refusal::NormExceeded));
+    golden("notice", FrameKind::Notice, &Notice::Quarantined { reason: "drift".into() });
+    golden("notice-released", FrameKind::Notice, &Notice::Released);
 }
 
 #[test]
@@ -188,14 +190,18 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
         InviteText { site: va.clone(), text: "line".into(), phrase: "dafi".into(), expires: 1_800_000_000 };
     golden("invites", FrameKind::AdminReply, &AdminReply::Invites(vec![line]));
     let member = Member {
-        site: va,
+        site: va.clone(),
         invited: 1_700_000_000,
         expires: 1_700_003_600,
         joined: Some(1_700_000_060),
         revoked: None,
+        quarantine: Some(Quarantine { since: 1_700_003_600, reason: "drift".into() }),
     };
     golden("members", FrameKind::AdminReply, &AdminReply::Members(vec![member]));
     golden("done", FrameKind::AdminReply, &AdminReply::Done);
+    let quarantine = AdminRequest::Quarantine { site: va.clone(), reason: "drift".into() };
+    golden("quarantine", FrameKind::AdminRequest, &quarantine);
+    golden("release", FrameKind::AdminRequest, &AdminRequest::Release { site: va });
     golden("control", FrameKind::AdminRequest, &AdminRequest::Control { run: RUN, control: Control::Stop });
     golden("log-request", FrameKind::AdminRequest, &AdminRequest::Log { run: Some(RUN) });
     golden("models-request", FrameKind::AdminRequest, &AdminRequest::Models { run: None });

@@ -246,6 +246,7 @@ impl Server {
             stop: stop.clone(),
             spare: Arc::clone(&spare),
             meter: Arc::clone(&metrics),
+            held: store.quarantines().await?.into_keys().collect(),
         };
         let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);

@@ -40,6 +40,25 @@ pub(super) struct RevokeArgs {
     operator: OperatorArgs,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct QuarantineArgs {
+    /// The site.
+    site: ClientId,
+    /// Why, in one line: the site is told so, and the audit log has it.
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    /// The site.
+    site: ClientId,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
 const MINUTE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
 
 pub(super) fn invite(args: &InviteArgs, global: &Global) -> Result<(), Failure> {
@@ -72,7 +91,7 @@ fn invite_json(invite: &InviteText) -> Value {
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let AdminReply::Members(members) = ask(args, &AdminRequest::Members)? else { return Err(wrong_reply()) };
-    let mut rows = vec![["site", "state", "invited", "joined"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["site", "state", "invited", "joined", "why"].map(str::to_owned).to_vec()];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     rows.extend(members.iter().map(|member| {
         let time = |at: u64| if at == 0 { "-".to_owned() } else { moment(at) };
@@ -81,6 +100,7 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
             state(member, now).to_owned(),
             time(member.invited),
             time(member.joined.unwrap_or(0)),
+            member.quarantine.as_ref().map(|held| held.reason.clone()).unwrap_or_default(),
         ]
     }));
     let object = |member: &Member| {
@@ -101,6 +121,7 @@ fn state(member: &Member, now: u64) -> &'static str {
                 "revoked"
             }
         }
+        _ if member.quarantine.is_some() => "quarantined",
         (Some(_), _) => "member",
         (None, _) if now > member.expires => "invite expired",
         (None, _) => "invited",
@@ -108,16 +129,8 @@ fn state(member: &Member, now: u64) -> &'static str {
 }
 
 pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Members(members) = ask(&args.operator, &AdminRequest::Members)? else {
-        return Err(wrong_reply());
-    };
-    if members.iter().all(|member| member.site != args.site) {
-        // One whose certificate was made by `server issue` is in no list, and must be revoked all the same.
-        tracing::warn!("nobody of the name {} was ever invited; is it spelled right?", args.site);
-    }
-    let AdminReply::Done = ask(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })? else {
-        return Err(wrong_reply());
-    };
+    look_for(&args.operator, &args.site)?;
+    done(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })?;
     global.format.say(
         || {
             format!(
@@ -128,6 +141,50 @@ pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> 
         || json!({ "site": args.site.as_str(), "revoked": true }),
     );
     Ok(())
+}
+
+pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), Failure> {
+    look_for(&args.operator, &args.site)?;
+    let (site, reason) = (args.site.clone(), args.reason.clone());
+    done(&args.operator, &AdminRequest::Quarantine { site, reason })?;
+    global.format.say(
+        || {
+            format!(
+                "{site} is in quarantine: it gets no task, what it owed is refused, and it was told so\nto end that: consortia site release {site}",
+                site = args.site
+            )
+        },
+        || json!({ "site": args.site.as_str(), "quarantined": true }),
+    );
+    Ok(())
+}
+
+pub(super) fn release(args: &ReleaseArgs, global: &Global) -> Result<(), Failure> {
+    done(&args.operator, &AdminRequest::Release { site: args.site.clone() })?;
+    global.format.say(
+        || format!("{} is released from quarantine: the next round may ask it", args.site),
+        || json!({ "site": args.site.as_str(), "quarantined": false }),
+    );
+    Ok(())
+}
+
+/// Warns of a name that nobody has.
+fn look_for(operator: &OperatorArgs, site: &ClientId) -> Result<(), Failure> {
+    let AdminReply::Members(members) = ask(operator, &AdminRequest::Members)? else {
+        return Err(wrong_reply());
+    };
+    if members.iter().all(|member| member.site != *site) {
+        // One whose certificate was made by `server issue` is in no list, and is meant all the same.
+        tracing::warn!("nobody of the name {site} was ever invited; is it spelled right?");
+    }
+    Ok(())
+}
+
+fn done(operator: &OperatorArgs, request: &AdminRequest) -> Result<(), Failure> {
+    match ask(operator, request)? {
+        AdminReply::Done => Ok(()),
+        _ => Err(wrong_reply()),
+    }
 }
 
 fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {

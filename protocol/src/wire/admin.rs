@@ -61,6 +61,18 @@ pub enum AdminRequest {
         /// Which of its models.
         choice: ModelChoice,
     },
+    /// Give this site no task and take no update of it, from now on; it stays a member and may stay connected.
+    Quarantine {
+        /// Which site.
+        site: ClientId,
+        /// Why; the site is told so. May be empty.
+        reason: String,
+    },
+    /// End a site's quarantine.
+    Release {
+        /// Which site.
+        site: ClientId,
+    },
 }
 
 /// What an operator wants of a run that has not ended.
@@ -184,6 +196,17 @@ pub struct Member {
     pub joined: Option<u64>,
     /// Certificates that were issued then or before are void.
     pub revoked: Option<u64>,
+    /// Set while it gets no task.
+    pub quarantine: Option<Quarantine>,
+}
+
+/// Since when and why a site gets no task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// Seconds since the Unix epoch.
+    pub since: u64,
+    /// In the operator's words; may be empty.
+    pub reason: String,
 }
 
 /// Where a run stands.

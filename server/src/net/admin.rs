@@ -205,6 +205,8 @@ fn router(admin: Shared, guard: Arc<Guard>) -> Router {
         .routes(routes!(runs::stop))
         .routes(routes!(sites::list))
         .routes(routes!(sites::revoke))
+        .routes(routes!(sites::quarantine))
+        .routes(routes!(sites::release))
         .routes(routes!(sites::invite))
         .routes(routes!(books::ledger))
         .routes(routes!(journal::audit))

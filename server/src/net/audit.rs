@@ -74,6 +74,8 @@ pub(crate) enum Event<'a> {
     Renewed { client: &'a str, key_sha256: &'a str },
     InviteReused { token_sha256: &'a str },
     Revoked { client: &'a str },
+    Quarantined { client: &'a str, reason: &'a str, by: &'a str },
+    QuarantineEnded { client: &'a str, by: &'a str },
 }
 
 /// A file whose flush is durable.
@@ -136,6 +138,10 @@ impl AuditLog {
             Record::Renewed { site, key_sha256 } => Event::Renewed { client: site.as_str(), key_sha256 },
             Record::InviteReused { token_sha256 } => Event::InviteReused { token_sha256 },
             Record::Revoked { site } => Event::Revoked { client: site.as_str() },
+            Record::Quarantined { site, reason, by } => {
+                Event::Quarantined { client: site.as_str(), reason, by }
+            }
+            Record::QuarantineEnded { site, by } => Event::QuarantineEnded { client: site.as_str(), by },
         };
         self.write(now, None, event)?;
         self.writer.sync()?;

@@ -123,6 +123,12 @@ impl Desk {
             }
             Ok(AdminRequest::Members) => self.members.list().await.map(AdminReply::Members),
             Ok(AdminRequest::Revoke { site }) => self.members.revoke(site).await.map(|()| AdminReply::Done),
+            Ok(AdminRequest::Quarantine { site, reason }) => {
+                self.members.quarantine(site, &reason, by).await.map(|()| AdminReply::Done)
+            }
+            Ok(AdminRequest::Release { site }) => {
+                self.members.release(site, by).await.map(|()| AdminReply::Done)
+            }
             Ok(AdminRequest::Control { run, control }) => {
                 self.control(run, control, by).await.map(AdminReply::Run)
             }

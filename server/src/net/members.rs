@@ -5,6 +5,8 @@
 //! ALPN, a few of them at a time, each with little patience. Of the request only the public key is used; name, usage and
 //! lifetime are the server's. Tokens are kept as hashes and are good once.
 
+mod quarantine;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,7 +25,8 @@ use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
 use super::peer::Peer;
 use super::session::{LAST_WORDS, OPENING, close};
-use super::store::{Membership, Shown, Store, StoreError};
+use super::store::{Shown, Store, StoreError};
+use quarantine::Quarantines;
 
 /// Enrolments at a time.
 const AT_ONCE: usize = 16;
@@ -40,6 +43,7 @@ pub(crate) struct Members {
     metrics: Arc<Metrics>,
     commands: mpsc::Sender<Command>,
     revoked: watch::Sender<Revocations>,
+    quarantined: watch::Sender<Quarantines>,
     places: Semaphore,
     /// One invite is looked at after the other.
     turn: Mutex<()>,
@@ -53,12 +57,14 @@ impl Members {
         commands: mpsc::Sender<Command>,
     ) -> Result<Self, StoreError> {
         let revoked = watch::Sender::new(Arc::new(store.revocations().await?));
+        let quarantined = watch::Sender::new(Arc::new(store.quarantines().await?));
         Ok(Self {
             store,
             issuing,
             metrics,
             commands,
             revoked,
+            quarantined,
             places: Semaphore::new(AT_ONCE),
             turn: Mutex::default(),
         })
@@ -122,17 +128,9 @@ impl Members {
         Ok(())
     }
 
-    /// Everybody who was ever invited.
+    /// Everybody who was ever invited, revoked or held in quarantine.
     pub(crate) async fn list(&self) -> Result<Vec<Member>, String> {
-        let members = self.store.members().await.map_err(|error| error.to_string())?;
-        let member = |Membership { site, invited, expires, joined, revoked }| Member {
-            site,
-            invited,
-            expires,
-            joined,
-            revoked,
-        };
-        Ok(members.into_iter().map(member).collect())
+        self.store.members().await.map_err(|error| error.to_string())
     }
 
     /// Serves a connection that came to enrol, until it is done.

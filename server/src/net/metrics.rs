@@ -62,6 +62,8 @@ pub(crate) struct Observed {
     pub(crate) runs: BTreeMap<&'static str, u64>,
     /// Sites with a greeted connection.
     pub(crate) sites_connected: usize,
+    /// Sites that get no task.
+    pub(crate) sites_quarantined: usize,
     /// Population, epsilon so far, budget.
     pub(crate) epsilons: Vec<(String, Option<f64>, f64)>,
     /// Bytes in the state folder.
@@ -83,6 +85,7 @@ pub(crate) struct Metrics {
     enrolments: Family<Label, Counter>,
     admin_refused: Family<Label, Counter>,
     sites_connected: Gauge,
+    sites_quarantined: Gauge,
     runs: Family<Label, Gauge>,
     epsilon: Family<Named, Number>,
     budget: Family<Named, Number>,
@@ -159,6 +162,7 @@ impl Metrics {
                 Family::default(),
             ),
             sites_connected: put(to, "sites_connected", "Sites that are connected", Gauge::default()),
+            sites_quarantined: put(to, "sites_quarantined", "Sites that get no task", Gauge::default()),
             runs: put(to, "runs", "Runs by state; `queued` is the queue", Family::default()),
             epsilon: put(to, "epsilon_spent", "Epsilon so far, by population", Family::default()),
             budget: put(to, "epsilon_budget", "The budget of a population", Family::default()),
@@ -287,6 +291,7 @@ impl Metrics {
             self.runs.get_or_create(&[("state", state)]).set(whole(runs));
         }
         self.sites_connected.set(whole(observed.sites_connected as u64));
+        self.sites_quarantined.set(whole(observed.sites_quarantined as u64));
         self.storage_bytes.set(whole(observed.storage_bytes));
         for (population, spent, budget) in observed.epsilons.iter().take(POPULATIONS_MAX) {
             let label = [("population", population.clone())];
@@ -327,7 +332,13 @@ mod tests {
 
     fn observed() -> Observed {
         let epsilons = vec![("patients".to_owned(), Some(0.5), 2.0)];
-        Observed { runs: BTreeMap::from([("queued", 2)]), sites_connected: 3, epsilons, storage_bytes: 17 }
+        Observed {
+            runs: BTreeMap::from([("queued", 2)]),
+            sites_connected: 3,
+            sites_quarantined: 1,
+            epsilons,
+            storage_bytes: 17,
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::views::{Problem, RunSiteView, RunView, WholeRunView};
 use crate::net::store::{Report, StoreError};
 
 /// What the audit log calls whoever has the token.
-const OPERATOR: &str = "admin port";
+pub(super) const OPERATOR: &str = "admin port";
 
 /// Which rounds.
 #[derive(Debug, Deserialize, IntoParams)]

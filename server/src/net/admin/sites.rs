@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::runs::rejected;
+use super::runs::{OPERATOR, rejected};
 use super::views::Problem;
 use crate::net::members::now;
 use crate::net::presence::Seen;
@@ -25,13 +25,17 @@ const HOURS: u64 = 72;
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SiteView {
     site: String,
-    /// member, invited, invite_expired, revoked, revoked_and_invited, or issued for a site whose bundle `server issue` made.
+    /// member, quarantined, invited, invite_expired, revoked, revoked_and_invited, or issued for a site whose bundle `server issue` made.
     state: &'static str,
     invited: Option<u64>,
     /// When its newest invite expires.
     expires: Option<u64>,
     joined: Option<u64>,
     revoked: Option<u64>,
+    /// Since when it gets no task, while it is in quarantine.
+    quarantined: Option<u64>,
+    /// Why, in the operator's words.
+    quarantine_reason: Option<String>,
     connected: bool,
     /// When its connection was greeted last, since the server was started.
     greeted: Option<u64>,
@@ -82,6 +86,7 @@ fn state(member: Option<&Member>, now: u64) -> &'static str {
                 "revoked"
             }
         }
+        _ if member.quarantine.is_some() => "quarantined",
         (Some(_), _) => "member",
         (None, _) if now > member.expires => "invite_expired",
         (None, _) => "invited",
@@ -91,6 +96,7 @@ fn state(member: Option<&Member>, now: u64) -> &'static str {
 fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: Counts) -> SiteView {
     let Counts { runs, accepted, refused, declined } = counts;
     let connected = seen.is_some_and(|seen| seen.left.is_none());
+    let quarantine = member.and_then(|member| member.quarantine.as_ref());
     SiteView {
         site: site.to_string(),
         state: state(member, now()),
@@ -99,6 +105,8 @@ fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: C
         expires: member.map(|member| member.expires).filter(|at| *at > 0),
         joined: member.and_then(|member| member.joined),
         revoked: member.and_then(|member| member.revoked),
+        quarantined: quarantine.map(|held| held.since),
+        quarantine_reason: quarantine.map(|held| held.reason.clone()),
         connected,
         greeted: seen.map(|seen| seen.greeted),
         last_seen: seen.map(|seen| seen.left.unwrap_or_else(now)),
@@ -136,18 +144,68 @@ pub(super) async fn revoke(
     State(admin): State<Shared>,
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let site = ClientId::new(&site).map_err(Problem::bad)?;
-    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
-    let known =
-        members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site);
-    if !known {
-        let message = format!(
-            "there is no site {site} here; to void a certificate of a site that was never seen, use `consortia site revoke {site}`"
-        );
-        return Err(Problem::new(StatusCode::NOT_FOUND, message));
-    }
+    let site = known(&admin, &site, "revoke").await?;
     admin.desk.members.revoke(site).await.map_err(Problem::ours)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Why a site gets no task.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuarantineBody {
+    /// One line; the site is told so.
+    #[serde(default)]
+    reason: String,
+}
+
+/// Gives a site no task and takes no update of it, until it is released; it stays a member.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/quarantine",
+    params(("site" = String, Path, description = "Its name")),
+    request_body = QuarantineBody,
+    responses((status = NO_CONTENT), (status = BAD_REQUEST, body = Problem), (status = NOT_FOUND, body = Problem))
+)]
+pub(super) async fn quarantine(
+    State(admin): State<Shared>,
+    Path(site): Path<String>,
+    body: Result<Json<QuarantineBody>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    let Json(QuarantineBody { reason }) = body.map_err(rejected)?;
+    let site = known(&admin, &site, "quarantine").await?;
+    admin.desk.members.quarantine(site, &reason, OPERATOR).await.map_err(Problem::bad)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends a site's quarantine.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/release",
+    params(("site" = String, Path, description = "Its name")),
+    responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn release(
+    State(admin): State<Shared>,
+    Path(site): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let site = known(&admin, &site, "release").await?;
+    let released = admin.desk.members.release(site, OPERATOR).await;
+    released.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The site of this name, which must have been invited or seen.
+async fn known(admin: &Shared, site: &str, verb: &str) -> Result<ClientId, Problem> {
+    let site = ClientId::new(site).map_err(Problem::bad)?;
+    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
+    if members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site) {
+        return Ok(site);
+    }
+    let message = format!(
+        "there is no site {site} here; for a site whose bundle was made by `server issue` and that was never seen, use \
+         `consortia site {verb} {site}`"
+    );
+    Err(Problem::new(StatusCode::NOT_FOUND, message))
 }
 
 /// Makes an invite for each site.

@@ -124,7 +124,8 @@ impl Engine {
         if control != Control::Resume {
             self.event(run, Event::Control(control))?;
         }
-        let connected: Vec<ClientId> = self.links.keys().cloned().collect();
+        let taking_part = self.links.keys().filter(|client| !self.held.contains(*client));
+        let connected: Vec<ClientId> = taking_part.cloned().collect();
         connected.into_iter().try_for_each(|client| self.event(run, Event::Joined(client)))
     }
 

@@ -1,24 +1,13 @@
-//! Invites and revocations in the database.
+//! Invites, revocations and quarantines in the database.
 
 use std::collections::BTreeMap;
 
 use protocol::ClientId;
-use protocol::wire::EnrolRefusal;
+use protocol::wire::{EnrolRefusal, Member, Quarantine};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Store, StoreError};
-
-/// A member, or somebody who may become one. Times are seconds since the Unix epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Membership {
-    pub(crate) site: ClientId,
-    /// Of its newest invite.
-    pub(crate) invited: u64,
-    pub(crate) expires: u64,
-    pub(crate) joined: Option<u64>,
-    pub(crate) revoked: Option<u64>,
-}
 
 /// What became of a token that was shown.
 pub(crate) enum Shown {
@@ -122,9 +111,47 @@ impl Store {
         found.iter().map(|row| Ok((site(row)?, row.try_get::<i64, _>("before")?.cast_unsigned()))).collect()
     }
 
-    /// Everybody who was ever invited or revoked, by name.
-    pub(crate) async fn members(&self) -> Result<Vec<Membership>, StoreError> {
-        let revoked = self.revocations().await?;
+    /// Holds a site in quarantine from `since` on. Of one that is held already only the reason changes.
+    pub(crate) async fn quarantine(
+        &self,
+        site: &ClientId,
+        since: u64,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("INSERT INTO quarantines (site, since, reason) VALUES ($1, $2, $3) ON CONFLICT (site) DO UPDATE SET reason = $3")
+            .bind(site.as_str())
+            .bind(since.cast_signed())
+            .bind(reason)
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Ends a site's quarantine. Whether there was one.
+    pub(crate) async fn end_quarantine(&self, site: &ClientId) -> Result<bool, StoreError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query("DELETE FROM quarantines WHERE site = $1")
+            .bind(site.as_str())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Everybody who is held in quarantine.
+    pub(crate) async fn quarantines(&self) -> Result<BTreeMap<ClientId, Quarantine>, StoreError> {
+        let found = sqlx::query("SELECT site, since, reason FROM quarantines").fetch_all(&self.pool).await?;
+        let quarantine = |row: &AnyRow| {
+            let since = row.try_get::<i64, _>("since")?.cast_unsigned();
+            Ok((site(row)?, Quarantine { since, reason: row.try_get("reason")? }))
+        };
+        found.iter().map(quarantine).collect()
+    }
+
+    /// Everybody who was ever invited or revoked or is held in quarantine, by name.
+    pub(crate) async fn members(&self) -> Result<Vec<Member>, StoreError> {
+        let (revoked, mut held) = (self.revocations().await?, self.quarantines().await?);
         // Of two invites of one second the one that is good for longer counts as the newer one.
         let sql = "SELECT * FROM invites ORDER BY created, expires, token_sha256";
         let found = sqlx::query(sql).fetch_all(&self.pool).await?;
@@ -132,23 +159,25 @@ impl Store {
         for row in &found {
             let (created, expires): (i64, i64) = (row.try_get("created")?, row.try_get("expires")?);
             let (site, used): (_, Option<i64>) = (site(row)?, row.try_get("used")?);
-            let before: Option<&Membership> = members.get(&site);
-            let joined = used.map(i64::cast_unsigned).or_else(|| before.and_then(|before| before.joined));
-            let (invited, expires) = (created.cast_unsigned(), expires.cast_unsigned());
-            let revoked = revoked.get(&site).copied();
-            members.insert(site.clone(), Membership { site, invited, expires, joined, revoked });
+            let member: &mut Member = members.entry(site.clone()).or_insert_with(|| nobody(site));
+            (member.invited, member.expires) = (created.cast_unsigned(), expires.cast_unsigned());
+            member.joined = used.map(i64::cast_unsigned).or(member.joined);
         }
-        for (site, before) in revoked {
-            members.entry(site.clone()).or_insert(Membership {
-                site,
-                invited: 0,
-                expires: 0,
-                joined: None,
-                revoked: Some(before),
-            });
+        let others: Vec<ClientId> = revoked.keys().chain(held.keys()).cloned().collect();
+        for site in others {
+            let member = members.entry(site.clone()).or_insert_with(|| nobody(site));
+            member.revoked = revoked.get(&member.site).copied();
+            if let Some(quarantine) = held.remove(&member.site) {
+                member.quarantine = Some(quarantine);
+            }
         }
         Ok(members.into_values().collect())
     }
+}
+
+/// A name of which nothing is known yet.
+fn nobody(site: ClientId) -> Member {
+    Member { site, invited: 0, expires: 0, joined: None, revoked: None, quarantine: None }
 }
 
 fn site(row: &AnyRow) -> Result<ClientId, StoreError> {

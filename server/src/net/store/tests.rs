@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use protocol::wire::{Control, ModelChoice, RoundSummary, RunState};
+use protocol::wire::{Control, Member, ModelChoice, Quarantine, RoundSummary, RunState};
 use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
 
 use super::place::Place;
@@ -249,8 +249,37 @@ async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
     store.revoke(&north, 40).await.unwrap();
     store.revoke(&north, 50).await.unwrap();
     assert_eq!(store.revocations().await.unwrap(), [(north.clone(), 50)].into());
-    let member = Membership { site: north, invited: 10, expires: 30, joined: Some(15), revoked: Some(50) };
+    let member = Member {
+        site: north,
+        invited: 10,
+        expires: 30,
+        joined: Some(15),
+        revoked: Some(50),
+        quarantine: None,
+    };
     assert_eq!(store.members().await.unwrap(), [member]);
+}
+
+#[tokio::test]
+async fn a_quarantine_holds_until_it_is_ended_and_keeps_its_beginning() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    let [north, south] = ["north", "south"].map(|name| ClientId::new(name).unwrap());
+    store.add_invite(&north, "t1", 10, 20).await.unwrap();
+    store.quarantine(&north, 30, "odd norms").await.unwrap();
+    store.quarantine(&north, 40, "").await.unwrap();
+    // One that was never invited, as a site with a bundle.
+    store.quarantine(&south, 50, "new machine").await.unwrap();
+    store.close().await;
+    let store = dir.open().await;
+    let held = |since, reason: &str| Quarantine { since, reason: reason.to_owned() };
+    let expected = [(north.clone(), held(30, "")), (south.clone(), held(50, "new machine"))];
+    assert_eq!(store.quarantines().await.unwrap(), expected.into());
+    let members = store.members().await.unwrap();
+    assert_eq!(members.iter().map(|member| &member.site).collect::<Vec<_>>(), [&north, &south]);
+    assert!(members.iter().all(|member| member.quarantine.is_some()));
+    assert!(store.end_quarantine(&north).await.unwrap() && !store.end_quarantine(&north).await.unwrap());
+    assert_eq!(store.quarantines().await.unwrap().len(), 1);
 }
 
 #[tokio::test]
