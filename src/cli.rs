@@ -172,6 +172,10 @@ enum SiteCommand {
     Ls(run::OperatorArgs),
     /// As the operator: make a site's certificates and invites void and close its connection.
     Revoke(members::RevokeArgs),
+    /// As the operator: let in who waits with an invite, once the phrases were compared by telephone.
+    Approve(members::DecideArgs),
+    /// As the operator: keep out who waits with an invite, and take the invite back.
+    Refuse(members::DecideArgs),
     /// As the operator: give a site no task and take no update of it, until it is released; it stays a member.
     Quarantine(members::QuarantineArgs),
     /// As the operator: end a site's quarantine.
@@ -278,6 +282,8 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),
         Command::Site(SiteCommand::Ls(args)) => members::ls(args, global),
         Command::Site(SiteCommand::Revoke(args)) => members::revoke(args, global),
+        Command::Site(SiteCommand::Approve(args)) => members::approve(args, global),
+        Command::Site(SiteCommand::Refuse(args)) => members::refuse(args, global),
         Command::Site(SiteCommand::Quarantine(args)) => members::quarantine(args, global),
         Command::Site(SiteCommand::Release(args)) => members::release(args, global),
         Command::Site(SiteCommand::Init(args)) => site::init(args, global),

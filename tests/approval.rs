@@ -1,11 +1,16 @@
 //! What an operator decides of a site by the commands alone, and what the site's people read of it.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "a test that finds nothing to unwrap has failed")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic, and wait for real time to pass"
+)]
 
 #[path = "support/processes.rs"]
 mod processes;
 
 use std::path::Path;
+use std::process::Command;
 
 use processes::{Process, command, serve, submit};
 use serde_json::Value;
@@ -139,4 +144,63 @@ fn a_site_in_quarantine_reads_why_and_takes_part_again_once_it_is_released() {
     let said = ["client", "reason", "by"].map(|field| held[field].as_str().unwrap());
     assert_eq!(said, ["va", "its updates look odd", "operator"]);
     assert_eq!(federation.audit("quarantine_ended").len(), 1);
+}
+
+/// What a command that fails says, and its exit code.
+fn refused(words: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_consortia")).args(words).output().unwrap();
+    assert!(!output.status.success(), "{words:?} did not fail");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn who_joins_waits_for_the_operator_over_restarts_of_both_sides_and_nobody_else_can_use_the_invite() {
+    let federation = Federation::new("[enrolment]\napproval = true\n");
+    let (line, folder) = (federation.invite("north"), federation.path("north"));
+    let join = ["site", "join", &line, "--dir", &folder];
+    let waiting = Process::start(&join);
+    let phrase = waiting.event("waiting")["phrase"].as_str().unwrap().to_owned();
+    assert_eq!(federation.state("north"), "waiting");
+    assert_eq!(federation.operator(&["site", "ls"])[0]["waiting"][0]["phrase"], phrase.as_str());
+    let (code, said) = refused(&["site", "join", &line, "--dir", &federation.path("thief")]);
+    assert!(code == Some(3) && said.contains("has been used already"), "{said}");
+    assert!(!Path::new(&folder).join("identity/cert.pem").exists());
+
+    // Whoever asks with the phrase of another key is not let in by mistake, and nothing is approved unseen.
+    let (_, said) =
+        refused(&federation.words(&["site", "approve", "north", "--phrase", "bababa bababa bababa"]));
+    assert!(said.contains("another phrase"), "{said}");
+    let (code, said) = refused(&federation.words(&["site", "approve", "north"]));
+    assert!(code == Some(2) && said.contains("--phrase"), "{said}");
+    let (_, said) = refused(&federation.words(&["site", "approve", "south", "--yes"]));
+    assert!(said.contains("nobody waits"), "{said}");
+
+    // The server is killed and comes back at its address; then the site's command is ended and given again.
+    let Federation { dir, fed, server, address } = federation;
+    server.kill();
+    let (server, address) = serve(&fed, &address);
+    let federation = Federation { dir, fed, server, address };
+    waiting.kill();
+    let again = Process::start(&join);
+    assert_eq!(again.event("waiting")["phrase"], phrase.as_str());
+    let typed = phrase.to_uppercase();
+    federation.operator(&["site", "approve", "north", "--phrase", &typed]);
+    assert_eq!(again.last_line()["site"], "north");
+    assert!(Path::new(&folder).join("identity/cert.pem").exists());
+    assert_eq!(federation.state("north"), "member");
+
+    let line = federation.invite("south");
+    let south = Process::start(&["site", "join", &line, "--dir", &federation.path("south")]);
+    south.event("waiting");
+    federation.operator(&["site", "refuse", "south"]);
+    assert!(south.rest().is_empty());
+    assert!(south.errors.lock().unwrap().contains("has refused this request"));
+    assert_eq!(federation.state("south"), "invite expired");
+    let (_, said) = refused(&["site", "join", &line, "--dir", &federation.path("thief")]);
+    assert!(said.contains("does not know this invite"), "{said}");
+    assert_eq!(federation.audit("approval_asked").len(), 2);
+    let given = &federation.audit("approval_given")[0];
+    assert_eq!((&given["client"], &given["by"]), (&"north".into(), &"operator".into()));
+    assert_eq!(federation.audit("approval_refused")[0]["client"], "south");
+    assert_eq!(federation.audit("enrolled").len(), 1);
 }

@@ -8,10 +8,10 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, CodecError, Control,
-    FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, Member, ModelChoice, ModelLine, Notice,
-    Payload, Quarantine, Receipt, Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX, TaskHeader,
-    WorkHeader, decode, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, ClientSummary, CodecError,
+    Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, Member, ModelChoice, ModelLine,
+    Notice, Payload, Quarantine, Receipt, Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX,
+    TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
@@ -139,6 +139,8 @@ fn request() -> impl Strategy<Value = AdminRequest> {
             .prop_map(|(run, choice)| AdminRequest::Model { run: run.map(RunId), choice }),
         (client(), ".{0,80}").prop_map(|(site, reason)| AdminRequest::Quarantine { site, reason }),
         client().prop_map(|site| AdminRequest::Release { site }),
+        (client(), any::<Option<String>>()).prop_map(|(site, phrase)| AdminRequest::Approve { site, phrase }),
+        (client(), any::<Option<String>>()).prop_map(|(site, phrase)| AdminRequest::Refuse { site, phrase }),
     ]
 }
 
@@ -247,14 +249,17 @@ fn reply() -> impl Strategy<Value = AdminReply> {
 fn member() -> impl Strategy<Value = Member> {
     let quarantine = (any::<u64>(), ".{0,40}").prop_map(|(since, reason)| Quarantine { since, reason });
     let times = (any::<[u64; 2]>(), option::of(any::<u64>()), option::of(any::<u64>()));
-    (client(), times, option::of(quarantine)).prop_map(
-        |(site, ([invited, expires], joined, revoked), quarantine)| Member {
+    let applicant = (".{0,20}", any::<[u64; 2]>(), ".{0,20}")
+        .prop_map(|(phrase, [since, expires], address)| Applicant { phrase, since, expires, address });
+    (client(), times, option::of(quarantine), vec(applicant, 0..3)).prop_map(
+        |(site, ([invited, expires], joined, revoked), quarantine, waiting)| Member {
             site,
             invited,
             expires,
             joined,
             revoked,
             quarantine,
+            waiting,
         },
     )
 }

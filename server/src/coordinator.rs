@@ -267,20 +267,6 @@ impl Coordinator {
         }
     }
 
-    /// The open task for which this client's answer is still awaited.
-    pub fn owed(&self, client: &ClientId) -> Option<TaskId> {
-        match &self.phase {
-            Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => {
-                (gate.standing(client) == Some(Standing::Waiting)).then_some(gate.task)
-            }
-            Phase::Gathering
-            | Phase::Resting { .. }
-            | Phase::Booking { .. }
-            | Phase::Committing { .. }
-            | Phase::Ended => None,
-        }
-    }
-
     /// What the operator wants of it.
     pub fn control(&self) -> Control {
         self.control

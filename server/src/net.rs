@@ -49,6 +49,7 @@ pub use endpoint::EndpointError;
 pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use keeper::Keeper;
+pub use members::Approval;
 use members::Members;
 use metrics::Metrics;
 pub use peer::{NotASite, site_of_pem, validity_of_der, validity_of_pem};
@@ -101,6 +102,8 @@ pub struct ServerConfig {
     pub identity: PathBuf,
     /// The key that certifies sites which come with an invite; nobody can be invited without.
     pub issuing: Option<Arc<Issuing>>,
+    /// Whether an operator must approve whoever comes with an invite.
+    pub approval: Approval,
     /// How many of a run's last models keep their files, beside the best one; all when `None`.
     pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
@@ -113,7 +116,17 @@ impl ServerConfig {
     /// A server that nobody can be invited to, with its rows in SQLite and the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
         let (database, limits) = (Database::default(), Limits::default());
-        Self { state, database, listen, identity, issuing: None, models_kept: None, limits, admin: None }
+        Self {
+            state,
+            database,
+            listen,
+            identity,
+            issuing: None,
+            approval: Approval::default(),
+            models_kept: None,
+            limits,
+            admin: None,
+        }
     }
 }
 
@@ -257,10 +270,9 @@ impl Server {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let members =
-            Members::new(Arc::clone(&store), config.issuing, Arc::clone(&metrics), commands.clone());
-        let members = members.await?;
-        let members = Arc::new(members);
+        let (issuing, approval, meter) = (config.issuing, config.approval, Arc::clone(&metrics));
+        let members = Members::new(Arc::clone(&store), issuing, approval, meter, commands.clone());
+        let members = Arc::new(members.await?);
         let desk = Arc::new(Desk {
             store: Arc::clone(&store),
             room,

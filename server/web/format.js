@@ -76,6 +76,7 @@ export const STATES = {
 
 /** What a state of a site is called. @type {Record<string, string>} */
 export const MEMBERSHIPS = {
+  waiting: "Waits for approval",
   member: "Member",
   quarantined: "Quarantine",
   invited: "Invited",

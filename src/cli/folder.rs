@@ -8,7 +8,7 @@ use consortia::results::Results;
 use learning::SourceSpec;
 use protocol::SpecError;
 use serde::{Deserialize, Serialize};
-use server::net::{Database, Limits, Store};
+use server::net::{Approval, Database, Limits, Store};
 use server::{ConfigError, read_toml};
 
 use super::failure::{Failure, Kind, OrFail};
@@ -76,6 +76,9 @@ pub(super) struct ServerFile {
     /// Where the state's rows are.
     #[serde(default)]
     state: StateFile,
+    /// How sites become members.
+    #[serde(default)]
+    pub(super) enrolment: EnrolmentFile,
     /// Which models are kept.
     #[serde(default)]
     pub(super) models: ModelsFile,
@@ -96,6 +99,20 @@ pub(super) struct AdminFile {
     /// Names by which it may be called, besides the names of loopback and `listen`.
     #[serde(default)]
     pub(super) hosts: Vec<String>,
+}
+
+/// `[enrolment]` of `server.toml`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct EnrolmentFile {
+    /// Whether an operator must approve whoever comes with an invite.
+    approval: bool,
+}
+
+impl EnrolmentFile {
+    pub(super) fn approval(self) -> Approval {
+        if self.approval { Approval::ByOperator } else { Approval::ByInvite }
+    }
 }
 
 /// `[models]` of `server.toml`.

@@ -1,11 +1,12 @@
 //! `consortia invite` and the operator's half of `consortia site`: who may join, who has, who may not any more.
 
+use std::io::IsTerminal;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::client::net::{OperatorClient, OperatorError};
 use clap::Args;
 use protocol::ClientId;
-use protocol::wire::{AdminReply, AdminRequest, InviteText, Member};
+use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -59,6 +60,20 @@ pub(super) struct ReleaseArgs {
     operator: OperatorArgs,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct DecideArgs {
+    /// The site.
+    site: ClientId,
+    /// What the site's people say by telephone; asked for on a terminal.
+    #[arg(long, value_name = "WORDS")]
+    phrase: Option<String>,
+    /// Do not compare phrases.
+    #[arg(long, conflicts_with = "phrase")]
+    yes: bool,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
 const MINUTE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
 
 pub(super) fn invite(args: &InviteArgs, global: &Global) -> Result<(), Failure> {
@@ -91,7 +106,7 @@ fn invite_json(invite: &InviteText) -> Value {
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let AdminReply::Members(members) = ask(args, &AdminRequest::Members)? else { return Err(wrong_reply()) };
-    let mut rows = vec![["site", "state", "invited", "joined", "why"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["site", "state", "invited", "joined", "remark"].map(str::to_owned).to_vec()];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     rows.extend(members.iter().map(|member| {
         let time = |at: u64| if at == 0 { "-".to_owned() } else { moment(at) };
@@ -100,7 +115,7 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
             state(member, now).to_owned(),
             time(member.invited),
             time(member.joined.unwrap_or(0)),
-            member.quarantine.as_ref().map(|held| held.reason.clone()).unwrap_or_default(),
+            remark(member),
         ]
     }));
     let object = |member: &Member| {
@@ -112,7 +127,23 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the operator should know of a line: who waits, or why it gets no task.
+fn remark(member: &Member) -> String {
+    let waits = |applicant: &Applicant| {
+        let Applicant { phrase, since, address, .. } = applicant;
+        format!("\"{phrase}\" from {address} since {}", moment(*since))
+    };
+    match &member.quarantine {
+        _ if !member.waiting.is_empty() => member.waiting.iter().map(waits).collect::<Vec<_>>().join("; "),
+        Some(held) => held.reason.clone(),
+        None => String::new(),
+    }
+}
+
 fn state(member: &Member, now: u64) -> &'static str {
+    if !member.waiting.is_empty() {
+        return "waiting";
+    }
     match (member.joined, member.revoked) {
         (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
             if member.invited > before {
@@ -164,6 +195,49 @@ pub(super) fn release(args: &ReleaseArgs, global: &Global) -> Result<(), Failure
     global.format.say(
         || format!("{} is released from quarantine: the next round may ask it", args.site),
         || json!({ "site": args.site.as_str(), "quarantined": false }),
+    );
+    Ok(())
+}
+
+pub(super) fn approve(args: &DecideArgs, global: &Global) -> Result<(), Failure> {
+    let phrase = match &args.phrase {
+        None if args.yes => None,
+        None => Some(heard(&args.site)?),
+        phrase => phrase.clone(),
+    };
+    done(&args.operator, &AdminRequest::Approve { site: args.site.clone(), phrase })?;
+    global.format.say(
+        || format!("{} is approved: it gets its certificate when it asks again, within seconds", args.site),
+        || json!({ "site": args.site.as_str(), "approved": true }),
+    );
+    Ok(())
+}
+
+/// What the site's people say, typed on the terminal.
+fn heard(site: &ClientId) -> Result<String, Failure> {
+    if !std::io::stdin().is_terminal() {
+        let message = format!(
+            "give --phrase \"WORDS\", what {site} says by telephone, or --yes to approve without comparing"
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    eprint!("what does {site} say by telephone? ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).or_fail(Kind::Configuration, "stdin")?;
+    Ok(line)
+}
+
+pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> {
+    let (site, phrase) = (args.site.clone(), args.phrase.clone());
+    done(&args.operator, &AdminRequest::Refuse { site, phrase })?;
+    global.format.say(
+        || {
+            format!(
+                "{} is refused, and its invite is worth nothing now; to let it in, make it a new one",
+                args.site
+            )
+        },
+        || json!({ "site": args.site.as_str(), "approved": false }),
     );
     Ok(())
 }

@@ -96,6 +96,10 @@ device = "auto"
 [admin]
 listen = "127.0.0.1:ADMIN"
 
+# With this, whoever comes with an invite waits until an operator has said `consortia site approve SITE`.
+# [enrolment]
+# approval = true
+
 # The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
 # [models]
 # keep_last = 20
@@ -227,6 +231,7 @@ async fn serve(
         listen: file.listen,
         identity: folder.identity(),
         issuing: issuing(folder)?,
+        approval: file.enrolment.approval(),
         models_kept: file.models.keep_last,
         limits: file.limits(),
         admin: admin(folder, file)?,

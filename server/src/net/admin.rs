@@ -207,6 +207,8 @@ fn router(admin: Shared, guard: Arc<Guard>) -> Router {
         .routes(routes!(sites::revoke))
         .routes(routes!(sites::quarantine))
         .routes(routes!(sites::release))
+        .routes(routes!(sites::approve))
+        .routes(routes!(sites::refuse))
         .routes(routes!(sites::invite))
         .routes(routes!(books::ledger))
         .routes(routes!(journal::audit))

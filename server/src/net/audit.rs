@@ -15,6 +15,7 @@ use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
 
 use super::engine::Record;
+use super::members::Verdict;
 use super::store::StoreError;
 use crate::{Note, RunEnd};
 
@@ -76,6 +77,9 @@ pub(crate) enum Event<'a> {
     Revoked { client: &'a str },
     Quarantined { client: &'a str, reason: &'a str, by: &'a str },
     QuarantineEnded { client: &'a str, by: &'a str },
+    ApprovalAsked { client: &'a str, key_sha256: &'a str, address: &'a str },
+    ApprovalGiven { client: &'a str, key_sha256: &'a str, by: &'a str },
+    ApprovalRefused { client: &'a str, key_sha256: &'a str, by: &'a str },
 }
 
 /// A file whose flush is durable.
@@ -142,6 +146,15 @@ impl AuditLog {
                 Event::Quarantined { client: site.as_str(), reason, by }
             }
             Record::QuarantineEnded { site, by } => Event::QuarantineEnded { client: site.as_str(), by },
+            Record::Asked { site, key_sha256, address } => {
+                Event::ApprovalAsked { client: site.as_str(), key_sha256, address }
+            }
+            Record::Decided { site, key_sha256, verdict: Verdict::Approved, by } => {
+                Event::ApprovalGiven { client: site.as_str(), key_sha256, by }
+            }
+            Record::Decided { site, key_sha256, verdict: Verdict::Refused, by } => {
+                Event::ApprovalRefused { client: site.as_str(), key_sha256, by }
+            }
         };
         self.write(now, None, event)?;
         self.writer.sync()?;

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
-use super::members::Members;
+use super::members::{Members, Verdict};
 use super::session::{OPENING, reject_on};
 use super::shelf::Shelved;
 use super::store::Store;
@@ -128,6 +128,14 @@ impl Desk {
             }
             Ok(AdminRequest::Release { site }) => {
                 self.members.release(site, by).await.map(|()| AdminReply::Done)
+            }
+            Ok(AdminRequest::Approve { site, phrase }) => {
+                let decided = self.members.decide(site, Verdict::Approved, phrase.as_deref(), by).await;
+                decided.map(|()| AdminReply::Done)
+            }
+            Ok(AdminRequest::Refuse { site, phrase }) => {
+                let decided = self.members.decide(site, Verdict::Refused, phrase.as_deref(), by).await;
+                decided.map(|()| AdminReply::Done)
             }
             Ok(AdminRequest::Control { run, control }) => {
                 self.control(run, control, by).await.map(AdminReply::Run)

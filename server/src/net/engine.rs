@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::audit::AuditLog;
 use super::central::Evaluator;
 use super::crash;
+use super::members::Verdict;
 use super::metrics::Metrics as Meter;
 use super::outgoing::Broadcast;
 use super::session::{CODE_MISBEHAVED, close};
@@ -68,6 +69,8 @@ pub(crate) enum Record {
     Revoked { site: ClientId },
     Quarantined { site: ClientId, reason: String, by: String },
     QuarantineEnded { site: ClientId, by: String },
+    Asked { site: ClientId, key_sha256: String, address: String },
+    Decided { site: ClientId, key_sha256: String, verdict: Verdict, by: String },
 }
 
 /// A plan that was checked, and where its model begins.

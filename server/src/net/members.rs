@@ -5,6 +5,7 @@
 //! ALPN, a few of them at a time, each with little patience. Of the request only the public key is used; name, usage and
 //! lifetime are the server's. Tokens are kept as hashes and are good once.
 
+mod approval;
 mod quarantine;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protocol::wire::{
-    ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, InviteText, Member, Rejection,
+    Applicant, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, InviteText, Member, Rejection,
 };
 use protocol::{ClientId, Invite, Token};
 use quinn::Connection;
@@ -25,7 +26,9 @@ use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
 use super::peer::Peer;
 use super::session::{LAST_WORDS, OPENING, close};
-use super::store::{Shown, Store, StoreError};
+use super::store::{Asking, Shown, Store, StoreError};
+pub use approval::Approval;
+pub(crate) use approval::Verdict;
 use quarantine::Quarantines;
 
 /// Enrolments at a time.
@@ -40,6 +43,7 @@ pub(crate) type Revocations = Arc<BTreeMap<ClientId, u64>>;
 pub(crate) struct Members {
     store: Arc<Store>,
     issuing: Option<Arc<Issuing>>,
+    approval: Approval,
     metrics: Arc<Metrics>,
     commands: mpsc::Sender<Command>,
     revoked: watch::Sender<Revocations>,
@@ -53,6 +57,7 @@ impl Members {
     pub(crate) async fn new(
         store: Arc<Store>,
         issuing: Option<Arc<Issuing>>,
+        approval: Approval,
         metrics: Arc<Metrics>,
         commands: mpsc::Sender<Command>,
     ) -> Result<Self, StoreError> {
@@ -61,6 +66,7 @@ impl Members {
         Ok(Self {
             store,
             issuing,
+            approval,
             metrics,
             commands,
             revoked,
@@ -130,7 +136,16 @@ impl Members {
 
     /// Everybody who was ever invited, revoked or held in quarantine.
     pub(crate) async fn list(&self) -> Result<Vec<Member>, String> {
-        self.store.members().await.map_err(|error| error.to_string())
+        let wrong = |error: StoreError| error.to_string();
+        let mut members = self.store.members().await.map_err(wrong)?;
+        let now = now();
+        for asking in self.store.asking().await.map_err(wrong)? {
+            let Asking { site, key_sha256, asked: since, expires, address, .. } = asking;
+            let member = members.iter_mut().find(|member| member.site == site).filter(|_| expires >= now);
+            let applicant = Applicant { phrase: approval::phrase(&key_sha256), since, expires, address };
+            member.into_iter().for_each(|member| member.waiting.push(applicant.clone()));
+        }
+        Ok(members)
     }
 
     /// Serves a connection that came to enrol, until it is done.
@@ -158,14 +173,20 @@ impl Members {
 
     async fn enrol(&self, request: &EnrolRequest, connection: &Connection) -> EnrolReply {
         let (done, good) = match &request.token {
-            Some(token) => (self.redeem(token, request).await, Enrolment::Issued),
-            None => (self.renew(Peer::of_connection(connection), request).await, Enrolment::Renewed),
+            Some(token) => {
+                let address = connection.remote_address().to_string();
+                (self.redeem(token, request, &address).await, Enrolment::Issued)
+            }
+            None => {
+                (self.renew(Peer::of_connection(connection), request).await.map(Some), Enrolment::Renewed)
+            }
         };
         match done {
-            Ok((chain_pem, root_pem)) => {
+            Ok(Some((chain_pem, root_pem))) => {
                 self.metrics.enrolment(good);
                 EnrolReply::Issued { chain_pem, root_pem }
             }
+            Ok(None) => EnrolReply::Waiting,
             Err(refused) => {
                 self.metrics.enrolment(Enrolment::Refused);
                 let address = connection.remote_address();
@@ -178,14 +199,34 @@ impl Members {
         }
     }
 
-    /// The chain of the site that the token is for, and the root.
-    async fn redeem(&self, token: &Token, request: &EnrolRequest) -> Result<(String, String), EnrolRefusal> {
+    /// The chain of the site that the token is for, and the root; none while an operator has to approve.
+    async fn redeem(
+        &self,
+        token: &Token,
+        request: &EnrolRequest,
+        address: &str,
+    ) -> Result<Option<(String, String)>, EnrolRefusal> {
         let (issuing, csr) = self.ready(request)?;
         let (token, key) = (token.sha256(), csr.key_sha256());
         let _turn = self.turn.lock().await;
         let site = match self.store.show(&token, &key, now()).await.map_err(|error| unable(&error))? {
-            Shown::Good(site) => site,
-            Shown::Again { chain_pem } => return Ok((chain_pem, issuing.root_pem().to_owned())),
+            Shown::Good(site) if self.approval == Approval::ByOperator => {
+                let asked = self.store.ask(&token, &key, address, now()).await;
+                if !asked.map_err(|error| unable(&error))? {
+                    return Err(EnrolRefusal::Used);
+                }
+                self.metrics.enrolment(Enrolment::Waiting);
+                tracing::warn!(
+                    "somebody at {address} waits to become {site}: compare \"{}\" by telephone, then `consortia site approve {site}`",
+                    approval::phrase(&key)
+                );
+                let address = address.to_owned();
+                self.record(Record::Asked { site, key_sha256: key, address }).await;
+                return Ok(None);
+            }
+            Shown::Waiting => return Ok(None),
+            Shown::Good(site) | Shown::Approved(site) => site,
+            Shown::Again { chain_pem } => return Ok(Some((chain_pem, issuing.root_pem().to_owned()))),
             Shown::Refused(refused) => return Err(refused),
         };
         let chain = self.certify(issuing, &site, &csr)?;
@@ -196,7 +237,7 @@ impl Members {
         }
         tracing::info!("{site} has joined");
         self.record(Record::Enrolled { site, key_sha256: key }).await;
-        Ok((chain, issuing.root_pem().to_owned()))
+        Ok(Some((chain, issuing.root_pem().to_owned())))
     }
 
     /// The next chain of the site whose certificate the connection shows, and the root.

@@ -116,6 +116,8 @@ pub(crate) enum Carried {
 pub(crate) enum Enrolment {
     Issued,
     Renewed,
+    /// For the first time; asking again is not counted.
+    Waiting,
     Refused,
 }
 
@@ -273,6 +275,7 @@ impl Metrics {
         let outcome = match outcome {
             Enrolment::Issued => "issued",
             Enrolment::Renewed => "renewed",
+            Enrolment::Waiting => "waiting",
             Enrolment::Refused => "refused",
         };
         self.enrolments.get_or_create(&[("outcome", outcome)]).inc();

@@ -1,4 +1,4 @@
-// Sites: who belongs to the federation and who is there; inviting, quarantining and revoking.
+// Sites: who belongs to the federation and who is there; inviting, approving, quarantining and revoking.
 
 import { get, post } from "../api.js";
 import { confirm, open } from "../dialogs.js";
@@ -24,7 +24,8 @@ function line(site) {
 /** @param {any} site */
 function membership(site) {
   const dates = [];
-  if (site.state === "issued") dates.push("certificate made at the server");
+  if (site.state === "waiting") dates.push(...site.waiting.map((/** @type {any} */ one) => `“${one.phrase}” from ${one.address}, since ${moment(one.since)}`));
+  else if (site.state === "issued") dates.push("certificate made at the server");
   else if (site.quarantined && !site.state.startsWith("revoked")) dates.push([`since ${moment(site.quarantined)}`, site.quarantine_reason].filter(Boolean).join(": "));
   else if (site.revoked && site.state.startsWith("revoked")) dates.push(`revoked ${moment(site.revoked)}`);
   else if (site.joined) dates.push(`joined ${moment(site.joined)}`);
@@ -58,6 +59,8 @@ export function show({ root, signal, fail }) {
     h("td", { "data-label": "Refused" }, why(site.refused)),
     h("td", { "data-label": "Declined" }, why(site.declined)),
     h("td", {}, h("div", { class: "buttons" },
+      site.waiting.length > 0 && h("button", { type: "button", class: "primary", "data-keep": "approve", "aria-label": `Approve ${site.site}`, onclick: () => approve(site, refresh) }, "Approve"),
+      site.waiting.length > 0 && h("button", { type: "button", class: "danger-quiet", "data-keep": "refuse", "aria-label": `Refuse ${site.site}`, onclick: () => refuse(site, refresh) }, "Refuse"),
       site.quarantined && h("button", { type: "button", "data-keep": "release", "aria-label": `Release ${site.site}`, onclick: () => release(site, refresh) }, "Release"),
       !site.quarantined && ["member", "issued"].includes(site.state) && h("button", { type: "button", "data-keep": "quarantine", "aria-label": `Quarantine ${site.site}`, onclick: () => quarantine(site, refresh) }, "Quarantine"),
       site.state !== "revoked" && h("button", { type: "button", class: "danger-quiet", "data-keep": "revoke", "aria-label": `Revoke ${site.site}`, onclick: () => revoke(site, refresh) }, "Revoke"))));
@@ -79,6 +82,45 @@ export function show({ root, signal, fail }) {
     back: refresh,
     close: () => clearInterval(timer),
   };
+}
+
+/** @param {any} site @param {() => Promise<void>} refresh */
+function approve(site, refresh) {
+  const phrase = h("input", { id: "phrase", autocomplete: "off", spellcheck: "false", required: true, autofocus: true, placeholder: "three words" });
+  const failed = h("p", { class: "error", role: "alert" });
+  const form = h("form", { id: "approve-form" },
+    h("p", {}, `Somebody with an invite wants to become ${site.site}. Call the site: its people see three words where they joined. Type what they say.`),
+    h("label", { for: "phrase" }, "What the site says"), phrase, failed);
+  const button = h("button", { type: "submit", class: "primary", form: "approve-form" }, "Approve");
+  const dialog = open(`Approve ${site.site}`, [form], [button]);
+  form.addEventListener("submit", async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    button.disabled = true;
+    try {
+      await post(`sites/${site.site}/approve`, { phrase: phrase.value });
+      dialog.close();
+      say(`${site.site} is approved.`);
+      await refresh();
+    } catch (error) {
+      fill(failed, /** @type {Error} */ (error).message);
+      button.disabled = false;
+    }
+  });
+}
+
+/** @param {any} site @param {() => Promise<void>} refresh */
+function refuse(site, refresh) {
+  confirm({
+    title: `Refuse ${site.site}`,
+    text: [`Whoever waits to become ${site.site} is refused, and the invite is worth nothing any more.`],
+    action: "Refuse",
+    danger: true,
+    perform: async () => {
+      await post(`sites/${site.site}/refuse`);
+      say(`${site.site} is refused.`);
+      await refresh();
+    },
+  });
 }
 
 /** @param {any} site @param {() => Promise<void>} refresh */

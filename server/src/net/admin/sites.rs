@@ -7,14 +7,14 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use protocol::ClientId;
-use protocol::wire::Member;
+use protocol::wire::{Applicant, Member};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Shared;
 use super::runs::{OPERATOR, rejected};
 use super::views::Problem;
-use crate::net::members::now;
+use crate::net::members::{Verdict, now};
 use crate::net::presence::Seen;
 use crate::net::store::Counts;
 
@@ -25,7 +25,7 @@ const HOURS: u64 = 72;
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SiteView {
     site: String,
-    /// member, quarantined, invited, invite_expired, revoked, revoked_and_invited, or issued for a site whose bundle `server issue` made.
+    /// waiting (for approval), member, quarantined, invited, invite_expired, revoked, revoked_and_invited, or issued for a site whose bundle `server issue` made.
     state: &'static str,
     invited: Option<u64>,
     /// When its newest invite expires.
@@ -36,6 +36,8 @@ pub(super) struct SiteView {
     quarantined: Option<u64>,
     /// Why, in the operator's words.
     quarantine_reason: Option<String>,
+    /// Who waits to be approved as this site.
+    waiting: Vec<ApplicantView>,
     connected: bool,
     /// When its connection was greeted last, since the server was started.
     greeted: Option<u64>,
@@ -48,6 +50,17 @@ pub(super) struct SiteView {
     accepted: u64,
     refused: BTreeMap<&'static str, u64>,
     declined: BTreeMap<&'static str, u64>,
+}
+
+/// Somebody who has shown an invite and waits for an operator.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ApplicantView {
+    /// What the site's people see, too.
+    phrase: String,
+    since: u64,
+    /// When the invite ends.
+    expires: u64,
+    address: String,
 }
 
 /// Who is to be invited.
@@ -78,6 +91,9 @@ pub(super) struct InviteView {
 /// The word for a membership.
 fn state(member: Option<&Member>, now: u64) -> &'static str {
     let Some(member) = member else { return "issued" };
+    if !member.waiting.is_empty() {
+        return "waiting";
+    }
     match (member.joined, member.revoked) {
         (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
             if member.invited > before {
@@ -107,6 +123,7 @@ fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: C
         revoked: member.and_then(|member| member.revoked),
         quarantined: quarantine.map(|held| held.since),
         quarantine_reason: quarantine.map(|held| held.reason.clone()),
+        waiting: member.map(|member| member.waiting.iter().map(applicant).collect()).unwrap_or_default(),
         connected,
         greeted: seen.map(|seen| seen.greeted),
         last_seen: seen.map(|seen| seen.left.unwrap_or_else(now)),
@@ -117,6 +134,11 @@ fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: C
         refused,
         declined,
     }
+}
+
+fn applicant(applicant: &Applicant) -> ApplicantView {
+    let Applicant { phrase, since, expires, address } = applicant.clone();
+    ApplicantView { phrase, since, expires, address }
 }
 
 /// Everybody who was invited, revoked, or seen, by name.
@@ -191,6 +213,60 @@ pub(super) async fn release(
     let site = known(&admin, &site, "release").await?;
     let released = admin.desk.members.release(site, OPERATOR).await;
     released.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Which of those who wait.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DecisionBody {
+    /// The phrase as the site has said it; needed to approve where several wait.
+    #[serde(default)]
+    phrase: Option<String>,
+}
+
+/// Lets in who waits with an invite of this site.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/approve",
+    params(("site" = String, Path, description = "Its name")),
+    request_body = DecisionBody,
+    responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn approve(
+    State(admin): State<Shared>,
+    Path(site): Path<String>,
+    body: Result<Json<DecisionBody>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    decide(&admin, &site, body, Verdict::Approved).await
+}
+
+/// Keeps out who waits with an invite of this site, and takes the invite back.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/refuse",
+    params(("site" = String, Path, description = "Its name")),
+    request_body = DecisionBody,
+    responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn refuse(
+    State(admin): State<Shared>,
+    Path(site): Path<String>,
+    body: Result<Json<DecisionBody>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    decide(&admin, &site, body, Verdict::Refused).await
+}
+
+async fn decide(
+    admin: &Shared,
+    site: &str,
+    body: Result<Json<DecisionBody>, JsonRejection>,
+    verdict: Verdict,
+) -> Result<StatusCode, Problem> {
+    let Json(DecisionBody { phrase }) = body.map_err(rejected)?;
+    let site = known(admin, site, "ls").await?;
+    let decided = admin.desk.members.decide(site, verdict, phrase.as_deref(), OPERATOR).await;
+    decided.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

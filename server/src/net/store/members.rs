@@ -1,4 +1,4 @@
-//! Invites, revocations and quarantines in the database.
+//! Invites, who waits with one, revocations and quarantines in the database.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Store, StoreError};
+use crate::net::members::Verdict;
 
 /// What became of a token that was shown.
 pub(crate) enum Shown {
@@ -17,7 +18,22 @@ pub(crate) enum Shown {
     Again {
         chain_pem: String,
     },
+    /// An operator has approved this key for this site.
+    Approved(ClientId),
+    /// An operator has said nothing yet of this key.
+    Waiting,
     Refused(EnrolRefusal),
+}
+
+/// Somebody who has shown an invite and of whom an operator has said nothing yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asking {
+    pub(crate) site: ClientId,
+    pub(crate) token_sha256: String,
+    pub(crate) key_sha256: String,
+    pub(crate) asked: u64,
+    pub(crate) expires: u64,
+    pub(crate) address: String,
 }
 
 impl Store {
@@ -52,18 +68,90 @@ impl Store {
             return Ok(Shown::Refused(EnrolRefusal::Unknown));
         };
         let (withdrawn, expires): (i64, i64) = (row.try_get("withdrawn")?, row.try_get("expires")?);
-        let used: Option<i64> = row.try_get("used")?;
-        Ok(if withdrawn != 0 {
+        let (used, key): (Option<i64>, Option<String>) = (row.try_get("used")?, row.try_get("key_sha256")?);
+        let verdict: Option<String> = row.try_get("verdict")?;
+        let is_own = key.as_deref() == Some(key_sha256);
+        Ok(if is_own && verdict.as_deref() == Some(Verdict::Refused.name()) {
+            Shown::Refused(EnrolRefusal::Denied)
+        } else if withdrawn != 0 {
             Shown::Refused(EnrolRefusal::Unknown)
         } else if now > expires.cast_unsigned() {
             Shown::Refused(EnrolRefusal::Expired)
-        } else if used.is_none() {
+        } else if key.is_none() {
             Shown::Good(site(&row)?)
-        } else if row.try_get::<String, _>("key_sha256")? == key_sha256 {
-            Shown::Again { chain_pem: row.try_get("chain_pem")? }
-        } else {
+        } else if !is_own {
             Shown::Refused(EnrolRefusal::Used)
+        } else if used.is_some() {
+            Shown::Again { chain_pem: row.try_get("chain_pem")? }
+        } else if verdict.as_deref() == Some(Verdict::Approved.name()) {
+            Shown::Approved(site(&row)?)
+        } else {
+            Shown::Waiting
         })
+    }
+
+    /// Keeps an invite for this key until an operator has said something of it. Whether it was there to be kept.
+    pub(crate) async fn ask(
+        &self,
+        token_sha256: &str,
+        key_sha256: &str,
+        address: &str,
+        now: u64,
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query(
+            "UPDATE invites SET asked = $1, key_sha256 = $2, address = $3
+             WHERE token_sha256 = $4 AND key_sha256 IS NULL AND withdrawn = 0",
+        )
+        .bind(now.cast_signed())
+        .bind(key_sha256)
+        .bind(address)
+        .bind(token_sha256)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Everybody of whom an operator has said nothing yet, in order of asking; those whose invite has ended are among them.
+    pub(crate) async fn asking(&self) -> Result<Vec<Asking>, StoreError> {
+        let sql = "SELECT * FROM invites WHERE asked IS NOT NULL AND used IS NULL AND verdict IS NULL AND withdrawn = 0
+                   ORDER BY asked, token_sha256";
+        let asking = |row: &AnyRow| {
+            let (asked, expires): (i64, i64) = (row.try_get("asked")?, row.try_get("expires")?);
+            Ok(Asking {
+                site: site(row)?,
+                token_sha256: row.try_get("token_sha256")?,
+                key_sha256: row.try_get("key_sha256")?,
+                asked: asked.cast_unsigned(),
+                expires: expires.cast_unsigned(),
+                address: row.try_get("address")?,
+            })
+        };
+        sqlx::query(sql).fetch_all(&self.pool).await?.iter().map(asking).collect()
+    }
+
+    /// Writes down what an operator says of who waits with this invite; whoever is refused loses the invite.
+    pub(crate) async fn decide(
+        &self,
+        token_sha256: &str,
+        verdict: Verdict,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("UPDATE invites SET verdict = $1 WHERE token_sha256 = $2")
+            .bind(verdict.name())
+            .bind(token_sha256)
+            .execute(&mut *transaction)
+            .await?;
+        if verdict == Verdict::Refused {
+            sqlx::query("UPDATE invites SET withdrawn = 1, expires = $1 WHERE token_sha256 = $2")
+                .bind(now.saturating_sub(1).cast_signed())
+                .bind(token_sha256)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction.commit().await?)
     }
 
     /// Uses an invite up. Whether it was there to be used.
@@ -77,7 +165,7 @@ impl Store {
         let mut transaction = self.begin().await?;
         let done = sqlx::query(
             "UPDATE invites SET used = $1, key_sha256 = $2, chain_pem = $3
-             WHERE token_sha256 = $4 AND used IS NULL AND withdrawn = 0",
+             WHERE token_sha256 = $4 AND used IS NULL AND withdrawn = 0 AND (key_sha256 IS NULL OR key_sha256 = $2)",
         )
         .bind(now.cast_signed())
         .bind(key_sha256)
@@ -177,7 +265,15 @@ impl Store {
 
 /// A name of which nothing is known yet.
 fn nobody(site: ClientId) -> Member {
-    Member { site, invited: 0, expires: 0, joined: None, revoked: None, quarantine: None }
+    Member {
+        site,
+        invited: 0,
+        expires: 0,
+        joined: None,
+        revoked: None,
+        quarantine: None,
+        waiting: Vec::new(),
+    }
 }
 
 fn site(row: &AnyRow) -> Result<ClientId, StoreError> {

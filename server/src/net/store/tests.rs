@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use protocol::wire::{Control, Member, ModelChoice, Quarantine, RoundSummary, RunState};
+use protocol::wire::{Control, EnrolRefusal, Member, ModelChoice, Quarantine, RoundSummary, RunState};
 use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
 
 use super::place::Place;
 use super::*;
+use crate::net::members::Verdict;
 use crate::{Booking, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;
@@ -256,8 +257,47 @@ async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
         joined: Some(15),
         revoked: Some(50),
         quarantine: None,
+        waiting: vec![],
     };
     assert_eq!(store.members().await.unwrap(), [member]);
+}
+
+#[tokio::test]
+async fn who_waits_for_an_operator_keeps_the_invite_and_others_are_refused_until_there_is_a_verdict() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    let north = ClientId::new("north").unwrap();
+    for token in ["t1", "t2", "t3"] {
+        store.add_invite(&north, token, 10, 30).await.unwrap();
+    }
+    assert!(
+        store.ask("t1", "k1", "a:1", 12).await.unwrap() && store.ask("t2", "k2", "b:1", 11).await.unwrap()
+    );
+    assert!(!store.ask("t1", "other", "c:1", 13).await.unwrap());
+    assert!(!store.use_invite("t1", "other", "pem", 13).await.unwrap());
+    store.close().await;
+    drop(store);
+    let store = dir.open().await;
+    let refusal = async |token: &str, key: &str| match store.show(token, key, 15).await.unwrap() {
+        Shown::Refused(refusal) => refusal,
+        _ => panic!("{token} is not refused"),
+    };
+    assert!(matches!(store.show("t1", "k1", 15).await.unwrap(), Shown::Waiting));
+    assert_eq!(refusal("t1", "other").await, EnrolRefusal::Used);
+    assert!(matches!(store.show("t3", "k3", 15).await.unwrap(), Shown::Good(_)));
+    let asking = store.asking().await.unwrap();
+    let waits = |one: &Asking| (one.key_sha256.clone(), one.asked, one.expires, one.address.clone());
+    let expected = [("k2".into(), 11, 30, "b:1".into()), ("k1".into(), 12, 30, "a:1".into())];
+    assert_eq!(asking.iter().map(waits).collect::<Vec<_>>(), expected);
+    store.decide("t1", Verdict::Approved, 15).await.unwrap();
+    store.decide("t2", Verdict::Refused, 15).await.unwrap();
+    assert!(matches!(store.show("t1", "k1", 15).await.unwrap(), Shown::Approved(site) if site == north));
+    assert_eq!(refusal("t1", "other").await, EnrolRefusal::Used);
+    assert_eq!(refusal("t2", "k2").await, EnrolRefusal::Denied);
+    assert_eq!(refusal("t2", "other").await, EnrolRefusal::Unknown);
+    assert!(store.asking().await.unwrap().is_empty());
+    assert!(store.use_invite("t1", "k1", "pem", 16).await.unwrap());
+    assert!(matches!(store.show("t1", "k1", 17).await.unwrap(), Shown::Again { .. }));
 }
 
 #[tokio::test]
@@ -271,6 +311,7 @@ async fn a_quarantine_holds_until_it_is_ended_and_keeps_its_beginning() {
     // One that was never invited, as a site with a bundle.
     store.quarantine(&south, 50, "new machine").await.unwrap();
     store.close().await;
+    drop(store);
     let store = dir.open().await;
     let held = |since, reason: &str| Quarantine { since, reason: reason.to_owned() };
     let expected = [(north.clone(), held(30, "")), (south.clone(), held(50, "new machine"))];
