@@ -26,6 +26,7 @@ mod policy;
 mod privacy;
 mod progress;
 mod renewal;
+mod root;
 mod run;
 mod serve;
 mod simulate;

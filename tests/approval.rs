@@ -6,6 +6,8 @@
     reason = "tests may panic, and wait for real time to pass"
 )]
 
+#[path = "approval/authority.rs"]
+mod authority;
 #[path = "support/processes.rs"]
 mod processes;
 
