@@ -7,6 +7,7 @@ mod bench;
 mod budget;
 mod check;
 mod control;
+mod crl;
 mod dashboard;
 mod demo;
 mod explain;
@@ -130,6 +131,8 @@ enum ServerCommand {
     Run(serve::RunArgs),
     /// Print the address of the dashboard, with the token that opens it.
     Dashboard(dashboard::DashboardArgs),
+    /// Write the signed list of certificates that are void (a CRL), for proxies and auditors.
+    Crl(crl::CrlArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
     /// Copy all that the server remembers and is, while it works.
@@ -274,6 +277,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Server(ServerCommand::Dashboard(args)) => dashboard::dashboard(args, global),
+        Command::Server(ServerCommand::Crl(args)) => crl::crl(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
         Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),

@@ -43,7 +43,10 @@ use crate::Note;
 use admin::{Admin, Door};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
-pub use authority::{Authority, AuthorityError, Identity, Issuing, Passphrase, SERVER_NAME};
+pub use authority::{
+    Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
+    SERVER_NAME,
+};
 use desk::Desk;
 pub use endpoint::EndpointError;
 pub use engine::LiveRuns;

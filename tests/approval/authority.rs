@@ -83,3 +83,43 @@ fn a_root_s_key_under_a_passphrase_leaves_the_server_and_is_asked_for_only_where
     let (refused, said) = issue("east", &["--root-key", &foreign], None);
     assert!(refused.status.code() == Some(2) && said.contains("did not sign"), "{said}");
 }
+
+#[test]
+fn openssl_finds_a_revoked_site_s_certificate_in_the_list_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = path(dir.path(), "fed");
+    command(&["server", "init", &fed, "--listen", "127.0.0.1:0"]);
+    let (server, address) = serve(&fed, "127.0.0.1:0");
+    let operator = |words: &[&str]| command(&[words, &["--dir", &fed, "--server", &address]].concat());
+    let invite = |site: &str| {
+        let made = operator(&["invite", "create", site, "--address", &address]);
+        made[0]["invite"].as_str().unwrap().to_owned()
+    };
+    let join = |site: &str, folder: &str| {
+        command(&["site", "join", &invite(site), "--dir", folder]);
+        format!("{folder}/identity/cert.pem")
+    };
+    let list = path(dir.path(), "crl.pem");
+    let write = || command(&["server", "crl", "--dir", &fed, "--output", &list])["revoked"].as_u64().unwrap();
+    let (north, south) =
+        (join("north", &path(dir.path(), "north")), join("south", &path(dir.path(), "south")));
+    assert_eq!(write(), 0);
+    operator(&["site", "revoke", "north"]);
+    assert_eq!(write(), 1);
+    // One that came back with a new invite has a certificate that is good.
+    let again = join("north", &path(dir.path(), "north-2"));
+    assert_eq!(write(), 1);
+    let (root, issuer) = (format!("{fed}/authority/ca.pem"), format!("{fed}/authority/issuer.pem"));
+    if let Some((read, text)) = openssl(&["crl", "-in", &list, "-noout", "-text", "-CAfile", &issuer]) {
+        assert!(read && text.matches("Serial Number:").count() == 1 && text.contains("verify OK"), "{text}");
+    }
+    for (certificate, good) in [(&north, false), (&south, true), (&again, true)] {
+        let words =
+            ["verify", "-crl_check", "-CAfile", &root, "-untrusted", &issuer, "-CRLfile", &list, certificate];
+        if let Some((verified, said)) = openssl(&words) {
+            assert_eq!(verified, good, "{certificate}: {said}");
+            assert!(good || said.contains("certificate revoked"), "{said}");
+        }
+    }
+    server.kill();
+}

@@ -221,6 +221,7 @@ fn router(admin: Shared, guard: Arc<Guard>) -> Router {
     };
     api.route("/api/v1/openapi.json", get(describe))
         .route("/metrics", get(status::metrics))
+        .route("/crl", get(sites::revocation_list))
         .fallback(pages::page)
         .method_not_allowed_fallback(not_allowed)
         .with_state(admin)

@@ -6,6 +6,7 @@
 //! another authority, and never writes over a key.
 
 mod issuing;
+mod revocations;
 mod sealed;
 
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -17,7 +18,7 @@ use std::time::SystemTime;
 use protocol::ClientId;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -28,6 +29,8 @@ use zeroize::Zeroizing;
 
 pub use issuing::Issuing;
 pub(crate) use issuing::Request;
+pub(crate) use revocations::issued;
+pub use revocations::{RevocationList, RevocationListError};
 pub use sealed::Passphrase;
 
 /// The name every server certificate carries, whatever host it runs on; clients ask for it.
@@ -318,6 +321,13 @@ fn named(prefix: &str, name: &str, now: SystemTime, days: i64) -> Result<Certifi
 
 /// A certificate that makes no others.
 fn leaf(mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    // By default the number follows from the key, and a key that is certified twice would have two certificates of one number.
+    let mut serial = [0; 16];
+    if aws_lc_rs::rand::fill(&mut serial).is_ok() {
+        // A positive number without leading zeros is the same in every spelling.
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from(serial.to_vec()));
+    }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];

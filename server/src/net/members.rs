@@ -20,7 +20,7 @@ use quinn::Connection;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
-use super::authority::{Issuing, Request};
+use super::authority::{Issuing, Request, RevocationList, issued};
 use super::engine::{Command, Record};
 use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
@@ -229,7 +229,7 @@ impl Members {
             Shown::Again { chain_pem } => return Ok(Some((chain_pem, issuing.root_pem().to_owned()))),
             Shown::Refused(refused) => return Err(refused),
         };
-        let chain = self.certify(issuing, &site, &csr)?;
+        let chain = self.certify(issuing, &site, &csr).await?;
         let used =
             self.store.use_invite(&token, &key, &chain, now()).await.map_err(|error| unable(&error))?;
         if !used {
@@ -252,7 +252,7 @@ impl Members {
         if self.revoked.borrow().get(&name).is_some_and(|before| issued <= *before) {
             return Err(EnrolRefusal::NotASite);
         }
-        let chain = self.certify(issuing, &name, &csr)?;
+        let chain = self.certify(issuing, &name, &csr).await?;
         tracing::info!("{name} has renewed its certificate");
         self.record(Record::Renewed { site: name, key_sha256: csr.key_sha256() }).await;
         Ok((chain, issuing.root_pem().to_owned()))
@@ -268,11 +268,30 @@ impl Members {
         Ok((issuing, csr))
     }
 
-    /// A certificate of now; after a revocation nothing may be dated to its second.
-    fn certify(&self, issuing: &Issuing, site: &ClientId, csr: &Request) -> Result<String, EnrolRefusal> {
+    /// A certificate of now, written down; after a revocation nothing may be dated to its second.
+    async fn certify(
+        &self,
+        issuing: &Issuing,
+        site: &ClientId,
+        csr: &Request,
+    ) -> Result<String, EnrolRefusal> {
         let after = self.revoked.borrow().get(site).map_or(0, |before| before + 1);
-        let issued = UNIX_EPOCH + Duration::from_secs(now().max(after));
-        issuing.certify(site, csr, issued).map_err(|error| unable(&error))
+        let at = now().max(after);
+        let chain = issuing.certify(site, csr, UNIX_EPOCH + Duration::from_secs(at));
+        let chain = chain.map_err(|error| unable(&error))?;
+        let made = issued(&chain, at).ok_or_else(|| unable(&"what was made is no certificate"))?;
+        self.store.add_certificate(site, &made).await.map_err(|error| unable(&error))?;
+        Ok(chain)
+    }
+
+    /// The signed list of what is void now.
+    pub(crate) async fn revocation_list(&self) -> Result<RevocationList, String> {
+        let issuing =
+            self.issuing.as_ref().ok_or("this server has no issuing key that could sign the list")?;
+        let at = now();
+        let void = self.store.void(at).await.map_err(|error| error.to_string())?;
+        let list = issuing.revocation_list(&void, UNIX_EPOCH + Duration::from_secs(at));
+        list.map_err(|error| error.to_string())
     }
 
     /// For the audit log. A server that is shutting down has closed it.

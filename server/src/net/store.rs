@@ -37,7 +37,7 @@ pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
 pub use database::{Database, DatabaseError, Postgres};
 use lease::Fence;
-pub(crate) use members::{Asking, Shown};
+pub(crate) use members::{Asking, Issued, Shown, Void};
 pub use models::StoredModel;
 pub(crate) use queue::Queued;
 pub(crate) use reports::{Counts, Report};

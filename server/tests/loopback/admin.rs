@@ -80,8 +80,9 @@ impl Watched {
     async fn raw(&self, request: &str) -> Reply {
         let mut stream = TcpStream::connect(self.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut text)).await.expect("an answer").unwrap();
+        let mut bytes = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an answer").unwrap();
+        let text = String::from_utf8_lossy(&bytes);
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {text}"));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
         Reply { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
@@ -316,6 +317,9 @@ async fn sites_are_invited_seen_and_revoked() {
     let sites = watched.until("/api/v1/sites", |sites| sites[1]["connected"] == false).await;
     assert_eq!(sites[1]["state"], "revoked");
     assert!(sites[1]["last_seen"].is_u64() && sites[1]["revoked"].is_u64());
+    // Whoever checks certificates has no token.
+    let list = watched.request("GET", "/crl", &[], "").await;
+    assert!(list.status == 200 && list.head.contains("application/pkix-crl"), "{list:?}");
     let log = watched.until("/api/v1/audit", |log| log["records"][0]["record"]["event"] == "revoked").await;
     assert_eq!(log["records"][1]["record"]["event"], "invited");
     assert_eq!(log["records"][2]["record"]["event"], "started");

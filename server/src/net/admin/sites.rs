@@ -6,6 +6,8 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use protocol::ClientId;
 use protocol::wire::{Applicant, Member};
 use serde::{Deserialize, Serialize};
@@ -268,6 +270,12 @@ async fn decide(
     let decided = admin.desk.members.decide(site, verdict, phrase.as_deref(), OPERATOR).await;
     decided.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The certificates that are void, signed, in DER. It needs no token: whoever checks certificates fetches it.
+pub(super) async fn revocation_list(State(admin): State<Shared>) -> Result<Response, Problem> {
+    let list = admin.desk.members.revocation_list().await.map_err(Problem::ours)?;
+    Ok(([(CONTENT_TYPE, "application/pkix-crl")], list.der.to_vec()).into_response())
 }
 
 /// The site of this name, which must have been invited or seen.

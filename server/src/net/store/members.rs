@@ -36,7 +36,48 @@ pub(crate) struct Asking {
     pub(crate) address: String,
 }
 
+/// A certificate that the issuing key has made. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Issued {
+    /// In hexadecimal digits.
+    pub(crate) serial: String,
+    pub(crate) issued: u64,
+    pub(crate) expires: u64,
+}
+
+/// A certificate that would be good if it were not revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Void {
+    pub(crate) serial: String,
+    pub(crate) revoked: u64,
+}
+
 impl Store {
+    /// Remembers a certificate before its site gets it.
+    pub(crate) async fn add_certificate(&self, site: &ClientId, issued: &Issued) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("INSERT INTO certificates (serial, site, issued, expires) VALUES ($1, $2, $3, $4)")
+            .bind(&issued.serial)
+            .bind(site.as_str())
+            .bind(issued.issued.cast_signed())
+            .bind(issued.expires.cast_signed())
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// The certificates that are revoked and not over by themselves at `now`, by number.
+    pub(crate) async fn void(&self, now: u64) -> Result<Vec<Void>, StoreError> {
+        let sql = "SELECT c.serial, r.before FROM certificates c JOIN revocations r ON r.site = c.site
+                   WHERE c.issued <= r.before AND c.expires >= $1 ORDER BY c.serial";
+        let found = sqlx::query(sql).bind(now.cast_signed()).fetch_all(&self.pool).await?;
+        let void = |row: &AnyRow| {
+            let revoked = row.try_get::<i64, _>("before")?.cast_unsigned();
+            Ok(Void { serial: row.try_get("serial")?, revoked })
+        };
+        found.iter().map(void).collect()
+    }
+
     /// Remembers an invite.
     pub(crate) async fn add_invite(
         &self,

@@ -263,6 +263,23 @@ async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
 }
 
 #[tokio::test]
+async fn what_was_certified_up_to_a_revocation_is_void_until_it_would_have_ended() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    let [north, south] = ["north", "south"].map(|name| ClientId::new(name).unwrap());
+    for (site, serial, issued, expires) in
+        [(&north, "4a", 10, 100), (&north, "4b", 40, 130), (&north, "4c", 51, 140), (&south, "4d", 10, 100)]
+    {
+        store.add_certificate(site, &Issued { serial: serial.into(), issued, expires }).await.unwrap();
+    }
+    assert!(store.void(60).await.unwrap().is_empty());
+    store.revoke(&north, 50).await.unwrap();
+    let void = |serial: &str| Void { serial: serial.into(), revoked: 50 };
+    assert_eq!(store.void(60).await.unwrap(), [void("4a"), void("4b")]);
+    assert_eq!(store.void(101).await.unwrap(), [void("4b")]);
+}
+
+#[tokio::test]
 async fn who_waits_for_an_operator_keeps_the_invite_and_others_are_refused_until_there_is_a_verdict() {
     let Some(dir) = place() else { return };
     let store = dir.open().await;
