@@ -67,6 +67,8 @@ use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
 const COMMANDS: usize = 1024;
+/// What the audit log calls the program that embeds the server.
+const PROGRAM: &str = "this program";
 /// Notes that a slow listener may be behind before it misses some.
 const NOTES: usize = 4096;
 
@@ -326,7 +328,7 @@ impl Server {
     /// # Errors
     /// A sentence for the operator.
     pub async fn submit(&self, plan_toml: String, seed: Option<u64>) -> Result<RunId, String> {
-        self.desk.submit(plan_toml, seed).await
+        self.desk.submit(plan_toml, seed, PROGRAM).await
     }
 
     /// The runs, newest first, without their rounds and clients.

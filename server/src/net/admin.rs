@@ -24,7 +24,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router, middleware};
+use axum::{Extension, Json, Router, middleware};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -119,6 +119,17 @@ impl Admin {
 /// What everything that answers shares.
 type Shared = Arc<Admin>;
 
+/// Whose request it is, as far as that is known: everybody shares the token, and a proxy has one address.
+#[derive(Clone, Copy, Debug)]
+struct Caller(SocketAddr);
+
+impl Caller {
+    /// What the audit log calls it.
+    fn name(self) -> String {
+        format!("admin token, from {}", self.0)
+    }
+}
+
 /// The open port.
 pub(crate) struct Door {
     config: AdminConfig,
@@ -161,8 +172,8 @@ impl Door {
             };
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, _)) => {
-                    let router = router.clone();
+                Ok((stream, address)) => {
+                    let router = router.clone().layer(Extension(Caller(address)));
                     connections.spawn(async move {
                         attend(stream, router).await;
                         drop(seat);

@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// The evaluation on the server's own data is done.
     Evaluated { run: RunId, round: Round, metrics: Option<Metrics> },
     /// A checked plan is to become a run.
-    Submit { new: Box<NewRun>, reply: oneshot::Sender<Result<RunId, String>> },
+    Submit { new: Box<NewRun>, by: String, reply: oneshot::Sender<Result<RunId, String>> },
     /// An operator wants something of a run.
     Control { run: RunId, control: Control, by: String, reply: oneshot::Sender<Result<(), String>> },
     /// An operator holds a site back from every run, or ends that.
@@ -62,11 +62,11 @@ pub(crate) enum Command {
 
 /// What happens to the membership.
 pub(crate) enum Record {
-    Invited { site: ClientId, expires: u64 },
+    Invited { site: ClientId, expires: u64, by: String },
     Enrolled { site: ClientId, key_sha256: String },
     Renewed { site: ClientId, key_sha256: String },
     InviteReused { token_sha256: String },
-    Revoked { site: ClientId },
+    Revoked { site: ClientId, by: String },
     Quarantined { site: ClientId, reason: String, by: String },
     QuarantineEnded { site: ClientId, by: String },
     Asked { site: ClientId, key_sha256: String, address: String },
@@ -267,8 +267,8 @@ impl Engine {
             Command::Evaluated { run, round, metrics } => {
                 self.event(run, Event::EvaluatedCentrally { round, metrics })
             }
-            Command::Submit { new, reply } => {
-                let submitted = self.submit(*new);
+            Command::Submit { new, by, reply } => {
+                let submitted = self.submit(*new, &by);
                 // Whoever asked may be gone; the run is stored all the same.
                 let _ = reply.send(submitted.map_err(|error| error.to_string()));
                 Ok(())

@@ -81,12 +81,13 @@ impl Members {
         self.revoked.subscribe()
     }
 
-    /// Makes an invite for each site.
+    /// Makes an invite for each site; `by` goes into the audit log.
     pub(crate) async fn invite(
         &self,
         sites: &[ClientId],
         servers: &[String],
         seconds: u64,
+        by: &str,
     ) -> Result<Vec<InviteText>, String> {
         let issuing = self.issuing.as_ref().ok_or(
             "this server has no issuing key (authority/issuer-key.pem beside server.toml); make the federation with this release's \
@@ -116,21 +117,21 @@ impl Members {
                 phrase: invite.phrase(),
                 expires,
             });
-            self.record(Record::Invited { site: invite.site, expires }).await;
+            self.record(Record::Invited { site: invite.site, expires, by: by.to_owned() }).await;
         }
         Ok(made)
     }
 
     /// Voids a site's certificates and invites. Its connection is closed before this returns or soon after.
-    pub(crate) async fn revoke(&self, site: ClientId) -> Result<(), String> {
+    pub(crate) async fn revoke(&self, site: ClientId, by: &str) -> Result<(), String> {
         let _turn = self.turn.lock().await;
         let before = now();
         self.store.revoke(&site, before).await.map_err(|error| error.to_string())?;
         self.revoked.send_modify(|revoked| {
             Arc::make_mut(revoked).insert(site.clone(), before);
         });
-        tracing::info!("{site} is revoked");
-        self.record(Record::Revoked { site }).await;
+        tracing::info!("operator {by} has revoked {site}");
+        self.record(Record::Revoked { site, by: by.to_owned() }).await;
         Ok(())
     }
 

@@ -322,6 +322,10 @@ async fn sites_are_invited_seen_and_revoked() {
     assert!(list.status == 200 && list.head.contains("application/pkix-crl"), "{list:?}");
     let log = watched.until("/api/v1/audit", |log| log["records"][0]["record"]["event"] == "revoked").await;
     assert_eq!(log["records"][1]["record"]["event"], "invited");
+    for record in [0, 1] {
+        let by = log["records"][record]["record"]["by"].as_str().unwrap();
+        assert!(by.starts_with("admin token, from 127.0.0.1:"), "{by}");
+    }
     assert_eq!(log["records"][2]["record"]["event"], "started");
     assert_eq!(log["next"], Value::Null);
     let page = watched.get("/api/v1/audit?limit=2").await.json();

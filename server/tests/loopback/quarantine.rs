@@ -144,5 +144,12 @@ async fn a_quarantine_is_begun_shown_counted_and_ended_over_http() {
     assert_eq!(heard(&north).await, Notice::Released);
     assert_eq!(watched.post(&path("release"), &json!({})).await.status, 409);
     assert_eq!(watched.get("/api/v1/sites").await.json()[0]["state"], "issued");
+    watched.submit(PLAN).await;
+    let log = watched.until("/api/v1/audit", |log| log["records"][0]["record"]["event"] == "submitted").await;
+    for (record, event) in [(0, "submitted"), (1, "quarantine_ended"), (2, "quarantined")] {
+        let record = &log["records"][record]["record"];
+        assert_eq!(record["event"], event);
+        assert!(record["by"].as_str().unwrap().starts_with("admin token, from 127.0.0.1:"), "{record}");
+    }
     watched.server.shutdown().await.unwrap();
 }

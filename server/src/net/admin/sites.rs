@@ -2,20 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use protocol::ClientId;
 use protocol::wire::{Applicant, Member};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Shared;
-use super::runs::{OPERATOR, rejected};
+use super::runs::rejected;
 use super::views::Problem;
+use super::{Caller, Shared};
 use crate::net::members::{Verdict, now};
 use crate::net::presence::Seen;
 use crate::net::store::Counts;
@@ -166,10 +166,11 @@ pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<SiteVie
 )]
 pub(super) async fn revoke(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let site = known(&admin, &site, "revoke").await?;
-    admin.desk.members.revoke(site).await.map_err(Problem::ours)?;
+    admin.desk.members.revoke(site, &caller.name()).await.map_err(Problem::ours)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -192,12 +193,13 @@ pub(super) struct QuarantineBody {
 )]
 pub(super) async fn quarantine(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(site): Path<String>,
     body: Result<Json<QuarantineBody>, JsonRejection>,
 ) -> Result<StatusCode, Problem> {
     let Json(QuarantineBody { reason }) = body.map_err(rejected)?;
     let site = known(&admin, &site, "quarantine").await?;
-    admin.desk.members.quarantine(site, &reason, OPERATOR).await.map_err(Problem::bad)?;
+    admin.desk.members.quarantine(site, &reason, &caller.name()).await.map_err(Problem::bad)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -210,10 +212,11 @@ pub(super) async fn quarantine(
 )]
 pub(super) async fn release(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let site = known(&admin, &site, "release").await?;
-    let released = admin.desk.members.release(site, OPERATOR).await;
+    let released = admin.desk.members.release(site, &caller.name()).await;
     released.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -237,10 +240,11 @@ pub(super) struct DecisionBody {
 )]
 pub(super) async fn approve(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(site): Path<String>,
     body: Result<Json<DecisionBody>, JsonRejection>,
 ) -> Result<StatusCode, Problem> {
-    decide(&admin, &site, body, Verdict::Approved).await
+    decide(&admin, caller, &site, body, Verdict::Approved).await
 }
 
 /// Keeps out who waits with an invite of this site, and takes the invite back.
@@ -253,21 +257,23 @@ pub(super) async fn approve(
 )]
 pub(super) async fn refuse(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(site): Path<String>,
     body: Result<Json<DecisionBody>, JsonRejection>,
 ) -> Result<StatusCode, Problem> {
-    decide(&admin, &site, body, Verdict::Refused).await
+    decide(&admin, caller, &site, body, Verdict::Refused).await
 }
 
 async fn decide(
     admin: &Shared,
+    caller: Caller,
     site: &str,
     body: Result<Json<DecisionBody>, JsonRejection>,
     verdict: Verdict,
 ) -> Result<StatusCode, Problem> {
     let Json(DecisionBody { phrase }) = body.map_err(rejected)?;
     let site = known(admin, site, "ls").await?;
-    let decided = admin.desk.members.decide(site, verdict, phrase.as_deref(), OPERATOR).await;
+    let decided = admin.desk.members.decide(site, verdict, phrase.as_deref(), &caller.name()).await;
     decided.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -301,6 +307,7 @@ async fn known(admin: &Shared, site: &str, verb: &str) -> Result<ClientId, Probl
 )]
 pub(super) async fn invite(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     body: Result<Json<InviteBody>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Vec<InviteView>>), Problem> {
     let Json(InviteBody { sites, servers, hours }) = body.map_err(rejected)?;
@@ -312,7 +319,8 @@ pub(super) async fn invite(
         return Err(Problem::bad(message));
     }
     let seconds = hours.unwrap_or(HOURS).saturating_mul(3600);
-    let made = admin.desk.members.invite(&sites, &servers, seconds).await.map_err(Problem::bad)?;
+    let made =
+        admin.desk.members.invite(&sites, &servers, seconds, &caller.name()).await.map_err(Problem::bad)?;
     let views = made.into_iter().map(|invite| InviteView {
         site: invite.site.to_string(),
         line: invite.text,
