@@ -26,6 +26,7 @@ mod papers;
 mod policy;
 mod privacy;
 mod progress;
+mod reference;
 mod renewal;
 mod root;
 mod run;
@@ -119,6 +120,9 @@ enum Command {
         /// The folder.
         folder: PathBuf,
     },
+    /// Print the page of all commands.
+    #[command(hide = true)]
+    Reference,
 }
 
 #[derive(Debug, Subcommand)]
@@ -321,6 +325,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Bench(command) => bench::bench(command, global),
         Command::Completions { shell } => papers::completions(*shell),
         Command::Man { folder } => papers::man(folder),
+        Command::Reference => reference::reference(),
     }
 }
 

@@ -70,6 +70,13 @@ fn the_custom_model_learns_what_logistic_regression_cannot() {
 }
 
 #[test]
+fn the_custom_learner_moves_its_centres_to_where_the_numbers_are() {
+    let output = run("custom_learner");
+    let (first, last) = (numbers(&output, "round  1:")[0], numbers(&output, "round 10:")[0]);
+    assert!(last < first / 2.0, "{output}");
+}
+
+#[test]
 fn uneven_clients_cost_accuracy_and_evenly_dealt_ones_do_not() {
     let output = run("heterogeneous");
     let (even, shards) = (numbers(&output, "iid"), numbers(&output, "shards"));

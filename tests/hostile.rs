@@ -23,5 +23,7 @@ mod intruder;
 mod member;
 #[path = "hostile/stage.rs"]
 mod stage;
+#[path = "hostile/streams.rs"]
+mod streams;
 #[path = "support/trio.rs"]
 mod trio;

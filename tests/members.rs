@@ -6,6 +6,9 @@
     reason = "tests may panic, and certificates need a date"
 )]
 
+#[path = "support/stream.rs"]
+mod stream;
+
 use std::io::{BufRead, BufReader, Lines};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -228,6 +231,19 @@ async fn an_invite_makes_one_member_whose_key_never_left_it() {
     for event in ["invited", "enrolled", "invite_reused"] {
         assert!(log.contains(&format!("\"event\":\"{event}\"")), "{event}: {log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_udp_gets_out_one_joins_over_tcp() {
+    let federation = Federation::new().await;
+    let deaf = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = deaf.local_addr().unwrap();
+    let server = federation.address().parse().unwrap();
+    let _streams = stream::forward(address, server).await;
+    let invite = Invite { servers: vec![address.to_string()], ..federation.invite("north", 600).await };
+    let folder = federation.folder("north");
+    enrol(&invite, &folder, "test", now()).await.unwrap();
+    Site::start(&federation, &folder).connected().await.leave().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

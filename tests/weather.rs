@@ -1,5 +1,5 @@
 //! Sites behind a bad line: packets lost and late, nothing at all for half a minute, and an address that changes in the middle of an
-//! upload. The run finishes with the model that a good line gives.
+//! upload; and behind a firewall that lets no UDP out. The run finishes with the model that a good line gives.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -14,11 +14,14 @@ mod federation;
 mod member;
 #[path = "support/relay.rs"]
 mod relay;
+#[path = "support/stream.rs"]
+mod stream;
 #[path = "support/trio.rs"]
 mod trio;
 
 use std::time::{Duration, Instant};
 
+use client::net::{AgentConfig, AgentEvent};
 use federation::Federation;
 use member::Member;
 use protocol::wire::RunState;
@@ -99,4 +102,52 @@ async fn loss_delay_partition_and_a_changed_address_cost_seconds_and_nothing_els
     .await;
     println!("with another address in the middle of an upload: {moved:.1} s");
     assert_eq!([through_loss, through_partition, through_move], [&model, &model, &model].map(Clone::clone));
+}
+
+/// Waits until the site is connected, and says whether it is over TCP.
+async fn connected(events: &mut tokio::sync::mpsc::Receiver<AgentEvent>) -> bool {
+    let heard = async {
+        loop {
+            let event = events.recv().await.expect("the agent is at work");
+            if let AgentEvent::Connected { over_tcp, .. } = event {
+                return over_tcp;
+            }
+        }
+    };
+    tokio::time::timeout(member::PATIENCE, heard).await.expect("the site is connected")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_udp_gets_out_a_site_comes_over_tcp_and_moves_to_udp_as_soon_as_it_does() {
+    let federation = Federation::new();
+    let server = federation.serve(Limits::default()).await;
+    let line = Line { lost_of_1000: 0, delay: Duration::ZERO };
+    let firewall = Relay::start(server.local_addr(), line, SEED).await;
+    firewall.shut(true);
+    let _streams = stream::forward(firewall.address(), server.local_addr()).await;
+    let mut sites = Vec::new();
+    for (name, data) in trio::sites() {
+        let (name, learner) = (name.as_str(), trio::learner(data));
+        let (direct, behind) = (server.local_addr().to_string(), firewall.address().to_string());
+        let address = if name == NEIGHBOUR { direct } else { behind };
+        let config = AgentConfig { udp_again: Duration::from_secs(1), ..AgentConfig::new(address) };
+        let (site, mut events) = Member::with(config, &federation.issue(name), name, learner);
+        assert_eq!(connected(&mut events).await, name != NEIGHBOUR, "{name}");
+        sites.push((site, events));
+    }
+    let operator = federation.operator(&server).await;
+    let over_tcp = operator.follow(operator.submit(PLAN, SEED).await).await;
+    assert_eq!(over_tcp.state, RunState::Finished, "{}", over_tcp.message);
+
+    firewall.shut(false);
+    for (_, events) in sites.iter_mut().skip(1) {
+        while connected(events).await {}
+    }
+    let over_udp = operator.follow(operator.submit(PLAN, SEED).await).await;
+    let expected = trio::simulated_model(PLAN, SEED);
+    assert_eq!([over_tcp.model_sha256, over_udp.model_sha256], [expected.clone(), expected]);
+    for (site, _) in sites {
+        site.leave().await;
+    }
+    server.shutdown().await.unwrap();
 }

@@ -3,7 +3,8 @@
 //! For the people who run a site's machines:
 //!
 //! - A site only ever *calls out*: one UDP flow to the server's address and port (QUIC). No port is opened at the site
-//!   and no inbound rule is needed; a firewall must let UDP out to that one address and let the replies back in.
+//!   and no inbound rule is needed; a firewall must let UDP out to that one address and let the replies back in. Where it
+//!   does not, the same QUIC packets travel in one TLS stream over TCP to the same port number ([`Transport`]).
 //! - Both sides prove who they are with certificates of the federation's own authority. The site's folder holds three
 //!   PEM files, `ca.pem`, `cert.pem` and `key.pem`; the key is made at the site and readable by the agent's user alone.
 //! - The agent keeps itself connected: it sends a sign of life every 5 seconds, notices a dead line after 30, and calls
@@ -16,6 +17,7 @@
 
 mod agent;
 mod connection;
+mod dial;
 mod enrol;
 mod events;
 mod frames;
@@ -28,7 +30,7 @@ mod session;
 mod values;
 
 pub use agent::{Agent, AgentConfig, AgentError};
-pub use connection::{ConnectError, SERVER_NAME};
+pub use connection::{ConnectError, SERVER_NAME, Transport};
 pub use enrol::{EnrolError, enrol, renew, settle_renewal};
 pub use events::AgentEvent;
 pub use frames::FrameError;

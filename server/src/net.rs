@@ -25,6 +25,7 @@ mod presence;
 mod session;
 mod shelf;
 mod store;
+mod tcp;
 mod uploads;
 
 use std::net::SocketAddr;
@@ -38,6 +39,7 @@ use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::Note;
 use admin::{Admin, Door};
@@ -49,6 +51,7 @@ pub use authority::{
 };
 use desk::Desk;
 pub use endpoint::EndpointError;
+use endpoint::Port;
 pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use keeper::Keeper;
@@ -103,6 +106,8 @@ pub struct ServerConfig {
     pub database: Database,
     /// Address and port to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Whether sites whose network lets no UDP out may come over TCP, to the port of the same number.
+    pub tcp: bool,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
     pub identity: PathBuf,
     /// The key that certifies sites which come with an invite; nobody can be invited without.
@@ -118,13 +123,14 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// A server that nobody can be invited to, with its rows in SQLite and the usual limits.
+    /// A server that nobody can be invited to, over UDP and TCP, with its rows in SQLite and the usual limits.
     pub fn new(state: PathBuf, listen: SocketAddr, identity: PathBuf) -> Self {
         let (database, limits) = (Database::default(), Limits::default());
         Self {
             state,
             database,
             listen,
+            tcp: true,
             identity,
             issuing: None,
             approval: Approval::default(),
@@ -203,6 +209,7 @@ pub struct Server {
     address: SocketAddr,
     admin: Option<SocketAddr>,
     endpoint: Endpoint,
+    tcp: Option<AbortOnDropHandle<()>>,
     desk: Arc<Desk>,
     store: Arc<Store>,
     notes: broadcast::Sender<(RunId, Note)>,
@@ -220,22 +227,22 @@ impl Server {
     /// # Errors
     /// [`ServeError`] when state, identity or address cannot be used.
     pub async fn start(config: ServerConfig, room: Arc<dyn ModelRoom>) -> Result<Self, ServeError> {
-        let (store, endpoint) = match &config.database {
+        let (store, port) = match &config.database {
             Database::Sqlite => {
                 let store = Store::open(&config.state).await?;
-                (store, endpoint::open(config.listen, &config.identity)?)
+                (store, endpoint::open(&config).await?)
             }
             Database::Postgres(_) => {
-                let endpoint = endpoint::open(config.listen, &config.identity)?;
+                let port = endpoint::open(&config).await?;
                 let store = tokio::select! {
                     store = Store::lead(&config.state, &config.database) => store?,
-                    never = session::stand_by(&endpoint) => match never {},
+                    never = session::stand_by(&port.endpoint) => match never {},
                 };
-                (store, endpoint)
+                (store, port)
             }
         };
         let store = Arc::new(store.keeping(config.models_kept));
-        let started = Self::start_with(Arc::clone(&store), endpoint, config, room).await;
+        let started = Self::start_with(Arc::clone(&store), port, config, room).await;
         if started.is_err() {
             store.close().await;
         }
@@ -244,10 +251,11 @@ impl Server {
 
     async fn start_with(
         store: Arc<Store>,
-        endpoint: Endpoint,
+        port: Port,
         config: ServerConfig,
         room: Arc<dyn ModelRoom>,
     ) -> Result<Self, ServeError> {
+        let Port { endpoint, tunnels, tcp } = port;
         let address = endpoint.local_addr()?;
         let door = Door::open(config.admin).await?;
         let admin = door.as_ref().map(|door| door.address);
@@ -256,7 +264,7 @@ impl Server {
         let (live, watched) = watch::channel(LiveRuns::default());
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
-        let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new()));
+        let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new(tunnels)));
         let nerves = Nerves {
             commands: commands.downgrade(),
             live,
@@ -305,12 +313,17 @@ impl Server {
         }
         tracing::info!("listening on {address}");
         let (engine, keeper) = (Some(engine), Some(keeper));
-        Ok(Self { address, admin, endpoint, desk, store, notes, stop, stopped, engine, keeper })
+        Ok(Self { address, admin, endpoint, tcp, desk, store, notes, stop, stopped, engine, keeper })
     }
 
     /// The address it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether sites may come over TCP, to the port of the same number.
+    pub fn comes_over_tcp(&self) -> bool {
+        self.tcp.is_some()
     }
 
     /// The address of the admin port, where there is one.
@@ -390,6 +403,10 @@ impl Server {
         session::close_all(&self.endpoint, &Rejection::ShuttingDown);
         // A client that does not answer must not hold up the end.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
+        if let Some(tcp) = self.tcp.take() {
+            tcp.abort();
+            let _ = tcp.await;
+        }
         let lost = match self.keeper.take() {
             Some(keeper) => keeper.lost().await,
             None => None,

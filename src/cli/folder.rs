@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
+use ::client::net::Transport;
 use consortia::results::Results;
 use learning::SourceSpec;
 use protocol::SpecError;
@@ -59,8 +60,11 @@ impl ServerFolder {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ServerFile {
-    /// Address and UDP port to listen on.
+    /// Address and port to listen on: UDP, and TCP of the same number.
     pub(super) listen: SocketAddr,
+    /// Whether sites whose network lets no UDP out may come over TCP.
+    #[serde(default = "yes")]
+    pub(super) tcp: bool,
     /// Where sites reach it, `host:port`; invites name these.
     #[serde(default)]
     pub(super) addresses: Vec<String>,
@@ -136,6 +140,10 @@ pub(super) struct LimitsFile {
     upload_bytes_max: Option<u64>,
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn auto() -> String {
     "auto".to_owned()
 }
@@ -161,7 +169,10 @@ impl ServerFile {
 
     /// Where an operator on this machine finds the server: here, or at the addresses of its replicas.
     pub(super) fn servers(&self, folder: &ServerFolder) -> Result<Vec<String>, Failure> {
-        let mut servers = vec![format!("localhost:{}", self.listen.port())];
+        let everywhere = self.listen.ip().is_unspecified();
+        let here =
+            if everywhere { format!("localhost:{}", self.listen.port()) } else { self.listen.to_string() };
+        let mut servers = vec![here];
         if matches!(self.database(folder, None)?, Database::Postgres(_)) {
             servers.extend(self.addresses.iter().cloned());
         }
@@ -189,6 +200,9 @@ pub(super) struct SiteFile {
     /// Several servers, of which one works at a time, in the order in which they are tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     servers: Vec<String>,
+    /// Which way packets take to the server: `auto`, `quic` (UDP alone) or `tcp`.
+    #[serde(default)]
+    pub(super) transport: Transport,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
     pub(super) identity: PathBuf,
     /// The folder where the site keeps what never leaves it.
@@ -304,6 +318,20 @@ mod tests {
         let server =
             ServerFile::parse("listen = \"127.0.0.1:0\"\nlimits = { connections_max = 5 }\n", Path::new("."));
         assert_eq!(server.unwrap().limits().connections_max, 5);
+        let folder = ServerFolder("fed".into());
+        let found = |listen: &str| {
+            let file = ServerFile::parse(&format!("listen = \"{listen}\"\n"), Path::new(".")).unwrap();
+            assert!(file.tcp);
+            file.servers(&folder).unwrap_or_else(|_| panic!("{listen}: a file without a database has SQLite"))
+        };
+        assert_eq!(found("0.0.0.0:5"), ["localhost:5"]);
+        assert_eq!(found("[::]:5"), ["localhost:5"]);
+        assert_eq!(found("10.7.0.1:5"), ["10.7.0.1:5"]);
+        for (way, meant) in [("auto", Transport::Auto), ("quic", Transport::Quic), ("tcp", Transport::Tcp)] {
+            let text = format!("transport = \"{way}\"\n{text}");
+            assert_eq!(SiteFile::parse(&text, Path::new(".")).unwrap().transport, meant);
+        }
+        assert_eq!(SiteFile::parse(text, Path::new(".")).unwrap().transport, Transport::Auto);
         assert_eq!(ServerFile::parse("\nlisten = \"here\"\n", Path::new(".")).unwrap_err().line, 2);
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct InitArgs {
     /// A DNS name or IP address under which sites reach the server; may be repeated.
     #[arg(long = "name", value_name = "HOST")]
     pub(super) names: Vec<String>,
-    /// Address and UDP port to listen on.
+    /// Address and port to listen on (UDP, and TCP of the same number).
     #[arg(long, default_value = "0.0.0.0:4433")]
     pub(super) listen: SocketAddr,
     #[command(flatten)]
@@ -82,7 +82,8 @@ const ADMIN_PORT: u16 = 4434;
 /// The comments a user finds in a fresh `server.toml`.
 const SERVER_TOML: &str = r#"# The server of a federation. Paths are relative to this file's folder.
 
-# Address and UDP port to listen on; open this port in the firewall for UDP.
+# Address and port to listen on; open this port in the firewall for UDP. Sites whose network lets no UDP out come over TCP, in TLS, to the
+# port of the same number: open that, too, and take 443 if their firewalls let nothing else through. `tcp = false` closes it.
 listen = "LISTEN"
 
 # Where sites reach it, host:port; invites name these, to be tried in this order.
@@ -238,6 +239,7 @@ async fn serve(
         state: folder.state(),
         database,
         listen: file.listen,
+        tcp: file.tcp,
         identity: folder.identity(),
         issuing: issuing(folder)?,
         approval: file.enrolment.approval(),
@@ -324,14 +326,15 @@ async fn work(
     if let Some(epoch) = server.epoch() {
         format.say(|| format!("leading (epoch {epoch})"), || json!({ "event": "leading", "epoch": epoch }));
     }
-    let admin = server.admin_addr().map(|admin| admin.to_string());
+    let (tcp, admin) = (server.comes_over_tcp(), server.admin_addr().map(|admin| admin.to_string()));
     format.say(
         || {
             let open = "`consortia server dashboard` says how to open it";
             let admin = admin.as_ref().map(|admin| format!("\nadmin port {admin} (TCP, HTTP); {open}"));
-            format!("listening on {address} (UDP, QUIC){}", admin.unwrap_or_default())
+            let ways = if tcp { "UDP, TCP" } else { "UDP" };
+            format!("listening on {address} ({ways}; QUIC){}", admin.unwrap_or_default())
         },
-        || json!({ "event": "listening", "address": address.to_string(), "admin": admin }),
+        || json!({ "event": "listening", "address": address.to_string(), "tcp": tcp, "admin": admin }),
     );
     loop {
         tokio::select! {

@@ -58,8 +58,8 @@ pub(super) struct RunArgs {
 /// The comments a user finds in a fresh `site.toml`.
 const SITE_TOML: &str = r#"# A site of a federation. Paths are relative to this file's folder.
 
-# The server, host:port, or `servers`, a list of which one works at a time. Only this UDP flow, going out, is needed; nothing listens
-# here.
+# The server, host:port, or `servers`, a list of which one works at a time. Only this UDP flow, going out, is needed, or a TCP stream to the
+# same port where no UDP gets out; nothing listens here.
 SERVERS
 
 # The folder with ca.pem, cert.pem and key.pem from the operator.
@@ -242,6 +242,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let config = AgentConfig {
         upload_bytes_per_second,
         download_bytes_per_second,
+        transport: file.transport,
         ..AgentConfig::any_of(servers.clone())
     };
     let agent = Agent::new(participant, identity, config).with_events(sender).with_keeper(keep);

@@ -31,7 +31,7 @@ impl Papers {
         Self { ca_pem: read("ca.pem"), proof: Some((read("cert.pem"), read("key.pem"))), alpn: ALPN.to_vec() }
     }
 
-    pub(crate) fn config(&self) -> ClientConfig {
+    pub(crate) fn tls(&self) -> rustls::ClientConfig {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -48,7 +48,11 @@ impl Papers {
             }
         };
         tls.alpn_protocols = vec![self.alpn.clone()];
-        ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+        tls
+    }
+
+    pub(crate) fn config(&self) -> ClientConfig {
+        ClientConfig::new(Arc::new(QuicClientConfig::try_from(self.tls()).unwrap()))
     }
 }
 

@@ -47,15 +47,21 @@ impl Member {
         site: &str,
         learner: Box<dyn Learner>,
     ) -> (Self, mpsc::Receiver<AgentEvent>) {
+        let config = AgentConfig::any_of(address.split(',').map(str::to_owned).collect());
+        Self::with(config, folder, site, learner)
+    }
+
+    /// The same, of a site that is told more.
+    pub(crate) fn with(
+        config: AgentConfig,
+        folder: &Path,
+        site: &str,
+        learner: Box<dyn Learner>,
+    ) -> (Self, mpsc::Receiver<AgentEvent>) {
         let identity = Identity::load(folder).unwrap();
         let participant = Participant::new(ClientId::new(site).unwrap(), learner);
         let (sender, events) = mpsc::channel(64);
-        let agent = Agent::new(
-            participant,
-            identity,
-            AgentConfig::any_of(address.split(',').map(str::to_owned).collect()),
-        )
-        .with_events(sender);
+        let agent = Agent::new(participant, identity, config).with_events(sender);
         let leave = CancellationToken::new();
         (Self { work: Some(tokio::spawn(agent.run(leave.clone()))), leave }, events)
     }

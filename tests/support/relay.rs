@@ -73,9 +73,14 @@ impl Relay {
 
     /// Lets nothing through for so long.
     pub(crate) async fn part(&self, silence: Duration) {
-        self.shared.silent.store(true, Ordering::Relaxed);
+        self.shut(true);
         tokio::time::sleep(silence).await;
-        self.shared.silent.store(false, Ordering::Relaxed);
+        self.shut(false);
+    }
+
+    /// Lets nothing through from now on, or everything again.
+    pub(crate) fn shut(&self, silent: bool) {
+        self.shared.silent.store(silent, Ordering::Relaxed);
     }
 
     /// How often a sender has got another address.

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use protocol::wire::{CodecError, Rejection};
+use quinn::ConnectionError;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{ConnectError, Link, SERVER_NAME, explain};
+use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
 use super::events::AgentEvent;
 use super::identity::Identity;
 use super::pace::Pace;
@@ -32,6 +33,10 @@ pub struct AgentConfig {
     /// The name that the server's certificate must hold; by default [`SERVER_NAME`], which the federation's authority
     /// puts into it beside real names.
     pub server_name: String,
+    /// Which way packets take.
+    pub transport: Transport,
+    /// After how long on TCP UDP is tried again, where the transport is [`Transport::Auto`]; the site moves to it between two tasks.
+    pub udp_again: Duration,
     /// What the server's log calls this program.
     pub software: String,
     /// The most bytes of a model this site takes; by default 4 GiB.
@@ -53,6 +58,8 @@ impl AgentConfig {
         Self {
             servers,
             server_name: SERVER_NAME.to_owned(),
+            transport: Transport::default(),
+            udp_again: Duration::from_secs(600),
             software: format!("consortia {}", env!("CARGO_PKG_VERSION")),
             model_bytes_max: 4 << 30,
             upload_bytes_per_second: None,
@@ -147,10 +154,11 @@ impl Agent {
                 Some(Err(Attempt::Passing(trouble))) => trouble,
                 Some(Ok(link)) => {
                     let since = tokio::time::Instant::now();
-                    let served = shutdown.run_until_cancelled(self.workshop.serve(&link.connection)).await;
-                    let Some(error) = served else {
+                    let served = shutdown.run_until_cancelled(self.serve(&link)).await;
+                    let Some(Some(error)) = served else {
+                        // Told to go, or there is a better way: the loop knows.
                         link.leave().await;
-                        break;
+                        continue;
                     };
                     failures = if since.elapsed() < GOOD_LIFE { failures } else { 0 };
                     explain(&error)
@@ -166,11 +174,41 @@ impl Agent {
         Ok(())
     }
 
+    /// Works until the connection ends, and says why; or until UDP turns out to lead to the server where TCP was needed, and no task is
+    /// under way.
+    async fn serve(&self, link: &Link) -> Option<ConnectionError> {
+        let leave = CancellationToken::new();
+        let work = self.workshop.serve(&link.connection, &leave);
+        let better = async {
+            if link.over_tcp && self.config.transport == Transport::Auto {
+                self.wait_for_udp().await;
+                leave.cancel();
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = work => ended,
+            never = better => never,
+        }
+    }
+
+    async fn wait_for_udp(&self) {
+        let AgentConfig { servers, server_name, udp_again, .. } = &self.config;
+        loop {
+            tokio::time::sleep(*udp_again).await;
+            let identity = self.identity.borrow().clone();
+            if Link::is_udp_open(servers, server_name, identity.tls()).await {
+                return;
+            }
+        }
+    }
+
     /// One attempt: a connection, and a server that has greeted.
     async fn connect(&self) -> Result<Link, Attempt> {
         let config = &self.config;
-        let tls = self.identity.borrow().tls();
-        let link = Link::open_any(&config.servers, &config.server_name, &tls).await;
+        let identity = self.identity.borrow().clone();
+        let AgentConfig { servers, server_name, transport, .. } = config;
+        let link = Link::open_any(servers, server_name, *transport, identity.tls()).await;
         let link = link.map_err(|error| match error {
             ConnectError::ServerName(_) | ConnectError::Nobody => {
                 Attempt::Final(AgentError::Configuration(error))
@@ -179,10 +217,10 @@ impl Agent {
         })?;
         match greet(&link.connection, &config.software).await {
             Ok((software, you)) => {
-                let server = link.connection.remote_address();
-                let connected = AuditEvent::Connected { server: server.to_string(), you: you.clone() };
-                self.workshop.note(connected).await;
-                self.workshop.report(AgentEvent::Connected { server, software, you });
+                let (server, over_tcp) = (link.connection.remote_address(), link.over_tcp);
+                let place = if over_tcp { format!("{server} (TCP)") } else { server.to_string() };
+                self.workshop.note(AuditEvent::Connected { server: place, you: you.clone() }).await;
+                self.workshop.report(AgentEvent::Connected { server, over_tcp, software, you });
                 Ok(link)
             }
             Err(GreetError::Rejected(rejection)) => Err(Attempt::Final(AgentError::Rejected(rejection))),

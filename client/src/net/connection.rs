@@ -1,19 +1,18 @@
-//! One connection to the server: address, socket, transport and handshake.
+//! A connection to one of the servers: who is tried, when, and which way; and what it means when it is lost.
 //!
-//! The socket's buffers are large, since with the system's small ones a burst of packets is lost before it is read. No
-//! session is resumed and nothing is sent before the handshake is done. Pauses between attempts are the caller's.
+//! UDP is tried first. A server that is silent there is tried through a TCP stream as well, unless the site says otherwise: some networks let
+//! no UDP out. Pauses between attempts are the caller's.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Once};
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use protocol::wire::DATAGRAM_MAX;
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
-};
-use socket2::{Domain, Protocol, Socket, Type};
+use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::dial::{Dial, Liveness, Tls};
 
 /// The name in the server's certificate that clients ask for, whatever its address.
 pub const SERVER_NAME: &str = "server.consortia";
@@ -23,24 +22,24 @@ const ALONE: Liveness = Liveness { keep_alive: Duration::from_secs(5), idle_max:
 /// The same where another server may have taken over meanwhile.
 const AMONG_SEVERAL: Liveness =
     Liveness { keep_alive: Duration::from_secs(2), idle_max: Duration::from_secs(10) };
-/// A handshake that takes longer has failed.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long one server may be silent before the next one on the list is tried beside it.
 const HEAD_START: Duration = Duration::from_secs(1);
-/// Bytes of each socket buffer.
-const SOCKET_BUFFER: usize = 4 << 20;
-/// Bytes in flight on one stream: 1 Gb/s at 100 ms and some more.
-const STREAM_WINDOW: u32 = 16 << 20;
-const CONNECTION_WINDOW: u32 = 32 << 20;
-/// Streams the server may have open to us: the newest task and those it replaces.
-const TASK_STREAMS: u32 = 4;
+/// How long servers may be silent over UDP before they are tried over TCP.
+const UDP_HEAD_START: Duration = Duration::from_secs(4);
 /// How long a leaving client waits for its goodbye to be heard.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-#[derive(Clone, Copy)]
-struct Liveness {
-    keep_alive: Duration,
-    idle_max: Duration,
+/// Which way packets take to the server. Inside is the same QUIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// UDP, and TCP where UDP is not answered; UDP is tried again from time to time.
+    #[default]
+    Auto,
+    /// UDP alone.
+    Quic,
+    /// A TLS stream over TCP alone, to the port of the same number.
+    Tcp,
 }
 
 /// Why there is no connection.
@@ -66,6 +65,14 @@ pub enum ConnectError {
     /// Nobody answers.
     #[error("nobody answers at {0}; is the server running, and may UDP leave this network to that port")]
     Silence(SocketAddr),
+    /// There is no stream to the server.
+    #[error("{address} cannot be reached over TCP: {reason}")]
+    Tcp {
+        /// The server.
+        address: SocketAddr,
+        /// What the system or the TLS library says.
+        reason: String,
+    },
     /// The connection failed or was closed.
     #[error("{}", explain(.0))]
     Connection(#[from] ConnectionError),
@@ -81,132 +88,139 @@ pub enum ConnectError {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) connection: Connection,
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
+    /// Whether its packets travel in a TCP stream.
+    pub(super) over_tcp: bool,
 }
 
+/// An attempt: when it may begin, with which server, and over UDP or TCP.
+struct Turn {
+    not_before: Duration,
+    server: usize,
+    over_tcp: bool,
+}
+
+/// The order of attempts. They are tried in turn, and one that is silent does not hold up the next: each has a head start
+/// (Schinazi and Pauly 2017, RFC 8305).
+fn turns(servers: usize, transport: Transport) -> impl Iterator<Item = Turn> {
+    let after = |server: usize| HEAD_START * u32::try_from(server).unwrap_or(u32::MAX);
+    let tcp_from =
+        if transport == Transport::Auto { UDP_HEAD_START.max(after(servers)) } else { Duration::ZERO };
+    let udp = if transport == Transport::Tcp { 0 } else { servers };
+    let tcp = if transport == Transport::Quic { 0 } else { servers };
+    let udp = (0..udp).map(move |server| Turn { not_before: after(server), server, over_tcp: false });
+    udp.chain((0..tcp).map(move |server| Turn {
+        not_before: tcp_from + after(server),
+        server,
+        over_tcp: true,
+    }))
+}
+
+/// What became of an attempt.
+type Tried = (Result<Link, ConnectError>, usize);
+
 impl Link {
-    /// Connects to the first of `servers` (host:port) that answers. They are tried in turn, and one that is silent does not hold up
-    /// the next: each has a head start (Schinazi and Pauly 2017, RFC 8305). A server that stands by is silent.
+    /// Connects to the first of `servers` (host:port) that answers. A server that stands by is silent.
     pub(super) async fn open_any(
         servers: &[String],
         server_name: &str,
-        tls: &Arc<QuicClientConfig>,
+        transport: Transport,
+        tls: &Tls,
     ) -> Result<Self, ConnectError> {
-        if let [only] = servers {
-            return Self::look_up(only, server_name, Arc::clone(tls), ALONE).await;
-        }
-        let (mut rest, mut attempts, mut troubles) = (servers.iter(), JoinSet::new(), Vec::new());
+        let liveness = if servers.len() == 1 { ALONE } else { AMONG_SEVERAL };
+        let dials: Vec<Dial> = servers
+            .iter()
+            .map(|server| Dial {
+                server: server.clone(),
+                server_name: server_name.to_owned(),
+                tls: tls.clone(),
+                liveness,
+            })
+            .collect();
+        let began = Instant::now();
+        let mut rest: VecDeque<Turn> = turns(dials.len(), transport).collect();
+        let (mut attempts, mut troubles) = (JoinSet::<Tried>::new(), Troubles::default());
         loop {
-            if let Some(server) = rest.next().cloned() {
-                let (name, tls) = (server_name.to_owned(), Arc::clone(tls));
-                attempts
-                    .spawn(async move { (Self::look_up(&server, &name, tls, AMONG_SEVERAL).await, server) });
+            rest.retain(|turn| !troubles.rule_out(turn));
+            if let Some(Turn { server, over_tcp, .. }) = rest.pop_front() {
+                let (dial, may_return) = (dials[server].clone(), transport == Transport::Auto);
+                attempts.spawn(async move {
+                    (if over_tcp { dial.tcp(may_return).await } else { dial.udp().await }, server)
+                });
             }
-            let patience = if rest.len() > 0 { HEAD_START } else { Duration::MAX };
-            match tokio::time::timeout(patience, attempts.join_next()).await {
-                Ok(Some(Ok((Ok(link), _)))) => return Ok(link),
-                Ok(Some(Ok((Err(error @ ConnectError::ServerName(_)), _)))) => return Err(error),
-                Ok(Some(Ok((Err(error), server)))) => troubles.push(format!("{server}: {error}")),
-                Ok(Some(Err(died))) => troubles.push(died.to_string()),
-                Ok(None) if troubles.is_empty() => return Err(ConnectError::Nobody),
-                Ok(None) => return Err(ConnectError::Nowhere(troubles.join("; "))),
-                Err(_) => {}
+            let ended = match rest.front() {
+                Some(next) => match timeout_at(began + next.not_before, attempts.join_next()).await {
+                    Ok(ended) => ended,
+                    Err(_) => continue,
+                },
+                None => attempts.join_next().await,
+            };
+            match ended {
+                Some(Ok((Ok(link), _))) => return Ok(link),
+                Some(Ok((Err(error @ ConnectError::ServerName(_)), _))) => return Err(error),
+                Some(Ok((Err(error), server))) => troubles.add(server, error),
+                Some(Err(died)) => troubles.add(usize::MAX, ConnectError::Nowhere(died.to_string())),
+                None if rest.is_empty() => return Err(troubles.sum_up(servers)),
+                None => {}
             }
         }
     }
 
-    /// Connects to `address` (host:port), trying every address that the name stands for.
-    async fn look_up(
-        address: &str,
-        server_name: &str,
-        tls: Arc<QuicClientConfig>,
-        liveness: Liveness,
-    ) -> Result<Self, ConnectError> {
-        let lost = |reason: String| ConnectError::Address { address: address.to_owned(), reason };
-        let found = tokio::net::lookup_host(address).await.map_err(|error| lost(error.to_string()))?;
-        let mut trouble = lost("the name has no address".to_owned());
-        for address in found {
-            match Self::dial(address, server_name, Arc::clone(&tls), liveness).await {
-                Ok(link) => return Ok(link),
-                Err(error) => trouble = error,
+    /// Whether UDP leads to one of `servers` by now: a handshake and a goodbye.
+    pub(super) async fn is_udp_open(servers: &[String], server_name: &str, tls: &Tls) -> bool {
+        match Self::open_any(servers, server_name, Transport::Quic, tls).await {
+            Ok(link) => {
+                link.leave().await;
+                true
             }
-        }
-        Err(trouble)
-    }
-
-    async fn dial(
-        address: SocketAddr,
-        server_name: &str,
-        tls: Arc<QuicClientConfig>,
-        liveness: Liveness,
-    ) -> Result<Self, ConnectError> {
-        let socket = bind(address).map_err(|error| ConnectError::Socket(error.to_string()))?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let mut takes = EndpointConfig::default();
-        takes.max_udp_payload_size(DATAGRAM_MAX).expect("every payload of 1200 bytes or more is allowed");
-        let endpoint = Endpoint::new(takes, None, socket, runtime)
-            .map_err(|error| ConnectError::Socket(error.to_string()))?;
-        let mut config = quinn::ClientConfig::new(tls);
-        config.transport_config(Arc::new(transport(liveness)));
-        let connecting =
-            endpoint.connect_with(config, address, server_name).map_err(|error| match error {
-                quinn::ConnectError::InvalidServerName(name) => ConnectError::ServerName(name),
-                other => ConnectError::Socket(other.to_string()),
-            })?;
-        let connection = tokio::time::timeout(HANDSHAKE_MAX, connecting).await;
-        match connection {
-            Ok(Ok(connection)) => Ok(Self { connection, endpoint }),
-            Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(ConnectError::Silence(address)),
-            Ok(Err(error)) => Err(error.into()),
+            Err(_) => false,
         }
     }
 
     /// Says goodbye and waits a little for it to be heard.
     pub(super) async fn leave(&self) {
         self.connection.close(VarInt::from_u32(0), b"leaving");
-        let _ = tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
     }
 }
 
-fn transport(liveness: Liveness) -> TransportConfig {
-    let mut transport = TransportConfig::default();
-    let mut search = MtuDiscoveryConfig::default();
-    search.upper_bound(DATAGRAM_MAX);
-    let idle = liveness.idle_max.try_into().expect("10 and 30 seconds are valid idle timeouts");
-    transport
-        .mtu_discovery_config(Some(search))
-        .keep_alive_interval(Some(liveness.keep_alive))
-        .max_idle_timeout(Some(idle))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
-        .send_window(u64::from(CONNECTION_WINDOW))
-        .max_concurrent_bidi_streams(VarInt::from_u32(TASK_STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(0));
-    transport
+/// What went wrong, server by server.
+#[derive(Default)]
+struct Troubles {
+    met: Vec<(usize, ConnectError)>,
+    /// Servers that have spoken: TCP would lead to the same words.
+    spoken: BTreeSet<usize>,
 }
 
-/// A socket of the server's address family with large buffers.
-fn bind(server: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
-    let any: SocketAddr = match server {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = Socket::new(Domain::for_address(any), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
-    socket.set_send_buffer_size(SOCKET_BUFFER)?;
-    let granted = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
-    static WARNED: Once = Once::new();
-    if granted < SOCKET_BUFFER {
-        WARNED.call_once(|| {
-            tracing::warn!(
-                granted,
-                wanted = SOCKET_BUFFER,
-                "the system caps the UDP buffers, large models may travel slowly; raise net.core.rmem_max and wmem_max"
-            );
-        });
+impl Troubles {
+    fn add(&mut self, server: usize, error: ConnectError) {
+        if matches!(error, ConnectError::Connection(_) | ConnectError::Address { .. }) {
+            self.spoken.insert(server);
+        }
+        self.met.push((server, error));
     }
-    socket.bind(&any.into())?;
-    Ok(socket.into())
+
+    /// Whether an attempt is not worth making.
+    fn rule_out(&self, turn: &Turn) -> bool {
+        turn.over_tcp && self.spoken.contains(&turn.server)
+    }
+
+    fn sum_up(mut self, servers: &[String]) -> ConnectError {
+        self.met.sort_by_key(|(server, error)| (*server, matches!(error, ConnectError::Tcp { .. })));
+        match (servers, self.met.len()) {
+            ([], _) => ConnectError::Nobody,
+            ([_], 1) => self.met.remove(0).1,
+            ([_], _) => {
+                let told: Vec<_> = self.met.iter().map(|(_, error)| error.to_string()).collect();
+                ConnectError::Nowhere(told.join("; "))
+            }
+            _ => {
+                let name = |server: usize| servers.get(server).map_or("a server", String::as_str);
+                let told = self.met.iter().map(|(server, error)| format!("{}: {error}", name(*server)));
+                ConnectError::Nowhere(told.collect::<Vec<_>>().join("; "))
+            }
+        }
+    }
 }
 
 /// What a lost connection means and what to do, in one sentence.
@@ -231,6 +245,11 @@ pub(super) fn explain(error: &ConnectionError) -> String {
         (None, _) => match error {
             ConnectionError::TimedOut => "the line is dead: nothing was heard for too long",
             ConnectionError::Reset => "the server has restarted",
+            ConnectionError::TransportError(lost)
+                if lost.code == quinn::TransportErrorCode::INTERNAL_ERROR =>
+            {
+                "the line broke: the stream to the server, or this machine's socket, was closed"
+            }
             ConnectionError::ConnectionClosed(close)
                 if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
             {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use protocol::wire::{CodecError, ENROL_ALPN, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind};
 use protocol::{Invite, Token, spoken};
-use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -21,7 +20,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
 
-use super::connection::{ConnectError, Link, SERVER_NAME, explain};
+use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
+use super::dial::Tls;
 use super::frames::{FrameError, read_frame, write_frame};
 use super::identity::{Identity, IdentityError};
 
@@ -126,7 +126,8 @@ pub async fn renew(folder: &Path, servers: &[String], software: &str) -> Result<
         std::fs::remove_dir_all(&next).map_err(|source| EnrolError::File { path: next.clone(), source })?;
     }
     let request = request(&next, None, software)?;
-    let link = Link::open_any(servers, SERVER_NAME, &old.tls()).await.map_err(EnrolError::Unreachable)?;
+    let link = Link::open_any(servers, SERVER_NAME, Transport::Auto, old.tls()).await;
+    let link = link.map_err(EnrolError::Unreachable)?;
     let answer = exchange(&link, &request).await;
     link.leave().await;
     let (chain, root) = answer?.ok_or(EnrolError::Answer("a renewal needs nobody's approval"))?;
@@ -214,7 +215,7 @@ fn own_key(folder: &Path, path: &Path) -> Result<KeyPair, EnrolError> {
 /// What the first server says that can be reached.
 async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<Option<(String, String)>, EnrolError> {
     let tls = tls(invite.root_sha256).map_err(|error| EnrolError::Lost(error.to_string()))?;
-    let link = Link::open_any(&invite.servers, SERVER_NAME, &tls).await;
+    let link = Link::open_any(&invite.servers, SERVER_NAME, Transport::Auto, &tls).await;
     let link = link.map_err(|error| match error {
         ConnectError::Nobody => EnrolError::Answer("it names no server"),
         other => EnrolError::Unreachable(other),
@@ -243,7 +244,7 @@ async fn exchange(link: &Link, request: &EnrolRequest) -> Result<Option<(String,
 }
 
 /// TLS to a server of the federation whose root has this hash, without a certificate of our own.
-fn tls(root_sha256: [u8; 32]) -> Result<Arc<QuicClientConfig>, TlsError> {
+fn tls(root_sha256: [u8; 32]) -> Result<Tls, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = Arc::new(Pinned { root_sha256, provider: Arc::clone(&provider) });
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
@@ -254,8 +255,7 @@ fn tls(root_sha256: [u8; 32]) -> Result<Arc<QuicClientConfig>, TlsError> {
     config.alpn_protocols = vec![ENROL_ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    let quic = QuicClientConfig::try_from(config).map_err(|error| TlsError::General(error.to_string()))?;
-    Ok(Arc::new(quic))
+    Tls::of(config)
 }
 
 /// Takes as root whatever certificate the server sends along that has the right hash, and leaves everything else to the usual

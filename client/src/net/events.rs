@@ -14,6 +14,8 @@ pub enum AgentEvent {
     Connected {
         /// Its address.
         server: SocketAddr,
+        /// Whether packets travel in a TCP stream.
+        over_tcp: bool,
         /// Name and version of its software.
         software: String,
         /// The name it knows us by, from our certificate.
@@ -104,8 +106,9 @@ pub(super) fn meaning(refusal: Refusal) -> &'static str {
 impl std::fmt::Display for AgentEvent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Connected { server, software, you } => {
-                write!(f, "connected to {server} ({software}) as {you}")
+            Self::Connected { server, over_tcp, software, you } => {
+                let how = if *over_tcp { " over TCP" } else { "" };
+                write!(f, "connected to {server}{how} ({software}) as {you}")
             }
             Self::Waiting { trouble, retry_in } => {
                 write!(f, "not connected: {trouble}; trying again in {:.1} s", retry_in.as_secs_f64())

@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use protocol::wire::ALPN;
-use quinn::crypto::rustls::QuicClientConfig;
 use rustls::RootCertStore;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::dial::Tls;
+
 /// A party of the federation, ready to prove itself.
 #[derive(Clone)]
-pub struct Identity(Arc<QuicClientConfig>);
+pub struct Identity(Tls);
 
 /// Why a folder holds no identity. Each message names the file and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -101,12 +102,11 @@ impl Identity {
         // Every connection is a full handshake: a certificate is checked each time, and nothing can be replayed.
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
-        let quic = QuicClientConfig::try_from(config);
-        quic.map(|quic| Self(Arc::new(quic))).map_err(|error| rustls::Error::General(error.to_string()))
+        Tls::of(config).map(Self)
     }
 
-    pub(super) fn tls(&self) -> Arc<QuicClientConfig> {
-        Arc::clone(&self.0)
+    pub(super) fn tls(&self) -> &Tls {
+        &self.0
     }
 }
 

@@ -9,7 +9,7 @@ use protocol::wire::{
 use protocol::{Layout, Parameters, RunId, Standardiser};
 use quinn::{ConnectionError, RecvStream};
 
-use super::connection::{ConnectError, Link, explain};
+use super::connection::{ConnectError, Link, Transport, explain};
 use super::frames::{FrameError, read_frame, write_frame};
 use super::identity::Identity;
 use super::values::read_model;
@@ -86,7 +86,7 @@ impl OperatorClient {
         server_name: &str,
         identity: &Identity,
     ) -> Result<Self, ConnectError> {
-        Ok(Self { link: Link::open_any(servers, server_name, &identity.tls()).await? })
+        Ok(Self { link: Link::open_any(servers, server_name, Transport::Auto, identity.tls()).await? })
     }
 
     /// Sends a request and returns the first reply; [`AdminReply::Error`] comes back as an error.

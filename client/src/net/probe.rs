@@ -5,15 +5,20 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-use super::connection::{ConnectError, Link, SERVER_NAME, explain};
+use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
 use super::identity::Identity;
 use super::session::{GreetError, greet};
+
+/// How long a server has at least to say that it does not take our certificate; it gives a peer that says nothing ten seconds.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// What was found at the server's address.
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// The address that answered.
     pub server: SocketAddr,
+    /// Whether it did over TCP, because UDP was not answered or not allowed.
+    pub over_tcp: bool,
     /// From the first packet to the end of the handshake; looking the name up is part of it.
     pub connected_in: Duration,
     /// The way there and back, as the handshake saw it.
@@ -43,17 +48,19 @@ pub enum ProbeError {
 /// [`ProbeError`] says what failed and what to do.
 pub async fn probe(
     servers: &[String],
+    transport: Transport,
     identity: &Identity,
     software: Option<&str>,
 ) -> Result<Probe, ProbeError> {
     let began = tokio::time::Instant::now();
-    let link = Link::open_any(servers, SERVER_NAME, &identity.tls()).await?;
+    let link = Link::open_any(servers, SERVER_NAME, transport, identity.tls()).await?;
     let connected_in = began.elapsed();
     let greeting = match software {
         Some(software) => greet(&link.connection, software).await.map(Some),
         // A server that does not take our certificate says so only after our side of the handshake is done.
         None => {
-            let refused = tokio::time::timeout(connected_in * 2, link.connection.closed()).await;
+            let patience = REFUSAL.max(link.connection.rtt() * 3);
+            let refused = tokio::time::timeout(patience, link.connection.closed()).await;
             refused.map_or(Ok(None), |error| Err(GreetError::Lost(explain(&error))))
         }
     };
@@ -61,6 +68,7 @@ pub async fn probe(
         link.connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'_>>>().ok());
     let found = Probe {
         server: link.connection.remote_address(),
+        over_tcp: link.over_tcp,
         connected_in,
         round_trip: link.connection.rtt(),
         certificate: identity.and_then(|chain| chain.first().map(|first| first.to_vec())),

@@ -18,6 +18,7 @@ use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarI
 use rand::TryRngCore;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::explain;
 use super::events::{AgentEvent, meaning};
@@ -184,8 +185,13 @@ impl Workshop {
         }
     }
 
-    /// Does the tasks that come over `connection` until it ends; says why it ended. Dropping the future stops the work.
-    pub(super) async fn serve(&self, connection: &Connection) -> ConnectionError {
+    /// Does the tasks that come over `connection` until it ends, and says why it ended; or until it is asked to leave and has nothing
+    /// to do. Dropping the future stops the work.
+    pub(super) async fn serve(
+        &self,
+        connection: &Connection,
+        leave: &CancellationToken,
+    ) -> Option<ConnectionError> {
         let mut tasks = JoinSet::new();
         let newest = Newest::default();
         loop {
@@ -195,9 +201,10 @@ impl Workshop {
                         let (workshop, newest) = (self.clone(), newest.clone());
                         tasks.spawn(workshop.attend(TaskStream { send, recv }, newest));
                     }
-                    Err(error) => return error,
+                    Err(error) => return Some(error),
                 },
                 Some(_) = tasks.join_next() => {}
+                () = leave.cancelled(), if tasks.is_empty() => return None,
             }
         }
     }

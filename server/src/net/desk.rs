@@ -160,7 +160,7 @@ impl Desk {
             },
             // An operator's certificate in a site's hands.
             Err(FrameError::Codec(CodecError::Kind { found, .. })) if found == FrameKind::Hello as u8 => {
-                return reject_on(connection, &mut send, Rejection::NotASite).await;
+                return reject_on(connection, &mut send, by, Rejection::NotASite).await;
             }
             Err(error) => Err(error.to_string()),
         };

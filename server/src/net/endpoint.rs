@@ -1,4 +1,4 @@
-//! The one UDP port: QUIC with mutual TLS 1.3 against the federation's root.
+//! The one UDP port: QUIC with mutual TLS 1.3 against the federation's root; and the TCP port of the same number, where there is one.
 //!
 //! It refuses certificates of other federations, data before the handshake is done (0-RTT), and resumed sessions: a certificate
 //! is checked at every connection. Only who comes to enrol may come without one; the session sees to that.
@@ -12,13 +12,20 @@ use aws_lc_rs::hmac;
 use protocol::wire::{ALPN, DATAGRAM_MAX, ENROL_ALPN};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt,
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, TokioRuntime, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::AbortOnDropHandle;
+use tunnel::{ServerSocket, Tunnels};
+
+use super::ServerConfig;
+use super::tcp::TcpPort;
 
 /// Bytes of the socket's buffers: with the usual 212 KiB a thousand uploads never finish.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -34,6 +41,8 @@ pub(crate) const WINDOW_UPLOAD_MIN: u32 = 4 << 20;
 const SEND_WINDOW: u64 = 8 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const IDLE_MS: u32 = 30_000;
+/// Numbers to look at for one that UDP and TCP both have free.
+const TRIES: u32 = 16;
 
 /// Why the port cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -58,17 +67,67 @@ pub enum EndpointError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The TCP port of the same number cannot be listened on.
+    #[error("cannot listen on TCP {address}: {source}; free it, take another port, or write `tcp = false`")]
+    ListenTcp {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
 }
 
-/// Opens the port with the identity (`ca.pem`, `cert.pem`, `key.pem`) in `identity`.
-pub(crate) fn open(listen: SocketAddr, identity: &Path) -> Result<Endpoint, EndpointError> {
+/// Where peers come in.
+pub(crate) struct Port {
+    pub(crate) endpoint: Endpoint,
+    /// Those that came over TCP; none where there is no such port.
+    pub(crate) tunnels: Tunnels,
+    /// What lets them come; it closes its port when dropped.
+    pub(crate) tcp: Option<AbortOnDropHandle<()>>,
+}
+
+/// Opens the port with the identity (`ca.pem`, `cert.pem`, `key.pem`) of a server, for UDP and, where it is configured, for TCP.
+pub(crate) async fn open(config: &ServerConfig) -> Result<Port, EndpointError> {
+    let ServerConfig { listen, tcp, identity, limits, .. } = config;
+    let (listen, limits) = (*listen, *limits);
     let key = private_key(identity)?;
     let endpoint = endpoint_config(&key);
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls(identity, key)?));
-    config.transport_config(Arc::new(transport()));
+    let mut tls = tls(identity, key)?;
+    let quic =
+        QuicServerConfig::try_from(tls.clone()).map_err(|error| EndpointError::Tls(error.to_string()))?;
+    let mut serving = quinn::ServerConfig::with_crypto(Arc::new(quic));
+    serving.transport_config(Arc::new(transport()));
     let failed = |source| EndpointError::Listen { address: listen, source };
-    let socket = socket(listen).map_err(failed)?;
-    Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)
+    let (socket, listener) = sockets(listen, *tcp).await?;
+    let udp = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+    let (socket, tunnels) = ServerSocket::new(udp);
+    let endpoint =
+        Endpoint::new_with_abstract_socket(endpoint, Some(serving), socket, Arc::new(TokioRuntime));
+    tls.alpn_protocols = vec![tunnel::ALPN.to_vec()];
+    let tls = TlsAcceptor::from(Arc::new(tls));
+    let tcp = listener.map(|listener| {
+        let port = TcpPort { listener, tls, tunnels: tunnels.clone() };
+        AbortOnDropHandle::new(tokio::spawn(port.serve(limits)))
+    });
+    Ok(Port { endpoint: endpoint.map_err(failed)?, tunnels, tcp })
+}
+
+/// A UDP socket and, with `tcp`, a listener with the same number. A number that the system is to choose must be free for both.
+async fn sockets(listen: SocketAddr, tcp: bool) -> Result<(UdpSocket, Option<TcpListener>), EndpointError> {
+    let mut tries = 0;
+    loop {
+        let failed = |source| EndpointError::Listen { address: listen, source };
+        let udp = socket(listen).map_err(failed)?;
+        if !tcp {
+            return Ok((udp, None));
+        }
+        let address = udp.local_addr().map_err(failed)?;
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok((udp, Some(listener))),
+            Err(_) if listen.port() == 0 && tries < TRIES => tries += 1,
+            Err(source) => return Err(EndpointError::ListenTcp { address, source }),
+        }
+    }
 }
 
 fn private_key(identity: &Path) -> Result<PrivateKeyDer<'static>, EndpointError> {
@@ -92,7 +151,7 @@ fn endpoint_config(key: &PrivateKeyDer<'_>) -> EndpointConfig {
     config
 }
 
-fn tls(identity: &Path, key: PrivateKeyDer<'static>) -> Result<QuicServerConfig, EndpointError> {
+fn tls(identity: &Path, key: PrivateKeyDer<'static>) -> Result<rustls::ServerConfig, EndpointError> {
     let (ca, cert) = (identity.join("ca.pem"), identity.join("cert.pem"));
     let unusable = |error: &dyn std::fmt::Display| EndpointError::Tls(error.to_string());
     let mut roots = RootCertStore::empty();
@@ -117,7 +176,7 @@ fn tls(identity: &Path, key: PrivateKeyDer<'static>) -> Result<QuicServerConfig,
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    QuicServerConfig::try_from(config).map_err(|error| unusable(&error))
+    Ok(config)
 }
 
 fn transport() -> TransportConfig {

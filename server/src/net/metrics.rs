@@ -64,6 +64,8 @@ pub(crate) struct Observed {
     pub(crate) sites_connected: usize,
     /// Sites that get no task.
     pub(crate) sites_quarantined: usize,
+    /// Streams over TCP that carry QUIC.
+    pub(crate) tunnels: usize,
     /// Population, epsilon so far, budget.
     pub(crate) epsilons: Vec<(String, Option<f64>, f64)>,
     /// Bytes in the state folder.
@@ -86,6 +88,7 @@ pub(crate) struct Metrics {
     admin_refused: Family<Label, Counter>,
     sites_connected: Gauge,
     sites_quarantined: Gauge,
+    tunnels: Gauge,
     runs: Family<Label, Gauge>,
     epsilon: Family<Named, Number>,
     budget: Family<Named, Number>,
@@ -165,6 +168,12 @@ impl Metrics {
             ),
             sites_connected: put(to, "sites_connected", "Sites that are connected", Gauge::default()),
             sites_quarantined: put(to, "sites_quarantined", "Sites that get no task", Gauge::default()),
+            tunnels: put(
+                to,
+                "tunnels",
+                "Peers whose network lets no UDP out and that came over TCP",
+                Gauge::default(),
+            ),
             runs: put(to, "runs", "Runs by state; `queued` is the queue", Family::default()),
             epsilon: put(to, "epsilon_spent", "Epsilon so far, by population", Family::default()),
             budget: put(to, "epsilon_budget", "The budget of a population", Family::default()),
@@ -295,6 +304,7 @@ impl Metrics {
         }
         self.sites_connected.set(whole(observed.sites_connected as u64));
         self.sites_quarantined.set(whole(observed.sites_quarantined as u64));
+        self.tunnels.set(whole(observed.tunnels as u64));
         self.storage_bytes.set(whole(observed.storage_bytes));
         for (population, spent, budget) in observed.epsilons.iter().take(POPULATIONS_MAX) {
             let label = [("population", population.clone())];
@@ -339,6 +349,7 @@ mod tests {
             runs: BTreeMap::from([("queued", 2)]),
             sites_connected: 3,
             sites_quarantined: 1,
+            tunnels: 1,
             epsilons,
             storage_bytes: 17,
         }
@@ -370,6 +381,7 @@ mod tests {
             "consortia_phase_seconds_sum{phase=\"evaluating\"} 4.0",
             "consortia_runs{state=\"queued\"} 2",
             "consortia_sites_connected 3",
+            "consortia_tunnels 1",
             "consortia_epsilon_spent{population=\"patients\"} 0.5",
             "consortia_epsilon_budget{population=\"patients\"} 2.0",
             "consortia_storage_bytes 17",

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use protocol::ClientId;
 use tokio::sync::watch;
+use tunnel::Tunnels;
 
 use super::members::now;
 
@@ -18,8 +19,8 @@ pub(crate) struct Seen {
     pub(crate) greeted: u64,
     /// When its connection ended, if it has.
     pub(crate) left: Option<u64>,
-    /// From where it came.
-    pub(crate) address: SocketAddr,
+    /// From where, and how, it came.
+    pub(crate) address: String,
     /// What its program calls itself.
     pub(crate) software: String,
 }
@@ -29,15 +30,26 @@ pub(crate) struct Seen {
 pub(crate) struct Presence {
     sites: Mutex<BTreeMap<ClientId, Seen>>,
     changed: watch::Sender<()>,
+    tunnels: Tunnels,
 }
 
 impl Presence {
-    pub(crate) fn new() -> Self {
-        Self { sites: Mutex::default(), changed: watch::Sender::new(()) }
+    pub(crate) fn new(tunnels: Tunnels) -> Self {
+        Self { sites: Mutex::default(), changed: watch::Sender::new(()), tunnels }
+    }
+
+    /// What to call the place with this address: a peer in a tunnel is where its TCP stream comes from.
+    pub(crate) fn place(&self, address: SocketAddr) -> String {
+        self.tunnels.peer(address).map_or_else(|| address.to_string(), |peer| format!("{peer} (TCP)"))
+    }
+
+    /// Streams over TCP that are open.
+    pub(crate) fn tunnels(&self) -> usize {
+        self.tunnels.count()
     }
 
     /// A site has been greeted; a session that it had before counts no more.
-    pub(crate) fn arrive(&self, site: &ClientId, session: u64, address: SocketAddr, software: String) {
+    pub(crate) fn arrive(&self, site: &ClientId, session: u64, address: String, software: String) {
         let seen = Seen { session: Some(session), greeted: now(), left: None, address, software };
         self.change(|sites| drop(sites.insert(site.clone(), seen)));
     }
@@ -76,11 +88,14 @@ impl Presence {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_session_that_was_replaced_does_not_take_its_site_away() {
-        let (presence, north) = (Presence::new(), ClientId::new("north").unwrap());
+    #[tokio::test]
+    async fn a_session_that_was_replaced_does_not_take_its_site_away() {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let udp = quinn::Runtime::wrap_udp_socket(&quinn::TokioRuntime, udp).unwrap();
+        let (_socket, tunnels) = tunnel::ServerSocket::new(udp);
+        let (presence, north) = (Presence::new(tunnels), ClientId::new("north").unwrap());
         let arrive = |session| {
-            presence.arrive(&north, session, SocketAddr::from(([127, 0, 0, 1], 1)), "a test".to_owned());
+            presence.arrive(&north, session, "127.0.0.1:1".to_owned(), "a test".to_owned());
         };
         arrive(1);
         arrive(2);

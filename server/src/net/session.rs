@@ -61,13 +61,13 @@ pub(crate) struct Hall {
     pub(crate) presence: Arc<Presence>,
 }
 
-/// Connections that have not been greeted, by the site in their certificate.
+/// Connections by the name in their certificate, a few for each: those that have not been greeted, or streams over TCP.
 #[derive(Default)]
 pub(crate) struct Newcomers(Mutex<BTreeMap<ClientId, usize>>);
 
 impl Newcomers {
     /// Counts one more while what is returned lives; `None` when the site has all it may.
-    fn admit<'a>(&'a self, client: &'a ClientId) -> Option<Newcomer<'a>> {
+    pub(crate) fn admit<'a>(&'a self, client: &'a ClientId) -> Option<Newcomer<'a>> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = waiting.entry(client.clone()).or_default();
         (*count < NEWCOMERS).then(|| {
@@ -77,8 +77,8 @@ impl Newcomers {
     }
 }
 
-/// One connection that has not been greeted.
-struct Newcomer<'a> {
+/// One of the few.
+pub(crate) struct Newcomer<'a> {
     all: &'a Newcomers,
     client: &'a ClientId,
 }
@@ -132,7 +132,7 @@ pub(crate) fn close(connection: &Connection, why: &Rejection) {
 }
 
 async fn open(hall: Arc<Hall>, incoming: Incoming, handshake: OwnedSemaphorePermit) {
-    let address = incoming.remote_address();
+    let address = hall.presence.place(incoming.remote_address());
     let Ok(connecting) = incoming.accept() else { return };
     let connection = match timeout(OPENING, connecting).await {
         Ok(Ok(connection)) => connection,
@@ -154,30 +154,30 @@ async fn open(hall: Arc<Hall>, incoming: Incoming, handshake: OwnedSemaphorePerm
         return close(&connection, &Rejection::NotASite);
     }
     let Ok(_seat) = Arc::clone(&hall.seats).try_acquire_owned() else {
-        return reject(&connection, Rejection::Busy).await;
+        return reject(&connection, &address, Rejection::Busy).await;
     };
     drop(handshake);
     match Peer::of_connection(&connection) {
-        Some(Peer::Site { name, issued }) => attend_site(&hall, &connection, name, issued).await,
+        Some(Peer::Site { name, issued }) => attend_site(&hall, &connection, address, name, issued).await,
         Some(Peer::Operator(name)) => {
             tracing::info!("operator {name} is connected from {address}");
             hall.desk.attend(&connection, &name).await;
         }
-        None => reject(&connection, Rejection::NotASite).await,
+        None => reject(&connection, &address, Rejection::NotASite).await,
     }
 }
 
-/// Waits for the peer's first stream, rejects it there, and closes the connection.
-async fn reject(connection: &Connection, why: Rejection) {
+/// Waits for the peer's first stream, rejects it there, and closes the connection. `who` is for the log.
+async fn reject(connection: &Connection, who: &str, why: Rejection) {
     if let Ok(Ok((mut send, _recv))) = timeout(OPENING, connection.accept_bi()).await {
-        return reject_on(connection, &mut send, why).await;
+        return reject_on(connection, &mut send, who, why).await;
     }
     close(connection, &why);
 }
 
-/// Rejects a peer on its first stream and closes the connection once that has arrived.
-pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, why: Rejection) {
-    tracing::info!("{} is rejected: {why}", connection.remote_address());
+/// Rejects a peer on its first stream and closes the connection once that has arrived. `who` is for the log.
+pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, who: &str, why: Rejection) {
+    tracing::info!("{who} is rejected: {why}");
     let said = write_frame(send, FrameKind::Greeting, &Greeting::Rejected(why.clone())).await;
     if said.is_ok() && send.finish().is_ok() {
         let _ = timeout(LAST_WORDS, send.stopped()).await;
@@ -186,7 +186,7 @@ pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, wh
 }
 
 /// The words of a site's first stream: what its program calls itself. `None` when the connection is of no use.
-async fn greet(connection: &Connection, client: &ClientId) -> Option<String> {
+async fn greet(connection: &Connection, client: &ClientId, address: &str) -> Option<String> {
     let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
         close(connection, &Rejection::Late);
         return None;
@@ -195,20 +195,21 @@ async fn greet(connection: &Connection, client: &ClientId) -> Option<String> {
     let software = match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
         Ok(hello) => {
             let software: String = hello.software.chars().filter(|c| !c.is_control()).take(64).collect();
-            tracing::info!("{client} is connected from {} with {software}", connection.remote_address());
+            tracing::info!("{client} is connected from {address} with {software}");
             software
         }
         Err(FrameError::Lost(_)) => return None,
         Err(FrameError::TooSlow) => {
-            reject_on(connection, &mut send, Rejection::Late).await;
+            reject_on(connection, &mut send, address, Rejection::Late).await;
             return None;
         }
         Err(FrameError::Codec(CodecError::Version { theirs, .. })) => {
-            reject_on(connection, &mut send, Rejection::Version { server: VERSION, client: theirs }).await;
+            let why = Rejection::Version { server: VERSION, client: theirs };
+            reject_on(connection, &mut send, address, why).await;
             return None;
         }
         Err(_) => {
-            reject_on(connection, &mut send, Rejection::NotAHello).await;
+            reject_on(connection, &mut send, address, Rejection::NotAHello).await;
             return None;
         }
     };
@@ -218,17 +219,23 @@ async fn greet(connection: &Connection, client: &ClientId) -> Option<String> {
     Some(software)
 }
 
-async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId, issued: u64) {
+async fn attend_site(
+    hall: &Arc<Hall>,
+    connection: &Connection,
+    address: String,
+    client: ClientId,
+    issued: u64,
+) {
     let mut revoked = hall.members.revocations();
     let name = client.clone();
     let is_void = |revoked: &Revocations| revoked.get(&name).is_some_and(|before| issued <= *before);
     if is_void(&revoked.borrow_and_update()) {
-        return reject(connection, Rejection::Revoked).await;
+        return reject(connection, &address, Rejection::Revoked).await;
     }
     let Some(newcomer) = hall.newcomers.admit(&client) else {
         return close(connection, &Rejection::Busy);
     };
-    let Some(software) = greet(connection, &client).await else { return };
+    let Some(software) = greet(connection, &client, &address).await else { return };
     drop(newcomer);
     // From here on the server opens the streams.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
@@ -239,7 +246,7 @@ async fn attend_site(hall: &Arc<Hall>, connection: &Connection, client: ClientId
     if hall.commands.send(joined).await.is_err() {
         return close(connection, &Rejection::ShuttingDown);
     }
-    hall.presence.arrive(&client, session, connection.remote_address(), software);
+    hall.presence.arrive(&client, session, address, software);
     let mut site =
         Site { hall, connection, client, session, open: BTreeMap::new(), streams: JoinSet::new(), serial: 0 };
     let why = tokio::select! {

@@ -226,7 +226,12 @@ mod tests {
         let task = TaskId { run: RunId(1), round: Round(2), kind: TaskKind::Train };
         assert_eq!(read()["state"], "waiting");
         let server = "127.0.0.1:1".parse().unwrap();
-        health.observe(&AgentEvent::Connected { server, software: String::new(), you: String::new() });
+        health.observe(&AgentEvent::Connected {
+            server,
+            over_tcp: false,
+            software: String::new(),
+            you: String::new(),
+        });
         assert_eq!((&read()["state"], &read()["counts"]["connections"]), (&json!("connected"), &json!(1)));
         health.observe(&AgentEvent::Started { task });
         assert_eq!((&read()["state"], &read()["task"]), (&json!("working"), &json!(task.to_string())));

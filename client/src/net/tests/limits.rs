@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use super::*;
-use crate::net::probe;
+use crate::net::{Transport, probe};
 
 #[test]
 fn a_limited_site_takes_and_gives_at_its_own_pace_and_to_the_last_bit() {
@@ -43,9 +43,10 @@ fn a_probe_sees_who_answers_and_says_goodbye() {
         let server = authority.server();
         let servers = [server.address()];
         let north = authority.identity("north");
-        let (found, closed) = tokio::join!(probe(&servers, &north, Some("consortia probe")), async {
-            server.welcome().await.closed().await
-        });
+        let (found, closed) =
+            tokio::join!(probe(&servers, Transport::Auto, &north, Some("consortia probe")), async {
+                server.welcome().await.closed().await
+            });
         let found = found.unwrap();
         assert_eq!(found.greeting, Some(("stage".to_owned(), "north".to_owned())));
         assert_eq!(found.server.to_string(), servers[0]);
@@ -59,11 +60,11 @@ fn a_probe_sees_who_answers_and_says_goodbye() {
             let streams = tokio::time::timeout(Duration::from_secs(5), connection.accept_bi()).await;
             assert!(!matches!(streams, Ok(Ok(_))), "a probe that does not greet opens no stream");
         };
-        let (found, ()) = tokio::join!(probe(&servers, &north, None), silent);
+        let (found, ()) = tokio::join!(probe(&servers, Transport::Auto, &north, None), silent);
         assert_eq!(found.unwrap().greeting, None);
 
         let stranger = Authority::new().identity("north");
-        let (refused, _) = tokio::join!(probe(&servers, &stranger, None), server.accept());
+        let (refused, _) = tokio::join!(probe(&servers, Transport::Auto, &stranger, None), server.accept());
         assert!(refused.unwrap_err().to_string().contains("ca.pem"));
     });
 }

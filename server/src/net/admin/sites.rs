@@ -129,7 +129,7 @@ fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: C
         connected,
         greeted: seen.map(|seen| seen.greeted),
         last_seen: seen.map(|seen| seen.left.unwrap_or_else(now)),
-        address: seen.map(|seen| seen.address.to_string()),
+        address: seen.map(|seen| seen.address.clone()),
         software: seen.map(|seen| seen.software.clone()),
         runs,
         accepted,

@@ -164,7 +164,7 @@ pub(super) fn call(
     let name = format!("server {}", servers.join(", "));
     // A server keeps one connection a site: a greeting would end the one that works.
     let software = (!running).then_some(SOFTWARE);
-    match runtime()?.block_on(probe(&servers, identity, software)) {
+    match runtime()?.block_on(probe(&servers, file.transport, identity, software)) {
         Ok(found) => describe(&found, &name, findings),
         Err(error @ ProbeError::Connect(_)) => findings.fail_identity("handshake", error.to_string()),
         Err(error) => findings.fail_identity("greeting", error.to_string()),
@@ -177,8 +177,9 @@ fn describe(found: &Probe, server: &str, findings: &mut Findings) {
     findings.ok(
         "handshake",
         format!(
-            "{} answers over UDP, and both sides took the other's certificate, in {:.0} ms; there and back in {:.1} ms",
+            "{} answers over {}, and both sides took the other's certificate, in {:.0} ms; there and back in {:.1} ms",
             found.server,
+            if found.over_tcp { "TCP" } else { "UDP" },
             milliseconds(found.connected_in),
             milliseconds(found.round_trip)
         ),

@@ -1,0 +1,121 @@
+//! The socket of an endpoint whose one peer is reached through a stream.
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::sync::PollSender;
+
+use crate::frames::{carry, frames};
+
+/// Batches of datagrams that wait for the stream, and datagrams that wait for quinn.
+const WAITING: usize = 16;
+/// Datagrams that quinn may hand over at a time.
+const SEGMENTS: usize = 10;
+
+/// Sends every datagram to the one server, whatever address quinn gives it, and holds quinn back while the stream is full.
+pub struct ClientSocket {
+    local: SocketAddr,
+    server: SocketAddr,
+    outgoing: mpsc::Sender<Bytes>,
+    arrived: Mutex<mpsc::Receiver<Bytes>>,
+}
+
+impl ClientSocket {
+    /// Takes over `stream`, which leads from `local` to `server`. The stream is closed when the socket is dropped; when the stream ends
+    /// first, the endpoint's connections are lost. Must be called within a Tokio runtime.
+    pub fn new<S>(stream: S, local: SocketAddr, server: SocketAddr) -> Arc<Self>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (outgoing, waiting) = mpsc::channel(WAITING);
+        let (sender, arrived) = mpsc::channel(WAITING * SEGMENTS);
+        tokio::spawn(async move {
+            // A broken stream shows in `poll_recv`, as the end of what arrives.
+            let _ = carry(stream, waiting, Duration::MAX, &sender, |datagram| datagram).await;
+        });
+        Arc::new(Self { local, server, outgoing, arrived: Mutex::new(arrived) })
+    }
+}
+
+impl AsyncUdpSocket for ClientSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Room(PollSender::new(self.outgoing.clone())))
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let framed = frames(transmit.contents, transmit.segment_size);
+        match self.outgoing.try_send(framed) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(io::ErrorKind::WouldBlock.into()),
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
+            match arrived.poll_recv(cx) {
+                Poll::Ready(Some(datagram)) => *meta = place(&datagram, buf, self.server),
+                Poll::Ready(None) if count == 0 => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                Poll::Pending if count == 0 => return Poll::Pending,
+                _ => break,
+            }
+            count += 1;
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        SEGMENTS
+    }
+
+    fn may_fragment(&self) -> bool {
+        false
+    }
+}
+
+impl fmt::Debug for ClientSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientSocket").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+/// Copies a datagram to where quinn reads it. One that is longer than quinn takes is cut, and fails there.
+pub(crate) fn place(datagram: &[u8], buf: &mut [u8], addr: SocketAddr) -> RecvMeta {
+    let len = datagram.len().min(buf.len());
+    buf[..len].copy_from_slice(&datagram[..len]);
+    RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None }
+}
+
+/// Says when there is room again.
+#[derive(Debug)]
+struct Room(PollSender<Bytes>);
+
+impl UdpPoller for Room {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A stream that is gone takes everything.
+        if ready!(self.0.poll_reserve(cx)).is_ok() {
+            self.0.abort_send();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
