@@ -37,7 +37,9 @@ async fn play(words: &[&str]) -> anyhow::Result<()> {
         }
         ["crowd", dir, parameters, sites, rounds] => {
             let (parameters, sites, rounds) = (parameters.parse()?, sites.parse()?, rounds.parse()?);
-            crowd::serve(Path::new(dir), crowd::Order { parameters, sites, rounds }).await
+            let transport = client::net::Transport::default();
+            let order = crowd::Order { parameters, sites, rounds, transport };
+            crowd::serve(Path::new(dir), order).await
         }
         _ => bail!("there is no role `{}`", words.join(" ")),
     }

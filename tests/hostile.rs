@@ -23,6 +23,8 @@ mod intruder;
 mod member;
 #[path = "hostile/stage.rs"]
 mod stage;
+#[path = "support/stream.rs"]
+mod stream;
 #[path = "hostile/streams.rs"]
 mod streams;
 #[path = "support/trio.rs"]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use client::Participant;
-use client::net::{Agent, AgentConfig, AgentEvent, Identity};
+use client::net::{Agent, AgentConfig, AgentEvent, Identity, Transport};
 use protocol::ClientId;
 use serde::Serialize;
 use server::Note;
@@ -39,6 +39,8 @@ pub struct Order {
     pub sites: usize,
     /// Rounds.
     pub rounds: usize,
+    /// Which way the sites come.
+    pub transport: Transport,
 }
 
 /// What came out.
@@ -46,6 +48,8 @@ pub struct Order {
 pub struct Measured {
     /// Sites.
     pub sites: usize,
+    /// Those of them that came over TCP.
+    pub over_tcp: usize,
     /// Rounds that were completed with an answer of every site.
     pub rounds: usize,
     /// Bytes of the model.
@@ -72,8 +76,12 @@ pub struct Measured {
 
 impl std::fmt::Display for Measured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { sites, rounds, connect_seconds, load_average, .. } = self;
-        writeln!(f, "{sites} sites, {} bytes of model, load {load_average}", self.model_bytes)?;
+        let Self { sites, over_tcp, rounds, connect_seconds, load_average, .. } = self;
+        writeln!(
+            f,
+            "{sites} sites, {over_tcp} of them over TCP, {} bytes of model, load {load_average}",
+            self.model_bytes
+        )?;
         writeln!(
             f,
             "connected in {connect_seconds:.1} s; an idle site costs the server {:.1} kB",
@@ -101,7 +109,7 @@ pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured
     let load_average = load_average();
     let dir = tempfile::tempdir()?;
     issue_identities(dir.path(), order.sites)?;
-    let Order { parameters, sites: count, rounds } = order;
+    let Order { parameters, sites: count, rounds, transport } = order;
     let words = format!("crowd|{}|{parameters}|{count}|{rounds}", dir.path().display());
     let mut server = Role::start(program, &words)?;
     let address = server.expect("listening")?;
@@ -114,11 +122,12 @@ pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured
         let learner = Adder { layout: vector(parameters)?, meeting: None };
         let identity = Identity::load(&dir.path().join(site.as_str()))?;
         let participant = Participant::new(site, Box::new(learner));
-        let agent = Agent::new(participant, identity, AgentConfig::new(address.clone()));
+        let config = AgentConfig { transport, ..AgentConfig::new(address.clone()) };
+        let agent = Agent::new(participant, identity, config);
         agents.spawn(agent.with_events(events.clone()).run(leave.clone()));
     }
     drop(events);
-    all_greeted(heard, count, &mut agents).await?;
+    let over_tcp = all_greeted(heard, count, &mut agents).await?;
     let connect_seconds = now() - began;
     tokio::time::sleep(SETTLED).await;
     let idle = server.resident()?.saturating_sub(before);
@@ -142,6 +151,7 @@ pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured
     server.end()?;
     Ok(Measured {
         sites: count,
+        over_tcp,
         rounds,
         model_bytes: parameters * size_of::<f32>(),
         connect_seconds,
@@ -156,18 +166,21 @@ pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured
     })
 }
 
-/// Waits until every site was greeted, or one gives up. What happens afterwards is heard and dropped.
+/// Waits until every site was greeted, or one gives up; how many of them are there over TCP. What happens afterwards is heard and dropped.
 async fn all_greeted(
     mut heard: mpsc::Receiver<AgentEvent>,
     count: usize,
     agents: &mut JoinSet<Result<(), client::net::AgentError>>,
-) -> anyhow::Result<()> {
-    let mut greeted = 0;
+) -> anyhow::Result<usize> {
+    let (mut greeted, mut tunnels) = (0, 0);
     while greeted < count {
         tokio::select! {
             event = heard.recv() => {
                 let event = event.context("all sites have gone")?;
-                greeted += usize::from(matches!(event, AgentEvent::Connected { .. }));
+                if let AgentEvent::Connected { over_tcp, .. } = event {
+                    greeted += 1;
+                    tunnels += usize::from(over_tcp);
+                }
             }
             Some(ended) = agents.join_next() => {
                 ended??;
@@ -176,7 +189,7 @@ async fn all_greeted(
         }
     }
     tokio::spawn(async move { while heard.recv().await.is_some() {} });
-    Ok(())
+    Ok(tunnels)
 }
 
 /// The server's process: says where it listens, waits for a line, then says how long each round took and how late answers came,

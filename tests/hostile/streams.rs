@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::net::{AgentConfig, AgentEvent, Transport};
 use rustls::pki_types::ServerName;
 use server::net::{Limits, SERVER_NAME};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -15,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 use crate::intruder::Papers;
 use crate::member::{Member, PATIENCE};
 use crate::stage::{Stage, plan};
+use crate::stream::forward;
 use crate::trio::{learner, sites};
 
 /// Streams of one name that the server takes at a time.
@@ -24,6 +27,12 @@ async fn open(server: SocketAddr, papers: &Papers) -> std::io::Result<TlsStream<
     let name = ServerName::try_from(SERVER_NAME).unwrap();
     let connector = TlsConnector::from(Arc::new(papers.tls()));
     connector.connect(name, TcpStream::connect(server).await?).await
+}
+
+/// Waits for an event of this kind.
+async fn until(events: &mut Receiver<AgentEvent>, is_it: impl Fn(&AgentEvent) -> bool) {
+    let heard = async { while !is_it(&events.recv().await.expect("the agent is at work")) {} };
+    timeout(PATIENCE, heard).await.expect("it happens");
 }
 
 /// Whether the server closes the stream, however it does.
@@ -38,8 +47,7 @@ async fn an_honest_site_passes(stage: &Stage, name: &str) {
     let config = AgentConfig { transport: Transport::Tcp, ..AgentConfig::new(address) };
     let (_, data) = sites().remove(0);
     let (site, mut events) = Member::with(config, &folder, name, learner(data));
-    let event = timeout(PATIENCE, events.recv()).await.expect("it is greeted");
-    assert!(matches!(event, Some(AgentEvent::Connected { over_tcp: true, .. })), "{event:?}");
+    until(&mut events, |event| matches!(event, AgentEvent::Connected { over_tcp: true, .. })).await;
     site.leave().await;
 }
 
@@ -107,6 +115,29 @@ async fn a_stream_of_another_protocol_or_federation_is_not_opened() {
     }
     an_honest_site_passes(&stage, "east").await;
     elsewhere.close().await;
+    stage.finish(&plan(3)).await;
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_whose_stream_breaks_knows_at_once_and_comes_back() {
+    let stage = Stage::open(Limits::default()).await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let line = forward(free, stage.server.local_addr()).await;
+    let config = AgentConfig { transport: Transport::Tcp, ..AgentConfig::new(free.to_string()) };
+    let folder = stage.federation.issue("east");
+    let (site, mut events) = Member::with(config, &folder, "east", learner(sites().remove(0).1));
+    until(&mut events, |event| matches!(event, AgentEvent::Connected { over_tcp: true, .. })).await;
+    drop(line);
+    // Long before QUIC would give the connection up.
+    let broke = |event: &AgentEvent| match event {
+        AgentEvent::Waiting { trouble, .. } => trouble.contains("stream to the server broke"),
+        _ => false,
+    };
+    timeout(Duration::from_secs(15), until(&mut events, broke)).await.expect("it is told");
+    let _line = forward(free, stage.server.local_addr()).await;
+    until(&mut events, |event| matches!(event, AgentEvent::Connected { .. })).await;
+    site.leave().await;
     stage.finish(&plan(3)).await;
     stage.close().await;
 }

@@ -13,7 +13,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
-use tokio_util::sync::PollSender;
+use tokio_util::sync::{CancellationToken, PollSender};
 
 use crate::frames::{carry, frames};
 
@@ -28,22 +28,31 @@ pub struct ClientSocket {
     server: SocketAddr,
     outgoing: mpsc::Sender<Bytes>,
     arrived: Mutex<mpsc::Receiver<Bytes>>,
+    ended: CancellationToken,
 }
 
 impl ClientSocket {
-    /// Takes over `stream`, which leads from `local` to `server`. The stream is closed when the socket is dropped; when the stream ends
-    /// first, the endpoint's connections are lost. Must be called within a Tokio runtime.
+    /// Takes over `stream`, which leads from `local` to `server`, and closes it when the socket is dropped. Must be called within a
+    /// Tokio runtime.
     pub fn new<S>(stream: S, local: SocketAddr, server: SocketAddr) -> Arc<Self>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (outgoing, waiting) = mpsc::channel(WAITING);
         let (sender, arrived) = mpsc::channel(WAITING * SEGMENTS);
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
         tokio::spawn(async move {
-            // A broken stream shows in `poll_recv`, as the end of what arrives.
+            let _ended = guard;
+            // How it ended makes no difference to QUIC.
             let _ = carry(stream, waiting, Duration::MAX, &sender, |datagram| datagram).await;
         });
-        Arc::new(Self { local, server, outgoing, arrived: Mutex::new(arrived) })
+        Arc::new(Self { local, server, outgoing, arrived: Mutex::new(arrived), ended })
+    }
+
+    /// Cancelled when the stream has ended. Nothing comes any more then; QUIC itself finds out when it has heard nothing for too long.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 }
 
@@ -71,9 +80,8 @@ impl AsyncUdpSocket for ClientSocket {
         for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
             match arrived.poll_recv(cx) {
                 Poll::Ready(Some(datagram)) => *meta = place(&datagram, buf, self.server),
-                Poll::Ready(None) if count == 0 => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-                Poll::Pending if count == 0 => return Poll::Pending,
-                _ => break,
+                Poll::Ready(None) | Poll::Pending if count == 0 => return Poll::Pending,
+                Poll::Ready(None) | Poll::Pending => break,
             }
             count += 1;
         }

@@ -68,7 +68,10 @@ impl Echo {
     }
 
     async fn call_through(&self, stream: DuplexStream) -> (Endpoint, Connection) {
-        let socket = ClientSocket::new(stream, loopback(1), loopback(2));
+        self.call_over(ClientSocket::new(stream, loopback(1), loopback(2))).await
+    }
+
+    async fn call_over(&self, socket: Arc<ClientSocket>) -> (Endpoint, Connection) {
         let runtime = Arc::new(TokioRuntime);
         let endpoint =
             Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime).unwrap();
@@ -136,14 +139,18 @@ async fn the_server_knows_who_is_behind_a_tunnel_and_forgets_it_when_it_ends() {
 }
 
 #[tokio::test]
-async fn a_connection_is_lost_at_once_when_its_stream_breaks() {
+async fn a_stream_that_breaks_says_so_at_once() {
     let server = Echo::start();
     let (near, far) = tokio::io::duplex(PIPE);
     let tunnels = server.tunnels.clone();
     let carrying = tokio::spawn(async move { tunnels.carry(far, loopback(7), SILENCE).await });
-    let (_endpoint, connection) = server.call_through(near).await;
+    let socket = ClientSocket::new(near, loopback(1), loopback(2));
+    let ended = socket.ended();
+    let (_endpoint, connection) = server.call_over(socket).await;
+    assert!(!ended.is_cancelled());
     carrying.abort();
-    tokio::time::timeout(Duration::from_secs(5), connection.closed()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), ended.cancelled()).await.unwrap();
+    assert!(connection.close_reason().is_none(), "that is for whoever dialled to say");
 }
 
 #[tokio::test]

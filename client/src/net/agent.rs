@@ -180,7 +180,7 @@ impl Agent {
         let leave = CancellationToken::new();
         let work = self.workshop.serve(&link.connection, &leave);
         let better = async {
-            if link.over_tcp && self.config.transport == Transport::Auto {
+            if link.is_over_tcp() && self.config.transport == Transport::Auto {
                 self.wait_for_udp().await;
                 leave.cancel();
             }
@@ -217,7 +217,7 @@ impl Agent {
         })?;
         match greet(&link.connection, &config.software).await {
             Ok((software, you)) => {
-                let (server, over_tcp) = (link.connection.remote_address(), link.over_tcp);
+                let (server, over_tcp) = (link.connection.remote_address(), link.is_over_tcp());
                 let place = if over_tcp { format!("{server} (TCP)") } else { server.to_string() };
                 self.workshop.note(AuditEvent::Connected { server: place, you: you.clone() }).await;
                 self.workshop.report(AgentEvent::Connected { server, over_tcp, software, you });

@@ -11,6 +11,7 @@ use quinn::{Connection, ConnectionError, Endpoint, VarInt};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::dial::{Dial, Liveness, Tls};
 
@@ -89,8 +90,8 @@ pub enum ConnectError {
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
-    /// Whether its packets travel in a TCP stream.
-    pub(super) over_tcp: bool,
+    /// What closes the connection when the TCP stream breaks in which its packets travel, if they do.
+    pub(super) stream: Option<AbortOnDropHandle<()>>,
 }
 
 /// An attempt: when it may begin, with which server, and over UDP or TCP.
@@ -120,6 +121,11 @@ fn turns(servers: usize, transport: Transport) -> impl Iterator<Item = Turn> {
 type Tried = (Result<Link, ConnectError>, usize);
 
 impl Link {
+    /// Whether packets travel in a TCP stream.
+    pub(super) fn is_over_tcp(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// Connects to the first of `servers` (host:port) that answers. A server that stands by is silent.
     pub(super) async fn open_any(
         servers: &[String],
@@ -245,11 +251,7 @@ pub(super) fn explain(error: &ConnectionError) -> String {
         (None, _) => match error {
             ConnectionError::TimedOut => "the line is dead: nothing was heard for too long",
             ConnectionError::Reset => "the server has restarted",
-            ConnectionError::TransportError(lost)
-                if lost.code == quinn::TransportErrorCode::INTERNAL_ERROR =>
-            {
-                "the line broke: the stream to the server, or this machine's socket, was closed"
-            }
+            ConnectionError::LocallyClosed => "the stream to the server broke",
             ConnectionError::ConnectionClosed(close)
                 if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
             {

@@ -13,8 +13,9 @@ use quinn::{ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, Trans
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 use tunnel::ClientSocket;
 
 use super::connection::{ConnectError, Link};
@@ -23,6 +24,8 @@ use super::connection::{ConnectError, Link};
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long UDP has to show that it works after all, once a server is known to be there because it answers over TCP.
 const LAST_CHANCE: Duration = Duration::from_millis(1_500);
+/// How long after the end of a stream what came last is still being read.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Bytes of each socket buffer.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Bytes in flight on one stream: 1 Gb/s at 100 ms and some more.
@@ -104,7 +107,7 @@ impl Dial {
         let socket = bind(address).map_err(|error| ConnectError::Socket(error.to_string()))?;
         let endpoint = Endpoint::new(takes(), None, socket, Arc::new(quinn::TokioRuntime))
             .map_err(|error| ConnectError::Socket(error.to_string()))?;
-        self.shake_hands(endpoint, address, transport(self.liveness), false).await
+        self.shake_hands(endpoint, address, transport(self.liveness)).await
     }
 
     async fn tcp_to(&self, address: SocketAddr, may_return: bool) -> Result<Link, ConnectError> {
@@ -126,13 +129,21 @@ impl Dial {
             return Ok(link);
         }
         let socket = ClientSocket::new(stream, local, address);
+        let ended = socket.ended();
         let endpoint =
             Endpoint::new_with_abstract_socket(takes(), None, socket, Arc::new(quinn::TokioRuntime))
                 .map_err(|error| ConnectError::Socket(error.to_string()))?;
         // Inside a stream every size passes.
         let mut transport = transport(self.liveness);
         transport.initial_mtu(DATAGRAM_MAX).mtu_discovery_config(None);
-        self.shake_hands(endpoint, address, transport, true).await
+        let link = self.shake_hands(endpoint, address, transport).await?;
+        let connection = link.connection.clone();
+        let closing = tokio::spawn(async move {
+            ended.cancelled().await;
+            sleep(LAST_WORDS).await;
+            connection.close(VarInt::from_u32(0), b"");
+        });
+        Ok(Link { stream: Some(AbortOnDropHandle::new(closing)), ..link })
     }
 
     async fn shake_hands(
@@ -140,7 +151,6 @@ impl Dial {
         endpoint: Endpoint,
         address: SocketAddr,
         transport: TransportConfig,
-        over_tcp: bool,
     ) -> Result<Link, ConnectError> {
         let mut config = quinn::ClientConfig::new(Arc::clone(&self.tls.quic) as Arc<_>);
         config.transport_config(Arc::new(transport));
@@ -150,7 +160,7 @@ impl Dial {
             other => ConnectError::Socket(other.to_string()),
         })?;
         match timeout(HANDSHAKE_MAX, connecting).await {
-            Ok(Ok(connection)) => Ok(Link { connection, endpoint, over_tcp }),
+            Ok(Ok(connection)) => Ok(Link { connection, endpoint, stream: None }),
             Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(ConnectError::Silence(address)),
             Ok(Err(error)) => Err(error.into()),
         }

@@ -68,7 +68,7 @@ pub async fn probe(
         link.connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'_>>>().ok());
     let found = Probe {
         server: link.connection.remote_address(),
-        over_tcp: link.over_tcp,
+        over_tcp: link.is_over_tcp(),
         connected_in,
         round_trip: link.connection.rtt(),
         certificate: identity.and_then(|chain| chain.first().map(|first| first.to_vec())),

@@ -1,5 +1,6 @@
 //! Very many sites at one server: what an idle one costs, and whether all are served.
 
+use ::client::net::Transport;
 use clap::Args;
 use consortia::measure::{self, Program, crowd};
 use serde_json::{Value, json};
@@ -19,6 +20,9 @@ pub(in crate::cli) struct CrowdArgs {
     /// Values of the model; each is 4 bytes.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     parameters: u32,
+    /// Let all sites come over TCP, as from networks that let no UDP out.
+    #[arg(long)]
+    tcp: bool,
 }
 
 pub(super) fn measure(args: &CrowdArgs, global: &Global) -> Result<(), Failure> {
@@ -32,6 +36,7 @@ pub(super) fn measure(args: &CrowdArgs, global: &Global) -> Result<(), Failure> 
         parameters: args.parameters as usize,
         sites: args.sites as usize,
         rounds: args.rounds as usize,
+        transport: if args.tcp { Transport::Tcp } else { Transport::Auto },
     };
     let program = Program::with_arguments(&["bench", "crowd"]);
     let measured = runtime.block_on(crowd::measure(order, &program)).map_err(failed)?;
