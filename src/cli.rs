@@ -7,6 +7,7 @@ mod bench;
 mod budget;
 mod check;
 mod control;
+mod crl;
 mod dashboard;
 mod demo;
 mod explain;
@@ -27,6 +28,7 @@ mod privacy;
 mod progress;
 mod reference;
 mod renewal;
+mod root;
 mod run;
 mod serve;
 mod simulate;
@@ -133,6 +135,8 @@ enum ServerCommand {
     Run(serve::RunArgs),
     /// Print the address of the dashboard, with the token that opens it.
     Dashboard(dashboard::DashboardArgs),
+    /// Write the signed list of certificates that are void (a CRL), for proxies and auditors.
+    Crl(crl::CrlArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
     /// Copy all that the server remembers and is, while it works.
@@ -176,6 +180,14 @@ enum SiteCommand {
     Ls(run::OperatorArgs),
     /// As the operator: make a site's certificates and invites void and close its connection.
     Revoke(members::RevokeArgs),
+    /// As the operator: let in who waits with an invite, once the phrases were compared by telephone.
+    Approve(members::DecideArgs),
+    /// As the operator: keep out who waits with an invite, and take the invite back.
+    Refuse(members::DecideArgs),
+    /// As the operator: give a site no task and take no update of it, until it is released; it stays a member.
+    Quarantine(members::QuarantineArgs),
+    /// As the operator: end a site's quarantine.
+    Release(members::ReleaseArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -269,6 +281,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Server(ServerCommand::Dashboard(args)) => dashboard::dashboard(args, global),
+        Command::Server(ServerCommand::Crl(args)) => crl::crl(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
         Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),
@@ -278,6 +291,10 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),
         Command::Site(SiteCommand::Ls(args)) => members::ls(args, global),
         Command::Site(SiteCommand::Revoke(args)) => members::revoke(args, global),
+        Command::Site(SiteCommand::Approve(args)) => members::approve(args, global),
+        Command::Site(SiteCommand::Refuse(args)) => members::refuse(args, global),
+        Command::Site(SiteCommand::Quarantine(args)) => members::quarantine(args, global),
+        Command::Site(SiteCommand::Release(args)) => members::release(args, global),
         Command::Site(SiteCommand::Init(args)) => site::init(args, global),
         Command::Site(SiteCommand::Run(args)) => site::run(args, global),
         Command::Site(SiteCommand::Pause(args)) => site::pause::pause(args, global),

@@ -128,6 +128,13 @@ pub enum AuditEvent {
     },
     /// The site takes part again.
     Resumed,
+    /// The operator holds the site in quarantine: no task comes.
+    Quarantined {
+        /// Why, in the operator's words.
+        reason: String,
+    },
+    /// The operator has ended the quarantine.
+    Released,
     /// The site has left: its key and certificates are gone.
     Left {
         /// Who did it, as far as the system knows.

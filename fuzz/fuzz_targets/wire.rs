@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use protocol::UpdateCodec;
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
-    Receipt, TaskHeader, decode, encode,
+    Notice, Receipt, TaskHeader, decode, encode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,6 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     reads::<Receipt>(FrameKind::Receipt, bytes);
+    reads::<Notice>(FrameKind::Notice, bytes);
     reads::<AdminRequest>(FrameKind::AdminRequest, bytes);
     reads::<AdminReply>(FrameKind::AdminReply, bytes);
 });

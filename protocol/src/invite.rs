@@ -98,11 +98,7 @@ impl Invite {
     /// federation's invite in the place of this one cannot choose them.
     pub fn phrase(&self) -> String {
         let digest = Sha256::digest(encode(FrameKind::Invite, self));
-        let bits = digest[..8].iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte));
-        let word = |word: u32| -> String {
-            (0..3).flat_map(|place| syllable(bits >> (6 * (3 * word + place)))).collect()
-        };
-        [word(0), word(1), word(2)].join(" ")
+        spoken(digest[..8].iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte)))
     }
 }
 
@@ -129,6 +125,14 @@ impl FromStr for Invite {
             count => Err(InviteError::Servers(count)),
         }
     }
+}
+
+/// Three made-up words that can be spoken, for the lowest 54 of these bits of a hash.
+pub fn spoken(bits: u64) -> String {
+    let word = |word: u32| -> String {
+        (0..3).flat_map(|place| syllable(bits >> (6 * (3 * word + place)))).collect()
+    };
+    [word(0), word(1), word(2)].join(" ")
 }
 
 /// A consonant and a vowel for six bits.

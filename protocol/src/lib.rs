@@ -25,7 +25,7 @@ pub use guarantee::{
     PrivacySpec, Sampling,
 };
 pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
-pub use invite::{Invite, InviteError, Token};
+pub use invite::{Invite, InviteError, Token, spoken};
 pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
 pub use learner::{

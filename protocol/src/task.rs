@@ -256,11 +256,13 @@ pub enum Refusal {
     TooSlow,
     /// A vote on the clipping norm that was not asked for, is missing, or is no vote.
     BadVote,
+    /// The operator holds the site in quarantine.
+    Quarantined,
 }
 
 impl Refusal {
     /// Every reason, in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Unsolicited,
         Self::Stale,
         Self::Duplicate,
@@ -275,6 +277,7 @@ impl Refusal {
         Self::Truncated,
         Self::TooSlow,
         Self::BadVote,
+        Self::Quarantined,
     ];
 
     /// The reason in one word, as in logs, reports and the store.
@@ -294,6 +297,7 @@ impl Refusal {
             Self::Truncated => "truncated",
             Self::TooSlow => "too_slow",
             Self::BadVote => "bad_vote",
+            Self::Quarantined => "quarantined",
         }
     }
 }

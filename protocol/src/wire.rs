@@ -3,8 +3,8 @@
 //! A connection is mutually authenticated QUIC; who the client is, is its certificate's to say and no message's. The
 //! client opens the one bidirectional stream it may open and says [`Hello`]; the server answers [`Greeting`]. From then
 //! on the server opens a bidirectional stream per task ([`TaskHeader`], then the model's raw bytes), the client answers on
-//! it ([`AnswerHeader`], then the update's raw bytes), and the server closes with a [`Receipt`]. An operator's stream
-//! carries [`AdminRequest`] and [`AdminReply`].
+//! it ([`AnswerHeader`], then the update's raw bytes), and the server closes with a [`Receipt`]. A [`Notice`] has a stream of
+//! its own. An operator's stream carries [`AdminRequest`] and [`AdminReply`].
 //!
 //! Tensors never pass through the codec: they follow their header as raw little-endian values whose count is checked
 //! against the plan before memory is taken.
@@ -15,14 +15,14 @@ mod enrol;
 mod messages;
 
 pub use admin::{
-    AdminReply, AdminRequest, ClientSummary, Control, InviteText, Member, ModelChoice, ModelLine,
-    RoundSummary, RunState, RunSummary,
+    AdminReply, AdminRequest, Applicant, ClientSummary, Control, InviteText, Member, ModelChoice, ModelLine,
+    Quarantine, RoundSummary, RunState, RunSummary,
 };
 pub use codec::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
 pub use enrol::{EnrolRefusal, EnrolReply, EnrolRequest};
 pub use messages::{
-    AnswerBody, AnswerHeader, Greeting, Hello, Payload, Receipt, Rejection, TaskHeader, TaskHeaderError,
-    WorkHeader,
+    AnswerBody, AnswerHeader, Greeting, Hello, Notice, Payload, Receipt, Rejection, TaskHeader,
+    TaskHeaderError, WorkHeader,
 };
 
 /// The protocol's version. Both sides must have the same.

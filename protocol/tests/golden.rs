@@ -7,10 +7,10 @@ use std::fmt::Debug;
 
 use privacy::{Encoded, Lattice, NormBound, Tally, clip};
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, Control, EnrolRefusal, EnrolReply,
-    EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, Member, ModelChoice,
-    ModelLine, Receipt, Rejection, RoundSummary, RunState, RunSummary, TaskHeader, WorkHeader, decode,
-    encode,
+    AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, ClientSummary, Control, EnrolRefusal,
+    EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, Member,
+    ModelChoice, ModelLine, Notice, Quarantine, Receipt, Rejection, RoundSummary, RunState, RunSummary,
+    TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
@@ -138,6 +138,8 @@ fn raw_values_have_the_bytes_of_the_page() {
 fn receipts_have_the_bytes_of_the_page() {
     golden("receipt-accepted", FrameKind::Receipt, &Receipt::Accepted);
     golden("receipt-refused", FrameKind::Receipt, &Receipt::Refused(Refusal::NormExceeded));
+    golden("notice", FrameKind::Notice, &Notice::Quarantined { reason: "drift".into() });
+    golden("notice-released", FrameKind::Notice, &Notice::Released);
 }
 
 #[test]
@@ -162,6 +164,7 @@ fn an_enrolment_has_the_bytes_of_the_page() {
     let issued = EnrolReply::Issued { chain_pem: "site".into(), root_pem: "root".into() };
     golden("enrolled", FrameKind::EnrolReply, &issued);
     golden("enrol-refused", FrameKind::EnrolReply, &EnrolReply::Refused(EnrolRefusal::Used));
+    golden("enrol-waiting", FrameKind::EnrolReply, &EnrolReply::Waiting);
     let invite = Invite {
         site: ClientId::new("va").unwrap(),
         servers: vec!["fed.example:4433".into()],
@@ -188,14 +191,27 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
         InviteText { site: va.clone(), text: "line".into(), phrase: "dafi".into(), expires: 1_800_000_000 };
     golden("invites", FrameKind::AdminReply, &AdminReply::Invites(vec![line]));
     let member = Member {
-        site: va,
+        site: va.clone(),
         invited: 1_700_000_000,
         expires: 1_700_003_600,
         joined: Some(1_700_000_060),
         revoked: None,
+        quarantine: Some(Quarantine { since: 1_700_003_600, reason: "drift".into() }),
+        waiting: vec![Applicant {
+            phrase: "dafi".into(),
+            since: 1_700_000_000,
+            expires: 1_700_003_600,
+            address: "h:1".into(),
+        }],
     };
     golden("members", FrameKind::AdminReply, &AdminReply::Members(vec![member]));
     golden("done", FrameKind::AdminReply, &AdminReply::Done);
+    let quarantine = AdminRequest::Quarantine { site: va.clone(), reason: "drift".into() };
+    golden("quarantine", FrameKind::AdminRequest, &quarantine);
+    golden("release", FrameKind::AdminRequest, &AdminRequest::Release { site: va.clone() });
+    let (site, phrase) = (va.clone(), Some("dafi".into()));
+    golden("approve", FrameKind::AdminRequest, &AdminRequest::Approve { site, phrase });
+    golden("refuse", FrameKind::AdminRequest, &AdminRequest::Refuse { site: va, phrase: None });
     golden("control", FrameKind::AdminRequest, &AdminRequest::Control { run: RUN, control: Control::Stop });
     golden("log-request", FrameKind::AdminRequest, &AdminRequest::Log { run: Some(RUN) });
     golden("models-request", FrameKind::AdminRequest, &AdminRequest::Models { run: None });

@@ -8,9 +8,10 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, ClientSummary, CodecError, Control,
-    FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, ModelChoice, ModelLine, Payload, Receipt,
-    Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, ClientSummary, CodecError,
+    Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, Member, ModelChoice, ModelLine,
+    Notice, Payload, Quarantine, Receipt, Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX,
+    TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
@@ -19,7 +20,7 @@ use protocol::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const KINDS: [FrameKind; 7] = [
+const KINDS: [FrameKind; 8] = [
     FrameKind::Hello,
     FrameKind::Greeting,
     FrameKind::Task,
@@ -27,6 +28,7 @@ const KINDS: [FrameKind; 7] = [
     FrameKind::Receipt,
     FrameKind::AdminRequest,
     FrameKind::AdminReply,
+    FrameKind::Notice,
 ];
 
 fn task_id() -> impl Strategy<Value = TaskId> {
@@ -135,7 +137,15 @@ fn request() -> impl Strategy<Value = AdminRequest> {
         any::<Option<u64>>().prop_map(|run| AdminRequest::Models { run: run.map(RunId) }),
         (any::<Option<u64>>(), choice())
             .prop_map(|(run, choice)| AdminRequest::Model { run: run.map(RunId), choice }),
+        (client(), ".{0,80}").prop_map(|(site, reason)| AdminRequest::Quarantine { site, reason }),
+        client().prop_map(|site| AdminRequest::Release { site }),
+        (client(), any::<Option<String>>()).prop_map(|(site, phrase)| AdminRequest::Approve { site, phrase }),
+        (client(), any::<Option<String>>()).prop_map(|(site, phrase)| AdminRequest::Refuse { site, phrase }),
     ]
+}
+
+fn client() -> impl Strategy<Value = ClientId> {
+    "[a-z0-9._-]{1,64}".prop_map(|name| ClientId::new(&name).unwrap())
 }
 
 fn control() -> impl Strategy<Value = Control> {
@@ -189,8 +199,7 @@ fn round_summary() -> impl Strategy<Value = RoundSummary> {
 
 fn client_summary() -> impl Strategy<Value = ClientSummary> {
     let counts = || vec(("[a-z_]{1,12}", any::<u32>()), 0..4);
-    let client = "[a-z0-9._-]{1,64}".prop_map(|name| ClientId::new(&name).unwrap());
-    (client, any::<bool>(), any::<u32>(), counts(), counts(), option::of(metrics())).prop_map(
+    (client(), any::<bool>(), any::<u32>(), counts(), counts(), option::of(metrics())).prop_map(
         |(client, connected, accepted, refused, declined, test)| ClientSummary {
             client,
             connected,
@@ -232,8 +241,31 @@ fn reply() -> impl Strategy<Value = AdminReply> {
         ".{0,300}".prop_map(AdminReply::Error),
         vec(".{0,100}", 0..4).prop_map(AdminReply::Log),
         vec(model_line(), 0..3).prop_map(AdminReply::Models),
+        vec(member(), 0..4).prop_map(AdminReply::Members),
         fetched_model(),
     ]
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    let quarantine = (any::<u64>(), ".{0,40}").prop_map(|(since, reason)| Quarantine { since, reason });
+    let times = (any::<[u64; 2]>(), option::of(any::<u64>()), option::of(any::<u64>()));
+    let applicant = (".{0,20}", any::<[u64; 2]>(), ".{0,20}")
+        .prop_map(|(phrase, [since, expires], address)| Applicant { phrase, since, expires, address });
+    (client(), times, option::of(quarantine), vec(applicant, 0..3)).prop_map(
+        |(site, ([invited, expires], joined, revoked), quarantine, waiting)| Member {
+            site,
+            invited,
+            expires,
+            joined,
+            revoked,
+            quarantine,
+            waiting,
+        },
+    )
+}
+
+fn notice() -> impl Strategy<Value = Notice> {
+    prop_oneof![".{0,80}".prop_map(|reason| Notice::Quarantined { reason }), Just(Notice::Released)]
 }
 
 /// Writes a message, reads it back, and tries every shorter body and one that is a byte too long.
@@ -283,6 +315,11 @@ proptest! {
     fn a_receipt_comes_back_as_it_was_sent(reason in refusal()) {
         comes_back(FrameKind::Receipt, &Receipt::Refused(reason))?;
         comes_back(FrameKind::Receipt, &Receipt::Accepted)?;
+    }
+
+    #[test]
+    fn a_notice_comes_back_as_it_was_sent(notice in notice()) {
+        comes_back(FrameKind::Notice, &notice)?;
     }
 
     #[test]
@@ -344,6 +381,7 @@ proptest! {
         reads::<TaskHeader>(FrameKind::Task, &bytes)?;
         reads::<AnswerHeader>(FrameKind::Answer, &bytes)?;
         reads::<Receipt>(FrameKind::Receipt, &bytes)?;
+        reads::<Notice>(FrameKind::Notice, &bytes)?;
         reads::<AdminRequest>(FrameKind::AdminRequest, &bytes)?;
         reads::<AdminReply>(FrameKind::AdminReply, &bytes)?;
     }

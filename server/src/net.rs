@@ -45,13 +45,17 @@ use crate::Note;
 use admin::{Admin, Door};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
-pub use authority::{Authority, AuthorityError, Identity, Issuing, SERVER_NAME};
+pub use authority::{
+    Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
+    SERVER_NAME,
+};
 use desk::Desk;
 pub use endpoint::EndpointError;
 use endpoint::Port;
 pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use keeper::Keeper;
+pub use members::Approval;
 use members::Members;
 use metrics::Metrics;
 pub use peer::{NotASite, site_of_pem, validity_of_der, validity_of_pem};
@@ -66,6 +70,8 @@ use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
 const COMMANDS: usize = 1024;
+/// What the audit log calls the program that embeds the server.
+const PROGRAM: &str = "this program";
 /// Notes that a slow listener may be behind before it misses some.
 const NOTES: usize = 4096;
 
@@ -108,6 +114,8 @@ pub struct ServerConfig {
     pub issuing: Option<Arc<Issuing>>,
     /// Where models and optimizers' states are, if not in the state folder.
     pub objects: Option<Objects>,
+    /// Whether an operator must approve whoever comes with an invite.
+    pub approval: Approval,
     /// How many of a run's last models keep their files, beside the best one; all when `None`.
     pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
@@ -128,6 +136,7 @@ impl ServerConfig {
             identity,
             issuing: None,
             objects: None,
+            approval: Approval::default(),
             models_kept: None,
             limits,
             admin: None,
@@ -267,6 +276,7 @@ impl Server {
             stop: stop.clone(),
             spare: Arc::clone(&spare),
             meter: Arc::clone(&metrics),
+            held: store.quarantines().await?.into_keys().collect(),
         };
         let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);
@@ -277,10 +287,9 @@ impl Server {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let members =
-            Members::new(Arc::clone(&store), config.issuing, Arc::clone(&metrics), commands.clone());
-        let members = members.await?;
-        let members = Arc::new(members);
+        let (issuing, approval, meter) = (config.issuing, config.approval, Arc::clone(&metrics));
+        let members = Members::new(Arc::clone(&store), issuing, approval, meter, commands.clone());
+        let members = Arc::new(members.await?);
         let desk = Arc::new(Desk {
             store: Arc::clone(&store),
             room,
@@ -336,7 +345,7 @@ impl Server {
     /// # Errors
     /// A sentence for the operator.
     pub async fn submit(&self, plan_toml: String, seed: Option<u64>) -> Result<RunId, String> {
-        self.desk.submit(plan_toml, seed).await
+        self.desk.submit(plan_toml, seed, PROGRAM).await
     }
 
     /// The runs, newest first, without their rounds and clients.

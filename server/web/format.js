@@ -76,7 +76,9 @@ export const STATES = {
 
 /** What a state of a site is called. @type {Record<string, string>} */
 export const MEMBERSHIPS = {
+  waiting: "Waits for approval",
   member: "Member",
+  quarantined: "Quarantine",
   invited: "Invited",
   invite_expired: "Invite expired",
   revoked: "Revoked",
@@ -100,6 +102,7 @@ export const REASONS = {
   truncated: "the upload broke off",
   too_slow: "the upload took too long",
   bad_vote: "a vote that is none",
+  quarantined: "it was in quarantine",
   unsupported: "its software does not know this task",
   data: "its data does not fit the plan",
   not_finite: "training gave no finite numbers",

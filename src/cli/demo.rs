@@ -131,12 +131,18 @@ fn make_federation(
     let silent = Global { format: Format::Silent, quiet: global.quiet, verbose: global.verbose };
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     super::serve::init(
-        &super::serve::InitArgs { folder: folder.0.clone(), names: Vec::new(), listen },
+        &super::serve::InitArgs {
+            folder: folder.0.clone(),
+            names: Vec::new(),
+            listen,
+            seal: super::root::SealArgs::default(),
+        },
         &silent,
     )?;
     for (name, rows) in hospitals {
         let site = ClientId::new(name).or_fail(Kind::Defect, "examples/data")?;
-        super::serve::issue(&super::serve::IssueArgs { site, folder: folder.0.clone() }, &silent)?;
+        let root = super::root::RootArgs::default();
+        super::serve::issue(&super::serve::IssueArgs { site, folder: folder.0.clone(), root }, &silent)?;
         let path = folder.site(name).join("records.csv");
         std::fs::write(&path, rows).or_fail(Kind::Run, path.display())?;
     }

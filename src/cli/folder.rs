@@ -12,7 +12,7 @@ use protocol::SpecError;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
-use server::net::{Database, Limits, Objects, Store};
+use server::net::{Approval, Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
 use super::failure::{Failure, Kind, OrFail};
@@ -95,6 +95,9 @@ pub(super) struct ServerFile {
     /// Where the state's rows are.
     #[serde(default)]
     state: StateFile,
+    /// How sites become members.
+    #[serde(default)]
+    pub(super) enrolment: EnrolmentFile,
     /// Which models are kept.
     #[serde(default)]
     pub(super) models: ModelsFile,
@@ -115,6 +118,20 @@ pub(super) struct AdminFile {
     /// Names by which it may be called, besides the names of loopback and `listen`.
     #[serde(default)]
     pub(super) hosts: Vec<String>,
+}
+
+/// `[enrolment]` of `server.toml`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct EnrolmentFile {
+    /// Whether an operator must approve whoever comes with an invite.
+    approval: bool,
+}
+
+impl EnrolmentFile {
+    pub(super) fn approval(self) -> Approval {
+        if self.approval { Approval::ByOperator } else { Approval::ByInvite }
+    }
 }
 
 /// `[models]` of `server.toml`.

@@ -1,7 +1,7 @@
 //! `consortia site join`: from an invite to a site that can run, in one command. The key is made here and stays here.
 
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::client::net::{EnrolError, enrol};
 use clap::Args;
@@ -13,6 +13,9 @@ use super::failure::{Failure, Kind, OrFail};
 use super::members::moment;
 use super::site::{Preset, next_steps, write_files};
 use super::watch::runtime;
+
+/// How often whoever waits for an operator asks.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(super) struct JoinArgs {
@@ -58,16 +61,47 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
             invite.phrase()
         );
     }
-    let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let joined = runtime()?.block_on(enrol(&invite, &folder.join("identity"), software, now));
-    joined.map_err(|error| failure(error, &invite))?;
+    runtime()?.block_on(become_member(&invite, &folder.join("identity"), global))?;
     let files = write_files(&folder, &invite.servers, data.as_deref(), args.policy)?;
     global.format.say(
         || format!("{} has joined: its key was made here and is in {}\n{}", invite.site, folder.join("identity").display(), next_steps(&files, data.is_some(), args.policy)),
         || json!({ "site": invite.site.as_str(), "file": files.site, "policy": files.policy, "phrase": invite.phrase() }),
     );
     Ok(())
+}
+
+/// Gets the certificate; where an operator must approve, asks again until that has happened, also over a restart of the server.
+async fn become_member(invite: &Invite, identity: &Path, global: &Global) -> Result<(), Failure> {
+    let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
+    let mut told = false;
+    loop {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        match enrol(invite, identity, software, now).await {
+            Ok(()) => return Ok(()),
+            Err(EnrolError::Waiting { phrase }) if !told => {
+                told = true;
+                global.format.say(
+                    || describe_wait(invite, &phrase),
+                    || json!({ "event": "waiting", "site": invite.site.as_str(), "phrase": phrase }),
+                );
+            }
+            Err(EnrolError::Waiting { .. }) => {}
+            Err(error @ (EnrolError::Unreachable(_) | EnrolError::Lost(_))) if told => {
+                tracing::warn!("{error}; still waiting");
+            }
+            Err(error) => return Err(failure(error, invite)),
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+fn describe_wait(invite: &Invite, phrase: &str) -> String {
+    format!(
+        "waiting until the operator approves {}. Read this to the operator by telephone:\n\n  {phrase}\n\nThis command may be ended, \
+         and goes on where it was when it is given again, until {}.",
+        invite.site,
+        moment(invite.expires)
+    )
 }
 
 fn failure(error: EnrolError, invite: &Invite) -> Failure {

@@ -1,11 +1,12 @@
 //! `consortia invite` and the operator's half of `consortia site`: who may join, who has, who may not any more.
 
+use std::io::IsTerminal;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::client::net::{OperatorClient, OperatorError};
 use clap::Args;
 use protocol::ClientId;
-use protocol::wire::{AdminReply, AdminRequest, InviteText, Member};
+use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -36,6 +37,39 @@ pub(super) struct InviteArgs {
 pub(super) struct RevokeArgs {
     /// The site.
     site: ClientId,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct QuarantineArgs {
+    /// The site.
+    site: ClientId,
+    /// Why, in one line: the site is told so, and the audit log has it.
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    /// The site.
+    site: ClientId,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DecideArgs {
+    /// The site.
+    site: ClientId,
+    /// What the site's people say by telephone; asked for on a terminal.
+    #[arg(long, value_name = "WORDS")]
+    phrase: Option<String>,
+    /// Do not compare phrases.
+    #[arg(long, conflicts_with = "phrase")]
+    yes: bool,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -72,7 +106,7 @@ fn invite_json(invite: &InviteText) -> Value {
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let AdminReply::Members(members) = ask(args, &AdminRequest::Members)? else { return Err(wrong_reply()) };
-    let mut rows = vec![["site", "state", "invited", "joined"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["site", "state", "invited", "joined", "remark"].map(str::to_owned).to_vec()];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     rows.extend(members.iter().map(|member| {
         let time = |at: u64| if at == 0 { "-".to_owned() } else { moment(at) };
@@ -81,6 +115,7 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
             state(member, now).to_owned(),
             time(member.invited),
             time(member.joined.unwrap_or(0)),
+            remark(member),
         ]
     }));
     let object = |member: &Member| {
@@ -92,7 +127,23 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the operator should know of a line: who waits, or why it gets no task.
+fn remark(member: &Member) -> String {
+    let waits = |applicant: &Applicant| {
+        let Applicant { phrase, since, address, .. } = applicant;
+        format!("\"{phrase}\" from {address} since {}", moment(*since))
+    };
+    match &member.quarantine {
+        _ if !member.waiting.is_empty() => member.waiting.iter().map(waits).collect::<Vec<_>>().join("; "),
+        Some(held) => held.reason.clone(),
+        None => String::new(),
+    }
+}
+
 fn state(member: &Member, now: u64) -> &'static str {
+    if !member.waiting.is_empty() {
+        return "waiting";
+    }
     match (member.joined, member.revoked) {
         (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
             if member.invited > before {
@@ -101,6 +152,7 @@ fn state(member: &Member, now: u64) -> &'static str {
                 "revoked"
             }
         }
+        _ if member.quarantine.is_some() => "quarantined",
         (Some(_), _) => "member",
         (None, _) if now > member.expires => "invite expired",
         (None, _) => "invited",
@@ -108,16 +160,8 @@ fn state(member: &Member, now: u64) -> &'static str {
 }
 
 pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Members(members) = ask(&args.operator, &AdminRequest::Members)? else {
-        return Err(wrong_reply());
-    };
-    if members.iter().all(|member| member.site != args.site) {
-        // One whose certificate was made by `server issue` is in no list, and must be revoked all the same.
-        tracing::warn!("nobody of the name {} was ever invited; is it spelled right?", args.site);
-    }
-    let AdminReply::Done = ask(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })? else {
-        return Err(wrong_reply());
-    };
+    look_for(&args.operator, &args.site)?;
+    done(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })?;
     global.format.say(
         || {
             format!(
@@ -128,6 +172,93 @@ pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> 
         || json!({ "site": args.site.as_str(), "revoked": true }),
     );
     Ok(())
+}
+
+pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), Failure> {
+    look_for(&args.operator, &args.site)?;
+    let (site, reason) = (args.site.clone(), args.reason.clone());
+    done(&args.operator, &AdminRequest::Quarantine { site, reason })?;
+    global.format.say(
+        || {
+            format!(
+                "{site} is in quarantine: it gets no task, what it owed is refused, and it was told so\nto end that: consortia site release {site}",
+                site = args.site
+            )
+        },
+        || json!({ "site": args.site.as_str(), "quarantined": true }),
+    );
+    Ok(())
+}
+
+pub(super) fn release(args: &ReleaseArgs, global: &Global) -> Result<(), Failure> {
+    done(&args.operator, &AdminRequest::Release { site: args.site.clone() })?;
+    global.format.say(
+        || format!("{} is released from quarantine: the next round may ask it", args.site),
+        || json!({ "site": args.site.as_str(), "quarantined": false }),
+    );
+    Ok(())
+}
+
+pub(super) fn approve(args: &DecideArgs, global: &Global) -> Result<(), Failure> {
+    let phrase = match &args.phrase {
+        None if args.yes => None,
+        None => Some(heard(&args.site)?),
+        phrase => phrase.clone(),
+    };
+    done(&args.operator, &AdminRequest::Approve { site: args.site.clone(), phrase })?;
+    global.format.say(
+        || format!("{} is approved: it gets its certificate when it asks again, within seconds", args.site),
+        || json!({ "site": args.site.as_str(), "approved": true }),
+    );
+    Ok(())
+}
+
+/// What the site's people say, typed on the terminal.
+fn heard(site: &ClientId) -> Result<String, Failure> {
+    if !std::io::stdin().is_terminal() {
+        let message = format!(
+            "give --phrase \"WORDS\", what {site} says by telephone, or --yes to approve without comparing"
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    eprint!("what does {site} say by telephone? ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).or_fail(Kind::Configuration, "stdin")?;
+    Ok(line)
+}
+
+pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> {
+    let (site, phrase) = (args.site.clone(), args.phrase.clone());
+    done(&args.operator, &AdminRequest::Refuse { site, phrase })?;
+    global.format.say(
+        || {
+            format!(
+                "{} is refused, and its invite is worth nothing now; to let it in, make it a new one",
+                args.site
+            )
+        },
+        || json!({ "site": args.site.as_str(), "approved": false }),
+    );
+    Ok(())
+}
+
+/// Warns of a name that nobody has.
+fn look_for(operator: &OperatorArgs, site: &ClientId) -> Result<(), Failure> {
+    let AdminReply::Members(members) = ask(operator, &AdminRequest::Members)? else {
+        return Err(wrong_reply());
+    };
+    if members.iter().all(|member| member.site != *site) {
+        // One whose certificate was made by `server issue` is in no list, and is meant all the same.
+        tracing::warn!("nobody of the name {site} was ever invited; is it spelled right?");
+    }
+    Ok(())
+}
+
+fn done(operator: &OperatorArgs, request: &AdminRequest) -> Result<(), Failure> {
+    match ask(operator, request)? {
+        AdminReply::Done => Ok(()),
+        _ => Err(wrong_reply()),
+    }
 }
 
 fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {

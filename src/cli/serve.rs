@@ -24,6 +24,7 @@ use super::folder::{ServerFile, ServerFolder};
 use super::members::moment;
 use super::notify::Notify;
 use super::output::Format;
+use super::root::{RootArgs, SealArgs};
 use super::watch::{runtime, until_told};
 
 #[derive(Debug, Args)]
@@ -36,6 +37,8 @@ pub(super) struct InitArgs {
     /// Address and port to listen on (UDP, and TCP of the same number).
     #[arg(long, default_value = "0.0.0.0:4433")]
     pub(super) listen: SocketAddr,
+    #[command(flatten)]
+    pub(super) seal: SealArgs,
 }
 
 #[derive(Debug, Args)]
@@ -45,6 +48,8 @@ pub(super) struct IssueArgs {
     /// The server's folder.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     pub(super) folder: PathBuf,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +102,10 @@ device = "auto"
 [admin]
 listen = "127.0.0.1:ADMIN"
 
+# With this, whoever comes with an invite waits until an operator has said `consortia site approve SITE`.
+# [enrolment]
+# approval = true
+
 # The model of every round is kept in state/blobs. To keep only the last ones and the best one of a run:
 # [models]
 # store = "s3://bucket/prefix"     # or file:///folder; without it in state/blobs
@@ -123,9 +132,11 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         let message = format!("{shown} already holds a federation; nothing was changed");
         return Err(Failure::new(Kind::Configuration, message));
     }
-    std::fs::create_dir_all(folder.state()).or_fail(Kind::Configuration, &shown)?;
+    let passphrase = args.seal.passphrase()?;
     let now = SystemTime::now();
-    let authority = Authority::create(&folder.authority(), now).or_fail(Kind::Configuration, "")?;
+    let authority = Authority::create_sealed(&folder.authority(), passphrase.as_ref(), now);
+    let authority = authority.or_fail(Kind::Configuration, "")?;
+    std::fs::create_dir_all(folder.state()).or_fail(Kind::Configuration, &shown)?;
     let server = authority.issue_server(&args.names, now).or_fail(Kind::Configuration, "")?;
     server.write_identity(&folder.identity()).or_fail(Kind::Configuration, "")?;
     let operator = authority.issue_operator("operator", now).or_fail(Kind::Configuration, "")?;
@@ -139,16 +150,18 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         .replace("ADDRESSES", &addresses)
         .replace("ADMIN", &admin.to_string());
     std::fs::write(folder.config(), text).or_fail(Kind::Configuration, folder.config().display())?;
+    let sealed = if passphrase.is_some() { "encrypted" } else { "not encrypted (--passphrase would)" };
     global.format.say(
         || {
             format!(
                 "federation made in {shown}\nauthority fingerprint {}\n\nnext:\n  consortia server run \
-                 {shown}\n  consortia invite create SITE... --dir {shown}\n\n{shown}/authority/ca-key.pem can make any identity and is not \
-                 needed to run: move it to where no network reaches.",
+                 {shown}\n  consortia invite create SITE... --dir {shown}\n\nThe root's key, {shown}/authority/ca-key.pem, is {sealed}. It can make \
+                 any identity and is not needed to run: move it to where no network reaches, with a copy elsewhere. Without it \
+                 nobody can issue certificates for servers and operators when those end.",
                 authority.fingerprint()
             )
         },
-        || json!({ "folder": args.folder, "authority_sha256": authority.fingerprint() }),
+        || json!({ "folder": args.folder, "authority_sha256": authority.fingerprint(), "root_key_encrypted": passphrase.is_some() }),
     );
     Ok(())
 }
@@ -163,7 +176,7 @@ fn address(host: &str, port: u16) -> String {
 
 pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let authority = Authority::open(&folder.authority()).or_fail(Kind::Configuration, "")?;
+    let authority = args.root.open(&folder)?;
     let identity = authority.issue_site(&args.site, SystemTime::now()).or_fail(Kind::Configuration, "")?;
     let bundle = folder.site(args.site.as_str());
     identity.write_identity(&bundle).or_fail(Kind::Configuration, "")?;
@@ -231,6 +244,7 @@ async fn serve(
         identity: folder.identity(),
         issuing: issuing(folder)?,
         objects: folder.objects(file)?,
+        approval: file.enrolment.approval(),
         models_kept: file.models.keep_last,
         limits: file.limits(),
         admin: admin(folder, file)?,

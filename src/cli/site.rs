@@ -351,6 +351,8 @@ fn show(event: &AgentEvent, global: &Global) {
             AgentEvent::Accepted { .. } => "accepted",
             AgentEvent::Refused { .. } => "refused",
             AgentEvent::Abandoned { .. } => "abandoned",
+            AgentEvent::Quarantined { .. } => "quarantined",
+            AgentEvent::Released => "released",
             AgentEvent::Left => "left",
             _ => "other",
         };

@@ -260,6 +260,18 @@ await step("a site is invited, and its line shown once", async () => {
   await page.getByRole("row", { name: /^east Invited/ }).waitFor();
 });
 
+await step("a site is quarantined with a reason that is shown, and released", async () => {
+  await page.getByRole("row", { name: /^va Member.*Connected/ }).waitFor();
+  await page.getByRole("button", { name: "Quarantine va" }).click();
+  const dialog = page.getByRole("dialog", { name: "Quarantine va" });
+  await dialog.getByRole("textbox").fill("odd norms");
+  await accessible(page, "a quarantine");
+  await dialog.getByRole("button", { name: "Quarantine" }).click();
+  await page.getByRole("row", { name: /^va Quarantine.*odd norms.*Connected/ }).waitFor();
+  await page.getByRole("button", { name: "Release va" }).click();
+  await page.getByRole("dialog", { name: "Release va" }).getByRole("button", { name: "Release" }).click();
+});
+
 await step("a site is revoked once its name is typed, and its connection ends", async () => {
   await page.getByRole("row", { name: /^va Member.*Connected/ }).waitFor();
   await accessible(page, "the sites");

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use protocol::wire::{CodecError, ENROL_ALPN, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind};
-use protocol::{Invite, Token};
+use protocol::{Invite, Token, spoken};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -65,6 +65,15 @@ pub enum EnrolError {
     /// The server refuses.
     #[error("{0}")]
     Refused(EnrolRefusal),
+    /// An operator must approve first.
+    #[error(
+        "the operator has not approved this site yet: tell the operator by telephone that its key's phrase is \"{phrase}\", and \
+         try again with the same invite"
+    )]
+    Waiting {
+        /// What the operator sees of this request, too: three words made from the public key.
+        phrase: String,
+    },
     /// The server's answer does not fit the invite.
     #[error("the server's answer is not the invite's: {0}; tell the operator")]
     Answer(&'static str),
@@ -77,7 +86,7 @@ pub enum EnrolError {
 /// owner alone), `cert.pem` and `ca.pem`. Its servers are tried in turn.
 ///
 /// # Errors
-/// [`EnrolError`]. Until the certificate has come, it may be called again.
+/// [`EnrolError`]. Until the certificate has come, it may be called again, and must be after [`EnrolError::Waiting`].
 pub async fn enrol(invite: &Invite, folder: &Path, software: &str, now: u64) -> Result<(), EnrolError> {
     let [cert_path, root_path] = ["cert.pem", "ca.pem"].map(|name| folder.join(name));
     if cert_path.exists() {
@@ -87,7 +96,9 @@ pub async fn enrol(invite: &Invite, folder: &Path, software: &str, now: u64) -> 
         return Err(EnrolError::Expired);
     }
     let request = request(folder, Some(invite.token.clone()), software)?;
-    let (chain, root) = ask(invite, &request).await?;
+    let Some((chain, root)) = ask(invite, &request).await? else {
+        return Err(EnrolError::Waiting { phrase: phrase(folder)? });
+    };
     if root_sha256(&root)? != invite.root_sha256 {
         return Err(EnrolError::Answer("its root certificate is another one"));
     }
@@ -119,7 +130,7 @@ pub async fn renew(folder: &Path, servers: &[String], software: &str) -> Result<
     let link = link.map_err(EnrolError::Unreachable)?;
     let answer = exchange(&link, &request).await;
     link.leave().await;
-    let (chain, root) = answer?;
+    let (chain, root) = answer?.ok_or(EnrolError::Answer("a renewal needs nobody's approval"))?;
     if root_sha256(&root)? != root_sha256(&kept)? {
         return Err(EnrolError::Answer("its root certificate is another one"));
     }
@@ -178,6 +189,13 @@ fn request(folder: &Path, token: Option<Token>, software: &str) -> Result<EnrolR
     Ok(EnrolRequest { token, csr_der: signed.der().to_vec(), software: software.to_owned() })
 }
 
+/// The words for the key in `folder`.
+fn phrase(folder: &Path) -> Result<String, EnrolError> {
+    let key = own_key(folder, &folder.join("key.pem"))?;
+    let digest = Sha256::digest(key.public_key_raw());
+    Ok(spoken(digest[..8].iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte))))
+}
+
 /// The key of an earlier try, or a new one.
 fn own_key(folder: &Path, path: &Path) -> Result<KeyPair, EnrolError> {
     let bad = |error: rcgen::Error| EnrolError::Key { path: path.to_owned(), reason: error.to_string() };
@@ -194,8 +212,8 @@ fn own_key(folder: &Path, path: &Path) -> Result<KeyPair, EnrolError> {
     Ok(key)
 }
 
-/// The chain and the root that the first server gives that can be reached.
-async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<(String, String), EnrolError> {
+/// What the first server says that can be reached.
+async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<Option<(String, String)>, EnrolError> {
     let tls = tls(invite.root_sha256).map_err(|error| EnrolError::Lost(error.to_string()))?;
     let link = Link::open_any(&invite.servers, SERVER_NAME, Transport::Auto, &tls).await;
     let link = link.map_err(|error| match error {
@@ -207,7 +225,8 @@ async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<(String, String)
     answer
 }
 
-async fn exchange(link: &Link, request: &EnrolRequest) -> Result<(String, String), EnrolError> {
+/// The chain and the root; none while an operator has to approve.
+async fn exchange(link: &Link, request: &EnrolRequest) -> Result<Option<(String, String)>, EnrolError> {
     let lost = |error: FrameError| match link.connection.close_reason() {
         Some(reason) => EnrolError::Lost(explain(&reason)),
         None => EnrolError::Frame(error),
@@ -217,8 +236,9 @@ async fn exchange(link: &Link, request: &EnrolRequest) -> Result<(String, String
     write_frame(&mut send, FrameKind::EnrolRequest, request).await.map_err(lost)?;
     let _ = send.finish();
     match read_frame(&mut recv, FrameKind::EnrolReply, ENROL_MAX).await.map_err(lost)? {
-        Some(EnrolReply::Issued { chain_pem, root_pem }) => Ok((chain_pem, root_pem)),
+        Some(EnrolReply::Issued { chain_pem, root_pem }) => Ok(Some((chain_pem, root_pem))),
         Some(EnrolReply::Refused(refusal)) => Err(EnrolError::Refused(refusal)),
+        Some(EnrolReply::Waiting) => Ok(None),
         None => Err(lost(FrameError::Codec(CodecError::Body("nothing came".to_owned())))),
     }
 }

@@ -68,6 +68,13 @@ pub enum AgentEvent {
         /// Why.
         trouble: String,
     },
+    /// The operator holds the site in quarantine: no task will come.
+    Quarantined {
+        /// Why, in the operator's words; may be empty.
+        reason: String,
+    },
+    /// The operator has ended the quarantine.
+    Released,
     /// The agent has said goodbye.
     Left,
 }
@@ -91,6 +98,7 @@ pub(super) fn meaning(refusal: Refusal) -> &'static str {
             "the answer is larger than the plan allows; install the same release on both sides"
         }
         Refusal::Truncated => "the line broke during the upload; the server may ask again",
+        Refusal::Quarantined => "the operator holds this site in quarantine; ask why",
         Refusal::TooSlow => "the upload took longer than the server allows; check the line",
     }
 }
@@ -116,6 +124,14 @@ impl std::fmt::Display for AgentEvent {
             }
             Self::Abandoned { task: Some(task), trouble } => write!(f, "gave up the {task}: {trouble}"),
             Self::Abandoned { task: None, trouble } => write!(f, "gave up a task: {trouble}"),
+            Self::Quarantined { reason } => {
+                let why = if reason.is_empty() { "no reason was given" } else { reason };
+                write!(
+                    f,
+                    "the operator holds this site in quarantine ({why}): no task comes until the operator releases it"
+                )
+            }
+            Self::Released => f.write_str("the operator has released this site from quarantine"),
             Self::Left => f.write_str("left the federation's server"),
         }
     }

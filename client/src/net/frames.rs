@@ -1,6 +1,8 @@
 //! Frames over quinn's streams. Nothing is read into memory before its length has been checked.
 
-use protocol::wire::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
+use protocol::wire::{
+    CodecError, FRAME_HEAD, FrameHead, FrameKind, HEADER_MAX, Notice, SMALL_MAX, TaskHeader, decode, encode,
+};
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -58,4 +60,29 @@ pub(super) async fn read_frame<T: DeserializeOwned>(
     let mut body = vec![0; FrameHead::parse(head, kind, limit)?.len];
     recv.read_exact(&mut body).await?;
     Ok(Some(decode(&body)?))
+}
+
+/// What a stream of the server's begins with.
+pub(super) enum Opening {
+    /// A task; its model follows.
+    Task(TaskHeader),
+    /// News; nothing follows.
+    Notice(Notice),
+}
+
+/// Reads the first frame of a stream of the server's; `None` when the stream ended before it began.
+pub(super) async fn read_opening(recv: &mut RecvStream) -> Result<Option<Opening>, FrameError> {
+    let mut head = [0; FRAME_HEAD];
+    match recv.read_exact(&mut head).await {
+        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
+        read => read?,
+    }
+    let is_notice = |error: &CodecError| matches!(error, CodecError::Kind { found, .. } if *found == FrameKind::Notice as u8);
+    let (len, notice) = match FrameHead::parse(head, FrameKind::Task, HEADER_MAX) {
+        Err(error) if is_notice(&error) => (FrameHead::parse(head, FrameKind::Notice, SMALL_MAX)?.len, true),
+        task => (task?.len, false),
+    };
+    let mut body = vec![0; len];
+    recv.read_exact(&mut body).await?;
+    Ok(Some(if notice { Opening::Notice(decode(&body)?) } else { Opening::Task(decode(&body)?) }))
 }

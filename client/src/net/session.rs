@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use privacy::chain;
 use protocol::wire::{
-    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, HEADER_MAX, Hello, Receipt, Rejection,
-    SMALL_MAX, TaskHeader,
+    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, Hello, Notice, Receipt, Rejection, SMALL_MAX,
+    TaskHeader,
 };
 use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::explain;
 use super::events::{AgentEvent, meaning};
-use super::frames::{FrameError, read_frame, write_frame};
+use super::frames::{FrameError, Opening, read_frame, read_opening, write_frame};
 use super::pace::Pace;
 use super::values::{read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
@@ -171,11 +171,13 @@ impl Workshop {
             AgentEvent::Waiting { .. }
             | AgentEvent::Declined { .. }
             | AgentEvent::Refused { .. }
-            | AgentEvent::Abandoned { .. } => tracing::warn!("{event}"),
+            | AgentEvent::Abandoned { .. }
+            | AgentEvent::Quarantined { .. } => tracing::warn!("{event}"),
             AgentEvent::Connected { .. }
             | AgentEvent::Started { .. }
             | AgentEvent::Answering { .. }
             | AgentEvent::Accepted { .. }
+            | AgentEvent::Released
             | AgentEvent::Left => tracing::info!("{event}"),
         }
         if let Some(events) = &self.events {
@@ -226,8 +228,14 @@ impl Workshop {
         newest: &Newest,
         id: &mut Option<TaskId>,
     ) -> Result<(), Abandoned> {
-        let header = read_frame(&mut stream.recv, FrameKind::Task, HEADER_MAX).await?;
-        let header: TaskHeader = header.ok_or(FrameError::Ended)?;
+        let header = match read_opening(&mut stream.recv).await?.ok_or(FrameError::Ended)? {
+            Opening::Task(header) => header,
+            Opening::Notice(notice) => {
+                let _ = stream.send.finish();
+                self.hear(notice).await;
+                return Ok(());
+            }
+        };
         let task = *id.insert(header.id);
         newest.replace(task.run, stop);
         let (attempted, codec) = match self.check_size(&header) {
@@ -248,6 +256,21 @@ impl Workshop {
             }
         }
         Ok(())
+    }
+
+    /// Passes on what the server tells between tasks.
+    async fn hear(&self, notice: Notice) {
+        match notice {
+            Notice::Quarantined { reason } => {
+                let reason: String = reason.chars().filter(|c| !c.is_control()).collect();
+                self.note(AuditEvent::Quarantined { reason: reason.clone() }).await;
+                self.report(AgentEvent::Quarantined { reason });
+            }
+            Notice::Released => {
+                self.note(AuditEvent::Released).await;
+                self.report(AgentEvent::Released);
+            }
+        }
     }
 
     /// Writes into the site's audit log, where it has one. A log that cannot be written lets no answer leave afterwards.

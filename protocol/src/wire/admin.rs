@@ -61,6 +61,32 @@ pub enum AdminRequest {
         /// Which of its models.
         choice: ModelChoice,
     },
+    /// Give this site no task and take no update of it, from now on; it stays a member and may stay connected.
+    Quarantine {
+        /// Which site.
+        site: ClientId,
+        /// Why; the site is told so. May be empty.
+        reason: String,
+    },
+    /// End a site's quarantine.
+    Release {
+        /// Which site.
+        site: ClientId,
+    },
+    /// Let in who waits with an invite of this site.
+    Approve {
+        /// Which site.
+        site: ClientId,
+        /// The phrase of its key, as the site has said it; needed where several wait.
+        phrase: Option<String>,
+    },
+    /// Keep out who waits with an invite of this site, and take the invite back.
+    Refuse {
+        /// Which site.
+        site: ClientId,
+        /// The phrase of a key; everybody who waits when `None`.
+        phrase: Option<String>,
+    },
 }
 
 /// What an operator wants of a run that has not ended.
@@ -184,6 +210,32 @@ pub struct Member {
     pub joined: Option<u64>,
     /// Certificates that were issued then or before are void.
     pub revoked: Option<u64>,
+    /// Set while it gets no task.
+    pub quarantine: Option<Quarantine>,
+    /// Who waits to be approved as this site: one, unless an invite is in wrong hands.
+    pub waiting: Vec<Applicant>,
+}
+
+/// Somebody who has shown an invite and waits for an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applicant {
+    /// What the site sees, too: made from its public key.
+    pub phrase: String,
+    /// When it first asked, in seconds since the Unix epoch.
+    pub since: u64,
+    /// When its invite ends.
+    pub expires: u64,
+    /// From where it first asked.
+    pub address: String,
+}
+
+/// Since when and why a site gets no task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// Seconds since the Unix epoch.
+    pub since: u64,
+    /// In the operator's words; may be empty.
+    pub reason: String,
 }
 
 /// Where a run stands.

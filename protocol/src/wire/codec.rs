@@ -39,6 +39,8 @@ pub enum FrameKind {
     EnrolReply = 9,
     /// [`crate::Invite`]; never on a wire of its own.
     Invite = 10,
+    /// [`super::Notice`].
+    Notice = 11,
 }
 
 /// A checked head.

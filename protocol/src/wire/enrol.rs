@@ -28,6 +28,8 @@ pub enum EnrolReply {
     },
     /// It is not.
     Refused(EnrolRefusal),
+    /// An operator has not approved it yet: ask again in a few seconds, with the same key.
+    Waiting,
 }
 
 /// Why there is no certificate.
@@ -55,4 +57,7 @@ pub enum EnrolRefusal {
         "the server cannot issue certificates at the moment; tell the operator, the server's log says why"
     )]
     Unable,
+    /// An operator looked at the request and refused it.
+    #[error("the operator has refused this request; speak with the operator, and ask for a new invite")]
+    Denied,
 }

@@ -67,6 +67,18 @@ pub enum Rejection {
     Late,
 }
 
+/// What the server tells a site between tasks, on a stream of its own that it finishes; nothing is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notice {
+    /// The operator holds the site in quarantine: no task will come, and none that is open is wanted any more.
+    Quarantined {
+        /// Why, in the operator's words; may be empty.
+        reason: String,
+    },
+    /// The quarantine is over.
+    Released,
+}
+
 /// A task without its model. `model_len` words of 4 bytes follow: values of f32, or what the plan's broadcast codec makes of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskHeader {

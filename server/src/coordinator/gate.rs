@@ -4,6 +4,15 @@ use std::collections::BTreeMap;
 
 use protocol::{ClientId, TaskId, Time};
 
+use super::Coordinator;
+
+impl Coordinator {
+    /// The open task for which this client's answer is still awaited.
+    pub fn owed(&self, client: &ClientId) -> Option<TaskId> {
+        self.open_task().filter(|task| self.check_standing(client, *task).is_ok())
+    }
+}
+
 /// One task put to a cohort. It opens when nobody is awaited any more, or at its deadline.
 #[derive(Debug)]
 pub(super) struct Gate {

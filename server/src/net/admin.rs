@@ -24,7 +24,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router, middleware};
+use axum::{Extension, Json, Router, middleware};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -119,6 +119,17 @@ impl Admin {
 /// What everything that answers shares.
 type Shared = Arc<Admin>;
 
+/// Whose request it is, as far as that is known: everybody shares the token, and a proxy has one address.
+#[derive(Clone, Copy, Debug)]
+struct Caller(SocketAddr);
+
+impl Caller {
+    /// What the audit log calls it.
+    fn name(self) -> String {
+        format!("admin token, from {}", self.0)
+    }
+}
+
 /// The open port.
 pub(crate) struct Door {
     config: AdminConfig,
@@ -161,8 +172,8 @@ impl Door {
             };
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, _)) => {
-                    let router = router.clone();
+                Ok((stream, address)) => {
+                    let router = router.clone().layer(Extension(Caller(address)));
                     connections.spawn(async move {
                         attend(stream, router).await;
                         drop(seat);
@@ -205,6 +216,10 @@ fn router(admin: Shared, guard: Arc<Guard>) -> Router {
         .routes(routes!(runs::stop))
         .routes(routes!(sites::list))
         .routes(routes!(sites::revoke))
+        .routes(routes!(sites::quarantine))
+        .routes(routes!(sites::release))
+        .routes(routes!(sites::approve))
+        .routes(routes!(sites::refuse))
         .routes(routes!(sites::invite))
         .routes(routes!(books::ledger))
         .routes(routes!(journal::audit))
@@ -217,6 +232,7 @@ fn router(admin: Shared, guard: Arc<Guard>) -> Router {
     };
     api.route("/api/v1/openapi.json", get(describe))
         .route("/metrics", get(status::metrics))
+        .route("/crl", get(sites::revocation_list))
         .fallback(pages::page)
         .method_not_allowed_fallback(not_allowed)
         .with_state(admin)

@@ -15,6 +15,7 @@ use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
 
 use super::engine::Record;
+use super::members::Verdict;
 use super::store::StoreError;
 use crate::{Note, RunEnd};
 
@@ -59,7 +60,7 @@ struct Entry<'a> {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Event<'a> {
     Started { software: &'a str },
-    Submitted { name: &'a str, plan_sha256: String, rehearsal: bool },
+    Submitted { name: &'a str, plan_sha256: String, rehearsal: bool, by: &'a str },
     Opened { task: String, cohort: usize },
     Accepted { client: &'a str, task: String },
     Refused { client: &'a str, task: Option<String>, reason: Refusal },
@@ -69,11 +70,16 @@ pub(crate) enum Event<'a> {
     Round { round: u32, released: bool, epsilon: Option<f64> },
     Ended { state: RunState, reason: &'a str },
     Controlled { control: Control, by: &'a str },
-    Invited { client: &'a str, expires: u64 },
+    Invited { client: &'a str, expires: u64, by: &'a str },
     Enrolled { client: &'a str, key_sha256: &'a str },
     Renewed { client: &'a str, key_sha256: &'a str },
     InviteReused { token_sha256: &'a str },
-    Revoked { client: &'a str },
+    Revoked { client: &'a str, by: &'a str },
+    Quarantined { client: &'a str, reason: &'a str, by: &'a str },
+    QuarantineEnded { client: &'a str, by: &'a str },
+    ApprovalAsked { client: &'a str, key_sha256: &'a str, address: &'a str },
+    ApprovalGiven { client: &'a str, key_sha256: &'a str, by: &'a str },
+    ApprovalRefused { client: &'a str, key_sha256: &'a str, by: &'a str },
 }
 
 /// A file whose flush is durable.
@@ -131,11 +137,26 @@ impl AuditLog {
     /// Adds what happened to the membership, durably.
     pub(crate) fn member(&mut self, now: Time, record: &Record) -> Result<(), AuditError> {
         let event = match record {
-            Record::Invited { site, expires } => Event::Invited { client: site.as_str(), expires: *expires },
+            Record::Invited { site, expires, by } => {
+                Event::Invited { client: site.as_str(), expires: *expires, by }
+            }
             Record::Enrolled { site, key_sha256 } => Event::Enrolled { client: site.as_str(), key_sha256 },
             Record::Renewed { site, key_sha256 } => Event::Renewed { client: site.as_str(), key_sha256 },
             Record::InviteReused { token_sha256 } => Event::InviteReused { token_sha256 },
-            Record::Revoked { site } => Event::Revoked { client: site.as_str() },
+            Record::Revoked { site, by } => Event::Revoked { client: site.as_str(), by },
+            Record::Quarantined { site, reason, by } => {
+                Event::Quarantined { client: site.as_str(), reason, by }
+            }
+            Record::QuarantineEnded { site, by } => Event::QuarantineEnded { client: site.as_str(), by },
+            Record::Asked { site, key_sha256, address } => {
+                Event::ApprovalAsked { client: site.as_str(), key_sha256, address }
+            }
+            Record::Decided { site, key_sha256, verdict: Verdict::Approved, by } => {
+                Event::ApprovalGiven { client: site.as_str(), key_sha256, by }
+            }
+            Record::Decided { site, key_sha256, verdict: Verdict::Refused, by } => {
+                Event::ApprovalRefused { client: site.as_str(), key_sha256, by }
+            }
         };
         self.write(now, None, event)?;
         self.writer.sync()?;

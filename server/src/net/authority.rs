@@ -6,6 +6,8 @@
 //! another authority, and never writes over a key.
 
 mod issuing;
+mod revocations;
+mod sealed;
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
@@ -16,15 +18,20 @@ use std::time::SystemTime;
 use protocol::ClientId;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 pub use issuing::Issuing;
 pub(crate) use issuing::Request;
+pub(crate) use revocations::issued;
+pub use revocations::{RevocationList, RevocationListError};
+pub use sealed::Passphrase;
 
 /// The name every server certificate carries, whatever host it runs on; clients ask for it.
 pub const SERVER_NAME: &str = "server.consortia";
@@ -86,6 +93,26 @@ pub enum AuthorityError {
     /// A name that cannot stand in a certificate.
     #[error("`{0}` cannot stand in a certificate; use letters, digits, '.', '_' and '-'")]
     Name(String),
+    /// A passphrase that can be guessed.
+    #[error("a passphrase has at least {0} characters; four words that belong to nothing are better")]
+    Short(usize),
+    /// The key is encrypted.
+    #[error("{}: the root's key is encrypted; give its passphrase", .0.display())]
+    Sealed(PathBuf),
+    /// Another passphrase.
+    #[error("{}: the passphrase does not open the root's key", .0.display())]
+    Passphrase(PathBuf),
+    /// The key cannot be encrypted.
+    #[error("the root's key cannot be encrypted: {0}")]
+    Encrypt(String),
+    /// The root's key is of another root.
+    #[error("{}: this key did not sign {}", key.display(), root.display())]
+    Mismatch {
+        /// The key's file.
+        key: PathBuf,
+        /// The root's certificate.
+        root: PathBuf,
+    },
     /// The cryptographic library refuses.
     #[error("the certificate cannot be made: {0}")]
     Sign(#[from] rcgen::Error),
@@ -98,6 +125,18 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`] when one of the files exists or cannot be written.
     pub fn create(dir: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
+        Self::create_sealed(dir, None, now)
+    }
+
+    /// [`Authority::create`], with the root's key encrypted under a passphrase where there is one.
+    ///
+    /// # Errors
+    /// [`AuthorityError`], also for a passphrase that is too short.
+    pub fn create_sealed(
+        dir: &Path,
+        passphrase: Option<&Passphrase>,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
         make_dir(dir)?;
         for name in [CA_CERT, CA_KEY, ISSUER_CERT, ISSUER_KEY] {
             refuse_existing(&dir.join(name))?;
@@ -107,7 +146,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = false;
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let cert = params.self_signed(&key)?;
-        write_new(&dir.join(CA_KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        write_new(&dir.join(CA_KEY), sealed::seal(&key, passphrase)?.as_bytes(), 0o600)?;
         write_new(&dir.join(CA_CERT), cert.pem().as_bytes(), 0o644)?;
         let fingerprint = fingerprint(cert.der());
         let authority = Self { issuer: Issuer::new(params, key), ca_pem: cert.pem(), fingerprint };
@@ -121,7 +160,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let cert = params.signed_by(&key, &self.issuer)?;
-        write_new(&dir.join(ISSUER_KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        write_new(&dir.join(ISSUER_KEY), sealed::seal(&key, None)?.as_bytes(), 0o600)?;
         write_new(&dir.join(ISSUER_CERT), cert.pem().as_bytes(), 0o644)
     }
 
@@ -130,13 +169,37 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`] names the file at fault.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
-        let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
-        let (ca_pem, key_pem) = (read(&cert_path)?, read(&key_path)?);
-        let key = KeyPair::from_pem(&key_pem).map_err(|error| content(&key_path, &error))?;
+        Self::open_sealed(dir, &dir.join(CA_KEY), None)
+    }
+
+    /// [`Authority::open`], with the root's key in a file of its own, which a passphrase opens where it is encrypted.
+    ///
+    /// # Errors
+    /// [`AuthorityError`], also for the key of another root.
+    pub fn open_sealed(
+        dir: &Path,
+        key_path: &Path,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<Self, AuthorityError> {
+        let cert_path = dir.join(CA_CERT);
+        let (ca_pem, key_pem) = (read(&cert_path)?, Zeroizing::new(read(key_path)?));
+        let key = sealed::unseal(key_path, &key_pem, passphrase)?;
         let der =
             CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|error| content(&cert_path, &error))?;
+        let (_, root) = X509Certificate::from_der(&der).map_err(|error| content(&cert_path, &error))?;
+        if root.public_key().subject_public_key.data != key.public_key_raw() {
+            return Err(AuthorityError::Mismatch { key: key_path.to_owned(), root: cert_path });
+        }
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| content(&cert_path, &error))?;
         Ok(Self { issuer, fingerprint: fingerprint(&der), ca_pem })
+    }
+
+    /// Whether a file holds a key that is encrypted.
+    ///
+    /// # Errors
+    /// [`AuthorityError::File`].
+    pub fn is_sealed(key_path: &Path) -> Result<bool, AuthorityError> {
+        read(key_path).map(Zeroizing::new).map(|pem| sealed::is_sealed(&pem))
     }
 
     /// SHA-256 of the root certificate's DER, in hexadecimal: read it over the telephone.
@@ -258,6 +321,13 @@ fn named(prefix: &str, name: &str, now: SystemTime, days: i64) -> Result<Certifi
 
 /// A certificate that makes no others.
 fn leaf(mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    // By default the number follows from the key, and a key that is certified twice would have two certificates of one number.
+    let mut serial = [0; 16];
+    if aws_lc_rs::rand::fill(&mut serial).is_ok() {
+        // A positive number without leading zeros is the same in every spelling.
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from(serial.to_vec()));
+    }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
-use super::members::Members;
+use super::members::{Members, Verdict};
 use super::session::{OPENING, reject_on};
 use super::shelf::Shelved;
 use super::store::Store;
@@ -48,15 +48,21 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Desk {
-    /// Checks a plan and puts it into the queue.
-    pub(crate) async fn submit(&self, plan_toml: String, seed: Option<u64>) -> Result<RunId, String> {
+    /// Checks a plan and puts it into the queue; `by` goes into the audit log.
+    pub(crate) async fn submit(
+        &self,
+        plan_toml: String,
+        seed: Option<u64>,
+        by: &str,
+    ) -> Result<RunId, String> {
         let room = Arc::clone(&self.room);
         // Building a model may take a while.
         let built = tokio::task::spawn_blocking(move || prepare(&*room, plan_toml, seed)).await;
         let new = built.map_err(|_| "building the plan's model panicked; the server's log has more")??;
         let (reply, answer) = oneshot::channel();
         let stopping = |_| "the server is shutting down".to_owned();
-        self.commands.send(Command::Submit { new: Box::new(new), reply }).await.map_err(|_| stopping(()))?;
+        let submit = Command::Submit { new: Box::new(new), by: by.to_owned(), reply };
+        self.commands.send(submit).await.map_err(|_| stopping(()))?;
         answer.await.map_err(|_| stopping(()))?
     }
 
@@ -115,14 +121,30 @@ impl Desk {
         let patience = Patience { first: Some(OPENING), idle: OPENING };
         let reply = match read_frame(&mut recv, FrameKind::AdminRequest, ADMIN_MAX, patience).await {
             Ok(AdminRequest::Submit { plan_toml, seed }) => {
-                self.submit(plan_toml, seed).await.map(|run| AdminReply::Submitted { run })
+                self.submit(plan_toml, seed, by).await.map(|run| AdminReply::Submitted { run })
             }
             Ok(AdminRequest::List) => self.list().await.map(AdminReply::Runs),
             Ok(AdminRequest::Invite { sites, servers, seconds }) => {
-                self.members.invite(&sites, &servers, seconds).await.map(AdminReply::Invites)
+                self.members.invite(&sites, &servers, seconds, by).await.map(AdminReply::Invites)
             }
             Ok(AdminRequest::Members) => self.members.list().await.map(AdminReply::Members),
-            Ok(AdminRequest::Revoke { site }) => self.members.revoke(site).await.map(|()| AdminReply::Done),
+            Ok(AdminRequest::Revoke { site }) => {
+                self.members.revoke(site, by).await.map(|()| AdminReply::Done)
+            }
+            Ok(AdminRequest::Quarantine { site, reason }) => {
+                self.members.quarantine(site, &reason, by).await.map(|()| AdminReply::Done)
+            }
+            Ok(AdminRequest::Release { site }) => {
+                self.members.release(site, by).await.map(|()| AdminReply::Done)
+            }
+            Ok(AdminRequest::Approve { site, phrase }) => {
+                let decided = self.members.decide(site, Verdict::Approved, phrase.as_deref(), by).await;
+                decided.map(|()| AdminReply::Done)
+            }
+            Ok(AdminRequest::Refuse { site, phrase }) => {
+                let decided = self.members.decide(site, Verdict::Refused, phrase.as_deref(), by).await;
+                decided.map(|()| AdminReply::Done)
+            }
             Ok(AdminRequest::Control { run, control }) => {
                 self.control(run, control, by).await.map(AdminReply::Run)
             }

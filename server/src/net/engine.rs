@@ -8,9 +8,10 @@
 #![expect(clippy::disallowed_methods, reason = "this is the shell that tells the coordinator the time")]
 
 mod live;
+mod quarantine;
 mod queue;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::audit::AuditLog;
 use super::central::Evaluator;
 use super::crash;
+use super::members::Verdict;
 use super::metrics::Metrics as Meter;
 use super::outgoing::Broadcast;
 use super::session::{CODE_MISBEHAVED, close};
@@ -49,20 +51,26 @@ pub(crate) enum Command {
     /// The evaluation on the server's own data is done.
     Evaluated { run: RunId, round: Round, metrics: Option<Metrics> },
     /// A checked plan is to become a run.
-    Submit { new: Box<NewRun>, reply: oneshot::Sender<Result<RunId, String>> },
+    Submit { new: Box<NewRun>, by: String, reply: oneshot::Sender<Result<RunId, String>> },
     /// An operator wants something of a run.
     Control { run: RunId, control: Control, by: String, reply: oneshot::Sender<Result<(), String>> },
+    /// An operator holds a site back from every run, or ends that.
+    Hold { client: ClientId, held: bool, reply: oneshot::Sender<()> },
     /// Something for the audit log that no run knows of.
     Record(Record),
 }
 
 /// What happens to the membership.
 pub(crate) enum Record {
-    Invited { site: ClientId, expires: u64 },
+    Invited { site: ClientId, expires: u64, by: String },
     Enrolled { site: ClientId, key_sha256: String },
     Renewed { site: ClientId, key_sha256: String },
     InviteReused { token_sha256: String },
-    Revoked { site: ClientId },
+    Revoked { site: ClientId, by: String },
+    Quarantined { site: ClientId, reason: String, by: String },
+    QuarantineEnded { site: ClientId, by: String },
+    Asked { site: ClientId, key_sha256: String, address: String },
+    Decided { site: ClientId, key_sha256: String, verdict: Verdict, by: String },
 }
 
 /// A plan that was checked, and where its model begins.
@@ -108,6 +116,8 @@ pub(crate) struct Nerves {
     pub(crate) stop: CancellationToken,
     pub(crate) spare: Arc<Spare>,
     pub(crate) meter: Arc<Meter>,
+    /// Sites that are in quarantine.
+    pub(crate) held: BTreeSet<ClientId>,
 }
 
 /// The runs that are being worked on, and those that ended since the last one began, as watchers see them.
@@ -133,6 +143,7 @@ pub(crate) struct Engine {
     handle: Handle,
     clock: Clock,
     links: BTreeMap<ClientId, Link>,
+    held: BTreeSet<ClientId>,
     active: BTreeMap<RunId, Active>,
     /// How many runs may be worked on side by side.
     runs_max: usize,
@@ -163,14 +174,14 @@ impl Engine {
     pub(crate) fn new(
         store: Arc<Store>,
         room: Arc<dyn ModelRoom>,
-        nerves: Nerves,
+        mut nerves: Nerves,
         audit: &Path,
         runs_max: usize,
     ) -> Result<Self, StoreError> {
         let (links, active, handle, clock) =
             (BTreeMap::new(), BTreeMap::new(), Handle::current(), Clock::new());
-        let audit = AuditLog::open(audit, clock.now())?;
-        Ok(Self { store, room, nerves, handle, clock, links, active, runs_max, look: true, audit })
+        let (audit, held) = (AuditLog::open(audit, clock.now())?, std::mem::take(&mut nerves.held));
+        Ok(Self { store, room, nerves, handle, clock, links, held, active, runs_max, look: true, audit })
     }
 
     /// Works until told to stop. An action that has begun is always finished.
@@ -233,6 +244,9 @@ impl Engine {
                 if let Some(before) = self.links.insert(client.clone(), link) {
                     close(&before.connection, &Rejection::Superseded);
                 }
+                if self.held.contains(&client) {
+                    return Ok(());
+                }
                 self.event_everywhere(|| Event::Joined(client.clone()))
             }
             Command::Left { client, session } if self.is_current(&client, session) => {
@@ -253,8 +267,8 @@ impl Engine {
             Command::Evaluated { run, round, metrics } => {
                 self.event(run, Event::EvaluatedCentrally { round, metrics })
             }
-            Command::Submit { new, reply } => {
-                let submitted = self.submit(*new);
+            Command::Submit { new, by, reply } => {
+                let submitted = self.submit(*new, &by);
                 // Whoever asked may be gone; the run is stored all the same.
                 let _ = reply.send(submitted.map_err(|error| error.to_string()));
                 Ok(())
@@ -263,6 +277,12 @@ impl Engine {
                 let done = self.control(run, control, &by)?;
                 // Whoever asked may be gone; it is done all the same.
                 let _ = reply.send(done);
+                Ok(())
+            }
+            Command::Hold { client, held, reply } => {
+                self.hold(client, held)?;
+                // Whoever asked may be gone; it is done all the same.
+                let _ = reply.send(());
                 Ok(())
             }
             Command::Record(record) => Ok(self.audit.member(self.clock.now(), &record)?),
@@ -277,6 +297,11 @@ impl Engine {
     fn answered(&mut self, client: ClientId, answer: Answer, room: Option<Room>) -> Result<(), StoreError> {
         let task = answer.task;
         crash::point("answered");
+        if self.held.contains(&client) {
+            // What it owed was refused and counted when its quarantine began.
+            self.order(&client, Order::Receipt(task, Receipt::Refused(Refusal::Quarantined)));
+            return Ok(());
+        }
         if !self.active.contains_key(&task.run) {
             self.order(&client, Order::Receipt(task, Receipt::Refused(Refusal::Stale)));
             return Ok(());

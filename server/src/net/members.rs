@@ -5,25 +5,31 @@
 //! ALPN, a few of them at a time, each with little patience. Of the request only the public key is used; name, usage and
 //! lifetime are the server's. Tokens are kept as hashes and are good once.
 
+mod approval;
+mod quarantine;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protocol::wire::{
-    ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, InviteText, Member, Rejection,
+    Applicant, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, InviteText, Member, Rejection,
 };
 use protocol::{ClientId, Invite, Token};
 use quinn::Connection;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
-use super::authority::{Issuing, Request};
+use super::authority::{Issuing, Request, RevocationList, issued};
 use super::engine::{Command, Record};
 use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
 use super::peer::Peer;
 use super::session::{LAST_WORDS, OPENING, close};
-use super::store::{Membership, Shown, Store, StoreError};
+use super::store::{Asking, Shown, Store, StoreError};
+pub use approval::Approval;
+pub(crate) use approval::Verdict;
+use quarantine::Quarantines;
 
 /// Enrolments at a time.
 const AT_ONCE: usize = 16;
@@ -37,9 +43,11 @@ pub(crate) type Revocations = Arc<BTreeMap<ClientId, u64>>;
 pub(crate) struct Members {
     store: Arc<Store>,
     issuing: Option<Arc<Issuing>>,
+    approval: Approval,
     metrics: Arc<Metrics>,
     commands: mpsc::Sender<Command>,
     revoked: watch::Sender<Revocations>,
+    quarantined: watch::Sender<Quarantines>,
     places: Semaphore,
     /// One invite is looked at after the other.
     turn: Mutex<()>,
@@ -49,16 +57,20 @@ impl Members {
     pub(crate) async fn new(
         store: Arc<Store>,
         issuing: Option<Arc<Issuing>>,
+        approval: Approval,
         metrics: Arc<Metrics>,
         commands: mpsc::Sender<Command>,
     ) -> Result<Self, StoreError> {
         let revoked = watch::Sender::new(Arc::new(store.revocations().await?));
+        let quarantined = watch::Sender::new(Arc::new(store.quarantines().await?));
         Ok(Self {
             store,
             issuing,
+            approval,
             metrics,
             commands,
             revoked,
+            quarantined,
             places: Semaphore::new(AT_ONCE),
             turn: Mutex::default(),
         })
@@ -69,12 +81,13 @@ impl Members {
         self.revoked.subscribe()
     }
 
-    /// Makes an invite for each site.
+    /// Makes an invite for each site; `by` goes into the audit log.
     pub(crate) async fn invite(
         &self,
         sites: &[ClientId],
         servers: &[String],
         seconds: u64,
+        by: &str,
     ) -> Result<Vec<InviteText>, String> {
         let issuing = self.issuing.as_ref().ok_or(
             "this server has no issuing key (authority/issuer-key.pem beside server.toml); make the federation with this release's \
@@ -104,35 +117,36 @@ impl Members {
                 phrase: invite.phrase(),
                 expires,
             });
-            self.record(Record::Invited { site: invite.site, expires }).await;
+            self.record(Record::Invited { site: invite.site, expires, by: by.to_owned() }).await;
         }
         Ok(made)
     }
 
     /// Voids a site's certificates and invites. Its connection is closed before this returns or soon after.
-    pub(crate) async fn revoke(&self, site: ClientId) -> Result<(), String> {
+    pub(crate) async fn revoke(&self, site: ClientId, by: &str) -> Result<(), String> {
         let _turn = self.turn.lock().await;
         let before = now();
         self.store.revoke(&site, before).await.map_err(|error| error.to_string())?;
         self.revoked.send_modify(|revoked| {
             Arc::make_mut(revoked).insert(site.clone(), before);
         });
-        tracing::info!("{site} is revoked");
-        self.record(Record::Revoked { site }).await;
+        tracing::info!("operator {by} has revoked {site}");
+        self.record(Record::Revoked { site, by: by.to_owned() }).await;
         Ok(())
     }
 
-    /// Everybody who was ever invited.
+    /// Everybody who was ever invited, revoked or held in quarantine.
     pub(crate) async fn list(&self) -> Result<Vec<Member>, String> {
-        let members = self.store.members().await.map_err(|error| error.to_string())?;
-        let member = |Membership { site, invited, expires, joined, revoked }| Member {
-            site,
-            invited,
-            expires,
-            joined,
-            revoked,
-        };
-        Ok(members.into_iter().map(member).collect())
+        let wrong = |error: StoreError| error.to_string();
+        let mut members = self.store.members().await.map_err(wrong)?;
+        let now = now();
+        for asking in self.store.asking().await.map_err(wrong)? {
+            let Asking { site, key_sha256, asked: since, expires, address, .. } = asking;
+            let member = members.iter_mut().find(|member| member.site == site).filter(|_| expires >= now);
+            let applicant = Applicant { phrase: approval::phrase(&key_sha256), since, expires, address };
+            member.into_iter().for_each(|member| member.waiting.push(applicant.clone()));
+        }
+        Ok(members)
     }
 
     /// Serves a connection that came to enrol, until it is done.
@@ -160,14 +174,20 @@ impl Members {
 
     async fn enrol(&self, request: &EnrolRequest, connection: &Connection) -> EnrolReply {
         let (done, good) = match &request.token {
-            Some(token) => (self.redeem(token, request).await, Enrolment::Issued),
-            None => (self.renew(Peer::of_connection(connection), request).await, Enrolment::Renewed),
+            Some(token) => {
+                let address = connection.remote_address().to_string();
+                (self.redeem(token, request, &address).await, Enrolment::Issued)
+            }
+            None => {
+                (self.renew(Peer::of_connection(connection), request).await.map(Some), Enrolment::Renewed)
+            }
         };
         match done {
-            Ok((chain_pem, root_pem)) => {
+            Ok(Some((chain_pem, root_pem))) => {
                 self.metrics.enrolment(good);
                 EnrolReply::Issued { chain_pem, root_pem }
             }
+            Ok(None) => EnrolReply::Waiting,
             Err(refused) => {
                 self.metrics.enrolment(Enrolment::Refused);
                 let address = connection.remote_address();
@@ -180,17 +200,37 @@ impl Members {
         }
     }
 
-    /// The chain of the site that the token is for, and the root.
-    async fn redeem(&self, token: &Token, request: &EnrolRequest) -> Result<(String, String), EnrolRefusal> {
+    /// The chain of the site that the token is for, and the root; none while an operator has to approve.
+    async fn redeem(
+        &self,
+        token: &Token,
+        request: &EnrolRequest,
+        address: &str,
+    ) -> Result<Option<(String, String)>, EnrolRefusal> {
         let (issuing, csr) = self.ready(request)?;
         let (token, key) = (token.sha256(), csr.key_sha256());
         let _turn = self.turn.lock().await;
         let site = match self.store.show(&token, &key, now()).await.map_err(|error| unable(&error))? {
-            Shown::Good(site) => site,
-            Shown::Again { chain_pem } => return Ok((chain_pem, issuing.root_pem().to_owned())),
+            Shown::Good(site) if self.approval == Approval::ByOperator => {
+                let asked = self.store.ask(&token, &key, address, now()).await;
+                if !asked.map_err(|error| unable(&error))? {
+                    return Err(EnrolRefusal::Used);
+                }
+                self.metrics.enrolment(Enrolment::Waiting);
+                tracing::warn!(
+                    "somebody at {address} waits to become {site}: compare \"{}\" by telephone, then `consortia site approve {site}`",
+                    approval::phrase(&key)
+                );
+                let address = address.to_owned();
+                self.record(Record::Asked { site, key_sha256: key, address }).await;
+                return Ok(None);
+            }
+            Shown::Waiting => return Ok(None),
+            Shown::Good(site) | Shown::Approved(site) => site,
+            Shown::Again { chain_pem } => return Ok(Some((chain_pem, issuing.root_pem().to_owned()))),
             Shown::Refused(refused) => return Err(refused),
         };
-        let chain = self.certify(issuing, &site, &csr)?;
+        let chain = self.certify(issuing, &site, &csr).await?;
         let used =
             self.store.use_invite(&token, &key, &chain, now()).await.map_err(|error| unable(&error))?;
         if !used {
@@ -198,7 +238,7 @@ impl Members {
         }
         tracing::info!("{site} has joined");
         self.record(Record::Enrolled { site, key_sha256: key }).await;
-        Ok((chain, issuing.root_pem().to_owned()))
+        Ok(Some((chain, issuing.root_pem().to_owned())))
     }
 
     /// The next chain of the site whose certificate the connection shows, and the root.
@@ -213,7 +253,7 @@ impl Members {
         if self.revoked.borrow().get(&name).is_some_and(|before| issued <= *before) {
             return Err(EnrolRefusal::NotASite);
         }
-        let chain = self.certify(issuing, &name, &csr)?;
+        let chain = self.certify(issuing, &name, &csr).await?;
         tracing::info!("{name} has renewed its certificate");
         self.record(Record::Renewed { site: name, key_sha256: csr.key_sha256() }).await;
         Ok((chain, issuing.root_pem().to_owned()))
@@ -229,11 +269,30 @@ impl Members {
         Ok((issuing, csr))
     }
 
-    /// A certificate of now; after a revocation nothing may be dated to its second.
-    fn certify(&self, issuing: &Issuing, site: &ClientId, csr: &Request) -> Result<String, EnrolRefusal> {
+    /// A certificate of now, written down; after a revocation nothing may be dated to its second.
+    async fn certify(
+        &self,
+        issuing: &Issuing,
+        site: &ClientId,
+        csr: &Request,
+    ) -> Result<String, EnrolRefusal> {
         let after = self.revoked.borrow().get(site).map_or(0, |before| before + 1);
-        let issued = UNIX_EPOCH + Duration::from_secs(now().max(after));
-        issuing.certify(site, csr, issued).map_err(|error| unable(&error))
+        let at = now().max(after);
+        let chain = issuing.certify(site, csr, UNIX_EPOCH + Duration::from_secs(at));
+        let chain = chain.map_err(|error| unable(&error))?;
+        let made = issued(&chain, at).ok_or_else(|| unable(&"what was made is no certificate"))?;
+        self.store.add_certificate(site, &made).await.map_err(|error| unable(&error))?;
+        Ok(chain)
+    }
+
+    /// The signed list of what is void now.
+    pub(crate) async fn revocation_list(&self) -> Result<RevocationList, String> {
+        let issuing =
+            self.issuing.as_ref().ok_or("this server has no issuing key that could sign the list")?;
+        let at = now();
+        let void = self.store.void(at).await.map_err(|error| error.to_string())?;
+        let list = issuing.revocation_list(&void, UNIX_EPOCH + Duration::from_secs(at));
+        list.map_err(|error| error.to_string())
     }
 
     /// For the audit log. A server that is shutting down has closed it.

@@ -62,6 +62,8 @@ pub(crate) struct Observed {
     pub(crate) runs: BTreeMap<&'static str, u64>,
     /// Sites with a greeted connection.
     pub(crate) sites_connected: usize,
+    /// Sites that get no task.
+    pub(crate) sites_quarantined: usize,
     /// Streams over TCP that carry QUIC.
     pub(crate) tunnels: usize,
     /// Population, epsilon so far, budget.
@@ -85,6 +87,7 @@ pub(crate) struct Metrics {
     enrolments: Family<Label, Counter>,
     admin_refused: Family<Label, Counter>,
     sites_connected: Gauge,
+    sites_quarantined: Gauge,
     tunnels: Gauge,
     runs: Family<Label, Gauge>,
     epsilon: Family<Named, Number>,
@@ -116,6 +119,8 @@ pub(crate) enum Carried {
 pub(crate) enum Enrolment {
     Issued,
     Renewed,
+    /// For the first time; asking again is not counted.
+    Waiting,
     Refused,
 }
 
@@ -162,6 +167,7 @@ impl Metrics {
                 Family::default(),
             ),
             sites_connected: put(to, "sites_connected", "Sites that are connected", Gauge::default()),
+            sites_quarantined: put(to, "sites_quarantined", "Sites that get no task", Gauge::default()),
             tunnels: put(
                 to,
                 "tunnels",
@@ -278,6 +284,7 @@ impl Metrics {
         let outcome = match outcome {
             Enrolment::Issued => "issued",
             Enrolment::Renewed => "renewed",
+            Enrolment::Waiting => "waiting",
             Enrolment::Refused => "refused",
         };
         self.enrolments.get_or_create(&[("outcome", outcome)]).inc();
@@ -296,6 +303,7 @@ impl Metrics {
             self.runs.get_or_create(&[("state", state)]).set(whole(runs));
         }
         self.sites_connected.set(whole(observed.sites_connected as u64));
+        self.sites_quarantined.set(whole(observed.sites_quarantined as u64));
         self.tunnels.set(whole(observed.tunnels as u64));
         self.storage_bytes.set(whole(observed.storage_bytes));
         for (population, spent, budget) in observed.epsilons.iter().take(POPULATIONS_MAX) {
@@ -340,6 +348,7 @@ mod tests {
         Observed {
             runs: BTreeMap::from([("queued", 2)]),
             sites_connected: 3,
+            sites_quarantined: 1,
             tunnels: 1,
             epsilons,
             storage_bytes: 17,

@@ -255,6 +255,7 @@ async fn attend_site(
             close(connection, &Rejection::Revoked);
             "it is revoked".to_owned()
         }
+        never = hall.members.keep_told(connection, &name) => match never {},
     };
     // Streams end before the engine hears that the site has left: it may be asked again at once.
     site.streams.shutdown().await;

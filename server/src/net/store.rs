@@ -38,7 +38,7 @@ pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
 pub use database::{Database, DatabaseError, Postgres};
 use lease::Fence;
-pub(crate) use members::{Membership, Shown};
+pub(crate) use members::{Asking, Issued, Shown, Void};
 pub use models::StoredModel;
 pub use objects::{Objects, ObjectsError};
 pub(crate) use queue::Queued;

@@ -80,8 +80,9 @@ impl Watched {
     async fn raw(&self, request: &str) -> Reply {
         let mut stream = TcpStream::connect(self.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut text)).await.expect("an answer").unwrap();
+        let mut bytes = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an answer").unwrap();
+        let text = String::from_utf8_lossy(&bytes);
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {text}"));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
         Reply { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
@@ -316,8 +317,15 @@ async fn sites_are_invited_seen_and_revoked() {
     let sites = watched.until("/api/v1/sites", |sites| sites[1]["connected"] == false).await;
     assert_eq!(sites[1]["state"], "revoked");
     assert!(sites[1]["last_seen"].is_u64() && sites[1]["revoked"].is_u64());
+    // Whoever checks certificates has no token.
+    let list = watched.request("GET", "/crl", &[], "").await;
+    assert!(list.status == 200 && list.head.contains("application/pkix-crl"), "{list:?}");
     let log = watched.until("/api/v1/audit", |log| log["records"][0]["record"]["event"] == "revoked").await;
     assert_eq!(log["records"][1]["record"]["event"], "invited");
+    for record in [0, 1] {
+        let by = log["records"][record]["record"]["by"].as_str().unwrap();
+        assert!(by.starts_with("admin token, from 127.0.0.1:"), "{by}");
+    }
     assert_eq!(log["records"][2]["record"]["event"], "started");
     assert_eq!(log["next"], Value::Null);
     let page = watched.get("/api/v1/audit?limit=2").await.json();
@@ -387,7 +395,8 @@ async fn a_run_is_paused_resumed_and_stopped() {
     let said = log["records"].as_array().unwrap().iter().map(|line| &line["record"]);
     let controlled: Vec<_> = said.filter(|record| record["event"] == "controlled").collect();
     assert_eq!(controlled.len(), 4, "{controlled:?}");
-    assert!(controlled.iter().all(|record| record["by"] == "admin port"), "{controlled:?}");
+    let by = |record: &&&Value| record["by"].as_str().is_some_and(|by| by.starts_with("admin token, from "));
+    assert_eq!(controlled.iter().filter(by).count(), 4, "{controlled:?}");
     let numbers = watched.get("/metrics").await.body;
     assert!(numbers.contains("consortia_runs_ended_total{state=\"stopped\"} 1\n"), "{numbers}");
     watched.server.shutdown().await.unwrap();

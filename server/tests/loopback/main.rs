@@ -11,4 +11,5 @@ mod control;
 mod doorstep;
 mod federation;
 mod hostile;
+mod quarantine;
 mod runs;

@@ -1,4 +1,4 @@
-// Sites: who belongs to the federation and who is there; inviting and revoking.
+// Sites: who belongs to the federation and who is there; inviting, approving, quarantining and revoking.
 
 import { get, post } from "../api.js";
 import { confirm, open } from "../dialogs.js";
@@ -24,7 +24,9 @@ function line(site) {
 /** @param {any} site */
 function membership(site) {
   const dates = [];
-  if (site.state === "issued") dates.push("certificate made at the server");
+  if (site.state === "waiting") dates.push(...site.waiting.map((/** @type {any} */ one) => `“${one.phrase}” from ${one.address}, since ${moment(one.since)}`));
+  else if (site.state === "issued") dates.push("certificate made at the server");
+  else if (site.quarantined && !site.state.startsWith("revoked")) dates.push([`since ${moment(site.quarantined)}`, site.quarantine_reason].filter(Boolean).join(": "));
   else if (site.revoked && site.state.startsWith("revoked")) dates.push(`revoked ${moment(site.revoked)}`);
   else if (site.joined) dates.push(`joined ${moment(site.joined)}`);
   else if (site.invited) dates.push(`invite ends ${moment(site.expires)}`);
@@ -56,7 +58,12 @@ export function show({ root, signal, fail }) {
     h("td", { class: "number", "data-label": "Answers that count" }, number(site.accepted, 0)),
     h("td", { "data-label": "Refused" }, why(site.refused)),
     h("td", { "data-label": "Declined" }, why(site.declined)),
-    h("td", {}, site.state !== "revoked" && h("button", { type: "button", class: "danger-quiet", "data-keep": "revoke", "aria-label": `Revoke ${site.site}`, onclick: () => revoke(site, refresh) }, "Revoke")));
+    h("td", {}, h("div", { class: "buttons" },
+      site.waiting.length > 0 && h("button", { type: "button", class: "primary", "data-keep": "approve", "aria-label": `Approve ${site.site}`, onclick: () => approve(site, refresh) }, "Approve"),
+      site.waiting.length > 0 && h("button", { type: "button", class: "danger-quiet", "data-keep": "refuse", "aria-label": `Refuse ${site.site}`, onclick: () => refuse(site, refresh) }, "Refuse"),
+      site.quarantined && h("button", { type: "button", "data-keep": "release", "aria-label": `Release ${site.site}`, onclick: () => release(site, refresh) }, "Release"),
+      !site.quarantined && ["member", "issued"].includes(site.state) && h("button", { type: "button", "data-keep": "quarantine", "aria-label": `Quarantine ${site.site}`, onclick: () => quarantine(site, refresh) }, "Quarantine"),
+      site.state !== "revoked" && h("button", { type: "button", class: "danger-quiet", "data-keep": "revoke", "aria-label": `Revoke ${site.site}`, onclick: () => revoke(site, refresh) }, "Revoke"))));
 
   async function refresh() {
     try {
@@ -75,6 +82,83 @@ export function show({ root, signal, fail }) {
     back: refresh,
     close: () => clearInterval(timer),
   };
+}
+
+/** @param {any} site @param {() => Promise<void>} refresh */
+function approve(site, refresh) {
+  const phrase = h("input", { id: "phrase", autocomplete: "off", spellcheck: "false", required: true, autofocus: true, placeholder: "three words" });
+  const failed = h("p", { class: "error", role: "alert" });
+  const form = h("form", { id: "approve-form" },
+    h("p", {}, `Somebody with an invite wants to become ${site.site}. Call the site: its people see three words where they joined. Type what they say.`),
+    h("label", { for: "phrase" }, "What the site says"), phrase, failed);
+  const button = h("button", { type: "submit", class: "primary", form: "approve-form" }, "Approve");
+  const dialog = open(`Approve ${site.site}`, [form], [button]);
+  form.addEventListener("submit", async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    button.disabled = true;
+    try {
+      await post(`sites/${site.site}/approve`, { phrase: phrase.value });
+      dialog.close();
+      say(`${site.site} is approved.`);
+      await refresh();
+    } catch (error) {
+      fill(failed, /** @type {Error} */ (error).message);
+      button.disabled = false;
+    }
+  });
+}
+
+/** @param {any} site @param {() => Promise<void>} refresh */
+function refuse(site, refresh) {
+  confirm({
+    title: `Refuse ${site.site}`,
+    text: [`Whoever waits to become ${site.site} is refused, and the invite is worth nothing any more.`],
+    action: "Refuse",
+    danger: true,
+    perform: async () => {
+      await post(`sites/${site.site}/refuse`);
+      say(`${site.site} is refused.`);
+      await refresh();
+    },
+  });
+}
+
+/** @param {any} site @param {() => Promise<void>} refresh */
+function quarantine(site, refresh) {
+  const reason = h("input", { id: "reason", autocomplete: "off", maxlength: "500", autofocus: true, placeholder: "its updates look odd since Monday" });
+  const failed = h("p", { class: "error", role: "alert" });
+  const form = h("form", { id: "quarantine-form" },
+    h("p", {}, `${site.site} stays a member and connected, and gets no task. What it owes now is refused, what it has contributed stays. Its people are told so.`),
+    h("label", { for: "reason" }, "Why ", h("span", { class: "muted" }, "(one line, which they read)")), reason, failed);
+  const button = h("button", { type: "submit", class: "primary", form: "quarantine-form" }, "Quarantine");
+  const dialog = open(`Quarantine ${site.site}`, [form], [button]);
+  form.addEventListener("submit", async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    button.disabled = true;
+    try {
+      await post(`sites/${site.site}/quarantine`, { reason: reason.value });
+      dialog.close();
+      say(`${site.site} is in quarantine.`);
+      await refresh();
+    } catch (error) {
+      fill(failed, /** @type {Error} */ (error).message);
+      button.disabled = false;
+    }
+  });
+}
+
+/** @param {any} site @param {() => Promise<void>} refresh */
+function release(site, refresh) {
+  confirm({
+    title: `Release ${site.site}`,
+    text: [`${site.site} may be asked again from the next round on.`],
+    action: "Release",
+    perform: async () => {
+      await post(`sites/${site.site}/release`);
+      say(`${site.site} is released.`);
+      await refresh();
+    },
+  });
 }
 
 /** @param {any} site @param {() => Promise<void>} refresh */

@@ -32,6 +32,7 @@ pub(super) struct Health {
     state: &'static str,
     since: u64,
     trouble: Option<String>,
+    quarantined: Option<String>,
     last: Option<Value>,
     counts: Counts,
 }
@@ -66,6 +67,7 @@ impl Health {
             state: "waiting",
             since: seconds(),
             trouble: None,
+            quarantined: None,
             last: None,
             counts: Counts::default(),
         };
@@ -96,12 +98,16 @@ impl Health {
             AgentEvent::Connected { .. } => {
                 self.counts.connections += 1;
                 (self.connected, self.trouble) = (true, None);
+                // A server that still holds the site in quarantine says so again.
+                self.quarantined = None;
             }
             AgentEvent::Waiting { trouble, .. } => {
                 (self.connected, self.working) = (false, None);
                 self.declined.clear();
                 self.trouble = Some(trouble.clone());
             }
+            AgentEvent::Quarantined { reason } => self.quarantined = Some(reason.clone()),
+            AgentEvent::Released => self.quarantined = None,
             AgentEvent::Started { task } => self.working = Some(*task),
             // The answer that declines a task is accepted, too.
             AgentEvent::Accepted { task } if self.declined.contains(task) => self.forget(*task),
@@ -151,6 +157,7 @@ impl Health {
         let state = match (self.paused, self.connected, self.working) {
             (true, _, _) => "paused",
             (false, false, _) => "waiting",
+            (false, true, None) if self.quarantined.is_some() => "quarantined",
             (false, true, None) => "connected",
             (false, true, Some(_)) => "working",
         };
@@ -176,6 +183,7 @@ impl Health {
             "process": std::process::id(),
             "server": self.server,
             "trouble": self.trouble,
+            "quarantined": self.quarantined,
             "task": self.working.map(|task| task.to_string()),
             "last_task": self.last,
             "certificate_ends": ends,
@@ -234,6 +242,10 @@ mod tests {
         assert_eq!((&told["state"], &told["last_task"]["outcome"]), (&json!("connected"), &json!("data")));
         assert_eq!((&told["counts"]["declined"], &told["counts"]["accepted"]), (&json!(1), &json!(0)));
         assert!(!told.to_string().contains("patients"), "{told}");
+        health.observe(&AgentEvent::Quarantined { reason: "odd norms".into() });
+        assert_eq!((&read()["state"], &read()["quarantined"]), (&json!("quarantined"), &json!("odd norms")));
+        health.observe(&AgentEvent::Released);
+        assert_eq!((&read()["state"], &read()["quarantined"]), (&json!("connected"), &Value::Null));
         health.pause(true);
         health.observe(&AgentEvent::Waiting { trouble: "no line".into(), retry_in: Duration::ZERO });
         assert_eq!((&read()["state"], &read()["trouble"]), (&json!("paused"), &json!("no line")));

@@ -1,21 +1,18 @@
 //! Runs: list them, look at one, hand a plan in.
 #![expect(unused_qualifications, reason = "the macro of utoipa writes them")]
 
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use protocol::RunId;
 use protocol::wire::{ClientSummary, Control};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::Shared;
 use super::views::{Problem, RunSiteView, RunView, WholeRunView};
+use super::{Caller, Shared};
 use crate::net::store::{Report, StoreError};
-
-/// What the audit log calls whoever has the token.
-const OPERATOR: &str = "admin port";
 
 /// Which rounds.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -83,10 +80,11 @@ pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<RunView
 )]
 pub(super) async fn submit(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     body: Result<Json<SubmitBody>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Submitted>), Problem> {
     let Json(SubmitBody { plan_toml, seed }) = body.map_err(rejected)?;
-    let run = admin.desk.submit(plan_toml, seed).await.map_err(Problem::bad)?;
+    let run = admin.desk.submit(plan_toml, seed, &caller.name()).await.map_err(Problem::bad)?;
     Ok((StatusCode::CREATED, Json(Submitted { run: run.to_string() })))
 }
 
@@ -156,9 +154,10 @@ pub(super) struct How {
 )]
 pub(super) async fn pause(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(run): Path<String>,
 ) -> Result<Json<RunView>, Problem> {
-    control(&admin, &run, Control::Pause).await
+    control(&admin, caller, &run, Control::Pause).await
 }
 
 /// Lets a run go on.
@@ -170,9 +169,10 @@ pub(super) async fn pause(
 )]
 pub(super) async fn resume(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(run): Path<String>,
 ) -> Result<Json<RunView>, Problem> {
-    control(&admin, &run, Control::Resume).await
+    control(&admin, caller, &run, Control::Resume).await
 }
 
 /// Ends a run; its last released model stays.
@@ -184,16 +184,22 @@ pub(super) async fn resume(
 )]
 pub(super) async fn stop(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(run): Path<String>,
     how: Result<Query<How>, QueryRejection>,
 ) -> Result<Json<RunView>, Problem> {
     let Query(How { now }) = how.map_err(Problem::bad)?;
-    control(&admin, &run, if now { Control::StopNow } else { Control::Stop }).await
+    control(&admin, caller, &run, if now { Control::StopNow } else { Control::Stop }).await
 }
 
-async fn control(admin: &Shared, run: &str, control: Control) -> Result<Json<RunView>, Problem> {
+async fn control(
+    admin: &Shared,
+    caller: Caller,
+    run: &str,
+    control: Control,
+) -> Result<Json<RunView>, Problem> {
     let (run, _) = run_of(admin, run).await?;
-    let controlled = admin.desk.control(run, control, OPERATOR).await;
+    let controlled = admin.desk.control(run, control, &caller.name()).await;
     let refused = |error| Problem::new(StatusCode::CONFLICT, error);
     controlled.map(|run| Json(RunView::from(&run))).map_err(refused)
 }

@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use protocol::ClientId;
-use protocol::wire::Member;
+use protocol::wire::{Applicant, Member};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Shared;
 use super::runs::rejected;
 use super::views::Problem;
-use crate::net::members::now;
+use super::{Caller, Shared};
+use crate::net::members::{Verdict, now};
 use crate::net::presence::Seen;
 use crate::net::store::Counts;
 
@@ -25,13 +27,19 @@ const HOURS: u64 = 72;
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SiteView {
     site: String,
-    /// member, invited, invite_expired, revoked, revoked_and_invited, or issued for a site whose bundle `server issue` made.
+    /// waiting (for approval), member, quarantined, invited, invite_expired, revoked, revoked_and_invited, or issued for a site whose bundle `server issue` made.
     state: &'static str,
     invited: Option<u64>,
     /// When its newest invite expires.
     expires: Option<u64>,
     joined: Option<u64>,
     revoked: Option<u64>,
+    /// Since when it gets no task, while it is in quarantine.
+    quarantined: Option<u64>,
+    /// Why, in the operator's words.
+    quarantine_reason: Option<String>,
+    /// Who waits to be approved as this site.
+    waiting: Vec<ApplicantView>,
     connected: bool,
     /// When its connection was greeted last, since the server was started.
     greeted: Option<u64>,
@@ -44,6 +52,17 @@ pub(super) struct SiteView {
     accepted: u64,
     refused: BTreeMap<&'static str, u64>,
     declined: BTreeMap<&'static str, u64>,
+}
+
+/// Somebody who has shown an invite and waits for an operator.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ApplicantView {
+    /// What the site's people see, too.
+    phrase: String,
+    since: u64,
+    /// When the invite ends.
+    expires: u64,
+    address: String,
 }
 
 /// Who is to be invited.
@@ -74,6 +93,9 @@ pub(super) struct InviteView {
 /// The word for a membership.
 fn state(member: Option<&Member>, now: u64) -> &'static str {
     let Some(member) = member else { return "issued" };
+    if !member.waiting.is_empty() {
+        return "waiting";
+    }
     match (member.joined, member.revoked) {
         (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
             if member.invited > before {
@@ -82,6 +104,7 @@ fn state(member: Option<&Member>, now: u64) -> &'static str {
                 "revoked"
             }
         }
+        _ if member.quarantine.is_some() => "quarantined",
         (Some(_), _) => "member",
         (None, _) if now > member.expires => "invite_expired",
         (None, _) => "invited",
@@ -91,6 +114,7 @@ fn state(member: Option<&Member>, now: u64) -> &'static str {
 fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: Counts) -> SiteView {
     let Counts { runs, accepted, refused, declined } = counts;
     let connected = seen.is_some_and(|seen| seen.left.is_none());
+    let quarantine = member.and_then(|member| member.quarantine.as_ref());
     SiteView {
         site: site.to_string(),
         state: state(member, now()),
@@ -99,6 +123,9 @@ fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: C
         expires: member.map(|member| member.expires).filter(|at| *at > 0),
         joined: member.and_then(|member| member.joined),
         revoked: member.and_then(|member| member.revoked),
+        quarantined: quarantine.map(|held| held.since),
+        quarantine_reason: quarantine.map(|held| held.reason.clone()),
+        waiting: member.map(|member| member.waiting.iter().map(applicant).collect()).unwrap_or_default(),
         connected,
         greeted: seen.map(|seen| seen.greeted),
         last_seen: seen.map(|seen| seen.left.unwrap_or_else(now)),
@@ -109,6 +136,11 @@ fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: C
         refused,
         declined,
     }
+}
+
+fn applicant(applicant: &Applicant) -> ApplicantView {
+    let Applicant { phrase, since, expires, address } = applicant.clone();
+    ApplicantView { phrase, since, expires, address }
 }
 
 /// Everybody who was invited, revoked, or seen, by name.
@@ -134,20 +166,136 @@ pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<SiteVie
 )]
 pub(super) async fn revoke(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let site = ClientId::new(&site).map_err(Problem::bad)?;
-    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
-    let known =
-        members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site);
-    if !known {
-        let message = format!(
-            "there is no site {site} here; to void a certificate of a site that was never seen, use `consortia site revoke {site}`"
-        );
-        return Err(Problem::new(StatusCode::NOT_FOUND, message));
-    }
-    admin.desk.members.revoke(site).await.map_err(Problem::ours)?;
+    let site = known(&admin, &site, "revoke").await?;
+    admin.desk.members.revoke(site, &caller.name()).await.map_err(Problem::ours)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Why a site gets no task.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuarantineBody {
+    /// One line; the site is told so.
+    #[serde(default)]
+    reason: String,
+}
+
+/// Gives a site no task and takes no update of it, until it is released; it stays a member.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/quarantine",
+    params(("site" = String, Path, description = "Its name")),
+    request_body = QuarantineBody,
+    responses((status = NO_CONTENT), (status = BAD_REQUEST, body = Problem), (status = NOT_FOUND, body = Problem))
+)]
+pub(super) async fn quarantine(
+    State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(site): Path<String>,
+    body: Result<Json<QuarantineBody>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    let Json(QuarantineBody { reason }) = body.map_err(rejected)?;
+    let site = known(&admin, &site, "quarantine").await?;
+    admin.desk.members.quarantine(site, &reason, &caller.name()).await.map_err(Problem::bad)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends a site's quarantine.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/release",
+    params(("site" = String, Path, description = "Its name")),
+    responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn release(
+    State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(site): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let site = known(&admin, &site, "release").await?;
+    let released = admin.desk.members.release(site, &caller.name()).await;
+    released.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Which of those who wait.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DecisionBody {
+    /// The phrase as the site has said it; needed to approve where several wait.
+    #[serde(default)]
+    phrase: Option<String>,
+}
+
+/// Lets in who waits with an invite of this site.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/approve",
+    params(("site" = String, Path, description = "Its name")),
+    request_body = DecisionBody,
+    responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn approve(
+    State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(site): Path<String>,
+    body: Result<Json<DecisionBody>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    decide(&admin, caller, &site, body, Verdict::Approved).await
+}
+
+/// Keeps out who waits with an invite of this site, and takes the invite back.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sites/{site}/refuse",
+    params(("site" = String, Path, description = "Its name")),
+    request_body = DecisionBody,
+    responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn refuse(
+    State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(site): Path<String>,
+    body: Result<Json<DecisionBody>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    decide(&admin, caller, &site, body, Verdict::Refused).await
+}
+
+async fn decide(
+    admin: &Shared,
+    caller: Caller,
+    site: &str,
+    body: Result<Json<DecisionBody>, JsonRejection>,
+    verdict: Verdict,
+) -> Result<StatusCode, Problem> {
+    let Json(DecisionBody { phrase }) = body.map_err(rejected)?;
+    let site = known(admin, site, "ls").await?;
+    let decided = admin.desk.members.decide(site, verdict, phrase.as_deref(), &caller.name()).await;
+    decided.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The certificates that are void, signed, in DER. It needs no token: whoever checks certificates fetches it.
+pub(super) async fn revocation_list(State(admin): State<Shared>) -> Result<Response, Problem> {
+    let list = admin.desk.members.revocation_list().await.map_err(Problem::ours)?;
+    Ok(([(CONTENT_TYPE, "application/pkix-crl")], list.der.to_vec()).into_response())
+}
+
+/// The site of this name, which must have been invited or seen.
+async fn known(admin: &Shared, site: &str, verb: &str) -> Result<ClientId, Problem> {
+    let site = ClientId::new(site).map_err(Problem::bad)?;
+    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
+    if members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site) {
+        return Ok(site);
+    }
+    let message = format!(
+        "there is no site {site} here; for a site whose bundle was made by `server issue` and that was never seen, use \
+         `consortia site {verb} {site}`"
+    );
+    Err(Problem::new(StatusCode::NOT_FOUND, message))
 }
 
 /// Makes an invite for each site.
@@ -159,6 +307,7 @@ pub(super) async fn revoke(
 )]
 pub(super) async fn invite(
     State(admin): State<Shared>,
+    Extension(caller): Extension<Caller>,
     body: Result<Json<InviteBody>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Vec<InviteView>>), Problem> {
     let Json(InviteBody { sites, servers, hours }) = body.map_err(rejected)?;
@@ -170,7 +319,8 @@ pub(super) async fn invite(
         return Err(Problem::bad(message));
     }
     let seconds = hours.unwrap_or(HOURS).saturating_mul(3600);
-    let made = admin.desk.members.invite(&sites, &servers, seconds).await.map_err(Problem::bad)?;
+    let made =
+        admin.desk.members.invite(&sites, &servers, seconds, &caller.name()).await.map_err(Problem::bad)?;
     let views = made.into_iter().map(|invite| InviteView {
         site: invite.site.to_string(),
         line: invite.text,

@@ -82,6 +82,7 @@ pub(super) async fn metrics(State(admin): State<Shared>) -> Result<Response, Pro
     let observed = Observed {
         runs: runs_by_state(&admin).await.map_err(Problem::ours)?,
         sites_connected: admin.presence.connected(),
+        sites_quarantined: admin.desk.members.quarantined(),
         tunnels: admin.presence.tunnels(),
         epsilons: admin.books.epsilons().await.map_err(Problem::ours)?,
         storage_bytes: storage_bytes(&admin).await,

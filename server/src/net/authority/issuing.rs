@@ -17,7 +17,7 @@ use super::{
 
 /// Certifies sites.
 pub struct Issuing {
-    issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, KeyPair>,
     issuer_pem: String,
     root_pem: String,
     root_sha256: [u8; 32],

@@ -21,7 +21,7 @@ use crate::{Booking, Chance, Checkpoint, Coordinator, Event, Plan, Purse, RunEnd
 
 impl Engine {
     /// Takes a run into the queue.
-    pub(super) fn submit(&mut self, new: NewRun) -> Result<RunId, StoreError> {
+    pub(super) fn submit(&mut self, new: NewRun, by: &str) -> Result<RunId, StoreError> {
         let NewRun { plan, plan_toml, seed, initial: InitialModel { layout, shared } } = new;
         let run = RunId(u64::from_le_bytes(entropy()));
         let submission = Submission {
@@ -35,7 +35,8 @@ impl Engine {
         };
         self.handle.block_on(self.store.submit(&submission))?;
         let plan_sha256 = privacy::chain::Digest::of(plan_toml.as_bytes()).to_string();
-        let submitted = audit::Event::Submitted { name: &plan.name, plan_sha256, rehearsal: seed.is_some() };
+        let (name, rehearsal) = (plan.name.as_str(), seed.is_some());
+        let submitted = audit::Event::Submitted { name, plan_sha256, rehearsal, by };
         self.audit.write(self.clock.now(), Some(run), submitted)?;
         tracing::info!("run {run} ({}) is in the queue", plan.name);
         self.look = true;
@@ -124,7 +125,8 @@ impl Engine {
         if control != Control::Resume {
             self.event(run, Event::Control(control))?;
         }
-        let connected: Vec<ClientId> = self.links.keys().cloned().collect();
+        let taking_part = self.links.keys().filter(|client| !self.held.contains(*client));
+        let connected: Vec<ClientId> = taking_part.cloned().collect();
         connected.into_iter().try_for_each(|client| self.event(run, Event::Joined(client)))
     }
 

@@ -198,7 +198,7 @@ impl Store {
     pub(crate) async fn release(&self) {
         let Some(fence) = &self.fence else { return };
         // Without it the others wait a little longer.
-        let _ = tokio::time::timeout(fence.life(), fence.release(&self.pool)).await;
+        let _ = timeout(fence.life(), fence.release(&self.pool)).await;
     }
 
     /// Why the engine could not go on, given what it met: a file that is gone, a record that has no place and a connection that the

@@ -1,24 +1,14 @@
-//! Invites and revocations in the database.
+//! Invites, who waits with one, revocations and quarantines in the database.
 
 use std::collections::BTreeMap;
 
 use protocol::ClientId;
-use protocol::wire::EnrolRefusal;
+use protocol::wire::{EnrolRefusal, Member, Quarantine};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Store, StoreError};
-
-/// A member, or somebody who may become one. Times are seconds since the Unix epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Membership {
-    pub(crate) site: ClientId,
-    /// Of its newest invite.
-    pub(crate) invited: u64,
-    pub(crate) expires: u64,
-    pub(crate) joined: Option<u64>,
-    pub(crate) revoked: Option<u64>,
-}
+use crate::net::members::Verdict;
 
 /// What became of a token that was shown.
 pub(crate) enum Shown {
@@ -28,10 +18,66 @@ pub(crate) enum Shown {
     Again {
         chain_pem: String,
     },
+    /// An operator has approved this key for this site.
+    Approved(ClientId),
+    /// An operator has said nothing yet of this key.
+    Waiting,
     Refused(EnrolRefusal),
 }
 
+/// Somebody who has shown an invite and of whom an operator has said nothing yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asking {
+    pub(crate) site: ClientId,
+    pub(crate) token_sha256: String,
+    pub(crate) key_sha256: String,
+    pub(crate) asked: u64,
+    pub(crate) expires: u64,
+    pub(crate) address: String,
+}
+
+/// A certificate that the issuing key has made. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Issued {
+    /// In hexadecimal digits.
+    pub(crate) serial: String,
+    pub(crate) issued: u64,
+    pub(crate) expires: u64,
+}
+
+/// A certificate that would be good if it were not revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Void {
+    pub(crate) serial: String,
+    pub(crate) revoked: u64,
+}
+
 impl Store {
+    /// Remembers a certificate before its site gets it.
+    pub(crate) async fn add_certificate(&self, site: &ClientId, issued: &Issued) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("INSERT INTO certificates (serial, site, issued, expires) VALUES ($1, $2, $3, $4)")
+            .bind(&issued.serial)
+            .bind(site.as_str())
+            .bind(issued.issued.cast_signed())
+            .bind(issued.expires.cast_signed())
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// The certificates that are revoked and not over by themselves at `now`, by number.
+    pub(crate) async fn void(&self, now: u64) -> Result<Vec<Void>, StoreError> {
+        let sql = "SELECT c.serial, r.before FROM certificates c JOIN revocations r ON r.site = c.site
+                   WHERE c.issued <= r.before AND c.expires >= $1 ORDER BY c.serial";
+        let found = sqlx::query(sql).bind(now.cast_signed()).fetch_all(&self.pool).await?;
+        let void = |row: &AnyRow| {
+            let revoked = row.try_get::<i64, _>("before")?.cast_unsigned();
+            Ok(Void { serial: row.try_get("serial")?, revoked })
+        };
+        found.iter().map(void).collect()
+    }
+
     /// Remembers an invite.
     pub(crate) async fn add_invite(
         &self,
@@ -63,18 +109,90 @@ impl Store {
             return Ok(Shown::Refused(EnrolRefusal::Unknown));
         };
         let (withdrawn, expires): (i64, i64) = (row.try_get("withdrawn")?, row.try_get("expires")?);
-        let used: Option<i64> = row.try_get("used")?;
-        Ok(if withdrawn != 0 {
+        let (used, key): (Option<i64>, Option<String>) = (row.try_get("used")?, row.try_get("key_sha256")?);
+        let verdict: Option<String> = row.try_get("verdict")?;
+        let is_own = key.as_deref() == Some(key_sha256);
+        Ok(if is_own && verdict.as_deref() == Some(Verdict::Refused.name()) {
+            Shown::Refused(EnrolRefusal::Denied)
+        } else if withdrawn != 0 {
             Shown::Refused(EnrolRefusal::Unknown)
         } else if now > expires.cast_unsigned() {
             Shown::Refused(EnrolRefusal::Expired)
-        } else if used.is_none() {
+        } else if key.is_none() {
             Shown::Good(site(&row)?)
-        } else if row.try_get::<String, _>("key_sha256")? == key_sha256 {
-            Shown::Again { chain_pem: row.try_get("chain_pem")? }
-        } else {
+        } else if !is_own {
             Shown::Refused(EnrolRefusal::Used)
+        } else if used.is_some() {
+            Shown::Again { chain_pem: row.try_get("chain_pem")? }
+        } else if verdict.as_deref() == Some(Verdict::Approved.name()) {
+            Shown::Approved(site(&row)?)
+        } else {
+            Shown::Waiting
         })
+    }
+
+    /// Keeps an invite for this key until an operator has said something of it. Whether it was there to be kept.
+    pub(crate) async fn ask(
+        &self,
+        token_sha256: &str,
+        key_sha256: &str,
+        address: &str,
+        now: u64,
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query(
+            "UPDATE invites SET asked = $1, key_sha256 = $2, address = $3
+             WHERE token_sha256 = $4 AND key_sha256 IS NULL AND withdrawn = 0",
+        )
+        .bind(now.cast_signed())
+        .bind(key_sha256)
+        .bind(address)
+        .bind(token_sha256)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Everybody of whom an operator has said nothing yet, in order of asking; those whose invite has ended are among them.
+    pub(crate) async fn asking(&self) -> Result<Vec<Asking>, StoreError> {
+        let sql = "SELECT * FROM invites WHERE asked IS NOT NULL AND used IS NULL AND verdict IS NULL AND withdrawn = 0
+                   ORDER BY asked, token_sha256";
+        let asking = |row: &AnyRow| {
+            let (asked, expires): (i64, i64) = (row.try_get("asked")?, row.try_get("expires")?);
+            Ok(Asking {
+                site: site(row)?,
+                token_sha256: row.try_get("token_sha256")?,
+                key_sha256: row.try_get("key_sha256")?,
+                asked: asked.cast_unsigned(),
+                expires: expires.cast_unsigned(),
+                address: row.try_get("address")?,
+            })
+        };
+        sqlx::query(sql).fetch_all(&self.pool).await?.iter().map(asking).collect()
+    }
+
+    /// Writes down what an operator says of who waits with this invite; whoever is refused loses the invite.
+    pub(crate) async fn decide(
+        &self,
+        token_sha256: &str,
+        verdict: Verdict,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("UPDATE invites SET verdict = $1 WHERE token_sha256 = $2")
+            .bind(verdict.name())
+            .bind(token_sha256)
+            .execute(&mut *transaction)
+            .await?;
+        if verdict == Verdict::Refused {
+            sqlx::query("UPDATE invites SET withdrawn = 1, expires = $1 WHERE token_sha256 = $2")
+                .bind(now.saturating_sub(1).cast_signed())
+                .bind(token_sha256)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction.commit().await?)
     }
 
     /// Uses an invite up. Whether it was there to be used.
@@ -88,7 +206,7 @@ impl Store {
         let mut transaction = self.begin().await?;
         let done = sqlx::query(
             "UPDATE invites SET used = $1, key_sha256 = $2, chain_pem = $3
-             WHERE token_sha256 = $4 AND used IS NULL AND withdrawn = 0",
+             WHERE token_sha256 = $4 AND used IS NULL AND withdrawn = 0 AND (key_sha256 IS NULL OR key_sha256 = $2)",
         )
         .bind(now.cast_signed())
         .bind(key_sha256)
@@ -122,9 +240,47 @@ impl Store {
         found.iter().map(|row| Ok((site(row)?, row.try_get::<i64, _>("before")?.cast_unsigned()))).collect()
     }
 
-    /// Everybody who was ever invited or revoked, by name.
-    pub(crate) async fn members(&self) -> Result<Vec<Membership>, StoreError> {
-        let revoked = self.revocations().await?;
+    /// Holds a site in quarantine from `since` on. Of one that is held already only the reason changes.
+    pub(crate) async fn quarantine(
+        &self,
+        site: &ClientId,
+        since: u64,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("INSERT INTO quarantines (site, since, reason) VALUES ($1, $2, $3) ON CONFLICT (site) DO UPDATE SET reason = $3")
+            .bind(site.as_str())
+            .bind(since.cast_signed())
+            .bind(reason)
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Ends a site's quarantine. Whether there was one.
+    pub(crate) async fn end_quarantine(&self, site: &ClientId) -> Result<bool, StoreError> {
+        let mut transaction = self.begin().await?;
+        let done = sqlx::query("DELETE FROM quarantines WHERE site = $1")
+            .bind(site.as_str())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Everybody who is held in quarantine.
+    pub(crate) async fn quarantines(&self) -> Result<BTreeMap<ClientId, Quarantine>, StoreError> {
+        let found = sqlx::query("SELECT site, since, reason FROM quarantines").fetch_all(&self.pool).await?;
+        let quarantine = |row: &AnyRow| {
+            let since = row.try_get::<i64, _>("since")?.cast_unsigned();
+            Ok((site(row)?, Quarantine { since, reason: row.try_get("reason")? }))
+        };
+        found.iter().map(quarantine).collect()
+    }
+
+    /// Everybody who was ever invited or revoked or is held in quarantine, by name.
+    pub(crate) async fn members(&self) -> Result<Vec<Member>, StoreError> {
+        let (revoked, mut held) = (self.revocations().await?, self.quarantines().await?);
         // Of two invites of one second the one that is good for longer counts as the newer one.
         let sql = "SELECT * FROM invites ORDER BY created, expires, token_sha256";
         let found = sqlx::query(sql).fetch_all(&self.pool).await?;
@@ -132,22 +288,32 @@ impl Store {
         for row in &found {
             let (created, expires): (i64, i64) = (row.try_get("created")?, row.try_get("expires")?);
             let (site, used): (_, Option<i64>) = (site(row)?, row.try_get("used")?);
-            let before: Option<&Membership> = members.get(&site);
-            let joined = used.map(i64::cast_unsigned).or_else(|| before.and_then(|before| before.joined));
-            let (invited, expires) = (created.cast_unsigned(), expires.cast_unsigned());
-            let revoked = revoked.get(&site).copied();
-            members.insert(site.clone(), Membership { site, invited, expires, joined, revoked });
+            let member: &mut Member = members.entry(site.clone()).or_insert_with(|| nobody(site));
+            (member.invited, member.expires) = (created.cast_unsigned(), expires.cast_unsigned());
+            member.joined = used.map(i64::cast_unsigned).or(member.joined);
         }
-        for (site, before) in revoked {
-            members.entry(site.clone()).or_insert(Membership {
-                site,
-                invited: 0,
-                expires: 0,
-                joined: None,
-                revoked: Some(before),
-            });
+        let others: Vec<ClientId> = revoked.keys().chain(held.keys()).cloned().collect();
+        for site in others {
+            let member = members.entry(site.clone()).or_insert_with(|| nobody(site));
+            member.revoked = revoked.get(&member.site).copied();
+            if let Some(quarantine) = held.remove(&member.site) {
+                member.quarantine = Some(quarantine);
+            }
         }
         Ok(members.into_values().collect())
+    }
+}
+
+/// A name of which nothing is known yet.
+fn nobody(site: ClientId) -> Member {
+    Member {
+        site,
+        invited: 0,
+        expires: 0,
+        joined: None,
+        revoked: None,
+        quarantine: None,
+        waiting: Vec::new(),
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use protocol::wire::{Control, ModelChoice, RoundSummary, RunState};
+use protocol::wire::{Control, EnrolRefusal, Member, ModelChoice, Quarantine, RoundSummary, RunState};
 use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
 
 use super::place::Place;
 use super::*;
+use crate::net::members::Verdict;
 use crate::{Booking, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;
@@ -292,8 +293,94 @@ async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
     store.revoke(&north, 40).await.unwrap();
     store.revoke(&north, 50).await.unwrap();
     assert_eq!(store.revocations().await.unwrap(), [(north.clone(), 50)].into());
-    let member = Membership { site: north, invited: 10, expires: 30, joined: Some(15), revoked: Some(50) };
+    let member = Member {
+        site: north,
+        invited: 10,
+        expires: 30,
+        joined: Some(15),
+        revoked: Some(50),
+        quarantine: None,
+        waiting: vec![],
+    };
     assert_eq!(store.members().await.unwrap(), [member]);
+}
+
+#[tokio::test]
+async fn what_was_certified_up_to_a_revocation_is_void_until_it_would_have_ended() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    let [north, south] = ["north", "south"].map(|name| ClientId::new(name).unwrap());
+    for (site, serial, issued, expires) in
+        [(&north, "4a", 10, 100), (&north, "4b", 40, 130), (&north, "4c", 51, 140), (&south, "4d", 10, 100)]
+    {
+        store.add_certificate(site, &Issued { serial: serial.into(), issued, expires }).await.unwrap();
+    }
+    assert!(store.void(60).await.unwrap().is_empty());
+    store.revoke(&north, 50).await.unwrap();
+    let void = |serial: &str| Void { serial: serial.into(), revoked: 50 };
+    assert_eq!(store.void(60).await.unwrap(), [void("4a"), void("4b")]);
+    assert_eq!(store.void(101).await.unwrap(), [void("4b")]);
+}
+
+#[tokio::test]
+async fn who_waits_for_an_operator_keeps_the_invite_and_others_are_refused_until_there_is_a_verdict() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    let north = ClientId::new("north").unwrap();
+    for token in ["t1", "t2", "t3"] {
+        store.add_invite(&north, token, 10, 30).await.unwrap();
+    }
+    assert!(
+        store.ask("t1", "k1", "a:1", 12).await.unwrap() && store.ask("t2", "k2", "b:1", 11).await.unwrap()
+    );
+    assert!(!store.ask("t1", "other", "c:1", 13).await.unwrap());
+    assert!(!store.use_invite("t1", "other", "pem", 13).await.unwrap());
+    store.close().await;
+    drop(store);
+    let store = dir.open().await;
+    let refusal = async |token: &str, key: &str| match store.show(token, key, 15).await.unwrap() {
+        Shown::Refused(refusal) => refusal,
+        _ => panic!("{token} is not refused"),
+    };
+    assert!(matches!(store.show("t1", "k1", 15).await.unwrap(), Shown::Waiting));
+    assert_eq!(refusal("t1", "other").await, EnrolRefusal::Used);
+    assert!(matches!(store.show("t3", "k3", 15).await.unwrap(), Shown::Good(_)));
+    let asking = store.asking().await.unwrap();
+    let waits = |one: &Asking| (one.key_sha256.clone(), one.asked, one.expires, one.address.clone());
+    let expected = [("k2".into(), 11, 30, "b:1".into()), ("k1".into(), 12, 30, "a:1".into())];
+    assert_eq!(asking.iter().map(waits).collect::<Vec<_>>(), expected);
+    store.decide("t1", Verdict::Approved, 15).await.unwrap();
+    store.decide("t2", Verdict::Refused, 15).await.unwrap();
+    assert!(matches!(store.show("t1", "k1", 15).await.unwrap(), Shown::Approved(site) if site == north));
+    assert_eq!(refusal("t1", "other").await, EnrolRefusal::Used);
+    assert_eq!(refusal("t2", "k2").await, EnrolRefusal::Denied);
+    assert_eq!(refusal("t2", "other").await, EnrolRefusal::Unknown);
+    assert!(store.asking().await.unwrap().is_empty());
+    assert!(store.use_invite("t1", "k1", "pem", 16).await.unwrap());
+    assert!(matches!(store.show("t1", "k1", 17).await.unwrap(), Shown::Again { .. }));
+}
+
+#[tokio::test]
+async fn a_quarantine_holds_until_it_is_ended_and_keeps_its_beginning() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    let [north, south] = ["north", "south"].map(|name| ClientId::new(name).unwrap());
+    store.add_invite(&north, "t1", 10, 20).await.unwrap();
+    store.quarantine(&north, 30, "odd norms").await.unwrap();
+    store.quarantine(&north, 40, "").await.unwrap();
+    // One that was never invited, as a site with a bundle.
+    store.quarantine(&south, 50, "new machine").await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = dir.open().await;
+    let held = |since, reason: &str| Quarantine { since, reason: reason.to_owned() };
+    let expected = [(north.clone(), held(30, "")), (south.clone(), held(50, "new machine"))];
+    assert_eq!(store.quarantines().await.unwrap(), expected.into());
+    let members = store.members().await.unwrap();
+    assert_eq!(members.iter().map(|member| &member.site).collect::<Vec<_>>(), [&north, &south]);
+    assert!(members.iter().all(|member| member.quarantine.is_some()));
+    assert!(store.end_quarantine(&north).await.unwrap() && !store.end_quarantine(&north).await.unwrap());
+    assert_eq!(store.quarantines().await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ async fn a_lease_that_is_renewed_is_not_taken_and_one_that_is_given_back_is_take
     let database = place.database("b");
     let mut waits = Box::pin(Store::lead(place.path(), &database));
     for _ in 0..12 {
-        assert!(tokio::time::timeout(LEASE / 4, &mut waits).await.is_err(), "two servers lead");
+        assert!(timeout(LEASE / 4, &mut waits).await.is_err(), "two servers lead");
         leads.renew().await.unwrap();
     }
     leads.close().await;
@@ -106,7 +106,7 @@ async fn a_database_that_refuses_is_an_error_and_one_that_is_not_there_is_waited
     let absent = of(&format!("postgres://postgres@localhost/absent?host={}", place.socket()));
     assert!(matches!(Store::lead(place.path(), &absent).await, Err(StoreError::Database(_))));
     let nobody = of("postgres://postgres@localhost/absent?host=/nowhere");
-    let waits = tokio::time::timeout(LEASE, Store::lead(place.path(), &nobody)).await;
+    let waits = timeout(LEASE, Store::lead(place.path(), &nobody)).await;
     assert!(waits.is_err(), "a server that cannot reach its database gave up");
 }
 

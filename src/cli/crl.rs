@@ -1,0 +1,49 @@
+//! `consortia server crl`: the certificates that are void, signed, for those who check them without asking this server.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use clap::Args;
+use serde_json::json;
+use server::net::{Issuing, RevocationList};
+
+use super::Global;
+use super::failure::{Failure, Kind, OrFail};
+use super::folder::ServerFolder;
+use super::watch::runtime;
+
+#[derive(Debug, Args)]
+pub(super) struct CrlArgs {
+    /// The server's folder; the server may be at work.
+    #[arg(long = "dir", value_name = "DIR", default_value = ".")]
+    folder: PathBuf,
+    /// Write the list here, beside and renamed, so that a reader finds it whole; to stdout without it.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn crl(args: &CrlArgs, global: &Global) -> Result<(), Failure> {
+    let folder = ServerFolder(args.folder.clone());
+    let database = folder.read()?.database(&folder, None)?;
+    let issuing = Issuing::open(&folder.authority()).or_fail(Kind::Configuration, "")?;
+    let list =
+        runtime()?.block_on(RevocationList::read(&folder.state(), &database, &issuing, SystemTime::now()));
+    let RevocationList { pem, entries, .. } = list.or_fail(Kind::Configuration, "")?;
+    if let Some(path) = &args.output {
+        let mut beside = path.clone().into_os_string();
+        beside.push(".new");
+        let written = std::fs::write(&beside, &pem).and_then(|()| std::fs::rename(&beside, path));
+        written.or_fail(Kind::Run, path.display())?;
+    }
+    global.format.say(
+        || match &args.output {
+            Some(path) => format!("{entries} revoked certificates in {}; good for 7 days", path.display()),
+            None => pem.trim_end().to_owned(),
+        },
+        || match &args.output {
+            Some(path) => json!({ "file": path, "revoked": entries }),
+            None => json!({ "crl": pem, "revoked": entries }),
+        },
+    );
+    Ok(())
+}
