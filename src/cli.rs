@@ -27,6 +27,7 @@ mod policy;
 mod privacy;
 mod progress;
 mod reference;
+mod renew;
 mod renewal;
 mod root;
 mod run;
@@ -135,6 +136,8 @@ enum ServerCommand {
     Run(serve::RunArgs),
     /// Print the address of the dashboard, with the token that opens it.
     Dashboard(dashboard::DashboardArgs),
+    /// Renew the certificates that the root signs: the server's, the operator's and the issuing one. Needs the root's key.
+    Renew(renew::ServerRenewArgs),
     /// Write the signed list of certificates that are void (a CRL), for proxies and auditors.
     Crl(crl::CrlArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
@@ -281,6 +284,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Issue(args)) => serve::issue(args, global),
         Command::Server(ServerCommand::Run(args)) => serve::run(args, global),
         Command::Server(ServerCommand::Dashboard(args)) => dashboard::dashboard(args, global),
+        Command::Server(ServerCommand::Renew(args)) => renew::renew(args, global),
         Command::Server(ServerCommand::Crl(args)) => crl::crl(args, global),
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),

@@ -20,6 +20,7 @@ mod keeper;
 mod members;
 mod metrics;
 mod outgoing;
+mod papers;
 mod peer;
 mod presence;
 mod session;
@@ -58,6 +59,7 @@ use keeper::Keeper;
 pub use members::Approval;
 use members::Members;
 use metrics::Metrics;
+use papers::Papers;
 pub use peer::{NotASite, site_of_pem, validity_of_der, validity_of_pem};
 use presence::Presence;
 use session::{Hall, Newcomers};
@@ -259,7 +261,7 @@ impl Server {
         config: ServerConfig,
         room: Arc<dyn ModelRoom>,
     ) -> Result<Self, ServeError> {
-        let Port { endpoint, tunnels, tcp } = port;
+        let Port { endpoint, tunnels, tcp, shown } = port;
         let address = endpoint.local_addr()?;
         let door = Door::open(config.admin).await?;
         let admin = door.as_ref().map(|door| door.address);
@@ -290,6 +292,9 @@ impl Server {
         let (issuing, approval, meter) = (config.issuing, config.approval, Arc::clone(&metrics));
         let members = Members::new(Arc::clone(&store), issuing, approval, meter, commands.clone());
         let members = Arc::new(members.await?);
+        let papers = Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members));
+        let papers = Arc::new(papers);
+        tokio::spawn(Arc::clone(&papers).watch(stop.clone()));
         let desk = Arc::new(Desk {
             store: Arc::clone(&store),
             room,
@@ -312,7 +317,8 @@ impl Server {
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
         if let Some(door) = door {
-            let view = Admin::new(Arc::clone(&desk), metrics, presence, config.state, address);
+            let (desk, state) = (Arc::clone(&desk), config.state);
+            let view = Admin::new(desk, metrics, presence, papers, state, address);
             tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");

@@ -1,10 +1,11 @@
 //! `consortia server`: a federation's authority and its server.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ::client::net::settle_renewal;
 use clap::Args;
 use consortia::Room;
 use consortia::results::event_json;
@@ -13,7 +14,7 @@ use protocol::ClientId;
 use serde_json::{Value, json};
 use server::net::{
     AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
-    Server, ServerConfig, validity_of_pem,
+    Server, ServerConfig,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
-use super::members::moment;
 use super::notify::Notify;
 use super::output::Format;
 use super::root::{RootArgs, SealArgs};
@@ -73,8 +73,6 @@ pub(super) struct RunArgs {
 
 /// How often a server that led before tries to open its own port again.
 const PORT_RETRIES: u32 = 20;
-/// When the end of the server's certificate is announced.
-const WARNED_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The admin port of a fresh `server.toml`.
 const ADMIN_PORT: u16 = 4434;
@@ -207,22 +205,6 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, global.format))
 }
 
-/// Says in time that the server's own certificate ends.
-fn warn_of_the_end(identity: &Path) {
-    let path = identity.join("cert.pem");
-    let ends = std::fs::read(&path)
-        .ok()
-        .and_then(|pem| validity_of_pem(&pem).ok())
-        .map_or(u64::MAX, |(_, ends)| ends);
-    if ends < unix_seconds() as u64 + WARNED_BEFORE.as_secs() {
-        tracing::warn!(
-            "{}: the server's certificate ends {}; sites do not come back after that",
-            path.display(),
-            moment(ends)
-        );
-    }
-}
-
 async fn serve(
     folder: &ServerFolder,
     file: &ServerFile,
@@ -230,7 +212,7 @@ async fn serve(
     while_stdin_open: bool,
     format: Format,
 ) -> Result<(), Failure> {
-    warn_of_the_end(&folder.identity());
+    settle_renewal(&folder.identity()).or_fail(Kind::Configuration, "")?;
     let mut room = Room::new();
     if let Some(central) = &file.central {
         let device = select(&file.device).or_fail(Kind::Configuration, folder.config().display())?;

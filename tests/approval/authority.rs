@@ -4,7 +4,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::processes::{command, serve};
+use client::net::{Identity, Transport, probe};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::processes::{PATIENCE, command, serve};
 
 const WORDS: &str = "tusk amber nine ferry";
 
@@ -122,4 +126,68 @@ fn openssl_finds_a_revoked_site_s_certificate_in_the_list_and_no_other() {
         }
     }
     server.kill();
+}
+
+/// The certificate that the server at `address` shows, DER.
+fn shown(address: &str, operator: &Path, transport: Transport) -> Vec<u8> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let identity = Identity::load(operator).unwrap();
+    let found = runtime.block_on(probe(&[address.to_owned()], transport, &identity, None)).unwrap();
+    found.certificate.unwrap()
+}
+
+#[test]
+fn renewed_certificates_are_shown_by_a_server_that_runs_and_sites_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (fed, operator) = (path(dir.path(), "fed"), dir.path().join("fed/operator"));
+    command(&["server", "init", &fed, "--listen", "127.0.0.1:0", "--name", "fed.example.org"]);
+    let (_server, address) = serve(&fed, "127.0.0.1:0");
+    let read = |name: &str| std::fs::read_to_string(Path::new(&fed).join(name)).unwrap();
+    let files = ["identity/cert.pem", "identity/key.pem", "operator/cert.pem", "authority/issuer.pem"];
+    let before = files.map(read);
+    let issuing_key = read("authority/issuer-key.pem");
+    let said = command(&["server", "renew", &fed, "--name", "10.7.0.1"]);
+    assert_eq!(said.as_array().unwrap().len(), 3, "{said}");
+    let after = files.map(read);
+    assert!(before.iter().zip(&after).all(|(before, after)| before != after));
+    assert_eq!(read("authority/issuer-key.pem"), issuing_key, "what it signed before still stands");
+    assert!(!dir.path().join("fed/identity.old").exists() && !dir.path().join("fed/identity.new").exists());
+    if let Some((_, text)) =
+        openssl(&["x509", "-noout", "-text", "-in", &path(dir.path(), "fed/identity/cert.pem")])
+    {
+        assert!(text.contains("DNS:fed.example.org") && text.contains("IP Address:10.7.0.1"), "{text}");
+        assert_eq!(text.matches("DNS:localhost").count(), 1, "{text}");
+    }
+
+    let next = CertificateDer::from_pem_slice(after[0].as_bytes()).unwrap().to_vec();
+    let began = std::time::Instant::now();
+    while shown(&address, &operator, Transport::Quic) != next {
+        assert!(began.elapsed() < PATIENCE, "the server still shows the certificate from before");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    assert_eq!(shown(&address, &operator, Transport::Tcp), next, "around what comes over TCP, too");
+    // Whoever joins now is certified under the renewed issuing certificate.
+    let made =
+        command(&["invite", "create", "west", "--address", &address, "--dir", &fed, "--server", &address]);
+    let (west, records) = (path(dir.path(), "west"), path(dir.path(), "west.csv"));
+    std::fs::write(&records, "a,label\n1,0\n2,1\n").unwrap();
+    let line = made[0]["invite"].as_str().unwrap();
+    command(&["site", "join", line, "--dir", &west, "--data", &records, "--policy", "plain"]);
+    let chain = std::fs::read_to_string(Path::new(&west).join("identity/cert.pem")).unwrap();
+    assert!(chain.contains(after[3].trim_end()), "{chain}");
+
+    // An operator elsewhere, and somebody who has not the root's key.
+    let copied = dir.path().join("ada");
+    std::fs::create_dir(&copied).unwrap();
+    for name in ["ca.pem", "cert.pem", "key.pem"] {
+        std::fs::copy(operator.join(name), copied.join(name)).unwrap();
+    }
+    let ada = copied.to_str().unwrap();
+    assert_eq!(command(&["server", "renew", &fed, "--operator", ada]).as_array().unwrap().len(), 1);
+    assert_ne!(std::fs::read_to_string(copied.join("cert.pem")).unwrap(), after[2]);
+    let (refused, said) = attempt(&["server", "renew", &fed, "--operator", &west], None);
+    assert!(refused.status.code() == Some(2), "{said}");
+    std::fs::remove_file(Path::new(&fed).join("authority/ca-key.pem")).unwrap();
+    let (refused, said) = attempt(&["server", "renew", &fed], None);
+    assert!(refused.status.code() == Some(2) && said.contains("--root-key"), "{said}");
 }

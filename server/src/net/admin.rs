@@ -38,6 +38,7 @@ use utoipa_axum::routes;
 
 use super::desk::Desk;
 use super::metrics::Metrics;
+use super::papers::Papers;
 use super::presence::Presence;
 use books::Books;
 use guard::Guard;
@@ -93,6 +94,7 @@ pub(crate) struct Admin {
     pub(crate) desk: Arc<Desk>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) presence: Arc<Presence>,
+    pub(crate) papers: Arc<Papers>,
     pub(crate) state: PathBuf,
     /// Where the server listens for sites.
     pub(crate) address: SocketAddr,
@@ -107,12 +109,24 @@ impl Admin {
         desk: Arc<Desk>,
         metrics: Arc<Metrics>,
         presence: Arc<Presence>,
+        papers: Arc<Papers>,
         state: PathBuf,
         address: SocketAddr,
     ) -> Self {
         let (books, started) = (Books::new(Arc::clone(&desk.store)), super::members::now());
         let streams = Arc::new(Semaphore::new(events::STREAMS));
-        Self { desk, metrics, presence, state, address, books, addresses: Vec::new(), started, streams }
+        Self {
+            desk,
+            metrics,
+            presence,
+            papers,
+            state,
+            address,
+            books,
+            addresses: Vec::new(),
+            started,
+            streams,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! another authority, and never writes over a key.
 
 mod issuing;
+mod renewing;
 mod revocations;
 mod sealed;
 
@@ -155,13 +156,18 @@ impl Authority {
     }
 
     fn make_issuing(&self, dir: &Path, now: SystemTime) -> Result<(), AuthorityError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let cert_pem = self.certify_issuing(&key, now)?;
+        write_new(&dir.join(ISSUER_KEY), sealed::seal(&key, None)?.as_bytes(), 0o600)?;
+        write_new(&dir.join(ISSUER_CERT), cert_pem.as_bytes(), 0o644)
+    }
+
+    fn certify_issuing(&self, key: &KeyPair, now: SystemTime) -> Result<String, AuthorityError> {
         let mut params = params("consortia federation, issuing", now, ISSUER_DAYS);
         make_ca(&mut params, 0);
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let cert = params.signed_by(&key, &self.issuer)?;
-        write_new(&dir.join(ISSUER_KEY), sealed::seal(&key, None)?.as_bytes(), 0o600)?;
-        write_new(&dir.join(ISSUER_CERT), cert.pem().as_bytes(), 0o644)
+        params.serial_number = serial_number();
+        Ok(params.signed_by(key, &self.issuer)?.pem())
     }
 
     /// Reads the root that [`Authority::create`] wrote.
@@ -321,18 +327,22 @@ fn named(prefix: &str, name: &str, now: SystemTime, days: i64) -> Result<Certifi
 
 /// A certificate that makes no others.
 fn leaf(mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
-    // By default the number follows from the key, and a key that is certified twice would have two certificates of one number.
-    let mut serial = [0; 16];
-    if aws_lc_rs::rand::fill(&mut serial).is_ok() {
-        // A positive number without leading zeros is the same in every spelling.
-        serial[0] = serial[0] & 0x7f | 0x40;
-        params.serial_number = Some(SerialNumber::from(serial.to_vec()));
-    }
+    params.serial_number = serial_number();
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
     params
+}
+
+/// A number that no other certificate has. By default it follows from the key, and a key that is certified twice would have two
+/// certificates of one number.
+fn serial_number() -> Option<SerialNumber> {
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial).ok()?;
+    // A positive number without leading zeros is the same in every spelling.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    Some(SerialNumber::from(serial.to_vec()))
 }
 
 fn content(path: &Path, error: &dyn std::fmt::Display) -> AuthorityError {

@@ -20,6 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel::{ServerSocket, Tunnels};
@@ -84,32 +85,46 @@ pub(crate) struct Port {
     pub(crate) tunnels: Tunnels,
     /// What lets them come; it closes its port when dropped.
     pub(crate) tcp: Option<AbortOnDropHandle<()>>,
+    /// What they are shown.
+    pub(crate) shown: watch::Sender<TlsAcceptor>,
+}
+
+/// How the server proves who it is: over UDP, and around what comes over TCP.
+pub(crate) struct Shown {
+    pub(crate) quic: quinn::ServerConfig,
+    pub(crate) stream: TlsAcceptor,
+}
+
+impl Shown {
+    /// The identity (`ca.pem`, `cert.pem`, `key.pem`) in a folder.
+    pub(crate) fn read(identity: &Path) -> Result<Self, EndpointError> {
+        let mut tls = tls(identity, private_key(identity)?)?;
+        let quic = QuicServerConfig::try_from(tls.clone());
+        let quic = quic.map_err(|error| EndpointError::Tls(error.to_string()))?;
+        let mut quic = quinn::ServerConfig::with_crypto(Arc::new(quic));
+        quic.transport_config(Arc::new(transport()));
+        tls.alpn_protocols = vec![tunnel::ALPN.to_vec()];
+        Ok(Self { quic, stream: TlsAcceptor::from(Arc::new(tls)) })
+    }
 }
 
 /// Opens the port with the identity (`ca.pem`, `cert.pem`, `key.pem`) of a server, for UDP and, where it is configured, for TCP.
 pub(crate) async fn open(config: &ServerConfig) -> Result<Port, EndpointError> {
     let ServerConfig { listen, tcp, identity, limits, .. } = config;
     let (listen, limits) = (*listen, *limits);
-    let key = private_key(identity)?;
-    let endpoint = endpoint_config(&key);
-    let mut tls = tls(identity, key)?;
-    let quic =
-        QuicServerConfig::try_from(tls.clone()).map_err(|error| EndpointError::Tls(error.to_string()))?;
-    let mut serving = quinn::ServerConfig::with_crypto(Arc::new(quic));
-    serving.transport_config(Arc::new(transport()));
+    let endpoint = endpoint_config(&private_key(identity)?);
+    let Shown { quic, stream } = Shown::read(identity)?;
     let failed = |source| EndpointError::Listen { address: listen, source };
     let (socket, listener) = sockets(listen, *tcp).await?;
     let udp = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
     let (socket, tunnels) = ServerSocket::new(udp);
-    let endpoint =
-        Endpoint::new_with_abstract_socket(endpoint, Some(serving), socket, Arc::new(TokioRuntime));
-    tls.alpn_protocols = vec![tunnel::ALPN.to_vec()];
-    let tls = TlsAcceptor::from(Arc::new(tls));
+    let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(quic), socket, Arc::new(TokioRuntime));
+    let shown = watch::Sender::new(stream);
     let tcp = listener.map(|listener| {
-        let port = TcpPort { listener, tls, tunnels: tunnels.clone() };
+        let port = TcpPort { listener, tls: shown.subscribe(), tunnels: tunnels.clone() };
         AbortOnDropHandle::new(tokio::spawn(port.serve(limits)))
     });
-    Ok(Port { endpoint: endpoint.map_err(failed)?, tunnels, tcp })
+    Ok(Port { endpoint: endpoint.map_err(failed)?, tunnels, tcp, shown })
 }
 
 /// A UDP socket and, with `tcp`, a listener with the same number. A number that the system is to choose must be free for both.

@@ -9,7 +9,7 @@ mod approval;
 mod quarantine;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protocol::wire::{
@@ -42,7 +42,7 @@ pub(crate) type Revocations = Arc<BTreeMap<ClientId, u64>>;
 /// See the module.
 pub(crate) struct Members {
     store: Arc<Store>,
-    issuing: Option<Arc<Issuing>>,
+    issuing: RwLock<Option<Arc<Issuing>>>,
     approval: Approval,
     metrics: Arc<Metrics>,
     commands: mpsc::Sender<Command>,
@@ -65,7 +65,7 @@ impl Members {
         let quarantined = watch::Sender::new(Arc::new(store.quarantines().await?));
         Ok(Self {
             store,
-            issuing,
+            issuing: RwLock::new(issuing),
             approval,
             metrics,
             commands,
@@ -74,6 +74,16 @@ impl Members {
             places: Semaphore::new(AT_ONCE),
             turn: Mutex::default(),
         })
+    }
+
+    /// The key that certifies sites, where there is one.
+    pub(crate) fn issuing(&self) -> Option<Arc<Issuing>> {
+        self.issuing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Certifies with this one from now on.
+    pub(crate) fn issue_with(&self, issuing: Issuing) {
+        *self.issuing.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(issuing));
     }
 
     /// What is void, now and as it changes.
@@ -89,7 +99,7 @@ impl Members {
         seconds: u64,
         by: &str,
     ) -> Result<Vec<InviteText>, String> {
-        let issuing = self.issuing.as_ref().ok_or(
+        let issuing = self.issuing().ok_or(
             "this server has no issuing key (authority/issuer-key.pem beside server.toml); make the federation with this release's \
              `server init`",
         )?;
@@ -230,7 +240,7 @@ impl Members {
             Shown::Again { chain_pem } => return Ok(Some((chain_pem, issuing.root_pem().to_owned()))),
             Shown::Refused(refused) => return Err(refused),
         };
-        let chain = self.certify(issuing, &site, &csr).await?;
+        let chain = self.certify(&issuing, &site, &csr).await?;
         let used =
             self.store.use_invite(&token, &key, &chain, now()).await.map_err(|error| unable(&error))?;
         if !used {
@@ -253,15 +263,15 @@ impl Members {
         if self.revoked.borrow().get(&name).is_some_and(|before| issued <= *before) {
             return Err(EnrolRefusal::NotASite);
         }
-        let chain = self.certify(issuing, &name, &csr).await?;
+        let chain = self.certify(&issuing, &name, &csr).await?;
         tracing::info!("{name} has renewed its certificate");
         self.record(Record::Renewed { site: name, key_sha256: csr.key_sha256() }).await;
         Ok((chain, issuing.root_pem().to_owned()))
     }
 
     /// The issuing key, and the request, whose signature is good.
-    fn ready(&self, request: &EnrolRequest) -> Result<(&Issuing, Request), EnrolRefusal> {
-        let issuing = self.issuing.as_deref().ok_or_else(|| unable(&"there is no issuing key"))?;
+    fn ready(&self, request: &EnrolRequest) -> Result<(Arc<Issuing>, Request), EnrolRefusal> {
+        let issuing = self.issuing().ok_or_else(|| unable(&"there is no issuing key"))?;
         let csr = Request::parse(&request.csr_der).map_err(|error| {
             tracing::warn!("a certificate signing request is refused: {error}");
             EnrolRefusal::Request
@@ -287,8 +297,7 @@ impl Members {
 
     /// The signed list of what is void now.
     pub(crate) async fn revocation_list(&self) -> Result<RevocationList, String> {
-        let issuing =
-            self.issuing.as_ref().ok_or("this server has no issuing key that could sign the list")?;
+        let issuing = self.issuing().ok_or("this server has no issuing key that could sign the list")?;
         let at = now();
         let void = self.store.void(at).await.map_err(|error| error.to_string())?;
         let list = issuing.revocation_list(&void, UNIX_EPOCH + Duration::from_secs(at));

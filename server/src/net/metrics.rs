@@ -66,6 +66,8 @@ pub(crate) struct Observed {
     pub(crate) sites_quarantined: usize,
     /// Streams over TCP that carry QUIC.
     pub(crate) tunnels: usize,
+    /// Which certificates end when, in seconds since the Unix epoch.
+    pub(crate) certificates: Vec<(&'static str, u64)>,
     /// Population, epsilon so far, budget.
     pub(crate) epsilons: Vec<(String, Option<f64>, f64)>,
     /// Bytes in the state folder.
@@ -89,6 +91,7 @@ pub(crate) struct Metrics {
     sites_connected: Gauge,
     sites_quarantined: Gauge,
     tunnels: Gauge,
+    certificates: Family<Label, Gauge>,
     runs: Family<Label, Gauge>,
     epsilon: Family<Named, Number>,
     budget: Family<Named, Number>,
@@ -168,6 +171,12 @@ impl Metrics {
             ),
             sites_connected: put(to, "sites_connected", "Sites that are connected", Gauge::default()),
             sites_quarantined: put(to, "sites_quarantined", "Sites that get no task", Gauge::default()),
+            certificates: put(
+                to,
+                "certificate_end_seconds",
+                "When a certificate of the server's ends, in seconds since 1970",
+                Family::default(),
+            ),
             tunnels: put(
                 to,
                 "tunnels",
@@ -305,6 +314,9 @@ impl Metrics {
         self.sites_connected.set(whole(observed.sites_connected as u64));
         self.sites_quarantined.set(whole(observed.sites_quarantined as u64));
         self.tunnels.set(whole(observed.tunnels as u64));
+        for (certificate, ends) in &observed.certificates {
+            self.certificates.get_or_create(&[("certificate", certificate)]).set(whole(*ends));
+        }
         self.storage_bytes.set(whole(observed.storage_bytes));
         for (population, spent, budget) in observed.epsilons.iter().take(POPULATIONS_MAX) {
             let label = [("population", population.clone())];
@@ -350,6 +362,7 @@ mod tests {
             sites_connected: 3,
             sites_quarantined: 1,
             tunnels: 1,
+            certificates: vec![("server", 1_800_000_000)],
             epsilons,
             storage_bytes: 17,
         }
@@ -382,6 +395,7 @@ mod tests {
             "consortia_runs{state=\"queued\"} 2",
             "consortia_sites_connected 3",
             "consortia_tunnels 1",
+            "consortia_certificate_end_seconds{certificate=\"server\"} 1800000000",
             "consortia_epsilon_spent{population=\"patients\"} 0.5",
             "consortia_epsilon_budget{population=\"patients\"} 2.0",
             "consortia_storage_bytes 17",

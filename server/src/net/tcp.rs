@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -30,13 +30,13 @@ const BREATH: Duration = Duration::from_millis(100);
 /// A port that listens.
 pub(crate) struct TcpPort {
     pub(crate) listener: TcpListener,
-    pub(crate) tls: TlsAcceptor,
+    pub(crate) tls: watch::Receiver<TlsAcceptor>,
     pub(crate) tunnels: Tunnels,
 }
 
 /// What all streams share.
 struct Porch {
-    tls: TlsAcceptor,
+    tls: watch::Receiver<TlsAcceptor>,
     tunnels: Tunnels,
     /// Streams of those who have a certificate, and of those who have none.
     seats: Arc<Semaphore>,
@@ -79,7 +79,8 @@ impl TcpPort {
 async fn attend(porch: Arc<Porch>, stream: TcpStream, peer: SocketAddr, turn: OwnedSemaphorePermit) {
     // Datagrams have their own pace; a stream without the option is slower and works.
     let _ = stream.set_nodelay(true);
-    let stream = match timeout(OPENING, porch.tls.accept(stream)).await {
+    let tls = porch.tls.borrow().clone();
+    let stream = match timeout(OPENING, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::info!("a TLS handshake from {peer} failed: {error}"),
         Err(_) => return tracing::info!("a TLS handshake from {peer} took too long"),

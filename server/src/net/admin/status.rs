@@ -84,6 +84,7 @@ pub(super) async fn metrics(State(admin): State<Shared>) -> Result<Response, Pro
         sites_connected: admin.presence.connected(),
         sites_quarantined: admin.desk.members.quarantined(),
         tunnels: admin.presence.tunnels(),
+        certificates: admin.papers.ends(),
         epsilons: admin.books.epsilons().await.map_err(Problem::ours)?,
         storage_bytes: storage_bytes(&admin).await,
     };

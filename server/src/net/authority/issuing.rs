@@ -1,7 +1,7 @@
 //! The part of the authority that a running server may have: a key that certifies sites and nothing else, so that the root's
 //! own can be kept where no network reaches.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use protocol::ClientId;
@@ -9,11 +9,14 @@ use rcgen::{CertificateSigningRequestParams, ExtendedKeyUsagePurpose, Issuer, Ke
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     AuthorityError, CA_CERT, ISSUER_CERT, ISSUER_KEY, LEAF_DAYS, SITE_URI, content, fingerprint, leaf, named,
     read,
 };
+use crate::net::validity_of_pem;
 
 /// Certifies sites.
 pub struct Issuing {
@@ -21,6 +24,10 @@ pub struct Issuing {
     issuer_pem: String,
     root_pem: String,
     root_sha256: [u8; 32],
+    /// Where it was read from.
+    dir: PathBuf,
+    /// When its certificate ends: nothing that it signs is good after that.
+    ends: OffsetDateTime,
 }
 
 /// A signing request that is none, or asks for a key of another kind.
@@ -68,9 +75,29 @@ impl Issuing {
         };
         let root_der = der(&root, &root_pem)?;
         let pair = KeyPair::from_pem(&key_pem).map_err(|error| content(&key, &error))?;
-        let issuer = Issuer::from_ca_cert_der(&der(&cert, &issuer_pem)?, pair);
+        let issuer_der = der(&cert, &issuer_pem)?;
+        let (_, parsed) = X509Certificate::from_der(&issuer_der).map_err(|error| content(&cert, &error))?;
+        let ends = parsed.validity().not_after.to_datetime();
+        let issuer = Issuer::from_ca_cert_der(&issuer_der, pair);
         let issuer = issuer.map_err(|error| content(&cert, &error))?;
-        Ok(Self { issuer, issuer_pem, root_sha256: Sha256::digest(&root_der).into(), root_pem })
+        let (root_sha256, dir) = (Sha256::digest(&root_der).into(), dir.to_owned());
+        Ok(Self { issuer, issuer_pem, root_sha256, root_pem, dir, ends })
+    }
+
+    /// What stands on the disk now in the place of this one, if it is another.
+    pub(crate) fn successor(&self) -> Result<Option<Self>, AuthorityError> {
+        let next = Self::open(&self.dir)?;
+        Ok((next.issuer_pem != self.issuer_pem).then_some(next))
+    }
+
+    /// When its certificate ends, in seconds since the Unix epoch.
+    pub(crate) fn ends(&self) -> u64 {
+        u64::try_from(self.ends.unix_timestamp()).unwrap_or(0)
+    }
+
+    /// When the root ends, in seconds since the Unix epoch.
+    pub(crate) fn root_ends(&self) -> u64 {
+        validity_of_pem(self.root_pem.as_bytes()).map_or(0, |(_, ends)| ends)
     }
 
     /// SHA-256 of the root's DER.
@@ -83,7 +110,7 @@ impl Issuing {
         &self.root_pem
     }
 
-    /// A site's certificate for the key of a request, valid two years, followed by the one that signed it, as PEM. Of the request
+    /// A site's certificate for the key of a request, valid two years or as long as the one that signed it, followed by that, as PEM. Of the request
     /// nothing else is taken.
     pub(crate) fn certify(
         &self,
@@ -92,8 +119,10 @@ impl Issuing {
         now: SystemTime,
     ) -> Result<String, RequestError> {
         let sign = |error: String| RequestError::Sign(error);
-        let params =
+        let mut params =
             named(SITE_URI, site.as_str(), now, LEAF_DAYS).map_err(|error| sign(error.to_string()))?;
+        // Its holder renews by its own end, and must not find that the one above has ended before.
+        params.not_after = params.not_after.min(self.ends);
         let cert = leaf(params, ExtendedKeyUsagePurpose::ClientAuth)
             .signed_by(&request.params.public_key, &self.issuer)
             .map_err(|error| sign(error.to_string()))?;
