@@ -65,7 +65,7 @@ fn an_authority_whose_files_are_damaged_names_the_file() {
 #[test]
 fn of_a_signing_request_nothing_but_the_key_is_taken() {
     let dir = tempfile::tempdir().unwrap();
-    Authority::create(dir.path(), now()).unwrap();
+    let root = Authority::create(dir.path(), now()).unwrap();
     // What a running server has: the root's key is somewhere else.
     fs::remove_file(dir.path().join(CA_KEY)).unwrap();
     let issuing = Issuing::open(dir.path()).unwrap();
@@ -88,6 +88,18 @@ fn of_a_signing_request_nothing_but_the_key_is_taken() {
     let days = certificate.validity().not_after.timestamp() - issued.cast_signed();
     assert_eq!(days / 86_400, LEAF_DAYS);
     assert_eq!(certificate.public_key().raw, key.subject_public_key_info());
+
+    // Near the end of the issuing certificate nothing is promised beyond it, until it is renewed.
+    let late = now() + StdDuration::from_secs(86_400 * (ISSUER_DAYS - 10).cast_unsigned());
+    let days_left = |issuing: &Issuing| {
+        let chain = issuing.certify(&ClientId::new("north").unwrap(), &request, late).unwrap();
+        let (_, ends) = crate::net::validity_of_pem(chain.as_bytes()).unwrap();
+        (ends - late.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()) / 86_400
+    };
+    assert_eq!(days_left(&issuing), 10);
+    assert!(issuing.successor().unwrap().is_none());
+    root.renew_issuing(dir.path(), late).unwrap();
+    assert_eq!(days_left(&issuing.successor().unwrap().unwrap()), LEAF_DAYS.cast_unsigned());
 }
 
 #[test]
