@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, PollSender};
 
-use crate::frames::{carry, frames};
+use crate::frames::{carry, drain, frames};
 
 /// Batches of datagrams that wait for the stream, and datagrams that wait for quinn.
 const WAITING: usize = 16;
@@ -27,7 +27,7 @@ pub struct ClientSocket {
     local: SocketAddr,
     server: SocketAddr,
     outgoing: mpsc::Sender<Bytes>,
-    arrived: Mutex<mpsc::Receiver<Bytes>>,
+    arrived: Mutex<mpsc::Receiver<(SocketAddr, Bytes)>>,
     ended: CancellationToken,
 }
 
@@ -45,7 +45,7 @@ impl ClientSocket {
         tokio::spawn(async move {
             let _ended = guard;
             // How it ended makes no difference to QUIC.
-            let _ = carry(stream, waiting, Duration::MAX, &sender, |datagram| datagram).await;
+            let _ = carry(stream, waiting, Duration::MAX, &sender, |datagram| (server, datagram)).await;
         });
         Arc::new(Self { local, server, outgoing, arrived: Mutex::new(arrived), ended })
     }
@@ -75,17 +75,7 @@ impl AsyncUdpSocket for ClientSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut count = 0;
-        for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
-            match arrived.poll_recv(cx) {
-                Poll::Ready(Some(datagram)) => *meta = place(&datagram, buf, self.server),
-                Poll::Ready(None) | Poll::Pending if count == 0 => return Poll::Pending,
-                Poll::Ready(None) | Poll::Pending => break,
-            }
-            count += 1;
-        }
-        Poll::Ready(Ok(count))
+        drain(&self.arrived, cx, bufs, meta)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -105,13 +95,6 @@ impl fmt::Debug for ClientSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientSocket").field("server", &self.server).finish_non_exhaustive()
     }
-}
-
-/// Copies a datagram to where quinn reads it. One that is longer than quinn takes is cut, and fails there.
-pub(crate) fn place(datagram: &[u8], buf: &mut [u8], addr: SocketAddr) -> RecvMeta {
-    let len = datagram.len().min(buf.len());
-    buf[..len].copy_from_slice(&datagram[..len]);
-    RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None }
 }
 
 /// Says when there is room again.

@@ -1,9 +1,13 @@
 //! Datagrams as a byte stream and back. A length of zero, which no datagram has, ends the stream with an error.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use quinn::udp::RecvMeta;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -77,4 +81,24 @@ async fn next(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>
     let mut datagram = vec![0; len];
     reader.read_exact(&mut datagram).await?;
     Ok(Some(datagram.into()))
+}
+
+/// Copies what has arrived, each with where it is from, to where quinn reads it. A datagram that is longer than quinn takes is
+/// cut, and fails there. After the end of the streams nothing arrives any more.
+pub(crate) fn drain(
+    arrived: &Mutex<mpsc::Receiver<(SocketAddr, Bytes)>>,
+    cx: &mut Context<'_>,
+    bufs: &mut [IoSliceMut<'_>],
+    meta: &mut [RecvMeta],
+) -> Poll<io::Result<usize>> {
+    let mut arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut count = 0;
+    for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
+        let Poll::Ready(Some((addr, datagram))) = arrived.poll_recv(cx) else { break };
+        let len = datagram.len().min(buf.len());
+        buf[..len].copy_from_slice(&datagram[..len]);
+        *meta = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
+        count += 1;
+    }
+    if count > 0 { Poll::Ready(Ok(count)) } else { Poll::Pending }
 }

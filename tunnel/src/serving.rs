@@ -19,8 +19,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::calling::place;
-use crate::frames::{carry, frames};
+use crate::frames::{carry, drain, frames};
 
 /// Batches of datagrams that may wait for one tunnel.
 const OUTGOING: usize = 64;
@@ -64,22 +63,6 @@ impl ServerSocket {
             udp_first: AtomicBool::new(true),
         };
         (Arc::new(socket), tunnels)
-    }
-
-    fn poll_tunnels(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut count = 0;
-        for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
-            let Poll::Ready(Some((from, datagram))) = arrived.poll_recv(cx) else { break };
-            *meta = place(&datagram, buf, from);
-            count += 1;
-        }
-        if count > 0 { Poll::Ready(Ok(count)) } else { Poll::Pending }
     }
 }
 
@@ -169,7 +152,7 @@ impl AsyncUdpSocket for ServerSocket {
         if udp_first && let Poll::Ready(read) = self.udp.poll_recv(cx, bufs, meta) {
             return Poll::Ready(read);
         }
-        if let Poll::Ready(read) = self.poll_tunnels(cx, bufs, meta) {
+        if let Poll::Ready(read) = drain(&self.arrived, cx, bufs, meta) {
             return Poll::Ready(read);
         }
         if udp_first { Poll::Pending } else { self.udp.poll_recv(cx, bufs, meta) }

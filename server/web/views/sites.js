@@ -84,27 +84,41 @@ export function show({ root, signal, fail }) {
   };
 }
 
-/** @param {any} site @param {() => Promise<void>} refresh */
-function approve(site, refresh) {
-  const phrase = h("input", { id: "phrase", autocomplete: "off", spellcheck: "false", required: true, autofocus: true, placeholder: "three words" });
+/**
+ * Asks for one line, and does with it what is to be done.
+ * @param {{ title: string, text: string, label: (string | Node)[], input: HTMLInputElement, action: string, perform: (line: string) => Promise<void> }} what
+ */
+function ask({ title, text, label, input, action, perform }) {
   const failed = h("p", { class: "error", role: "alert" });
-  const form = h("form", { id: "approve-form" },
-    h("p", {}, `Somebody with an invite wants to become ${site.site}. Call the site: its people see three words where they joined. Type what they say.`),
-    h("label", { for: "phrase" }, "What the site says"), phrase, failed);
-  const button = h("button", { type: "submit", class: "primary", form: "approve-form" }, "Approve");
-  const dialog = open(`Approve ${site.site}`, [form], [button]);
+  const form = h("form", { id: "line-form" }, h("p", {}, text), h("label", { for: input.id }, ...label), input, failed);
+  const button = h("button", { type: "submit", class: "primary", form: "line-form" }, action);
+  const dialog = open(title, [form], [button]);
   form.addEventListener("submit", async (/** @type {Event} */ event) => {
     event.preventDefault();
     button.disabled = true;
     try {
-      await post(`sites/${site.site}/approve`, { phrase: phrase.value });
+      await perform(input.value);
       dialog.close();
-      say(`${site.site} is approved.`);
-      await refresh();
     } catch (error) {
       fill(failed, /** @type {Error} */ (error).message);
       button.disabled = false;
     }
+  });
+}
+
+/** @param {any} site @param {() => Promise<void>} refresh */
+function approve(site, refresh) {
+  ask({
+    title: `Approve ${site.site}`,
+    text: `Somebody with an invite wants to become ${site.site}. Call the site: its people see three words where they joined. Type what they say.`,
+    label: ["What the site says"],
+    input: h("input", { id: "phrase", autocomplete: "off", spellcheck: "false", required: true, autofocus: true, placeholder: "three words" }),
+    action: "Approve",
+    perform: async (phrase) => {
+      await post(`sites/${site.site}/approve`, { phrase });
+      say(`${site.site} is approved.`);
+      await refresh();
+    },
   });
 }
 
@@ -125,25 +139,17 @@ function refuse(site, refresh) {
 
 /** @param {any} site @param {() => Promise<void>} refresh */
 function quarantine(site, refresh) {
-  const reason = h("input", { id: "reason", autocomplete: "off", maxlength: "500", autofocus: true, placeholder: "its updates look odd since Monday" });
-  const failed = h("p", { class: "error", role: "alert" });
-  const form = h("form", { id: "quarantine-form" },
-    h("p", {}, `${site.site} stays a member and connected, and gets no task. What it owes now is refused, what it has contributed stays. Its people are told so.`),
-    h("label", { for: "reason" }, "Why ", h("span", { class: "muted" }, "(one line, which they read)")), reason, failed);
-  const button = h("button", { type: "submit", class: "primary", form: "quarantine-form" }, "Quarantine");
-  const dialog = open(`Quarantine ${site.site}`, [form], [button]);
-  form.addEventListener("submit", async (/** @type {Event} */ event) => {
-    event.preventDefault();
-    button.disabled = true;
-    try {
-      await post(`sites/${site.site}/quarantine`, { reason: reason.value });
-      dialog.close();
+  ask({
+    title: `Quarantine ${site.site}`,
+    text: `${site.site} stays a member and connected, and gets no task. What it owes now is refused, what it has contributed stays. Its people are told so.`,
+    label: ["Why ", h("span", { class: "muted" }, "(one line, which they read)")],
+    input: h("input", { id: "reason", autocomplete: "off", maxlength: "500", autofocus: true, placeholder: "its updates look odd since Monday" }),
+    action: "Quarantine",
+    perform: async (reason) => {
+      await post(`sites/${site.site}/quarantine`, { reason });
       say(`${site.site} is in quarantine.`);
       await refresh();
-    } catch (error) {
-      fill(failed, /** @type {Error} */ (error).message);
-      button.disabled = false;
-    }
+    },
   });
 }
 
