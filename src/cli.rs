@@ -33,6 +33,7 @@ mod simulate;
 mod site;
 mod state;
 mod statement;
+mod telemetry;
 mod watch;
 
 use std::path::PathBuf;

@@ -24,6 +24,7 @@ use super::folder::{ServerFile, ServerFolder};
 use super::members::moment;
 use super::notify::Notify;
 use super::output::Format;
+use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 
 #[derive(Debug, Args)]
@@ -242,8 +243,10 @@ async fn serve(
         told.cancel();
     });
     let notify = Notify::from_environment();
-    let ended = notify.pulsing(turns(&config, Arc::new(room), &stop, &notify, format)).await;
+    let telemetry = Telemetry::from_environment("consortia-server");
+    let ended = notify.pulsing(turns(&config, Arc::new(room), &stop, &notify, &telemetry, format)).await;
     notify.stopping();
+    telemetry.flush().await;
     ended
 }
 
@@ -253,6 +256,7 @@ async fn turns(
     room: Arc<dyn ModelRoom>,
     stop: &CancellationToken,
     notify: &Notify,
+    telemetry: &Telemetry,
     format: Format,
 ) -> Result<(), Failure> {
     let shared = match &config.database {
@@ -274,7 +278,7 @@ async fn turns(
         let (kind, ended) = match started {
             Ok(server) => {
                 retries = PORT_RETRIES;
-                (Kind::Run, work(server, stop, notify, format).await)
+                (Kind::Run, work(server, stop, notify, telemetry, format).await)
             }
             Err(error) => (Kind::Configuration, Err(error)),
         };
@@ -306,11 +310,12 @@ async fn work(
     server: Server,
     stop: &CancellationToken,
     notify: &Notify,
+    telemetry: &Telemetry,
     format: Format,
 ) -> Result<(), ServeError> {
     let address = server.local_addr();
     notify.ready(&format!("listening on {address}"));
-    let mut notes = server.notes();
+    let (mut notes, live) = (server.notes(), server.watch());
     if let Some(epoch) = server.epoch() {
         format.say(|| format!("leading (epoch {epoch})"), || json!({ "event": "leading", "epoch": epoch }));
     }
@@ -330,6 +335,7 @@ async fn work(
             () = server.wait() => break,
             note = notes.recv() => match note {
                 Ok((run, note)) => {
+                    telemetry.note(run, &note, &live.borrow());
                     let event = event_json(unix_seconds(), &note);
                     notify.status(&format!("listening on {address}; run {run}: {}", tell(&event)));
                     let line = || with_run(event.clone(), &run.to_string());
