@@ -1,6 +1,6 @@
 //! Spans to a collector: OTLP in protobuf over HTTP, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says; without that, nowhere.
 //!
-//! The SDK keeps the last spans in a bounded queue and sends them from a thread of its own; what finds the queue full is dropped. It
+//! The SDK keeps spans in a bounded queue and sends them from a thread of its own; what finds the queue full is dropped. It
 //! speaks plain HTTP only, as collectors beside a program do.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -133,9 +133,10 @@ impl Runs {
             }
             Note::Round(summary) => run.round(now, id, summary),
             Note::Ended(end) => {
-                let ended = run.end(now, id, end);
+                let mut over = run.unfinished(now, id);
+                over.push(run.end(now, id, end));
                 self.0.remove(&id);
-                vec![ended]
+                over
             }
             _ => Vec::new(),
         }
@@ -232,6 +233,26 @@ impl Run {
         release.into_iter().chain([round]).collect()
     }
 
+    /// Rounds that the run's end has cut short; their tasks have been told.
+    fn unfinished(&self, now: SystemTime, run: RunId) -> Vec<Span> {
+        let cut = self.rounds.iter().map(|(number, open)| Span {
+            run,
+            id: round_id(run, *number),
+            parent: Some(Parent::Here(run_id(run))),
+            name: "round",
+            start: open.start,
+            end: now,
+            attributes: vec![
+                KeyValue::new("consortia.run", run.to_string()),
+                KeyValue::new("consortia.round", i64::from(*number)),
+                KeyValue::new("consortia.outcome", "unfinished"),
+            ],
+            answering: None,
+            trouble: None,
+        });
+        cut.collect()
+    }
+
     fn end(&self, now: SystemTime, run: RunId, end: &RunEnd) -> Span {
         Span {
             run,
@@ -320,4 +341,25 @@ fn of_task(task: TaskId, outcome: &'static str) -> Vec<KeyValue> {
         KeyValue::new("consortia.task", task.kind.name()),
         KeyValue::new("consortia.outcome", outcome),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::Round;
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_is_stopped_in_a_round_tells_that_round_before_itself() {
+        let (mut runs, run, live) = (Runs::default(), RunId(7), LiveRuns::new());
+        let task = TaskId { run, round: Round(3), kind: TaskKind::Train };
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert!(runs.note(at(1), run, &Note::Opened { task, cohort: 2 }, &live).is_empty());
+        let over = runs.note(at(5), run, &Note::Ended(RunEnd::Stopped), &live);
+        let [round, whole] = &over[..] else { panic!("{over:?}") };
+        assert_eq!((round.name, round.start, round.end), ("round", at(1), at(5)));
+        assert_eq!(round.parent, Some(Parent::Here(whole.id)));
+        assert!(round.attributes.contains(&KeyValue::new("consortia.outcome", "unfinished")));
+        assert_eq!((whole.name, whole.parent), ("run", None));
+    }
 }
