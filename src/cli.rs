@@ -36,6 +36,7 @@ mod simulate;
 mod site;
 mod state;
 mod statement;
+mod telemetry;
 mod watch;
 
 use std::path::PathBuf;

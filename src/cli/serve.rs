@@ -25,6 +25,7 @@ use super::folder::{ServerFile, ServerFolder};
 use super::notify::Notify;
 use super::output::Format;
 use super::root::{RootArgs, SealArgs};
+use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 
 #[derive(Debug, Args)]
@@ -238,8 +239,10 @@ async fn serve(
         told.cancel();
     });
     let notify = Notify::from_environment();
-    let ended = notify.pulsing(turns(&config, Arc::new(room), &stop, &notify, format)).await;
+    let telemetry = Telemetry::from_environment("consortia-server");
+    let ended = notify.pulsing(turns(&config, Arc::new(room), &stop, &notify, &telemetry, format)).await;
     notify.stopping();
+    telemetry.flush().await;
     ended
 }
 
@@ -249,6 +252,7 @@ async fn turns(
     room: Arc<dyn ModelRoom>,
     stop: &CancellationToken,
     notify: &Notify,
+    telemetry: &Telemetry,
     format: Format,
 ) -> Result<(), Failure> {
     let shared = match &config.database {
@@ -270,7 +274,7 @@ async fn turns(
         let (kind, ended) = match started {
             Ok(server) => {
                 retries = PORT_RETRIES;
-                (Kind::Run, work(server, stop, notify, format).await)
+                (Kind::Run, work(server, stop, notify, telemetry, format).await)
             }
             Err(error) => (Kind::Configuration, Err(error)),
         };
@@ -302,11 +306,12 @@ async fn work(
     server: Server,
     stop: &CancellationToken,
     notify: &Notify,
+    telemetry: &Telemetry,
     format: Format,
 ) -> Result<(), ServeError> {
     let address = server.local_addr();
     notify.ready(&format!("listening on {address}"));
-    let mut notes = server.notes();
+    let (mut notes, live) = (server.notes(), server.watch());
     if let Some(epoch) = server.epoch() {
         format.say(|| format!("leading (epoch {epoch})"), || json!({ "event": "leading", "epoch": epoch }));
     }
@@ -326,6 +331,7 @@ async fn work(
             () = server.wait() => break,
             note = notes.recv() => match note {
                 Ok((run, note)) => {
+                    telemetry.note(run, &note, &live.borrow());
                     let event = event_json(unix_seconds(), &note);
                     notify.status(&format!("listening on {address}; run {run}: {}", tell(&event)));
                     let line = || with_run(event.clone(), &run.to_string());

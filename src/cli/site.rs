@@ -24,6 +24,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
 use super::output::Format;
+use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 use health::Health;
 
@@ -256,6 +257,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         // Nobody hears it at the very end.
         let _ = tell.send(holds);
     });
+    let telemetry = Telemetry::from_environment("consortia-site");
     let mut health = Health::begin(file.health.clone(), &servers.join(", "), &file.identity);
     let mut beats = tokio::time::interval(health.every());
     tokio::pin!(told, fresh, paused);
@@ -269,6 +271,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
             event = events.recv() => match event {
                 Some(event) => {
                     health.observe(&event);
+                    telemetry.event(&event);
                     show(&event, global);
                 }
                 None => break,
@@ -276,6 +279,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         }
     }
     health.end();
+    telemetry.flush().await;
     match running.await.or_fail(Kind::Defect, "agent")? {
         Ok(()) => Ok(()),
         Err(error @ AgentError::Configuration(_)) => Err(Failure::new(Kind::Configuration, error)),

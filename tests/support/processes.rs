@@ -29,10 +29,14 @@ impl Process {
 
     /// [`Process::start`], to die at a crash point: its name and at which passage.
     pub(crate) fn start_with(arguments: &[&str], crash: Option<(&str, u32)>) -> Self {
+        let crash = crash.map(|(point, passage)| ("CONSORTIA_CRASH", format!("{point}:{passage}")));
+        Self::start_among(arguments, crash.as_slice())
+    }
+
+    /// [`Process::start`], with these variables in its environment.
+    pub(crate) fn start_among(arguments: &[&str], environment: &[(&str, String)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
-        if let Some((point, passage)) = crash {
-            command.env("CONSORTIA_CRASH", format!("{point}:{passage}"));
-        }
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.args(arguments).args(["--format", "json"]).env_remove("RUST_LOG");
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().unwrap();
