@@ -33,6 +33,7 @@ use sqlx::{Any, AnyPool, Row, Transaction};
 
 use super::crash;
 use crate::{Checkpoint, ClientRecord, Commit};
+use backup::Copying;
 pub use backup::{BackupError, Lost};
 pub use blobs::BlobError;
 use blobs::{Blobs, Piece};
@@ -173,6 +174,7 @@ pub struct Store {
     secrets: Secrets,
     last: Mutex<Last>,
     keep_last: Option<u32>,
+    copying: Copying,
     /// What every transaction that writes must find, where several servers share the database.
     fence: Option<Fence>,
     _lock: Option<File>,
@@ -511,8 +513,9 @@ impl Store {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes the files that nobody needs any more.
+    /// Removes the files that nobody needs any more; another time, while a copy is being made.
     async fn collect(&self) -> Result<(), StoreError> {
+        let Some(_nobody_copies) = self.copying.is_over()? else { return Ok(()) };
         let Needed { blobs, secrets } = self.needed().await?;
         self.blobs.collect(&blobs).await?;
         self.secrets.collect(&secrets).await

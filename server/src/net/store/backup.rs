@@ -3,7 +3,9 @@
 //! A ledger that is older than the releases it should know of would pay for them a second time. So whoever brings an old state
 //! back says how many releases may have been made since, and these are charged before anything else happens.
 
-use std::path::Path;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use privacy::ledger::{Charge, Ledger, Record, Release, ReserveError};
 use protocol::RunId;
@@ -13,7 +15,7 @@ use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
 use crate::{Booking, RunEnd};
 
-/// How often a copy is begun anew when the server has removed a file meanwhile.
+/// How often a copy is begun anew when a server on another machine has removed a file meanwhile.
 const ATTEMPTS: u32 = 10;
 /// The run in whose name releases are charged that no state knows of.
 const UNKNOWN_RUN: &str = "after-backup";
@@ -53,6 +55,47 @@ pub struct Lost {
     pub epsilon_max: f64,
 }
 
+/// The file through which a copy and the server of one state folder see each other: a server removes nothing while a copy is being
+/// made, so that whatever the copied rows name is there. The system forgets it with the program that held it.
+pub(super) struct Copying(PathBuf);
+
+impl Copying {
+    pub(super) fn of(dir: &Path) -> Self {
+        Self(dir.join("copying"))
+    }
+
+    fn open(&self) -> Result<File, StoreError> {
+        let opened = File::options().create(true).truncate(false).write(true).open(&self.0);
+        opened.map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> StoreError {
+        StoreError::File { path: self.0.clone(), source }
+    }
+
+    /// A copy is under way while what is returned lives.
+    async fn begin(&self) -> Result<File, StoreError> {
+        let file = self.open()?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(Duration::from_millis(2)).await,
+                Err(TryLockError::Error(source)) => return Err(self.failed(source)),
+            }
+        }
+    }
+
+    /// Lets no copy begin while what is returned lives; `None` when one is under way.
+    pub(super) fn is_over(&self) -> Result<Option<File>, StoreError> {
+        let file = self.open()?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(self.failed(source)),
+        }
+    }
+}
+
 impl Store {
     /// Copies the state into the empty folder `to`, its rows into SQLite; a server may be working with it. Every file is checked on
     /// the way.
@@ -65,6 +108,7 @@ impl Store {
         std::fs::create_dir_all(to).map_err(failed)?;
         let blobs = Blobs::open(leading::folder(to, "blobs")?, None).map_err(StoreError::from)?;
         let secrets = Secrets::open(to.join("secrets"), None, None)?;
+        let _under_way = self.copying.begin().await?;
         for _ in 0..ATTEMPTS {
             self.copy_rows(to).await?;
             let copy = Self::look(to).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sqlx::AnyPool;
 use tokio::time::timeout;
 
+use super::backup::Copying;
 use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
 use super::lease::Fence;
@@ -95,8 +96,16 @@ impl Store {
         let tensors = below("models").map_or_else(|| folder(dir, "blobs"), Ok)?;
         let blobs = Blobs::open(tensors, epoch)?;
         let secrets = Secrets::open(dir.join("secrets"), below("noise"), epoch)?;
-        let store =
-            Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence, _lock: Some(lock) };
+        let store = Self {
+            pool,
+            blobs,
+            secrets,
+            last: Mutex::default(),
+            keep_last: None,
+            copying: Copying::of(dir),
+            fence,
+            _lock: Some(lock),
+        };
         let begun = store.tidy(dir, objects.is_some()).await;
         if begun.is_err() {
             store.close().await;
@@ -173,7 +182,16 @@ impl Store {
         let below = |name| objects.map(|objects| objects.below(name));
         let blobs = Blobs::look(below("models").map_or_else(|| folder(dir, "blobs"), Ok)?);
         let secrets = Secrets::look(dir.join("secrets"), below("noise"));
-        Ok(Self { pool, blobs, secrets, last: Mutex::default(), keep_last: None, fence: None, _lock: None })
+        Ok(Self {
+            pool,
+            blobs,
+            secrets,
+            last: Mutex::default(),
+            keep_last: None,
+            copying: Copying::of(dir),
+            fence: None,
+            _lock: None,
+        })
     }
 
     /// How often the lease was taken up to now, where there is one.

@@ -23,6 +23,28 @@ async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
 }
 
 #[tokio::test]
+async fn nothing_is_removed_while_a_copy_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let store = Store::open(&state).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    store.commit(RUN, &layout(), &commit(1, [1.0; 3])).await.unwrap();
+    let looking = Store::look(&state).await.unwrap();
+    let under_way = looking.copying.begin().await.unwrap();
+    let before = store.blobs.list().await.unwrap();
+    store.commit(RUN, &layout(), &commit(2, [2.0; 3])).await.unwrap();
+    assert!(store.blobs.list().await.unwrap().is_superset(&before));
+    drop(under_way);
+    store.commit(RUN, &layout(), &commit(3, [3.0; 3])).await.unwrap();
+    let after = store.blobs.list().await.unwrap();
+    assert!(!after.is_superset(&before), "{before:?} {after:?}");
+    // A copy waits for a sweep that has begun.
+    let sweeping = store.copying.is_over().unwrap();
+    let waits = tokio::time::timeout(Duration::from_millis(50), looking.copying.begin()).await;
+    assert!(sweeping.is_some() && waits.is_err());
+}
+
+#[tokio::test]
 async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
     let Some(place) = Place::in_postgres() else { return };
     let store = place.open().await;
