@@ -25,8 +25,8 @@ const AMONG_SEVERAL: Liveness =
     Liveness { keep_alive: Duration::from_secs(2), idle_max: Duration::from_secs(10) };
 /// How long one server may be silent before the next one on the list is tried beside it.
 const HEAD_START: Duration = Duration::from_secs(1);
-/// How long servers may be silent over UDP before they are tried over TCP.
-const UDP_HEAD_START: Duration = Duration::from_secs(4);
+/// How long servers may be silent over UDP before they are tried over TCP: when thousands return at once, some hear nothing for seconds.
+const UDP_HEAD_START: Duration = Duration::from_secs(8);
 /// How long a leaving client waits for its goodbye to be heard.
 const FAREWELL: Duration = Duration::from_secs(2);
 
