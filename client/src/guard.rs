@@ -10,7 +10,7 @@ use protocol::{Decline, ExampleReleases, Metrics, Outcome, Spec, Task, Time, Wor
 use crate::Trouble;
 use crate::audit::{Audit, AuditEvent};
 use crate::ledger::{Booking, PayError, SiteLedger};
-use crate::policy::{Mode, Policy};
+use crate::policy::{Denied, Mode, Policy, SiteFacts};
 
 /// A site's policy, ledger and audit log.
 pub struct Guard {
@@ -71,14 +71,21 @@ impl Guard {
         self.audit.note(received).map_err(|error| unkept(&error))
     }
 
-    /// Asks the policy whether `task` may be done, before anything of the site is touched.
-    pub(crate) fn judge(&self, task: &Task) -> Result<(), Trouble> {
+    /// Writes down that `task` came, and asks the policy whether it may be done, before anything of the site is touched.
+    pub(crate) fn judge(&self, task: &Task, facts: &SiteFacts) -> Result<(), Trouble> {
         self.receive(task)?;
-        let parameters = task.work.model().map_or(0, |model| model.len());
+        if let Err(fault) = task.check_numbers() {
+            let message = fault.to_string();
+            return Err(self.deny(task, "numbers", &message, fault.into()));
+        }
         let history = self.ledger.account().history();
-        self.policy.judge(task, parameters, (self.clock)(), &history).map_err(|denied| {
-            self.deny(task, denied.rule, &denied.message, Decline::Policy, denied.to_string())
-        })
+        let judged = self.policy.judge(task, facts, (self.clock)(), &history);
+        judged.or_else(|denied| self.deny_by(task, &denied))
+    }
+
+    /// Asks the policy whether the model, as it turned out, is not too large.
+    pub(crate) fn judge_size(&self, task: &Task, parameters: u64) -> Result<(), Trouble> {
+        self.policy.judge_size(parameters).or_else(|denied| self.deny_by(task, &denied))
     }
 
     /// Pays for `task`, durably.
@@ -103,30 +110,41 @@ impl Guard {
             Err(PayError::Write(error)) => Err(unkept(&error)),
             Err(error) => {
                 let message = error.to_string();
-                Err(self.deny(task, "budget", &message, error.reason(), message.clone()))
+                let told = Trouble::private(error.reason(), message.clone());
+                Err(self.deny(task, "budget", &message, told))
             }
         }
     }
 
-    /// Writes down what came of a task that was allowed. What came to nothing is booked back.
+    /// Books back a task that was allowed and ended before a record was read.
+    pub(crate) fn give_back(&mut self, task: &Task, leave: Leave) -> Result<(), Trouble> {
+        let back = leave.booking.map(|booking| self.ledger.cancel(booking, (self.clock)()));
+        let failed = AuditEvent::Failed { task: task.id.into(), reason: Decline::Stopped };
+        let noted = back.unwrap_or(Ok(())).and_then(|()| self.audit.note(failed));
+        noted.map_err(|error| unkept(&error))
+    }
+
+    /// Writes down what came of a task for which records were read. Its booking stands whatever that was: an attempt that
+    /// cost nothing when it failed would be a free question about what makes it fail.
     pub(crate) fn conclude(
         &mut self,
         task: &Task,
-        leave: Leave,
+        _spent: Leave,
         outcome: Result<Outcome, Trouble>,
     ) -> Result<Outcome, Trouble> {
-        let noted = match &outcome {
-            Ok(_) => self.audit.note(AuditEvent::Done { task: task.id.into() }),
-            Err(trouble) => {
-                let back = leave.booking.map(|booking| self.ledger.cancel(booking, (self.clock)()));
-                let failed = AuditEvent::Failed { task: task.id.into(), reason: trouble.reason };
-                back.unwrap_or(Ok(())).and_then(|()| self.audit.note(failed))
-            }
+        let event = match &outcome {
+            Ok(_) => AuditEvent::Done { task: task.id.into() },
+            Err(trouble) => AuditEvent::Failed { task: task.id.into(), reason: trouble.reason },
         };
-        match noted {
+        match self.audit.note(event) {
             Ok(()) => outcome,
             Err(error) => Err(unkept(&error)),
         }
+    }
+
+    /// Whether an evaluation under `spec` tells the server anything at all.
+    pub(crate) fn tells_metrics(&self, spec: &Spec) -> bool {
+        self.policy.tells_metrics(spec)
     }
 
     /// The metrics that may leave.
@@ -134,11 +152,17 @@ impl Guard {
         self.policy.visible(spec, metrics)
     }
 
-    fn deny(&self, task: &Task, rule: &str, message: &str, reason: Decline, whole: String) -> Trouble {
+    fn deny_by(&self, task: &Task, denied: &Denied) -> Result<(), Trouble> {
+        let told = Trouble::private(Decline::Policy, denied.to_string());
+        Err(self.deny(task, denied.rule, &denied.message, told))
+    }
+
+    /// Writes a refusal down, and gives what is told of it.
+    fn deny(&self, task: &Task, rule: &str, message: &str, told: Trouble) -> Trouble {
         let denied =
             AuditEvent::Denied { task: task.id.into(), rule: rule.to_owned(), message: message.to_owned() };
         match self.audit.seal(denied) {
-            Ok(()) => Trouble::private(reason, whole),
+            Ok(()) => told,
             Err(error) => unkept(&error),
         }
     }

@@ -1,6 +1,7 @@
 //! What this site has given away, over all runs and servers, kept on its own disk; and the budgets it does not exceed.
 //!
-//! A training is booked before it begins, and booked back only when nothing came of it. What is booked are events and
+//! A training is booked before a record is read for it, and booked back only when it ended before one was: what came of it
+//! plays no part. Booked back or not, it counts where a policy limits how often is trained. What is booked are events and
 //! never epsilons. Nothing is believed that a server could gain from: no cohort is secret here, so every round costs what
 //! it costs a client that is always asked (sampling rate 1). Two totals are kept, since they protect different things: one
 //! for the site as a client (noise at the server or at the site), one for its single records (noise in each gradient
@@ -21,7 +22,7 @@ use privacy::Permit;
 use privacy::accounting::{AccountingError, Event, Mechanism, Relation};
 use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, WriteError, read_lines};
 use privacy::ledger::{Composition, ReserveError, Terms, Unit};
-use protocol::{Decline, ExamplePrivacy, ExampleReleases, RunId, Task, Time, Work};
+use protocol::{Decline, ExamplePrivacy, ExampleReleases, Task, Time, Work};
 
 pub use account::{RunAccount, SiteAccount, Total};
 pub use entry::{Charge, SITE_LEDGER_VERSION};
@@ -172,6 +173,11 @@ impl<W: Write> SiteLedger<W> {
         if !matches!(task.work, Work::Train { .. }) && !tells {
             return Ok(None);
         }
+        // Whoever gave the seed knows the coins.
+        let releases = match task.seed {
+            Some(_) => releases.map(ExampleReleases::without_chance),
+            None => releases,
+        };
         let charges = self.account.charges(task, releases, self.federation)?;
         self.check_budgets(task, &charges, site_budget)?;
         let permit = match (&task.spec.privacy.examples, releases, &task.work) {
@@ -187,7 +193,7 @@ impl<W: Write> SiteLedger<W> {
         Ok(Some(Booking { sequence, permit }))
     }
 
-    /// Books back what nothing came of: no answer was made.
+    /// Books back a task that ended before a record was read for it.
     ///
     /// # Errors
     /// [`WriteError`]; the booking stands then.
@@ -211,14 +217,15 @@ impl<W: Write> SiteLedger<W> {
                 continue;
             }
             if let Some((epsilon_max, delta)) = site_budget {
-                self.check_budget("this site's policy", unit, None, charges, (epsilon_max, delta))?;
+                self.check_budget("this site's policy", unit, charges, (epsilon_max, delta))?;
             }
             let of_the_plan = match unit {
                 Unit::Client => privacy.local.map(|local| (local.epsilon_max.value(), local.delta)),
                 Unit::Example => privacy.examples.map(|records| (records.epsilon_max.value(), records.delta)),
             };
             if let Some(budget) = of_the_plan {
-                self.check_budget("the plan", unit, Some(task.id.run), charges, budget)?;
+                // Over all runs and servers: a record does not lose less where a second run asks for the rest.
+                self.check_budget("the plan", unit, charges, budget)?;
             }
         }
         Ok(())
@@ -228,15 +235,14 @@ impl<W: Write> SiteLedger<W> {
         &self,
         whose: &'static str,
         unit: Unit,
-        run: Option<RunId>,
         charges: &[Charge],
         (epsilon_max, delta): (f64, f64),
     ) -> Result<(), PayError> {
-        let next = account::best(&self.account.events(unit, run, charges), delta, epsilon_max)?;
+        let next = account::best(&self.account.events(unit, None, charges), delta, epsilon_max)?;
         if next <= epsilon_max {
             return Ok(());
         }
-        let spent = account::best(&self.account.events(unit, run, &[]), delta, f64::NEG_INFINITY)?;
+        let spent = account::best(&self.account.events(unit, None, &[]), delta, f64::NEG_INFINITY)?;
         Err(PayError::Exhausted { whose, unit, spent, next, epsilon_max, delta })
     }
 }

@@ -31,4 +31,5 @@ pub use pause::Pause;
 pub use personal::Personal;
 pub use policy::{
     Denied, History, Metric, Mode, PLAIN_POLICY, PRIVATE_POLICY, Participation, Policy, RECORDS_POLICY,
+    SiteFacts,
 };

@@ -9,8 +9,8 @@ mod file;
 use std::time::Duration;
 
 use protocol::{
-    CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, Round, RunId, Spec, Task,
-    TaskKind, Time, Weighting, Work,
+    CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, RecordCount, Round, RunId, Spec,
+    SpecError, Task, TaskKind, Time, Weighting, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("policy rule `{rule}`: {message}")]
 pub struct Denied {
-    /// The rule, by its key in `policy.toml`; `participation` is the limit that the plan itself promises.
+    /// The rule, by its key in `policy.toml`; `participation` is the limit that the plan itself promises, and `public_records`
+    /// the number that `site.toml` may declare.
     pub rule: &'static str,
     /// What was asked and what is allowed.
     pub message: String,
@@ -86,7 +87,7 @@ impl Mode {
     }
 }
 
-/// A training that the site did or began, and did not take back.
+/// A training that the site did or began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Participation {
     /// When it began.
@@ -99,18 +100,33 @@ pub struct Participation {
 
 /// What a site has trained before, over all servers, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct History(pub Vec<Participation>);
+pub struct History {
+    /// Trainings that were booked, whatever came of them.
+    pub attempts: Vec<Participation>,
+    /// Those of them for which records may have been read.
+    pub trained: Vec<Participation>,
+}
+
+/// What is known of a site outside of it, beside its policy and its books.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SiteFacts {
+    /// Parameters of the task's model, those that stay at the site included, as far as they can be counted before memory is
+    /// taken for them.
+    pub parameters: u64,
+    /// Training records, as far as anybody may know.
+    pub records: RecordCount,
+}
 
 impl History {
     /// Trainings that began less than a day before `now`. Those that a clock put into the future count.
     pub fn of_the_day(&self, now: Time) -> usize {
-        self.0.iter().filter(|one| now - one.at < DAY).count()
+        self.attempts.iter().filter(|one| now - one.at < DAY).count()
     }
 
     /// The rounds of `run` that were trained, each once, without `round` itself: a round that is repeated is one round.
     fn other_rounds(&self, run: RunId, round: Round) -> Vec<Round> {
         let mut rounds: Vec<Round> =
-            self.0.iter().filter(|one| one.run == run).map(|one| one.round).collect();
+            self.trained.iter().filter(|one| one.run == run).map(|one| one.round).collect();
         rounds.sort_unstable();
         rounds.dedup();
         rounds.retain(|other| *other != round);
@@ -140,27 +156,43 @@ impl Policy {
         self.rules.tasks.is_empty()
     }
 
-    /// Whether the site does `task`, of whose model `parameters` values are shared.
+    /// Whether the site does `task`. It follows from the task, from what is known of the site, and from its books.
     ///
     /// # Errors
     /// [`Denied`] names the first rule that stands against it.
-    pub fn judge(&self, task: &Task, parameters: usize, now: Time, history: &History) -> Result<(), Denied> {
-        self.judge_work(task, parameters)?;
+    pub fn judge(&self, task: &Task, facts: &SiteFacts, now: Time, history: &History) -> Result<(), Denied> {
+        self.judge_work(task)?;
+        self.judge_size(facts.parameters)?;
         self.judge_hour(now)?;
         self.judge_cohort(&task.spec)?;
         self.judge_privacy(task)?;
         if let Work::Train { norm_max, .. } = &task.work {
             self.judge_norm(&task.spec, *norm_max)?;
             self.judge_weights(&task.spec)?;
+            judge_records(&task.spec, facts.records)?;
             self.judge_frequency(now, history)?;
             judge_participation(task, history)?;
         }
         Ok(())
     }
 
-    /// The metrics that may leave the site with an answer to `task`: the others are 0, or absent.
+    /// Whether a model of so many parameters is not too large.
+    ///
+    /// # Errors
+    /// [`Denied`] by `parameters_max`.
+    pub fn judge_size(&self, parameters: u64) -> Result<(), Denied> {
+        at_most(
+            "parameters_max",
+            "the model has this many parameters, those that stay at the site included",
+            parameters,
+            self.rules.parameters_max,
+        )
+    }
+
+    /// The metrics that may leave the site with an answer to `task`: the others are 0, or absent. Beside a promise they leave
+    /// only where plan and policy both say that they are outside of it.
     pub fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
-        if spec.privacy.hides_metrics() {
+        if !self.tells_metrics(spec) {
             return Metrics::default();
         }
         let may = |metric| self.allows_metric(metric);
@@ -174,7 +206,8 @@ impl Policy {
 
     /// Whether an evaluation under `spec` tells the server anything at all.
     pub fn tells_metrics(&self, spec: &Spec) -> bool {
-        !spec.privacy.hides_metrics() && !self.rules.metrics.is_empty()
+        let outside = spec.privacy.is_none() || self.rules.outside_the_guarantee;
+        !spec.privacy.hides_metrics() && outside && !self.rules.metrics.is_empty()
     }
 
     /// The site's own budget: epsilon and its delta; `None` where there is no limit.
@@ -189,7 +222,7 @@ impl Policy {
         self.rules.metrics.contains(&metric)
     }
 
-    fn judge_work(&self, task: &Task, parameters: usize) -> Result<(), Denied> {
+    fn judge_work(&self, task: &Task) -> Result<(), Denied> {
         let rules = &self.rules;
         let kind = task.id.kind;
         if !rules.tasks.contains(&kind) {
@@ -203,14 +236,12 @@ impl Policy {
         }
         let name = model_name(&task.spec.model);
         match &rules.models {
-            Some(ModelsRule::Any(_)) => {}
-            Some(ModelsRule::Only(names)) if names.iter().any(|allowed| allowed.0 == name) => {}
+            Some(ModelsRule::Any(_)) => Ok(()),
+            Some(ModelsRule::Only(names)) if names.iter().any(|allowed| allowed.0 == name) => Ok(()),
             Some(ModelsRule::Only(_)) | None => {
-                return denied("models", format!("the plan's model is `{name}`, which is not listed"));
+                denied("models", format!("the plan's model is `{name}`, which is not listed"))
             }
         }
-        let count = parameters as u64;
-        at_most("parameters_max", "the model has this many shared parameters", count, rules.parameters_max)
     }
 
     fn judge_hour(&self, now: Time) -> Result<(), Denied> {
@@ -255,14 +286,18 @@ impl Policy {
                 format!("it is protected by `{}`; accepted are [{}]", named(&modes), named(&rules.require));
             return denied("privacy.require", message);
         }
-        for noise in noise_multipliers(privacy) {
+        let noises = noise_multipliers(privacy).map_err(|error| Denied {
+            rule: "privacy.noise_multiplier_min",
+            message: format!("the noise of the plan cannot be judged: {error}"),
+        })?;
+        for noise in noises {
             let Some(least) = rules.noise_multiplier_min else {
                 return unwritten("privacy.noise_multiplier_min");
             };
             if noise < least {
                 return denied(
                     "privacy.noise_multiplier_min",
-                    format!("the plan has {noise}; at least {least}"),
+                    format!("the plan's noise amounts to {noise}; at least {least}"),
                 );
             }
         }
@@ -285,7 +320,7 @@ impl Policy {
     }
 
     fn judge_weights(&self, spec: &Spec) -> Result<(), Denied> {
-        let told = spec.update.weights == Weighting::Examples && spec.privacy.local.is_none();
+        let told = weighs_by_records(spec) && !spec.privacy.holds_against_server();
         if told && !self.allows_metric(Metric::Examples) {
             let message = "updates are weighted by examples, which tells their number; list \"examples\", or ask for \
                            a plan with weights = \"uniform\"";
@@ -298,7 +333,7 @@ impl Policy {
         let Some(least) = self.rules.separation_min_seconds else {
             return unwritten("separation_min_seconds");
         };
-        let since = history.0.iter().map(|one| (now - one.at).as_secs_f64()).fold(f64::INFINITY, f64::min);
+        let since = history.attempts.iter().map(|one| (now - one.at).as_secs_f64()).fold(f64::INFINITY, f64::min);
         if since < least {
             let message = format!("the last training began {since:.0} seconds ago; at least {least}");
             return denied("separation_min_seconds", message);
@@ -311,6 +346,28 @@ impl Policy {
             self.rules.rounds_per_day,
         )
     }
+}
+
+/// Whether an update's weight tells the number of records. One that is noised at the site weighs one.
+fn weighs_by_records(spec: &Spec) -> bool {
+    spec.update.weights == Weighting::Examples && spec.privacy.local.is_none()
+}
+
+/// Where single records are protected, their number is public because the site has declared it, or nothing follows from it.
+fn judge_records(spec: &Spec, records: RecordCount) -> Result<(), Denied> {
+    if spec.privacy.examples.is_none() || records != RecordCount::Hidden {
+        return Ok(());
+    }
+    let hidden = "which this site does not tell; declare a number with `public_records` in site.toml, or ask for a plan with";
+    if weighs_by_records(spec) {
+        let message = format!("updates are weighted by the number of records, {hidden} weights = \"uniform\"");
+        return denied("public_records", message);
+    }
+    if spec.training.batch_size == 0 {
+        let message = format!("a step's sum is divided by the number of records, {hidden} a batch_size");
+        return denied("public_records", message);
+    }
+    Ok(())
 }
 
 /// What the plan promises about how often one client takes part, which a server must not break.
@@ -336,13 +393,15 @@ fn judge_participation(task: &Task, history: &History) -> Result<(), Denied> {
     Ok(())
 }
 
-fn noise_multipliers(privacy: &PrivacySpec) -> impl Iterator<Item = f64> {
+/// By what each promise's noise is to be judged: of correlated noise, what the mechanism as a whole amounts to.
+fn noise_multipliers(privacy: &PrivacySpec) -> Result<Vec<f64>, SpecError> {
+    let central = privacy.central.as_ref().map(CentralPrivacy::noise_multiplier_of_mechanism).transpose()?;
     let promised = [
-        privacy.central.as_ref().map(|central| central.noise_multiplier),
-        privacy.local.map(|local| local.noise_multiplier),
-        privacy.examples.map(|examples| examples.noise_multiplier),
+        central,
+        privacy.local.map(|local| local.noise_multiplier.value()),
+        privacy.examples.map(|examples| examples.noise_multiplier.value()),
     ];
-    promised.into_iter().flatten().map(Positive::value)
+    Ok(promised.into_iter().flatten().collect())
 }
 
 /// A model's name in `policy.toml`.

@@ -22,8 +22,8 @@ use std::time::Instant;
 use candle_core::Device;
 use privacy::noise::{EntropyError, NoiseSource};
 use protocol::{
-    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Round, Seed, Spec,
-    Standardiser, Statistic, Stop, Tensor, TrainOrder,
+    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, RecordCount, Round, Seed,
+    Spec, Standardiser, Statistic, Stop, Tensor, TrainOrder,
 };
 
 use self::engine::Engine;
@@ -41,8 +41,11 @@ use crate::{DataSource, Prepared, SiteData};
 ///
 /// Where the spec asks for a guarantee for single records (`privacy.examples`), it trains by DP-SGD and needs a permit in the
 /// order. The parameters are then all that the guarantee covers: the metrics of training and evaluation are measured on the
-/// records as they are, and must stay at the site.
+/// records as they are, and must stay at the site. Whether it succeeds follows from no single record, and from the number of
+/// records only where that is public: it is hidden unless the trainer is told otherwise.
 pub struct Trainer {
+    count: Count,
+    complaint: Option<String>,
     device: Device,
     noise: NoiseOf,
     models: Models,
@@ -55,6 +58,14 @@ pub struct Trainer {
 
 /// Where the noise of a step comes from; the seed is the step's own, for tests.
 type NoiseOf = fn(Seed) -> Result<NoiseSource, EntropyError>;
+
+/// What is known outside of the number of training records.
+#[derive(Clone, Copy, Debug)]
+enum Count {
+    Fixed(RecordCount),
+    /// It is public, and as many as there are.
+    Counted,
+}
 
 /// Records made ready, and the standardiser they were made ready with.
 struct Cached {
@@ -79,7 +90,23 @@ impl Trainer {
     pub fn without_data(device: Device) -> Self {
         let (source, site, prepared, resident) = (None, None, None, None);
         let (models, layout, noise) = (Models::new(), Layout::default(), entropy as NoiseOf);
-        Self { device, noise, models, source, site, prepared, resident, layout }
+        let (count, complaint) = (Count::Fixed(RecordCount::Hidden), None);
+        Self { count, complaint, device, noise, models, source, site, prepared, resident, layout }
+    }
+
+    /// The same trainer at a site whose number of training records is known outside as `count` says, whatever it is.
+    #[must_use]
+    pub fn with_record_count(mut self, count: RecordCount) -> Self {
+        self.count = Count::Fixed(count);
+        self
+    }
+
+    /// The same trainer where the number of training records is public, as many as there are: in a simulation, whose records are
+    /// at hand.
+    #[must_use]
+    pub fn with_counted_records(mut self) -> Self {
+        self.count = Count::Counted;
+        self
     }
 
     /// INSECURE: the same trainer with noise that follows from the order's seed, so that a private training repeats to the
@@ -184,6 +211,49 @@ impl Trainer {
     }
 }
 
+/// Training that protects single records.
+impl Trainer {
+    /// As [`Learner::train`]. Parameters that diverged are put back to what came, since noised steps have made them so: that
+    /// is an update of nothing, and no error. Records that cannot be used count as zeros.
+    fn train_private(
+        &mut self,
+        parameters: &mut [f32],
+        order: &TrainOrder,
+        stop: &Stop,
+    ) -> Result<Metrics, LearnError> {
+        let (started, noise) = (Instant::now(), self.noise);
+        let undefined = || {
+            let message = "no releases are defined: the plan takes all records in one step and their number is hidden";
+            LearnError::new(Decline::Unsupported, message)
+        };
+        let releases = self.example_releases()?.ok_or_else(undefined)?;
+        let found = self.site()?.train.len();
+        let came = parameters.to_vec();
+        let (records, resident, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
+        let Resident { spec, engine } = resident;
+        let data = &records.train;
+        let tally = {
+            let records = Records { engine: engine.as_mut(), data, spec };
+            private::train(records, layout.len(), &releases, order, noise, stop)?
+        };
+        engine.store(parameters)?;
+        let (used, left_out) = (data.len(), found.saturating_sub(data.len()));
+        let diverged = check_finite(parameters, layout, order.round).err();
+        if diverged.is_some() {
+            parameters.copy_from_slice(&came);
+        }
+        let unused = match (used, left_out) {
+            (0, _) => Some("no record could be used, so the update is noise alone; `consortia site check --plan` says why".to_owned()),
+            (_, 0) => None,
+            (_, left_out) => Some(format!("{left_out} records do not fit the plan and counted as zeros")),
+        };
+        let complaints: Vec<String> =
+            diverged.map(|error| error.message).into_iter().chain(unused).collect();
+        self.complaint = (!complaints.is_empty()).then(|| complaints.join("; "));
+        Ok(tally.metrics(used as u64, started.elapsed().as_secs_f64()))
+    }
+}
+
 /// # Errors
 /// When a value is NaN or infinite; names the tensor.
 fn check_finite(parameters: &[f32], layout: &Layout, round: Round) -> Result<(), LearnError> {
@@ -207,9 +277,18 @@ fn entropy(_: Seed) -> Result<NoiseSource, EntropyError> {
 }
 
 impl Learner for Trainer {
+    fn parameter_count(&self, spec: &Spec) -> Option<u64> {
+        // A custom model says how large it is when it has been built.
+        let layout = match spec.model {
+            protocol::ModelSpec::Custom { .. } => None,
+            _ => self.models.layout_of(spec).ok(),
+        };
+        layout.map(|layout| layout.len() as u64)
+    }
+
     fn prepare(&mut self, spec: &Arc<Spec>) -> Result<(), LearnError> {
         if self.resident.as_ref().is_some_and(|resident| resident.spec == *spec) {
-            return self.load_site();
+            return Ok(());
         }
         self.layout = self.models.layout_of(spec)?;
         match &mut self.resident {
@@ -225,7 +304,7 @@ impl Learner for Trainer {
         if self.source.is_some() {
             self.site = None;
         }
-        self.load_site()
+        Ok(())
     }
 
     fn layout(&self) -> &Layout {
@@ -241,12 +320,23 @@ impl Learner for Trainer {
         Ok(self.site()?.statistics(&spec))
     }
 
+    fn record_count(&mut self) -> Result<RecordCount, LearnError> {
+        match self.count {
+            Count::Fixed(count) => Ok(count),
+            Count::Counted => Ok(RecordCount::Public(self.site()?.train.len() as u64)),
+        }
+    }
+
+    fn take_complaint(&mut self) -> Option<String> {
+        self.complaint.take()
+    }
+
     fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
         let spec = Arc::clone(&self.resident()?.spec);
         if spec.privacy.examples.is_none() {
             return Ok(None);
         }
-        Ok(ExampleReleases::of(&spec.training, self.site()?.train.len() as u64))
+        Ok(ExampleReleases::of(&spec.training, self.record_count()?))
     }
 
     fn train(
@@ -255,21 +345,18 @@ impl Learner for Trainer {
         order: &TrainOrder,
         stop: &Stop,
     ) -> Result<Metrics, LearnError> {
+        self.complaint = None;
+        if self.resident()?.spec.privacy.examples.is_some() {
+            return self.train_private(parameters, order, stop);
+        }
         let started = Instant::now();
-        let noise = self.noise;
         let (records, resident, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
         if records.train.is_empty() {
             return Err(LearnError::new(Decline::Data, "the site has no training records"));
         }
         let Resident { spec, engine } = resident;
         let (engine, data) = (engine.as_mut(), &records.train);
-        let tally = match &spec.privacy.examples {
-            Some(guarantee) => {
-                let records = Records { engine: &mut *engine, data, spec };
-                private::train(records, layout.len(), guarantee, order, noise, stop)?
-            }
-            None => steps::train(&mut *engine, spec, data, order, stop)?,
-        };
+        let tally = steps::train(&mut *engine, spec, data, order, stop)?;
         let examples = data.len() as u64;
         engine.store(parameters)?;
         check_finite(parameters, layout, order.round)?;

@@ -386,3 +386,32 @@ fn the_raw_records_are_refused_filled_or_dropped() {
     assert_eq!((dropped.train.len(), filled.train.len()), (270, 294));
     assert_eq!(filled.train.copied().features.to_vec().iter().filter(|cell| cell.is_nan()).count(), 23 + 1);
 }
+
+#[test]
+fn where_single_records_are_protected_a_row_that_cannot_be_read_is_left_out_and_decides_nothing() {
+    let settings = format!(
+        "{PLAN}\n[privacy.examples]\nnoise_multiplier = 1\nnorm_max = 1\ndelta = 1e-5\nepsilon_max = 1\n"
+    );
+    let rows = |bad: &str| format!("age,chol,label\n50,200,1\n{bad}40,180,0\n");
+    let read = |rows: &str| {
+        let folder = folder(rows);
+        let mut files = FileSource::new(source(folder.path(), "csv = { train = 'rows.csv' }"));
+        let spec = plan(&settings);
+        let data = files.load(&spec)?;
+        Ok::<_, LearnError>(data.prepared(&spec, None)?.train.copied())
+    };
+    let sound = read(&rows("")).unwrap();
+    assert_eq!(sound.len(), 2);
+    for bad in ["x,200,1\n", "50,,1\n", "50,200,\n", "50,200,7\n", "50,200,1,9\n", "50,1e99,1\n", "50,200,a\n"] {
+        assert!(read(&rows(bad)).unwrap() == sound, "{bad:?}");
+        let folder = folder(&rows(bad));
+        let strict = load(&source(folder.path(), "csv = { train = 'rows.csv' }"), &plan(PLAN).data);
+        assert!(strict.is_err(), "{bad:?}: without a promise it is refused");
+    }
+    // Cells are clamped, and no row at all is no error.
+    let huge = read("age,chol,label\n3e38,-3e38,1\n").unwrap();
+    assert_eq!(huge.features.to_vec(), [protocol::CELL_MAX, -protocol::CELL_MAX]);
+    assert!(read("age,chol,label\nx,1,1\n").unwrap().is_empty() && read("age,chol,label\n").unwrap().is_empty());
+    // What columns there are is no secret of a record.
+    assert_eq!(read("age,label\n50,1\n").unwrap_err().reason, Decline::Data);
+}

@@ -10,7 +10,7 @@
 //! Here are the numbers and what they imply for an accountant. What may be claimed is checked here, too: a plan that
 //! claims more than its sampling gives is refused.
 
-use privacy::accounting::{Event, Mechanism, Relation};
+use privacy::accounting::{Event, Mechanism, Relation, tree};
 use privacy::correlation::Correlation;
 use privacy::ledger::{Charge, Composition, Terms, Unit};
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,12 @@ pub enum MetricsRule {
     OutsideTheGuarantee,
 }
 
+impl MetricsRule {
+    fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
+}
+
 /// Client-level privacy by noise at each client.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,8 +174,11 @@ pub struct LocalPrivacy {
     pub noise_multiplier: Positive,
     /// The delta of the guarantee.
     pub delta: f64,
-    /// No client answers once its epsilon at `delta` would be above this.
+    /// No client answers once its epsilon at `delta` would be above this, over everything in the client's ledger.
     pub epsilon_max: Positive,
+    /// What is measured at sites and told to the server.
+    #[serde(default, skip_serializing_if = "MetricsRule::is_off")]
+    pub metrics: MetricsRule,
 }
 
 /// Record-level privacy by noise in each gradient step (Abadi et al. 2016).
@@ -182,8 +191,11 @@ pub struct ExamplePrivacy {
     pub norm_max: Positive,
     /// The delta of the guarantee; well below one over the number of records of a site.
     pub delta: f64,
-    /// No client trains once the epsilon at `delta` of its records would be above this.
+    /// No client trains once the epsilon at `delta` of its records would be above this, over everything in its ledger.
     pub epsilon_max: Positive,
+    /// What is measured at sites and told to the server.
+    #[serde(default, skip_serializing_if = "MetricsRule::is_off")]
+    pub metrics: MetricsRule,
 }
 
 impl PrivacySpec {
@@ -221,9 +233,30 @@ impl PrivacySpec {
         self.central.as_ref().is_some_and(|central| central.clipping == Clipping::PerLayer)
     }
 
-    /// Whether metrics of sites stay at the sites.
+    /// Whether metrics of sites stay at the sites: every promise hides them unless it says otherwise itself.
     pub fn hides_metrics(&self) -> bool {
-        self.central.as_ref().is_some_and(|central| central.metrics == MetricsRule::Off)
+        self.metrics_rules().any(|rule| rule == MetricsRule::Off)
+    }
+
+    /// Whether metrics of sites are told beside a promise that does not cover them.
+    pub fn tells_metrics_outside(&self) -> bool {
+        !self.is_none() && !self.hides_metrics()
+    }
+
+    /// Whether something is promised that must hold against the server, too. Then whatever leaves a site (which answer,
+    /// with which reason, how long, at which cost) must follow from the task, from public facts and from noised releases that
+    /// are paid for.
+    pub fn holds_against_server(&self) -> bool {
+        self.local.is_some() || self.examples.is_some()
+    }
+
+    fn metrics_rules(&self) -> impl Iterator<Item = MetricsRule> {
+        let rules = [
+            self.central.as_ref().map(|central| central.metrics),
+            self.local.map(|local| local.metrics),
+            self.examples.map(|examples| examples.metrics),
+        ];
+        rules.into_iter().flatten()
     }
 }
 
@@ -247,6 +280,23 @@ impl CentralPrivacy {
         let (times, apart) = self.participation().unwrap_or((self.rounds, 1));
         let scale = self.noise.correlation().noise_scale(self.rounds, times, apart, dimension, sensitivity);
         scale.map_err(|error| SpecError::new("privacy.central.noise", error.to_string()))
+    }
+
+    /// The noise over the clipping norm by which this noise is to be judged: of one release where each has its own, and where
+    /// it is correlated of the whole run as one Gaussian release.
+    ///
+    /// # Errors
+    /// [`SpecError`] for numbers that no accountant takes.
+    pub fn noise_multiplier_of_mechanism(&self) -> Result<f64, SpecError> {
+        let multiplier = self.noise_multiplier.value();
+        if self.noise != NoiseCorrelation::Tree {
+            return Ok(multiplier);
+        }
+        // The plan's number is that of one node, and a client is in many.
+        let (times, apart) = self.participation().unwrap_or((self.rounds, 1));
+        let squared = tree::sensitivity_squared(self.rounds.into(), times.into(), apart.into());
+        let squared = squared.map_err(|error| SpecError::new("privacy.central.noise", error.to_string()))?;
+        Ok(multiplier / squared.max(1.0).sqrt())
     }
 
     /// What one release of this run costs, for one client at worst.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use privacy::Permit;
 use privacy::accounting::Mechanism;
 
+use crate::numbers::{TaskFault, check_steps};
 use crate::{Decline, Layout, Metrics, Round, Seed, Spec, Standardiser, TrainingSpec};
 
 /// Tells a learner, between batches, that its result is no longer wanted.
@@ -62,21 +63,53 @@ pub struct ExampleReleases {
     pub batch_size: u64,
 }
 
+/// How many training records a site has, as far as anybody outside may know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecordCount {
+    /// Nobody may know: nothing that leaves the site may follow from it.
+    #[default]
+    Hidden,
+    /// The site has declared this number, whether or not it is right: what is released follows from it alone.
+    Public(u64),
+}
+
 impl ExampleReleases {
-    /// Those of `records` training records, whose number counts as public; none of no record. An epoch has as many steps
-    /// as batches of the plan's size cover the records.
-    pub fn of(training: &TrainingSpec, records: u64) -> Option<Self> {
-        if records == 0 {
-            return None;
-        }
+    /// Those of a site with so many records. Of a public number, an epoch has as many steps as batches of the plan's size cover
+    /// the records. Where the number is hidden, every record is in every step, an epoch is one step, and the sum is divided
+    /// by the plan's batch size; `None` where the plan has no such size, and for no record.
+    pub fn of(training: &TrainingSpec, records: RecordCount) -> Option<Self> {
+        let records = match records {
+            RecordCount::Hidden if training.batch_size == 0 => return None,
+            RecordCount::Hidden => {
+                let (steps, batch_size) = (training.epochs.into(), training.batch_size as u64);
+                return Some(Self { steps, sampling_rate: 1.0, batch_size });
+            }
+            RecordCount::Public(0) => return None,
+            RecordCount::Public(records) => records,
+        };
         let planned = if training.batch_size == 0 { records } else { training.batch_size as u64 };
         let batch_size = planned.min(records);
         let steps = records.div_ceil(batch_size).checked_mul(training.epochs.into())?;
         Some(Self { steps, sampling_rate: batch_size as f64 / records as f64, batch_size })
     }
 
-    /// One of these releases as an accountant understands it. The relation is zero-out: as the number of records is public,
-    /// a record is not added or removed but has, or has not, a gradient.
+    /// Whether there are no more steps than a site begins with.
+    ///
+    /// # Errors
+    /// [`TaskFault`] with the number and its bound.
+    pub fn check(&self) -> Result<(), TaskFault> {
+        check_steps(self.steps)
+    }
+
+    /// The same releases towards somebody who knows the coins, as a server knows those of a run with a seed: chance counts for
+    /// nothing.
+    #[must_use]
+    pub fn without_chance(self) -> Self {
+        Self { sampling_rate: 1.0, ..self }
+    }
+
+    /// One of these releases as an accountant understands it. The relation is zero-out: a record is not added or removed but
+    /// has, or has not, a gradient; rate, steps and divisor are the same either way.
     pub fn mechanism(&self, noise_multiplier: f64) -> Mechanism {
         match self.sampling_rate {
             rate if rate < 1.0 => Mechanism::PoissonGaussian { noise_multiplier, sampling_rate: rate },
@@ -131,11 +164,22 @@ pub struct EvaluateOrder {
 
 /// A model and one site's data. Synchronous and object-safe: candle's trainer, a toy in a test, an attacker in a
 /// simulation. Vectors are *full* vectors in the order of [`Learner::layout`].
+///
+/// Under a promise that holds against the server ([`PrivacySpec::holds_against_server`](crate::PrivacySpec::holds_against_server))
+/// only [`Learner::train`] may read records, and whether it succeeds must not depend on a single one: a record that cannot be
+/// used counts as a zero. A failure of it is answered with one fixed reason, and charged.
 pub trait Learner: Send {
-    /// Makes ready for a run; called before any other method and again whenever the spec changes.
+    /// How many parameters the model of `spec` has, those that stay at the site included, where that can be said before
+    /// memory is taken for it; a site's policy limits it.
+    fn parameter_count(&self, _spec: &Spec) -> Option<u64> {
+        None
+    }
+
+    /// Makes ready for a run; called before any other method and again whenever the spec changes. It reads no record, so it
+    /// says nothing of any.
     ///
     /// # Errors
-    /// When the spec is not supported or the data does not fit it.
+    /// When the spec is not supported.
     fn prepare(&mut self, spec: &Arc<Spec>) -> Result<(), LearnError>;
 
     /// The layout of the prepared model.
@@ -153,11 +197,26 @@ pub trait Learner: Send {
     /// When the data cannot be read.
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError>;
 
-    /// What [`Learner::train`] will release of single records, for the site's ledger to pay before it begins; none where
-    /// the plan does not ask for a guarantee for records, or the learner cannot give it.
+    /// How many training records there are, as far as anybody outside may know.
     ///
     /// # Errors
-    /// When the data cannot be read.
+    /// When a number that is public by counting cannot be counted.
+    fn record_count(&mut self) -> Result<RecordCount, LearnError> {
+        Ok(RecordCount::Hidden)
+    }
+
+    /// What went wrong with records in the last training and was answered all the same, in words for the site's own log; the
+    /// server does not hear of it.
+    fn take_complaint(&mut self) -> Option<String> {
+        None
+    }
+
+    /// What [`Learner::train`] will release of single records, for the site's ledger to pay before it begins; none where
+    /// the plan does not ask for a guarantee for records, or the learner cannot give it. It follows from the spec and
+    /// [`Learner::record_count`] alone.
+    ///
+    /// # Errors
+    /// As [`Learner::record_count`].
     fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
         Ok(None)
     }

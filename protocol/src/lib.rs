@@ -12,6 +12,7 @@ mod invite;
 mod layers;
 mod layout;
 mod learner;
+mod numbers;
 mod seed;
 mod spec;
 mod task;
@@ -29,8 +30,9 @@ pub use invite::{Invite, InviteError, Token, spoken};
 pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
 pub use learner::{
-    EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, Statistic, Stop, TrainOrder,
+    EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, RecordCount, Statistic, Stop, TrainOrder,
 };
+pub use numbers::{CELL_MAX, TaskFault};
 pub use seed::{Purpose, Seed};
 pub use spec::{
     Categorical, DataSpec, GradientPath, Loss, Missing, ModelSpec, OptimizerSpec, Positive, Spec, SpecError,

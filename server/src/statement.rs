@@ -7,7 +7,7 @@
 use privacy::accounting::{self, AccountingError, Epsilon, Event, Relation};
 use privacy::chain::Digest;
 use privacy::ledger::{Epsilons, Ledger, Unit};
-use protocol::{CentralPrivacy, Clipping, MetricsRule, NoiseCorrelation, PrivacySpec, Sampling};
+use protocol::{CentralPrivacy, Clipping, NoiseCorrelation, PrivacySpec, Sampling};
 use serde::{Deserialize, Serialize};
 
 /// The version of the statement's form.
@@ -249,11 +249,8 @@ pub fn outside(privacy: &PrivacySpec) -> Vec<String> {
         return outside;
     }
     outside.push("the choice of the plan's settings, where it was made by looking at the data".to_owned());
-    match &privacy.central {
-        Some(central) if central.metrics == MetricsRule::OutsideTheGuarantee => {
-            outside.push("losses, accuracies and numbers of examples that sites told the server".to_owned());
-        }
-        _ => {}
+    if privacy.tells_metrics_outside() {
+        outside.push("losses, accuracies and numbers of examples that sites told the server".to_owned());
     }
     if let Some(local) = &privacy.local {
         outside.push(format!(

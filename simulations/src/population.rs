@@ -141,7 +141,7 @@ impl Population {
     }
 
     fn trainer(&self) -> Trainer {
-        Trainer::without_data(self.device.clone()).with_models(self.models.clone())
+        Trainer::without_data(self.device.clone()).with_counted_records().with_models(self.models.clone())
     }
 }
 

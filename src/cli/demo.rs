@@ -9,11 +9,12 @@ mod processes;
 mod yardstick;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use consortia::results::{Results, write_model};
-use protocol::ClientId;
+use protocol::{ClientId, Metrics};
 use protocol::wire::{RunState, RunSummary};
 use serde_json::{Value, json};
 use server::{FederationConfig, read_toml};
@@ -29,7 +30,7 @@ use super::simulate::last_test;
 use super::watch::runtime;
 use price::{Price, describe, object, prices};
 use processes::Processes;
-use yardstick::{Yardstick, measure};
+use yardstick::{Yardstick, measure, together};
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
@@ -122,6 +123,11 @@ fn split_records(csv: &str) -> Vec<(String, String)> {
     hospitals
 }
 
+/// How many of a hospital's rows are for training.
+fn training_rows(rows: &str) -> usize {
+    rows.lines().filter(|line| line.split(',').nth(1) == Some("train")).count()
+}
+
 /// What `server init`, `server issue` and an IT department would do.
 fn make_federation(
     folder: &ServerFolder,
@@ -159,8 +165,8 @@ async fn federate(
 ) -> Result<(RunSummary, Yardstick), Failure> {
     let mut processes = Processes::default();
     let address = processes.start_server(folder).await?;
-    for (name, _) in hospitals {
-        processes.start_site(&folder.site(name), &address)?;
+    for (name, rows) in hospitals {
+        processes.start_site(&folder.site(name), &address, training_rows(rows))?;
     }
     if global.quiet == 0 {
         let sites: Vec<&str> = hospitals.iter().map(|(name, _)| name.as_str()).collect();
@@ -170,7 +176,8 @@ async fn federate(
         Scenario::parse(PLAN, &folder.0, &|_| None).or_fail(Kind::Defect, "examples/heart.toml")?;
     let population = bundled_population(&scenario, folder)?;
     let seed = args.seed;
-    let measuring = tokio::task::spawn_blocking(move || measure(&scenario, &population, seed));
+    let measuring =
+        tokio::task::spawn_blocking(move || Ok((measure(&scenario, &population, seed)?, population)));
 
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
     let (plan, _, rehearsed) = args.plan();
@@ -210,7 +217,18 @@ async fn federate(
     let (model, checkpoint) = (folder.0.join("model.safetensors"), &stored.checkpoint);
     write_model(&model, &stored.layout, &checkpoint.model, checkpoint.standardiser.as_deref())
         .or_fail(Kind::Run, model.display())?;
-    let yardstick = measuring.await.or_fail(Kind::Defect, "yardstick")??;
+    let measured: Result<(Yardstick, Population), Failure> = measuring.await.or_fail(Kind::Defect, "yardstick")?;
+    let (mut yardstick, population) = measured?;
+    if args.private {
+        let (plan, file, _) = args.plan();
+        let plan = Scenario::parse(plan, &folder.0, &|_| None).or_fail(Kind::Defect, file)?.plan;
+        yardstick.together = together(
+            &plan,
+            &population,
+            Arc::clone(&checkpoint.model),
+            checkpoint.standardiser.clone(),
+        );
+    }
     Ok((summary, yardstick))
 }
 
@@ -238,8 +256,14 @@ impl Ended<'_> {
         global.format.say(|| self.text(args), || self.object());
     }
 
+    /// What the model gives on all test rows: as the sites told the server, or as it was measured here.
+    fn test(&self) -> Option<Metrics> {
+        let measured = self.yardstick.together.iter().map(|(_, metrics)| metrics);
+        last_test(&self.summary.history).or_else(|| Metrics::pooled(measured))
+    }
+
     fn accuracy(&self) -> Option<f64> {
-        last_test(&self.summary.history).and_then(|metrics| metrics.accuracy)
+        self.test().and_then(|metrics| metrics.accuracy)
     }
 
     fn rounds(&self) -> usize {
@@ -251,8 +275,10 @@ impl Ended<'_> {
         self.summary.clients.iter().map(|client| {
             let measured = self.yardstick.sites.iter().find(|site| site.name == client.client);
             let (alone, pooled) = measured.map_or((None, None), |site| (site.alone, site.pooled));
-            let together = client.test.and_then(|metrics| metrics.accuracy);
-            (&client.client, client.test.map_or(0, |metrics| metrics.examples), [together, alone, pooled])
+            let found = self.yardstick.together.iter().find(|(name, _)| *name == client.client);
+            let test = client.test.or_else(|| found.map(|(_, metrics)| *metrics));
+            let together = test.and_then(|metrics| metrics.accuracy);
+            (&client.client, test.map_or(0, |metrics| metrics.examples), [together, alone, pooled])
         })
     }
 
@@ -263,7 +289,7 @@ impl Ended<'_> {
             [vec![name, count.to_string()], shares.map(share).to_vec()].concat()
         };
         rows.extend(self.hospitals().map(|(name, count, shares)| row(name.to_string(), count, shares)));
-        let count = last_test(&self.summary.history).map_or(0, |metrics| metrics.examples);
+        let count = self.test().map_or(0, |metrics| metrics.examples);
         let shares = [self.accuracy(), self.yardstick.alone, self.yardstick.pooled];
         rows.push(row("all four".into(), count, shares));
         let (_, file, seed) = args.plan();
@@ -295,7 +321,7 @@ impl Ended<'_> {
     }
 
     fn object(&self) -> Value {
-        let test = last_test(&self.summary.history);
+        let test = self.test();
         let site = |(name, rows, [together, alone, pooled]): (&ClientId, u64, [Option<f64>; 3])| json!({ "site": name.as_str(), "test_rows": rows, "together": together, "alone": alone, "pooled": pooled });
         json!({
             "model_sha256": self.summary.model_sha256,
@@ -325,5 +351,7 @@ mod tests {
         let rows: Vec<usize> = hospitals.iter().map(|(_, rows)| rows.lines().count() - 1).collect();
         assert_eq!(rows, [303, 261, 46, 130]);
         assert!(hospitals.iter().all(|(_, rows)| rows.starts_with("site,split,")));
+        let training: Vec<usize> = hospitals.iter().map(|(_, rows)| training_rows(rows)).collect();
+        assert_eq!(training, [199, 172, 30, 85]);
     }
 }

@@ -8,7 +8,7 @@ use ::client::net::Transport;
 use consortia::results::Results;
 use learning::SourceSpec;
 use privacy::chain::Digest;
-use protocol::SpecError;
+use protocol::{RecordCount, SpecError};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
@@ -234,6 +234,9 @@ pub(super) struct SiteFile {
     /// A file that tells a supervisor how the running site is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) health: Option<PathBuf>,
+    /// How many training records there are, as far as anybody outside may know; hidden when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    public_records: Option<NonZeroU64>,
     /// What the site may take of its machine and line.
     #[serde(default)]
     pub(super) limits: SiteLimits,
@@ -282,6 +285,11 @@ impl SiteFile {
         let missing = || ConfigError::at(text, 0, "data: name the site's records");
         file.data = data.ok_or_else(missing)?;
         Ok(file)
+    }
+
+    /// How many training records there are, as far as anybody outside may know.
+    pub(super) fn record_count(&self) -> RecordCount {
+        self.public_records.map_or(RecordCount::Hidden, |records| RecordCount::Public(records.get()))
     }
 
     /// Where the servers are, in the order in which they are tried.

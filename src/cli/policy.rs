@@ -1,13 +1,14 @@
 //! `consortia site policy check`: what a site's policy makes of a plan, before any server asks. It trains nothing.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::client::{Denied, History, Policy};
+use ::client::{Denied, History, Policy, SiteFacts};
 use clap::Args;
 use learning::Models;
 use privacy::chain::Digest;
-use protocol::{Parameters, Round, RunId, Task, TaskId, TaskKind, Work};
+use protocol::{Layout, Parameters, RecordCount, Round, RunId, Task, TaskId, TaskKind, Work};
 use serde_json::{Value, json};
 use server::{Evaluators, Plan};
 
@@ -22,6 +23,9 @@ pub(super) struct CheckArgs {
     policy: PathBuf,
     /// A federation's plan.
     plan: PathBuf,
+    /// The number of training records that the site's file declares as public (`public_records`); without it, it is hidden.
+    #[arg(long, value_name = "NUMBER")]
+    public_records: Option<NonZeroU64>,
 }
 
 /// Reads a policy; with the SHA-256 of its text.
@@ -45,7 +49,8 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let text = std::fs::read_to_string(&args.plan).or_fail(Kind::Configuration, &path)?;
     let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
-    let judged = judge(&policy, &plan, layout.shared_len());
+    let records = args.public_records.map_or(RecordCount::Hidden, |records| RecordCount::Public(records.get()));
+    let judged = judge(&policy, &plan, &layout, records);
     global.format.say(|| lines(&judged), || object(&judged));
     match judged.iter().find_map(|(kind, verdict)| Some((kind, verdict.as_ref().err()?))) {
         Some((kind, denied)) => Err(Failure::new(
@@ -56,13 +61,16 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     }
 }
 
-/// What `policy` makes of each task of `plan`, whose model shares so many parameters.
-pub(super) fn judge(policy: &Policy, plan: &Plan, parameters: usize) -> Vec<(TaskKind, Result<(), Denied>)> {
-    let verdict = |task: &Task| {
-        let parameters = task.work.model().map_or(0, |model| model.len());
-        (task.id.kind, policy.judge(task, parameters, now(), &History::default()))
-    };
-    tasks(plan, parameters).iter().map(verdict).collect()
+/// What `policy` makes of each task of `plan`, whose model has this layout, at a site of whose number of records so much is known.
+pub(super) fn judge(
+    policy: &Policy,
+    plan: &Plan,
+    layout: &Layout,
+    records: RecordCount,
+) -> Vec<(TaskKind, Result<(), Denied>)> {
+    let facts = SiteFacts { parameters: layout.len() as u64, records };
+    let verdict = |task: &Task| (task.id.kind, policy.judge(task, &facts, now(), &History::default()));
+    tasks(plan, layout.shared_len()).iter().map(verdict).collect()
 }
 
 /// The tasks that a server sends to a site under `plan`, in their order.

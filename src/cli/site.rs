@@ -78,6 +78,10 @@ device = "auto"
 # A file of JSON that says how the running site is, for whoever watches over it.
 # health = "health.json"
 
+# How many training records this site has, if that may be known: where a plan protects single records, steps, weights and
+# divisors follow from this number. Without it the number is hidden: see docs/privacy.md.
+# public_records = 740
+
 # What the site may take of its machine and line.
 # [limits]
 # threads = 2
@@ -224,6 +228,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let name = site_name(&file.identity)?;
     let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
     let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
+    let trainer = trainer.with_record_count(file.record_count());
     let guard = open_guard(file)?;
     let (pause, audit) = (pause::following(&file.state), guard.audit().clone());
     let mut participant =
@@ -352,6 +357,7 @@ fn show(event: &AgentEvent, global: &Global) {
             AgentEvent::Started { .. } => "started",
             AgentEvent::Answering { .. } => "answering",
             AgentEvent::Declined { .. } => "declined",
+            AgentEvent::Complained { .. } => "complained",
             AgentEvent::Accepted { .. } => "accepted",
             AgentEvent::Refused { .. } => "refused",
             AgentEvent::Abandoned { .. } => "abandoned",

@@ -1,18 +1,21 @@
 //! A participant with a guard: what the server hears, what the books say, and that nothing is done that was denied.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use privacy::chain::{Chain, ChainWriter, Digest, read_lines};
 use privacy::ledger::Unit;
-use protocol::{ClientId, Parameters, Positive, Stop, Weighting};
+use protocol::{
+    ClientId, NoiseCorrelation, Parameters, Positive, PrivacySpec, Seed, Standardiser, Stop, Weighting,
+};
 
 use super::*;
 use crate::Participant;
 use crate::audit::AuditRecord;
 use crate::ledger::SiteAccount;
-use crate::ledger::tests::{Paper, local, private};
+use crate::ledger::tests::{Paper, central, examples, local, private};
 use crate::participant::tests::{Mood, Toy, entropy, spec, task, train};
 use crate::policy::PLAIN_POLICY;
 
@@ -29,12 +32,15 @@ fn site(policy: &str, mood: Mood) -> Site {
 }
 
 fn with_papers(policy: &str, mood: Mood, ledger: Paper, audit: Paper) -> Site {
+    with_learner(policy, Toy::new(&[], mood), ledger, audit)
+}
+
+fn with_learner(policy: &str, toy: Toy, ledger: Paper, audit: Paper) -> Site {
     let books =
         SiteLedger::open(&[], Box::new(ledger.clone()) as Box<dyn Write + Send>, Digest::of(b"")).unwrap();
     let writer = ChainWriter::new(Chain::new(), Box::new(audit.clone()) as Box<dyn Write + Send>);
     let clock = || Time::ZERO;
     let guard = Guard::new(Policy::parse(policy).unwrap(), books, Audit::new(writer, clock), clock);
-    let toy = Toy::new(&[], mood);
     let prepared = Arc::clone(&toy.prepared);
     let participant = Participant::new(ClientId::new("north").unwrap(), Box::new(toy)).with_guard(guard);
     Site { participant, ledger, audit, prepared }
@@ -81,19 +87,128 @@ fn what_is_denied_is_not_begun_and_the_server_hears_one_fixed_sentence() {
 }
 
 #[test]
-fn a_training_is_booked_before_it_begins_and_booked_back_when_nothing_comes_of_it() {
-    for (mood, events, kept) in [
-        (Mood::Well, ["received", "allowed", "done"], 1),
-        (Mood::NotFinite, ["received", "allowed", "failed"], 0),
-        (Mood::Panics, ["received", "allowed", "failed"], 0),
+fn a_training_is_booked_before_it_begins_and_stays_booked_whatever_comes_of_it() {
+    for (mood, events) in [
+        (Mood::Well, ["received", "allowed", "done"]),
+        (Mood::NotFinite, ["received", "allowed", "failed"]),
+        (Mood::Private, ["received", "allowed", "failed"]),
+        (Mood::Panics, ["received", "allowed", "failed"]),
     ] {
         let mut site = site(PLAIN_POLICY, mood);
         let outcome = site.answer(&train(1, 3));
-        assert_eq!(matches!(outcome, Outcome::Trained { .. }), kept == 1, "{outcome:?}");
-        assert_eq!(
-            (site.events(), site.account().history().0.len()),
-            (events.map(String::from).into(), kept)
-        );
+        assert_eq!(matches!(outcome, Outcome::Trained { .. }), mood == Mood::Well, "{outcome:?}");
+        let history = site.account().history();
+        assert_eq!((history.attempts.len(), history.trained.len()), (1, 1));
+        assert_eq!(site.events(), events.map(String::from));
+    }
+}
+
+/// Asks what is told and booked of a training under `privacy`, in every mood of the learner.
+fn told_in_every_mood(privacy: &PrivacySpec) -> Vec<(String, usize, Vec<String>)> {
+    let moods = [Mood::Well, Mood::NotFinite, Mood::BadLoss, Mood::Private, Mood::Panics, Mood::Empty];
+    let told = |mood| {
+        let mut site = site(PLAIN_POLICY, mood);
+        let shape = match site.answer(&private(1, privacy.clone())) {
+            Outcome::Trained { points, weight, vote, metrics } => {
+                format!("{} {weight} {vote} {metrics:?}", points.len())
+            }
+            other => format!("{other:?}"),
+        };
+        let complains = site.participant.take_complaint().is_some();
+        assert_eq!(complains, mood != Mood::Well && mood != Mood::BadLoss && mood != Mood::Empty, "{shape}");
+        (shape, site.ledger.text().len(), site.events())
+    };
+    moods.map(told).to_vec()
+}
+
+#[test]
+fn under_noise_at_the_site_every_trouble_with_records_is_an_ordinary_answer() {
+    let told = told_in_every_mood(&local(1e6));
+    assert!(told[0].0.starts_with("3 1 0 Metrics"), "{told:?}");
+    assert!(told.iter().all(|one| *one == told[0]), "{told:?}");
+}
+
+#[test]
+fn under_a_promise_for_records_a_learner_that_fails_gives_one_reason_and_is_charged() {
+    let mut failing = BTreeSet::new();
+    for mood in [Mood::NotFinite, Mood::Private, Mood::Panics] {
+        let mut site = site(PLAIN_POLICY, mood);
+        let mut task = private(1, examples(1e6));
+        let spec = Arc::make_mut(&mut task.spec);
+        (spec.training.batch_size, spec.update.weights) = (4, Weighting::Uniform);
+        failing.insert(site.declined(&task));
+        assert!(site.participant.take_complaint().is_some());
+        assert!(site.account().total(Unit::Example, None, 1e-5).unwrap().epsilon.best() > 0.0);
+    }
+    assert_eq!(failing.len(), 1, "{failing:?}");
+}
+
+#[test]
+fn a_task_that_was_stopped_before_a_record_was_read_costs_nothing_and_counts_as_an_attempt() {
+    // The ledger's disk is slow, and meanwhile the task is stopped.
+    let stop = Stop::default();
+    let mut site = with_papers(PLAIN_POLICY, Mood::Well, Paper::stopping(&stop), Paper::default());
+    let trouble = site.participant.attempt(&private(1, local(1e6)), entropy(), &stop).unwrap_err();
+    assert_eq!(trouble.reason, Decline::Stopped);
+    let history = site.account().history();
+    assert_eq!((history.attempts.len(), history.trained.len()), (1, 0));
+    assert_eq!(site.account().total(Unit::Client, None, 1e-5).unwrap().epsilon.best(), 0.0);
+    assert_eq!(site.events(), ["received", "allowed", "failed"]);
+}
+
+#[test]
+fn numbers_of_a_task_are_refused_before_the_policy_and_the_records() {
+    let changes: [fn(&mut Task); 8] = [
+        |task| task.work = train_from(f32::NAN),
+        |task| task.work = train_from(1e10),
+        |task| Arc::make_mut(&mut task.spec).proximal_mu = 1e7,
+        |task| Arc::make_mut(&mut task.spec).update.norm_max = Positive::new(1e30).unwrap(),
+        |task| task.standardiser = Some(Arc::new(Standardiser { mean: vec![f64::NAN], std: vec![1.0] })),
+        |task| task.standardiser = Some(Arc::new(Standardiser { mean: vec![0.0], std: vec![1e-30] })),
+        |task| {
+            if let Work::Train { learning_rate_scale, .. } = &mut task.work {
+                *learning_rate_scale = 1e300;
+            }
+        },
+        |task| task.work = Work::Statistics { names: Vec::new() },
+    ];
+    for (place, change) in changes.into_iter().enumerate() {
+        let mut site = site(PLAIN_POLICY, Mood::Well);
+        let mut task = private(1, local(1e6));
+        change(&mut task);
+        let (reason, _) = site.declined(&task);
+        assert!([Decline::Unsupported, Decline::NotFinite].contains(&reason), "{place}: {reason:?}");
+        assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "{place}: the learner was not even prepared");
+        assert!(site.ledger.text().is_empty(), "{place}");
+        assert!(String::from_utf8(site.audit.text()).unwrap().contains(r#""rule":"numbers""#), "{place}");
+    }
+}
+
+fn train_from(value: f32) -> Work {
+    let model = Arc::new(Parameters::new(vec![0.5, value, 0.5]));
+    Work::Train { model, learning_rate_scale: 1.0, norm_max: None }
+}
+
+#[test]
+fn a_model_is_judged_with_what_stays_at_the_site() {
+    // Two of three parameters are shared, and only the whole is too large.
+    let policy = PLAIN_POLICY.replace("parameters_max = \"any\"", "parameters_max = 2");
+    let toy = Toy::new(&["head"], Mood::Well);
+    let mut site = with_learner(&policy, toy, Paper::default(), Paper::default());
+    assert_eq!(site.declined(&train(1, 2)).0, Decline::Policy);
+    assert!(site.ledger.text().is_empty());
+}
+
+#[test]
+fn an_evaluation_that_tells_nothing_touches_no_record() {
+    for privacy in [local(8.0), examples(8.0), central(NoiseCorrelation::Independent)] {
+        let mut site = site(PLAIN_POLICY, Mood::Panics);
+        let model = Arc::new(Parameters::new(vec![0.5; 3]));
+        let task = Task { work: Work::Evaluate { model }, ..private(1, privacy) };
+        let task = Task { id: protocol::TaskId { kind: protocol::TaskKind::Evaluate, ..task.id }, ..task };
+        assert_eq!(site.answer(&task), Outcome::Evaluated { metrics: Metrics::default() });
+        assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "the learner was not even prepared");
+        assert_eq!((site.ledger.text().len(), site.events().last().unwrap().as_str()), (0, "done"));
     }
 }
 
@@ -140,8 +255,7 @@ fn metrics_leave_as_the_policy_says_and_weights_do_not_betray_them() {
 #[test]
 fn an_update_that_is_noised_at_the_site_is_another_each_time_whatever_the_seed() {
     let (mut one, mut other) = (site(PLAIN_POLICY, Mood::Well), site(PLAIN_POLICY, Mood::Well));
-    let task = private(1, local(1e6));
-    assert!(task.seed.is_some());
+    let task = Task { seed: Some(Seed::from_number(3)), ..private(1, local(1e6)) };
     let (first, second) = (one.answer(&task), other.answer(&task));
     let points = |outcome: &Outcome| match outcome {
         Outcome::Trained { points, weight: 1, metrics, .. } => (points.clone(), *metrics),
@@ -172,5 +286,5 @@ fn a_pause_comes_before_the_policy_and_is_written_down() {
     assert_eq!(site.events(), ["received", "denied"]);
     assert!(String::from_utf8(site.audit.text()).unwrap().contains(r#""rule":"pause""#));
     assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "the learner was not even prepared");
-    assert!(site.account().history().0.is_empty(), "nothing was booked");
+    assert!(site.account().history().attempts.is_empty(), "nothing was booked");
 }

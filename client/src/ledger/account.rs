@@ -16,6 +16,8 @@ use crate::policy::{History, Participation};
 pub struct SiteAccount {
     /// By the place of their records.
     open: BTreeMap<u64, Reserved>,
+    /// Trainings that were booked, those among them that were booked back.
+    attempts: Vec<Participation>,
 }
 
 /// What one kind of unit has given away.
@@ -70,12 +72,8 @@ impl SiteAccount {
 
     /// Trainings, for the policy.
     pub fn history(&self) -> History {
-        let trainings = self.open.values().filter(|one| one.kind == protocol::TaskKind::Train);
-        let participation = |one: &Reserved| {
-            let at = Time::from_micros(one.at_micros);
-            Some(Participation { at, run: one.run()?, round: one.round })
-        };
-        History(trainings.filter_map(participation).collect())
+        let trained = self.open.values().filter_map(participation).collect();
+        History { attempts: self.attempts.clone(), trained }
     }
 
     /// What one kind of unit has given away at `delta`, in all or in one run.
@@ -186,6 +184,7 @@ impl SiteAccount {
     pub(super) fn book(&mut self, sequence: u64, entry: Entry) {
         match entry {
             Entry::Reserved(reserved) => {
+                self.attempts.extend(participation(&reserved));
                 self.open.insert(sequence, *reserved);
             }
             Entry::Cancelled { reservation, .. } => {
@@ -193,6 +192,13 @@ impl SiteAccount {
             }
         }
     }
+}
+
+/// A training as a policy sees it; none of another task.
+fn participation(one: &Reserved) -> Option<Participation> {
+    let is_training = one.kind == protocol::TaskKind::Train;
+    let at = Time::from_micros(one.at_micros);
+    Some(Participation { at, run: one.run()?, round: one.round }).filter(|_| is_training)
 }
 
 /// Epsilon by the tightest accountant; where the fast one is within `enough`, by that.

@@ -40,7 +40,7 @@ impl Charge {
 pub(super) enum Entry {
     /// A task that is about to be done.
     Reserved(Box<Reserved>),
-    /// Nothing came of it, and nothing left the site.
+    /// It ended before a record was read, and nothing left the site.
     Cancelled {
         version: u32,
         /// Microseconds since the Unix epoch.

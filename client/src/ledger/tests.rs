@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use privacy::accounting::{self, Event, Mechanism};
 use protocol::{
-    CentralPrivacy, Clipping, LocalPrivacy, MetricsRule, NoiseCorrelation, Positive, PrivacySpec, Sampling,
+    CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation, Positive,
+    PrivacySpec, RunId, Sampling, Seed, Stop,
 };
 
 use super::*;
+use crate::History;
 use crate::participant::tests::train;
 
 /// Bytes in memory that outlive their writer.
@@ -16,6 +18,7 @@ use crate::participant::tests::train;
 pub(crate) struct Paper {
     bytes: Arc<Mutex<Vec<u8>>>,
     full: bool,
+    stop: Option<Stop>,
 }
 
 impl Paper {
@@ -27,6 +30,11 @@ impl Paper {
     pub(crate) fn full() -> Self {
         Self { full: true, ..Self::default() }
     }
+
+    /// Paper whose first line stops a task.
+    pub(crate) fn stopping(stop: &Stop) -> Self {
+        Self { stop: Some(stop.clone()), ..Self::default() }
+    }
 }
 
 impl Write for Paper {
@@ -35,6 +43,9 @@ impl Write for Paper {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         self.bytes.lock().unwrap().extend_from_slice(bytes);
+        if let Some(stop) = &self.stop {
+            stop.stop();
+        }
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -68,23 +79,28 @@ pub(crate) fn central(noise: NoiseCorrelation) -> PrivacySpec {
 }
 
 pub(crate) fn local(epsilon_max: f64) -> PrivacySpec {
-    let local =
-        LocalPrivacy { noise_multiplier: positive(4.0), delta: DELTA, epsilon_max: positive(epsilon_max) };
+    let local = LocalPrivacy {
+        noise_multiplier: positive(4.0),
+        delta: DELTA,
+        epsilon_max: positive(epsilon_max),
+        metrics: MetricsRule::Off,
+    };
     PrivacySpec { local: Some(local), ..PrivacySpec::default() }
 }
 
-fn examples(epsilon_max: f64) -> PrivacySpec {
+pub(crate) fn examples(epsilon_max: f64) -> PrivacySpec {
     let examples = ExamplePrivacy {
         noise_multiplier: positive(1.0),
         norm_max: positive(1.0),
         delta: DELTA,
         epsilon_max: positive(epsilon_max),
+        metrics: MetricsRule::Off,
     };
     PrivacySpec { examples: Some(examples), ..PrivacySpec::default() }
 }
 
 pub(crate) fn private(round: u32, privacy: PrivacySpec) -> Task {
-    let mut task = train(round, 3);
+    let mut task = Task { seed: None, ..train(round, 3) };
     let spec = Arc::make_mut(&mut task.spec);
     spec.privacy = privacy;
     spec.cohort_max = 100;
@@ -161,6 +177,33 @@ fn the_round_of_refusal_is_the_one_computed_offline_and_a_restart_does_not_reset
 }
 
 #[test]
+fn a_plan_s_budget_holds_over_all_runs_of_the_ledger() {
+    for (privacy, releases) in [(examples(7.0), Some(POISSON)), (local(5.0), None)] {
+        let alone = refused_at(&Paper::default(), &privacy, None);
+        let mut ledger = ledger(&Paper::default());
+        let mut task = private(1, privacy.clone());
+        let paid = (1..100).find(|round| {
+            // Every round is of another run.
+            task.id.run = RunId(u64::from(*round));
+            matches!(pay(&mut ledger, &task, releases, None), Err(PayError::Exhausted { whose: "the plan", .. }))
+        });
+        assert_eq!(paid, Some(alone), "{privacy:?}");
+    }
+}
+
+#[test]
+fn chance_that_a_seed_gives_away_is_not_booked() {
+    let (mut seeded, mut secret) = (ledger(&Paper::default()), ledger(&Paper::default()));
+    let task = Task { seed: Some(Seed::from_number(1)), ..private(1, examples(1e6)) };
+    let booking = pay(&mut seeded, &task, Some(POISSON), None).unwrap();
+    let permit = booking.permit.unwrap();
+    assert_eq!((permit.reservation().charge.mechanism, permit.left()), (gaussian(1.0), 30));
+    let _ = pay(&mut secret, &Task { seed: None, ..task }, Some(POISSON), None).unwrap();
+    assert_eq!(total(&seeded, Unit::Example).epsilon.best(), epsilon(gaussian(1.0), 30));
+    assert_eq!(total(&secret, Unit::Example).epsilon.best(), epsilon(POISSON.mechanism(1.0), 30));
+}
+
+#[test]
 fn a_server_that_samples_is_not_believed() {
     let mut privacy = central(NoiseCorrelation::Independent);
     let promised = privacy.central.as_mut().unwrap();
@@ -213,14 +256,15 @@ fn correlated_noise_is_paid_for_the_whole_run_by_its_first_round() {
 }
 
 #[test]
-fn what_came_to_nothing_is_given_back_and_nothing_else_is() {
+fn what_is_booked_back_costs_nothing_and_stays_an_attempt() {
     let paper = Paper::default();
     let mut one = ledger(&paper);
     let kept = pay(&mut one, &private(1, local(1e6)), None, None).unwrap();
     let back = pay(&mut one, &private(2, local(1e6)), None, None).unwrap();
     assert_eq!((kept.record(), back.record()), (0, 1));
     one.cancel(back, NOW).unwrap();
-    assert_eq!(one.account().history().0.len(), 1);
+    let History { attempts, trained } = one.account().history();
+    assert_eq!((attempts.len(), trained.len(), trained[0].round.0), (2, 1, 1));
     let again = ledger(&paper);
     assert_eq!(again.account(), one.account());
     assert_eq!(total(&again, Unit::Client).epsilon.best(), epsilon(gaussian(2.0), 1));
@@ -238,7 +282,7 @@ fn clients_and_records_are_counted_apart_and_what_has_no_noise_is_counted_withou
     assert_eq!(clients.epsilon.best(), epsilon(gaussian(2.0), 1));
     assert_eq!(records.epsilon.best(), epsilon(POISSON.mechanism(1.0), 30));
     let runs = ledger.account().runs();
-    assert_eq!((runs.len(), runs[0].tasks, runs[0].rehearsals, runs[0].delta), (1, 3, 3, Some(DELTA)));
+    assert_eq!((runs.len(), runs[0].tasks, runs[0].rehearsals, runs[0].delta), (1, 3, 0, Some(DELTA)));
 }
 
 #[test]
@@ -270,7 +314,7 @@ fn an_answer_that_tells_nothing_is_not_booked() {
     let task = crate::participant::tests::task(1, Work::Evaluate { model });
     assert!(ledger.reserve(&task, None, false, None, NOW).unwrap().is_none());
     assert!(ledger.reserve(&task, None, true, None, NOW).unwrap().is_some());
-    assert_eq!((total(&ledger, Unit::Client).unprotected, ledger.account().history().0.len()), (1, 0));
+    assert_eq!((total(&ledger, Unit::Client).unprotected, ledger.account().history().attempts.len()), (1, 0));
 }
 
 #[test]
@@ -311,5 +355,5 @@ fn what_cannot_be_written_is_not_paid() {
     let mut ledger = ledger(&paper);
     let unpaid = pay(&mut ledger, &private(1, local(1e6)), None, None);
     assert!(matches!(unpaid, Err(PayError::Write(_))));
-    assert!(ledger.account().history().0.is_empty());
+    assert!(ledger.account().history().attempts.is_empty());
 }

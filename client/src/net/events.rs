@@ -47,6 +47,14 @@ pub enum AgentEvent {
         /// The full message.
         message: String,
     },
+    /// Something went wrong with the records of a task, and it was answered all the same: the plan's promise lets nobody outside
+    /// see it. This is for the site's own people.
+    Complained {
+        /// The task.
+        task: TaskId,
+        /// What it was.
+        message: String,
+    },
     /// The server took the answer.
     Accepted {
         /// The task.
@@ -117,6 +125,9 @@ impl std::fmt::Display for AgentEvent {
             Self::Answering { task } => write!(f, "answering the {task}"),
             Self::Declined { task, reason, message } => {
                 write!(f, "declined the {task} ({}): {message}", reason.name())
+            }
+            Self::Complained { task, message } => {
+                write!(f, "the {task} met trouble of which the server learns nothing: {message}")
             }
             Self::Accepted { task } => write!(f, "the server accepted the {task}"),
             Self::Refused { task, refusal, meaning } => {

@@ -170,6 +170,7 @@ impl Workshop {
         match &event {
             AgentEvent::Waiting { .. }
             | AgentEvent::Declined { .. }
+            | AgentEvent::Complained { .. }
             | AgentEvent::Refused { .. }
             | AgentEvent::Abandoned { .. }
             | AgentEvent::Quarantined { .. } => tracing::warn!("{event}"),
@@ -401,6 +402,9 @@ impl Workshop {
         })?;
         let mut participant = self.participant.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = participant.attempt(task, Seed::from_entropy(bytes), stop);
+        if let Some(complaint) = participant.take_complaint() {
+            self.report(AgentEvent::Complained { task: task.id, message: complaint.message });
+        }
         if let (Ok(Outcome::Trained { .. }), Some(keeper)) = (&outcome, &self.keeper)
             && !participant.personal().is_empty()
         {

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use privacy::accounting::Relation;
-use privacy::{Released, Sum};
+use privacy::{Encoded, Released, Sum};
 use protocol::{
-    CentralPrivacy, Clipping, DataSpec, GradientPath, Layout, MetricsRule, ModelSpec, NoiseCorrelation,
-    OptimizerSpec, Positive, PrivacySpec, RunId, Sampling, Standardise, Statistic, TableSpec, Target,
-    TaskKind, TrainingSpec, UpdateCodec, UpdateSpec,
+    CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics, MetricsRule,
+    ModelSpec, NoiseCorrelation, OptimizerSpec, Parameters, Positive, PrivacySpec, Round, RunId, Sampling, Standardise, Statistic, TableSpec, Target,
+    TaskKind, TrainOrder, TrainingSpec, UpdateCodec, UpdateSpec, Work,
 };
 use rand::RngCore;
 
@@ -21,6 +21,8 @@ pub(crate) enum Mood {
     BadLoss,
     Private,
     Panics,
+    /// Has no record.
+    Empty,
     /// Works until it is told to stop.
     Endless,
 }
@@ -61,6 +63,10 @@ impl Learner for Toy {
         Ok(["count/age", "sum/age", "square/age"].map(|name| Statistic { name: name.into(), value }).into())
     }
 
+    fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
+        Ok(Some(ExampleReleases { steps: 1, sampling_rate: 1.0, batch_size: 4 }))
+    }
+
     fn train(
         &mut self,
         parameters: &mut [f32],
@@ -78,6 +84,7 @@ impl Learner for Toy {
                 return Err(LearnError::new(Decline::Data, "patients.csv line 3: age is `secret`"));
             }
             Mood::Panics => panic!("out of cheese"),
+            Mood::Empty => return Ok(Metrics::default()),
             Mood::Endless => {
                 while !stop.is_stopped() {
                     std::thread::yield_now();

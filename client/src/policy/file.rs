@@ -19,6 +19,7 @@ pub(super) struct PolicyFile {
     pub(super) hours: Option<HoursRule>,
     pub(super) separation_min_seconds: Option<f64>,
     pub(super) metrics: Vec<Metric>,
+    pub(super) outside_the_guarantee: bool,
     pub(super) rehearsals: bool,
     pub(super) privacy: PrivacyRules,
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use privacy::accounting::Relation;
-use protocol::{NoiseCorrelation, Parameters, PrivacySpec, Sampling, Seed};
+use protocol::{MetricsRule, NoiseCorrelation, Parameters, PrivacySpec, Sampling, Seed};
 
 use super::*;
-use crate::ledger::tests::{central, private};
+use crate::ledger::tests::{central, examples, local, private};
 use crate::participant::tests::task;
 
 /// 23:30 on some day.
@@ -39,7 +39,13 @@ fn asked() -> Task {
 }
 
 fn judge(policy: &str, task: &Task, now: Time, history: &History) -> Result<(), Denied> {
-    Policy::parse(policy).unwrap().judge(task, task.work.model().map_or(0, |model| model.len()), now, history)
+    let parameters = task.work.model().map_or(0, |model| model.len()) as u64;
+    Policy::parse(policy).unwrap().judge(task, &SiteFacts { parameters, ..SiteFacts::default() }, now, history)
+}
+
+/// Trainings that were begun and brought to an end.
+fn history(trained: Vec<Participation>) -> History {
+    History { attempts: trained.clone(), trained }
 }
 
 fn rule(policy: &str, task: &Task) -> &'static str {
@@ -155,8 +161,8 @@ fn hours_go_over_midnight_and_end_with_their_last_minute() {
 
 #[test]
 fn trainings_are_counted_over_all_runs_and_a_clock_that_goes_back_gains_nothing() {
-    let denied = |history: Vec<Participation>| {
-        judge(TIGHT, &asked(), NOW, &History(history)).err().map(|why| why.rule)
+    let denied = |trained: Vec<Participation>| {
+        judge(TIGHT, &asked(), NOW, &history(trained)).err().map(|why| why.rule)
     };
     assert_eq!(denied(vec![trained(61, 7, 1)]), None);
     assert_eq!(denied(vec![trained(59, 7, 1)]), Some("separation_min_seconds"));
@@ -170,8 +176,8 @@ fn trainings_are_counted_over_all_runs_and_a_clock_that_goes_back_gains_nothing(
 fn the_plan_s_own_promise_on_participation_is_held_by_the_site() {
     let free = TIGHT.replace("rounds_per_day = 2", "rounds_per_day = \"any\"");
     let ask = |rounds: &[u32]| {
-        let history = rounds.iter().map(|round| trained(100_000, 1, *round)).collect();
-        judge(&free, &asked(), NOW, &History(history)).err().map(|why| why.rule)
+        let before = rounds.iter().map(|round| trained(100_000, 1, *round)).collect();
+        judge(&free, &asked(), NOW, &history(before)).err().map(|why| why.rule)
     };
     assert_eq!(ask(&[1, 3]), None);
     assert_eq!(ask(&[5]), None, "a repeated round is the same round");
@@ -182,7 +188,7 @@ fn the_plan_s_own_promise_on_participation_is_held_by_the_site() {
     let spec = Arc::make_mut(&mut other.spec);
     let sampled = spec.privacy.central.as_mut().unwrap();
     (sampled.sampling, sampled.relation) = (Sampling::Poisson { rate: 0.5 }, Relation::ZeroOut);
-    judge(&free, &other, NOW, &History(many.iter().map(|round| trained(100_000, 1, *round)).collect()))
+    judge(&free, &other, NOW, &history(many.iter().map(|round| trained(100_000, 1, *round)).collect()))
         .unwrap();
 }
 
@@ -195,6 +201,88 @@ fn only_listed_metrics_leave_and_none_where_the_plan_hides_them() {
     assert_eq!(policy.visible(&asked().spec, metrics), Metrics::default());
     assert!(policy.tells_metrics(&plain.spec) && !policy.tells_metrics(&asked().spec));
     assert_eq!(Policy::parse(PLAIN_POLICY).unwrap().visible(&plain.spec, metrics), metrics);
+}
+
+#[test]
+fn an_attempt_counts_for_how_often_is_trained_and_only_a_training_for_what_the_plan_promises() {
+    let begun = |seconds_ago| History { attempts: vec![trained(seconds_ago, 1, 4)], trained: Vec::new() };
+    let denied = |policy: &str, history| judge(policy, &asked(), NOW, &history).err().map(|why| why.rule);
+    assert_eq!(denied(TIGHT, begun(59)), Some("separation_min_seconds"));
+    let once = TIGHT.replace("rounds_per_day = 2", "rounds_per_day = 1");
+    assert_eq!(denied(&once, begun(3000)), Some("rounds_per_day"));
+    assert_eq!(denied(TIGHT, begun(3000)), None, "round 4 was begun, and no record was read for it");
+    assert_eq!(denied(TIGHT, history(vec![trained(3000, 1, 4)])), Some("participation"));
+}
+
+#[test]
+fn metrics_leave_beside_a_promise_only_where_plan_and_policy_say_that_they_are_outside_of_it() {
+    let metrics = Metrics { loss: 0.5, accuracy: Some(0.7), examples: 9, seconds: 2.0 };
+    let says = PLAIN_POLICY;
+    let silent = PLAIN_POLICY.replace("outside_the_guarantee = true", "");
+    let told = |privacy: &PrivacySpec, policy: &str| {
+        let spec = changed(|spec| spec.privacy = privacy.clone()).spec;
+        let policy = Policy::parse(policy).unwrap();
+        let visible = policy.visible(&spec, metrics);
+        assert_eq!(policy.tells_metrics(&spec), visible != Metrics::default());
+        visible == metrics
+    };
+    let promises: [(PrivacySpec, fn(&mut PrivacySpec)); 3] = [
+        (central(NoiseCorrelation::Independent), |p| {
+            p.central.as_mut().unwrap().metrics = MetricsRule::OutsideTheGuarantee;
+        }),
+        (local(8.0), |p| p.local.as_mut().unwrap().metrics = MetricsRule::OutsideTheGuarantee),
+        (examples(8.0), |p| p.examples.as_mut().unwrap().metrics = MetricsRule::OutsideTheGuarantee),
+    ];
+    for (mut privacy, outside) in promises {
+        assert!(!told(&privacy, says) && !told(&privacy, &silent), "{privacy:?}: the plan hides them");
+        outside(&mut privacy);
+        assert!(told(&privacy, says) && !told(&privacy, &silent), "{privacy:?}: the policy decides");
+    }
+    let mut stacked = examples(8.0);
+    stacked.examples.as_mut().unwrap().metrics = MetricsRule::OutsideTheGuarantee;
+    stacked.central = central(NoiseCorrelation::Independent).central;
+    assert!(!told(&stacked, says), "one promise that hides them is enough");
+    assert!(told(&PrivacySpec::default(), &silent), "without a promise nothing is outside of it");
+}
+
+#[test]
+fn what_follows_from_the_number_of_records_needs_a_number_that_is_public() {
+    let denied = |policy: &str, privacy: PrivacySpec, records| {
+        let task = changed(|spec| (spec.privacy, spec.training.batch_size) = (privacy, 4));
+        let facts = SiteFacts { parameters: 3, records };
+        let judged = Policy::parse(policy).unwrap().judge(&task, &facts, NOW, &History::default());
+        judged.err().map(|why| why.rule)
+    };
+    // The list of metrics does not make the number of records public.
+    assert_eq!(denied(PLAIN_POLICY, examples(8.0), RecordCount::Hidden), Some("public_records"));
+    assert_eq!(denied(PLAIN_POLICY, examples(8.0), RecordCount::Public(9)), None);
+    let all = changed(|spec| {
+        (spec.privacy, spec.update.weights) = (examples(8.0), Weighting::Uniform);
+    });
+    assert_eq!(rule(PLAIN_POLICY, &all), "public_records", "all in one step, divided by their number");
+    assert_eq!(denied(PLAIN_POLICY, local(8.0), RecordCount::Hidden), None, "these weigh one each");
+}
+
+#[test]
+fn noise_is_judged_by_what_the_mechanism_amounts_to() {
+    let policy = PLAIN_POLICY.replace("noise_multiplier_min = 0", "noise_multiplier_min = 1");
+    let judged = |noise: NoiseCorrelation, multiplier: f64| {
+        let task = changed(|spec| {
+            spec.privacy = central(noise.clone());
+            let central = spec.privacy.central.as_mut().unwrap();
+            (central.rounds, central.sampling) =
+                (64, Sampling::Availability { participations_max: 64, separation_min: 1 });
+            central.noise_multiplier = Positive::new(multiplier).unwrap();
+        });
+        judge(&policy, &task, NOW, &History::default()).err().map(|why| why.rule)
+    };
+    assert_eq!(judged(NoiseCorrelation::Independent, 1.0), None);
+    // A client in every one of 64 rounds moves the nodes of the tree by 64 + 2^2 32 + ... + 64^2 = 8128, squared.
+    let whole = 8128f64.sqrt();
+    assert_eq!(judged(NoiseCorrelation::Tree, whole * 0.999), Some("privacy.noise_multiplier_min"));
+    assert_eq!(judged(NoiseCorrelation::Tree, whole * 1.001), None);
+    let bands = NoiseCorrelation::Banded { weights: vec![1 << 18] };
+    assert_eq!((judged(bands.clone(), 0.99), judged(bands, 1.0)), (Some("privacy.noise_multiplier_min"), None));
 }
 
 #[test]

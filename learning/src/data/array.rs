@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::{Target, TensorSpec};
 
+use super::load::Unusable;
 use super::{Dataset, Features, Labels};
 
 /// The numbers of a file, as they were stored.
@@ -148,18 +149,21 @@ pub(super) fn read_dataset(
     samples: &Path,
     labels: &Path,
     spec: &TensorSpec,
+    unusable: Unusable,
 ) -> Result<Dataset, ArrayError> {
     let array = read(samples, &|dims| check_samples(samples, dims, &spec.shape))?;
     let count = array.dims[0];
     let divide_by = spec.divide_by.value();
     let features = array.values.divided(divide_by);
-    if let Some((at, value)) = features.find_unfinished() {
+    if unusable == Unusable::Refuse
+        && let Some((at, value)) = features.find_unfinished()
+    {
         let width = spec.shape.iter().product::<usize>();
         let (record, place) = (at / width, at % width);
         return Err(ArrayError::NotFinite { path: samples.into(), record, place, value, divide_by });
     }
     let numbers = read_list(read, labels, "label", (samples, count))?;
-    let labels = to_labels(labels, &numbers, spec.target)?;
+    let labels = to_labels(labels, &numbers, spec.target, unusable)?;
     Ok(Dataset { shape: spec.shape.clone(), features, labels })
 }
 
@@ -211,7 +215,14 @@ fn check_samples(path: &Path, dims: &[usize], shape: &[usize]) -> Result<(), Arr
     Ok(())
 }
 
-fn to_labels(path: &Path, numbers: &[f64], target: Target) -> Result<Labels, ArrayError> {
+/// A label that cannot be used is refused, or becomes one that no plan takes: a class beyond all, or a number that is not finite.
+fn to_labels(
+    path: &Path,
+    numbers: &[f64],
+    target: Target,
+    unusable: Unusable,
+) -> Result<Labels, ArrayError> {
+    let refuse = unusable == Unusable::Refuse;
     let wrong = |record: usize, expected: String| ArrayError::Label {
         path: path.into(),
         record,
@@ -222,13 +233,14 @@ fn to_labels(path: &Path, numbers: &[f64], target: Target) -> Result<Labels, Arr
         Target::Classes(classes) => {
             let class = |(record, value): (usize, &f64)| {
                 to_class(*value, classes)
+                    .or((!refuse).then_some(u32::MAX))
                     .ok_or_else(|| wrong(record, format!("the plan's classes 0 to {}", classes - 1)))
             };
             Ok(Labels::Classes(numbers.iter().enumerate().map(class).collect::<Result<_, _>>()?))
         }
         Target::Real => match numbers.iter().position(|value| !(*value as f32).is_finite()) {
-            Some(record) => Err(wrong(record, "the finite real numbers".to_owned())),
-            None => Ok(Labels::Real(numbers.iter().map(|value| *value as f32).collect())),
+            Some(record) if refuse => Err(wrong(record, "the finite real numbers".to_owned())),
+            _ => Ok(Labels::Real(numbers.iter().map(|value| *value as f32).collect())),
         },
     }
 }

@@ -40,6 +40,14 @@ impl Labels {
         self.len() == 0
     }
 
+    /// Keeps the first `count`.
+    pub(super) fn truncate(&mut self, count: usize) {
+        match self {
+            Self::Classes(classes) => classes.truncate(count),
+            Self::Real(values) => values.truncate(count),
+        }
+    }
+
     /// The labels of `rows`, in their order.
     ///
     /// # Panics

@@ -10,11 +10,22 @@ use super::source::{CsvSource, IdxSource, NumpySource, SourceError, SourceSpec};
 use super::table::{Query, TableError};
 use super::{DataSource, Dataset, SiteData, View, idx, numpy, table};
 
-/// A site's files. They are read when the first plan comes, and again when a plan wants other columns.
+/// A site's files. They are read when the first plan comes, and again when a plan wants other columns, or promises that
+/// each record stands alone.
 #[derive(Clone, Debug)]
 pub struct FileSource {
     source: SourceSpec,
-    cached: Option<(DataSpec, SiteData)>,
+    cached: Option<(DataSpec, Unusable, SiteData)>,
+}
+
+/// What becomes of a record that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// Reading ends with its place.
+    Refuse,
+    /// It is left out, or marked by a value that no plan takes ([`SiteData::prepared`] leaves it out then): where single
+    /// records are protected, none may decide over the others.
+    LeaveOut,
 }
 
 impl FileSource {
@@ -26,11 +37,16 @@ impl FileSource {
 
 impl DataSource for FileSource {
     fn load(&mut self, spec: &Spec) -> Result<SiteData, LearnError> {
-        if let Some((_, data)) = self.cached.as_ref().filter(|(known, _)| *known == spec.data) {
+        let unusable =
+            if spec.privacy.examples.is_some() { Unusable::LeaveOut } else { Unusable::Refuse };
+        let fits = |(known, treated, _): &&(DataSpec, Unusable, SiteData)| {
+            *known == spec.data && *treated == unusable
+        };
+        if let Some((_, _, data)) = self.cached.as_ref().filter(fits) {
             return Ok(data.clone());
         }
-        let data = load(&self.source, &spec.data)?;
-        self.cached = Some((spec.data.clone(), data.clone()));
+        let data = load_with(&self.source, &spec.data, unusable)?;
+        self.cached = Some((spec.data.clone(), unusable, data.clone()));
         Ok(data)
     }
 }
@@ -40,7 +56,11 @@ impl DataSource for FileSource {
 /// # Errors
 /// [`LearnError`] with the file, line, column and value at fault and what to do about it.
 pub fn load(source: &SourceSpec, spec: &DataSpec) -> Result<SiteData, LearnError> {
-    let (train, test) = read_parts(source, spec, None)?;
+    load_with(source, spec, Unusable::Refuse)
+}
+
+fn load_with(source: &SourceSpec, spec: &DataSpec, unusable: Unusable) -> Result<SiteData, LearnError> {
+    let (train, test) = read_parts(source, spec, None, unusable)?;
     let whole = |part: Records| View::whole(Arc::new(part.dataset));
     Ok(SiteData { train: whole(train), test: test.map(whole) })
 }
@@ -56,16 +76,17 @@ pub(super) fn read_parts(
     source: &SourceSpec,
     spec: &DataSpec,
     id_column: Option<&str>,
+    unusable: Unusable,
 ) -> Result<(Records, Option<Records>), LearnError> {
     source.check()?;
     match (source, spec) {
         (SourceSpec::Csv(csv), DataSpec::Table(spec)) => {
-            let query = |split_column| Query { spec, filter: &csv.filter, split_column, id_column };
+            let query = |split_column| Query { spec, filter: &csv.filter, split_column, id_column, unusable };
             read_tables(csv, query(csv.split_column.as_deref()), query(None))
         }
         (SourceSpec::Idx(_) | SourceSpec::Numpy(_), DataSpec::Tensor(spec)) => {
             let (read, files) = array_files(source).expect("idx and numpy sources are array files");
-            let (train, test) = read_arrays(read, &files, spec)?;
+            let (train, test) = read_arrays(read, &files, spec, unusable)?;
             let plain = |dataset| Records { dataset, ids: Vec::new() };
             Ok((plain(train), test.map(plain)))
         }
@@ -106,8 +127,9 @@ fn read_arrays(
     read: ReadArray,
     files: &ArrayFiles<'_>,
     spec: &TensorSpec,
+    unusable: Unusable,
 ) -> Result<(Dataset, Option<Dataset>), ArrayError> {
-    let one = |(samples, labels): (&Path, &Path)| read_dataset(read, samples, labels, spec);
+    let one = |(samples, labels): (&Path, &Path)| read_dataset(read, samples, labels, spec, unusable);
     Ok((one(files.train)?, files.test.map(one).transpose()?))
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use protocol::{DataSpec, Decline, LearnError};
 
 use super::array::{ReadArray, read_ids};
-use super::load::{array_files, read_parts};
+use super::load::{Unusable, array_files, read_parts};
 use super::source::{IdFiles, IdSource, SourceSpec};
 use super::{Dataset, SiteData, View, idx, numpy};
 
@@ -76,7 +76,7 @@ pub fn load_with_ids(source: &SourceSpec, spec: &DataSpec, ids: &IdSource) -> Re
     let refuse = |message: &str| Err(LearnError::new(Decline::Data, message));
     match (array_files(source), ids) {
         (None, IdSource::Column(column)) => {
-            let (train, test) = read_parts(source, spec, Some(column))?;
+            let (train, test) = read_parts(source, spec, Some(column), Unusable::Refuse)?;
             let (test, test_ids) = test.map(|test| (Arc::new(test.dataset), test.ids)).unzip();
             Ok(Identified {
                 train: Arc::new(train.dataset),
@@ -86,7 +86,7 @@ pub fn load_with_ids(source: &SourceSpec, spec: &DataSpec, ids: &IdSource) -> Re
             })
         }
         (Some((_, files)), IdSource::Files(IdFiles { train: train_file, test: test_file })) => {
-            let (train, test) = read_parts(source, spec, None)?;
+            let (train, test) = read_parts(source, spec, None, Unusable::Refuse)?;
             let train_ids = read_ids(reader(train_file), train_file, (files.train.0, train.dataset.len()))?;
             let test_ids = match (test_file, &test, files.test) {
                 (Some(file), Some(test), Some((samples, _))) => {

@@ -2,12 +2,15 @@
 //!
 //! The mean and deviation come from the federation, the plan, or the site's own training rows; never from test rows.
 //! One-hot columns are left as they are. Nothing that is not finite leaves this file.
+//!
+//! A record that cannot be used is an error that names it, but where the plan protects single records: there each stands
+//! alone, so it is left out and decides nothing about the others, and cells are clamped to [`CELL_MAX`].
 
 use std::sync::Arc;
 
 use protocol::{
-    DataSpec, Decline, LayerSpec, LearnError, Missing, ModelSpec, Spec, Standardise, Standardiser, Statistic,
-    TableSpec, Target,
+    CELL_MAX, DataSpec, Decline, LayerSpec, LearnError, Missing, ModelSpec, Spec, Standardise, Standardiser,
+    Statistic, TableSpec, Target,
 };
 
 use super::{Dataset, Labels, View};
@@ -43,8 +46,7 @@ pub struct Prepared {
 /// Records already in memory, such as a virtual client's, serve any plan that fits them.
 impl DataSource for SiteData {
     fn load(&mut self, spec: &Spec) -> Result<SiteData, LearnError> {
-        check(&self.train, spec, "training")?;
-        self.test.as_ref().map_or(Ok(()), |test| check(test, spec, "test"))?;
+        self.check(spec)?;
         Ok(self.clone())
     }
 }
@@ -55,14 +57,18 @@ impl SiteData {
     /// is subtracted, and without standardisation with the site's training mean; a column without any value counts as 0.
     ///
     /// # Errors
-    /// When records do not fit the plan, the standardiser is absent or of another length, or a number is not finite.
+    /// When records do not fit the plan, the standardiser is absent or of another length, or a number is not finite. Where the
+    /// plan protects single records, only when the records as a whole have another shape or another kind of label.
     pub fn prepared(&self, spec: &Spec, standardiser: Option<&Standardiser>) -> Result<Prepared, LearnError> {
-        check(&self.train, spec, "training")?;
-        self.test.as_ref().map_or(Ok(()), |test| check(test, spec, "test"))?;
+        self.check(spec)?;
         let recipe = match &spec.data {
             DataSpec::Table(table) => Some(Recipe::of(table, &self.train, standardiser)?),
             DataSpec::Tensor(_) => None,
         };
+        if spec.privacy.examples.is_some() {
+            let alone = |view: &View| usable(view, recipe.as_ref(), spec);
+            return Ok(Prepared { train: alone(&self.train), test: self.test.as_ref().map(alone) });
+        }
         let cleaned = |view: &View, what: &str| {
             let Some(recipe) = &recipe else {
                 return find_unfinished(view, &view.rows, what).map_or_else(|| Ok(view.clone()), Err);
@@ -80,6 +86,18 @@ impl SiteData {
         let train = known(cleaned(&self.train, "training")?, &self.train.rows, "training")?;
         let test = self.test.as_ref().map(|test| known(cleaned(test, "test")?, &test.rows, "test"));
         Ok(Prepared { train, test: test.transpose()? })
+    }
+
+    /// Whether the records have the plan's form; where single records are protected, whatever a single one is.
+    fn check(&self, spec: &Spec) -> Result<(), LearnError> {
+        let parts = [(Some(&self.train), "training"), (self.test.as_ref(), "test")];
+        for (view, what) in parts.into_iter().filter_map(|(view, what)| Some((view?, what))) {
+            check_form(view, spec, what)?;
+            if spec.privacy.examples.is_none() {
+                check_classes(view, spec, what)?;
+            }
+        }
+        Ok(())
     }
 
     /// Count, sum and sum of squares of the present cells of every numeric column over the training rows, in row order
@@ -161,8 +179,41 @@ fn totals(view: &View, columns: usize) -> Vec<f64> {
     totals
 }
 
+/// The records that a model can take, each judged on its own. A table's cells are clamped.
+fn usable(view: &View, recipe: Option<&Recipe>, spec: &Spec) -> View {
+    let view = match recipe {
+        None => view.clone(),
+        Some(recipe) => {
+            let mut records = view.copied();
+            recipe.apply(&mut records);
+            for cell in records.features.make_real() {
+                *cell = cell.clamp(-CELL_MAX, CELL_MAX);
+            }
+            View::whole(Arc::new(records))
+        }
+    };
+    let dataset = &view.dataset;
+    let finite = dataset.features.are_finite();
+    let symbols = symbols(spec);
+    let mut cells = vec![0.0; dataset.width()];
+    let mut is_usable = |row: u32| {
+        let labelled = match (&dataset.labels, spec.target()) {
+            (Labels::Real(values), _) => values[row as usize].is_finite(),
+            (Labels::Classes(labels), Target::Classes(classes)) => (labels[row as usize] as usize) < classes,
+            (Labels::Classes(_), Target::Real) => false,
+        };
+        if !labelled || (finite && symbols.is_none()) {
+            return labelled;
+        }
+        dataset.copy_sample_into(row as usize, &mut cells);
+        cells.iter().all(|cell| cell.is_finite() && symbols.is_none_or(|symbols| is_symbol(*cell, symbols)))
+    };
+    let rows = view.rows.iter().copied().filter(|row| is_usable(*row)).collect();
+    View { rows, ..view.clone() }
+}
+
 /// Whether records in memory have the plan's shape and kind of label.
-fn check(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError> {
+fn check_form(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError> {
     let (dataset, shape) = (&view.dataset, spec.input_shape());
     let refuse = |message: String| Err(LearnError::new(Decline::Data, message));
     if dataset.shape != shape {
@@ -176,17 +227,7 @@ fn check(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError> {
         return refuse(format!("{what} row {row} does not exist; there are {}", dataset.len()));
     }
     match (&dataset.labels, spec.target()) {
-        (Labels::Real(_), Target::Real) => Ok(()),
-        (Labels::Classes(labels), Target::Classes(classes)) => {
-            let beyond = view.rows.iter().find(|row| labels[**row as usize] as usize >= classes);
-            beyond.map_or(Ok(()), |row| {
-                let label = labels[*row as usize];
-                refuse(format!(
-                    "{what} row {row} has class {label}; the plan has classes 0 to {}",
-                    classes - 1
-                ))
-            })
-        }
+        (Labels::Real(_), Target::Real) | (Labels::Classes(_), Target::Classes(_)) => Ok(()),
         (Labels::Real(_), Target::Classes(_)) => {
             refuse(format!("{what} labels are real; the plan has classes"))
         }
@@ -194,6 +235,19 @@ fn check(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError> {
             refuse(format!("{what} labels are classes; the plan has a real target"))
         }
     }
+}
+
+/// Whether every class is one of the plan's.
+fn check_classes(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError> {
+    let (Labels::Classes(labels), Target::Classes(classes)) = (&view.dataset.labels, spec.target()) else {
+        return Ok(());
+    };
+    let beyond = view.rows.iter().find(|row| labels[**row as usize] as usize >= classes);
+    beyond.map_or(Ok(()), |row| {
+        let label = labels[*row as usize];
+        let message = format!("{what} row {row} has class {label}; the plan has classes 0 to {}", classes - 1);
+        Err(LearnError::new(Decline::Data, message))
+    })
 }
 
 /// The first number that a model could not take. `rows` are the numbers by which the site knows the records.
@@ -213,15 +267,24 @@ fn find_unfinished(records: &View, rows: &[u32], what: &str) -> Option<LearnErro
     Some(LearnError::new(Decline::Data, message))
 }
 
-/// The first value that the plan's embedding has no vector for, where the model begins with one.
-fn find_unknown_symbol(records: &View, spec: &Spec, rows: &[u32], what: &str) -> Option<LearnError> {
+/// How many symbols the embedding has with which the plan's model begins, if it does.
+fn symbols(spec: &Spec) -> Option<usize> {
     let ModelSpec::Layers(layers) = &spec.model else { return None };
     let Some(LayerSpec::Embedding { symbols, .. }) = layers.first() else { return None };
-    let is_known = |value: f32| value.fract() == 0.0 && value >= 0.0 && (value as usize) < *symbols;
+    Some(*symbols)
+}
+
+fn is_symbol(value: f32, symbols: usize) -> bool {
+    value.fract() == 0.0 && value >= 0.0 && (value as usize) < symbols
+}
+
+/// The first value that the plan's embedding has no vector for, where the model begins with one.
+fn find_unknown_symbol(records: &View, spec: &Spec, rows: &[u32], what: &str) -> Option<LearnError> {
+    let symbols = symbols(spec)?;
     let mut cells = vec![0.0; records.dataset.width()];
     (0..records.len()).find_map(|place| {
         records.copy_sample_into(place, &mut cells);
-        let column = cells.iter().position(|value| !is_known(*value))?;
+        let column = cells.iter().position(|value| !is_symbol(*value, symbols))?;
         let message = format!(
             "{what} row {} has {} in place {column}, and the model's embedding has the symbols 0 to {}; give it more `symbols`, \
              or mend the record",

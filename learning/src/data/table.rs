@@ -15,6 +15,7 @@ use protocol::{Missing, TableSpec, Target};
 
 use super::array::to_class;
 use super::files::open;
+use super::load::Unusable;
 use super::{Dataset, Labels};
 
 pub use survey::{ColumnSurvey, TableSurvey, survey};
@@ -32,6 +33,8 @@ pub(super) struct Query<'a> {
     pub(super) split_column: Option<&'a str>,
     /// Read along with each row.
     pub(super) id_column: Option<&'a str>,
+    /// What becomes of a row that cannot be read.
+    pub(super) unusable: Unusable,
 }
 
 /// Rows of one kind, and their ids if the query names a column for them.
@@ -86,10 +89,15 @@ pub(super) fn read(path: &Path, query: Query<'_>) -> Result<(Part, Part), TableE
     let columns = Columns::find(path, csv.headers().map_err(damaged)?, query)?;
     let mut reading = Reading::start(path, query, columns);
     let mut record = StringRecord::new();
-    while csv.read_record(&mut record).map_err(damaged)? {
-        reading.take(&record)?;
+    loop {
+        match csv.read_record(&mut record) {
+            Ok(false) => return reading.finish(),
+            Ok(true) => reading.take(&record)?,
+            // A line with too many cells or with bytes that are no text; the next one can be read.
+            Err(error) if query.unusable == Unusable::LeaveOut && !error.is_io_error() => {}
+            Err(error) => return Err(damaged(error)),
+        }
     }
-    reading.finish()
 }
 
 /// Where the wanted columns are.
@@ -191,14 +199,20 @@ impl<'a> Reading<'a> {
             Some(_) => return Ok(()),
         };
         self.passed += 1;
-        let before = part.dataset.features.len();
-        match add_row(part, self.path, self.query.spec, &self.columns, record)? {
+        let before = (part.dataset.features.len(), part.dataset.labels.len());
+        let added = add_row(part, self.path, self.query.spec, &self.columns, record);
+        let added = match self.query.unusable {
+            Unusable::Refuse => added?,
+            Unusable::LeaveOut => added.unwrap_or(Row::Dropped),
+        };
+        match added {
             Row::Kept if u32::try_from(part.dataset.len()).is_err() => {
                 Err(TableError::TooLong { path: self.path.into() })
             }
             Row::Kept => Ok(()),
             Row::Dropped => {
-                part.dataset.features.make_real().truncate(before);
+                part.dataset.features.make_real().truncate(before.0);
+                part.dataset.labels.truncate(before.1);
                 self.dropped += 1;
                 Ok(())
             }
@@ -206,7 +220,7 @@ impl<'a> Reading<'a> {
     }
 
     fn finish(self) -> Result<(Part, Part), TableError> {
-        if !self.train.dataset.is_empty() {
+        if !self.train.dataset.is_empty() || self.query.unusable == Unusable::LeaveOut {
             return Ok((self.train, self.test));
         }
         let why = if self.rows == 0 {

@@ -3,12 +3,13 @@
 //!
 //! In every step each record enters the batch by a coin of its own, so a batch may be empty; each gradient is clipped and
 //! rounded to the lattice, and their exact sum gets noise before anything reads it. What follows (the proximal term, momentum,
-//! Adam, weight decay, the schedule) sees noised sums only. The number of records counts as public; two sites are
-//! neighbours when one record has, or has not, a gradient (zero-out).
+//! Adam, weight decay, the schedule) sees noised sums only. How many steps there are, the chance of a record, the divisor of
+//! a sum and the lattice follow from the plan and from what is known outside of the number of records, never from the records;
+//! two sites are neighbours when one record has, or has not, a gradient (zero-out).
 //!
 //! Nothing that a record does can be seen from outside but the time it takes: one whose gradient is not finite counts as a
-//! zero, no batch stops a training early, and a training that diverges is declined for its parameters, which are noised
-//! already. It refuses to begin without a permit for all of its releases.
+//! zero, no batch stops a training early, and no record at all is noise alone. It refuses to begin without a permit for all
+//! of its releases.
 
 #[cfg(test)]
 mod tests;
@@ -34,18 +35,17 @@ use crate::View;
 pub(super) fn train(
     records: Records<'_>,
     dimension: usize,
-    guarantee: &ExamplePrivacy,
+    releases: &ExampleReleases,
     order: &TrainOrder,
     noise: NoiseOf,
     stop: &Stop,
 ) -> Result<Tally, LearnError> {
     let Records { engine, data, spec } = records;
-    let empty = || LearnError::new(Decline::Data, "the site has no training records");
-    let releases = ExampleReleases::of(&spec.training, data.len() as u64).ok_or_else(empty)?;
+    let guarantee = spec.privacy.examples.as_ref().ok_or_else(unpaid)?;
     let mut permit = order.permit.as_ref().ok_or_else(unpaid)?.lock();
-    check_permit(&permit, &releases, guarantee)?;
+    check_permit(&permit, releases, guarantee)?;
     engine.begin(&unclipped(spec), order.learning_rate_scale)?;
-    let mut batch = Batch::new(guarantee, dimension, data.len())?;
+    let mut batch = Batch::new(guarantee, dimension)?;
     let mut coins = Coins::new(releases.sampling_rate, order.seed);
     let mut tally = Tally::new(spec.loss());
     let mut mean = vec![0.0; dimension];
@@ -53,7 +53,7 @@ pub(super) fn train(
         let seed = order.seed.derive(Purpose::Train, Round(step as u32), None);
         let mut chance = Chance { coins: &mut coins, seed };
         let sum = batch.sum(&mut *engine, data, &mut chance, &mut tally, stop)?;
-        let released = noised(sum, &releases, &mut permit, &mut || noise(seed))?;
+        let released = noised(sum, releases, &mut permit, &mut || noise(seed))?;
         mean.iter_mut().zip(released.mean()).for_each(|(value, mean)| *value = mean as f32);
         engine.follow(&mut mean)?;
     }
@@ -157,14 +157,18 @@ struct Chance<'a> {
     seed: Seed,
 }
 
+/// No site has more records than this: readers refuse such files. The lattice has room for as many, whatever their number, so
+/// that it says nothing of it.
+const RECORDS_MAX: u64 = 1 << 32;
+
 impl Batch {
     /// # Errors
-    /// When no lattice exists for so many parameters and records.
-    fn new(guarantee: &ExamplePrivacy, dimension: usize, records: usize) -> Result<Self, LearnError> {
+    /// When no lattice exists for so many parameters.
+    fn new(guarantee: &ExamplePrivacy, dimension: usize) -> Result<Self, LearnError> {
         let unsupported = |error: String| LearnError::new(Decline::Unsupported, error);
         let bound =
             NormBound::new(guarantee.norm_max.value()).map_err(|error| unsupported(error.to_string()))?;
-        let lattice = Lattice::plan(bound, records as u64, 1, dimension);
+        let lattice = Lattice::plan(bound, RECORDS_MAX, 1, dimension);
         let lattice = lattice.map_err(|error| unsupported(error.to_string()))?;
         Ok(Self { lattice, gradient: vec![0.0; dimension], points: Vec::with_capacity(dimension) })
     }

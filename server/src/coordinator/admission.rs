@@ -98,7 +98,10 @@ fn admit(
                 Tally::admit(limbs, statistics).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
             Ok(Admitted::Tally(tally))
         }
-        (Outcome::Evaluated { metrics }, TaskKind::Evaluate) => Ok(Admitted::Metrics(sound(metrics)?)),
+        (Outcome::Evaluated { metrics }, TaskKind::Evaluate) => {
+            let metrics = if privacy.hides_metrics() { Metrics::default() } else { sound(metrics)? };
+            Ok(Admitted::Metrics(metrics))
+        }
         (outcome, kind) => {
             let detail = format!("{outcome:?} is no answer to a task of kind {}", kind.name());
             Err(Refused::new(Refusal::WrongKind, detail))

@@ -37,10 +37,10 @@ impl Processes {
             .ok_or_else(|| Failure::new(Kind::Run, "the server process did not start; its message is above"))
     }
 
-    /// Starts a site whose bundle and records are in `folder`.
-    pub(super) fn start_site(&mut self, folder: &Path, server: &str) -> Result<(), Failure> {
+    /// Starts a site whose bundle and records are in `folder`, so many of them for training, which everybody may know.
+    pub(super) fn start_site(&mut self, folder: &Path, server: &str, records: usize) -> Result<(), Failure> {
         let text = format!(
-            "server = \"{server}\"\nidentity = \".\"\nstate = \".\"\ndevice = \"cpu\"\n\
+            "server = \"{server}\"\nidentity = \".\"\nstate = \".\"\ndevice = \"cpu\"\npublic_records = {records}\n\
              data = {{ csv = {{ train = \"records.csv\", split_column = \"split\" }} }}\n"
         );
         let path = folder.join("site.toml");

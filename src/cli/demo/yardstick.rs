@@ -7,8 +7,8 @@ use consortia::first_model;
 use learning::device::Device;
 use learning::{SiteData, Trainer};
 use protocol::{
-    ClientId, Metrics, Outcome, Parameters, Round, RunId, Seed, Standardiser, Stop, Task, TaskId, TaskKind,
-    Work,
+    ClientId, Metrics, Outcome, Parameters, PrivacySpec, Round, RunId, Seed, Spec, Standardiser, Stop, Task,
+    TaskId, TaskKind, Work,
 };
 use server::{CohortPlan, EvaluationPlan, Evaluators, Plan};
 use simulations::{Population, Scenario, WeatherConfig, World};
@@ -22,6 +22,8 @@ pub(super) struct Yardstick {
     pub(super) alone: Option<f64>,
     /// The pooled model, over all rows.
     pub(super) pooled: Option<f64>,
+    /// The federation's model on each hospital's own test rows, where the sites do not tell.
+    pub(super) together: Vec<(ClientId, Metrics)>,
 }
 
 /// One hospital's accuracies on its own test rows.
@@ -51,7 +53,21 @@ pub(super) fn measure(scenario: &Scenario, population: &Population, seed: u64) -
         pooled_all.extend(pooled);
     }
     let overall = |all: &[Metrics]| Metrics::pooled(all.iter()).and_then(|metrics| metrics.accuracy);
-    Ok(Yardstick { sites, alone: overall(&alone_all), pooled: overall(&pooled_all) })
+    let together = Vec::new();
+    Ok(Yardstick { sites, alone: overall(&alone_all), pooled: overall(&pooled_all), together })
+}
+
+/// What the federation's model gives on each hospital's own test rows, by hospital: where a promise keeps what sites measure at the
+/// sites, only this program, which made the hospitals, can say.
+pub(super) fn together(
+    plan: &Plan,
+    population: &Population,
+    model: Arc<Parameters>,
+    standardiser: Option<Arc<Standardiser>>,
+) -> Vec<(ClientId, Metrics)> {
+    let trained = Trained { model, standardiser };
+    let of = |(name, data): (&ClientId, &SiteData)| Some((name.clone(), test(plan, &trained, data)?));
+    population.sites().filter_map(of).collect()
 }
 
 /// A federation of one.
@@ -81,7 +97,9 @@ fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
     let id = TaskId { run: RunId(0), round: Round(plan.rounds), kind: TaskKind::Evaluate };
     let work = Work::Evaluate { model: Arc::clone(&trained.model) };
     let standardiser = trained.standardiser.clone();
-    let task = Task { id, spec: Arc::clone(&plan.spec), seed: None, standardiser, work };
+    // The records are at hand here; a promise would keep the answer back.
+    let spec = Arc::new(Spec { privacy: PrivacySpec::default(), ..(*plan.spec).clone() });
+    let task = Task { id, spec, seed: None, standardiser, work };
     let name = ClientId::new("yardstick").ok()?;
     let entropy = Seed::from_number(0);
     match perform(

@@ -202,7 +202,7 @@ fn look_at_policy(file: &SiteFile, plan: Option<&Plan>, findings: &mut Findings)
         Ok(layout) => layout,
         Err(error) => return findings.fail("policy for the plan", error.to_string()),
     };
-    for (kind, verdict) in policy::judge(&policy, plan, layout.shared_len()) {
+    for (kind, verdict) in policy::judge(&policy, plan, &layout, file.record_count()) {
         let name = format!("policy: {}", kind.name());
         match verdict {
             Ok(()) => findings.ok(name, "the plan's task is allowed"),

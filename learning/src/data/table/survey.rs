@@ -10,6 +10,7 @@ use csv::{ErrorKind, StringRecord};
 use protocol::{LearnError, TableSpec, Target};
 
 use super::super::files::open;
+use super::super::load::Unusable;
 use super::super::{CsvSource, Dataset, Labels};
 use super::{Columns, LISTED, Part, Query, Row, TableError, add_row, is_missing};
 
@@ -84,7 +85,7 @@ fn survey_file(
     let chosen = Chosen::find(path, &headers, source, split_column)?;
     let planned = match spec {
         Some(spec) => {
-            let query = Query { spec, filter: &source.filter, split_column, id_column: None };
+            let query = Query { spec, filter: &source.filter, split_column, id_column: None, unusable: Unusable::Refuse };
             Some((spec, Columns::find(path, &headers, query)?))
         }
         None => None,

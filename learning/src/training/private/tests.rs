@@ -8,7 +8,7 @@ use privacy::accounting::Relation;
 use privacy::ledger::{Charge, Composition, Ledger, Terms, Unit};
 use privacy::noise::NoiseSource;
 use proptest::prelude::*;
-use protocol::{Learner, LentPermit, Spec};
+use protocol::{Learner, LentPermit, RecordCount, Spec};
 
 use super::*;
 use crate::training::Trainer;
@@ -43,7 +43,7 @@ fn permit_for(releases: &ExampleReleases, noise_multiplier: f64) -> LentPermit {
 }
 
 fn trainer(spec: &Arc<Spec>, train: View) -> Trainer {
-    let mut trainer = Trainer::new(Box::new(site(train)), Device::Cpu).with_insecure_test_noise();
+    let mut trainer = Trainer::new(Box::new(site(train)), Device::Cpu).with_counted_records().with_insecure_test_noise();
     trainer.prepare(spec).unwrap();
     trainer
 }
@@ -68,7 +68,7 @@ fn trained(spec: &Arc<Spec>, train: View, start: &[f32], seed: u64) -> Vec<f32> 
 fn totals(trainer: &mut Trainer, parameters: &[f32], rate: f64, seed: u64) -> (Vec<i64>, i64) {
     let (records, resident, layout) = trainer.loaded(parameters, None).unwrap();
     let (guarantee, data) = (resident.spec.privacy.examples.unwrap(), &records.train);
-    let mut batch = Batch::new(&guarantee, layout.len(), data.len()).unwrap();
+    let mut batch = Batch::new(&guarantee, layout.len()).unwrap();
     let mut tally = Tally::new(resident.spec.loss());
     let seed = Seed::from_number(seed);
     let mut chance = Chance { coins: &mut Coins::new(rate, seed), seed };
@@ -246,7 +246,7 @@ fn the_same_seeds_give_the_same_bits_on_any_number_of_threads() {
 fn noise_of_the_operating_system_never_repeats() {
     let spec = private(r#""logistic""#, &format!(r#""batch_size": 0, {SGD}"#), 1.0, 1.0);
     let run = || {
-        let mut trainer = Trainer::new(Box::new(site(toy(20))), Device::Cpu);
+        let mut trainer = Trainer::new(Box::new(site(toy(20))), Device::Cpu).with_counted_records();
         trainer.prepare(&spec).unwrap();
         let (order, mut parameters) = (paid(&mut trainer, &spec, 1), [0.0; 6]);
         trainer.train(&mut parameters, &order, &Stop::default()).unwrap();
@@ -309,18 +309,75 @@ fn a_record_whose_gradient_is_not_finite_counts_as_a_zero_and_nobody_hears_of_it
 }
 
 #[test]
-fn training_that_diverges_is_declined_for_its_parameters() {
+fn training_that_diverges_changes_nothing_and_only_the_site_hears_of_it() {
     let training = r#""batch_size": 4, "optimizer": {"sgd": {"learning_rate": 1e39}}"#;
     let spec = private(r#""logistic""#, training, 1.0, 1.0);
     let mut trainer = trainer(&spec, toy(20));
-    let order = paid(&mut trainer, &spec, 1);
-    let error = trainer.train(&mut [0.0; 6], &order, &Stop::default()).unwrap_err();
-    assert_eq!(error.reason, Decline::NotFinite);
-    assert!(error.message.contains("lower learning rate"), "{error}");
+    let (order, mut parameters) = (paid(&mut trainer, &spec, 1), [0.25; 6]);
+    trainer.train(&mut parameters, &order, &Stop::default()).unwrap();
+    assert_eq!(parameters, [0.25; 6]);
+    let complaint = trainer.take_complaint().unwrap();
+    assert!(complaint.contains("lower learning rate"), "{complaint}");
+    assert_eq!(trainer.take_complaint(), None);
+}
+
+/// Records of which the last two cannot be used: by a cell, by a label.
+fn with_unusable() -> View {
+    let data = toy(9).copied();
+    let mut features = data.features.to_vec();
+    features[7 * 2] = f32::NAN;
+    let Labels::Classes(mut labels) = data.labels else { unreachable!("the toy has classes") };
+    labels[8] = u32::MAX;
+    let labels = Labels::Classes(labels);
+    View::whole(Arc::new(Dataset { shape: vec![2], features: features.into(), labels }))
 }
 
 #[test]
-fn the_releases_follow_from_the_plan_and_the_number_of_records() {
+fn records_that_cannot_be_used_count_as_zeros_one_by_one() {
+    let spec = private(r#""logistic""#, &format!(r#""batch_size": 4, {SGD}"#), 1.0, 1.0);
+    let hidden = |view: View| {
+        let trainer = Trainer::new(Box::new(site(view)), Device::Cpu).with_insecure_test_noise();
+        let mut trainer = trainer.with_record_count(RecordCount::Hidden);
+        trainer.prepare(&spec).unwrap();
+        trainer
+    };
+    let usable = without(&without(&with_unusable(), 8), 7);
+    let sum = |view: &View| totals(&mut hidden(view.clone()), &[0.0; 6], 1.0, 1).0;
+    assert_eq!(sum(&with_unusable()), sum(&usable));
+    assert!(sum(&usable).iter().any(|total| *total != 0));
+    // Nothing at all is noise, and an answer like any other.
+    let nothing = View { rows: Vec::new().into(), ..toy(3) };
+    for (view, says) in [(with_unusable(), Some("2 records")), (nothing, Some("noise alone")), (usable, None)] {
+        let mut trainer = hidden(view);
+        let (order, mut parameters) = (paid(&mut trainer, &spec, 1), [0.0; 6]);
+        trainer.train(&mut parameters, &order, &Stop::default()).unwrap();
+        assert!(parameters.iter().any(|value| *value != 0.0));
+        let complaint = trainer.take_complaint();
+        assert!(complaint.as_deref().unwrap_or_default().contains(says.unwrap_or_default()), "{complaint:?}");
+        assert_eq!(complaint.is_some(), says.is_some());
+    }
+}
+
+#[test]
+fn making_ready_reads_no_record() {
+    struct Unreadable;
+    impl crate::DataSource for Unreadable {
+        fn load(&mut self, _: &Spec) -> Result<crate::SiteData, LearnError> {
+            Err(LearnError::new(Decline::Data, "the file is not there"))
+        }
+    }
+    let spec = private(r#""logistic""#, &format!(r#""batch_size": 4, {SGD}"#), 1.0, 1.0);
+    let mut trainer = Trainer::new(Box::new(Unreadable), Device::Cpu);
+    assert_eq!(trainer.parameter_count(&spec), Some(6));
+    trainer.prepare(&spec).unwrap();
+    let releases = trainer.example_releases().unwrap();
+    assert_eq!(releases, Some(ExampleReleases { steps: 1, sampling_rate: 1.0, batch_size: 4 }));
+    let order = paid(&mut trainer, &spec, 1);
+    assert_eq!(trainer.train(&mut [0.0; 6], &order, &Stop::default()).unwrap_err().reason, Decline::Data);
+}
+
+#[test]
+fn the_releases_follow_from_the_plan_and_what_is_known_of_the_number_of_records() {
     let of = |training: &str, count| {
         let spec = private(r#""logistic""#, &format!("{training}, {SGD}"), 1.0, 1.0);
         let ExampleReleases { steps, sampling_rate, batch_size } =
@@ -331,6 +388,14 @@ fn the_releases_follow_from_the_plan_and_the_number_of_records() {
     assert_eq!(of(r#""batch_size": 16"#, 48), (3, 1.0 / 3.0, 16));
     assert_eq!(of(r#""batch_size": 0, "epochs": 2"#, 50), (2, 1.0, 50));
     assert_eq!(of(r#""batch_size": 64"#, 50), (1, 1.0, 50));
+    let known = |training: &str, records| {
+        let spec = private(r#""logistic""#, &format!("{training}, {SGD}"), 1.0, 1.0);
+        ExampleReleases::of(&spec.training, records)
+    };
+    let hidden = known(r#""batch_size": 16, "epochs": 3"#, RecordCount::Hidden);
+    assert_eq!(hidden, Some(ExampleReleases { steps: 3, sampling_rate: 1.0, batch_size: 16 }));
+    assert_eq!(known(r#""batch_size": 0"#, RecordCount::Hidden), None, "there is nothing to divide by");
+    assert_eq!(known(r#""batch_size": 16"#, RecordCount::Public(0)), None);
     let open = spec(r#""logistic""#, "[2]", r#"{"classes": 2}"#, &format!(r#""batch_size": 4, {SGD}"#), "");
     assert_eq!(trainer(&open, toy(9)).example_releases().unwrap(), None);
 }

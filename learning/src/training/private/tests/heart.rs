@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use privacy::accounting::{Event, Relation, pld};
-use protocol::{EvaluateOrder, ExampleReleases, Learner, Spec, Stop, TrainOrder};
+use protocol::{EvaluateOrder, ExampleReleases, Learner, RecordCount, Spec, Stop, TrainOrder};
 
 use super::{order, permit_for};
 use crate::training::Trainer;
@@ -64,7 +64,7 @@ fn spec(noise_multiplier: f64) -> Arc<Spec> {
 fn epsilon(noise_multiplier: f64, records: &[u64]) -> f64 {
     let spec = spec(noise_multiplier);
     let of = |records: &u64| {
-        let releases = ExampleReleases::of(&spec.training, *records).unwrap();
+        let releases = ExampleReleases::of(&spec.training, RecordCount::Public(*records)).unwrap();
         let event = Event::new(releases.mechanism(noise_multiplier), releases.steps * u64::from(ROUNDS));
         pld::epsilon(&[event.unwrap()], Relation::ZeroOut, DELTA).unwrap()
     };
@@ -75,7 +75,7 @@ fn epsilon(noise_multiplier: f64, records: &[u64]) -> f64 {
 fn accuracy(noise_multiplier: f64, sites: &[SiteData], seed: u64) -> f64 {
     let spec = spec(noise_multiplier);
     let trainer = |site: &SiteData| {
-        let mut trainer = Trainer::new(Box::new(site.clone()), Device::Cpu).with_insecure_test_noise();
+        let mut trainer = Trainer::new(Box::new(site.clone()), Device::Cpu).with_counted_records().with_insecure_test_noise();
         trainer.prepare(&spec).unwrap();
         trainer
     };
