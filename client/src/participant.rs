@@ -8,7 +8,9 @@ mod execution;
 
 use std::sync::Arc;
 
-use protocol::{Answer, ClientId, Decline, LearnError, Learner, Outcome, Seed, Spec, Stop, Task, TaskFault, TaskId};
+use protocol::{
+    Answer, ClientId, Decline, LearnError, Learner, Outcome, Seed, Spec, Stop, Task, TaskFault, TaskId,
+};
 
 use self::execution::TaskExecution;
 use crate::Personal;
@@ -238,8 +240,7 @@ pub fn attempt(
     stop: &Stop,
 ) -> Result<Outcome, Trouble> {
     let (guard, prepared, complaint) = (None, false, None);
-    let execution =
-        TaskExecution { id, learner, personal, memory, guard, task, stop, prepared, complaint };
+    let execution = TaskExecution { id, learner, personal, memory, guard, task, stop, prepared, complaint };
     execution.run(entropy).outcome
 }
 

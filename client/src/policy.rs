@@ -333,7 +333,8 @@ impl Policy {
         let Some(least) = self.rules.separation_min_seconds else {
             return unwritten("separation_min_seconds");
         };
-        let since = history.attempts.iter().map(|one| (now - one.at).as_secs_f64()).fold(f64::INFINITY, f64::min);
+        let since =
+            history.attempts.iter().map(|one| (now - one.at).as_secs_f64()).fold(f64::INFINITY, f64::min);
         if since < least {
             let message = format!("the last training began {since:.0} seconds ago; at least {least}");
             return denied("separation_min_seconds", message);
@@ -360,7 +361,8 @@ fn judge_records(spec: &Spec, records: RecordCount) -> Result<(), Denied> {
     }
     let hidden = "which this site does not tell; declare a number with `public_records` in site.toml, or ask for a plan with";
     if weighs_by_records(spec) {
-        let message = format!("updates are weighted by the number of records, {hidden} weights = \"uniform\"");
+        let message =
+            format!("updates are weighted by the number of records, {hidden} weights = \"uniform\"");
         return denied("public_records", message);
     }
     if spec.training.batch_size == 0 {

@@ -223,7 +223,8 @@ impl Trainer {
     ) -> Result<Metrics, LearnError> {
         let (started, noise) = (Instant::now(), self.noise);
         let undefined = || {
-            let message = "no releases are defined: the plan takes all records in one step and their number is hidden";
+            let message =
+                "no releases are defined: the plan takes all records in one step and their number is hidden";
             LearnError::new(Decline::Unsupported, message)
         };
         let releases = self.example_releases()?.ok_or_else(undefined)?;
@@ -247,8 +248,7 @@ impl Trainer {
             (_, 0) => None,
             (_, left_out) => Some(format!("{left_out} records do not fit the plan and counted as zeros")),
         };
-        let complaints: Vec<String> =
-            diverged.map(|error| error.message).into_iter().chain(unused).collect();
+        let complaints: Vec<String> = diverged.map(|error| error.message).into_iter().chain(unused).collect();
         self.complaint = (!complaints.is_empty()).then(|| complaints.join("; "));
         Ok(tally.metrics(used as u64, started.elapsed().as_secs_f64()))
     }

@@ -402,7 +402,9 @@ fn where_single_records_are_protected_a_row_that_cannot_be_read_is_left_out_and_
     };
     let sound = read(&rows("")).unwrap();
     assert_eq!(sound.len(), 2);
-    for bad in ["x,200,1\n", "50,,1\n", "50,200,\n", "50,200,7\n", "50,200,1,9\n", "50,1e99,1\n", "50,200,a\n"] {
+    for bad in
+        ["x,200,1\n", "50,,1\n", "50,200,\n", "50,200,7\n", "50,200,1,9\n", "50,1e99,1\n", "50,200,a\n"]
+    {
         assert!(read(&rows(bad)).unwrap() == sound, "{bad:?}");
         let folder = folder(&rows(bad));
         let strict = load(&source(folder.path(), "csv = { train = 'rows.csv' }"), &plan(PLAN).data);
@@ -411,7 +413,9 @@ fn where_single_records_are_protected_a_row_that_cannot_be_read_is_left_out_and_
     // Cells are clamped, and no row at all is no error.
     let huge = read("age,chol,label\n3e38,-3e38,1\n").unwrap();
     assert_eq!(huge.features.to_vec(), [protocol::CELL_MAX, -protocol::CELL_MAX]);
-    assert!(read("age,chol,label\nx,1,1\n").unwrap().is_empty() && read("age,chol,label\n").unwrap().is_empty());
+    assert!(
+        read("age,chol,label\nx,1,1\n").unwrap().is_empty() && read("age,chol,label\n").unwrap().is_empty()
+    );
     // What columns there are is no secret of a record.
     assert_eq!(read("age,label\n50,1\n").unwrap_err().reason, Decline::Data);
 }

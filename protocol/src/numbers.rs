@@ -5,7 +5,9 @@
 //! records are. The bounds are far from what any sensible plan has. What the bounds let through and a record breaks all the
 //! same counts as a zero where the record is used; it is never an error.
 
-use crate::{DataSpec, Decline, OptimizerSpec, Positive, Spec, Standardise, Standardiser, Task, TaskKind, Work};
+use crate::{
+    DataSpec, Decline, OptimizerSpec, Positive, Spec, Standardise, Standardiser, Task, TaskKind, Work,
+};
 
 /// The largest magnitude of a cell that a training under a promise for records works on; larger ones count as this.
 pub const CELL_MAX: f32 = 1e9;
@@ -66,7 +68,9 @@ impl Task {
         }
         if let Some(place) = parameters.iter().position(|value| value.abs() > PARAMETER_MAX) {
             let value = parameters[place];
-            let message = format!("parameter {place} of the model that the server sent is {value:e}; at most {PARAMETER_MAX:e}");
+            let message = format!(
+                "parameter {place} of the model that the server sent is {value:e}; at most {PARAMETER_MAX:e}"
+            );
             return Err(TaskFault::unsupported(message));
         }
         if let Some(standardiser) = &self.standardiser {
@@ -131,7 +135,9 @@ pub(crate) fn check_steps(steps: u64) -> Result<(), TaskFault> {
     if steps <= STEPS_MAX {
         return Ok(());
     }
-    let message = format!("the training would make {steps} noised steps; at most {STEPS_MAX}: lower training.epochs or raise batch_size");
+    let message = format!(
+        "the training would make {steps} noised steps; at most {STEPS_MAX}: lower training.epochs or raise batch_size"
+    );
     Err(TaskFault::unsupported(message))
 }
 
@@ -170,4 +176,71 @@ fn within(what: &str, value: f64, least: f64, most: f64) -> Result<(), TaskFault
         return Ok(());
     }
     Err(TaskFault::unsupported(format!("{what} is {value:e}; from {least:e} to {most:e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Parameters, Round, RunId, TaskId};
+
+    const NOISE: &str =
+        r#"{"examples": {"noise_multiplier": 1.0, "norm_max": 1.0, "delta": 1e-5, "epsilon_max": 1.0}}"#;
+
+    fn task(privacy: &str, more: &str, parameters: &[f32]) -> Task {
+        let json = format!(
+            r#"{{"model": "logistic", "cohort_max": 4, "update": {{"weights": "uniform"}}, "privacy": {privacy},
+            "data": {{"table": {{"label": "y", "target": {{"classes": 2}}, "features": ["a"] {more}}}}},
+            "training": {{"batch_size": 8, "optimizer": {{"sgd": {{"learning_rate": 0.1}}}}}}}}"#
+        );
+        let model = Arc::new(Parameters::new(parameters.to_vec()));
+        Task {
+            id: TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train },
+            spec: Arc::new(Spec::from_json(&json).unwrap()),
+            seed: None,
+            standardiser: None,
+            work: Work::Train { model, learning_rate_scale: 1.0, norm_max: None },
+        }
+    }
+
+    fn fault(task: &Task) -> Option<String> {
+        task.check_numbers().err().map(|fault| fault.message)
+    }
+
+    #[test]
+    fn numbers_up_to_their_bounds_pass_and_beyond_them_are_named() {
+        assert_eq!(fault(&task(NOISE, "", &[1e9, -1e9, 1e-40, 0.0])), None);
+        for (parameters, says) in [([0.0, 1.001e9], "parameter 1"), ([f32::NAN, 0.0], "not finite")] {
+            assert!(fault(&task(NOISE, "", &parameters)).unwrap().contains(says));
+        }
+        let given = |mean: &str, std: &str| {
+            task(
+                NOISE,
+                &format!(r#", "standardise": {{"given": {{"mean": [{mean}], "std": [{std}]}}}}"#),
+                &[0.0],
+            )
+        };
+        assert_eq!(fault(&given("-1e12", "1e-12")), None);
+        assert!(fault(&given("1.1e12", "1")).unwrap().contains("a mean"));
+        assert!(fault(&given("0", "0.9e-12")).unwrap().contains("a deviation"));
+        let mut fast = task(NOISE, "", &[0.0]);
+        let Work::Train { learning_rate_scale, .. } = &mut fast.work else { unreachable!("it trains") };
+        *learning_rate_scale = 1.1e7;
+        assert!(fault(&fast).unwrap().contains("the learning rate"));
+        assert!(check_steps(STEPS_MAX).is_ok() && check_steps(STEPS_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn without_a_promise_against_the_server_only_finite_parameters_are_asked_for() {
+        assert_eq!(fault(&task("{}", "", &[1e30])), None);
+        assert!(fault(&task("{}", "", &[f32::INFINITY])).is_some());
+    }
+
+    #[test]
+    fn a_task_is_what_it_is_called() {
+        let mut task = task("{}", "", &[0.0]);
+        task.id.kind = TaskKind::Evaluate;
+        assert_eq!(fault(&task).unwrap(), "the task is called `evaluate` and its work is `train`");
+    }
 }

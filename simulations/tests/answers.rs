@@ -41,7 +41,8 @@ struct Seen {
 fn compare(pair: u64, mutant: Option<Mutant>, seen: &mut Seen) -> Result<(), String> {
     let mut dice = Dice::new(pair);
     let neighbour = NEIGHBOURS[dice.below(NEIGHBOURS.len())];
-    let (policy, records) = (dice.pick(&policies()).clone(), dice.pick(&[None, Some(12)]).to_owned());
+    let (policy, records) =
+        (dice.pick(&policies()).clone(), dice.pick(&[None, None, None, None, Some(12)]).to_owned());
     let mut sites =
         [false, true].map(|other| Site::new(&policy, records, other.then_some(neighbour), mutant));
     for number in 0..TASKS_A_PAIR {
@@ -50,7 +51,9 @@ fn compare(pair: u64, mutant: Option<Mutant>, seen: &mut Seen) -> Result<(), Str
         seen.tasks += 1;
         *seen.kinds.entry(one.kind.clone()).or_default() += 1;
         if one != other {
-            return Err(format!("{neighbour:?}, pair {pair}, task {number}: {question:?}\n{one:?}\n{other:?}"));
+            return Err(format!(
+                "{neighbour:?}, pair {pair}, task {number}: {question:?}\n{one:?}\n{other:?}"
+            ));
         }
     }
     Ok(())
@@ -65,10 +68,20 @@ fn two_sites_that_differ_in_one_record_answer_every_hostile_task_alike() {
     }
     eprintln!("{seen:?}");
     // The tasks are no use if they all fail at the door.
-    let least = seen.tasks / 500;
-    for kind in ["trained", "evaluated", "declined unsupported", "declined policy", "declined budget"] {
+    let least = [
+        ("trained", 5),
+        ("evaluated", 50),
+        ("declined unsupported", 20),
+        ("declined policy", 20),
+        ("declined budget", 2000),
+    ];
+    for (kind, times) in least {
         let count = seen.kinds.get(kind).copied().unwrap_or_default();
-        assert!(count > least, "only {count} of {} tasks ended as `{kind}`: {seen:?}", seen.tasks);
+        assert!(
+            count * times > seen.tasks,
+            "only {count} of {} tasks ended as `{kind}`: {seen:?}",
+            seen.tasks
+        );
     }
 }
 

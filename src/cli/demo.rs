@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use consortia::results::{Results, write_model};
-use protocol::{ClientId, Metrics};
 use protocol::wire::{RunState, RunSummary};
+use protocol::{ClientId, Metrics};
 use serde_json::{Value, json};
 use server::{FederationConfig, read_toml};
 use simulations::{Population, Scenario};
@@ -217,17 +217,14 @@ async fn federate(
     let (model, checkpoint) = (folder.0.join("model.safetensors"), &stored.checkpoint);
     write_model(&model, &stored.layout, &checkpoint.model, checkpoint.standardiser.as_deref())
         .or_fail(Kind::Run, model.display())?;
-    let measured: Result<(Yardstick, Population), Failure> = measuring.await.or_fail(Kind::Defect, "yardstick")?;
+    let measured: Result<(Yardstick, Population), Failure> =
+        measuring.await.or_fail(Kind::Defect, "yardstick")?;
     let (mut yardstick, population) = measured?;
     if args.private {
         let (plan, file, _) = args.plan();
         let plan = Scenario::parse(plan, &folder.0, &|_| None).or_fail(Kind::Defect, file)?.plan;
-        yardstick.together = together(
-            &plan,
-            &population,
-            Arc::clone(&checkpoint.model),
-            checkpoint.standardiser.clone(),
-        );
+        yardstick.together =
+            together(&plan, &population, Arc::clone(&checkpoint.model), checkpoint.standardiser.clone());
     }
     Ok((summary, yardstick))
 }

@@ -49,7 +49,8 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let text = std::fs::read_to_string(&args.plan).or_fail(Kind::Configuration, &path)?;
     let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
-    let records = args.public_records.map_or(RecordCount::Hidden, |records| RecordCount::Public(records.get()));
+    let records =
+        args.public_records.map_or(RecordCount::Hidden, |records| RecordCount::Public(records.get()));
     let judged = judge(&policy, &plan, &layout, records);
     global.format.say(|| lines(&judged), || object(&judged));
     match judged.iter().find_map(|(kind, verdict)| Some((kind, verdict.as_ref().err()?))) {

@@ -185,7 +185,10 @@ fn a_plan_s_budget_holds_over_all_runs_of_the_ledger() {
         let paid = (1..100).find(|round| {
             // Every round is of another run.
             task.id.run = RunId(u64::from(*round));
-            matches!(pay(&mut ledger, &task, releases, None), Err(PayError::Exhausted { whose: "the plan", .. }))
+            matches!(
+                pay(&mut ledger, &task, releases, None),
+                Err(PayError::Exhausted { whose: "the plan", .. })
+            )
         });
         assert_eq!(paid, Some(alone), "{privacy:?}");
     }

@@ -15,9 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use privacy::noise::NoiseSource;
 use privacy::{Encoded, Lattice, Permit, Tally};
 use protocol::{
-    ClientId, Decline, EvaluateOrder, ExampleReleases, Learner, LentPermit, LocalPrivacy, Metrics,
-    Outcome, Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting,
-    Work,
+    ClientId, Decline, EvaluateOrder, ExampleReleases, Learner, LentPermit, LocalPrivacy, Metrics, Outcome,
+    Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
 };
 
 use super::{Memory, Trouble};
@@ -226,7 +225,8 @@ impl TaskExecution<'_> {
             (Work::Train { model, .. }, Some(_), Some(lattice)) => {
                 let unchanged = self.memory.copy(model.values());
                 let nothing = (Metrics::default(), RecordCount::Hidden);
-                self.encode(unchanged, model, lattice, nothing, Seed::from_number(0)).map(|(outcome, _)| outcome)
+                self.encode(unchanged, model, lattice, nothing, Seed::from_number(0))
+                    .map(|(outcome, _)| outcome)
             }
             _ => Err(fixed()),
         }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use privacy::accounting::Relation;
 use privacy::{Encoded, Released, Sum};
 use protocol::{
-    CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics, MetricsRule,
-    ModelSpec, NoiseCorrelation, OptimizerSpec, Parameters, Positive, PrivacySpec, Round, RunId, Sampling, Standardise, Statistic, TableSpec, Target,
-    TaskKind, TrainOrder, TrainingSpec, UpdateCodec, UpdateSpec, Work,
+    CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics,
+    MetricsRule, ModelSpec, NoiseCorrelation, OptimizerSpec, Parameters, Positive, PrivacySpec, Round, RunId,
+    Sampling, Standardise, Statistic, TableSpec, Target, TaskKind, TrainOrder, TrainingSpec, UpdateCodec,
+    UpdateSpec, Work,
 };
 use rand::RngCore;
 

@@ -40,7 +40,12 @@ fn asked() -> Task {
 
 fn judge(policy: &str, task: &Task, now: Time, history: &History) -> Result<(), Denied> {
     let parameters = task.work.model().map_or(0, |model| model.len()) as u64;
-    Policy::parse(policy).unwrap().judge(task, &SiteFacts { parameters, ..SiteFacts::default() }, now, history)
+    Policy::parse(policy).unwrap().judge(
+        task,
+        &SiteFacts { parameters, ..SiteFacts::default() },
+        now,
+        history,
+    )
 }
 
 /// Trainings that were begun and brought to an end.
@@ -282,7 +287,10 @@ fn noise_is_judged_by_what_the_mechanism_amounts_to() {
     assert_eq!(judged(NoiseCorrelation::Tree, whole * 0.999), Some("privacy.noise_multiplier_min"));
     assert_eq!(judged(NoiseCorrelation::Tree, whole * 1.001), None);
     let bands = NoiseCorrelation::Banded { weights: vec![1 << 18] };
-    assert_eq!((judged(bands.clone(), 0.99), judged(bands, 1.0)), (Some("privacy.noise_multiplier_min"), None));
+    assert_eq!(
+        (judged(bands.clone(), 0.99), judged(bands, 1.0)),
+        (Some("privacy.noise_multiplier_min"), None)
+    );
 }
 
 #[test]

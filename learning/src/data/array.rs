@@ -216,12 +216,7 @@ fn check_samples(path: &Path, dims: &[usize], shape: &[usize]) -> Result<(), Arr
 }
 
 /// A label that cannot be used is refused, or becomes one that no plan takes: a class beyond all, or a number that is not finite.
-fn to_labels(
-    path: &Path,
-    numbers: &[f64],
-    target: Target,
-    unusable: Unusable,
-) -> Result<Labels, ArrayError> {
+fn to_labels(path: &Path, numbers: &[f64], target: Target, unusable: Unusable) -> Result<Labels, ArrayError> {
     let refuse = unusable == Unusable::Refuse;
     let wrong = |record: usize, expected: String| ArrayError::Label {
         path: path.into(),

@@ -37,8 +37,7 @@ impl FileSource {
 
 impl DataSource for FileSource {
     fn load(&mut self, spec: &Spec) -> Result<SiteData, LearnError> {
-        let unusable =
-            if spec.privacy.examples.is_some() { Unusable::LeaveOut } else { Unusable::Refuse };
+        let unusable = if spec.privacy.examples.is_some() { Unusable::LeaveOut } else { Unusable::Refuse };
         let fits = |(known, treated, _): &&(DataSpec, Unusable, SiteData)| {
             *known == spec.data && *treated == unusable
         };

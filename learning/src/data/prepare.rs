@@ -245,7 +245,8 @@ fn check_classes(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError>
     let beyond = view.rows.iter().find(|row| labels[**row as usize] as usize >= classes);
     beyond.map_or(Ok(()), |row| {
         let label = labels[*row as usize];
-        let message = format!("{what} row {row} has class {label}; the plan has classes 0 to {}", classes - 1);
+        let message =
+            format!("{what} row {row} has class {label}; the plan has classes 0 to {}", classes - 1);
         Err(LearnError::new(Decline::Data, message))
     })
 }

@@ -83,15 +83,16 @@ impl Question {
         let run = RunId(dice.below(3) as u64);
         let (kind, work) = work(dice);
         let round = Round(if dice.once_in(8) { dice.below(4) as u32 } else { number + 1 });
-        let seed = dice.once_in(8).then(|| Seed::from_number(3));
+        let seed = dice.once_in(12).then(|| Seed::from_number(3));
         let standardiser = dice.once_in(10).then(|| {
-            let mut some = || if dice.once_in(2) { 1.0 } else { dice.pick(&NUMBERS).parse().unwrap_or(f64::NAN) };
+            let mut some =
+                || if dice.once_in(2) { 1.0 } else { dice.pick(&NUMBERS).parse().unwrap_or(f64::NAN) };
             Standardiser { mean: vec![some(), some()], std: vec![some(), some()] }
         });
         let mut words: Vec<f32> = (0..width).map(|place| place as f32 * 0.1 - 0.2).collect();
         if kind == TaskKind::Statistics {
             words.clear();
-        } else if dice.once_in(5) {
+        } else if dice.once_in(8) {
             let place = dice.below(width);
             words[place] = *dice.pick(&PARAMETERS);
         }
@@ -115,8 +116,8 @@ fn work(dice: &mut Dice) -> (TaskKind, WorkHeader) {
         0 => (TaskKind::Statistics, WorkHeader::Statistics),
         1..=3 => (TaskKind::Evaluate, WorkHeader::Evaluate),
         _ => {
-            let scale = dice.mostly("1", &NUMBERS, 12).parse().unwrap_or(1.0);
-            let norm = dice.once_in(12).then(|| dice.pick(&NUMBERS).parse().unwrap_or(1.0));
+            let scale = dice.mostly("1", &NUMBERS, 20).parse().unwrap_or(1.0);
+            let norm = dice.once_in(20).then(|| dice.pick(&NUMBERS).parse().unwrap_or(1.0));
             let norm_max = norm.and_then(|norm| Positive::new(norm).ok());
             (TaskKind::Train, WorkHeader::Train { learning_rate_scale: scale, norm_max })
         }
@@ -139,27 +140,30 @@ fn spec(dice: &mut Dice) -> (String, usize) {
         width = 6;
     }
     let personal = if personal { "[\"dense2\"]" } else { "[]" };
-    let number = |dice: &mut Dice, usual: &str| dice.mostly(usual, &NUMBERS, 16);
-    let column = |dice: &mut Dice, name: &str| dice.mostly(name, &["b", "z"], 60);
+    let number = |dice: &mut Dice, usual: &str| dice.mostly(usual, &NUMBERS, 40);
+    let column = |dice: &mut Dice, name: &str| dice.mostly(name, &["b", "z"], 100);
     let (first, second) = (column(dice, "a"), column(dice, "b"));
     let (mean, std) = ([number(dice, "1"), number(dice, "2")], [number(dice, "1"), number(dice, "3")]);
-    let given = format!("{{\"given\": {{\"mean\": [{}, {}], \"std\": [{}, {}]}}}}", mean[0], mean[1], std[0], std[1]);
-    let standardise = match dice.below(20) {
+    let given =
+        format!("{{\"given\": {{\"mean\": [{}, {}], \"std\": [{}, {}]}}}}", mean[0], mean[1], std[0], std[1]);
+    let standardise = match dice.below(40) {
         0 => "\"federated\"".to_owned(),
         1 => "\"site\"".to_owned(),
-        2..=7 => "\"none\"".to_owned(),
+        2..=12 => "\"none\"".to_owned(),
         _ => given,
     };
     let constant = format!("{{\"constant\": {}}}", number(dice, "0"));
-    let missing = *dice.pick(&["\"refuse\"", "\"drop\"", "\"mean\"", constant.as_str()]);
+    let usual = ["\"refuse\"", "\"drop\"", constant.as_str()];
+    let missing = if dice.once_in(12) { "\"mean\"" } else { *dice.pick(&usual) };
     let batch = dice.mostly("4", &["0", "1", "12", "13", "1000000", "18446744073709551615"], 3);
-    let epochs = dice.mostly("1", &["2", "0", "4294967295", "40"], 12);
+    let epochs = dice.mostly("1", &["2", "0", "4294967295", "40"], 20);
     let optimizer = optimizer(dice);
-    let clip = if dice.once_in(20) { ", \"gradient_norm_max\": 1.0" } else { "" };
-    let weights = dice.mostly("uniform", &["examples"], 4);
-    let codec = dice.mostly("exact", &["packed", "int8", "f16"], 6);
+    let clip = if dice.once_in(60) { ", \"gradient_norm_max\": 1.0" } else { "" };
+    let weights = dice.mostly("uniform", &["examples"], 6);
+    let codec = dice.mostly("exact", &["packed", "int8", "f16"], 10);
     let (norm, weight_max) = (number(dice, "5"), dice.mostly("100", &["1", "0", "12", "4294967295"], 12));
-    let (mu, cohort) = (dice.mostly("0", &NUMBERS, 16), dice.mostly("4", &["0", "1", "18446744073709551615"], 20));
+    let (mu, cohort) =
+        (dice.mostly("0", &NUMBERS, 40), dice.mostly("4", &["0", "1", "18446744073709551615"], 40));
     let privacy = privacy(dice);
     let json = format!(
         "{{\"model\": {model}, \"data\": {{\"table\": {{\"label\": \"y\", \"target\": {target}, \
@@ -172,36 +176,39 @@ fn spec(dice: &mut Dice) -> (String, usize) {
 }
 
 fn optimizer(dice: &mut Dice) -> String {
-    let rate = dice.mostly("0.1", &NUMBERS, 8);
-    let decay = dice.mostly("0", &NUMBERS, 16);
+    let rate = dice.mostly("0.1", &NUMBERS, 16);
+    let decay = dice.mostly("0", &NUMBERS, 40);
     match dice.below(4) {
         0 => format!("{{\"adam\": {{\"learning_rate\": {rate}}}}}"),
         1 => format!("{{\"adamw\": {{\"learning_rate\": {rate}, \"weight_decay\": {decay}}}}}"),
         _ => {
-            let momentum = dice.mostly("0", &["0.9", "1", "-1", "0.999999"], 8);
-            format!("{{\"sgd\": {{\"learning_rate\": {rate}, \"momentum\": {momentum}, \"weight_decay\": {decay}}}}}")
+            let momentum = dice.mostly("0", &["0.9", "1", "-1", "0.999999"], 16);
+            format!(
+                "{{\"sgd\": {{\"learning_rate\": {rate}, \"momentum\": {momentum}, \"weight_decay\": {decay}}}}}"
+            )
         }
     }
 }
 
 /// What is promised; always something that must hold against the server.
 fn privacy(dice: &mut Dice) -> String {
-    // Near what a few trainings cost, so that some are paid for and some are not.
-    let budget = |dice: &mut Dice| match dice.below(10) {
+    // Near what a few trainings cost, so that some are paid for and some are not; seldom, since only the slow accountant can
+    // refuse.
+    let budget = |dice: &mut Dice| match dice.below(120) {
         0 => dice.between(0.05, 6.0).to_string(),
         1 => dice.between(2.0, 60.0).to_string(),
         _ => "1e6".to_owned(),
     };
-    let noise = |dice: &mut Dice| dice.mostly("2", &["0.5", "8", "1e-9", "1e-10", "1e9", "1e30", "100"], 4);
+    let noise = |dice: &mut Dice| dice.mostly("2", &["0.7", "8", "1e-10", "1e9", "1e30", "100", "3.5"], 8);
     let metrics = |dice: &mut Dice| {
         let outside = ", \"metrics\": \"outside_the_guarantee\"";
         if dice.once_in(4) { outside } else { "" }
     };
-    let delta = |dice: &mut Dice| dice.mostly("1e-5", &["1e-9", "0.1", "1", "0", "1e-300"], 16);
+    let delta = |dice: &mut Dice| dice.mostly("1e-5", &["1e-9", "0.1", "1", "0", "1e-300"], 40);
     let examples = format!(
         "\"examples\": {{\"noise_multiplier\": {}, \"norm_max\": {}, \"delta\": {}, \"epsilon_max\": {}{}}}",
         noise(dice),
-        dice.mostly("1", &NUMBERS, 16),
+        dice.mostly("1", &NUMBERS, 40),
         delta(dice),
         budget(dice),
         metrics(dice)

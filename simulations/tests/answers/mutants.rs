@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use protocol::{
-    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Outcome, RecordCount, Seed,
-    Spec, Statistic, Stop, Task, TrainOrder, Work,
-};
 use learning::device::Device;
 use learning::{DataSource, Trainer};
+use protocol::{
+    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Outcome, RecordCount,
+    Seed, Spec, Statistic, Stop, Task, TrainOrder, Work,
+};
 
 use super::site::Records;
 

@@ -127,7 +127,7 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
     look_at_policy(&file, plan.as_ref(), &mut findings);
     let identity = line::look_at_identity(&file, &mut findings);
     look_at_device(&file, &mut findings);
-    data::look_at_data(&file.data, plan.as_ref(), &mut findings);
+    data::look_at_data(&file.data, plan.as_ref(), file.record_count(), &mut findings);
     match identity {
         Some(identity) if !args.offline => line::call(&file, &identity, running, &mut findings)?,
         Some(_) => findings.warn("connection", "not tried (--offline)"),

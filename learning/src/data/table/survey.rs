@@ -85,7 +85,13 @@ fn survey_file(
     let chosen = Chosen::find(path, &headers, source, split_column)?;
     let planned = match spec {
         Some(spec) => {
-            let query = Query { spec, filter: &source.filter, split_column, id_column: None, unusable: Unusable::Refuse };
+            let query = Query {
+                spec,
+                filter: &source.filter,
+                split_column,
+                id_column: None,
+                unusable: Unusable::Refuse,
+            };
             Some((spec, Columns::find(path, &headers, query)?))
         }
         None => None,

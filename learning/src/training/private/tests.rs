@@ -43,7 +43,8 @@ fn permit_for(releases: &ExampleReleases, noise_multiplier: f64) -> LentPermit {
 }
 
 fn trainer(spec: &Arc<Spec>, train: View) -> Trainer {
-    let mut trainer = Trainer::new(Box::new(site(train)), Device::Cpu).with_counted_records().with_insecure_test_noise();
+    let mut trainer =
+        Trainer::new(Box::new(site(train)), Device::Cpu).with_counted_records().with_insecure_test_noise();
     trainer.prepare(spec).unwrap();
     trainer
 }
@@ -347,7 +348,8 @@ fn records_that_cannot_be_used_count_as_zeros_one_by_one() {
     assert!(sum(&usable).iter().any(|total| *total != 0));
     // Nothing at all is noise, and an answer like any other.
     let nothing = View { rows: Vec::new().into(), ..toy(3) };
-    for (view, says) in [(with_unusable(), Some("2 records")), (nothing, Some("noise alone")), (usable, None)] {
+    for (view, says) in [(with_unusable(), Some("2 records")), (nothing, Some("noise alone")), (usable, None)]
+    {
         let mut trainer = hidden(view);
         let (order, mut parameters) = (paid(&mut trainer, &spec, 1), [0.0; 6]);
         trainer.train(&mut parameters, &order, &Stop::default()).unwrap();

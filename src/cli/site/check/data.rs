@@ -1,7 +1,7 @@
 //! What the site's data hold, and whether a plan can use them.
 
 use learning::{ColumnSurvey, SourceSpec, TableSurvey, load, survey};
-use protocol::{DataSpec, TableSpec};
+use protocol::{DataSpec, RecordCount, TableSpec};
 use server::Plan;
 
 use super::Findings;
@@ -9,7 +9,12 @@ use super::Findings;
 /// How many words of a column are shown.
 const SHOWN: usize = 6;
 
-pub(super) fn look_at_data(source: &SourceSpec, plan: Option<&Plan>, findings: &mut Findings) {
+pub(super) fn look_at_data(
+    source: &SourceSpec,
+    plan: Option<&Plan>,
+    declared: RecordCount,
+    findings: &mut Findings,
+) {
     let table = match plan.map(|plan| &plan.spec.data) {
         Some(DataSpec::Table(table)) => Some(table),
         Some(DataSpec::Tensor(_)) | None => None,
@@ -28,6 +33,16 @@ pub(super) fn look_at_data(source: &SourceSpec, plan: Option<&Plan>, findings: &
             let test = data.test.as_ref().map_or(0, |test| test.len());
             findings
                 .ok("data for the plan", format!("{} records to train on, {test} to test", data.train.len()));
+            let found = data.train.len() as u64;
+            if let RecordCount::Public(declared) = declared
+                && declared != found
+            {
+                let message = format!(
+                    "site.toml declares {declared} training records and there are {found}; where records are protected, steps and \
+                     weights follow from the declared number"
+                );
+                findings.warn("public_records", message);
+            }
         }
         Err(error) => findings.fail("data for the plan", error.message),
     }

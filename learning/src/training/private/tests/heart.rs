@@ -75,7 +75,9 @@ fn epsilon(noise_multiplier: f64, records: &[u64]) -> f64 {
 fn accuracy(noise_multiplier: f64, sites: &[SiteData], seed: u64) -> f64 {
     let spec = spec(noise_multiplier);
     let trainer = |site: &SiteData| {
-        let mut trainer = Trainer::new(Box::new(site.clone()), Device::Cpu).with_counted_records().with_insecure_test_noise();
+        let mut trainer = Trainer::new(Box::new(site.clone()), Device::Cpu)
+            .with_counted_records()
+            .with_insecure_test_noise();
         trainer.prepare(&spec).unwrap();
         trainer
     };
