@@ -17,7 +17,7 @@ use consortia::results::{Results, write_model};
 use protocol::wire::{RunState, RunSummary};
 use protocol::{ClientId, Metrics};
 use serde_json::{Value, json};
-use server::{FederationConfig, read_toml};
+use server::{FederationConfig, Plan, read_toml};
 use simulations::{Population, Scenario};
 
 use super::Global;
@@ -221,12 +221,16 @@ async fn federate(
         measuring.await.or_fail(Kind::Defect, "yardstick")?;
     let (mut yardstick, population) = measured?;
     if args.private {
-        let (plan, file, _) = args.plan();
-        let plan = Scenario::parse(plan, &folder.0, &|_| None).or_fail(Kind::Defect, file)?.plan;
-        yardstick.together =
-            together(&plan, &population, Arc::clone(&checkpoint.model), checkpoint.standardiser.clone());
+        let (model, standardiser) = (Arc::clone(&checkpoint.model), checkpoint.standardiser.clone());
+        yardstick.together = together(&private_plan(folder)?, &population, model, standardiser);
     }
     Ok((summary, yardstick))
+}
+
+/// The plan of the private demo.
+fn private_plan(folder: &ServerFolder) -> Result<Plan, Failure> {
+    let scenario = Scenario::parse(PRIVATE_PLAN, &folder.0, &|_| None);
+    Ok(scenario.or_fail(Kind::Defect, "examples/heart_private.toml")?.plan)
 }
 
 /// All hospitals' records in one place: only the yardstick sees them so.
