@@ -183,3 +183,26 @@ fn a_plan_that_clips_tensor_by_tensor_is_simulated_to_its_end() {
     assert_eq!((found["rounds"].as_u64(), found["updates"].as_u64()), (Some(2), Some(8)), "{found}");
     assert_eq!(object(&["privacy", "explain", file])["promises"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn metrics_are_off_under_every_promise_and_named_where_a_plan_tells_them() {
+    let promises = [
+        "[privacy.local]\nnoise_multiplier = 2.0\ndelta = 1e-5\nepsilon_max = 100.0\n",
+        "[privacy.examples]\nnoise_multiplier = 2.0\nnorm_max = 1.0\ndelta = 1e-5\nepsilon_max = 100.0\n",
+    ];
+    for promise in promises {
+        let plan = format!("{PLAN}\n[update]\nweights = \"uniform\"\n\n{promise}");
+        let told = |plan: &str| {
+            let told =
+                explained(plan)["outside"].to_string().contains("losses, accuracies and numbers of examples");
+            let privacy = Plan::parse(plan).unwrap().spec.privacy.clone();
+            let subject =
+                Subject { model_sha256: "ab".to_owned(), run: "r".to_owned(), round: 3, rehearsal: false };
+            let statement = PrivacyStatement::of(subject, &privacy, None).unwrap().to_json();
+            assert_eq!(statement.contains("losses, accuracies and numbers of examples"), told, "{statement}");
+            (told, Plan::parse(plan).unwrap().evaluation.sites == server::Evaluators::None)
+        };
+        assert_eq!(told(&plan), (false, true), "{promise}");
+        assert_eq!(told(&format!("{plan}metrics = \"outside_the_guarantee\"\n")), (true, false), "{promise}");
+    }
+}

@@ -194,7 +194,7 @@ fn optimizer(dice: &mut Dice) -> String {
 fn privacy(dice: &mut Dice) -> String {
     // Near what a few trainings cost, so that some are paid for and some are not; seldom, since only the slow accountant can
     // refuse.
-    let budget = |dice: &mut Dice| match dice.below(120) {
+    let budget = |dice: &mut Dice| match dice.below(300) {
         0 => dice.between(0.05, 6.0).to_string(),
         1 => dice.between(2.0, 60.0).to_string(),
         _ => "1e6".to_owned(),

@@ -102,7 +102,7 @@ pub(crate) fn policies() -> Vec<String> {
     let apart = wide.replace("separation_min_seconds = 0", "separation_min_seconds = 3000");
     // Metrics are listed, and not said to be outside the guarantee.
     let silent = PLAIN_POLICY.replace("outside_the_guarantee = true", "outside_the_guarantee = false");
-    let often = vec![wide; 6];
+    let often = vec![wide; 18];
     [often, vec![records, rare.clone(), rare, apart, silent.clone(), silent]].concat()
 }
 
