@@ -23,8 +23,8 @@ mod records;
 
 pub use permit::{Permit, PermitError};
 pub use records::{
-    Charge, Cohorts, Composition, Conduct, Epsilons, Noised, Record, Release, RunCharge, SiteMetrics,
-    Terms, Unit,
+    Charge, Cohorts, Composition, Conduct, Epsilons, Noised, Record, Release, RunCharge, SiteMetrics, Terms,
+    Unit,
 };
 
 use std::collections::BTreeMap;
