@@ -179,9 +179,12 @@ impl Coordinator {
         let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
         optimizer.restore(checkpoint.optimizer.clone())?;
         let promised = plan.spec.privacy.central.as_ref();
-        let protection = promised
+        let mut protection = promised
             .map(|central| Protection::new(central, purse, plan.spec.update.norm_max, &lattice, &checkpoint))
             .transpose()?;
+        if let Some(protection) = protection.as_mut().filter(|_| !rehearsal) {
+            protection.declare_secret(run);
+        }
         clients.values_mut().for_each(|record| record.connected = false);
         let phase = if checkpoint.end.is_some() { Phase::Ended } else { Phase::Gathering };
         Ok(Self {

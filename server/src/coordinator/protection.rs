@@ -6,10 +6,10 @@ use std::fmt;
 use privacy::adaptive::{AdaptiveError, QuantileClip, QuantileRule};
 use privacy::chain::Link;
 use privacy::correlation::{CorrelatedNoise, MemoryError, NoiseMemory};
-use privacy::ledger::{Charge, Ledger, LedgerError, Release, ReserveError};
+use privacy::ledger::{Charge, Cohorts, Conduct, Ledger, LedgerError, Release, ReserveError, SiteMetrics};
 use privacy::noise::{EntropyError, NoiseSource};
 use privacy::{Lattice, Noising, Permit, ReleaseError, Released, Sum};
-use protocol::{CentralPrivacy, Clipping, Positive, Round, RunId, SpecError};
+use protocol::{CentralPrivacy, Clipping, MetricsRule, Positive, Round, RunId, SpecError};
 
 use super::messages::{Booking, Checkpoint};
 
@@ -116,6 +116,20 @@ impl Protection {
         let links = purse.ledger.settle();
         let (central, charge) = (central.clone(), central.charge());
         Ok(Self { central, charge, purse, noising, quantile, noise, permit: None, is_drawn: false, links })
+    }
+
+    /// Declares that the cohorts of `run` are secret, where they are and nothing is declared yet: without it nothing would count
+    /// as sampled. A plan that exists lets nothing bias them. Not for a seeded run.
+    pub(super) fn declare_secret(&mut self, run: RunId) {
+        let run = run.to_string();
+        if !self.central.sampling.is_secret() || self.purse.ledger.conduct(&run).is_some() {
+            return;
+        }
+        let metrics = match self.central.metrics {
+            MetricsRule::Off => SiteMetrics::Hidden,
+            MetricsRule::OutsideTheGuarantee => SiteMetrics::Told,
+        };
+        self.links.extend(self.purse.ledger.declare(&run, Conduct { cohorts: Cohorts::Secret, metrics }));
     }
 
     /// What the plan promises.

@@ -62,17 +62,6 @@ pub(super) fn private(plan: &str) -> Stage {
     stage
 }
 
-/// A private run that draws in secret, and has declared so.
-fn secret(plan: &str) -> Stage {
-    let terms = Plan::parse(plan).unwrap().spec.privacy.central.as_ref().unwrap().terms();
-    let (mut ledger, first) = Ledger::found(terms).unwrap();
-    let conduct = Conduct { cohorts: Cohorts::Secret, metrics: SiteMetrics::Hidden };
-    let links = [first, ledger.declare(&RunId(1).to_string(), conduct).unwrap()];
-    let mut stage = Stage::with(private_setup(plan, begin(), &links, seeded(0)));
-    stage.ledger.extend(links);
-    stage
-}
-
 pub(super) fn records(stage: &Stage) -> Vec<Record> {
     stage.ledger.iter().map(|link| link.read().unwrap()).collect()
 }
@@ -196,7 +185,7 @@ fn no_client_takes_part_more_often_or_earlier_than_the_plan_says() {
 
 #[test]
 fn secret_coins_are_tossed_for_all_who_are_enrolled_and_an_empty_cohort_is_released_as_noise() {
-    let mut stage = secret(&plan(40, 9.0, "{ poisson = { rate = 0.5 } }", ""));
+    let mut stage = private(&plan(40, 9.0, "{ poisson = { rate = 0.5 } }", ""));
     stage.join(&["a", "b", "c"]);
     // Enrolled and not there: its coins are tossed, and it counts as a zero.
     stage.handle(Event::Left(id("c")));
@@ -223,7 +212,7 @@ const COIN: &str = "{ poisson = { rate = 0.5 } }";
 #[test]
 fn a_round_of_a_secret_cohort_is_released_whoever_of_it_answers() {
     for sampling in [COIN, FIXED] {
-        let mut stage = secret(&plan(30, 99.0, sampling, ""));
+        let mut stage = private(&plan(30, 99.0, sampling, ""));
         stage.join(&["a", "b", "c"]);
         let mut turn = 0;
         while stage.end.is_none() {
@@ -252,7 +241,7 @@ fn a_round_of_a_secret_cohort_is_released_whoever_of_it_answers() {
 
 #[test]
 fn everybody_who_is_drawn_counts_however_many_they_are() {
-    let mut stage = secret(&plan(3, 99.0, "{ poisson = { rate = 1.0 } }", ""));
+    let mut stage = private(&plan(3, 99.0, "{ poisson = { rate = 1.0 } }", ""));
     let names: Vec<String> = (0..40).map(|index| format!("c{index:02}")).collect();
     // The first two open a round; the others are there for the next.
     stage.join(&names.iter().map(String::as_str).collect::<Vec<_>>());
@@ -269,7 +258,7 @@ fn everybody_who_is_drawn_counts_however_many_they_are() {
 fn nothing_that_leaves_the_coordinator_shows_who_or_how_many_were_drawn() {
     // The same round with nobody, one and all of the others: what is told of it is the same.
     for (sampling, more) in [(COIN, ""), (FIXED, ""), (COIN, "metrics = \"outside_the_guarantee\"\n")] {
-        let mut stage = secret(&plan(12, 99.0, sampling, more));
+        let mut stage = private(&plan(12, 99.0, sampling, more));
         stage.join(&["a", "b", "c"]);
         while stage.end.is_none() {
             let status = stage.coordinator.status();
@@ -318,13 +307,21 @@ fn a_seeded_run_shows_its_cohorts_since_everybody_can_compute_them() {
     stage.join(&["a", "b"]);
     stage.answer_all(0.1);
     assert_eq!((stage.commits[0].summary.cohort, stage.commits[0].summary.answered), (2, 2));
+    let declares =
+        |stage: &Stage| records(stage).iter().any(|record| matches!(record, Record::Declared { .. }));
+    assert!(!declares(&stage), "nobody's secret is declared");
+    let mut real = private(&plan(1, 99.0, COIN, ""));
+    real.join(&["a", "b"]);
+    assert!(declares(&real));
+    let conduct = Conduct { cohorts: Cohorts::Secret, metrics: SiteMetrics::Hidden };
+    assert_eq!(Ledger::replay(&real.ledger).unwrap().conduct(&RunId(1).to_string()), Some(conduct));
     assert!(stage.notes.iter().any(|note| matches!(note, Note::Accepted { .. })));
 }
 
 #[test]
 fn a_round_that_is_given_up_after_its_secret_draw_is_paid_for() {
     for (sampling, releases) in [(COIN, 1), (FIXED, 1), (EVERY, 0)] {
-        let mut stage = secret(&plan(5, 99.0, sampling, ""));
+        let mut stage = private(&plan(5, 99.0, sampling, ""));
         stage.commits_succeed = false;
         stage.join(&["a", "b", "c"]);
         // Chance may draw nobody, and then the round is over at once: this one draws somebody.
@@ -335,7 +332,7 @@ fn a_round_that_is_given_up_after_its_secret_draw_is_paid_for() {
         assert_eq!((ledger.releases(), ledger.open_reservations().len()), (releases, 0), "{sampling}");
     }
     // Before the draw nothing is known, and nothing is paid.
-    let mut stage = secret(&plan(5, 99.0, COIN, ""));
+    let mut stage = private(&plan(5, 99.0, COIN, ""));
     stage.commits_succeed = false;
     stage.join(&["a", "b"]);
     stage.handle(Event::Control(Control::Stop));
@@ -345,9 +342,9 @@ fn a_round_that_is_given_up_after_its_secret_draw_is_paid_for() {
 
 #[test]
 fn a_fixed_sample_waits_for_its_population_and_draws_from_nothing_less() {
-    let mut stage = secret(&plan(2, 99.0, FIXED, ""));
+    let mut stage = private(&plan(2, 99.0, FIXED, ""));
     stage.join(&["a", "b"]);
-    assert!(stage.sent.is_empty() && stage.ledger.len() == 2, "nothing is reserved before");
+    assert!(stage.sent.is_empty() && stage.ledger.len() == 1, "nothing is reserved before");
     assert!(stage.coordinator.status().contains("2 of the 3 clients"), "{}", stage.coordinator.status());
     stage.join(&["c"]);
     assert_eq!(stage.sent.len(), 2);
