@@ -104,7 +104,7 @@ impl Results {
         let plan = self.written("resolved.toml")?;
         let statement = self.written("privacy_statement.json")?;
         let statement: Option<PrivacyStatement> =
-            statement.map(|text| serde_json::from_str(&text)).transpose()?;
+            statement.map(|text| PrivacyStatement::read(&text)).transpose().map_err(io::Error::other)?;
         let report = Report {
             title,
             lead,
@@ -145,13 +145,13 @@ fn write_metrics(csv: &mut impl Write, rounds: &[RoundSummary]) -> io::Result<()
             number(round.central.map(|metrics| metrics.loss)),
             number(round.central.and_then(|metrics| metrics.accuracy)),
         ];
-        let RoundSummary { round: number, released, cohort, answered, seconds, .. } = round;
+        let RoundSummary { round: number, released, seconds, .. } = round;
+        let shown = round.participation();
+        let (cohort, answered) = shown
+            .map_or_else(Default::default, |(asked, answered)| (asked.to_string(), answered.to_string()));
+        let seconds = shown.map_or_else(String::new, |_| format!("{seconds:.6}"));
         let epsilon = round.epsilon.map_or_else(String::new, |epsilon| format!("{epsilon:.6}"));
-        writeln!(
-            csv,
-            "{number},{released},{cohort},{answered},{},{seconds:.6},{epsilon}",
-            columns.join(",")
-        )?;
+        writeln!(csv, "{number},{released},{cohort},{answered},{},{seconds},{epsilon}", columns.join(","))?;
     }
     Ok(())
 }

@@ -98,3 +98,35 @@ fn every_test_that_the_threat_model_names_exists() {
     }
     assert!(named.len() > 30, "{named:?}");
 }
+
+#[test]
+fn every_simulation_of_the_privacy_page_is_accepted_as_it_is_typed_there() {
+    let page = read("docs/privacy.md");
+    let block = page.split("```").find(|block| block.contains("F=examples/writers_private.toml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("examples")).unwrap();
+    let plan = "examples/writers_private.toml";
+    fs::write(folder.path().join(plan), read(plan)).unwrap();
+    let command = Path::new(env!("CARGO_BIN_EXE_consortia")).parent().unwrap().display().to_string();
+    let path = format!("{command}:{}", std::env::var("PATH").unwrap());
+    let typed = block.replace("\\\n", " ");
+    let mut simulated = 0;
+    for line in typed.lines().filter(|line| line.starts_with("consortia ") || line.starts_with("sed ")) {
+        let output = Command::new("sh")
+            .args(["-c", &format!("F={plan}\n{line}")])
+            .current_dir(folder.path())
+            .env("PATH", &path)
+            .env("CONSORTIA_DATA", "/no-such-data")
+            .output()
+            .unwrap();
+        let talk = String::from_utf8_lossy(&output.stderr);
+        if line.starts_with("sed ") {
+            assert!(output.status.success(), "{line}: {talk}");
+            continue;
+        }
+        // The plan is taken; what is missing are the records.
+        assert!(talk.contains("/no-such-data"), "docs/privacy.md: `{line}` is refused: {talk}");
+        simulated += 1;
+    }
+    assert!(simulated >= 6, "{simulated} simulations are typed on the page");
+}

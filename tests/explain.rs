@@ -117,6 +117,8 @@ fn guarantees_that_clients_keep_themselves_are_explained_too() {
     assert!(last >= exact && last <= exact * 1.01, "{last} for {exact}");
     assert_eq!((record["unit"].as_str(), record["epsilon"].as_array().unwrap().len()), (Some("example"), 0));
     assert_eq!(record["epsilon_max"], 3.0);
+    // What a site books: its number of records is public.
+    assert_eq!(record["relation"], "zero_out");
 }
 
 #[test]
@@ -205,4 +207,38 @@ fn metrics_are_off_under_every_promise_and_named_where_a_plan_tells_them() {
         assert_eq!(told(&plan), (false, true), "{promise}");
         assert_eq!(told(&format!("{plan}metrics = \"outside_the_guarantee\"\n")), (true, false), "{promise}");
     }
+}
+
+fn secret_sampling_is_explained_for_those_who_see_who_takes_part_too() {
+    let coin = private(10.0, 100.0, 99.0, "")
+        .replace("{ availability = { participations_max = 1000 } }", "{ poisson = { rate = 0.1 } }");
+    let found = explained(&coin);
+    let promise = &found["promises"][0];
+    assert!(promise["against"].as_str().unwrap().contains("neither who nor how many"), "{promise}");
+    let (hidden, seen) =
+        (promise["epsilon"][2]["pld"].as_f64().unwrap(), &promise["epsilon_where_participants_are_seen"]);
+    let exact = gaussian::epsilon(1.0, 1e-5).unwrap();
+    let seen = seen["pld"].as_f64().unwrap();
+    assert!(seen >= exact && seen <= exact * 1.01 && hidden < exact / 3.0, "{hidden} {seen} {exact}");
+    let folder = tempfile::tempdir().unwrap();
+    for (cohort, key) in [("count = 5", "cohort.count"), ("quorum = 1", "cohort.quorum")] {
+        let capped = coin.replace("[privacy.central]", &format!("[cohort]\n{cohort}\n[privacy.central]"));
+        let file = written(folder.path(), "capped.toml", &capped);
+        let (code, text) = said(&["check", file.to_str().unwrap()]);
+        assert!(code == 2 && text.contains(key), "{code} {text}");
+    }
+}
+
+#[test]
+fn a_private_simulation_that_released_nothing_has_cost_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = private(1.0, 4.0, 0.01, "").replace("[784]", "[4]");
+    let simulation = "[simulation]\nclients = 4\ndataset = { synthetic = { rows = 80 } }\n";
+    let file = written(folder.path(), "simulation.toml", &format!("{plan}{simulation}"));
+    let out = folder.path().join("out");
+    let (code, text) = said(&["simulate", file.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert!(
+        code == 6 && text.contains("0: nothing was released") && !text.contains("infinite"),
+        "{code} {text}"
+    );
 }

@@ -182,7 +182,8 @@ impl<W: Write> SiteLedger<W> {
         self.check_budgets(task, &charges, site_budget)?;
         let permit = match (&task.spec.privacy.examples, releases, &task.work) {
             (Some(examples), Some(releases), Work::Train { .. }) => {
-                Some(permit_after(task, examples, releases, 0)?)
+                let mechanism = entry::drawn(task, releases.mechanism(examples.noise_multiplier.value()));
+                Some(permit_after(task, examples, releases, mechanism, 0)?)
             }
             _ => None,
         };
@@ -278,7 +279,9 @@ pub(crate) fn pay_without_memory(
     let Some(examples) = &privacy.examples else { return Ok(None) };
     let releases = releases.ok_or(PayError::Unprotected)?;
     let before = releases.steps.saturating_mul(rounds - 1);
-    permit_after(task, examples, releases, before).map(Some)
+    // Only a simulation keeps no ledger: it counts what the plan would cost where its seed is nobody's.
+    let mechanism = releases.mechanism(examples.noise_multiplier.value());
+    permit_after(task, examples, releases, mechanism, before).map(Some)
 }
 
 /// The right to one training's releases, from a book of its own on the plan's terms.
@@ -286,6 +289,7 @@ fn permit_after(
     task: &Task,
     examples: &ExamplePrivacy,
     releases: ExampleReleases,
+    mechanism: Mechanism,
     before: u64,
 ) -> Result<Permit, PayError> {
     let terms = Terms {
@@ -298,7 +302,6 @@ fn permit_after(
     let senseless = |error: String| PayError::Spec(error);
     let (mut book, _) =
         privacy::ledger::Ledger::found(terms).map_err(|error| senseless(error.to_string()))?;
-    let mechanism = releases.mechanism(examples.noise_multiplier.value());
     let charge = privacy::ledger::Charge { mechanism, composition: Composition::Each { at_most: None } };
     let (run, round) = (task.id.run.to_string(), task.id.round.0);
     if before > 0 {

@@ -257,15 +257,15 @@ impl Policy {
     }
 
     fn judge_cohort(&self, spec: &Spec) -> Result<(), Denied> {
-        let promised = spec.privacy.central.as_ref().map_or(1, |central| central.clients_min);
-        let promised = u64::from(promised).min(spec.cohort_max);
+        let promised = spec.privacy.central.as_ref().map_or(1, CentralPrivacy::clients_expected);
+        let promised = promised.min(spec.cohort_max);
         let rules = [("clients_min", self.rules.clients_min), ("sites_min", self.rules.sites_min)];
         for (rule, least) in rules {
             let Some(least) = least else { return unwritten(rule) };
             if promised < u64::from(least) {
                 let message = format!(
-                    "the plan promises that no sum is of fewer than {promised}; at least {least} are wanted \
-                     (only [privacy.central] promises more than 1)"
+                    "the plan shares a sum among {promised} clients; at least {least} are wanted (only [privacy.central] \
+                     promises more than 1: by its clients_min, or with secret sampling by its sample or denominator)"
                 );
                 return denied(rule, message);
             }

@@ -4,6 +4,9 @@
 //! permit. What is booked are events, never epsilons: whenever the book is opened, every epsilon is computed anew from
 //! them. The book is a [`crate::chain`]: append-only, and no record can be changed unseen.
 //!
+//! Secret sampling is counted only where it is declared: [`Ledger::declare`] says of a run that nobody outside the server can
+//! know its cohorts. A run of which nothing is declared counts as if everybody knew them.
+//!
 //! ```text
 //! reserve --> permit --> the release --> spend      the permit's reservation becomes a charge
 //!    |           '-----> no release  --> cancel     the reservation is given back
@@ -19,9 +22,14 @@ mod permit;
 mod records;
 
 pub use permit::{Permit, PermitError};
-pub use records::{Charge, Composition, Epsilons, Noised, Record, Release, Terms, Unit};
+pub use records::{
+    Charge, Cohorts, Composition, Conduct, Epsilons, Noised, Record, Release, RunCharge, SiteMetrics, Terms,
+    Unit,
+};
 
-use crate::accounting::{Accountant, AccountingError, Epsilon, Event};
+use std::collections::BTreeMap;
+
+use crate::accounting::{Accountant, AccountingError, Epsilon, Event, Relation};
 use crate::chain::{Chain, ChainError, Digest, Link};
 use crate::noise::Provenance;
 
@@ -142,6 +150,7 @@ pub struct Ledger {
     chain: Chain,
     accounts: Vec<Account>,
     open: Vec<Reservation>,
+    declared: BTreeMap<String, Conduct>,
     provenance: Provenance,
     accountant: Accountant,
 }
@@ -158,6 +167,7 @@ impl Ledger {
             chain: Chain::new(),
             accounts: vec![],
             open: vec![],
+            declared: BTreeMap::new(),
             provenance: Provenance::Entropy,
             accountant: Accountant::default(),
         };
@@ -185,6 +195,7 @@ impl Ledger {
                         chain,
                         accounts: vec![],
                         open: vec![],
+                        declared: BTreeMap::new(),
                         provenance: Provenance::Entropy,
                         accountant: Accountant::default(),
                     });
@@ -238,10 +249,59 @@ impl Ledger {
         self.chain.head()
     }
 
-    /// What was released, as an accountant understands it; with the open reservations, which count until cancelled.
+    /// What was released, as an accountant understands it; with the open reservations, which count until cancelled. It holds
+    /// against those who do not see who took part in runs whose cohorts are declared secret. Sampled releases of clients of
+    /// any other run count without their sampling.
     pub fn events(&self) -> Vec<Event> {
-        let of = |account: &Account| account.charge.event(account.spent + account.reserved);
-        self.accounts.iter().flat_map(of).collect()
+        self.run_charges().into_iter().map(|charged| charged.event).collect()
+    }
+
+    /// [`Ledger::events`] for an adversary who sees who took part in every round, whatever was declared.
+    pub fn events_with_known_cohorts(&self) -> Vec<Event> {
+        let of = |charged: RunCharge| {
+            Event::new(charged.event.mechanism().with_known_cohort(), charged.event.count()).ok()
+        };
+        self.run_charges().into_iter().filter_map(of).collect()
+    }
+
+    /// What each run has charged, in the order of its first charges.
+    pub fn run_charges(&self) -> Vec<RunCharge> {
+        let of = |account: &Account| {
+            let Account { run, charge, spent, reserved } = account.clone();
+            let conduct = self.declared.get(&run).copied();
+            let releases = spent + reserved;
+            let event = self.counted(&run, &charge).event(releases)?;
+            Some(RunCharge { run, conduct, charge, releases, event })
+        };
+        self.accounts.iter().filter_map(of).collect()
+    }
+
+    /// As what a charge of `run` counts. A site's draws among its own records are its own: they need no declaration.
+    fn counted(&self, run: &str, charge: &Charge) -> Charge {
+        let is_secret = self.declared.get(run).is_some_and(|conduct| conduct.cohorts == Cohorts::Secret);
+        match self.terms.unit {
+            Unit::Client if !is_secret => {
+                Charge { mechanism: charge.mechanism.with_known_cohort(), ..charge.clone() }
+            }
+            Unit::Client | Unit::Example => charge.clone(),
+        }
+    }
+
+    /// What was declared of a run.
+    pub fn conduct(&self, run: &str) -> Option<Conduct> {
+        self.declared.get(run).copied()
+    }
+
+    /// Declares what a statement must know of `run`; `None` when the book says so already. Amplification by sampling is
+    /// counted only for a run whose cohorts are declared secret, and no declaration takes an earlier, worse one back.
+    pub fn declare(&mut self, run: &str, conduct: Conduct) -> Option<Link> {
+        let before = self.declared.get(run).copied();
+        let conduct = before.map_or(conduct, |before| before.worse(conduct));
+        if before == Some(conduct) {
+            return None;
+        }
+        self.declared.insert(run.to_owned(), conduct);
+        Some(self.chain.append(&Record::Declared { run: run.to_owned(), conduct }))
     }
 
     /// Releases that were spent on, in all.
@@ -260,6 +320,18 @@ impl Ledger {
             Some(epsilon) => Ok(epsilon),
             None => self.accountant.clone().epsilon(&events, relation, delta),
         }
+    }
+
+    /// [`Ledger::epsilon`] for an adversary who sees who took part in every round, under the relation that is left for it:
+    /// whether a client is there at all it sees, so that `add_or_remove_one` becomes `zero_out`.
+    ///
+    /// # Errors
+    /// [`AccountingError`] when no accountant has a bound.
+    pub fn epsilon_with_known_cohorts(&self) -> Result<(Relation, Epsilon), AccountingError> {
+        let relation = self.terms.relation.with_known_cohort();
+        let events = self.events_with_known_cohorts();
+        let epsilon = self.accountant.clone().epsilon(&events, relation, self.terms.delta)?;
+        Ok((relation, epsilon))
     }
 
     /// Reservations that are neither spent nor cancelled.
@@ -377,6 +449,11 @@ impl Ledger {
         match record {
             Record::Opened { .. } => Err("it is opened twice".to_owned()),
             Record::Refused { .. } => Ok(()),
+            Record::Declared { run, conduct } => {
+                let before = self.declared.get(&run).copied();
+                self.declared.insert(run, before.map_or(conduct, |before| before.worse(conduct)));
+                Ok(())
+            }
             Record::Reserved { run, round, charge, releases } => {
                 if releases == 0 || charge.event(1).is_none() {
                     return Err("it reserves nothing".to_owned());

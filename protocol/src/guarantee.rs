@@ -59,7 +59,8 @@ pub struct CentralPrivacy {
     pub clipping: Clipping,
     /// What is measured at sites and told to the server.
     pub metrics: MetricsRule,
-    /// Answers without which a round releases nothing.
+    /// Answers without which a round releases nothing. 0 with secret sampling: a quorum would choose the rounds to release by
+    /// their cohorts.
     pub clients_min: u32,
 }
 
@@ -92,6 +93,21 @@ pub enum Sampling {
 
 fn one() -> u32 {
     1
+}
+
+/// The most clients that one round may draw. A larger federation is refused before its first draw, so that no sum is ever too
+/// small for a cohort.
+pub const DRAWN_MAX: u64 = 1 << 20;
+
+impl Sampling {
+    /// Whether cohorts come about by secret chance. Nothing that depends on the drawn cohort may then keep a client out or
+    /// decide whether a round is released, and nothing may show who or how many took part.
+    pub fn is_secret(&self) -> bool {
+        match self {
+            Self::Poisson { .. } | Self::Fixed { .. } => true,
+            Self::Availability { .. } => false,
+        }
+    }
 }
 
 /// Whether the noise of different rounds is independent.
@@ -233,6 +249,12 @@ impl PrivacySpec {
         self.central.as_ref().is_some_and(|central| central.clipping == Clipping::PerLayer)
     }
 
+    /// Whether clients are drawn by secret chance: then nothing shows who or how many took part in a training, unless a seed is
+    /// told to the sites.
+    pub fn samples_secretly(&self) -> bool {
+        self.central.as_ref().is_some_and(|central| central.sampling.is_secret())
+    }
+
     /// Whether metrics of sites stay at the sites: every promise hides them unless it says otherwise itself.
     pub fn hides_metrics(&self) -> bool {
         self.metrics_rules().any(|rule| rule == MetricsRule::Off)
@@ -331,6 +353,18 @@ impl CentralPrivacy {
         }
     }
 
+    /// The number of clients that share a sum, as far as the plan says: with secret sampling how many are drawn, or by how many
+    /// a Poisson sum is divided; without, how many answers a release needs. It is what a site's rule for the least number is
+    /// compared with: secret sampling cannot promise a least number without losing its secret.
+    pub fn clients_expected(&self) -> u64 {
+        match self.sampling {
+            // A cast of a positive finite number saturates.
+            Sampling::Poisson { .. } => self.denominator.value().floor() as u64,
+            Sampling::Fixed { sample, .. } => sample,
+            Sampling::Availability { .. } => self.clients_min.into(),
+        }
+    }
+
     /// What this run's first `releases` releases amount to, for one client at worst.
     ///
     /// # Errors
@@ -362,8 +396,15 @@ impl CentralPrivacy {
         }
         self.check_sampling()?;
         self.check_noise()?;
-        if self.clients_min == 0 && self.participation().is_some() {
-            return wrong("clients_min", "give at least 1");
+        match (self.sampling.is_secret(), self.clients_min) {
+            (false, 0) => return wrong("clients_min", "give at least 1"),
+            (true, least) if least > 0 => {
+                let message = "a quorum beside poisson or fixed sampling releases only rounds with large cohorts, and the \
+                               amplification by sampling is lost; leave it out (every round is released, an empty one as \
+                               noise), or take sampling = { availability = ... }";
+                return wrong("clients_min", message);
+            }
+            _ => {}
         }
         self.events(u64::from(self.rounds))?;
         self.noise_scale(1, 1 << 20).map(|_| ())
@@ -383,6 +424,9 @@ impl CentralPrivacy {
             }
             (Sampling::Fixed { population, sample }, _) if sample == 0 || sample > population => {
                 return wrong("sampling", "a sample must be from 1 to the population");
+            }
+            (Sampling::Fixed { sample, .. }, _) if sample > DRAWN_MAX => {
+                return wrong("sampling", &format!("a sample must be at most {DRAWN_MAX} clients"));
             }
             (Sampling::Fixed { .. }, Relation::AddOrRemoveOne | Relation::ZeroOut) => {
                 return wrong("relation", "a sample of fixed size is accounted for under replace_one only");

@@ -22,8 +22,8 @@ pub mod wire;
 pub use codec::{BroadcastCodec, PackedError, UpdateCodec};
 pub use config::{ConfigError, read_toml};
 pub use guarantee::{
-    BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,
-    PrivacySpec, Sampling,
+    BAND_UNIT, CentralPrivacy, Clipping, DRAWN_MAX, ExamplePrivacy, LocalPrivacy, MetricsRule,
+    NoiseCorrelation, PrivacySpec, Sampling,
 };
 pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
 pub use invite::{Invite, InviteError, Token, spoken};

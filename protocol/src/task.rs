@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Parameters, Positive, Seed, Spec, TaskId};
+use crate::{Parameters, Positive, Seed, Spec, TaskId, TaskKind};
 
 /// Mean and standard deviation of every numeric column, in the order of the plan's features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +54,14 @@ pub struct Task {
     pub standardiser: Option<Arc<Standardiser>>,
     /// The work.
     pub work: Work,
+}
+
+impl Task {
+    /// Whether nothing may show that somebody was asked to do this, since the drawn cohort is a secret. A seed that is told to
+    /// the sites keeps no secret; an evaluation is put to everybody who is connected.
+    pub fn hides_participation(&self) -> bool {
+        self.seed.is_none() && self.id.kind == TaskKind::Train && self.spec.privacy.samples_secretly()
+    }
 }
 
 /// The kinds of work. This list grows; a site declines what it does not know.

@@ -17,6 +17,8 @@ mod messages;
 mod opening;
 mod protection;
 mod roster;
+mod secrecy;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -177,9 +179,12 @@ impl Coordinator {
         let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
         optimizer.restore(checkpoint.optimizer.clone())?;
         let promised = plan.spec.privacy.central.as_ref();
-        let protection = promised
+        let mut protection = promised
             .map(|central| Protection::new(central, purse, plan.spec.update.norm_max, &lattice, &checkpoint))
             .transpose()?;
+        if let Some(protection) = protection.as_mut().filter(|_| !rehearsal) {
+            protection.declare_secret(run);
+        }
         clients.values_mut().for_each(|record| record.connected = false);
         let phase = if checkpoint.end.is_some() { Phase::Ended } else { Phase::Gathering };
         Ok(Self {
@@ -287,27 +292,6 @@ impl Coordinator {
         &self.state
     }
 
-    /// One sentence on what it waits for.
-    pub fn status(&self) -> String {
-        let waiting = |gate: &Gate| {
-            let (kind, round) = (gate.task.kind.name(), gate.task.round);
-            format!("round {round}, {kind}: {} of {} clients have answered", gate.answered(), gate.asked())
-        };
-        match &self.phase {
-            Phase::Gathering | Phase::Resting { .. } if self.control == Control::Pause => {
-                "paused by the operator".to_owned()
-            }
-            Phase::Gathering => {
-                format!("{} of {} clients are connected", self.connected, self.plan.cohort.clients_min)
-            }
-            Phase::Resting { .. } => "too few clients answered; trying again soon".to_owned(),
-            Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => waiting(gate),
-            Phase::Booking { round } => format!("reserving the privacy budget of round {round}"),
-            Phase::Committing { summary, .. } => format!("storing round {}", summary.round),
-            Phase::Ended => "ended".to_owned(),
-        }
-    }
-
     fn joined_together(&mut self, clients: Vec<ClientId>) {
         if !self.clients.is_empty() {
             return clients.into_iter().for_each(|client| self.joined(client));
@@ -320,6 +304,10 @@ impl Coordinator {
     }
 
     fn joined(&mut self, client: ClientId) {
+        if self.plan.spec.privacy.samples_secretly() && !self.clients.contains_key(&client) {
+            // Who is enrolled is stored at once: it must not depend on who was drawn.
+            self.changed.insert(client.clone());
+        }
         let record = self.clients.entry(client.clone()).or_default();
         self.connected += usize::from(!record.connected);
         record.connected = true;
@@ -352,21 +340,20 @@ impl Coordinator {
         let (task, result) = checked.into_parts();
         match result {
             Ok(Admitted::Declined { reason, detail }) => {
-                let record = self.record(&client);
-                *record.declined.entry(reason).or_default() += 1;
+                self.count(&client, Some(task), |record| *record.declined.entry(reason).or_default() += 1);
                 self.settle(&client, Standing::Out);
                 self.actions.push_back(Action::Receipt {
                     client: client.clone(),
                     task,
                     receipt: Receipt::Accepted,
                 });
-                self.actions.push_back(Action::Note(Note::Declined { client, task, reason, detail }));
+                self.note(Note::Declined { client, task, reason, detail });
             }
             Ok(admitted) => match self.fold(&client, task, admitted) {
                 Ok(metrics) => {
                     let receipt = Receipt::Accepted;
                     self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
-                    self.actions.push_back(Action::Note(Note::Accepted { client, task, metrics }));
+                    self.note(Note::Accepted { client, task, metrics });
                 }
                 Err(refused) => self.refuse(client, Some(task), refused),
             },
@@ -394,6 +381,7 @@ impl Coordinator {
         task: TaskId,
         admitted: Admitted,
     ) -> Result<Option<Metrics>, Refused> {
+        let hidden = self.hides_participation(Some(task));
         let foreign = |error: privacy::SumError| Refused::new(Refusal::WrongKind, error.to_string());
         let metrics = match (&mut self.phase, admitted) {
             (Phase::Collecting { sum, reports, .. }, Admitted::Update { update, vote, metrics }) => {
@@ -402,8 +390,12 @@ impl Coordinator {
                 if let Some(within) = vote {
                     sum.count_vote(within);
                 }
-                reports.push((client.clone(), task, metrics));
-                Some(metrics)
+                if hidden {
+                    None
+                } else {
+                    reports.push((client.clone(), task, metrics));
+                    Some(metrics)
+                }
             }
             (Phase::Collecting { sum, .. }, Admitted::Tally(tally)) => {
                 sum.add_tally(&tally).map_err(foreign)?;
@@ -415,12 +407,11 @@ impl Coordinator {
             }
             _ => return Err(Refused::new(Refusal::Stale, format!("{task} is not open"))),
         };
-        let record = self.record(client);
-        match task.kind {
+        self.count(client, Some(task), |record| match task.kind {
             TaskKind::Train => record.accepted += 1,
             TaskKind::Evaluate => record.test = metrics,
             TaskKind::Statistics => {}
-        }
+        });
         self.settle(client, Standing::Answered);
         Ok(metrics)
     }
@@ -429,7 +420,7 @@ impl Coordinator {
     /// be tried again by a client that comes back; everything else was its answer.
     fn refuse(&mut self, client: ClientId, task: Option<TaskId>, refused: Refused) {
         let Refused { reason, detail } = refused;
-        *self.record(&client).refused.entry(reason).or_default() += 1;
+        self.count(&client, task, |record| *record.refused.entry(reason).or_default() += 1);
         let open = self.open_task();
         if task.is_some() && task == open && reason != Refusal::Truncated {
             self.settle(&client, Standing::Out);
@@ -438,7 +429,7 @@ impl Coordinator {
             let receipt = Receipt::Refused(reason);
             self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
         }
-        self.actions.push_back(Action::Note(Note::Refused { client, task, reason, detail }));
+        self.note(Note::Refused { client, task, reason, detail });
     }
 
     /// Does as the operator wants, now or at the next moment where nothing is lost.
@@ -471,11 +462,12 @@ impl Coordinator {
         let Phase::Committing { summary, told } = &self.phase else { return };
         let (summary, told) = (summary.clone(), *told);
         if self.state.evaluated && !told {
-            self.actions.push_back(Action::Note(Note::Round(summary.clone())));
+            self.note(Note::Round(summary.clone()));
         }
         if let Some(end) = &self.state.end {
-            self.actions.push_back(Action::Note(Note::Ended(end.clone())));
-            self.actions.push_back(Action::Ended(end.clone()));
+            let end = end.clone();
+            self.note(Note::Ended(end.clone()));
+            self.actions.push_back(Action::Ended(end));
             self.phase = Phase::Ended;
         } else if self.control == Control::StopNow {
             self.end_early(RunEnd::Stopped);

@@ -28,6 +28,6 @@ pub use plan::{
 };
 pub use schedule::{Decay, Schedule};
 pub use statement::{
-    Claim, PrivacyStatement, STATEMENT_VERSION, StatementError, Subject, against, assumptions, describe,
-    outside,
+    Adversary, Claim, PrivacyStatement, RunPart, STATEMENT_VERSION, StatementError, Subject, against,
+    assumptions, describe, outside,
 };

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec,
-    Weighting,
+    BroadcastCodec, DRAWN_MAX, DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateCodec,
+    UpdateSpec, Weighting,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,10 +18,12 @@ use crate::config::{ConfigError, read_toml};
 use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
+#[cfg(feature = "net")]
+pub(crate) use privacy::{conduct_of, draws_secretly};
 
 /// The most clients a cohort may have when the plan does not say: enough for any simulation, and no finer lattice
 /// would be had by saying less.
-const COHORT_MAX: u64 = 1 << 20;
+const COHORT_MAX: u64 = DRAWN_MAX;
 
 /// What was typed. Only [`Plan`] means anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -293,6 +295,25 @@ impl CohortPlan {
 }
 
 impl CohortConfig {
+    /// Refuses what would keep a client that was drawn by secret chance out of a round, or decide by the cohort whether a
+    /// round is released. How long a round waits (`deadline_seconds`) stays: who is late counts as a zero.
+    fn check_secret_sampling(&self) -> Result<(), SpecError> {
+        let capped = "with poisson or fixed sampling a cohort is what chance draws, and capping it is not accounted for; \
+                      leave this out and set the size by privacy.central.sampling";
+        let quorum = "with poisson or fixed sampling every round is released, whoever answered: a quorum would choose the \
+                      rounds by their cohorts, and the amplification by sampling is lost; leave this out, or take \
+                      sampling = { availability = ... }";
+        let refused = [
+            ("count", self.count.is_some(), capped),
+            ("fraction", self.fraction.is_some(), capped),
+            ("quorum", self.quorum.is_some(), quorum),
+        ];
+        match refused.into_iter().find(|(_, is_typed, _)| *is_typed) {
+            Some((key, _, message)) => Err(SpecError::new(format!("cohort.{key}"), message)),
+            None => Ok(()),
+        }
+    }
+
     fn parse(&self) -> Result<CohortPlan, SpecError> {
         let size = match (self.fraction, self.count) {
             (Some(_), Some(_)) => {
@@ -418,6 +439,9 @@ impl Plan {
         }
         if typed.rounds == 0 {
             return Err(SpecError::new("rounds", "0 rounds train nothing; give at least 1"));
+        }
+        if typed.privacy.samples_secretly() {
+            typed.cohort.check_secret_sampling()?;
         }
         let mut cohort = typed.cohort.parse()?;
         let update = typed.update.parse(typed.privacy.central.is_some() || typed.privacy.local.is_some());

@@ -1,17 +1,27 @@
 //! What may be said about the privacy of a model, and nothing more: made from the plan and the ledger for every release.
 //!
-//! A statement holds the events from which its epsilon was computed, so that anybody can compute it again
-//! ([`PrivacyStatement::recompute`]). A run without privacy says so. A rehearsal, whose seed is known, and a run whose
-//! noise could be predicted, claim nothing.
+//! A statement sums everything that was released from a population, so each of its claims is about one adversary and holds for
+//! every run that the ledger counts: its events are converted for that adversary, its assumptions and what is outside are
+//! those of all of these runs. It holds the events from which its epsilon was computed, so that anybody can compute it again
+//! ([`PrivacyStatement::recompute`]). A run without privacy says so. A rehearsal, whose seed is known, and a run whose noise
+//! could be predicted, claim nothing. Statements of version 1 mixed adversaries; [`PrivacyStatement::read`] takes them for
+//! what they can still claim.
+
+mod version_1;
+mod words;
+
+use std::collections::BTreeMap;
 
 use privacy::accounting::{self, AccountingError, Epsilon, Event, Relation};
 use privacy::chain::Digest;
-use privacy::ledger::{Epsilons, Ledger, Unit};
-use protocol::{CentralPrivacy, Clipping, NoiseCorrelation, PrivacySpec, Sampling};
+use privacy::ledger::{Cohorts, Epsilons, Ledger, RunCharge, SiteMetrics, Unit};
+use protocol::{CentralPrivacy, MetricsRule, PrivacySpec};
 use serde::{Deserialize, Serialize};
 
+pub use words::{against, assumptions, describe, outside};
+
 /// The version of the statement's form.
-pub const STATEMENT_VERSION: u32 = 1;
+pub const STATEMENT_VERSION: u32 = 2;
 /// How closely a statement's epsilon must be met when it is computed again.
 const AGREEMENT: f64 = 1e-9;
 
@@ -38,7 +48,18 @@ pub struct PrivacyStatement {
     pub outside: Vec<String>,
 }
 
-/// One guarantee.
+/// What an adversary knows of who took part. Every adversary sees every released model, and none is the server or its
+/// operators, who see each update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Adversary {
+    /// It does not see who, or how many, took part in runs with secret sampling.
+    DoesNotSeeParticipants,
+    /// It sees who took part in every round of every run.
+    SeesParticipants,
+}
+
+/// One guarantee, against one adversary, over everything that was released from a population.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
@@ -52,20 +73,40 @@ pub struct Claim {
     pub delta: f64,
     /// Epsilon at `delta` of everything released from the population so far, by accountant.
     pub epsilon: Epsilons,
-    /// The budget.
-    pub epsilon_max: f64,
-    /// What was released, as an accountant understands it.
+    /// The budget, in the claim that the ledger holds to it; the other claims have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon_max: Option<f64>,
+    /// What was released, as an accountant understands it for this adversary.
     pub events: Vec<Event>,
-    /// Releases that were made.
+    /// Releases that were made, of all runs.
     pub releases: u64,
-    /// Against whom it holds.
+    /// What the adversary knows.
+    pub adversary: Adversary,
+    /// Against whom it holds, in words.
     pub against: String,
-    /// What must be true for it to hold.
+    /// What must be true for it to hold, of every run that is counted.
     pub assumes: Vec<String>,
-    /// The mechanism in words.
+    /// The mechanism of this run's releases in words.
     pub mechanism: String,
+    /// The runs that are counted, each with its event: the same as in `events`, in the same order.
+    pub runs: Vec<RunPart>,
     /// The hash of the ledger's last record.
     pub ledger_head: Digest,
+}
+
+/// A run's part of a claim.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunPart {
+    /// The run; empty where a statement of version 1 does not say.
+    pub run: String,
+    /// Its releases, with one that is reserved.
+    pub releases: u64,
+    /// What the ledger declares of its cohorts; nothing for a run that an earlier version made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cohorts: Option<Cohorts>,
+    /// As what its releases count for this adversary.
+    pub event: Event,
 }
 
 /// Why a statement does not stand.
@@ -84,6 +125,28 @@ pub enum StatementError {
         /// What its events give.
         found: f64,
     },
+    /// The events of the runs are not those from which epsilon is computed.
+    #[error(
+        "claim {claim} lists events of its runs that are not the events from which its epsilon is computed"
+    )]
+    Parts {
+        /// Which claim, from 1.
+        claim: usize,
+    },
+    /// A claim against who sees the participants counts on chance.
+    #[error("claim {claim} is against an adversary who sees who took part, and counts on secret sampling")]
+    Adversary {
+        /// Which claim, from 1.
+        claim: usize,
+    },
+    /// It is no statement.
+    #[error("{0}")]
+    Form(String),
+    /// A form that is not known here.
+    #[error(
+        "version {0} of a statement; this program reads versions 1 and {STATEMENT_VERSION}: use the release that wrote it"
+    )]
+    Version(u32),
     /// No accountant has a bound.
     #[error(transparent)]
     Accounting(#[from] AccountingError),
@@ -114,6 +177,7 @@ impl PrivacyStatement {
     ) -> Result<Self, AccountingError> {
         let mut claims = Vec::new();
         let mut void = None;
+        let mut outside = outside(privacy);
         if let (Some(central), Some(ledger)) = (&privacy.central, ledger) {
             if subject.rehearsal {
                 void = Some("a rehearsal: its seed is known, and with it who took part".to_owned());
@@ -121,30 +185,52 @@ impl PrivacyStatement {
                 void =
                     Some("INSECURE: the noise came from a test's seed and can be taken off again".to_owned());
             } else {
-                claims.push(Claim::central(central, ledger)?);
+                claims = Claim::of_ledger(&subject.run, central, ledger)?;
+                outside.extend(outside_of_other_runs(&subject.run, central, ledger));
             }
         }
         let Subject { model_sha256, run, round, .. } = subject;
         let software = concat!("consortia ", env!("CARGO_PKG_VERSION")).to_owned();
-        let outside = outside(privacy);
         Ok(Self { version: STATEMENT_VERSION, model_sha256, run, round, software, void, claims, outside })
     }
 
-    /// Computes every epsilon again from the events.
+    /// Reads a statement and checks it. One of version 1, which may have mixed adversaries, becomes what can still be claimed
+    /// of it: its events without any sampling, against whoever sees who took part.
+    ///
+    /// # Errors
+    /// [`StatementError`] when it is none, or its numbers do not follow from its events.
+    pub fn read(text: &str) -> Result<Self, StatementError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let form = |error: serde_json::Error| StatementError::Form(error.to_string());
+        let statement: Self = match serde_json::from_str(text).map_err(form)? {
+            Versioned { version: 1 } => version_1::read(text)?,
+            Versioned { version: STATEMENT_VERSION } => serde_json::from_str(text).map_err(form)?,
+            Versioned { version } => return Err(StatementError::Version(version)),
+        };
+        statement.recompute()?;
+        Ok(statement)
+    }
+
+    /// Computes every epsilon again from the events, and checks that each claim's events fit its adversary.
     ///
     /// # Errors
     /// [`StatementError::Epsilon`] when one differs by more than 1e-9.
     pub fn recompute(&self) -> Result<(), StatementError> {
         for (claim, number) in self.claims.iter().zip(1..) {
-            let Epsilon { rdp, pld } = accounting::epsilon(&claim.events, claim.relation, claim.delta)?;
-            for (accountant, claimed, found) in
-                [("rdp", claim.epsilon.rdp, rdp), ("pld", claim.epsilon.pld, pld)]
-            {
-                let (claimed, found) = (claimed.unwrap_or(f64::INFINITY), found.unwrap_or(f64::INFINITY));
-                if claimed != found && (claimed - found).abs().total_cmp(&AGREEMENT).is_gt() {
-                    return Err(StatementError::Epsilon { claim: number, accountant, claimed, found });
-                }
+            if !claim.runs.iter().map(|part| part.event).eq(claim.events.iter().copied()) {
+                return Err(StatementError::Parts { claim: number });
             }
+            let is_sampled = |event: &Event| event.mechanism().with_known_cohort() != event.mechanism();
+            let relation = claim.relation.with_known_cohort();
+            if claim.adversary == Adversary::SeesParticipants
+                && (claim.events.iter().any(is_sampled) || relation != claim.relation)
+            {
+                return Err(StatementError::Adversary { claim: number });
+            }
+            agree(number, &claim.events, claim.relation, claim.delta, claim.epsilon)?;
         }
         Ok(())
     }
@@ -158,115 +244,98 @@ impl PrivacyStatement {
     }
 }
 
+/// Whether these events give what claim `number` says.
+fn agree(
+    number: usize,
+    events: &[Event],
+    relation: Relation,
+    delta: f64,
+    claimed: Epsilons,
+) -> Result<(), StatementError> {
+    let Epsilon { rdp, pld } = accounting::epsilon(events, relation, delta)?;
+    for (accountant, claimed, found) in [("rdp", claimed.rdp, rdp), ("pld", claimed.pld, pld)] {
+        let (claimed, found) = (claimed.unwrap_or(f64::INFINITY), found.unwrap_or(f64::INFINITY));
+        if claimed != found && (claimed - found).abs().total_cmp(&AGREEMENT).is_gt() {
+            return Err(StatementError::Epsilon { claim: number, accountant, claimed, found });
+        }
+    }
+    Ok(())
+}
+
 impl Claim {
-    fn central(central: &CentralPrivacy, ledger: &Ledger) -> Result<Self, AccountingError> {
-        let terms = ledger.terms();
-        Ok(Self {
+    /// What the ledger carries, for a model of `run`. Where no run counts on secret sampling, one claim, against the stronger
+    /// adversary; otherwise one for each.
+    fn of_ledger(run: &str, central: &CentralPrivacy, ledger: &Ledger) -> Result<Vec<Self>, AccountingError> {
+        let charges = ledger.run_charges();
+        let seen: Vec<Event> = ledger.events_with_known_cohorts();
+        let (terms, events) = (ledger.terms(), ledger.events());
+        let mut claims = Vec::new();
+        // A run that has not released yet may count on chance, too.
+        let is_secret =
+            |charged: &RunCharge| charged.event.mechanism().with_known_cohort() != charged.event.mechanism();
+        let secret = charges.iter().any(is_secret) || terms.relation.with_known_cohort() != terms.relation;
+        let claim = |adversary, relation, epsilon, events: Vec<Event>, epsilon_max| Self {
             unit: terms.unit,
             population: terms.population.clone(),
-            relation: terms.relation,
+            relation,
             delta: terms.delta,
-            epsilon: Epsilons::from(ledger.epsilon()?),
-            epsilon_max: terms.epsilon_max,
-            events: ledger.events(),
+            epsilon,
+            epsilon_max,
             releases: ledger.releases(),
-            against: against(central.sampling).to_owned(),
-            assumes: assumptions(central),
-            mechanism: describe(central),
+            adversary,
+            against: words::against_adversary(adversary).to_owned(),
+            assumes: words::assumptions_of(&charges, adversary),
+            mechanism: format!("of run {run}: {}", describe(central)),
+            runs: charges.iter().zip(&events).map(|(charged, event)| RunPart::of(charged, *event)).collect(),
+            events,
             ledger_head: ledger.head(),
-        })
+        };
+        if secret {
+            let epsilon = Epsilons::from(ledger.epsilon()?);
+            let adversary = Adversary::DoesNotSeeParticipants;
+            claims.push(claim(adversary, terms.relation, epsilon, events, Some(terms.epsilon_max)));
+        }
+        let (relation, epsilon) =
+            if secret { ledger.epsilon_with_known_cohorts()? } else { (terms.relation, ledger.epsilon()?) };
+        let budget = (!secret).then_some(terms.epsilon_max);
+        claims.push(claim(Adversary::SeesParticipants, relation, Epsilons::from(epsilon), seen, budget));
+        Ok(claims)
     }
 }
 
-/// The adversary of central noise.
-pub fn against(sampling: Sampling) -> &'static str {
-    match sampling {
-        Sampling::Availability { .. } => {
-            "whoever sees every released model, and knows who took part in which round; not the server, which sees every update"
-        }
-        Sampling::Poisson { .. } | Sampling::Fixed { .. } => {
-            "whoever sees every released model but not who took part in which round; not the server, which sees both"
-        }
+impl RunPart {
+    fn of(charged: &RunCharge, event: Event) -> Self {
+        let RunCharge { run, conduct, releases, .. } = charged;
+        let cohorts = conduct.map(|conduct| conduct.cohorts);
+        Self { run: run.clone(), releases: *releases, cohorts, event }
     }
 }
 
-/// What must be true for central noise to protect as claimed.
-pub fn assumptions(central: &CentralPrivacy) -> Vec<String> {
-    let mut assumes = vec![
-        "the server runs this program unchanged, and its operating system's randomness is unpredictable"
-            .to_owned(),
-        "one certificate is one client: who holds several is protected by several times as much epsilon"
-            .to_owned(),
-    ];
-    match central.sampling {
-        Sampling::Poisson { rate } => assumes.push(format!(
-            "each enrolled client took part by an independent coin of {rate} that nobody else saw"
-        )),
-        Sampling::Fixed { population, sample } => assumes.push(format!(
-            "each cohort was drawn uniformly, {sample} of at least {population} enrolled clients, and nobody else saw it"
-        )),
-        Sampling::Availability { participations_max, separation_min } => assumes.push(format!(
-            "no client took part in more than {participations_max} releases, at least {separation_min} rounds apart; \
-             the server enforces it by certificate"
-        )),
+/// What the other runs that the ledger counts have let past the noise.
+fn outside_of_other_runs(run: &str, central: &CentralPrivacy, ledger: &Ledger) -> Vec<String> {
+    let mut told: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    for RunCharge { run: other, conduct, .. } in ledger.run_charges() {
+        let metrics = conduct.map(|conduct| conduct.metrics);
+        let sentence = match metrics {
+            Some(SiteMetrics::Hidden) => continue,
+            // The plan of this run says it already.
+            Some(SiteMetrics::Told)
+                if other == run && central.metrics == MetricsRule::OutsideTheGuarantee =>
+            {
+                continue;
+            }
+            None if other == run => continue,
+            Some(SiteMetrics::Told) => words::TOLD,
+            None => words::UNRECORDED,
+        };
+        let runs = told.entry(sentence).or_default();
+        if !runs.contains(&other) {
+            runs.push(other);
+        }
     }
-    assumes
+    let of = |(sentence, runs): (&str, Vec<String>)| format!("{sentence} in {}", words::named(&runs));
+    told.into_iter().map(of).collect()
 }
 
-/// The mechanism in words.
-pub fn describe(central: &CentralPrivacy) -> String {
-    let noise = match &central.noise {
-        NoiseCorrelation::Independent => "independent discrete Gaussian noise on each".to_owned(),
-        NoiseCorrelation::Tree => {
-            format!("a tree of discrete Gaussian noise over {} rounds on the", central.rounds)
-        }
-        NoiseCorrelation::Banded { weights } => {
-            format!(
-                "discrete Gaussian noise that takes back part of that of the last {} rounds on each",
-                weights.len()
-            )
-        }
-    };
-    let clipping = match central.clipping {
-        Clipping::Fixed => "clipped to a fixed norm".to_owned(),
-        Clipping::PerLayer => "clipped to a fixed norm tensor by tensor".to_owned(),
-        Clipping::Adaptive { quantile, .. } => {
-            format!("clipped to a norm that privately follows the {quantile} quantile of the updates' norms")
-        }
-    };
-    format!(
-        "{noise} integer sum of updates {clipping}; noise multiplier {:.6}; divided by {}, whatever the number that came",
-        central.noise_multiplier.value(),
-        central.denominator.value()
-    )
-}
-
-/// What no claim covers.
-pub fn outside(privacy: &PrivacySpec) -> Vec<String> {
-    let mut outside = vec!["which clients are enrolled and connected, and when".to_owned()];
-    if privacy.is_none() {
-        outside = vec!["everything: this run promises no privacy, and its epsilon is infinite".to_owned()];
-        return outside;
-    }
-    outside.push("the choice of the plan's settings, where it was made by looking at the data".to_owned());
-    if privacy.tells_metrics_outside() {
-        outside.push("losses, accuracies and numbers of examples that sites told the server".to_owned());
-    }
-    if let Some(local) = &privacy.local {
-        outside.push(format!(
-            "each client's own guarantee (noise multiplier {} on every update) is accounted for at the client",
-            local.noise_multiplier.value()
-        ));
-    }
-    if let Some(examples) = &privacy.examples {
-        outside.push(format!(
-            "each site's guarantee for its own records (noise multiplier {} and clipping norm {} in every gradient step, \
-             epsilon at most {} at delta {}) is accounted for at the site",
-            examples.noise_multiplier.value(),
-            examples.norm_max.value(),
-            examples.epsilon_max.value(),
-            examples.delta
-        ));
-    }
-    outside
-}
+#[cfg(test)]
+mod tests;

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use client::Personal;
 use privacy::chain::Link;
-use privacy::ledger::{Ledger, LedgerError};
+use privacy::ledger::{Cohorts, Conduct, Ledger, LedgerError, SiteMetrics};
 use protocol::wire::RoundSummary;
 use protocol::{
-    ClientId, Learner, Metrics, Parameters, PrivacySpec, Round, RunId, Seed, Spec, SpecError, Standardiser,
-    Task, TaskId, TaskKind, Time, Work,
+    CentralPrivacy, ClientId, Learner, Metrics, MetricsRule, Parameters, PrivacySpec, Round, RunId, Seed,
+    Spec, SpecError, Standardiser, Task, TaskId, TaskKind, Time, Work,
 };
 use server::{
     Action, Chance, Checked, Checker, Checkpoint, ClientRecord, Coordinator, Event, Note, Plan, Purse,
@@ -185,8 +185,11 @@ impl World {
         let bytes = 4 * self.initial.len().max(1);
         let mut links = Vec::new();
         let purse = self.plan.spec.privacy.central.as_ref().map(|promised| {
-            let (ledger, first) = Ledger::found(promised.terms())?;
+            let (mut ledger, first) = Ledger::found(promised.terms())?;
             links.push(first);
+            // This book is the simulation's own and ends with it: it counts what the plan would cost if it were deployed, where
+            // its seed is nobody's. The statement claims nothing.
+            links.extend(ledger.declare(&RunId(0).to_string(), conduct(promised)));
             Ok::<_, LedgerError>(Purse { ledger, chance: self.chance, threads: self.threads })
         });
         let setup = Setup {
@@ -231,6 +234,16 @@ impl World {
             stage.play(observe)
         })
     }
+}
+
+/// What a deployed run of such a plan would declare.
+fn conduct(promised: &CentralPrivacy) -> Conduct {
+    let cohorts = if promised.sampling.is_secret() { Cohorts::Secret } else { Cohorts::Known };
+    let metrics = match promised.metrics {
+        MetricsRule::Off => SiteMetrics::Hidden,
+        MetricsRule::OutsideTheGuarantee => SiteMetrics::Told,
+    };
+    Conduct { cohorts, metrics }
 }
 
 /// The same spec, promising nothing.

@@ -138,6 +138,10 @@ fn promise_lines(promise: &Promise) -> String {
         Some(round) => format!("  budget     {most} at delta {delta}: round {round} would be refused"),
         None => format!("  budget     {most} at delta {delta}: enough for every round"),
     });
+    lines.extend(promise.seen.as_ref().map(|(relation, epsilon)| {
+        let best = epsilon.best();
+        format!("  seen       {best:.4} ({relation}) against whoever sees who takes part; no budget is kept for that")
+    }));
     lines.join("\n")
 }
 
@@ -159,5 +163,10 @@ fn promise_object(promise: &Promise) -> Value {
         "epsilon": promise.reached.iter().map(epsilon).collect::<Vec<_>>(),
         "epsilon_max": promise.epsilon_max,
         "refused_round": promise.refused_round,
+        "epsilon_where_participants_are_seen": promise.seen.as_ref().map(|(relation, epsilon)| json!({
+            "relation": relation,
+            "rdp": epsilon.rdp.map(finite),
+            "pld": epsilon.pld.map(finite),
+        })),
     })
 }

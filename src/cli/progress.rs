@@ -55,7 +55,11 @@ impl Progress {
 
 /// A round in one line, without its number.
 pub(super) fn describe(summary: &RoundSummary) -> String {
-    let mut parts = vec![format!("{} of {} answered", summary.answered, summary.cohort)];
+    let mut parts = vec![match summary.participation() {
+        Some((asked, answered)) => format!("{answered} of {asked} answered"),
+        None if summary.released => "who took part is not shown".to_owned(),
+        None => "no answers to show".to_owned(),
+    }];
     if !summary.released {
         parts.push("nothing released, the model stands still".to_owned());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::client::net::{ConnectError, Identity, OperatorClient, OperatorError, SERVER_NAME};
 use clap::Args;
 use protocol::RunId;
-use protocol::wire::{AdminReply, AdminRequest, RunState, RunSummary};
+use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use serde_json::{Value, json};
 use server::Plan;
 
@@ -196,11 +196,13 @@ fn describe(run: &RunSummary) -> String {
         let shown: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         if shown.is_empty() { "-".to_owned() } else { shown.join(", ") }
     };
+    // Whose cohorts are drawn in secret tells nobody who took part.
+    let hidden = run.history.iter().any(RoundSummary::hides_participation);
     rows.extend(run.clients.iter().map(|client| {
         vec![
             client.client.to_string(),
             if client.connected { "yes" } else { "no" }.to_owned(),
-            client.accepted.to_string(),
+            if hidden { "-".to_owned() } else { client.accepted.to_string() },
             counts(&client.refused),
             counts(&client.declined),
             share(client.test.and_then(|metrics| metrics.accuracy)),

@@ -102,7 +102,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     }
     let report = match args.audit {
         Some(audit) => {
-            let claimed = epsilon(&outcome).unwrap_or(f64::INFINITY);
+            let claimed = epsilon(&spec, &outcome.rounds).unwrap_or(f64::INFINITY);
             let ran = canaries.as_ref().map(|canaries| (canaries, &*outcome.model, claimed));
             Some(audit.judge(&spec, &began, seed, ran)?)
         }
@@ -194,9 +194,10 @@ pub(super) fn last_test(rounds: &[RoundSummary]) -> Option<Metrics> {
     sites.or_else(|| rounds.iter().rev().find_map(|round| round.central))
 }
 
-/// Epsilon of all releases of the run.
-fn epsilon(outcome: &Outcome) -> Option<f64> {
-    outcome.rounds.iter().rev().find_map(|round| round.epsilon)
+/// Epsilon of all releases of the run, where its plan promises client-level privacy at the server: 0 when nothing was released.
+fn epsilon(spec: &Spec, rounds: &[RoundSummary]) -> Option<f64> {
+    spec.privacy.central.as_ref()?;
+    Some(rounds.iter().rev().find_map(|round| round.epsilon).unwrap_or(0.0))
 }
 
 /// Who was simulated.
@@ -224,6 +225,7 @@ fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
         format!("at most {epsilon_max} at delta {delta:e} for {what}, where each site stops")
     };
     match (epsilon, &spec.privacy.examples, &spec.privacy.local) {
+        (Some(0.0), ..) => "0: nothing was released".to_owned(),
         (Some(epsilon), ..) => {
             format!("{epsilon:.4}, if this were no simulation; see privacy_statement.json")
         }
@@ -250,7 +252,7 @@ fn conclude(
     let sha256 = outcome.model.sha256();
     let accuracy = test.and_then(|metrics| metrics.accuracy);
     let speed = outcome.updates as f64 / seconds;
-    let epsilon = epsilon(outcome);
+    let epsilon = epsilon(spec, &outcome.rounds);
     let price = describe_price(spec, epsilon);
     let text = || {
         format!(
@@ -297,6 +299,38 @@ fn conclude(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn spec(privacy: &str) -> Spec {
+        let json = format!(
+            r#"{{"model": "logistic", "data": {{"tensor": {{"shape": [2], "target": {{"classes": 2}}}}}},
+            "training": {{"batch_size": 0, "optimizer": {{"sgd": {{"learning_rate": 0.1}}}}}}, "cohort_max": 1048576,
+            "update": {{"weights": "uniform"}}, "privacy": {{{privacy}}}}}"#
+        );
+        Spec::from_json(&json).unwrap()
+    }
+
+    #[test]
+    fn a_private_run_that_released_nothing_has_cost_nothing_and_one_without_privacy_everything() {
+        let central = |sampling: &str| {
+            spec(&format!(
+                r#""central": {{"population": "p", "relation": "zero_out", "delta": 1e-5, "epsilon_max": 2.0, "noise_multiplier": 1.0,
+                "rounds": 1, "denominator": 1.0, "sampling": {sampling}, "noise": "independent", "clipping": "fixed",
+                "metrics": "off", "clients_min": 0}}"#
+            ))
+        };
+        let private = central(r#"{"poisson": {"rate": 0.5}}"#);
+        assert_eq!(epsilon(&private, &[]), Some(0.0));
+        assert_eq!(describe_price(&private, epsilon(&private, &[])), "0: nothing was released");
+        let plain = spec("");
+        assert!(describe_price(&plain, epsilon(&plain, &[])).contains("infinite"));
+        let records = spec(
+            r#""examples": {"noise_multiplier": 1.0, "norm_max": 1.0, "delta": 1e-5, "epsilon_max": 3.0}"#,
+        );
+        assert!(
+            describe_price(&records, epsilon(&records, &[]))
+                .starts_with("at most 3 at delta 1e-5 for each record")
+        );
+    }
 
     #[test]
     fn settings_are_typed_and_make_the_tables_they_need() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use server::{Claim, PrivacyStatement, STATEMENT_VERSION};
+use server::{Adversary, Claim, PrivacyStatement};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
@@ -33,6 +33,7 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
         json!({
             "holds": true,
             "claims": statement.claims.len(),
+            "epsilon": statement.claims.iter().map(claim_object).collect::<Vec<_>>(),
             "void": statement.void,
             "model_sha256": statement.model_sha256,
             "run": statement.run,
@@ -47,19 +48,36 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
 pub(super) fn read_statement(file: &Path) -> Result<PrivacyStatement, Failure> {
     let path = file.display();
     let text = std::fs::read_to_string(file).or_fail(Kind::Configuration, &path)?;
-    let statement: PrivacyStatement = serde_json::from_str(&text).or_fail(Kind::Configuration, &path)?;
-    if statement.version != STATEMENT_VERSION {
-        let found = statement.version;
-        let message =
-            format!("{path}: version {found} of a statement; this program reads version {STATEMENT_VERSION}");
-        return Err(Failure::new(Kind::Configuration, message));
-    }
-    statement.recompute().or_fail(Kind::Run, &path)?;
-    Ok(statement)
+    PrivacyStatement::read(&text).map_err(|error| {
+        let kind = match error {
+            server::StatementError::Form(_) | server::StatementError::Version(_) => Kind::Configuration,
+            _ => Kind::Run,
+        };
+        Failure::new(kind, format!("{path}: {error}"))
+    })
 }
 
 fn claim_line(claim: &Claim) -> String {
     let epsilon = [claim.epsilon.rdp, claim.epsilon.pld].into_iter().flatten().fold(f64::INFINITY, f64::min);
     let (unit, population, delta, releases) = (claim.unit, &claim.population, claim.delta, claim.releases);
-    format!("for {unit} of {population}: epsilon {epsilon:.6} at delta {delta} after {releases} releases")
+    let (relation, runs) = (claim.relation, claim.runs.len());
+    let adversary = match claim.adversary {
+        Adversary::DoesNotSeeParticipants => "does not see who took part",
+        Adversary::SeesParticipants => "sees who took part",
+    };
+    format!(
+        "for {unit} of {population} ({relation}), against an adversary who {adversary}: epsilon {epsilon:.6} at delta {delta} \
+         after {releases} releases, {runs} charges"
+    )
+}
+
+fn claim_object(claim: &Claim) -> serde_json::Value {
+    json!({
+        "adversary": claim.adversary,
+        "relation": claim.relation,
+        "delta": claim.delta,
+        "rdp": claim.epsilon.rdp,
+        "pld": claim.epsilon.pld,
+        "releases": claim.releases,
+    })
 }

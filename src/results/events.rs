@@ -33,8 +33,8 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
             json!({
                 "round": summary.round,
                 "released": summary.released,
-                "cohort": summary.cohort,
-                "answered": summary.answered,
+                "cohort": summary.participation().map(|(asked, _)| asked),
+                "answered": summary.participation().map(|(_, answered)| answered),
                 "train": metrics_json(summary.train),
                 "sites": metrics_json(summary.sites),
                 "central": metrics_json(summary.central),

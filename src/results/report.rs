@@ -45,13 +45,22 @@ pub fn write_report(path: &Path, report: &Report<'_>) -> io::Result<()> {
 fn render(report: &Report<'_>) -> io::Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    // Whose cohorts are drawn in secret tells nobody who took part.
+    let hidden = report.rounds.iter().any(RoundSummary::hides_participation);
+    let row = |of: &ClientSummary| {
+        let mut row = client(of);
+        if hidden {
+            row["accepted"] = "-".into();
+        }
+        row
+    };
     let page = json!({
         "title": report.title,
         "lead": report.lead,
         "facts": facts(report),
         "curves": curves_svg("", report.rounds).map_err(io::Error::other)?,
         "statement": report.statement.map(statement),
-        "clients": report.clients.iter().map(client).collect::<Vec<_>>(),
+        "clients": report.clients.iter().map(row).collect::<Vec<_>>(),
         "rounds": report.rounds.iter().map(round).collect::<Vec<_>>(),
         "plan": report.plan,
         "software": concat!("consortia ", env!("CARGO_PKG_VERSION")),
@@ -65,13 +74,14 @@ fn facts(report: &Report<'_>) -> Vec<Value> {
     let last = |of: fn(&RoundSummary) -> Option<Metrics>| report.rounds.iter().rev().find_map(of);
     let accuracy = |metrics: Option<Metrics>| metrics.and_then(|metrics| metrics.accuracy).map(percent);
     let epsilon = report.rounds.iter().rev().find_map(|round| round.epsilon);
-    let seconds: f64 = report.rounds.iter().map(|round| round.seconds).sum();
+    let shown = report.rounds.iter().filter(|round| round.participation().is_some());
+    let seconds = shown.map(|round| round.seconds).reduce(|sum, seconds| sum + seconds);
     let facts = [
         ("Rounds", Some(report.rounds.iter().filter(|round| round.round > 0).count().to_string())),
         ("Accuracy on the server's records", accuracy(last(|round| round.central))),
         ("Accuracy on the sites' records", accuracy(last(|round| round.sites))),
         ("Epsilon", epsilon.map(|epsilon| format!("{epsilon:.3}"))),
-        ("Seconds in rounds", Some(format!("{seconds:.1}"))),
+        ("Seconds in rounds", seconds.map(|seconds| format!("{seconds:.1}"))),
         ("Model", report.model_sha256.map(|hash| hash.get(..16).unwrap_or(hash).to_owned())),
     ];
     facts.into_iter().filter_map(|(name, value)| Some(json!({ "name": name, "value": value? }))).collect()
@@ -119,11 +129,11 @@ fn round(round: &RoundSummary) -> Value {
         loss(round.central),
         accuracy(round.central),
         or_none(round.epsilon.map(|epsilon| format!("{epsilon:.3}"))),
-        format!("{:.2}", round.seconds),
+        or_none(round.participation().map(|_| format!("{:.2}", round.seconds))),
     ];
     json!({
         "number": round.round,
-        "answered": format!("{} of {}", round.answered, round.cohort),
+        "answered": or_none(round.participation().map(|(asked, answered)| format!("{answered} of {asked}"))),
         "model": if round.released { "moved" } else { "stood still" },
         "values": values,
     })

@@ -7,7 +7,7 @@ use privacy::chain::{ChainError, Digest, read_lines};
 use privacy::ledger::Unit;
 use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, RunId, Task, Time, Work};
 
-use super::entry::{Charge, Entry, Reserved};
+use super::entry::{Charge, Entry, Reserved, drawn};
 use super::{PayError, SiteLedgerError};
 use crate::policy::{History, Participation};
 
@@ -118,9 +118,14 @@ impl SiteAccount {
     /// The events of one kind of unit together with `more`, equal ones as one, under [`Relation::ZeroOut`].
     pub(super) fn events(&self, unit: Unit, run: Option<RunId>, more: &[Charge]) -> Vec<Event> {
         let booked = self.open.values().filter(|one| run.is_none_or(|run| one.run() == Some(run)));
-        let charges = booked.flat_map(|one| &one.charges).chain(more).filter(|charge| charge.unit == unit);
+        // The server that has given a seed knows which records were drawn into which batch. Records of earlier versions have
+        // written such charges with their sampling.
+        let known =
+            |one: &Reserved, charge: Charge| if one.rehearsal { charge.with_known_draws() } else { charge };
+        let booked = booked.flat_map(|one| one.charges.iter().map(move |charge| known(one, *charge)));
+        let charges = booked.chain(more.iter().copied()).filter(|charge| charge.unit == unit);
         let mut counts: Vec<(Mechanism, u64)> = Vec::new();
-        for (mechanism, count) in charges.map(Charge::as_zero_out) {
+        for (mechanism, count) in charges.map(|charge| charge.as_zero_out()) {
             match counts.iter_mut().find(|(known, _)| *known == mechanism) {
                 Some((_, total)) => *total = total.saturating_add(count),
                 None => counts.push((mechanism, count)),
@@ -164,7 +169,8 @@ impl SiteAccount {
         }
         if let Some(examples) = &privacy.examples {
             let releases = releases.ok_or(PayError::Unprotected)?;
-            let event = event(releases.mechanism(examples.noise_multiplier.value()), releases.steps)?;
+            let mechanism = drawn(task, releases.mechanism(examples.noise_multiplier.value()));
+            let event = event(mechanism, releases.steps)?;
             charges.push(Charge { unit: Unit::Example, relation: Relation::ZeroOut, event });
         }
         Ok(charges)

@@ -22,6 +22,12 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// The same for somebody who knows what was drawn, as whoever has given the seed does: chance hides nothing.
+    pub(super) fn with_known_draws(self) -> Self {
+        let event = Event::new(self.event.mechanism().with_known_cohort(), self.event.count());
+        Self { event: event.unwrap_or(self.event), ..self }
+    }
+
     /// The same loss as releases under [`Relation::ZeroOut`]: an exchange moves a sum twice as far, which halves the noise.
     pub(super) fn as_zero_out(&self) -> (Mechanism, u64) {
         let mechanism = match (self.relation, self.event.mechanism()) {
@@ -32,6 +38,11 @@ impl Charge {
         };
         (mechanism, self.event.count())
     }
+}
+
+/// As what a training's releases count: the server that has given a seed knows which records are drawn into which batch.
+pub(super) fn drawn(task: &Task, mechanism: Mechanism) -> Mechanism {
+    if task.seed.is_some() { mechanism.with_known_cohort() } else { mechanism }
 }
 
 /// One record.

@@ -288,6 +288,43 @@ fn clients_and_records_are_counted_apart_and_what_has_no_noise_is_counted_withou
     assert_eq!((runs.len(), runs[0].tasks, runs[0].rehearsals, runs[0].delta), (1, 3, 0, Some(DELTA)));
 }
 
+fn seeded(round: u32, privacy: PrivacySpec) -> Task {
+    Task { seed: Some(protocol::Seed::from_number(7)), ..private(round, privacy) }
+}
+
+#[test]
+fn a_server_that_has_given_the_seed_knows_the_batches_and_they_cost_as_if_nothing_was_drawn() {
+    let mut ledger = ledger(&Paper::default());
+    let _ = pay(&mut ledger, &private(1, examples(1e6)), Some(POISSON), None).unwrap();
+    let sampled = total(&ledger, Unit::Example).epsilon.best();
+    assert_eq!(sampled, epsilon(POISSON.mechanism(1.0), 30));
+    let _ = pay(&mut ledger, &seeded(2, examples(1e6)), Some(POISSON), None).unwrap();
+    let found = total(&ledger, Unit::Example).epsilon.best();
+    // Thirty steps of noise 1 are one of 1 / sqrt(30).
+    let exact = accounting::gaussian::epsilon(1.0 / 30f64.sqrt(), DELTA).unwrap();
+    assert!(found > exact && found < exact + sampled, "{found} for {exact} and {sampled}");
+    // Neither a plan's budget nor a site's lets a seeded training through that real ones would have.
+    let budget = epsilon(POISSON.mechanism(1.0), 60);
+    for (privacy, site) in [(examples(budget), None), (examples(1e6), Some((budget, DELTA)))] {
+        let mut ledger = self::ledger(&Paper::default());
+        assert!(pay(&mut ledger, &private(1, privacy.clone()), Some(POISSON), site).is_ok());
+        let refused = pay(&mut ledger, &seeded(2, privacy), Some(POISSON), site);
+        assert!(matches!(refused, Err(PayError::Exhausted { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_seeded_training_that_an_earlier_version_booked_as_sampled_is_counted_as_it_was() {
+    let paper = Paper::default();
+    let task = seeded(1, examples(1e6));
+    let event = Event::new(POISSON.mechanism(1.0), 30).unwrap();
+    let charge = Charge { unit: Unit::Example, relation: Relation::ZeroOut, event };
+    let mut writer = ChainWriter::new(privacy::chain::Chain::new(), paper.clone());
+    writer.append(&Entry::of(&task, vec![charge], Digest::of(b"federation"), NOW)).unwrap();
+    let found = total(&ledger(&paper), Unit::Example).epsilon.best();
+    assert_eq!(found, epsilon(gaussian(1.0), 30));
+}
+
 #[test]
 fn records_are_not_trained_on_without_knowing_what_is_released() {
     let mut ledger = ledger(&Paper::default());

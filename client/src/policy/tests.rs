@@ -314,3 +314,21 @@ fn a_wrong_file_is_refused_with_line_and_column() {
         assert!(error.line == line && error.message.contains(told), "{wrong}: {error}");
     }
 }
+
+#[test]
+fn with_secret_sampling_the_clients_that_are_drawn_are_compared_since_no_quorum_may_be_promised() {
+    let plan = |sampling, relation, denominator| {
+        changed(|spec| {
+            let central = spec.privacy.central.as_mut().unwrap();
+            (central.sampling, central.relation, central.clients_min) = (sampling, relation, 0);
+            central.denominator = Positive::new(denominator).unwrap();
+        })
+    };
+    let poisson = |denominator| plan(Sampling::Poisson { rate: 0.1 }, Relation::ZeroOut, denominator);
+    judge(TIGHT, &poisson(10.0), NOW, &History::default()).unwrap();
+    assert_eq!(rule(TIGHT, &poisson(9.9)), "clients_min");
+    let exchange = TIGHT.replace("\"zero_out\"", "\"replace_one\"");
+    let fixed = |sample| plan(Sampling::Fixed { population: 100, sample }, Relation::ReplaceOne, 50.0);
+    judge(&exchange, &fixed(10), NOW, &History::default()).unwrap();
+    assert_eq!(rule(&exchange, &fixed(9)), "clients_min");
+}

@@ -36,6 +36,15 @@ impl Relation {
             Self::ReplaceOne => 2.0,
         }
     }
+
+    /// What is left to claim against an adversary who sees who took part: that a unit is there at all is no secret to it.
+    #[must_use]
+    pub fn with_known_cohort(self) -> Self {
+        match self {
+            Self::AddOrRemoveOne | Self::ZeroOut => Self::ZeroOut,
+            Self::ReplaceOne => Self::ReplaceOne,
+        }
+    }
 }
 
 impl fmt::Display for Relation {
@@ -106,6 +115,24 @@ impl Mechanism {
             | Self::WithoutReplacementGaussian { noise_multiplier, .. }
             | Self::TruncatedPoissonGaussian { noise_multiplier, .. }
             | Self::Tree { noise_multiplier, .. } => noise_multiplier,
+        }
+    }
+
+    /// The same release for an adversary who knows which units were drawn: chance hides nothing from it, and what is left is
+    /// the noise. It bounds the release for every adversary as long as the draw does not depend on the data.
+    ///
+    /// A cohort that is cut down may take another unit in for the one that leaves, so that the sum moves twice as far.
+    #[must_use]
+    pub fn with_known_cohort(self) -> Self {
+        match self {
+            Self::PoissonGaussian { noise_multiplier, .. }
+            | Self::WithoutReplacementGaussian { noise_multiplier, .. } => {
+                Self::Gaussian { noise_multiplier }
+            }
+            Self::TruncatedPoissonGaussian { noise_multiplier, .. } => {
+                Self::Gaussian { noise_multiplier: noise_multiplier / 2.0 }
+            }
+            Self::Gaussian { .. } | Self::Tree { .. } => self,
         }
     }
 

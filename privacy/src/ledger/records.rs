@@ -69,6 +69,67 @@ pub enum Composition {
     Whole,
 }
 
+/// Whether somebody outside the server can know which clients were drawn for a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cohorts {
+    /// They were drawn by secret chance alone, nothing shows them, and nothing that depends on them kept a client out or
+    /// decided about a release.
+    Secret,
+    /// Somebody can know them: a seed is told to the sites, or they are not drawn by chance at all.
+    Known,
+}
+
+/// What sites told the server of a run besides updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SiteMetrics {
+    /// Nothing.
+    Hidden,
+    /// Losses, accuracies and numbers of examples, without noise.
+    Told,
+}
+
+/// What a statement must know of a run besides its charges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conduct {
+    /// Whether its cohorts are secret.
+    pub cohorts: Cohorts,
+    /// What its sites told besides updates.
+    pub metrics: SiteMetrics,
+}
+
+impl Conduct {
+    /// What holds of both: a secret that was known once stays known, and what was told stays told.
+    pub(super) fn worse(self, other: Self) -> Self {
+        let cohorts = match (self.cohorts, other.cohorts) {
+            (Cohorts::Secret, Cohorts::Secret) => Cohorts::Secret,
+            (Cohorts::Known, _) | (_, Cohorts::Known) => Cohorts::Known,
+        };
+        let metrics = match (self.metrics, other.metrics) {
+            (SiteMetrics::Hidden, SiteMetrics::Hidden) => SiteMetrics::Hidden,
+            (SiteMetrics::Told, _) | (_, SiteMetrics::Told) => SiteMetrics::Told,
+        };
+        Self { cohorts, metrics }
+    }
+}
+
+/// What one run has charged under one set of rules, and as what that counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunCharge {
+    /// The run.
+    pub run: String,
+    /// What was declared of it; `None` for a run of an earlier version.
+    pub conduct: Option<Conduct>,
+    /// What each release costs, as it was reserved.
+    pub charge: Charge,
+    /// Releases spent and reserved.
+    pub releases: u64,
+    /// As what they count: a sampled release of a run whose cohorts are not declared secret counts without its sampling.
+    pub event: Event,
+}
+
 /// What a release costs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -202,6 +263,13 @@ pub enum Record {
         charge: Charge,
         /// How many.
         releases: u64,
+    },
+    /// What a statement must know of a run besides its charges. Of several the worst holds.
+    Declared {
+        /// The run.
+        run: String,
+        /// What is declared.
+        conduct: Conduct,
     },
     /// The budget could not pay.
     Refused {

@@ -256,3 +256,101 @@ fn a_record_names_the_number_of_layers_and_one_from_before_layers_is_still_read(
         assert!(noised.sigma.value() >= 5.0 * noised.sensitivity as f64);
     }
 }
+
+const SECRET: Conduct = Conduct { cohorts: Cohorts::Secret, metrics: SiteMetrics::Hidden };
+const SEEDED: Conduct = Conduct { cohorts: Cohorts::Known, metrics: SiteMetrics::Hidden };
+
+fn poisson(noise_multiplier: f64, sampling_rate: f64) -> Charge {
+    let mechanism = Mechanism::PoissonGaussian { noise_multiplier, sampling_rate };
+    Charge { mechanism, composition: Composition::Each { at_most: None } }
+}
+
+/// Spends `rounds` releases of `run`.
+fn spend(ledger: &mut Ledger, links: &mut Vec<Link>, run: &str, charge: &Charge, rounds: u32) {
+    for round in 1..=rounds {
+        let (permit, reserved) = ledger.reserve(run, round, charge, 1).unwrap();
+        links.extend([reserved, ledger.spend(permit, release()).unwrap().1]);
+    }
+}
+
+fn gaussian_event(noise_multiplier: f64, count: u64) -> Event {
+    Event::new(Mechanism::Gaussian { noise_multiplier }, count).unwrap()
+}
+
+#[test]
+fn sampling_is_counted_only_where_the_cohorts_are_declared_secret() {
+    let charge = poisson(2.0, 0.1);
+    for (declared, sampled) in [(None, false), (Some(SEEDED), false), (Some(SECRET), true)] {
+        let (mut ledger, first) = Ledger::found(terms(99.0)).unwrap();
+        let mut links = vec![first];
+        links.extend(declared.and_then(|conduct| ledger.declare("r", conduct)));
+        spend(&mut ledger, &mut links, "r", &charge, 5);
+        let counted = if sampled { charge.event(5).unwrap() } else { gaussian_event(2.0, 5) };
+        assert_eq!(ledger.events(), [counted], "{declared:?}");
+        assert_eq!(ledger.events_with_known_cohorts(), [gaussian_event(2.0, 5)]);
+        assert_eq!(Ledger::replay(&links).unwrap().events(), ledger.events(), "a restart changes nothing");
+    }
+}
+
+#[test]
+fn what_was_known_once_is_not_declared_secret_again() {
+    let (mut ledger, first) = Ledger::found(terms(99.0)).unwrap();
+    let mut links = vec![first];
+    links.extend(ledger.declare("r", SECRET));
+    spend(&mut ledger, &mut links, "r", &poisson(2.0, 0.1), 3);
+    let sampled = ledger.epsilon().unwrap().best();
+    assert!(ledger.declare("r", SECRET).is_none(), "nothing new");
+    links.extend(ledger.declare("r", SEEDED));
+    assert!(ledger.declare("r", SECRET).is_none());
+    let known = ledger.epsilon().unwrap().best();
+    // Three releases of noise 2 are one of 2 / sqrt(3).
+    let exact = gaussian::epsilon(2.0 / 3f64.sqrt(), 1e-5).unwrap();
+    assert!(known >= exact && known <= exact * 1.01 && sampled < exact / 2.0, "{sampled} {known} {exact}");
+    let told = Conduct { metrics: SiteMetrics::Told, ..SECRET };
+    links.extend(ledger.declare("r", told));
+    assert_eq!(ledger.conduct("r"), Some(Conduct { metrics: SiteMetrics::Told, ..SEEDED }));
+    assert_eq!(Ledger::replay(&links).unwrap().conduct("r"), ledger.conduct("r"));
+}
+
+#[test]
+fn a_seeded_run_takes_from_the_budget_of_the_real_ones_what_it_really_costs() {
+    // At rate 1 the budget pays for one release of noise 2 and not for two; sampled it would pay for dozens.
+    let budget = gaussian::epsilon(2.0 / 1.2, 1e-5).unwrap();
+    let (mut ledger, _) = Ledger::found(terms(budget)).unwrap();
+    let _ = ledger.declare("seeded", SEEDED);
+    let _ = ledger.declare("real", SECRET);
+    spend(&mut ledger, &mut Vec::new(), "seeded", &poisson(2.0, 0.01), 1);
+    assert!(matches!(
+        ledger.reserve("seeded", 2, &poisson(2.0, 0.01), 1),
+        Err(ReserveError::Exhausted { .. })
+    ));
+    assert!(ledger.reserve("real", 1, &poisson(2.0, 0.01), 1).is_ok());
+}
+
+#[test]
+fn who_sees_the_cohorts_pays_no_attention_to_chance_under_any_relation() {
+    let fixed = Mechanism::WithoutReplacementGaussian { noise_multiplier: 3.0, population: 100, sample: 5 };
+    let fixed = Charge { mechanism: fixed, composition: Composition::Each { at_most: None } };
+    for (relation, left, charge) in [
+        (Relation::ZeroOut, Relation::ZeroOut, poisson(3.0, 0.05)),
+        (Relation::AddOrRemoveOne, Relation::ZeroOut, poisson(3.0, 0.05)),
+        (Relation::ReplaceOne, Relation::ReplaceOne, fixed),
+    ] {
+        let (mut ledger, _) = Ledger::found(Terms { relation, ..terms(999.0) }).unwrap();
+        let _ = ledger.declare("r", SECRET);
+        spend(&mut ledger, &mut Vec::new(), "r", &charge, 4);
+        let (found, epsilon) = ledger.epsilon_with_known_cohorts().unwrap();
+        // An exchange moves the sum by twice the norm.
+        let exact = gaussian::epsilon(3.0 / relation.sensitivity() / 2.0, 1e-5).unwrap();
+        assert_eq!(found, left);
+        assert!(epsilon.best() >= exact && epsilon.best() <= exact * 1.01, "{relation}: {epsilon:?} {exact}");
+        assert!(ledger.epsilon().unwrap().best() < exact, "{relation}");
+    }
+}
+
+#[test]
+fn a_site_s_draws_among_its_own_records_need_no_declaration() {
+    let (mut ledger, _) = Ledger::found(Terms { unit: Unit::Example, ..terms(9.0) }).unwrap();
+    spend(&mut ledger, &mut Vec::new(), "r", &poisson(2.0, 0.1), 2);
+    assert_eq!(ledger.events(), [poisson(2.0, 0.1).event(2).unwrap()]);
+}

@@ -3,6 +3,8 @@
 //! A guarantee covers what passes through noise. Whatever else would carry a client's or a record's numbers to the server, or
 //! a record's into the features of other records, is refused here.
 
+use crate::DRAWN_MAX;
+
 use super::{DataSpec, Missing, Spec, SpecError, Standardise};
 
 impl Spec {
@@ -17,6 +19,14 @@ impl Spec {
             let message = "the sums of a statistics round carry no noise; give means and deviations (`given`), or take \
                            each site's own (`site`)";
             return Err(SpecError::new("data.table.standardise", message));
+        }
+        if self.privacy.samples_secretly() && self.cohort_max < DRAWN_MAX {
+            let message = format!(
+                "a sum may hold {} answers, and poisson or fixed sampling may draw more: who is left out would depend on who \
+                 else was drawn, which the ledger does not account for; leave `count` out of [cohort]",
+                self.cohort_max
+            );
+            return Err(SpecError::new("cohort.count", message));
         }
         self.check_records()
     }

@@ -316,9 +316,9 @@ pub struct RoundSummary {
     pub round: u32,
     /// Whether the model moved.
     pub released: bool,
-    /// Clients asked.
+    /// Clients asked; 0 where it is not told ([`RoundSummary::participation`]).
     pub cohort: u32,
-    /// Updates that count.
+    /// Updates that count; 0 where it is not told.
     pub answered: u32,
     /// Mean of the clients' training metrics.
     pub train: Option<Metrics>,
@@ -331,6 +331,19 @@ pub struct RoundSummary {
     /// What all releases of the run's population up to this one amount to, at the plan's delta; none without noise.
     #[serde(default)]
     pub epsilon: Option<f64>,
+}
+
+impl RoundSummary {
+    /// Clients asked, and updates that count; `None` where nobody was asked, or where it is not told: cohorts that are drawn by
+    /// secret chance are not shown.
+    pub fn participation(&self) -> Option<(u32, u32)> {
+        (self.cohort > 0).then_some((self.cohort, self.answered))
+    }
+
+    /// Whether it was released and does not tell who took part: so are all rounds of such a run, and its clients have no counts.
+    pub fn hides_participation(&self) -> bool {
+        self.released && self.participation().is_none()
+    }
 }
 
 /// One client in one run.

@@ -32,6 +32,9 @@ impl Coordinator {
             seconds: (now - gate.opened).as_secs_f64(),
             ..empty_summary(round)
         };
+        if self.hides_participation(Some(gate.task)) {
+            summary = RoundSummary { released: summary.released, ..empty_summary(round) };
+        }
         // A round for which too few may be asked is over as planned; one that too few answer has failed.
         let failed = released.is_none() && gate.could_have_quorum();
         self.state.failures = if released.is_some() { 0 } else { self.state.failures + u32::from(failed) };
@@ -64,7 +67,7 @@ impl Coordinator {
         };
         let released = protection.release(sum);
         let withheld = |error: ReleaseError| Note::Withheld { task, reason: error.to_string() };
-        released.map_err(|error| self.actions.push_back(Action::Note(withheld(error)))).ok()
+        released.map_err(|error| self.note(withheld(error))).ok()
     }
 
     /// Books the release that has just moved the model, and who was part of it. Gives epsilon of everything so far.
@@ -75,7 +78,9 @@ impl Coordinator {
         self.state.norm_max = protection.norm_max();
         self.state.noise = protection.noise();
         self.state.releases += 1;
-        for client in gate.settled(Standing::Answered) {
+        // Where chance is secret nobody's participations are limited, so nobody's are written down.
+        let limited = protection.central().participation().is_some();
+        for client in gate.settled(Standing::Answered).filter(|_| limited) {
             let record = self.clients.entry(client.clone()).or_default();
             (record.releases, record.released_last) = (record.releases + 1, self.state.releases);
             self.changed.insert(client.clone());
@@ -135,9 +140,11 @@ impl Coordinator {
         if self.state.end.is_some() {
             // Decided already: the budget is exhausted, or the operator has stopped the run.
         } else if self.state.failures >= self.plan.cohort.failures_max {
-            let failures = self.state.failures;
-            let why =
-                format!("{failures} rounds in a row found no quorum of {} clients", self.plan.cohort.quorum);
+            let (failures, quorum) = (self.state.failures, self.plan.cohort.quorum);
+            let why = match quorum {
+                0 => format!("{failures} rounds in a row released nothing; the log says why"),
+                _ => format!("{failures} rounds in a row found no quorum of {quorum} clients"),
+            };
             self.state.end = Some(RunEnd::Failed(why));
         } else if self.state.round.0 >= self.plan.rounds && self.state.evaluated {
             self.state.end = Some(RunEnd::Finished);
@@ -182,7 +189,7 @@ impl Coordinator {
         let (task, answered, missing) = (gate.task, gate.answered(), gate.waiting());
         if gate.asked() > 0 {
             let quorum = gate.has_quorum();
-            self.actions.push_back(Action::Note(Note::Closed { task, answered, missing, quorum }));
+            self.note(Note::Closed { task, answered, missing, quorum });
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::Sum;
 use protocol::wire::{Control, RoundSummary};
-use protocol::{ClientId, Round, Sampling, TaskId, TaskKind, Time};
+use protocol::{ClientId, DRAWN_MAX, Round, Sampling, TaskId, TaskKind, Time};
 
 use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd};
 use crate::plan::Evaluators;
@@ -20,9 +20,7 @@ impl Coordinator {
         }
         let needed = self.plan.cohort.clients_min;
         if self.connected < needed {
-            let waiting = Note::Waiting { connected: self.connected, needed };
-            self.actions.push_back(Action::Note(waiting));
-            return;
+            return self.note(Note::Waiting { connected: self.connected, needed });
         }
         if !self.state.evaluated
             && let Some(summary) = self.state.summary.clone()
@@ -47,12 +45,16 @@ impl Coordinator {
     /// Reserves the release of the next round, or ends the run when the budget cannot pay or nobody may take part.
     fn reserve(&mut self, sampling: Sampling) {
         let round = self.state.round.next();
-        let Some(protection) = &mut self.protection else { return };
-        if let Sampling::Fixed { population, .. } = sampling
-            && (self.clients.len() as u64) < population
-        {
-            let waiting = Note::Waiting { connected: self.clients.len(), needed: population as usize };
-            return self.actions.push_back(Action::Note(waiting));
+        // Before anything is drawn, and by numbers that everybody may know: afterwards nothing may depend on the cohort.
+        if let Some((connected, population)) = self.missing_from_population() {
+            return self.note(Note::Waiting { connected, needed: population as usize });
+        }
+        if sampling.is_secret() && self.clients.len() as u64 > DRAWN_MAX {
+            let enrolled = self.clients.len();
+            let why = format!(
+                "{enrolled} clients are enrolled, and poisson or fixed sampling draws from at most {DRAWN_MAX}; split the federation"
+            );
+            return self.end_early(RunEnd::Failed(why));
         }
         if let Sampling::Availability { participations_max, .. } = sampling
             && self.clients.values().all(|record| record.releases >= participations_max)
@@ -62,6 +64,7 @@ impl Coordinator {
             );
             return self.end_early(RunEnd::BudgetExhausted(why));
         }
+        let Some(protection) = &mut self.protection else { return };
         match protection.reserve(self.run, round) {
             Ok(()) => {
                 self.actions.push_back(Action::Book(protection.take_booking()));
@@ -77,7 +80,8 @@ impl Coordinator {
         if matches!(self.control, Control::Stop | Control::StopNow) {
             return self.end_early(RunEnd::Stopped);
         }
-        let Some(protection) = &self.protection else { return };
+        let Some(protection) = &mut self.protection else { return };
+        protection.draw();
         let (sampling, norm_max) = (protection.central().sampling, protection.norm_max());
         if let Some(norm_max) = norm_max {
             // The plan had a lattice for this model, and its number of points does not depend on the norm.
@@ -105,6 +109,15 @@ impl Coordinator {
         };
         self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
         self.advance(now);
+    }
+
+    /// How many clients are enrolled, and how many the plan says that there are, while there are fewer.
+    pub(super) fn missing_from_population(&self) -> Option<(usize, u64)> {
+        let Sampling::Fixed { population, .. } = self.protection.as_ref()?.central().sampling else {
+            return None;
+        };
+        let enrolled = self.clients.len();
+        ((enrolled as u64) < population).then_some((enrolled, population))
     }
 
     /// Of these, those that are connected. The others count as zeros.
@@ -139,7 +152,7 @@ impl Coordinator {
 
     fn open_gate(&mut self, now: Time, task: TaskId, cohort: &[ClientId], quorum: usize) -> Gate {
         if !cohort.is_empty() {
-            self.actions.push_back(Action::Note(Note::Opened { task, cohort: cohort.len() }));
+            self.note(Note::Opened { task, cohort: cohort.len() });
         }
         let work = self.task(task);
         for client in cohort {

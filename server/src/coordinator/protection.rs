@@ -6,10 +6,10 @@ use std::fmt;
 use privacy::adaptive::{AdaptiveError, QuantileClip, QuantileRule};
 use privacy::chain::Link;
 use privacy::correlation::{CorrelatedNoise, MemoryError, NoiseMemory};
-use privacy::ledger::{Charge, Ledger, LedgerError, Release, ReserveError};
+use privacy::ledger::{Charge, Cohorts, Conduct, Ledger, LedgerError, Release, ReserveError, SiteMetrics};
 use privacy::noise::{EntropyError, NoiseSource};
 use privacy::{Lattice, Noising, Permit, ReleaseError, Released, Sum};
-use protocol::{CentralPrivacy, Clipping, Positive, Round, RunId, SpecError};
+use protocol::{CentralPrivacy, Clipping, MetricsRule, Positive, Round, RunId, SpecError};
 
 use super::messages::{Booking, Checkpoint};
 
@@ -75,6 +75,8 @@ pub(super) struct Protection {
     quantile: Option<QuantileClip>,
     noise: CorrelatedNoise,
     permit: Option<Permit>,
+    /// Whether the permit's cohort has been drawn in secret: then it is paid for, whatever comes of it.
+    is_drawn: bool,
     /// Records that are not on disk yet.
     links: Vec<Link>,
 }
@@ -113,7 +115,21 @@ impl Protection {
         let noise = CorrelatedNoise::restore(correlation, lattice.dimension(), checkpoint.releases, memory)?;
         let links = purse.ledger.settle();
         let (central, charge) = (central.clone(), central.charge());
-        Ok(Self { central, charge, purse, noising, quantile, noise, permit: None, links })
+        Ok(Self { central, charge, purse, noising, quantile, noise, permit: None, is_drawn: false, links })
+    }
+
+    /// Declares that the cohorts of `run` are secret, where they are and nothing is declared yet: without it nothing would count
+    /// as sampled. A plan that exists lets nothing bias them. Not for a seeded run.
+    pub(super) fn declare_secret(&mut self, run: RunId) {
+        let run = run.to_string();
+        if !self.central.sampling.is_secret() || self.purse.ledger.conduct(&run).is_some() {
+            return;
+        }
+        let metrics = match self.central.metrics {
+            MetricsRule::Off => SiteMetrics::Hidden,
+            MetricsRule::OutsideTheGuarantee => SiteMetrics::Told,
+        };
+        self.links.extend(self.purse.ledger.declare(&run, Conduct { cohorts: Cohorts::Secret, metrics }));
     }
 
     /// What the plan promises.
@@ -147,7 +163,7 @@ impl Protection {
         match self.purse.ledger.reserve(&run.to_string(), round.0, &self.charge, 1) {
             Ok((permit, link)) => {
                 self.links.push(link);
-                self.permit = Some(permit);
+                (self.permit, self.is_drawn) = (Some(permit), false);
                 Ok(())
             }
             Err(ReserveError::Exhausted { population, spent, next, epsilon_max, delta, link }) => {
@@ -156,6 +172,12 @@ impl Protection {
             }
             Err(other) => Err(other),
         }
+    }
+
+    /// The cohort of the reserved round is about to be drawn. Where it is a secret, the round is paid from here on: a refund for
+    /// a round that was given up would let its cohort decide.
+    pub(super) fn draw(&mut self) {
+        self.is_drawn = self.central.sampling.is_secret();
     }
 
     /// Noises the sum. On an error nothing was released, and [`Protection::cancel`] gives the reservation back.
@@ -182,18 +204,21 @@ impl Protection {
         Ok(epsilon.best())
     }
 
-    /// Gives the reservation of a round back that released nothing.
+    /// Gives the reservation of a round back that released nothing, unless its cohort was drawn in secret.
     pub(super) fn cancel(&mut self) {
-        match self.permit.take().map(|permit| self.purse.ledger.cancel(permit)) {
-            Some(Ok(link)) => self.links.push(link),
-            // Noise was drawn but nothing came out: it stays paid.
-            Some(Err(touched)) => {
-                let nothing = Release::default();
-                if let Ok((_, link)) = self.purse.ledger.spend(*touched, nothing) {
-                    self.links.push(link);
-                }
+        let is_drawn = std::mem::take(&mut self.is_drawn);
+        let Some(permit) = self.permit.take() else { return };
+        let kept = if is_drawn {
+            permit
+        } else {
+            match self.purse.ledger.cancel(permit) {
+                Ok(link) => return self.links.push(link),
+                // Noise was drawn but nothing came out: it stays paid.
+                Err(touched) => *touched,
             }
-            None => {}
+        };
+        if let Ok((_, link)) = self.purse.ledger.spend(kept, Release::default()) {
+            self.links.push(link);
         }
     }
 }

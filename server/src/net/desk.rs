@@ -23,6 +23,7 @@ use super::shelf::Shelved;
 use super::store::Store;
 use super::{ModelRoom, audit};
 use crate::Plan;
+use crate::plan::draws_secretly;
 
 /// Requests of one operator at a time.
 const REQUESTS: u32 = 16;
@@ -86,7 +87,9 @@ impl Desk {
             Some(run) => format!("there is no run {run} here"),
             None => "there is no run here yet".to_owned(),
         })?;
-        Ok(self.live.borrow().get(&stored.run).map_or(stored, |live| (**live).clone()))
+        let current = self.live.borrow().get(&stored.run).map_or(stored, |live| (**live).clone());
+        let plan_toml = self.store.plan_toml(current.run).await.map_err(|error| error.to_string())?;
+        Ok(if hides_participation(&current, &plan_toml) { without_participation(current) } else { current })
     }
 
     /// Lets a run pause, go on or stop.
@@ -243,6 +246,24 @@ impl Desk {
             }
         }
     }
+}
+
+/// Whether nobody may be shown who, or how many, took part in this run: its cohorts are drawn by secret chance, and no seed is told.
+pub(crate) fn hides_participation(run: &RunSummary, plan_toml: &str) -> bool {
+    !run.rehearsal && draws_secretly(plan_toml)
+}
+
+/// The same without who and how many took part. A coordinator tells nothing of it; what an earlier version has stored does.
+fn without_participation(mut run: RunSummary) -> RunSummary {
+    for line in &mut run.history {
+        (line.cohort, line.answered, line.train, line.seconds) = (0, 0, None, 0.0);
+    }
+    for client in &mut run.clients {
+        client.accepted = 0;
+        client.refused.clear();
+        client.declined.clear();
+    }
+    run
 }
 
 /// The frame of a summary, with as many clients as fit into one.

@@ -7,6 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is the shell that tells the coordinator the time")]
 
+mod conduct;
 mod live;
 mod quarantine;
 mod queue;
@@ -194,6 +195,7 @@ impl Engine {
     }
 
     fn work(&mut self, inbox: &mut mpsc::Receiver<Command>) -> Result<(), StoreError> {
+        self.declare_earlier_runs()?;
         while !self.nerves.stop.is_cancelled() {
             if std::mem::take(&mut self.look) {
                 self.begin_queued()?;

@@ -42,6 +42,8 @@ struct Expected {
     dimension: usize,
     statistics: usize,
     codec: UpdateCodec,
+    /// Whether no number may show that this was asked and answered: the drawn cohort is a secret.
+    is_hidden: bool,
 }
 
 /// Why there is no answer.
@@ -87,7 +89,8 @@ impl Exchange {
         recv: &mut RecvStream,
     ) -> bool {
         let TaskOrder { task, spec_json, dimension, statistics, model } = *order;
-        let expected = Expected { task: task.id, dimension, statistics, codec: task.spec.update.codec };
+        let (codec, is_hidden) = (task.spec.update.codec, task.hides_participation());
+        let expected = Expected { task: task.id, dimension, statistics, codec, is_hidden };
         let header = TaskHeader::of(&task, &spec_json);
         drop(task);
         let telling = async {
@@ -96,7 +99,9 @@ impl Exchange {
                 Some(model) => {
                     let bytes = model.len() as u64;
                     send.write_chunk(model).await?;
-                    self.hall.metrics.carried(Carried::Model, bytes);
+                    if !is_hidden {
+                        self.hall.metrics.carried(Carried::Model, bytes);
+                    }
                     Ok(())
                 }
                 None => Ok(()),
@@ -130,7 +135,12 @@ impl Exchange {
                 let _ = recv.stop(CODE_CANCELLED);
                 if matches!(reason, Refusal::Malformed | Refusal::Oversize | Refusal::TooSlow) {
                     let _ = timeout(LAST_WORDS, send.stopped()).await;
-                    let why = format!("an answer was refused: {}", reason.name());
+                    // Both sides log why a connection was closed, and that a site was asked may be a secret.
+                    let why = if expected.is_hidden {
+                        "what was sent was refused".to_owned()
+                    } else {
+                        format!("an answer was refused: {}", reason.name())
+                    };
                     self.connection.close(CODE_MISBEHAVED, why.as_bytes());
                 }
                 told
@@ -163,7 +173,9 @@ impl Exchange {
         if !at_end(recv, limits.upload_idle).await? {
             return Err(Fault::Refused(Refusal::Duplicate));
         }
-        self.hall.metrics.carried(Carried::Update, bytes);
+        if !expected.is_hidden {
+            self.hall.metrics.carried(Carried::Update, bytes);
+        }
         let answer =
             joined(header, payload, expected.codec).await.ok_or(Fault::Refused(Refusal::Malformed))?;
         Ok((answer, room))

@@ -69,16 +69,18 @@ impl Store {
         };
         let Described { plan_toml, seed, layout, standardiser } = self.description(run).await?;
         let unreadable = |what, message| ShelfError::Unreadable { run, what, message };
-        let plan = Plan::parse(&plan_toml).map_err(|error| unreadable("plan", error.to_string()))?;
         let stored = self.model(run, choice).await?.ok_or(ShelfError::NoModel(run))?;
         let (line, round) = (&stored.line, stored.line.round);
         if !line.kept {
             return Err(ShelfError::GivenUp(round));
         }
         let statement = match &stored.statement {
-            Some(text) => serde_json::from_str(text)
-                .map_err(|error| unreadable("privacy statement", error.to_string()))?,
-            None if plan.spec.privacy.is_none() || round == 0 => {
+            // One of an earlier version becomes what can still be claimed; its plan need not be one of today's.
+            Some(text) => PrivacyStatement::read(text).map_err(|error| match error {
+                StatementError::Form(message) => unreadable("privacy statement", message),
+                other => ShelfError::Statement(other),
+            })?,
+            None if round == 0 || promises_nothing(&plan_toml).map_err(|why| unreadable("plan", why))? => {
                 let (model_sha256, rehearsal) = (line.sha256.clone(), seed.is_some());
                 let subject = Subject { model_sha256, run: run.to_string(), round, rehearsal };
                 PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None)
@@ -90,10 +92,15 @@ impl Store {
             }
         };
         may_leave(&statement, &line.sha256)?;
-        statement.recompute()?;
         let model = self.values(&stored).await?;
         Ok(Shelved { run, line: stored.line, statement, layout, model, standardiser })
     }
+}
+
+/// Whether a run's plan has no promise of privacy.
+fn promises_nothing(plan_toml: &str) -> Result<bool, String> {
+    let plan = Plan::parse(plan_toml).map_err(|error| error.to_string())?;
+    Ok(plan.spec.privacy.is_none())
 }
 
 /// Whether a model with this fingerprint may leave with this statement.

@@ -4,6 +4,8 @@
 use privacy::accounting::calibration::calibrate;
 use privacy::accounting::{self, Relation};
 use privacy::correlation::{buffered_weights, square_root_weights};
+#[cfg(feature = "net")]
+use privacy::ledger::{Cohorts, Conduct, SiteMetrics};
 use protocol::{
     CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation, Positive,
     PrivacySpec, Sampling, SpecError,
@@ -11,6 +13,8 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 
 use super::CohortPlan;
+#[cfg(feature = "net")]
+use super::{FederationConfig, read_toml};
 
 /// `[privacy]`, as typed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,7 +57,8 @@ pub struct CentralConfig {
     /// What is measured at sites and told to the server.
     #[serde(default)]
     pub metrics: MetricsRule,
-    /// Answers without which a round releases nothing; by default the plan's quorum, and 0 with secret sampling.
+    /// Answers without which a round releases nothing; by default the plan's quorum. With secret sampling there is none, and
+    /// any other number than 0 is refused.
     pub clients_min: Option<u32>,
 }
 
@@ -122,6 +127,11 @@ fn fifth() -> f64 {
 }
 
 impl PrivacyConfig {
+    /// Whether clients are drawn by secret chance.
+    pub(super) fn samples_secretly(&self) -> bool {
+        self.central.as_ref().is_some_and(|central| central.sampling.is_secret())
+    }
+
     /// What is promised by a plan of `rounds` rounds named `name` with these cohorts and this first clipping norm.
     pub(super) fn parse(
         &self,
@@ -146,12 +156,12 @@ impl CentralConfig {
         cohort: &mut CohortPlan,
         norm: Positive,
     ) -> Result<CentralPrivacy, SpecError> {
-        let secret = !matches!(self.sampling, Sampling::Availability { .. });
         let relation = match self.sampling {
             Sampling::Fixed { .. } => Relation::ReplaceOne,
             Sampling::Poisson { .. } | Sampling::Availability { .. } => Relation::ZeroOut,
         };
-        let clients_min = self.clients_min.unwrap_or(if secret { 0 } else { cohort.quorum as u32 });
+        let least = if self.sampling.is_secret() { 0 } else { cohort.quorum as u32 };
+        let clients_min = self.clients_min.unwrap_or(least);
         cohort.quorum = clients_min as usize;
         let mut central = CentralPrivacy {
             population: self.population.clone().unwrap_or_else(|| name.to_owned()),
@@ -221,4 +231,34 @@ impl ClippingConfig {
         let (norm_min, norm_max) = (norm_min.unwrap_or(least), norm_max.unwrap_or(most));
         Ok(Clipping::Adaptive { quantile, rate, count_noise, norm_min, norm_max })
     }
+}
+
+/// Whether the text of a plan draws clients by secret chance. A text that is not understood is taken as if it did: whoever asks
+/// would show what must not be shown then.
+#[cfg(feature = "net")]
+pub(crate) fn draws_secretly(plan_toml: &str) -> bool {
+    let typed: Result<FederationConfig, _> = read_toml(plan_toml);
+    typed.map_or(true, |typed| typed.privacy.samples_secretly())
+}
+
+/// What the ledger must know of a run with this plan. Its cohorts are secret only if they are drawn so, no seed is told to the
+/// sites, and nothing that earlier versions allowed kept drawn clients out or decided by them.
+#[cfg(feature = "net")]
+pub(crate) fn conduct_of(plan_toml: &str, is_seeded: bool) -> Conduct {
+    let typed: Result<FederationConfig, _> = read_toml(plan_toml);
+    let unknown = Conduct { cohorts: Cohorts::Known, metrics: SiteMetrics::Told };
+    let Ok(FederationConfig { cohort, privacy: PrivacyConfig { central: Some(central), .. }, .. }) = typed
+    else {
+        return unknown;
+    };
+    let unbiased = cohort.check_secret_sampling().is_ok() && central.clients_min.unwrap_or(0) == 0;
+    let cohorts = match central.sampling.is_secret() && unbiased && !is_seeded {
+        true => Cohorts::Secret,
+        false => Cohorts::Known,
+    };
+    let metrics = match central.metrics {
+        MetricsRule::Off => SiteMetrics::Hidden,
+        MetricsRule::OutsideTheGuarantee => SiteMetrics::Told,
+    };
+    Conduct { cohorts, metrics }
 }

@@ -127,3 +127,59 @@ fn correlated_noise_has_three_ways_to_be_typed() {
         assert!(scale > 1.0 && scale < 3.0, "{typed}: {scale}");
     }
 }
+
+#[test]
+fn nothing_in_a_plan_caps_a_secret_cohort_or_lets_it_decide_about_a_release() {
+    let fixed = "noise_multiplier = 1\nsampling = { fixed = { population = 100, sample = 10 } }\n";
+    let poisson = "noise_multiplier = 1\nsampling = { poisson = { rate = 0.1 } }\n";
+    let open = format!("noise_multiplier = 1\n{EVERYBODY}");
+    for secret in [fixed, poisson] {
+        for (cohort, key) in [
+            ("count = 50", "cohort.count"),
+            ("fraction = 1.0", "cohort.fraction"),
+            ("quorum = 1", "cohort.quorum"),
+        ] {
+            let cohort = format!("[cohort]\nclients_min = 50\n{cohort}\n");
+            let (line, message) = fault(&format!("{cohort}{}", central(secret)));
+            assert!(line == 13 && message.starts_with(key), "{line}: {message}");
+            assert!(parse(&format!("{cohort}{}", central(&open))).is_ok(), "{cohort}");
+        }
+        let (_, message) = fault(&central(&format!("{secret}clients_min = 1\n")));
+        assert!(message.contains("a quorum beside poisson or fixed sampling"), "{message}");
+        // How many must be connected, and how long a round waits, is decided before and without the draw.
+        let early = "[cohort]\nclients_min = 50\ndeadline_seconds = 9\nfailures_max = 2\n";
+        let plan = parse(&format!("{early}{}", central(&format!("{secret}clients_min = 0\n")))).unwrap();
+        assert_eq!((plan.cohort.quorum, plan.spec.cohort_max), (0, DRAWN_MAX));
+        // A site refuses such a cap, too, whoever has made the task.
+        let mut capped = (*plan.spec).clone();
+        capped.cohort_max = 49;
+        assert_eq!(capped.checked().unwrap_err().key, "cohort.count");
+    }
+    let large = fixed.replace("100", "3000000").replace("sample = 10", "sample = 2000000");
+    assert!(fault(&central(&large)).1.contains("at most 1048576"));
+}
+
+#[cfg(feature = "net")]
+#[test]
+fn only_a_run_that_nothing_biases_is_declared_secret() {
+    use ::privacy::ledger::{Cohorts, Conduct, SiteMetrics};
+    let text = |rest: &str| format!("{HEAD}{DATA}{TRAINING}{rest}");
+    let poisson = central("noise_multiplier = 1\nsampling = { poisson = { rate = 0.1 } }\n");
+    let open = central(&format!("noise_multiplier = 1\n{EVERYBODY}"));
+    let cohorts = |plan: &str, is_seeded| conduct_of(&text(plan), is_seeded).cohorts;
+    assert_eq!(cohorts(&poisson, false), Cohorts::Secret);
+    assert_eq!(cohorts(&poisson, true), Cohorts::Known);
+    assert_eq!(cohorts(&open, false), Cohorts::Known);
+    // What earlier versions accepted.
+    for biased in [
+        format!("[cohort]\ncount = 3\n{poisson}"),
+        format!("[cohort]\nquorum = 1\n{poisson}"),
+        format!("{poisson}clients_min = 2\n"),
+    ] {
+        assert_eq!(cohorts(&biased, false), Cohorts::Known, "{biased}");
+    }
+    let told = conduct_of(&text(&format!("{poisson}metrics = \"outside_the_guarantee\"\n")), false);
+    assert_eq!(told, Conduct { cohorts: Cohorts::Secret, metrics: SiteMetrics::Told });
+    assert_eq!(conduct_of("nonsense", false).cohorts, Cohorts::Known);
+    assert!(draws_secretly(&text(&poisson)) && !draws_secretly(&text(&open)) && draws_secretly("nonsense"));
+}

@@ -43,7 +43,7 @@ impl Reply {
     }
 }
 
-fn config(federation: &Federation, listen: [u8; 4], allow_remote: bool) -> ServerConfig {
+pub(crate) fn config(federation: &Federation, listen: [u8; 4], allow_remote: bool) -> ServerConfig {
     let token = AdminToken::read_or_make(&federation.dir.path().join("operator/admin.token")).unwrap();
     let admin = AdminConfig {
         listen: SocketAddr::from((listen, 0)),

@@ -13,3 +13,4 @@ mod federation;
 mod hostile;
 mod quarantine;
 mod runs;
+mod secret;

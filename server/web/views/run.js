@@ -41,11 +41,11 @@ function row(site) {
   return h("tr", {},
     h("th", { scope: "row" }, site.site),
     h("td", { "data-label": "Line" }, h("span", { class: "line", "data-state": site.connected ? "live" : "lost" }, h("span", { class: "dot", "aria-hidden": "true" }), site.connected ? "Connected" : "Away")),
-    h("td", { class: "number", "data-label": "Answers that count" }, site.accepted),
+    h("td", { class: "number", "data-label": "Answers that count" }, site.accepted ?? "–"),
     h("td", { class: "number", "data-label": "Test accuracy" }, percent(site.test?.accuracy)),
     h("td", { class: "number", "data-label": "Test loss" }, exact(site.test?.loss)),
-    h("td", { "data-label": "Refused" }, reasons(site.refused, "refused")),
-    h("td", { "data-label": "Declined" }, reasons(site.declined, "declined")));
+    h("td", { "data-label": "Refused" }, site.accepted === null ? "–" : reasons(site.refused, "refused")),
+    h("td", { "data-label": "Declined" }, site.accepted === null ? "–" : reasons(site.declined, "declined")));
 }
 
 /** @param {import("../main.js").Stage} stage @returns {import("../main.js").View} */
@@ -108,6 +108,7 @@ class RunView {
     this.facts = h("p", { class: "muted id" });
     const { charts } = this;
     this.hidden = h("p", { class: "card note", hidden: true }, "This plan keeps metrics at the sites: none are sent, so there are no curves of accuracy and loss but those on the server's own records.");
+    this.secret = h("p", { class: "card note", hidden: true }, "This plan draws sites in secret: nothing shows who, or how many, took part, so that its privacy may count on it.");
     this.choices = h("fieldset", { class: "choices", hidden: true }, h("legend", {}, "Sites in the curves"));
     this.sites = h("tbody", {});
     this.nobody = h("p", { class: "muted", hidden: true }, "No site has been seen in this run yet. Invite some under Sites, and see that they are running.");
@@ -116,7 +117,7 @@ class RunView {
     this.element = h("div", {},
       h("a", { href: "#/runs", class: "back" }, "All runs"),
       h("div", { class: "head" }, h("div", { class: "title" }, this.name, this.state), this.buttons),
-      this.facts, h("div", { class: "status" }, this.bar, this.message), this.heard, this.hidden,
+      this.facts, h("div", { class: "status" }, this.bar, this.message), this.heard, this.hidden, this.secret,
       h("h2", {}, "Curves"),
       h("div", { class: "charts" }, charts.accuracy.element, charts.loss.element, charts.epsilon.element, charts.answers.element, charts.seconds.element),
       this.bySite = h("section", {}, h("h2", {}, "By site"), this.choices, h("div", { class: "charts" }, charts.accuracies.element, charts.losses.element)),
@@ -240,9 +241,14 @@ class RunView {
       { name: "Answered", values: of((line) => line.answered), color: 0 },
       { name: "Asked", values: of((line) => line.cohort), color: 1, dash: [6, 4] },
     ]);
+    // A plan that draws sites in secret shows neither how many took part nor how long they took.
+    const shown = lines.length === 0 || lines.some((line) => line.cohort !== null);
+    this.charts.answers.element.hidden = !shown;
+    this.charts.seconds.element.hidden = !shown;
+    this.secret.hidden = shown;
     this.charts.seconds.show(rounds, [{ name: "Seconds", values: of((line) => line.seconds), color: 3 }]);
     const measured = lines.some((line) => line.train || line.sites);
-    this.hidden.hidden = measured || !lines.some((line) => line.answered > 0);
+    this.hidden.hidden = measured || !lines.some((line) => line.released);
     const [some, lossy] = [lines.some((line) => line.sites?.accuracy ?? line.central?.accuracy ?? line.train?.accuracy), lines.some((line) => line.sites ?? line.central ?? line.train)];
     this.charts.accuracy.element.hidden = lines.length > 0 && !some;
     this.charts.loss.element.hidden = lines.length > 0 && !lossy;

@@ -60,11 +60,16 @@ impl Workload {
             Self::W3 | Self::W4 => "{ mlp = { hidden = [200, 200] } }",
         };
         let (clients, cohort) = (self.clients(), self.cohort());
+        let drawn = match self {
+            Self::W1 | Self::W2 | Self::W3 => format!("count = {cohort}\nquorum = {cohort}\n"),
+            // Its cohorts are drawn by `privacy.central.sampling`, and nothing else may bound them.
+            Self::W4 => String::new(),
+        };
         let mut text = format!(
             "name = \"bench\"\nrounds = {rounds}\nmodel = {model}\nstrategy = \"fedavg\"\n\
              [data.tensor]\nshape = [1, 28, 28]\ntarget = {{ classes = {CLASSES} }}\ndivide_by = 255\n\
              [training]\nepochs = 1\nbatch_size = {BATCH}\noptimizer = {{ sgd = {{ learning_rate = 0.05 }} }}\n\
-             [cohort]\nclients_min = {clients}\ncount = {cohort}\nquorum = {cohort}\n\
+             [cohort]\nclients_min = {clients}\n{drawn}\
              [evaluation]\nsites = \"none\"\ncentral = false\n"
         );
         if self == Self::W4 {

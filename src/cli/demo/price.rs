@@ -23,7 +23,9 @@ pub(super) fn prices(folder: &ServerFolder, hospitals: &[(String, String)]) -> R
         let text = std::fs::read(&path).or_fail(Kind::Run, path.display())?;
         let account = SiteAccount::read(&text).or_fail(Kind::Run, path.display())?;
         let total = account.total(Unit::Example, None, DELTA).or_fail(Kind::Run, path.display())?;
-        let epsilon = (total.protected > 0).then(|| total.epsilon.best());
+        // A hospital that has trained nothing has given nothing away.
+        let is_bounded = total.protected > 0 || total.unprotected == 0;
+        let epsilon = is_bounded.then(|| total.epsilon.best());
         Ok(Price { hospital: name.clone(), epsilon })
     };
     hospitals.iter().map(price).collect()

@@ -21,6 +21,9 @@ pub(in crate::cli) struct Promise {
     pub(in crate::cli) epsilon_max: f64,
     /// The first round for which the budget cannot pay.
     pub(super) refused_round: Option<u32>,
+    /// Where it counts on secret sampling: what all rounds amount to against whoever sees who took part, and under which
+    /// relation. The budget is not kept for that.
+    pub(super) seen: Option<(Relation, Epsilon)>,
 }
 
 /// Epsilon after some rounds.
@@ -56,6 +59,16 @@ fn of_central(central: &CentralPrivacy, rounds: u32) -> Result<Promise, String> 
         accounting::epsilon(&events(rounds)?, central.relation, central.delta)
             .map_err(|error| error.to_string())
     })?;
+    let seen = if central.sampling.is_secret() {
+        let known = |event: Event| Event::new(event.mechanism().with_known_cohort(), event.count());
+        let events: Result<Vec<Event>, _> = events(rounds)?.into_iter().map(known).collect();
+        let (events, relation) =
+            (events.map_err(|error| error.to_string())?, central.relation.with_known_cohort());
+        let epsilon = accounting::epsilon(&events, relation, central.delta);
+        Some((relation, epsilon.map_err(|error| error.to_string())?))
+    } else {
+        None
+    };
     Ok(Promise {
         unit: Unit::Client,
         population: Some(central.population.clone()),
@@ -66,6 +79,7 @@ fn of_central(central: &CentralPrivacy, rounds: u32) -> Result<Promise, String> 
         reached: outlook.reached,
         epsilon_max: central.epsilon_max.value(),
         refused_round: outlook.refused_round,
+        seen,
     })
 }
 
@@ -90,17 +104,21 @@ fn of_local(local: &LocalPrivacy, rounds: u32) -> Result<Promise, String> {
         reached: outlook.reached,
         epsilon_max: local.epsilon_max.value(),
         refused_round: outlook.refused_round,
+        seen: None,
     })
 }
 
+/// What a site books: as the number of its records counts as public, a record is not added or removed, but its gradients are
+/// there or zero.
 fn of_examples(examples: &ExamplePrivacy) -> Promise {
     Promise {
         unit: Unit::Example,
         population: None,
-        relation: Relation::AddOrRemoveOne,
+        relation: Relation::ZeroOut,
         against: "everybody outside the site, the server included".to_owned(),
         mechanism: format!(
-            "Gaussian noise in each gradient step of a site; noise multiplier {}; each record's gradient clipped to norm {}",
+            "Gaussian noise in each gradient step of a site; noise multiplier {}; each record's gradient clipped to norm {}; \
+             the number of a site's records counts as public",
             examples.noise_multiplier.value(),
             examples.norm_max.value()
         ),
@@ -108,6 +126,7 @@ fn of_examples(examples: &ExamplePrivacy) -> Promise {
         reached: Vec::new(),
         epsilon_max: examples.epsilon_max.value(),
         refused_round: None,
+        seen: None,
     }
 }
 

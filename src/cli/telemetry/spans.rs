@@ -200,9 +200,11 @@ impl Run {
             KeyValue::new("consortia.run", run.to_string()),
             number.clone(),
             KeyValue::new("consortia.outcome", outcome),
-            KeyValue::new("consortia.clients", i64::from(summary.cohort)),
-            KeyValue::new("consortia.answered", i64::from(summary.answered)),
         ];
+        if let Some((asked, answered)) = summary.participation() {
+            attributes.push(KeyValue::new("consortia.clients", i64::from(asked)));
+            attributes.push(KeyValue::new("consortia.answered", i64::from(answered)));
+        }
         if let Some(open) = &open {
             attributes.push(KeyValue::new("consortia.missing", open.missing as i64));
         }

@@ -4,7 +4,7 @@
 
 use privacy::accounting::gaussian;
 use privacy::chain::Link;
-use privacy::ledger::{Ledger, Record};
+use privacy::ledger::{Cohorts, Conduct, Ledger, Record, SiteMetrics};
 use privacy::noise::NoiseSource;
 use protocol::Decline;
 
@@ -201,9 +201,153 @@ fn secret_coins_are_tossed_for_all_who_are_enrolled_and_an_empty_cohort_is_relea
         }
     }
     assert!(stage.commits.iter().all(|commit| commit.summary.released));
-    let sizes: Vec<u32> = stage.commits.iter().map(|commit| commit.summary.cohort).collect();
-    assert!([0, 1, 2].iter().all(|size| sizes.contains(size)), "{sizes:?}");
+    // Empty ones are over before anybody sees that they were open.
+    assert!(cohorts.len() < 40 && [1, 2].iter().all(|size| cohorts.contains(size)), "{cohorts:?}");
     assert_eq!(Ledger::replay(&stage.ledger).unwrap().releases(), 40);
+}
+
+const FIXED: &str = "{ fixed = { population = 3, sample = 2 } }";
+const COIN: &str = "{ poisson = { rate = 0.5 } }";
+
+#[test]
+fn a_round_of_a_secret_cohort_is_released_whoever_of_it_answers() {
+    for sampling in [COIN, FIXED] {
+        let mut stage = private(&plan(30, 99.0, sampling, ""));
+        stage.join(&["a", "b", "c"]);
+        let mut turn = 0;
+        while stage.end.is_none() {
+            for (client, task) in stage.take_sent() {
+                turn += 1;
+                // One answers, one declines, one sends nonsense, one is late.
+                match turn % 4 {
+                    0 => stage.answer(&client, task.id, honest(&task, 0.1, 1)),
+                    1 => {
+                        let (reason, detail) = (Decline::Stopped, String::new());
+                        stage.answer(&client, task.id, Outcome::Declined { reason, detail });
+                    }
+                    2 => stage.answer(&client, task.id, Outcome::Evaluated { metrics: Metrics::default() }),
+                    _ => {}
+                }
+            }
+            if stage.end.is_none() {
+                stage.wait_for_deadline();
+            }
+        }
+        assert_eq!(stage.end, Some(RunEnd::Finished), "{sampling}");
+        assert!(stage.commits.iter().all(|commit| commit.summary.released), "{sampling}");
+        assert_eq!(Ledger::replay(&stage.ledger).unwrap().releases(), 30);
+    }
+}
+
+#[test]
+fn everybody_who_is_drawn_counts_however_many_they_are() {
+    let mut stage = private(&plan(3, 99.0, "{ poisson = { rate = 1.0 } }", ""));
+    let names: Vec<String> = (0..40).map(|index| format!("c{index:02}")).collect();
+    // The first two open a round; the others are there for the next.
+    stage.join(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    stage.answer_all(0.01);
+    let sent = stage.take_sent();
+    assert_eq!(sent.len(), 40);
+    for (client, task) in sent {
+        stage.answer(&client, task.id, honest(&task, 0.01, 1));
+    }
+    assert!(stage.receipts.iter().all(|(_, receipt)| *receipt == Receipt::Accepted), "{:?}", stage.receipts);
+}
+
+#[test]
+fn nothing_that_leaves_the_coordinator_shows_who_or_how_many_were_drawn() {
+    // The same round with nobody, one and all of the others: what is told of it is the same.
+    for (sampling, more) in [(COIN, ""), (FIXED, ""), (COIN, "metrics = \"outside_the_guarantee\"\n")] {
+        let mut stage = private(&plan(12, 99.0, sampling, more));
+        stage.join(&["a", "b", "c"]);
+        while stage.end.is_none() {
+            let status = stage.coordinator.status();
+            assert!(!(status.contains("train") && status.contains(" of ")), "{status}");
+            for (client, task) in stage.take_sent() {
+                stage.now = stage.now + Duration::from_secs(3);
+                let outcome = match (client.as_str(), &task.work) {
+                    ("a", Work::Train { .. }) => {
+                        Outcome::Declined { reason: Decline::Stopped, detail: String::new() }
+                    }
+                    ("b", Work::Train { .. }) => Outcome::Evaluated { metrics: Metrics::default() },
+                    _ => honest(&task, 0.1, 1),
+                };
+                stage.answer(&client, task.id, outcome);
+            }
+        }
+        for note in &stage.notes {
+            let shown = match note {
+                Note::Opened { task, .. }
+                | Note::Accepted { task, .. }
+                | Note::Declined { task, .. }
+                | Note::Closed { task, .. } => Some(*task),
+                Note::Refused { task, .. } => *task,
+                _ => None,
+            };
+            assert!(shown.is_none_or(|task| task.kind == TaskKind::Evaluate), "{note:?}");
+        }
+        for Commit { summary, reports, clients, .. } in &stage.commits {
+            assert_eq!((summary.cohort, summary.answered, summary.seconds), (0, 0, 0.0));
+            assert!(summary.participation().is_none() && summary.train.is_none());
+            assert!(reports.iter().all(|(_, task, _)| task.kind == TaskKind::Evaluate));
+            for (_, record) in clients {
+                let counts = (record.accepted, record.releases, record.refused.len(), record.declined.len());
+                assert_eq!(counts, (0, 0, 0, 0));
+            }
+        }
+        // Who is enrolled is public, and stored from the beginning.
+        assert_eq!(stage.commits[0].clients.len(), 3);
+    }
+}
+
+#[test]
+fn a_seeded_run_shows_its_cohorts_since_everybody_can_compute_them() {
+    let setup = private_setup(&plan(1, 99.0, "{ poisson = { rate = 1.0 } }", ""), begin(), &[], seeded(0));
+    let mut stage = Stage::with(Setup { rehearsal: true, ..setup });
+    stage.join(&["a", "b"]);
+    stage.answer_all(0.1);
+    assert_eq!((stage.commits[0].summary.cohort, stage.commits[0].summary.answered), (2, 2));
+    let declares =
+        |stage: &Stage| records(stage).iter().any(|record| matches!(record, Record::Declared { .. }));
+    assert!(!declares(&stage), "nobody's secret is declared");
+    let mut real = private(&plan(1, 99.0, COIN, ""));
+    real.join(&["a", "b"]);
+    assert!(declares(&real));
+    let conduct = Conduct { cohorts: Cohorts::Secret, metrics: SiteMetrics::Hidden };
+    assert_eq!(Ledger::replay(&real.ledger).unwrap().conduct(&RunId(1).to_string()), Some(conduct));
+    assert!(stage.notes.iter().any(|note| matches!(note, Note::Accepted { .. })));
+}
+
+#[test]
+fn a_round_that_is_given_up_after_its_secret_draw_is_paid_for() {
+    for (sampling, releases) in [(COIN, 1), (FIXED, 1), (EVERY, 0)] {
+        let mut stage = private(&plan(5, 99.0, sampling, ""));
+        stage.commits_succeed = false;
+        stage.join(&["a", "b", "c"]);
+        // Chance may draw nobody, and then the round is over at once: this one draws somebody.
+        stage.handle(Event::Booked);
+        assert!(!stage.take_sent().is_empty(), "{sampling}");
+        stage.handle(Event::Control(Control::StopNow));
+        let ledger = Ledger::replay(&stage.ledger).unwrap();
+        assert_eq!((ledger.releases(), ledger.open_reservations().len()), (releases, 0), "{sampling}");
+    }
+    // Before the draw nothing is known, and nothing is paid.
+    let mut stage = private(&plan(5, 99.0, COIN, ""));
+    stage.commits_succeed = false;
+    stage.join(&["a", "b"]);
+    stage.handle(Event::Control(Control::Stop));
+    stage.handle(Event::Booked);
+    assert_eq!(Ledger::replay(&stage.ledger).unwrap().releases(), 0);
+}
+
+#[test]
+fn a_fixed_sample_waits_for_its_population_and_draws_from_nothing_less() {
+    let mut stage = private(&plan(2, 99.0, FIXED, ""));
+    stage.join(&["a", "b"]);
+    assert!(stage.sent.is_empty() && stage.ledger.len() == 1, "nothing is reserved before");
+    assert!(stage.coordinator.status().contains("2 of the 3 clients"), "{}", stage.coordinator.status());
+    stage.join(&["c"]);
+    assert_eq!(stage.sent.len(), 2);
 }
 
 #[test]

@@ -109,7 +109,13 @@ fn account(links: &[Link]) -> Result<PopulationView, String> {
                 history.push(ReleaseView { run, round, epsilon });
             }
             Ok(Record::Refused { .. }) => refused += 1,
-            Ok(Record::Opened { .. } | Record::Reserved { .. } | Record::Cancelled { .. }) | Err(_) => {}
+            Ok(
+                Record::Opened { .. }
+                | Record::Declared { .. }
+                | Record::Reserved { .. }
+                | Record::Cancelled { .. },
+            )
+            | Err(_) => {}
         }
     }
     history.drain(..history.len().saturating_sub(RELEASES_MAX));

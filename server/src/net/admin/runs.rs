@@ -5,13 +5,14 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use protocol::RunId;
 use protocol::wire::{ClientSummary, Control};
+use protocol::{RunId, TaskKind};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::views::{Problem, RunSiteView, RunView, WholeRunView};
 use super::{Caller, Shared};
+use crate::net::desk::hides_participation;
 use crate::net::store::{Report, StoreError};
 
 /// Which rounds.
@@ -105,7 +106,11 @@ pub(super) async fn one(
     let summary = admin.desk.current(Some(run)).await.map_err(Problem::ours)?;
     let seen = admin.presence.sites();
     let here = |client: &ClientSummary| seen.get(&client.client).is_some_and(|seen| seen.left.is_none());
-    let site = |client: &ClientSummary| RunSiteView::new(client, here(client));
+    let hidden = hides_participation(&summary, &plan_toml);
+    let site = |client: &ClientSummary| match RunSiteView::new(client, here(client)) {
+        view if hidden => view.without_participation(),
+        view => view,
+    };
     Ok(Json(WholeRunView {
         plan_toml,
         history: summary.history.iter().filter(|line| line.round >= from).map(Into::into).collect(),
@@ -114,7 +119,8 @@ pub(super) async fn one(
     }))
 }
 
-/// What each site measured, by round; nothing where the plan keeps metrics at the sites.
+/// What each site measured, by round; nothing where the plan keeps metrics at the sites, and no training of a run whose cohorts are
+/// drawn in secret.
 #[utoipa::path(
     get,
     path = "/api/v1/runs/{run}/reports",
@@ -127,8 +133,13 @@ pub(super) async fn reports(
     from: Result<Query<From>, QueryRejection>,
 ) -> Result<Json<Vec<ReportView>>, Problem> {
     let Query(From { from }) = from.map_err(Problem::bad)?;
-    let (run, _) = run_of(&admin, &run).await?;
-    let found = admin.desk.store.reports(run, from).await.map_err(Problem::ours)?;
+    let (run, plan_toml) = run_of(&admin, &run).await?;
+    let summary = admin.desk.current(Some(run)).await.map_err(Problem::ours)?;
+    let mut found = admin.desk.store.reports(run, from).await.map_err(Problem::ours)?;
+    if hides_participation(&summary, &plan_toml) {
+        // Those of an earlier version; evaluations are put to everybody.
+        found.retain(|report| report.kind == TaskKind::Evaluate.name());
+    }
     let view = |Report { round, kind, site, loss, accuracy, examples, seconds }| {
         let site = String::from(site);
         ReportView { round, kind, site, loss, accuracy, examples, seconds }

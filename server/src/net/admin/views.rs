@@ -115,33 +115,34 @@ pub(super) struct RoundView {
     round: u32,
     /// Whether the model moved.
     released: bool,
-    /// Sites asked.
-    cohort: u32,
-    /// Updates that count.
-    answered: u32,
+    /// Sites asked; null where the plan draws them in secret, so that nothing may show how many took part.
+    cohort: Option<u32>,
+    /// Updates that count; null where `cohort` is.
+    answered: Option<u32>,
     /// Mean of the sites' training metrics; null where the plan keeps them at the sites.
     train: Option<MetricsView>,
     /// Mean of the sites' test metrics.
     sites: Option<MetricsView>,
     /// On the server's own records.
     central: Option<MetricsView>,
-    /// From the opening of the round to its release.
-    seconds: f64,
+    /// From the opening of the round to its release; null where `cohort` is.
+    seconds: Option<f64>,
     /// Of everything released from the run's population so far; null without noise.
     epsilon: Option<f64>,
 }
 
 impl From<&RoundSummary> for RoundView {
     fn from(line: &RoundSummary) -> Self {
+        let (asked, answered) = line.participation().unzip();
         Self {
             round: line.round,
             released: line.released,
-            cohort: line.cohort,
-            answered: line.answered,
+            cohort: asked,
+            answered,
             train: line.train.map(MetricsView::from),
             sites: line.sites.map(MetricsView::from),
             central: line.central.map(MetricsView::from),
-            seconds: line.seconds,
+            seconds: asked.map(|_| line.seconds),
             epsilon: line.epsilon.filter(|epsilon| epsilon.is_finite()),
         }
     }
@@ -152,8 +153,8 @@ impl From<&RoundSummary> for RoundView {
 pub(super) struct RunSiteView {
     site: String,
     connected: bool,
-    /// Updates that counted.
-    accepted: u32,
+    /// Updates that counted; null where the plan draws sites in secret, as are no refused and declined ones told then.
+    accepted: Option<u32>,
     /// Refused answers by reason.
     refused: BTreeMap<String, u32>,
     /// Declined tasks by reason.
@@ -168,10 +169,16 @@ impl RunSiteView {
         Self {
             site: client.client.to_string(),
             connected,
-            accepted: client.accepted,
+            accepted: Some(client.accepted),
             refused: client.refused.iter().cloned().collect(),
             declined: client.declined.iter().cloned().collect(),
             test: client.test.map(MetricsView::from),
         }
+    }
+
+    /// The same for a run that does not show who took part.
+    pub(super) fn without_participation(self) -> Self {
+        let (refused, declined) = (BTreeMap::new(), BTreeMap::new());
+        Self { accepted: None, refused, declined, ..self }
     }
 }

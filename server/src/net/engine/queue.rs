@@ -149,7 +149,7 @@ impl Engine {
         let central = learner.map(|learner| {
             Evaluator::start(run, Arc::clone(&plan.spec), learner, self.nerves.commands.clone())
         });
-        let purse = self.purse(&plan)?;
+        let purse = self.purse(run, &plan)?;
         let live = Live::new(run, &plan, seed.is_some(), &checkpoint, self.stored_history(run));
         let setup = Setup {
             run,
@@ -178,19 +178,21 @@ impl Engine {
     }
 
     /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
-    fn purse(&self, plan: &Plan) -> Result<Option<Purse>, Unable> {
+    fn purse(&self, run: RunId, plan: &Plan) -> Result<Option<Purse>, Unable> {
         let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
         let population = central.population.clone();
         let links = self.handle.block_on(self.store.ledger(&population))?;
         let wrong = |error: privacy::ledger::LedgerError| Unable::Run(error.to_string());
-        let ledger = if links.is_empty() {
+        let mut ledger = if links.is_empty() {
             let (ledger, first) = Ledger::found(central.terms()).map_err(wrong)?;
-            let booking = Booking { population, links: vec![first] };
+            let booking = Booking { population: population.clone(), links: vec![first] };
             self.handle.block_on(self.store.book(&booking))?;
             ledger
         } else {
             Ledger::replay(&links).map_err(wrong)?
         };
+        let declared = self.declare(&mut ledger, Some(run.to_string()))?;
+        self.book_declarations(population, declared)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
     }

@@ -1,11 +1,12 @@
 //! What operators look at in the database beside a run's summary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::{ClientId, RunId};
 use sqlx::Row;
 
 use super::{Store, StoreError, rows};
+use crate::plan::draws_secretly;
 
 /// Reports that are told at most, the newest ones.
 const REPORTS_MAX: i64 = 50_000;
@@ -42,6 +43,13 @@ impl Store {
         Ok(row.try_get("plan_toml")?)
     }
 
+    /// The plan of a run as it was typed, and whether it has a seed; `None` for a run that is not here.
+    pub(crate) async fn origin(&self, run: &str) -> Result<Option<(String, bool)>, StoreError> {
+        let found = sqlx::query("SELECT * FROM runs WHERE run = $1").bind(run);
+        let Some(row) = found.fetch_optional(&self.pool).await? else { return Ok(None) };
+        Ok(Some((row.try_get("plan_toml")?, rows::seed(&row)?.is_some())))
+    }
+
     /// What sites measured from this round on, oldest first; nothing where the plan keeps metrics at the sites.
     pub(crate) async fn reports(&self, run: RunId, from: u32) -> Result<Vec<Report>, StoreError> {
         let sql = "SELECT * FROM reports WHERE run = $1 AND round >= $2 ORDER BY round DESC, client LIMIT $3";
@@ -65,6 +73,14 @@ impl Store {
 
     /// The answers of every site over the newest runs.
     pub(crate) async fn counts(&self) -> Result<BTreeMap<ClientId, Counts>, StoreError> {
+        let newest = sqlx::query("SELECT * FROM runs ORDER BY sequence DESC LIMIT $1").bind(COUNTED);
+        let mut secret = BTreeSet::new();
+        for row in newest.fetch_all(&self.pool).await? {
+            let plan_toml: String = row.try_get("plan_toml")?;
+            if rows::seed(&row)?.is_none() && draws_secretly(&plan_toml) {
+                secret.insert(rows::run_id(&row)?);
+            }
+        }
         let sql = "SELECT * FROM clients WHERE run IN (SELECT run FROM runs ORDER BY sequence DESC LIMIT $1)";
         let found = sqlx::query(sql).bind(COUNTED).fetch_all(&self.pool).await?;
         let mut all: BTreeMap<ClientId, Counts> = BTreeMap::new();
@@ -72,6 +88,10 @@ impl Store {
             let (site, record) = rows::client(row)?;
             let counts = all.entry(site).or_default();
             counts.runs += 1;
+            // An earlier version has counted who took part where that is a secret now.
+            if secret.contains(&rows::run_id(row)?) {
+                continue;
+            }
             counts.accepted += u64::from(record.accepted);
             for (reason, count) in record.refused {
                 *counts.refused.entry(reason.name()).or_default() += u64::from(count);
