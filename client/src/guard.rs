@@ -9,7 +9,7 @@ use protocol::{Decline, ExampleReleases, Metrics, Outcome, Spec, Task, Time, Wor
 
 use crate::Trouble;
 use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{Booking, PayError, SiteLedger};
+use crate::ledger::{Booking, LedgerHistory, PayError, SiteLedger};
 use crate::policy::{Mode, Policy};
 
 /// A site's policy, ledger and audit log.
@@ -43,6 +43,11 @@ impl Guard {
         clock: impl Fn() -> Time + Send + 'static,
     ) -> Self {
         Self { policy, ledger, audit, clock: Box::new(clock) }
+    }
+
+    /// The heads of its ledger, for whoever is asked for them.
+    pub fn history(&self) -> &LedgerHistory {
+        self.ledger.history()
     }
 
     /// The log, for what happens around the tasks.
@@ -103,7 +108,7 @@ impl Guard {
             Err(PayError::Write(error)) => Err(unkept(&error)),
             Err(error) => {
                 let message = error.to_string();
-                Err(self.deny(task, "budget", &message, error.reason(), message.clone()))
+                Err(self.deny(task, error.rule(), &message, error.reason(), message.clone()))
             }
         }
     }

@@ -17,7 +17,7 @@ use protocol::{
 use crate::Personal;
 use crate::audit::Audit;
 use crate::guard::Guard;
-use crate::ledger::pay_without_memory;
+use crate::ledger::{LedgerHistory, pay_without_memory};
 use crate::pause::Pause;
 use crate::personal::{gather_personal, scatter_personal};
 
@@ -135,6 +135,11 @@ impl Participant {
     /// The audit log of its guard, if it has one.
     pub fn audit(&self) -> Option<&Audit> {
         self.guard.as_ref().map(Guard::audit)
+    }
+
+    /// The heads of its guard's ledger, if it has one.
+    pub fn history(&self) -> Option<&LedgerHistory> {
+        self.guard.as_ref().map(Guard::history)
     }
 
     /// Its name.
