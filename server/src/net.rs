@@ -12,11 +12,13 @@ mod authority;
 mod central;
 mod crash;
 mod desk;
+mod dialogue;
 mod endpoint;
 mod engine;
 mod exchange;
 mod frames;
 mod keeper;
+mod ledgers;
 mod members;
 mod metrics;
 mod outgoing;
@@ -56,6 +58,7 @@ use endpoint::Port;
 pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use keeper::Keeper;
+use ledgers::Ledgers;
 pub use members::Approval;
 use members::Members;
 use metrics::Metrics;
@@ -314,6 +317,7 @@ impl Server {
             members,
             metrics: Arc::clone(&metrics),
             presence: Arc::clone(&presence),
+            ledgers: Ledgers::new(Arc::clone(&store)),
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
         if let Some(door) = door {

@@ -11,5 +11,6 @@ mod control;
 mod doorstep;
 mod federation;
 mod hostile;
+mod ledgers;
 mod quarantine;
 mod runs;
