@@ -196,3 +196,70 @@ fn a_join_killed_at_any_instant_is_given_again_or_says_what_there_is() {
         }
     }
 }
+
+#[test]
+fn no_damaged_file_of_a_site_starts_it_with_less_than_it_has_spent() {
+    let stage = Stage::new();
+    let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
+    stage.point_to(&address);
+    for folder in ["older", "newer"] {
+        let site = stage.run();
+        site.event("connected");
+        stage.train(&site, &address);
+        end(site);
+        copy(&stage.path("site"), &stage.path(folder));
+    }
+    let spent = Stage::spent(&stage.path("site")).unwrap();
+    let mut numbers = Numbers(47);
+    let files = [
+        "identity/ca.pem",
+        "identity/cert.pem",
+        "identity/key.pem",
+        "policy.toml",
+        "state/audit.jsonl",
+        "state/heads.json",
+        "state/ledger.jsonl",
+    ];
+    for name in files {
+        for time in 0..kills() {
+            let folder = stage.path("damaged");
+            copy(&stage.path("site"), &folder);
+            let (file, mut bytes) = (folder.join(name), std::fs::read(folder.join(name)).unwrap());
+            let length = bytes.len() as u64;
+            let at = usize::try_from(numbers.below(length.max(1))).unwrap();
+            let what = match numbers.below(4) {
+                0 if !bytes.is_empty() => {
+                    bytes[at] ^= 1 << numbers.below(8);
+                    std::fs::write(&file, &bytes).unwrap();
+                    format!("byte {at} of {name} is changed")
+                }
+                1 => {
+                    std::fs::write(&file, &bytes[..at]).unwrap();
+                    format!("{name} is cut to {at} bytes")
+                }
+                2 => {
+                    std::fs::remove_file(&file).unwrap();
+                    format!("{name} is removed")
+                }
+                _ => {
+                    std::fs::copy(stage.path("older").join(name), &file).unwrap();
+                    format!("{name} is an older copy")
+                }
+            };
+            // Its stdin is closed: it starts, and ends in order.
+            let started = consortia(&["site", "run", text(&folder.join("site.toml")), "--while-stdin-open"]);
+            assert!(started.status.success() || said(&started).len() > 40, "{what} ({time}): {started:?}");
+            match Stage::spent(&folder) {
+                Ok(now) => assert!(now >= spent, "{what}"),
+                Err(refused) => {
+                    assert!(!started.status.success(), "{what}: {refused}");
+                    assert!(
+                        refused.contains("site recover") || refused.contains("policy"),
+                        "{what}: {refused}"
+                    );
+                }
+            }
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+    }
+}

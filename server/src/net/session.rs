@@ -270,10 +270,13 @@ async fn attend_site(
     let (orders, inbox) = mpsc::channel(ORDERS);
     let link = Link { session, orders, connection: connection.clone() };
     let joined = Command::Joined { client: client.clone(), link };
+    // Before the engine closes the connection that this one replaces: the end of that one must not hide it.
+    let displaced = hall.presence.arrive(&client, session, address.clone(), software);
     if hall.commands.send(joined).await.is_err() {
+        hall.presence.leave(&client, session);
         return close(connection, &Rejection::ShuttingDown);
     }
-    if let Some(displaced) = hall.presence.arrive(&client, session, address.clone(), software) {
+    if let Some(displaced) = displaced {
         tell_displaced(hall, &client, address, displaced).await;
     }
     let mut site =
