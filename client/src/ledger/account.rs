@@ -8,6 +8,7 @@ use privacy::ledger::Unit;
 use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, Round, RunId, Task, Time, Work};
 
 use super::entry::{Charge, Entry, Recovered, Reserved};
+#[cfg(feature = "net")]
 use super::history::LedgerHead;
 use super::{PayError, SiteLedgerError};
 use crate::policy::{History, Participation};
@@ -162,16 +163,19 @@ impl SiteAccount {
     }
 
     /// Bookings from the record `place` on that are not taken back.
+    #[cfg(feature = "net")]
     pub(crate) fn open_from(&self, place: u64) -> u64 {
         self.open.range(place..).count() as u64
     }
 
     /// Whether the loss of a ledger with this head is booked.
+    #[cfg(feature = "net")]
     pub(crate) fn replaces(&self, head: LedgerHead) -> bool {
         self.recovered.iter().any(|one| one.replaced.contains(&head))
     }
 
     /// All that is charged, one by one.
+    #[cfg(feature = "net")]
     pub(crate) fn all_charges(&self) -> Vec<Charge> {
         let recovered = self.recovered.iter().flat_map(|one| one.charges.iter().copied());
         self.open.values().flat_map(|one| one.charges.iter().copied()).chain(recovered).collect()

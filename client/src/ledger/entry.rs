@@ -128,6 +128,7 @@ impl Entry {
         Self::Cancelled { version: SITE_LEDGER_VERSION, at_micros: now.as_micros(), reservation }
     }
 
+    #[cfg(feature = "net")]
     pub(super) fn recovered(
         replaced: Vec<LedgerHead>,
         lost: u64,

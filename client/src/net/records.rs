@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, read_lines};
+use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest};
 use protocol::Time;
 
 use crate::audit::{Audit, AuditEvent};

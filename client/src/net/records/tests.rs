@@ -4,6 +4,7 @@ mod damage;
 
 use std::collections::BTreeMap;
 
+use privacy::chain::read_lines;
 use privacy::ledger::Unit;
 use protocol::Task;
 
