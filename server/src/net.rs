@@ -295,8 +295,7 @@ impl Server {
         let (issuing, approval, meter) = (config.issuing, config.approval, Arc::clone(&metrics));
         let members = Members::new(Arc::clone(&store), issuing, approval, meter, commands.clone());
         let members = Arc::new(members.await?);
-        let papers = Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members));
-        let papers = Arc::new(papers);
+        let papers = Arc::new(Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
         tokio::spawn(Arc::clone(&papers).watch(stop.clone()));
         let desk = Arc::new(Desk {
             store: Arc::clone(&store),

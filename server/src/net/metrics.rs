@@ -172,18 +172,8 @@ impl Metrics {
                 "Requests to the admin port that were refused, by reason",
                 Family::default(),
             ),
-            ledgers_refused: put(
-                to,
-                "ledgers_refused",
-                "Connections of sites whose ledger does not go on from the one they had",
-                Counter::default(),
-            ),
-            site_displacements: put(
-                to,
-                "site_displacements",
-                "Connections that ended because the same site connected again",
-                Counter::default(),
-            ),
+            ledgers_refused: put(to, "ledgers_refused", "Sites with another ledger", Counter::default()),
+            site_displacements: put(to, "site_displacements", "Connections replaced", Counter::default()),
             site_alternations: put(
                 to,
                 "site_alternations",
