@@ -171,6 +171,8 @@ enum SiteCommand {
     Resume(site::pause::PauseArgs),
     /// Leave the federation: removes the key and the certificates, keeps ledger, audit log and policy.
     Leave(site::leave::LeaveArgs),
+    /// Put the site's books in order when one is lost, damaged or an older copy: restores what is known, and charges the rest.
+    Recover(site::recover::RecoverArgs),
     /// Read the site's audit log, once its chain is seen to be whole.
     Audit(site::log::AuditArgs),
     /// See whether a site is well: its files, certificate, device, data, policy and its line to the server.
@@ -305,6 +307,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Site(SiteCommand::Pause(args)) => site::pause::pause(args, global),
         Command::Site(SiteCommand::Resume(args)) => site::pause::resume(args, global),
         Command::Site(SiteCommand::Leave(args)) => site::leave::leave(args, global),
+        Command::Site(SiteCommand::Recover(args)) => site::recover::recover(args, global),
         Command::Site(SiteCommand::Audit(args)) => site::log::audit(args, global),
         Command::Site(SiteCommand::Check(args)) => site::check::check(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),

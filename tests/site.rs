@@ -7,6 +7,8 @@
     reason = "a test that cannot go on says so by panicking, and waits for real processes"
 )]
 
+#[path = "site/books.rs"]
+mod books;
 #[path = "support/processes.rs"]
 mod processes;
 

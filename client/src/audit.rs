@@ -3,13 +3,20 @@
 //! It never holds a value of an update, a norm that was measured, a metric or a record of the site. It opens no file; what
 //! it is given to write to makes bytes durable when it is flushed, which happens before an answer leaves and after a
 //! denial. A log that cannot be written stops the site's work.
+//!
+//! It is the ledger's second copy: the first record after the ledger has grown holds the ledger's new records and its head, and is
+//! durable at once. So the ledger is never behind the log, the log is behind the ledger by what is being written at most, and either can
+//! be told from one that was cut, exchanged or replaced by an older copy.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use privacy::chain::{ChainWriter, Digest, WriteError};
+use privacy::chain::{Chain, ChainWriter, Digest, WriteError};
 use protocol::{Decline, Refusal, TaskId, Time};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::ledger::{LedgerHead, LedgerHistory};
 
 /// The version of the records written by this code.
 pub const AUDIT_VERSION: u32 = 1;
@@ -21,9 +28,38 @@ pub struct AuditRecord {
     pub version: u32,
     /// Microseconds since the Unix epoch.
     pub at_micros: u64,
+    /// What the ledger has grown by since the record before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<LedgerCopy>,
     /// What happened.
     #[serde(flatten)]
     pub event: AuditEvent,
+}
+
+/// The ledger's head, and a copy of the records that are new.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerCopy {
+    /// Records of the ledger.
+    pub records: u64,
+    /// The hash of the last of them.
+    pub head: Digest,
+    /// The last of them, as they stand there.
+    pub new: Vec<Box<RawValue>>,
+}
+
+impl LedgerCopy {
+    /// Where the ledger ends.
+    pub fn head(&self) -> LedgerHead {
+        LedgerHead { records: self.records, head: self.head }
+    }
+}
+
+impl PartialEq for LedgerCopy {
+    fn eq(&self, other: &Self) -> bool {
+        let texts = |copy: &Self| copy.new.iter().map(|record| record.get().to_owned()).collect::<Vec<_>>();
+        self.head() == other.head() && texts(self) == texts(other)
+    }
 }
 
 /// A task, as it is written down.
@@ -119,6 +155,24 @@ pub enum AuditEvent {
         /// Its reason where it did not take it.
         refused: Option<Refusal>,
     },
+    /// The server remembers another ledger of this site than the one here, and did not let it in.
+    LedgerRefused {
+        /// Its address.
+        server: String,
+        /// The ledger that it remembers.
+        known: LedgerHead,
+        /// Updates that it has had since then, each of which that ledger has booked.
+        answered: u64,
+    },
+    /// The site's people had the books put in order.
+    Recovered {
+        /// Who did it, as far as the system knows.
+        by: String,
+        /// Records that were put back into the ledger from copies of them.
+        restored: u64,
+        /// Records that are lost, and booked by what is known of them.
+        lost: u64,
+    },
     /// The site's program ended in order.
     Stopped,
     /// The site takes part in nothing from now on.
@@ -151,6 +205,31 @@ pub struct Audit(Arc<Mutex<Log>>);
 struct Log {
     writer: ChainWriter<Box<dyn Write + Send>>,
     clock: Box<dyn Fn() -> Time + Send>,
+    witness: Option<Witness>,
+}
+
+/// What is told once both books are durable: their ends.
+pub(crate) type Sealed = Box<dyn Fn(LedgerHead, Chain) -> io::Result<()> + Send>;
+
+/// The ledger that the log copies.
+struct Witness {
+    ledger: LedgerHistory,
+    /// How much of it the log has.
+    copied: LedgerHead,
+    sealed: Sealed,
+}
+
+impl Witness {
+    /// What the ledger has grown by.
+    fn growth(&mut self) -> Option<LedgerCopy> {
+        let head = self.ledger.head();
+        if head == self.copied {
+            return None;
+        }
+        let new = self.ledger.take_copies(self.copied.records);
+        self.copied = head;
+        Some(LedgerCopy { records: head.records, head: head.head, new })
+    }
 }
 
 impl Audit {
@@ -159,7 +238,14 @@ impl Audit {
         writer: ChainWriter<Box<dyn Write + Send>>,
         clock: impl Fn() -> Time + Send + 'static,
     ) -> Self {
-        Self(Arc::new(Mutex::new(Log { writer, clock: Box::new(clock) })))
+        Self(Arc::new(Mutex::new(Log { writer, clock: Box::new(clock), witness: None })))
+    }
+
+    /// Copies the records of `ledger` from now on, of which the log has those up to `copied`, and tells `sealed` where both end whenever
+    /// they are durable.
+    #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "books are opened with `net`"))]
+    pub(crate) fn watch(&self, ledger: LedgerHistory, copied: LedgerHead, sealed: Sealed) {
+        self.log().witness = Some(Witness { ledger, copied, sealed });
     }
 
     /// Writes down what happened. It may be lost in a crash until the next [`Audit::seal`].
@@ -167,9 +253,7 @@ impl Audit {
     /// # Errors
     /// [`WriteError`]; nothing more can be written then.
     pub fn note(&self, event: AuditEvent) -> Result<(), WriteError> {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = AuditRecord { version: AUDIT_VERSION, at_micros: (log.clock)().as_micros(), event };
-        log.writer.append(&record).map(|_| ())
+        self.write(event, false)
     }
 
     /// Writes down what happened, and returns when all that was written is durable.
@@ -177,8 +261,28 @@ impl Audit {
     /// # Errors
     /// [`WriteError`]; what was to follow must not happen then.
     pub fn seal(&self, event: AuditEvent) -> Result<(), WriteError> {
-        self.note(event)?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).writer.sync()
+        self.write(event, true)
+    }
+
+    /// Writes a record, durably if it must be or if the ledger has grown.
+    fn write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
+        let mut log = self.log();
+        let ledger = log.witness.as_mut().and_then(Witness::growth);
+        let durable = durable || ledger.is_some();
+        let record =
+            AuditRecord { version: AUDIT_VERSION, at_micros: (log.clock)().as_micros(), ledger, event };
+        log.writer.append(&record)?;
+        if !durable {
+            return Ok(());
+        }
+        log.writer.sync()?;
+        let chain = log.writer.chain();
+        let told = log.witness.as_ref().map_or(Ok(()), |witness| (witness.sealed)(witness.copied, chain));
+        told.map_err(|source| WriteError::Io { sequence: chain.len().saturating_sub(1), source })
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,7 +311,7 @@ mod tests {
         audit.seal(AuditEvent::Stopped).unwrap();
         let read = read_lines(&paper.text()).unwrap();
         let records: Vec<AuditRecord> = read.links.iter().map(|link| link.read().unwrap()).collect();
-        assert_eq!(records[0], AuditRecord { version: 1, at_micros: 7, event: denied });
+        assert_eq!(records[0], AuditRecord { version: 1, at_micros: 7, ledger: None, event: denied });
         assert_eq!((records.len(), &records[1].event), (2, &AuditEvent::Stopped));
         assert!(read.links[0].record.get().contains(r#""run":"00000000000000ab","round":3,"kind":"train""#));
     }

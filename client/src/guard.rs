@@ -9,7 +9,7 @@ use protocol::{Decline, ExampleReleases, Metrics, Outcome, Spec, Task, Time, Wor
 
 use crate::Trouble;
 use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{Booking, PayError, SiteLedger};
+use crate::ledger::{Booking, LedgerHistory, PayError, SiteLedger};
 use crate::policy::{Denied, Mode, Policy, SiteFacts};
 
 /// A site's policy, ledger and audit log.
@@ -43,6 +43,11 @@ impl Guard {
         clock: impl Fn() -> Time + Send + 'static,
     ) -> Self {
         Self { policy, ledger, audit, clock: Box::new(clock) }
+    }
+
+    /// The heads of its ledger, for whoever is asked for them.
+    pub fn history(&self) -> &LedgerHistory {
+        self.ledger.history()
     }
 
     /// The log, for what happens around the tasks.
@@ -111,7 +116,7 @@ impl Guard {
             Err(error) => {
                 let message = error.to_string();
                 let told = Trouble::private(error.reason(), message.clone());
-                Err(self.deny(task, "budget", &message, told))
+                Err(self.deny(task, error.rule(), &message, told))
             }
         }
     }

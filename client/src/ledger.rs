@@ -15,6 +15,9 @@
 
 mod account;
 mod entry;
+mod history;
+#[cfg(feature = "net")]
+mod losses;
 
 use std::io::Write;
 
@@ -22,12 +25,16 @@ use privacy::Permit;
 use privacy::accounting::{AccountingError, Event, Mechanism, Relation};
 use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, WriteError, read_lines};
 use privacy::ledger::{Composition, ReserveError, Terms, Unit};
-use protocol::{Decline, ExamplePrivacy, ExampleReleases, Task, Time, Work};
+use protocol::{Decline, ExamplePrivacy, ExampleReleases, Round, RunId, Task, Time, Work};
 
 pub use account::{RunAccount, SiteAccount, Total};
 pub use entry::{Charge, SITE_LEDGER_VERSION};
+pub use history::{LedgerHead, LedgerHistory};
+#[cfg(feature = "net")]
+pub(crate) use losses::{Losses, charges_in, lost_records};
 
 use entry::Entry;
+use history::HistoryWriter;
 
 /// Why a site's ledger cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +88,33 @@ pub enum PayError {
         "the plan protects single records, and the learner does not say what it releases; install a release that does"
     )]
     Unprotected,
+    /// Records were lost, and nothing bounds what they cost.
+    #[error(
+        "{whose} allows epsilon {epsilon_max} for {unit}; {lost} records of this ledger were lost, and nobody knows what they cost: only a budget \
+         without a limit can pay"
+    )]
+    Lost {
+        /// Whose budget.
+        whose: &'static str,
+        /// What it protects.
+        unit: Unit,
+        /// Records.
+        lost: u64,
+        /// The budget.
+        epsilon_max: f64,
+    },
+    /// The server goes back.
+    #[error(
+        "round {round} of run {run} is over: this site has trained in round {latest}; the server has lost rounds, ask its operator for a new run"
+    )]
+    Past {
+        /// The run.
+        run: RunId,
+        /// What is asked for.
+        round: Round,
+        /// What was done.
+        latest: Round,
+    },
     /// No accountant has a bound.
     #[error(transparent)]
     Accounting(#[from] AccountingError),
@@ -102,10 +136,19 @@ pub struct Booking {
 }
 
 impl PayError {
+    /// The rule that the audit log names.
+    pub(crate) fn rule(&self) -> &'static str {
+        match self {
+            Self::Past { .. } => "rounds",
+            _ => "budget",
+        }
+    }
+
     /// What the server is told.
     pub(crate) fn reason(&self) -> Decline {
         match self {
-            Self::Exhausted { .. } => Decline::Budget,
+            Self::Exhausted { .. } | Self::Lost { .. } => Decline::Budget,
+            Self::Past { .. } => Decline::Policy,
             Self::Unprotected | Self::Accounting(_) | Self::Spec(_) => Decline::Unsupported,
             Self::Write(_) => Decline::Failed,
         }
@@ -134,7 +177,7 @@ impl Booking {
 /// A site's own ledger.
 pub struct SiteLedger<W = Box<dyn Write + Send>> {
     account: SiteAccount,
-    writer: ChainWriter<W>,
+    writer: HistoryWriter<W>,
     federation: Digest,
 }
 
@@ -147,13 +190,19 @@ impl<W: Write> SiteLedger<W> {
     /// it off before writing.
     pub fn open(text: &[u8], to: W, federation: Digest) -> Result<Self, SiteLedgerError> {
         let account = SiteAccount::read(text)?;
-        let writer = ChainWriter::new(read_lines(text)?.chain, to);
+        let lines = read_lines(text)?;
+        let writer = HistoryWriter::new(&lines.links, ChainWriter::new(lines.chain, to));
         Ok(Self { account, writer, federation })
     }
 
     /// What has been given away.
     pub fn account(&self) -> &SiteAccount {
         &self.account
+    }
+
+    /// The heads that it has had; it grows with the ledger.
+    pub fn history(&self) -> &LedgerHistory {
+        self.writer.history()
     }
 
     /// Books a task, durably, before it is done. `site_budget` is the site's own epsilon and delta, `releases` what the
@@ -239,6 +288,9 @@ impl<W: Write> SiteLedger<W> {
         charges: &[Charge],
         (epsilon_max, delta): (f64, f64),
     ) -> Result<(), PayError> {
+        if self.account.is_unbounded(unit) {
+            return Err(PayError::Lost { whose, unit, lost: self.account.lost(), epsilon_max });
+        }
         let next = account::best(&self.account.events(unit, None, charges), delta, epsilon_max)?;
         if next <= epsilon_max {
             return Ok(());

@@ -20,11 +20,11 @@ mod pause;
 mod personal;
 mod policy;
 
-pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, TaskName};
+pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, TaskName};
 pub use guard::Guard;
 pub use ledger::{
-    Booking, Charge, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount, SiteLedger, SiteLedgerError,
-    Total,
+    Booking, Charge, LedgerHead, LedgerHistory, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount,
+    SiteLedger, SiteLedgerError, Total,
 };
 pub use participant::{Memory, Participant, Trouble, answer, attempt, perform};
 pub use pause::Pause;

@@ -37,7 +37,10 @@ pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};
 pub use operator::{FetchedModel, OperatorClient, OperatorError};
 pub use probe::{Probe, ProbeError, probe};
-pub use records::{Books, BooksError, Torn, are_books_held, open_audit, open_books};
+pub use records::{
+    Books, BooksError, BooksSummary, Mismatch, Recovery, RecoveryOrder, Torn, are_books_held, check_books,
+    open_audit, open_books, recover_books,
+};
 
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use self::execution::TaskExecution;
 use crate::Personal;
 use crate::audit::Audit;
 use crate::guard::Guard;
+use crate::ledger::LedgerHistory;
 use crate::pause::Pause;
 
 /// Why a task was not done.
@@ -140,6 +141,11 @@ impl Participant {
     /// The audit log of its guard, if it has one.
     pub fn audit(&self) -> Option<&Audit> {
         self.guard.as_ref().map(Guard::audit)
+    }
+
+    /// The heads of its guard's ledger, if it has one.
+    pub fn history(&self) -> Option<&LedgerHistory> {
+        self.guard.as_ref().map(Guard::history)
     }
 
     /// Its name.

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use protocol::UpdateCodec;
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
-    Notice, Receipt, TaskHeader, decode, encode,
+    LedgerClaim, LedgerProof, Notice, Receipt, TaskHeader, decode, encode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,8 @@ fuzz_target!(|bytes: &[u8]| {
     }
     reads::<Receipt>(FrameKind::Receipt, bytes);
     reads::<Notice>(FrameKind::Notice, bytes);
+    reads::<LedgerClaim>(FrameKind::LedgerClaim, bytes);
+    reads::<LedgerProof>(FrameKind::LedgerProof, bytes);
     reads::<AdminRequest>(FrameKind::AdminRequest, bytes);
     reads::<AdminReply>(FrameKind::AdminReply, bytes);
 });

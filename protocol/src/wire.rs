@@ -1,7 +1,7 @@
 //! Messages per direction, and the frames that carry them. `docs/protocol.md` describes the bytes.
 //!
 //! A connection is mutually authenticated QUIC; who the client is, is its certificate's to say and no message's. The
-//! client opens the one bidirectional stream it may open and says [`Hello`]; the server answers [`Greeting`]. From then
+//! client opens the one bidirectional stream it may open and says [`Hello`], and a site with a ledger [`LedgerClaim`]; the server answers [`Greeting`]. From then
 //! on the server opens a bidirectional stream per task ([`TaskHeader`], then the model's raw bytes), the client answers on
 //! it ([`AnswerHeader`], then the update's raw bytes), and the server closes with a [`Receipt`]. A [`Notice`] has a stream of
 //! its own. An operator's stream carries [`AdminRequest`] and [`AdminReply`].
@@ -21,8 +21,8 @@ pub use admin::{
 pub use codec::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
 pub use enrol::{EnrolRefusal, EnrolReply, EnrolRequest};
 pub use messages::{
-    AnswerBody, AnswerHeader, Greeting, Hello, Notice, Payload, Receipt, Rejection, TaskHeader,
-    TaskHeaderError, WorkHeader,
+    AnswerBody, AnswerHeader, Greeting, Hello, LedgerClaim, LedgerProof, Notice, Payload, REPLACED_MAX,
+    Receipt, Rejection, TaskHeader, TaskHeaderError, WorkHeader,
 };
 
 /// The protocol's version. Both sides must have the same.

@@ -5,12 +5,13 @@
 
 use std::fmt::Debug;
 
+use privacy::chain::Digest;
 use privacy::{Encoded, Lattice, NormBound, Tally, clip};
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, ClientSummary, Control, EnrolRefusal,
-    EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, Member,
-    ModelChoice, ModelLine, Notice, Quarantine, Receipt, Rejection, RoundSummary, RunState, RunSummary,
-    TaskHeader, WorkHeader, decode, encode,
+    EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, LedgerClaim,
+    LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, Receipt, Rejection, RoundSummary,
+    RunState, RunSummary, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
@@ -70,6 +71,14 @@ fn greetings_have_the_bytes_of_the_page() {
     golden("welcome", FrameKind::Greeting, &welcome);
     let rejected = Greeting::Rejected(Rejection::Version { server: 1, client: 2 });
     golden("rejected", FrameKind::Greeting, &rejected);
+    let head = Digest::of(b"a record");
+    golden("ledger-claim", FrameKind::LedgerClaim, &LedgerClaim { records: 2, head });
+    golden("ledger-prove", FrameKind::Greeting, &Greeting::Prove { records: 1 });
+    let proof = LedgerProof { head: Some(head), replaced: vec![head] };
+    golden("ledger-proof", FrameKind::LedgerProof, &proof);
+    let known = LedgerClaim { records: 1, head };
+    let forked = Greeting::Rejected(Rejection::LedgerForked { known, answered: 3 });
+    golden("ledger-forked", FrameKind::Greeting, &forked);
 }
 
 #[test]

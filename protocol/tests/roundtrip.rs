@@ -4,14 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that finds nothing to unwrap has failed")]
 
 use privacy::LIMBS;
+use privacy::chain::Digest;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, ClientSummary, CodecError,
-    Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, Member, ModelChoice, ModelLine,
-    Notice, Payload, Quarantine, Receipt, Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX,
-    TaskHeader, WorkHeader, decode, encode,
+    Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, LedgerClaim, LedgerProof, Member,
+    ModelChoice, ModelLine, Notice, Payload, Quarantine, REPLACED_MAX, Receipt, Rejection, RoundSummary,
+    RunState, RunSummary, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
@@ -20,7 +21,7 @@ use protocol::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const KINDS: [FrameKind; 8] = [
+const KINDS: [FrameKind; 10] = [
     FrameKind::Hello,
     FrameKind::Greeting,
     FrameKind::Task,
@@ -29,6 +30,8 @@ const KINDS: [FrameKind; 8] = [
     FrameKind::AdminRequest,
     FrameKind::AdminReply,
     FrameKind::Notice,
+    FrameKind::LedgerClaim,
+    FrameKind::LedgerProof,
 ];
 
 fn task_id() -> impl Strategy<Value = TaskId> {
@@ -59,16 +62,28 @@ fn decline() -> impl Strategy<Value = Decline> {
 }
 
 fn greeting() -> impl Strategy<Value = Greeting> {
-    use Rejection::{Busy, Late, NotAHello, NotASite, Revoked, ShuttingDown, Superseded};
-    let others =
-        prop::sample::select(vec![NotAHello, NotASite, Superseded, ShuttingDown, Busy, Revoked, Late]);
+    use Rejection::{Busy, Late, LedgerMissing, NotAHello, NotASite, Revoked, ShuttingDown, Superseded};
+    let others = vec![NotAHello, NotASite, Superseded, ShuttingDown, Busy, Revoked, Late, LedgerMissing];
+    let others = prop::sample::select(others);
+    let forked =
+        (claim(), any::<u64>()).prop_map(|(known, answered)| Rejection::LedgerForked { known, answered });
     let version =
         (any::<u16>(), any::<u16>()).prop_map(|(server, client)| Rejection::Version { server, client });
     prop_oneof![
         (".{0,40}", ".{0,40}").prop_map(|(software, you)| Greeting::Welcome { software, you }),
         others.prop_map(Greeting::Rejected),
         version.prop_map(Greeting::Rejected),
+        forked.prop_map(Greeting::Rejected),
+        any::<u64>().prop_map(|records| Greeting::Prove { records }),
     ]
+}
+
+fn claim() -> impl Strategy<Value = LedgerClaim> {
+    (any::<u64>(), digest()).prop_map(|(records, head)| LedgerClaim { records, head })
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<u64>().prop_map(|number| Digest::of(&number.to_le_bytes()))
 }
 
 fn task_header() -> impl Strategy<Value = TaskHeader> {
@@ -296,7 +311,15 @@ fn reads<T: Serialize + DeserializeOwned>(kind: FrameKind, bytes: &[u8]) -> Resu
 
 proptest! {
     #[test]
-    fn a_greeting_comes_back_as_it_was_sent(software in ".{0,200}", greeting in greeting()) {
+    fn a_greeting_comes_back_as_it_was_sent(
+        software in ".{0,200}",
+        greeting in greeting(),
+        claim in claim(),
+        proof in (option::of(digest()), vec(digest(), 0..=REPLACED_MAX)),
+    ) {
+        let (head, replaced) = proof;
+        comes_back(FrameKind::LedgerClaim, &claim)?;
+        comes_back(FrameKind::LedgerProof, &LedgerProof { head, replaced })?;
         comes_back(FrameKind::Hello, &Hello { software })?;
         comes_back(FrameKind::Greeting, &greeting)?;
     }
@@ -320,6 +343,7 @@ proptest! {
     #[test]
     fn a_notice_comes_back_as_it_was_sent(notice in notice()) {
         comes_back(FrameKind::Notice, &notice)?;
+
     }
 
     #[test]
@@ -382,6 +406,8 @@ proptest! {
         reads::<AnswerHeader>(FrameKind::Answer, &bytes)?;
         reads::<Receipt>(FrameKind::Receipt, &bytes)?;
         reads::<Notice>(FrameKind::Notice, &bytes)?;
+        reads::<LedgerClaim>(FrameKind::LedgerClaim, &bytes)?;
+        reads::<LedgerProof>(FrameKind::LedgerProof, &bytes)?;
         reads::<AdminRequest>(FrameKind::AdminRequest, &bytes)?;
         reads::<AdminReply>(FrameKind::AdminReply, &bytes)?;
     }

@@ -12,11 +12,13 @@ mod authority;
 mod central;
 mod crash;
 mod desk;
+mod dialogue;
 mod endpoint;
 mod engine;
 mod exchange;
 mod frames;
 mod keeper;
+mod ledgers;
 mod members;
 mod metrics;
 mod outgoing;
@@ -56,6 +58,7 @@ use endpoint::Port;
 pub use engine::LiveRuns;
 use engine::{Engine, Nerves};
 use keeper::Keeper;
+use ledgers::Ledgers;
 pub use members::Approval;
 use members::Members;
 use metrics::Metrics;
@@ -292,8 +295,7 @@ impl Server {
         let (issuing, approval, meter) = (config.issuing, config.approval, Arc::clone(&metrics));
         let members = Members::new(Arc::clone(&store), issuing, approval, meter, commands.clone());
         let members = Arc::new(members.await?);
-        let papers = Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members));
-        let papers = Arc::new(papers);
+        let papers = Arc::new(Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
         tokio::spawn(Arc::clone(&papers).watch(stop.clone()));
         let desk = Arc::new(Desk {
             store: Arc::clone(&store),
@@ -314,6 +316,7 @@ impl Server {
             members,
             metrics: Arc::clone(&metrics),
             presence: Arc::clone(&presence),
+            ledgers: Ledgers::new(Arc::clone(&store)),
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
         if let Some(door) = door {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ::client::net::{BooksError, check_books};
 use clap::Args;
 use privacy::chain::{Digest, Link, read_lines};
 use serde_json::{Value, json};
@@ -36,6 +37,7 @@ struct Verified {
 pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
     let mut damaged = Vec::new();
     for path in &args.paths {
+        damaged.extend(compare_site(path)?);
         for file in chains(path)? {
             match read(&file)? {
                 Ok(verified) => global
@@ -46,6 +48,23 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
         }
     }
     if damaged.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Run, damaged.join("\n"))) }
+}
+
+/// What is wrong between the books of a site, where the path is a site's folder or its state.
+fn compare_site(path: &Path) -> Result<Option<String>, Failure> {
+    let site = path.join("site.toml");
+    let state = if site.exists() {
+        SiteFile::read(&site)?.state
+    } else if ["heads.json", LEDGER].iter().any(|name| path.join(name).exists()) {
+        path.to_path_buf()
+    } else {
+        return Ok(None);
+    };
+    match check_books(&state) {
+        // Damage of one file is named below, line by line.
+        Ok(_) | Err(BooksError::Ledger { .. } | BooksError::Audit { .. }) => Ok(None),
+        Err(fault) => Ok(Some(fault.to_string())),
+    }
 }
 
 /// The files that a path stands for.

@@ -4,6 +4,7 @@ mod server;
 
 use std::path::{Path, PathBuf};
 
+use ::client::net::check_books;
 use ::client::{Policy, SiteAccount, Total};
 use clap::Args;
 use privacy::accounting::AccountingError;
@@ -56,6 +57,7 @@ pub(super) fn show(args: &ShowArgs, global: &Global) -> Result<(), Failure> {
 }
 
 fn show_site(file: &SiteFile, delta: Option<f64>, global: &Global) -> Result<(), Failure> {
+    check_books(&file.state).or_fail(Kind::Run, "")?;
     let path = file.state.join("ledger.jsonl");
     let text = if path.exists() {
         std::fs::read(&path).or_fail(Kind::Configuration, path.display())?
@@ -96,6 +98,8 @@ struct Spending {
     budget: Option<(f64, f64)>,
     runs: Vec<Line>,
     whole: Line,
+    /// Records that were lost, and charged by a guess.
+    lost: u64,
 }
 
 impl Spending {
@@ -114,7 +118,8 @@ impl Spending {
         });
         let runs: Vec<Line> = runs.collect::<Result<_, _>>()?;
         let without = runs.iter().map(|run| run.without).sum();
-        Ok(Self { budget, whole: Line { without, ..line(None, delta, None)? }, runs })
+        let lost = account.lost();
+        Ok(Self { budget, whole: Line { without, ..line(None, delta, None)? }, runs, lost })
     }
 
     fn lines(&self) -> String {
@@ -130,11 +135,17 @@ impl Spending {
             }
             None => "whatever the plans ask".to_owned(),
         };
+        let lost = match self.lost {
+            0 => String::new(),
+            lost => format!(
+                "\n{lost} records of the ledger were lost; each is charged, in every run, by the guess that costs most"
+            ),
+        };
         format!(
             "{}\n\nepsilon of this site as a client and of its single records, over all servers, at sampling rate 1\n\
              without: answers that neither noise covers; they have no epsilon\n\
              rehearsed: the server knew the seed, and what it released claims nothing\n\
-             the policy allows {allowed}",
+             the policy allows {allowed}{lost}",
             table(&rows)
         )
     }
@@ -145,6 +156,7 @@ impl Spending {
             "epsilon_max": self.budget.map(|(epsilon, _)| epsilon),
             "delta": self.whole.delta,
             "without": self.whole.without,
+            "lost": self.lost,
             "client": unit(&self.whole.client),
             "record": unit(&self.whole.record),
             "runs": self.runs.iter().map(Line::object).collect::<Vec<_>>(),

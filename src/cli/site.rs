@@ -5,6 +5,7 @@ mod health;
 pub(super) mod leave;
 pub(super) mod log;
 pub(super) mod pause;
+pub(super) mod recover;
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;

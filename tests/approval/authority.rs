@@ -132,7 +132,7 @@ fn openssl_finds_a_revoked_site_s_certificate_in_the_list_and_no_other() {
 fn shown(address: &str, operator: &Path, transport: Transport) -> Vec<u8> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let identity = Identity::load(operator).unwrap();
-    let found = runtime.block_on(probe(&[address.to_owned()], transport, &identity, None)).unwrap();
+    let found = runtime.block_on(probe(&[address.to_owned()], transport, &identity, None, None)).unwrap();
     found.certificate.unwrap()
 }
 

@@ -5,11 +5,16 @@ use std::collections::BTreeMap;
 use privacy::accounting::{self, AccountingError, Epsilon, Event, Mechanism, Relation};
 use privacy::chain::{ChainError, Digest, read_lines};
 use privacy::ledger::Unit;
-use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, RunId, Task, Time, Work};
+use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, Round, RunId, Task, Time, Work};
 
-use super::entry::{Charge, Entry, Reserved, drawn};
+use super::entry::{Charge, Entry, Recovered, Reserved, drawn};
+#[cfg(feature = "net")]
+use super::history::LedgerHead;
 use super::{PayError, SiteLedgerError};
 use crate::policy::{History, Participation};
+
+/// Lost records that count as trainings of the day on which they were booked, at most.
+const LOST_COUNTED_MAX: usize = 10_000;
 
 /// Everything a site has booked and not taken back.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,6 +23,8 @@ pub struct SiteAccount {
     open: BTreeMap<u64, Reserved>,
     /// Trainings that were booked, those among them that were booked back.
     attempts: Vec<Participation>,
+    /// What stands for records that were lost.
+    recovered: Vec<Recovered>,
 }
 
 /// What one kind of unit has given away.
@@ -73,7 +80,14 @@ impl SiteAccount {
     /// Trainings, for the policy.
     pub fn history(&self) -> History {
         let trained = self.open.values().filter_map(participation).collect();
-        History { attempts: self.attempts.clone(), trained }
+        // What was lost may have been trainings of today.
+        let lost = self.recovered.iter().flat_map(|one| {
+            let at = Time::from_micros(one.at_micros);
+            let count = usize::try_from(one.lost).unwrap_or(usize::MAX).min(LOST_COUNTED_MAX);
+            std::iter::repeat_n(Participation { at, run: RunId(0), round: Round(0) }, count)
+        });
+        let attempts = self.attempts.iter().copied().chain(lost).collect();
+        History { attempts, trained }
     }
 
     /// What one kind of unit has given away at `delta`, in all or in one run.
@@ -84,12 +98,17 @@ impl SiteAccount {
         let booked = || self.open.values().filter(|one| run.is_none_or(|run| one.run() == Some(run)));
         let protected = booked().filter(|one| one.protects(unit)).count();
         let events = self.events(unit, run, &[]);
-        let epsilon = if events.is_empty() {
+        let epsilon = if self.is_unbounded(unit) {
+            Epsilon { rdp: Some(f64::INFINITY), pld: Some(f64::INFINITY) }
+        } else if events.is_empty() {
             Epsilon { rdp: Some(0.0), pld: Some(0.0) }
         } else {
             accounting::epsilon(&events, Relation::ZeroOut, delta)?
         };
-        Ok(Total { protected, unprotected: booked().count() - protected, epsilon })
+        let lost = self.recovered.iter().map(|one| usize::try_from(one.lost).unwrap_or(usize::MAX));
+        let lost = lost.fold(0, usize::saturating_add);
+        let unprotected = booked().count() - protected;
+        Ok(Total { protected: protected.saturating_add(lost), unprotected, epsilon })
     }
 
     /// The runs, by federation and number.
@@ -123,7 +142,10 @@ impl SiteAccount {
         let known =
             |one: &Reserved, charge: Charge| if one.rehearsal { charge.with_known_draws() } else { charge };
         let booked = booked.flat_map(|one| one.charges.iter().map(move |charge| known(one, *charge)));
-        let charges = booked.chain(more.iter().copied()).filter(|charge| charge.unit == unit);
+        // What was lost may have been of any run.
+        let recovered = self.recovered.iter().flat_map(|one| one.charges.iter().copied());
+        let charges = booked.chain(recovered).chain(more.iter().copied());
+        let charges = charges.filter(|charge| charge.unit == unit);
         let mut counts: Vec<(Mechanism, u64)> = Vec::new();
         for (mechanism, count) in charges.map(|charge| charge.as_zero_out()) {
             match counts.iter_mut().find(|(known, _)| *known == mechanism) {
@@ -134,6 +156,54 @@ impl SiteAccount {
         counts.into_iter().filter_map(|(mechanism, count)| Event::new(mechanism, count).ok()).collect()
     }
 
+    /// Records that were lost and are booked by what is known of them.
+    pub fn lost(&self) -> u64 {
+        self.recovered.iter().fold(0, |sum, one| sum.saturating_add(one.lost))
+    }
+
+    /// Whether records were lost of which nobody knows how much they cost this unit.
+    pub fn is_unbounded(&self, unit: Unit) -> bool {
+        self.recovered.iter().any(|one| one.unbounded.contains(&unit))
+    }
+
+    /// Bookings from the record `place` on that are not taken back.
+    #[cfg(feature = "net")]
+    pub(crate) fn open_from(&self, place: u64) -> u64 {
+        self.open.range(place..).count() as u64
+    }
+
+    /// Whether the loss of a ledger with this head is booked.
+    #[cfg(feature = "net")]
+    pub(crate) fn replaces(&self, head: LedgerHead) -> bool {
+        self.recovered.iter().any(|one| one.replaced.contains(&head))
+    }
+
+    /// All that is charged, one by one.
+    #[cfg(feature = "net")]
+    pub(crate) fn all_charges(&self) -> Vec<Charge> {
+        let recovered = self.recovered.iter().flat_map(|one| one.charges.iter().copied());
+        self.open.values().flat_map(|one| one.charges.iter().copied()).chain(recovered).collect()
+    }
+
+    /// A task is refused that goes back behind what this site has trained in its run: an honest server repeats no round but its
+    /// latest, so one that does has lost what it knew, and would release an earlier round twice. Without a promise there is nothing to lose.
+    fn check_order(&self, task: &Task, federation: Digest) -> Result<(), PayError> {
+        if task.spec.privacy.is_none() {
+            return Ok(());
+        }
+        let same_run = |one: &&Reserved| {
+            one.federation == federation
+                && one.run() == Some(task.id.run)
+                && one.kind == protocol::TaskKind::Train
+        };
+        match self.open.values().filter(same_run).map(|one| one.round).max() {
+            Some(latest) if task.id.round < latest => {
+                Err(PayError::Past { run: task.id.run, round: task.id.round, latest })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// What `task` costs, given what is paid for already.
     pub(super) fn charges(
         &self,
@@ -141,6 +211,7 @@ impl SiteAccount {
         releases: Option<ExampleReleases>,
         federation: Digest,
     ) -> Result<Vec<Charge>, PayError> {
+        self.check_order(task, federation)?;
         let Work::Train { .. } = task.work else { return Ok(Vec::new()) };
         let privacy = &task.spec.privacy;
         let event = |mechanism, count| {
@@ -196,6 +267,7 @@ impl SiteAccount {
             Entry::Cancelled { reservation, .. } => {
                 self.open.remove(&reservation);
             }
+            Entry::Recovered(recovered) => self.recovered.push(*recovered),
         }
     }
 }

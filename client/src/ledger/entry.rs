@@ -6,6 +6,8 @@ use privacy::ledger::Unit;
 use protocol::{PrivacySpec, Round, RunId, Task, TaskKind, Time};
 use serde::{Deserialize, Serialize};
 
+use super::history::LedgerHead;
+
 /// The version of the records written by this code.
 pub const SITE_LEDGER_VERSION: u32 = 1;
 
@@ -59,6 +61,8 @@ pub(super) enum Entry {
         /// The record that is taken back.
         reservation: u64,
     },
+    /// Records that were lost are booked by what is known of them.
+    Recovered(Box<Recovered>),
 }
 
 /// A task that is about to be done.
@@ -81,6 +85,23 @@ pub(super) struct Reserved {
     pub(super) privacy: PrivacySpec,
     /// What it costs; empty for a repetition that is paid for already, and for what has no guarantee.
     pub(super) charges: Vec<Charge>,
+}
+
+/// What stands for records that are lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Recovered {
+    version: u32,
+    /// Microseconds since the Unix epoch.
+    pub(super) at_micros: u64,
+    /// The heads of what was lost, as other books name them.
+    pub(super) replaced: Vec<LedgerHead>,
+    /// Records of which nothing is known but their number.
+    pub(super) lost: u64,
+    /// What they cost: what is known of them, and for the others what would have cost most.
+    pub(super) charges: Vec<Charge>,
+    /// Units for which nothing bounds what the lost records cost.
+    pub(super) unbounded: Vec<Unit>,
 }
 
 impl Reserved {
@@ -118,11 +139,24 @@ impl Entry {
         Self::Cancelled { version: SITE_LEDGER_VERSION, at_micros: now.as_micros(), reservation }
     }
 
+    #[cfg(feature = "net")]
+    pub(super) fn recovered(
+        replaced: Vec<LedgerHead>,
+        lost: u64,
+        charges: Vec<Charge>,
+        unbounded: Vec<Unit>,
+        now: Time,
+    ) -> Self {
+        let (version, at_micros) = (SITE_LEDGER_VERSION, now.as_micros());
+        Self::Recovered(Box::new(Recovered { version, at_micros, replaced, lost, charges, unbounded }))
+    }
+
     /// Why this code cannot take the record into account; `None` when it can.
     pub(super) fn fault(&self) -> Option<String> {
         let version = match self {
             Self::Reserved(reserved) => reserved.version,
             Self::Cancelled { version, .. } => *version,
+            Self::Recovered(recovered) => recovered.version,
         };
         match self {
             _ if version != SITE_LEDGER_VERSION => {
@@ -131,7 +165,7 @@ impl Entry {
             Self::Reserved(reserved) if reserved.run().is_none() => {
                 Some(format!("`{}` is not a run", reserved.run))
             }
-            Self::Reserved(_) | Self::Cancelled { .. } => None,
+            Self::Reserved(_) | Self::Cancelled { .. } | Self::Recovered(_) => None,
         }
     }
 }

@@ -397,3 +397,34 @@ fn what_cannot_be_written_is_not_paid() {
     assert!(matches!(unpaid, Err(PayError::Write(_))));
     assert!(ledger.account().history().attempts.is_empty());
 }
+
+#[test]
+fn a_round_behind_the_latest_is_refused_and_the_latest_may_be_repeated() {
+    for privacy in [central(NoiseCorrelation::Independent), local(1e6), examples(1e6)] {
+        let releases = privacy.examples.map(|_| POISSON);
+        let paper = Paper::default();
+        let mut book = ledger(&paper);
+        for round in [1, 4, 4] {
+            let _ = pay(&mut book, &private(round, privacy.clone()), releases, None).unwrap();
+        }
+        let before = paper.text();
+        for round in [1, 3] {
+            let refused = pay(&mut book, &private(round, privacy.clone()), releases, None).unwrap_err();
+            assert!(matches!(refused, PayError::Past { latest: Round(4), .. }), "{refused}");
+            assert_eq!((refused.reason(), refused.rule()), (Decline::Policy, "rounds"));
+        }
+        assert_eq!(paper.text(), before, "nothing is booked");
+        // A program that was started again remembers; another run and another federation have rounds of their own.
+        let mut book = ledger(&paper);
+        assert!(pay(&mut book, &private(3, privacy.clone()), releases, None).is_err());
+        let mut other = private(1, privacy.clone());
+        other.id.run = RunId(other.id.run.0 + 1);
+        assert!(pay(&mut book, &other, releases, None).is_ok());
+        let _ = pay(&mut book, &private(5, privacy.clone()), releases, None).unwrap();
+    }
+    // Nothing is released of a run without a promise that was not released in clear before.
+    let mut book = ledger(&Paper::default());
+    for round in [2, 1] {
+        assert!(pay(&mut book, &train(round, 3), None, None).is_ok());
+    }
+}

@@ -16,7 +16,7 @@ use super::identity::Identity;
 use super::pace::Pace;
 use super::session::{GreetError, Workshop, greet};
 use crate::audit::AuditEvent;
-use crate::{Participant, Personal};
+use crate::{LedgerHead, LedgerHistory, Participant, Personal};
 
 /// The first and the longest pause between two attempts to connect; each is drawn between zero and its bound.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -89,6 +89,7 @@ pub struct Agent {
     config: AgentConfig,
     identity: watch::Sender<Identity>,
     workshop: Workshop,
+    ledger: Option<LedgerHistory>,
 }
 
 /// Why one attempt to connect failed.
@@ -101,7 +102,7 @@ impl Agent {
     /// An agent for `participant`; nothing happens before [`Agent::run`].
     pub fn new(participant: Participant, identity: Identity, config: AgentConfig) -> Self {
         let model_bytes_max = config.model_bytes_max;
-        let audit = participant.audit().cloned();
+        let (audit, ledger) = (participant.audit().cloned(), participant.history().cloned());
         let participant = Arc::new(Mutex::new(participant));
         let workshop = Workshop {
             participant,
@@ -113,7 +114,7 @@ impl Agent {
             up: config.upload_bytes_per_second.map(Pace::new),
             down: config.download_bytes_per_second.map(Pace::new),
         };
-        Self { config, identity: watch::Sender::new(identity), workshop }
+        Self { config, identity: watch::Sender::new(identity), workshop, ledger }
     }
 
     /// Where a renewed identity goes: the next connection shows it.
@@ -143,8 +144,8 @@ impl Agent {
     /// event [`AgentEvent::Waiting`] says what to do.
     ///
     /// # Errors
-    /// [`AgentError`] when no waiting can help: another protocol version, a certificate that names no site, or an
-    /// impossible configuration.
+    /// [`AgentError`] when no waiting can help: another protocol version, a certificate that names no site, a ledger that is not the one
+    /// that the server remembers, or an impossible configuration.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
         let mut failures = 0;
         while !shutdown.is_cancelled() {
@@ -215,7 +216,7 @@ impl Agent {
             }
             other => Attempt::Passing(other.to_string()),
         })?;
-        match greet(&link.connection, &config.software).await {
+        match greet(&link.connection, &config.software, self.ledger.as_ref()).await {
             Ok((software, you)) => {
                 let (server, over_tcp) = (link.connection.remote_address(), link.is_over_tcp());
                 let place = if over_tcp { format!("{server} (TCP)") } else { server.to_string() };
@@ -223,7 +224,14 @@ impl Agent {
                 self.workshop.report(AgentEvent::Connected { server, over_tcp, software, you });
                 Ok(link)
             }
-            Err(GreetError::Rejected(rejection)) => Err(Attempt::Final(AgentError::Rejected(rejection))),
+            Err(GreetError::Rejected(rejection)) => {
+                if let Rejection::LedgerForked { known, answered } = &rejection {
+                    let known = LedgerHead { records: known.records, head: known.head };
+                    let (server, answered) = (link.connection.remote_address().to_string(), *answered);
+                    self.workshop.note(AuditEvent::LedgerRefused { server, known, answered }).await;
+                }
+                Err(Attempt::Final(AgentError::Rejected(rejection)))
+            }
             Err(GreetError::Version(error)) => Err(Attempt::Final(AgentError::Version(error))),
             Err(GreetError::Lost(trouble)) => Err(Attempt::Passing(trouble)),
         }

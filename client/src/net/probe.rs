@@ -8,6 +8,7 @@ use rustls::pki_types::CertificateDer;
 use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
 use super::identity::Identity;
 use super::session::{GreetError, greet};
+use crate::LedgerHistory;
 
 /// How long a server has at least to say that it does not take our certificate; it gives a peer that says nothing ten seconds.
 const REFUSAL: Duration = Duration::from_secs(1);
@@ -41,7 +42,7 @@ pub enum ProbeError {
     Greeting(String),
 }
 
-/// Connects to the first of `servers` (`host:port`) that answers, as an agent would, and leaves. With `software` it also says hello under that name; a
+/// Connects to the first of `servers` (`host:port`) that answers, as an agent would, and leaves. With `software` it also says hello under that name, and what `ledger` is; a
 /// server keeps one connection a site, so that this ends the connection of an agent that is at work with the same identity.
 ///
 /// # Errors
@@ -51,12 +52,13 @@ pub async fn probe(
     transport: Transport,
     identity: &Identity,
     software: Option<&str>,
+    ledger: Option<&LedgerHistory>,
 ) -> Result<Probe, ProbeError> {
     let began = tokio::time::Instant::now();
     let link = Link::open_any(servers, SERVER_NAME, transport, identity.tls()).await?;
     let connected_in = began.elapsed();
     let greeting = match software {
-        Some(software) => greet(&link.connection, software).await.map(Some),
+        Some(software) => greet(&link.connection, software, ledger).await.map(Some),
         // A server that does not take our certificate says so only after our side of the handshake is done.
         None => {
             let patience = REFUSAL.max(link.connection.rtt() * 3);

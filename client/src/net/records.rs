@@ -1,18 +1,30 @@
 //! A site's ledger and audit log as files in its state folder.
 //!
 //! A file that a crash left with half a line is cut back to its last whole line, and that is said. Any other damage is an
-//! error and nothing is changed. One program at a time may have a folder's books open: a lock file sees to it that no two
-//! write one chain.
+//! error and nothing is changed; and so is a book that is missing or shorter than what another book knows of it. One program at a time may
+//! have a folder's books open: a lock file sees to it that no two write one chain.
+
+mod compare;
+mod recovery;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{ChainWriter, DamagedLine, Digest, read_lines};
+use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest};
 use protocol::Time;
 
 use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{SiteLedger, SiteLedgerError};
+use crate::ledger::{LedgerHead, LedgerHistory, SiteLedger, SiteLedgerError};
+
+pub use compare::Mismatch;
+pub use recovery::{Recovery, RecoveryOrder, recover_books};
+
+use compare::{Book, Found};
+
+const LEDGER: &str = "ledger.jsonl";
+const AUDIT: &str = "audit.jsonl";
+const HEADS: &str = "heads.json";
 
 /// What a guard needs from the disk.
 #[derive(Debug)]
@@ -50,7 +62,7 @@ pub enum BooksError {
     #[error("{0}: another program has this site's books open; end it first")]
     Held(PathBuf),
     /// The ledger.
-    #[error("{path}: {fault}")]
+    #[error("{path}: {fault}; or run `consortia site recover`, which restores what the audit log knows")]
     Ledger {
         /// The file.
         path: PathBuf,
@@ -58,13 +70,26 @@ pub enum BooksError {
         fault: SiteLedgerError,
     },
     /// The audit log.
-    #[error("{path}: {fault}; move the file to a safe place and ask who changed it")]
+    #[error(
+        "{path}: {fault}; ask who changed it, and put it back, or run `consortia site recover`, which keeps the damaged file under another name"
+    )]
     Audit {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         fault: DamagedLine,
     },
+    /// A record of the audit log that this program does not write.
+    #[error("{path}: {fault}")]
+    AuditRecord {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: ChainError,
+    },
+    /// The books do not fit together.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
 }
 
 /// A file whose flush is durable.
@@ -97,21 +122,50 @@ pub fn open_books(
 ) -> Result<Books, BooksError> {
     let lock = hold(state)?;
     let second = lock.try_clone().map_err(failed(&state.join(LOCK)))?;
+    let found = Found::read(state)?;
+    found.compare(true)?;
     let mut torn = Vec::new();
+    let copied = found.knowledge.copied_of(&found.history);
+    let Found { ledger: book, audit: log, .. } = found;
+    cut(&book, &mut torn)?;
+    cut(&log, &mut torn)?;
 
-    let path = state.join("ledger.jsonl");
-    let (text, lines) = whole_lines(&path, SiteLedgerError::from, &mut torn)
-        .map_err(|error| error.into_error(&path, |path, fault| BooksError::Ledger { path, fault }))?;
-    let to = appended(&path, lock).map_err(failed(&path))?;
-    let ledger = SiteLedger::open(&text[..lines], to, federation)
-        .map_err(|fault| BooksError::Ledger { path: path.clone(), fault })?;
-
-    let audit = continued_audit(state, second, clock, &mut torn)?;
-    let started = AuditEvent::Started { software: software.to_owned(), policy, federation };
-    audit.seal(started).map_err(|error| failed(state)(io::Error::other(error)))?;
+    let to = appended(&book.path, lock).map_err(failed(&book.path))?;
+    let ledger = SiteLedger::open(&book.text[..book.lines.whole], to, federation)
+        .map_err(|fault| BooksError::Ledger { path: book.path.clone(), fault })?;
+    let to = appended(&log.path, second).map_err(failed(&log.path))?;
+    let audit = Audit::new(ChainWriter::new(log.lines.chain, to), clock);
+    let folder = state.to_owned();
+    let sealed = move |ledger, chain| compare::write_heads(&folder, ledger, chain);
+    audit.watch(ledger.history().clone(), copied, Box::new(sealed));
     // The names of new files are durable only when their folder is.
     File::open(state).and_then(|folder| folder.sync_all()).map_err(failed(state))?;
+    let started = AuditEvent::Started { software: software.to_owned(), policy, federation };
+    audit.seal(started).map_err(|error| failed(state)(io::Error::other(error)))?;
     Ok(Books { ledger, audit, torn })
+}
+
+/// What [`check_books`] finds.
+#[derive(Clone, Debug)]
+pub struct BooksSummary {
+    /// Where the ledger ends, and where it has ended.
+    pub history: LedgerHistory,
+    /// Where the audit log ends.
+    pub audit: LedgerHead,
+    /// Records that were lost, and are booked by what is known of them.
+    pub lost: u64,
+}
+
+/// Reads the books in `state` and compares them as a start would, and changes nothing. A program may be at work on them.
+///
+/// # Errors
+/// [`BooksError`] where a start would fail.
+pub fn check_books(state: &Path) -> Result<BooksSummary, BooksError> {
+    let at_rest = !are_books_held(state).map_err(failed(&state.join(LOCK)))?;
+    let found = Found::read(state)?;
+    found.compare(at_rest)?;
+    let (audit, lost) = (found.audit.lines.chain.into(), found.account.lost());
+    Ok(BooksSummary { history: found.history, audit, lost })
 }
 
 /// Opens the audit log alone, for what a site's people do while its program rests.
@@ -168,104 +222,35 @@ fn continued_audit(
     clock: impl Fn() -> Time + Send + 'static,
     torn: &mut Vec<Torn>,
 ) -> Result<Audit, BooksError> {
-    let path = state.join("audit.jsonl");
-    let (text, lines) = whole_lines(&path, |fault| fault, torn)
-        .map_err(|error| error.into_error(&path, |path, fault| BooksError::Audit { path, fault }))?;
-    let chain =
-        read_lines(&text[..lines]).map_err(|fault| BooksError::Audit { path: path.clone(), fault })?.chain;
-    let to = appended(&path, lock).map_err(failed(&path))?;
-    Ok(Audit::new(ChainWriter::new(chain, to), clock))
+    let path = state.join(AUDIT);
+    let (text, lines) = Book::read(path.clone())?;
+    let lines = lines.map_err(|fault| BooksError::Audit { path: path.clone(), fault })?;
+    let book = Book { path, text, lines };
+    cut(&book, torn)?;
+    let to = appended(&book.path, lock).map_err(failed(&book.path))?;
+    Ok(Audit::new(ChainWriter::new(book.lines.chain, to), clock))
 }
 
-/// A file that could not be read, or its content.
-enum Unread<T> {
-    Io(io::Error),
-    Fault(T),
-}
-
-impl<T> Unread<T> {
-    fn into_error(self, path: &Path, fault: impl FnOnce(PathBuf, T) -> BooksError) -> BooksError {
-        match self {
-            Self::Io(source) => BooksError::Io { path: path.to_owned(), source },
-            Self::Fault(found) => fault(path.to_owned(), found),
-        }
+/// Cuts half a line off the end of a book's file.
+fn cut(book: &Book, torn: &mut Vec<Torn>) -> Result<(), BooksError> {
+    let Book { path, lines, .. } = book;
+    if lines.torn == 0 {
+        return Ok(());
     }
-}
-
-/// The text of a chain's file and how much of it is whole lines; the file is cut there.
-fn whole_lines<T>(
-    path: &Path,
-    fault: impl FnOnce(DamagedLine) -> T,
-    torn: &mut Vec<Torn>,
-) -> Result<(Vec<u8>, usize), Unread<T>> {
-    let text = match std::fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        read => read.map_err(Unread::Io)?,
-    };
-    let lines = read_lines(&text).map_err(|damaged| Unread::Fault(fault(damaged)))?;
-    if lines.torn > 0 {
-        let file = OpenOptions::new().write(true).open(path).map_err(Unread::Io)?;
-        file.set_len(lines.whole as u64).and_then(|()| file.sync_all()).map_err(Unread::Io)?;
-        torn.push(Torn { path: path.to_owned(), bytes: lines.torn });
-    }
-    Ok((text, lines.whole))
+    let file = OpenOptions::new().write(true).open(path).map_err(failed(path))?;
+    file.set_len(lines.whole as u64).and_then(|()| file.sync_all()).map_err(failed(path))?;
+    torn.push(Torn { path: path.clone(), bytes: lines.torn });
+    Ok(())
 }
 
 fn appended(path: &Path, lock: File) -> io::Result<Box<dyn Write + Send>> {
-    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    let mut options = OpenOptions::new();
+    options.create(true).append(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path)?;
     Ok(Box::new(Synced { file, _lock: lock }))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::participant::tests::train;
-
-    fn open(state: &Path) -> Result<Books, BooksError> {
-        let digest = Digest::of(b"federation");
-        open_books(state, digest, digest, "test", || Time::from_micros(5))
-    }
-
-    fn book(state: &Path) {
-        let mut books = open(state).unwrap();
-        let booking = books.ledger.reserve(&train(1, 3), None, false, None, Time::from_micros(9)).unwrap();
-        assert!(booking.is_some());
-    }
-
-    #[test]
-    fn books_go_on_after_a_restart_and_are_held_by_one_program() {
-        let state = tempfile::tempdir().unwrap();
-        book(state.path());
-        let books = open(state.path()).unwrap();
-        assert_eq!((books.ledger.account().history().attempts.len(), books.torn.len()), (1, 0));
-        assert!(matches!(open(state.path()), Err(BooksError::Held(_))));
-        assert!(are_books_held(state.path()).unwrap());
-        assert!(matches!(open_audit(state.path(), || Time::ZERO), Err(BooksError::Held(_))));
-        drop(books);
-        assert!(!are_books_held(state.path()).unwrap());
-        let audit = std::fs::read(state.path().join("audit.jsonl")).unwrap();
-        assert_eq!(read_lines(&audit).unwrap().links.len(), 2);
-    }
-
-    #[test]
-    fn half_a_line_is_cut_off_and_said_and_any_other_damage_is_an_error() {
-        for name in ["ledger.jsonl", "audit.jsonl"] {
-            let state = tempfile::tempdir().unwrap();
-            book(state.path());
-            book(state.path());
-            let path = state.path().join(name);
-            let text = std::fs::read(&path).unwrap();
-            std::fs::write(&path, [&text[..], &text[..40]].concat()).unwrap();
-            let books = open(state.path()).unwrap();
-            assert_eq!(books.torn, [Torn { path: path.clone(), bytes: 40 }]);
-            drop(books);
-            assert!(std::fs::read(&path).unwrap().starts_with(&text));
-            let mut damaged = text.clone();
-            damaged[200] ^= 1;
-            std::fs::write(&path, &damaged).unwrap();
-            let said = open(state.path()).unwrap_err().to_string();
-            assert!(said.contains(name) && said.contains("line 1"), "{said}");
-            assert_eq!(std::fs::read(&path).unwrap(), damaged, "nothing was changed");
-        }
-    }
-}
+mod tests;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use privacy::chain;
 use protocol::wire::{
-    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, Hello, Notice, Receipt, Rejection, SMALL_MAX,
-    TaskHeader,
+    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, Notice,
+    REPLACED_MAX, Receipt, Rejection, SMALL_MAX, TaskHeader,
 };
 use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -26,7 +26,7 @@ use super::frames::{FrameError, Opening, read_frame, read_opening, write_frame};
 use super::pace::Pace;
 use super::values::{read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
-use crate::{Participant, Personal, Trouble, answer};
+use crate::{LedgerHead, LedgerHistory, Participant, Personal, Trouble, answer};
 
 /// How long the server may take to greet.
 const GREETING_MAX: Duration = Duration::from_secs(20);
@@ -46,14 +46,32 @@ pub(super) enum GreetError {
 }
 
 /// Says hello and returns the server's software and the name it knows us by.
-pub(super) async fn greet(connection: &Connection, software: &str) -> Result<(String, String), GreetError> {
+///
+/// A site with a ledger says how long it is, and shows the head that it had at the length that the server remembers. Nothing that a server says
+/// changes the ledger or outlives the connection: one that lies about what it remembers refuses its service, and that is all.
+pub(super) async fn greet(
+    connection: &Connection,
+    software: &str,
+    ledger: Option<&LedgerHistory>,
+) -> Result<(String, String), GreetError> {
     let exchange = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| explain(&error))?;
-        let hello = Hello { software: software.to_owned() };
-        let said = write_frame(&mut send, FrameKind::Hello, &hello).await;
+        let said = say_hello(&mut send, software, ledger).await;
+        let heard = match read_frame(&mut recv, FrameKind::Greeting, SMALL_MAX).await {
+            Ok(Some(Greeting::Prove { records })) if ledger.is_some() => {
+                let proof = ledger.map(|ledger| prove(ledger, records));
+                let proven = write_frame(&mut send, FrameKind::LedgerProof, &proof.unwrap_or_default()).await;
+                let heard = read_frame(&mut recv, FrameKind::Greeting, SMALL_MAX).await;
+                proven.map_err(|error| error.to_string())?;
+                heard
+            }
+            heard => heard,
+        };
         let _ = send.finish();
-        let heard = read_frame(&mut recv, FrameKind::Greeting, SMALL_MAX).await;
-        said.map_err(|error| error.to_string())?;
+        // A server that has heard enough may stop listening.
+        if !matches!(said, Ok(()) | Err(FrameError::Write(WriteError::Stopped(_)))) {
+            said.map_err(|error| error.to_string())?;
+        }
         Ok::<_, String>(heard)
     };
     let lost = |fallback: String| match connection.close_reason() {
@@ -64,6 +82,9 @@ pub(super) async fn greet(connection: &Connection, software: &str) -> Result<(St
     match tokio::time::timeout(GREETING_MAX, exchange).await {
         Ok(Ok(Ok(Some(Greeting::Welcome { software, you })))) => Ok((software, you)),
         Ok(Ok(Ok(Some(Greeting::Rejected(rejection))))) => Err(sort(rejection)),
+        Ok(Ok(Ok(Some(Greeting::Prove { .. })))) => {
+            Err(GreetError::Lost("the server asked for a proof of the ledger that was not due".to_owned()))
+        }
         Ok(Ok(Ok(None))) => Err(lost("the server ended the greeting".to_owned())),
         Ok(Ok(Err(FrameError::Codec(error @ CodecError::Version { .. })))) => Err(GreetError::Version(error)),
         Ok(Ok(Err(error))) => Err(lost(error.to_string())),
@@ -72,12 +93,39 @@ pub(super) async fn greet(connection: &Connection, software: &str) -> Result<(St
     }
 }
 
+/// Hello, and what is claimed of the ledger. Without one there is no more to say.
+async fn say_hello(
+    send: &mut SendStream,
+    software: &str,
+    ledger: Option<&LedgerHistory>,
+) -> Result<(), FrameError> {
+    let hello = Hello { software: software.to_owned() };
+    write_frame(send, FrameKind::Hello, &hello).await?;
+    match ledger.map(LedgerHistory::head) {
+        Some(LedgerHead { records, head }) => {
+            write_frame(send, FrameKind::LedgerClaim, &LedgerClaim { records, head }).await
+        }
+        None => {
+            let _ = send.finish();
+            Ok(())
+        }
+    }
+}
+
+fn prove(ledger: &LedgerHistory, records: u64) -> LedgerProof {
+    let replaced = ledger.replaced().into_iter().take(REPLACED_MAX).collect();
+    LedgerProof { head: ledger.head_at(records), replaced }
+}
+
 /// Which rejections no waiting will heal.
 fn sort(rejection: Rejection) -> GreetError {
     match rejection {
-        Rejection::Version { .. } | Rejection::NotAHello | Rejection::NotASite | Rejection::Revoked => {
-            GreetError::Rejected(rejection)
-        }
+        Rejection::Version { .. }
+        | Rejection::NotAHello
+        | Rejection::NotASite
+        | Rejection::Revoked
+        | Rejection::LedgerForked { .. }
+        | Rejection::LedgerMissing => GreetError::Rejected(rejection),
         Rejection::Superseded | Rejection::ShuttingDown | Rejection::Busy | Rejection::Late => {
             GreetError::Lost(rejection.to_string())
         }
@@ -86,7 +134,7 @@ fn sort(rejection: Rejection) -> GreetError {
 
 /// A rejection that came as the text of the close, because the close overtook the greeting.
 fn rejection(text: &str) -> GreetError {
-    let fixed = [Rejection::NotASite, Rejection::NotAHello, Rejection::Revoked]
+    let fixed = [Rejection::NotASite, Rejection::NotAHello, Rejection::Revoked, Rejection::LedgerMissing]
         .into_iter()
         .find(|known| known.to_string() == text);
     fixed.map_or_else(|| GreetError::Lost(text.to_owned()), GreetError::Rejected)

@@ -41,6 +41,10 @@ pub enum FrameKind {
     Invite = 10,
     /// [`super::Notice`].
     Notice = 11,
+    /// [`super::LedgerClaim`].
+    LedgerClaim = 12,
+    /// [`super::LedgerProof`].
+    LedgerProof = 13,
 }
 
 /// A checked head.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use privacy::LIMBS;
+use privacy::chain::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -17,6 +18,33 @@ pub struct Hello {
     pub software: String,
 }
 
+/// What a site with a ledger says behind its hello: how long the ledger is. A server that knows no such message passes over it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerClaim {
+    /// Records.
+    pub records: u64,
+    /// The hash of the last of them; zeros without one.
+    pub head: Digest,
+}
+
+impl std::fmt::Display for LedgerClaim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} records with head {}", self.records, self.head)
+    }
+}
+
+/// A site's answer to [`Greeting::Prove`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerProof {
+    /// The head that the ledger had at that length; none when it is shorter.
+    pub head: Option<Digest>,
+    /// Heads of ledgers that were lost and whose loss this one has booked, newest first, at most [`REPLACED_MAX`].
+    pub replaced: Vec<Digest>,
+}
+
+/// Heads of lost ledgers that a proof names at most.
+pub const REPLACED_MAX: usize = 16;
+
 /// The server's answer to a hello.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Greeting {
@@ -29,6 +57,12 @@ pub enum Greeting {
     },
     /// The connection will be closed.
     Rejected(Rejection),
+    /// Only to a site that has claimed a ledger, of which the server remembers another head: a [`LedgerProof`] is due, and then
+    /// another greeting follows.
+    Prove {
+        /// The length of the ledger that the server remembers.
+        records: u64,
+    },
 }
 
 /// Why a connection is closed by the server; also the text of the QUIC close.
@@ -65,6 +99,24 @@ pub enum Rejection {
     /// The first message did not come in time: a machine or a line is busy.
     #[error("the first message did not come in time; try again later")]
     Late,
+    /// The site's ledger does not go on from the one that the server remembers. Only to a site that has claimed a ledger.
+    #[error(
+        "the server remembers a ledger of this site with {known}, and {answered} updates since; the ledger here does not go on from it: this folder is \
+         a copy or an older backup. Run one copy only; where this is the one that is left, `consortia site recover --believe-server` charges what is \
+         missing"
+    )]
+    LedgerForked {
+        /// What it remembers.
+        known: LedgerClaim,
+        /// Updates that it has had since then, each of which that ledger has booked.
+        answered: u64,
+    },
+    /// The server remembers a ledger of this site, which claims none now.
+    #[error(
+        "the server remembers a ledger of this site, and none was named; start the site's program with its state folder, or ask the operator for \
+         a new invite"
+    )]
+    LedgerMissing,
 }
 
 /// What the server tells a site between tasks, on a stream of its own that it finishes; nothing is answered.

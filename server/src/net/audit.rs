@@ -75,6 +75,9 @@ pub(crate) enum Event<'a> {
     Renewed { client: &'a str, key_sha256: &'a str },
     InviteReused { token_sha256: &'a str },
     Revoked { client: &'a str, by: &'a str },
+    LedgerRefused { client: &'a str, address: &'a str, reason: &'a str },
+    LedgerReplaced { client: &'a str, address: &'a str, records: u64 },
+    Alternating { client: &'a str, address: &'a str, before: &'a str, times: u64 },
     Quarantined { client: &'a str, reason: &'a str, by: &'a str },
     QuarantineEnded { client: &'a str, by: &'a str },
     ApprovalAsked { client: &'a str, key_sha256: &'a str, address: &'a str },
@@ -144,6 +147,15 @@ impl AuditLog {
             Record::Renewed { site, key_sha256 } => Event::Renewed { client: site.as_str(), key_sha256 },
             Record::InviteReused { token_sha256 } => Event::InviteReused { token_sha256 },
             Record::Revoked { site, by } => Event::Revoked { client: site.as_str(), by },
+            Record::LedgerRefused { site, address, reason } => {
+                Event::LedgerRefused { client: site.as_str(), address, reason }
+            }
+            Record::LedgerReplaced { site, address, records } => {
+                Event::LedgerReplaced { client: site.as_str(), address, records: *records }
+            }
+            Record::Alternating { site, address, before, times } => {
+                Event::Alternating { client: site.as_str(), address, before, times: *times }
+            }
             Record::Quarantined { site, reason, by } => {
                 Event::Quarantined { client: site.as_str(), reason, by }
             }

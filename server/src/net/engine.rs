@@ -63,15 +63,65 @@ pub(crate) enum Command {
 
 /// What happens to the membership.
 pub(crate) enum Record {
-    Invited { site: ClientId, expires: u64, by: String },
-    Enrolled { site: ClientId, key_sha256: String },
-    Renewed { site: ClientId, key_sha256: String },
-    InviteReused { token_sha256: String },
-    Revoked { site: ClientId, by: String },
-    Quarantined { site: ClientId, reason: String, by: String },
-    QuarantineEnded { site: ClientId, by: String },
-    Asked { site: ClientId, key_sha256: String, address: String },
-    Decided { site: ClientId, key_sha256: String, verdict: Verdict, by: String },
+    Invited {
+        site: ClientId,
+        expires: u64,
+        by: String,
+    },
+    Enrolled {
+        site: ClientId,
+        key_sha256: String,
+    },
+    Renewed {
+        site: ClientId,
+        key_sha256: String,
+    },
+    InviteReused {
+        token_sha256: String,
+    },
+    Revoked {
+        site: ClientId,
+        by: String,
+    },
+    /// A site's ledger does not go on from the one that is remembered, or none was named.
+    LedgerRefused {
+        site: ClientId,
+        address: String,
+        reason: String,
+    },
+    /// A site has booked the loss of the ledger that is remembered, and goes on with another one.
+    LedgerReplaced {
+        site: ClientId,
+        address: String,
+        records: u64,
+    },
+    /// Connections of a site end each other.
+    Alternating {
+        site: ClientId,
+        address: String,
+        before: String,
+        times: u64,
+    },
+    Quarantined {
+        site: ClientId,
+        reason: String,
+        by: String,
+    },
+    QuarantineEnded {
+        site: ClientId,
+        by: String,
+    },
+    Asked {
+        site: ClientId,
+        key_sha256: String,
+        address: String,
+    },
+    Decided {
+        site: ClientId,
+        key_sha256: String,
+        verdict: Verdict,
+        by: String,
+    },
 }
 
 /// A plan that was checked, and where its model begins.

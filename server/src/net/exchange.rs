@@ -176,6 +176,9 @@ impl Exchange {
         if !expected.is_hidden {
             self.hall.metrics.carried(Carried::Update, bytes);
         }
+        if matches!(header.body, AnswerBody::Trained { .. } | AnswerBody::Compressed { .. }) {
+            self.hall.ledgers.answered(&self.client, self.session);
+        }
         let answer =
             joined(header, payload, expected.codec).await.ok_or(Fault::Refused(Refusal::Malformed))?;
         Ok((answer, room))

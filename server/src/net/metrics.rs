@@ -88,6 +88,9 @@ pub(crate) struct Metrics {
     handshakes_refused: Counter,
     enrolments: Family<Label, Counter>,
     admin_refused: Family<Label, Counter>,
+    ledgers_refused: Counter,
+    site_displacements: Counter,
+    site_alternations: Counter,
     sites_connected: Gauge,
     sites_quarantined: Gauge,
     tunnels: Gauge,
@@ -168,6 +171,14 @@ impl Metrics {
                 "admin_requests_refused",
                 "Requests to the admin port that were refused, by reason",
                 Family::default(),
+            ),
+            ledgers_refused: put(to, "ledgers_refused", "Sites with another ledger", Counter::default()),
+            site_displacements: put(to, "site_displacements", "Connections replaced", Counter::default()),
+            site_alternations: put(
+                to,
+                "site_alternations",
+                "Times that connections of one site ended each other again and again",
+                Counter::default(),
             ),
             sites_connected: put(to, "sites_connected", "Sites that are connected", Gauge::default()),
             sites_quarantined: put(to, "sites_quarantined", "Sites that get no task", Gauge::default()),
@@ -297,6 +308,17 @@ impl Metrics {
             Enrolment::Refused => "refused",
         };
         self.enrolments.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// Counts a site whose ledger is another one.
+    pub(crate) fn ledger_refused(&self) {
+        self.ledgers_refused.inc();
+    }
+
+    /// Counts a connection that a newer one of its site has ended, and whether the two take turns.
+    pub(crate) fn displaced(&self, alternates: bool) {
+        self.site_displacements.inc();
+        self.site_alternations.inc_by(u64::from(alternates));
     }
 
     /// Counts a request to the admin port that was refused.

@@ -23,7 +23,37 @@ pub(crate) struct Seen {
     pub(crate) address: String,
     /// What its program calls itself.
     pub(crate) software: String,
+    /// When a connection that was open was ended by a newer one, of late.
+    displaced: Vec<u64>,
 }
+
+/// A connection that was open and was ended by a newer one of the same site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Displaced {
+    /// Where the older one came from.
+    pub(crate) before: String,
+    /// How often that has happened of late, this time included.
+    pub(crate) times: u64,
+}
+
+impl Displaced {
+    /// Whether it happens too often for a line that was lost: two programs may have the same key.
+    pub(crate) fn alternates(&self) -> bool {
+        self.times >= ALTERNATES
+    }
+
+    /// Whether this time is to be told, among many.
+    pub(crate) fn is_told(&self) -> bool {
+        self.times == ALTERNATES || self.alternates() && self.times.is_power_of_two()
+    }
+}
+
+/// Displacements within [`OF_LATE`] from which on two connections take turns.
+const ALTERNATES: u64 = 3;
+/// For how long a displacement counts, in seconds.
+const OF_LATE: u64 = 600;
+/// Displacements of a site that are remembered at most.
+const DISPLACED_MAX: usize = 64;
 
 /// See the module. Only who has a certificate is ever in it.
 #[derive(Debug)]
@@ -49,9 +79,31 @@ impl Presence {
     }
 
     /// A site has been greeted; a session that it had before counts no more.
-    pub(crate) fn arrive(&self, site: &ClientId, session: u64, address: String, software: String) {
-        let seen = Seen { session: Some(session), greeted: now(), left: None, address, software };
-        self.change(|sites| drop(sites.insert(site.clone(), seen)));
+    pub(crate) fn arrive(
+        &self,
+        site: &ClientId,
+        session: u64,
+        address: String,
+        software: String,
+    ) -> Option<Displaced> {
+        let (now, mut before) = (now(), None);
+        self.change(|sites| {
+            let mut displaced = Vec::new();
+            if let Some(seen) = sites.get_mut(site) {
+                displaced = std::mem::take(&mut seen.displaced);
+                displaced.retain(|at| now.saturating_sub(*at) < OF_LATE);
+                if seen.session.is_some() {
+                    displaced.push(now);
+                    displaced.drain(..displaced.len().saturating_sub(DISPLACED_MAX));
+                    let times = displaced.len() as u64;
+                    before = Some(Displaced { before: seen.address.clone(), times });
+                }
+            }
+            let seen =
+                Seen { session: Some(session), greeted: now, left: None, address, software, displaced };
+            sites.insert(site.clone(), seen);
+        });
+        before
     }
 
     /// A session is over.
@@ -94,15 +146,25 @@ mod tests {
         let udp = quinn::Runtime::wrap_udp_socket(&quinn::TokioRuntime, udp).unwrap();
         let (_socket, tunnels) = tunnel::ServerSocket::new(udp);
         let (presence, north) = (Presence::new(tunnels), ClientId::new("north").unwrap());
-        let arrive = |session| {
-            presence.arrive(&north, session, "127.0.0.1:1".to_owned(), "a test".to_owned());
-        };
-        arrive(1);
-        arrive(2);
+        let arrive =
+            |session| presence.arrive(&north, session, format!("127.0.0.1:{session}"), "a test".to_owned());
+        assert_eq!(arrive(1), None);
+        assert_eq!(arrive(2).unwrap().times, 1);
         presence.leave(&north, 1);
         assert_eq!(presence.connected(), 1);
         presence.leave(&north, 2);
         assert_eq!(presence.connected(), 0);
         assert!(presence.sites()[&north].left.is_some());
+        assert_eq!(arrive(3), None, "nobody was displaced");
+        let turns: Vec<_> = (4..9).map(|session| arrive(session).unwrap()).collect();
+        assert_eq!(turns[0], Displaced { before: "127.0.0.1:3".to_owned(), times: 2 });
+        assert_eq!(
+            turns.iter().map(Displaced::alternates).collect::<Vec<_>>(),
+            [false, true, true, true, true]
+        );
+        assert_eq!(
+            turns.iter().map(Displaced::is_told).collect::<Vec<_>>(),
+            [false, true, true, false, false]
+        );
     }
 }

@@ -19,13 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::Limits;
 use super::desk::Desk;
-use super::engine::{Command, Link, Order};
+use super::dialogue::Dialogue;
+use super::engine::{Command, Link, Order, Record};
 use super::exchange::Exchange;
 use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::ledgers::Ledgers;
 use super::members::{Members, Revocations};
 use super::metrics::Metrics;
 use super::peer::{Peer, is_enrolment};
-use super::presence::Presence;
+use super::presence::{Displaced, Presence};
 use super::uploads::Uploads;
 
 /// What this program calls itself.
@@ -59,6 +61,7 @@ pub(crate) struct Hall {
     pub(crate) members: Arc<Members>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) presence: Arc<Presence>,
+    pub(crate) ledgers: Ledgers,
 }
 
 /// Connections by the name in their certificate, a few for each: those that have not been greeted, or streams over TCP.
@@ -186,7 +189,13 @@ pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, wh
 }
 
 /// The words of a site's first stream: what its program calls itself. `None` when the connection is of no use.
-async fn greet(connection: &Connection, client: &ClientId, address: &str) -> Option<String> {
+async fn greet(
+    hall: &Hall,
+    connection: &Connection,
+    client: &ClientId,
+    session: u64,
+    address: &str,
+) -> Option<String> {
     let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
         close(connection, &Rejection::Late);
         return None;
@@ -213,10 +222,28 @@ async fn greet(connection: &Connection, client: &ClientId, address: &str) -> Opt
             return None;
         }
     };
+    let mut dialogue = Dialogue { hall, connection, client, session, address, send, recv };
+    dialogue.hear_ledger().await?;
+    let mut send = dialogue.send;
     let welcome = Greeting::Welcome { software: SOFTWARE.to_owned(), you: client.to_string() };
     write_frame(&mut send, FrameKind::Greeting, &welcome).await.ok()?;
     send.finish().ok()?;
     Some(software)
+}
+
+/// Counts a connection that a newer one of its site has ended, and says so where the two take turns.
+async fn tell_displaced(hall: &Hall, site: &ClientId, address: String, displaced: Displaced) {
+    hall.metrics.displaced(displaced.alternates());
+    if !displaced.is_told() {
+        return;
+    }
+    let Displaced { before, times } = displaced;
+    tracing::warn!(
+        "{site} has connected again {times} times within ten minutes while it was connected, from {address} now and {before} before: two \
+         programs have its key, or one is restarted again and again"
+    );
+    let record = Record::Alternating { site: site.clone(), address, before, times };
+    let _ = hall.commands.send(Command::Record(record)).await;
 }
 
 async fn attend_site(
@@ -235,18 +262,23 @@ async fn attend_site(
     let Some(newcomer) = hall.newcomers.admit(&client) else {
         return close(connection, &Rejection::Busy);
     };
-    let Some(software) = greet(connection, &client, &address).await else { return };
+    let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let Some(software) = greet(hall, connection, &client, session, &address).await else { return };
     drop(newcomer);
     // From here on the server opens the streams.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
-    let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
     let (orders, inbox) = mpsc::channel(ORDERS);
     let link = Link { session, orders, connection: connection.clone() };
     let joined = Command::Joined { client: client.clone(), link };
+    // Before the engine closes the connection that this one replaces: the end of that one must not hide it.
+    let displaced = hall.presence.arrive(&client, session, address.clone(), software);
     if hall.commands.send(joined).await.is_err() {
+        hall.presence.leave(&client, session);
         return close(connection, &Rejection::ShuttingDown);
     }
-    hall.presence.arrive(&client, session, address, software);
+    if let Some(displaced) = displaced {
+        tell_displaced(hall, &client, address, displaced).await;
+    }
     let mut site =
         Site { hall, connection, client, session, open: BTreeMap::new(), streams: JoinSet::new(), serial: 0 };
     let why = tokio::select! {
@@ -260,6 +292,7 @@ async fn attend_site(
     // Streams end before the engine hears that the site has left: it may be asked again at once.
     site.streams.shutdown().await;
     hall.presence.leave(&site.client, session);
+    hall.ledgers.settle(&site.client, session).await;
     tracing::info!("{} has left: {why}", site.client);
     let _ = hall.commands.send(Command::Left { client: site.client, session }).await;
 }

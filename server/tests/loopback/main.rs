@@ -11,6 +11,7 @@ mod control;
 mod doorstep;
 mod federation;
 mod hostile;
+mod ledgers;
 mod quarantine;
 mod runs;
 mod secret;

@@ -8,7 +8,7 @@ mod line;
 
 use std::path::{Path, PathBuf};
 
-use ::client::net::are_books_held;
+use ::client::net::{are_books_held, check_books};
 use clap::Args;
 use learning::Models;
 use learning::device::select;
@@ -166,6 +166,13 @@ fn state_folder(file: &SiteFile, findings: &mut Findings) -> bool {
             }
             _ => findings.ok("disk space", message),
         }
+    }
+    match check_books(state) {
+        Ok(books) => findings.ok(
+            "books",
+            format!("ledger and audit log fit together; the ledger has {}", books.history.head()),
+        ),
+        Err(error) => findings.fail("books", error.to_string()),
     }
     let running = are_books_held(state).unwrap_or(false);
     if super::pause::is_paused(state) {

@@ -62,7 +62,7 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
     }
     let left = audit.seal(AuditEvent::Left { by: who(), certificate });
     left.or_fail(Kind::Run, "the key is gone, but the audit log cannot be written")?;
-    let kept: Vec<PathBuf> = ["ledger.jsonl", "audit.jsonl", "personal.json"]
+    let kept: Vec<PathBuf> = ["ledger.jsonl", "audit.jsonl", "heads.json", "personal.json"]
         .iter()
         .map(|name| file.state.join(name))
         .chain([file.policy.clone()])

@@ -108,8 +108,12 @@ fn told(record: &Value) -> String {
             ["kind", "round", "run"].map(|name| task.get(name).map(plain).unwrap_or_default());
         rest.push(format!("{kind} in round {round} of run {run}"));
     }
+    if let Value::Object(copy) = &record["ledger"] {
+        let records = copy.get("records").map(plain).unwrap_or_default();
+        rest.push(format!("ledger={records}"));
+    }
     let more = record.as_object().into_iter().flatten().filter(|(name, value)| {
-        !["version", "at_micros", "event", "task"].contains(&name.as_str()) && !value.is_null()
+        !["version", "at_micros", "event", "task", "ledger"].contains(&name.as_str()) && !value.is_null()
     });
     rest.extend(more.map(|(name, value)| format!("{name}={}", plain(value))));
     format!("{}  {:<9} {}", moment(seconds(record)), plain(&record["event"]), rest.join(" "))

@@ -44,7 +44,7 @@ fn a_probe_sees_who_answers_and_says_goodbye() {
         let servers = [server.address()];
         let north = authority.identity("north");
         let (found, closed) =
-            tokio::join!(probe(&servers, Transport::Auto, &north, Some("consortia probe")), async {
+            tokio::join!(probe(&servers, Transport::Auto, &north, Some("consortia probe"), None), async {
                 server.welcome().await.closed().await
             });
         let found = found.unwrap();
@@ -60,11 +60,12 @@ fn a_probe_sees_who_answers_and_says_goodbye() {
             let streams = tokio::time::timeout(Duration::from_secs(5), connection.accept_bi()).await;
             assert!(!matches!(streams, Ok(Ok(_))), "a probe that does not greet opens no stream");
         };
-        let (found, ()) = tokio::join!(probe(&servers, Transport::Auto, &north, None), silent);
+        let (found, ()) = tokio::join!(probe(&servers, Transport::Auto, &north, None, None), silent);
         assert_eq!(found.unwrap().greeting, None);
 
         let stranger = Authority::new().identity("north");
-        let (refused, _) = tokio::join!(probe(&servers, Transport::Auto, &stranger, None), server.accept());
+        let (refused, _) =
+            tokio::join!(probe(&servers, Transport::Auto, &stranger, None, None), server.accept());
         assert!(refused.unwrap_err().to_string().contains("ca.pem"));
     });
 }

@@ -214,6 +214,12 @@ impl Store {
         .bind(token_sha256)
         .execute(&mut *transaction)
         .await?;
+        if done.rows_affected() == 1 {
+            // Whom an operator invites anew may begin anew: its former folder is gone.
+            let sql =
+                "DELETE FROM site_ledgers WHERE site IN (SELECT site FROM invites WHERE token_sha256 = $1)";
+            sqlx::query(sql).bind(token_sha256).execute(&mut *transaction).await?;
+        }
         transaction.commit().await?;
         Ok(done.rows_affected() == 1)
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::client::net::{Identity, Probe, ProbeError, probe};
+use ::client::net::{Identity, Probe, ProbeError, check_books, probe};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -163,8 +163,10 @@ pub(super) fn call(
     }
     let name = format!("server {}", servers.join(", "));
     // A server keeps one connection a site: a greeting would end the one that works.
-    let software = (!running).then_some(SOFTWARE);
-    match runtime()?.block_on(probe(&servers, file.transport, identity, software)) {
+    let ledger = check_books(&file.state).ok().map(|books| books.history);
+    // Without its ledger a site would be refused, and that has been said.
+    let software = (!running && ledger.is_some()).then_some(SOFTWARE);
+    match runtime()?.block_on(probe(&servers, file.transport, identity, software, ledger.as_ref())) {
         Ok(found) => describe(&found, &name, findings),
         Err(error @ ProbeError::Connect(_)) => findings.fail_identity("handshake", error.to_string()),
         Err(error) => findings.fail_identity("greeting", error.to_string()),
@@ -208,7 +210,7 @@ fn describe(found: &Probe, server: &str, findings: &mut Findings) {
             findings.ok("greeting", format!("{software} knows this site as `{you}`; goodbye was said"));
         }
         None => {
-            findings.ok("greeting", "left out: `site run` is at work here, and has the site's one connection")
+            findings.ok("greeting", "left out: `site run` is at work here and has the site's one connection, or the books are not in order")
         }
     }
 }

@@ -1,0 +1,253 @@
+//! Putting a site's books in order, when a person has decided to go on without what is missing.
+//!
+//! The audit log holds a copy of every record of the ledger: a ledger that is gone is made again from them, byte for byte. What no
+//! copy is left of is charged, by the guess that costs most; nothing is ever forgotten in the site's favour. Files that are replaced stay in the
+//! folder under another name. Killed at any instant, it leaves books that are in order or that are refused as before, and can be run again.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use privacy::chain::{Chain, ChainWriter, Digest, Lines, Link, read_lines};
+use privacy::ledger::Unit;
+use protocol::Time;
+use serde_json::value::RawValue;
+
+use super::compare::{self, Book, Found, Knowledge};
+use super::{AUDIT, BooksError, LEDGER, appended, failed, hold};
+use crate::audit::{Audit, AuditEvent};
+use crate::ledger::{LedgerHead, LedgerHistory, Losses, SiteAccount, charges_in, lost_records};
+
+/// What a recovery is told.
+#[derive(Clone, Debug)]
+pub struct RecoveryOrder {
+    /// Who wants it, for the audit log.
+    pub by: String,
+    /// Whether to believe a server that remembers another ledger of this site, and book what it knows.
+    pub believes_server: bool,
+    /// At which delta the cost of a guess is compared.
+    pub delta: f64,
+}
+
+/// What was done to the books.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Records that were put back into the ledger from copies of them.
+    pub restored: u64,
+    /// Records of which no copy is left; they are booked by the guess that costs most.
+    pub lost: u64,
+    /// Units for which nothing bounds what the lost records cost: no budget with a limit pays for them any more.
+    pub unbounded: Vec<Unit>,
+    /// Where the files are that were replaced.
+    pub kept: Vec<PathBuf>,
+}
+
+/// Puts the books in `state` in order, and says what that cost; `None` when they are in order already.
+///
+/// # Errors
+/// [`BooksError`] when the folder cannot be written, another program holds the books, or a record is of a newer release.
+pub fn recover_books(
+    state: &Path,
+    order: &RecoveryOrder,
+    clock: impl Fn() -> Time + Send + 'static,
+) -> Result<Option<Recovery>, BooksError> {
+    let lock = hold(state)?;
+    let in_order = Found::read(state).is_ok_and(|found| found.compare(true).is_ok());
+    let now = clock();
+    let mut remains = Remains::read(state)?;
+    if in_order && !remains.is_refused(order) {
+        return Ok(None);
+    }
+    let ledger = remains.rebuild(order, now)?;
+    let mut done = Recovery {
+        restored: ledger.restored,
+        lost: ledger.lost,
+        unbounded: ledger.unbounded,
+        kept: Vec::new(),
+    };
+    // The ledger first: until the log follows, the two are still refused, and nothing is charged twice.
+    replace(&remains.ledger_path, &remains.ledger_text, &ledger.text, now, &mut done.kept)?;
+    let whole = remains.audit_text[..remains.audit.whole].to_vec();
+    replace(&remains.audit_path, &remains.audit_text, &whole, now, &mut done.kept)?;
+
+    let history = LedgerHistory::read(&ledger.text)
+        .map_err(|fault| BooksError::Ledger { path: remains.ledger_path.clone(), fault })?;
+    let to = appended(&remains.audit_path, lock).map_err(failed(&remains.audit_path))?;
+    let audit = Audit::new(ChainWriter::new(remains.audit.chain, to), clock);
+    let folder = state.to_owned();
+    let sealed = move |ledger, chain| compare::write_heads(&folder, ledger, chain);
+    audit.watch(history, ledger.copied, Box::new(sealed));
+    let (restored, lost) = (done.restored, done.lost);
+    audit
+        .seal(AuditEvent::Recovered { by: order.by.clone(), restored, lost })
+        .map_err(|error| failed(&remains.audit_path)(io::Error::other(error)))?;
+    Ok(Some(done))
+}
+
+/// Puts `text` into `path` where `before` is something else, which is kept beside.
+fn replace(
+    path: &Path,
+    before: &[u8],
+    text: &[u8],
+    now: Time,
+    kept: &mut Vec<PathBuf>,
+) -> Result<(), BooksError> {
+    if before == text {
+        return Ok(());
+    }
+    if !before.is_empty() {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let beside = path.with_file_name(format!("{stem}.replaced-{}.jsonl", now.as_micros()));
+        compare::write_whole(&beside, before).map_err(failed(&beside))?;
+        kept.push(beside);
+    }
+    compare::write_whole(path, text).map_err(failed(path))
+}
+
+/// What can be read of the books.
+struct Remains {
+    ledger_path: PathBuf,
+    ledger_text: Vec<u8>,
+    /// The ledger's records up to the first that is damaged.
+    ledger: Lines,
+    audit_path: PathBuf,
+    audit_text: Vec<u8>,
+    audit: Lines,
+    knowledge: Knowledge,
+    remembered: LedgerHead,
+}
+
+/// The ledger as it will be.
+struct Rebuilt {
+    text: Vec<u8>,
+    /// What the audit log has of it.
+    copied: LedgerHead,
+    restored: u64,
+    lost: u64,
+    unbounded: Vec<Unit>,
+}
+
+impl Remains {
+    fn read(state: &Path) -> Result<Self, BooksError> {
+        let (ledger_path, audit_path) = (state.join(LEDGER), state.join(AUDIT));
+        let (ledger_text, ledger) = Book::read(ledger_path.clone())?;
+        let ledger = ledger.unwrap_or_else(|damaged| before(&ledger_text, damaged.line));
+        let (audit_text, audit) = Book::read(audit_path.clone())?;
+        let audit = audit.unwrap_or_else(|damaged| before(&audit_text, damaged.line));
+        let knowledge = Knowledge::of(&audit)
+            .map_err(|fault| BooksError::AuditRecord { path: audit_path.clone(), fault })?;
+        let (remembered, _) = compare::remembered(state)?;
+        Ok(Self { ledger_path, ledger_text, ledger, audit_path, audit_text, audit, knowledge, remembered })
+    }
+
+    /// Whether a server's refusal is to be settled.
+    fn is_refused(&self, order: &RecoveryOrder) -> bool {
+        order.believes_server && self.knowledge.refused.is_some() && self.of_the_server().is_some()
+    }
+
+    /// The ledger that a server remembers and this one neither goes on from nor has booked.
+    fn of_the_server(&self) -> Option<(LedgerHead, u64)> {
+        let (known, answered) = self.knowledge.refused?;
+        let text = &self.ledger_text[..self.ledger.whole];
+        let goes_on = answered == 0 && head_of(&self.ledger.links, known.records) == Some(known.head);
+        let is_booked = SiteAccount::read(text).is_ok_and(|account| account.replaces(known));
+        (!goes_on && !is_booked).then_some((known, answered))
+    }
+
+    /// The ledger with everything that is known put back into it, and the rest booked.
+    fn rebuild(&mut self, order: &RecoveryOrder, now: Time) -> Result<Rebuilt, BooksError> {
+        let wrong = |fault| BooksError::Ledger { path: self.ledger_path.clone(), fault };
+        let record = |fault| BooksError::AuditRecord { path: self.audit_path.clone(), fault };
+        let known = self.strongest();
+        let is_booked = SiteAccount::read(&self.ledger_text[..self.ledger.whole])
+            .is_ok_and(|account| account.replaces(known));
+        let agreed = if is_booked { self.ledger.links.len() } else { self.agreed() };
+        let set_aside: Vec<Link> = self.ledger.links[agreed..].to_vec();
+        let mut links: Vec<Link> = self.ledger.links[..agreed].to_vec();
+        let (mut chain, kept) = (end_of(&links), links.len() as u64);
+        while let Some(copy) = self.knowledge.copies.get(&chain.len()).filter(|_| !is_booked) {
+            links.push(chain.append(&copy));
+        }
+        let restored = chain.len() - kept;
+        let mut losses = Losses::default();
+        // Copies behind a gap, and records that belong to another ledger, cannot stand in their own place.
+        let beyond = self.knowledge.copies.range(chain.len()..).map(|(place, text)| (*place, &**text));
+        let beyond: Vec<(u64, &RawValue)> = if is_booked { Vec::new() } else { beyond.collect() };
+        losses.known.extend(charges_in(beyond.iter().copied()).map_err(record)?);
+        let others =
+            set_aside.iter().filter(|link| !links.iter().any(|one| one.record.get() == link.record.get()));
+        losses.known.extend(charges_in(others.map(|link| (link.sequence, &*link.record))).map_err(record)?);
+        if !is_booked && known.records > chain.len() {
+            losses.unknown = (known.records - chain.len()).saturating_sub(beyond.len() as u64);
+            losses.replaced.push(known);
+        } else if !is_booked && known.is_named() && head_of(&links, known.records) != Some(known.head) {
+            losses.replaced.push(known);
+        }
+        if let Some((known, answered)) = self.of_the_server().filter(|_| order.believes_server) {
+            // Of what was there when a server last let this ledger in, it is known that both have it.
+            let more = known.records.saturating_add(answered).saturating_sub(self.knowledge.accepted);
+            losses.unknown = losses.unknown.saturating_add(more.max(1));
+            losses.replaced.push(known);
+        }
+        let copied = self.copied(&links);
+        let mut rebuilt =
+            Rebuilt { text: lines_of(&links), copied, restored, lost: losses.unknown, unbounded: vec![] };
+        if losses.unknown > 0 || !losses.known.is_empty() || !losses.replaced.is_empty() {
+            let account = SiteAccount::read(&rebuilt.text).map_err(wrong)?;
+            let (entry, unbounded) = lost_records(&account, losses, order.delta, now);
+            links.push(chain.append(&entry));
+            (rebuilt.text, rebuilt.unbounded) = (lines_of(&links), unbounded);
+        }
+        Ok(rebuilt)
+    }
+
+    /// The longest ledger that another book knows of.
+    fn strongest(&self) -> LedgerHead {
+        let records = self.knowledge.records();
+        let logged = self.knowledge.ledger.unwrap_or(LedgerHead { records, head: Digest::default() });
+        if self.remembered.records > logged.records { self.remembered } else { logged }
+    }
+
+    /// How many of the ledger's records are those that the log has copied; all behind the last copy are.
+    fn agreed(&self) -> usize {
+        let differs = self.ledger.links.iter().position(|link| {
+            let copy = self.knowledge.copies.get(&link.sequence);
+            copy.is_some_and(|copy| copy.get() != link.record.get())
+        });
+        differs.unwrap_or(self.ledger.links.len())
+    }
+
+    /// How much of these records the log has copied from the first on.
+    fn copied(&self, links: &[Link]) -> LedgerHead {
+        let same = links.iter().take_while(|link| {
+            self.knowledge.copies.get(&link.sequence).is_some_and(|copy| copy.get() == link.record.get())
+        });
+        let records = same.count() as u64;
+        LedgerHead { records, head: head_of(links, records).unwrap_or_default() }
+    }
+}
+
+/// The lines before this one, counted from 1; those were in order.
+fn before(text: &[u8], line: usize) -> Lines {
+    let whole: usize = text.split_inclusive(|byte| *byte == b'\n').take(line - 1).map(<[u8]>::len).sum();
+    read_lines(&text[..whole]).unwrap_or(Lines { links: Vec::new(), chain: Chain::new(), whole: 0, torn: 0 })
+}
+
+fn head_of(links: &[Link], records: u64) -> Option<Digest> {
+    match usize::try_from(records).ok()?.checked_sub(1) {
+        None => Some(Digest::default()),
+        Some(last) => links.get(last).map(|link| link.hash),
+    }
+}
+
+fn end_of(links: &[Link]) -> Chain {
+    Chain::of(links).unwrap_or_default()
+}
+
+fn lines_of(links: &[Link]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for link in links {
+        text.extend(serde_json::to_vec(link).expect("links have a JSON form"));
+        text.push(b'\n');
+    }
+    text
+}

@@ -1,0 +1,150 @@
+//! What a site says of its ledger between its hello and the welcome.
+
+use std::time::Duration;
+
+use privacy::chain::Digest;
+use protocol::ClientId;
+use protocol::wire::{FrameKind, Greeting, LedgerClaim, LedgerProof, Rejection, SMALL_MAX};
+use quinn::{Connection, RecvStream, SendStream};
+use rustls::pki_types::CertificateDer;
+
+use super::engine::{Command, Record};
+use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::ledgers::{Judged, Proven, check};
+use super::members::now;
+use super::session::{Hall, OPENING, close, reject_on};
+use super::store::{Showing, ShownLedger, StoreError};
+
+/// Connections of one site that may be quicker than this one, before it has to call again.
+const TRIES: usize = 4;
+
+/// A site's first stream, once it has said hello.
+pub(crate) struct Dialogue<'a> {
+    pub(crate) hall: &'a Hall,
+    pub(crate) connection: &'a Connection,
+    pub(crate) client: &'a ClientId,
+    pub(crate) session: u64,
+    pub(crate) address: &'a str,
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+}
+
+impl Dialogue<'_> {
+    /// Hears what the site claims, has it proven where it is not what is remembered, and remembers it. `None` when the connection is of
+    /// no use.
+    pub(crate) async fn hear_ledger(&mut self) -> Option<()> {
+        let claim = match self.read::<LedgerClaim>(FrameKind::LedgerClaim, OPENING).await {
+            Ok(claim) => Some(claim),
+            // A program without a ledger, or of an older release, has no more to say.
+            Err(FrameError::Truncated | FrameError::TooSlow) => None,
+            Err(FrameError::Lost(_)) => return None,
+            Err(_) => return self.reject(Rejection::NotAHello).await,
+        };
+        for _ in 0..TRIES {
+            match self.settle(claim).await {
+                Ok(Settled::Welcome) => return Some(()),
+                Ok(Settled::Refused(why)) => return self.refuse(why).await,
+                Ok(Settled::Gone) => return None,
+                Ok(Settled::Overtaken) => {}
+                Err(error) => {
+                    tracing::error!("the ledger of {} could not be looked up: {error}", self.client);
+                    break;
+                }
+            }
+        }
+        close(self.connection, &Rejection::Busy);
+        None
+    }
+
+    async fn settle(&mut self, claim: Option<LedgerClaim>) -> Result<Settled, StoreError> {
+        let known = match self.hall.ledgers.judge(self.client, claim).await? {
+            Judged::Welcome(known) => known,
+            Judged::Refused(why) => return Ok(Settled::Refused(why)),
+            Judged::Prove(known, claim) => match self.prove(known, claim).await {
+                Some(Ok(proven)) => {
+                    self.tell(proven, known).await;
+                    Some(known)
+                }
+                Some(Err(why)) => return Ok(Settled::Refused(why)),
+                None => return Ok(Settled::Gone),
+            },
+        };
+        let Some(claim) = claim else { return Ok(Settled::Welcome) };
+        let showing =
+            Showing { certificate: self.certificate(), address: self.address.to_owned(), at: now() };
+        let (ledgers, session) = (&self.hall.ledgers, self.session);
+        let shown = ledgers.remember(self.client, session, known, claim, &showing).await?;
+        Ok(if shown { Settled::Welcome } else { Settled::Overtaken })
+    }
+
+    /// Asks for the head at the remembered length.
+    async fn prove(&mut self, known: ShownLedger, claim: LedgerClaim) -> Option<Result<Proven, Rejection>> {
+        let ask = Greeting::Prove { records: known.claim.records };
+        write_frame(&mut self.send, FrameKind::Greeting, &ask).await.ok()?;
+        match self.read::<LedgerProof>(FrameKind::LedgerProof, OPENING).await {
+            Ok(proof) => Some(check(known, claim, &proof)),
+            Err(FrameError::Lost(_)) => None,
+            Err(FrameError::TooSlow) => Some(Err(Rejection::Late)),
+            Err(_) => Some(Err(Rejection::NotAHello)),
+        }
+    }
+
+    async fn tell(&self, proven: Proven, known: ShownLedger) {
+        let ShownLedger { claim: LedgerClaim { records, .. }, .. } = known;
+        if proven == Proven::Replaces {
+            tracing::warn!(
+                "{} goes on with another ledger, from {}: it has booked the loss of the one with {records} records",
+                self.client,
+                self.address
+            );
+            let (site, address) = (self.client.clone(), self.address.to_owned());
+            self.record(Record::LedgerReplaced { site, address, records }).await;
+        }
+    }
+
+    async fn refuse(&mut self, why: Rejection) -> Option<()> {
+        if matches!(why, Rejection::LedgerForked { .. } | Rejection::LedgerMissing) {
+            self.hall.metrics.ledger_refused();
+            tracing::warn!("{} at {} is refused: {why}", self.client, self.address);
+            let (site, address, reason) = (self.client.clone(), self.address.to_owned(), why.to_string());
+            self.record(Record::LedgerRefused { site, address, reason }).await;
+        }
+        self.reject(why).await
+    }
+
+    async fn reject(&mut self, why: Rejection) -> Option<()> {
+        reject_on(self.connection, &mut self.send, self.address, why).await;
+        None
+    }
+
+    async fn record(&self, record: Record) {
+        // A server that is shutting down has closed its log.
+        let _ = self.hall.commands.send(Command::Record(record)).await;
+    }
+
+    async fn read<T: serde::de::DeserializeOwned>(
+        &mut self,
+        kind: FrameKind,
+        first: Duration,
+    ) -> Result<T, FrameError> {
+        let patience = Patience { first: Some(first), idle: OPENING };
+        read_frame(&mut self.recv, kind, SMALL_MAX, patience).await
+    }
+
+    /// SHA-256 of the certificate that the site shows.
+    fn certificate(&self) -> Digest {
+        let chain =
+            self.connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'_>>>().ok());
+        chain.and_then(|chain| chain.first().map(|first| Digest::of(first))).unwrap_or_default()
+    }
+}
+
+/// What became of a claim.
+enum Settled {
+    Welcome,
+    Refused(Rejection),
+    /// Another connection of the site was quicker.
+    Overtaken,
+    /// The connection is gone.
+    Gone,
+}

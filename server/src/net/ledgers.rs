@@ -1,0 +1,168 @@
+//! Whether a site that connects still has the ledger that it had: a copy of its folder on another machine, or an older backup, would
+//! have the whole budget once more.
+//!
+//! A site says how long its ledger is and which record is the last. The server remembers that, durably, and asks a site that comes back
+//! with another length for the head that it had at the remembered one. It knows no record, believes no length before it has seen that head, and
+//! counts the updates that come, each of which an honest ledger has booked: so two copies are told apart even where both showed the same.
+//! A site that never claimed a ledger is let in without one. It decides nothing about budgets: those are the site's.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use privacy::chain::Digest;
+use protocol::ClientId;
+use protocol::wire::{LedgerClaim, LedgerProof, Rejection};
+
+use super::store::{Showing, ShownLedger, Store, StoreError};
+
+/// See the module.
+pub(crate) struct Ledgers {
+    store: Arc<Store>,
+    /// The session that showed each ledger, and the updates that it has brought since. Those of an older session may be
+    /// in the ledger that a newer one has shown.
+    answered: Mutex<BTreeMap<ClientId, (u64, u64)>>,
+}
+
+/// What is to be done with a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// It is the ledger that is remembered, the first, or none where none is remembered.
+    Welcome(Option<ShownLedger>),
+    /// A head of this length is to be shown.
+    Prove(ShownLedger, LedgerClaim),
+    /// It is another ledger.
+    Refused(Rejection),
+}
+
+/// How a proof came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proven {
+    /// The ledger goes on from the remembered one.
+    GoesOn,
+    /// It does not, and says that the loss of that one is booked.
+    Replaces,
+}
+
+impl Ledgers {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        Self { store, answered: Mutex::default() }
+    }
+
+    /// What a claim is worth, before anything was proven.
+    pub(crate) async fn judge(
+        &self,
+        site: &ClientId,
+        claim: Option<LedgerClaim>,
+    ) -> Result<Judged, StoreError> {
+        let known = self.known(site).await?;
+        Ok(match (known, claim) {
+            (None, _) => Judged::Welcome(None),
+            (Some(_), None) => Judged::Refused(Rejection::LedgerMissing),
+            (Some(known), Some(claim)) if known.claim == claim && known.answered == 0 => {
+                Judged::Welcome(Some(known))
+            }
+            (Some(known), Some(claim)) => Judged::Prove(known, claim),
+        })
+    }
+
+    /// The ledger that is remembered, with the updates of connections that are open.
+    async fn known(&self, site: &ClientId) -> Result<Option<ShownLedger>, StoreError> {
+        let Some(known) = self.store.shown_ledger(site).await? else { return Ok(None) };
+        let open = self.open(|answered| answered.get(site).map_or(0, |(_, count)| *count));
+        Ok(Some(ShownLedger { answered: known.answered.saturating_add(open), ..known }))
+    }
+
+    /// Remembers what a session claims in the place of `known`. Whether another connection of the site was not quicker.
+    pub(crate) async fn remember(
+        &self,
+        site: &ClientId,
+        session: u64,
+        known: Option<ShownLedger>,
+        claim: LedgerClaim,
+        showing: &Showing,
+    ) -> Result<bool, StoreError> {
+        let is_same = known.is_some_and(|known| known.claim == claim && known.answered == 0);
+        let shown = is_same || self.store.show_ledger(site, known, claim, showing).await?;
+        if shown {
+            self.open(|answered| answered.insert(site.clone(), (session, 0)));
+        }
+        Ok(shown)
+    }
+
+    /// A session has brought an update, which an honest ledger has booked.
+    pub(crate) fn answered(&self, site: &ClientId, session: u64) {
+        self.open(|answered| {
+            if let Some((_, count)) = answered.get_mut(site).filter(|(shown, _)| *shown == session) {
+                *count += 1;
+            }
+        });
+    }
+
+    /// A session is over: what it brought is written down.
+    pub(crate) async fn settle(&self, site: &ClientId, session: u64) {
+        let more = self.open(|answered| {
+            answered.get(site).is_some_and(|(shown, _)| *shown == session).then(|| answered.remove(site))
+        });
+        if let Some((_, more)) = more.flatten().filter(|(_, more)| *more > 0)
+            && let Err(error) = self.store.add_answered(site, more).await
+        {
+            tracing::warn!("that {site} has sent {more} updates could not be written down: {error}");
+        }
+    }
+
+    fn open<T>(&self, work: impl FnOnce(&mut BTreeMap<ClientId, (u64, u64)>) -> T) -> T {
+        work(&mut self.answered.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whether a claim and its proof go on from what is remembered.
+pub(crate) fn check(
+    known: ShownLedger,
+    claim: LedgerClaim,
+    proof: &LedgerProof,
+) -> Result<Proven, Rejection> {
+    let grown = known.claim.records.checked_add(known.answered).is_some_and(|least| claim.records >= least);
+    if grown && proof.head == Some(known.claim.head) {
+        return Ok(Proven::GoesOn);
+    }
+    if proof.replaced.contains(&known.claim.head) && known.claim.head != Digest::default() {
+        return Ok(Proven::Replaces);
+    }
+    Err(Rejection::LedgerForked { known: known.claim, answered: known.answered })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(records: u64, head: &str) -> LedgerClaim {
+        LedgerClaim { records, head: Digest::of(head.as_bytes()) }
+    }
+
+    fn proof(head: Option<&str>, replaced: &[&str]) -> LedgerProof {
+        let of = |text: &str| Digest::of(text.as_bytes());
+        LedgerProof { head: head.map(of), replaced: replaced.iter().map(|text| of(text)).collect() }
+    }
+
+    #[test]
+    fn a_ledger_goes_on_where_it_has_the_remembered_head_and_a_record_for_every_update() {
+        let known = ShownLedger { claim: claim(5, "a"), answered: 2 };
+        assert_eq!(check(known, claim(7, "b"), &proof(Some("a"), &[])), Ok(Proven::GoesOn));
+        let forked = Rejection::LedgerForked { known: known.claim, answered: 2 };
+        for (records, head) in [(6, Some("a")), (5, Some("a")), (4, None), (7, Some("x")), (u64::MAX, None)] {
+            let refused = check(known, claim(records, "b"), &proof(head, &["y"]));
+            assert_eq!(refused, Err(forked.clone()), "{records} {head:?}");
+        }
+        assert_eq!(check(known, claim(6, "b"), &proof(None, &["y", "a"])), Ok(Proven::Replaces));
+        let most = ShownLedger { answered: u64::MAX, ..known };
+        assert!(check(most, claim(u64::MAX, "b"), &proof(Some("a"), &[])).is_err());
+    }
+
+    #[test]
+    fn a_ledger_without_records_is_replaced_by_none() {
+        let empty = ShownLedger { claim: LedgerClaim::default(), answered: 3 };
+        let nothing = LedgerProof { head: Some(Digest::default()), replaced: vec![Digest::default()] };
+        assert!(check(empty, LedgerClaim::default(), &nothing).is_err());
+        assert_eq!(check(empty, claim(3, "a"), &nothing), Ok(Proven::GoesOn));
+    }
+}

@@ -1,0 +1,75 @@
+//! `consortia site recover`: puts a site's books in order when one of them is lost, damaged or older than the others.
+//!
+//! It restores what copies are left of, and charges the rest. It never makes a budget fresh, and takes a server's word only when told to.
+
+use std::path::PathBuf;
+
+use ::client::net::{BooksError, Recovery, RecoveryOrder, recover_books};
+use clap::Args;
+use serde_json::json;
+
+use super::super::Global;
+use super::super::failure::{Failure, Kind};
+use super::super::folder::SiteFile;
+use super::super::policy;
+use super::now;
+use super::pause::who;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RecoverArgs {
+    /// The site's file.
+    #[arg(default_value = "site.toml")]
+    file: PathBuf,
+    /// Also charge what the server knows of and this ledger lacks, after it has refused this folder as a copy or an older backup. Give it
+    /// only where you know that such a folder was at work.
+    #[arg(long)]
+    believe_server: bool,
+}
+
+/// The delta at which guesses are compared where the policy names none.
+const DELTA: f64 = 1e-6;
+
+pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(), Failure> {
+    let file = SiteFile::read(&args.file)?;
+    let budget = policy::read(&file.policy).ok().and_then(|(policy, _)| policy.budget());
+    let delta = budget.map_or(DELTA, |(_, delta)| delta);
+    let order = RecoveryOrder { by: who(), believes_server: args.believe_server, delta };
+    let recovery = recover_books(&file.state, &order, now).map_err(|error| match error {
+        BooksError::Held(_) => Failure::new(
+            Kind::Configuration,
+            "`site run` is at work on this site; end it first, nothing was changed",
+        ),
+        error => Failure::new(Kind::Configuration, error),
+    })?;
+    let Some(recovery) = recovery else {
+        global.format.say(
+            || "the books are in order, and nothing was changed".to_owned(),
+            || json!({ "recovered": false }),
+        );
+        return Ok(());
+    };
+    let Recovery { restored, lost, unbounded, kept } = &recovery;
+    let units: Vec<String> = unbounded.iter().map(ToString::to_string).collect();
+    global.format.say(
+        || describe(&recovery),
+        || json!({ "recovered": true, "restored": restored, "lost": lost, "unbounded": units, "kept": kept }),
+    );
+    Ok(())
+}
+
+fn describe(recovery: &Recovery) -> String {
+    let Recovery { restored, lost, unbounded, kept } = recovery;
+    let mut lines =
+        vec![format!("the books are in order again; {restored} records of the ledger were restored")];
+    if *lost > 0 {
+        lines.push(format!("{lost} records are lost; each is charged by the guess that costs most"));
+    }
+    for unit in unbounded {
+        lines.push(format!(
+            "nothing shows what they cost the {unit}: no budget with a limit pays for it any more; a copy of the state folder would"
+        ));
+    }
+    lines.extend(kept.iter().map(|path| format!("the file that was replaced is kept as {}", path.display())));
+    lines.push("`consortia budget show` says what is left".to_owned());
+    lines.join("\n")
+}
