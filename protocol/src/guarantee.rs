@@ -15,7 +15,7 @@ use privacy::correlation::Correlation;
 use privacy::ledger::{Charge, Composition, Terms, Unit};
 use serde::{Deserialize, Serialize};
 
-use crate::{Positive, SpecError};
+use crate::{Positive, SpecError, is_plain_name};
 
 /// Everything a run promises about privacy; nothing by default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -305,10 +305,12 @@ impl CentralPrivacy {
     }
 
     fn check(&self) -> Result<(), SpecError> {
+        self.check_bounds()?;
         check_delta(self.delta, "privacy.central.delta")?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if !(1..=64).contains(&self.population.len()) || !self.population.chars().all(plain) {
-            return wrong("population", "give a name of 1 to 64 letters, digits, '.', '_', '-'");
+        if !is_plain_name(&self.population) {
+            let message =
+                "give a name of 1 to 64 letters, digits, '.', '_', '-', neither '.' nor '-' in front";
+            return wrong("population", message);
         }
         self.check_sampling()?;
         self.check_noise()?;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec,
-    Weighting,
+    BroadcastCodec, COHORT_MAX, DataSpec, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError, TrainingSpec,
+    UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,10 +18,6 @@ use crate::config::{ConfigError, read_toml};
 use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
-
-/// The most clients a cohort may have when the plan does not say: enough for any simulation, and no finer lattice
-/// would be had by saying less.
-const COHORT_MAX: u64 = 1 << 20;
 
 /// What was typed. Only [`Plan`] means anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -401,6 +397,10 @@ impl Plan {
     /// # Errors
     /// [`ConfigError`] with line, column and the value at fault.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        if text.len() > PLAN_BYTES_MAX {
+            let message = format!("the plan has {} bytes; at most {PLAN_BYTES_MAX} are allowed", text.len());
+            return Err(ConfigError::at("", 0, message));
+        }
         let typed: FederationConfig = read_toml(text)?;
         Self::new(typed).map_err(|error| ConfigError::of(text, &error))
     }
@@ -410,12 +410,15 @@ impl Plan {
     /// # Errors
     /// [`SpecError`] names the setting at fault.
     pub fn new(typed: FederationConfig) -> Result<Self, SpecError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if !(1..=64).contains(&typed.name.len()) || !typed.name.chars().all(plain) {
-            let message =
-                format!("`{}` is not a name; use 1 to 64 letters, digits, '.', '_', '-'", typed.name);
+        if !is_plain_name(&typed.name) {
+            let shown: String = typed.name.escape_debug().take(80).collect();
+            let message = format!(
+                "`{shown}` is not a name; use 1 to 64 letters, digits, '.', '_', '-', neither '.' nor '-' in front"
+            );
             return Err(SpecError::new("name", message));
         }
+        // Before noise is calibrated and its bands are made: both take work for every round and band.
+        check_rounds(typed.rounds, typed.privacy.bands())?;
         if typed.rounds == 0 {
             return Err(SpecError::new("rounds", "0 rounds train nothing; give at least 1"));
         }
