@@ -13,7 +13,7 @@ use protocol::wire::{
     AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, Hello, Notice, Receipt, Rejection, SMALL_MAX,
     TaskHeader,
 };
-use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work};
+use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work, software_name};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
@@ -62,7 +62,9 @@ pub(super) async fn greet(connection: &Connection, software: &str) -> Result<(St
         None => GreetError::Lost(fallback),
     };
     match tokio::time::timeout(GREETING_MAX, exchange).await {
-        Ok(Ok(Ok(Some(Greeting::Welcome { software, you })))) => Ok((software, you)),
+        Ok(Ok(Ok(Some(Greeting::Welcome { software, you })))) => {
+            Ok((software_name(&software), software_name(&you)))
+        }
         Ok(Ok(Ok(Some(Greeting::Rejected(rejection))))) => Err(sort(rejection)),
         Ok(Ok(Ok(None))) => Err(lost("the server ended the greeting".to_owned())),
         Ok(Ok(Err(FrameError::Codec(error @ CodecError::Version { .. })))) => Err(GreetError::Version(error)),
@@ -343,17 +345,18 @@ impl Workshop {
     ) -> Result<(Result<Outcome, Trouble>, UpdateCodec), Abandoned> {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         let model = read_model(&mut stream.recv, len, spare, self.down.as_ref()).await?;
-        match header.into_task(model) {
-            Ok(task) => {
+        // What a plan may ask for is bounded, and takes its time to be judged all the same.
+        let task = tokio::task::spawn_blocking(move || header.into_task(model)).await;
+        let unread = match task {
+            Ok(Ok(task)) => {
                 self.report(AgentEvent::Started { task: task.id });
                 let codec = task.spec.update.codec;
-                Ok((self.work(task, stop, stream).await?, codec))
+                return Ok((self.work(task, stop, stream).await?, codec));
             }
-            Err(error) => {
-                let trouble = Trouble::open(Decline::Unsupported, error.to_string());
-                Ok((Err(trouble), UpdateCodec::Exact))
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Ok((Err(Trouble::open(Decline::Unsupported, unread)), UpdateCodec::Exact))
     }
 
     /// Does the task on a thread of its own, and stops it when the server gives up the stream.

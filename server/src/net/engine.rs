@@ -66,6 +66,7 @@ pub(crate) enum Record {
     Enrolled { site: ClientId, key_sha256: String },
     Renewed { site: ClientId, key_sha256: String },
     InviteReused { token_sha256: String },
+    EnrolmentsRefused { count: u64 },
     Revoked { site: ClientId, by: String },
     Quarantined { site: ClientId, reason: String, by: String },
     QuarantineEnded { site: ClientId, by: String },
