@@ -10,6 +10,7 @@ use server::{Claim, PrivacyStatement, STATEMENT_VERSION};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::text::read_text;
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -46,7 +47,7 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
 /// A statement whose every epsilon follows from its events.
 pub(super) fn read_statement(file: &Path) -> Result<PrivacyStatement, Failure> {
     let path = file.display();
-    let text = std::fs::read_to_string(file).or_fail(Kind::Configuration, &path)?;
+    let text = read_text(file)?;
     let statement: PrivacyStatement = serde_json::from_str(&text).or_fail(Kind::Configuration, &path)?;
     if statement.version != STATEMENT_VERSION {
         let found = statement.version;
