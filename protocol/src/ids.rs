@@ -181,7 +181,7 @@ mod tests {
     fn a_name_that_leads_out_of_its_folder_or_reads_as_an_option_is_refused() {
         for bad in [".", "..", "...", ".hidden", "-", "--", "-rf", "-x.y", ".-a"] {
             assert!(ClientId::new(bad).is_err() && !is_plain_name(bad), "{bad}");
-            let wire = bincode_of(bad);
+            let wire = body_of(bad);
             assert!(crate::wire::decode::<ClientId>(&wire).is_err(), "{bad} came over the wire");
             assert!(serde_json::from_str::<ClientId>(&format!("\"{bad}\"")).is_err(), "{bad}");
         }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     /// The text as a name travels.
-    fn bincode_of(text: &str) -> Vec<u8> {
+    fn body_of(text: &str) -> Vec<u8> {
         let frame = crate::wire::encode(crate::wire::FrameKind::Hello, &text.to_owned());
         frame[crate::wire::FRAME_HEAD..].to_vec()
     }

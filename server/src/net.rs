@@ -70,7 +70,7 @@ pub use store::{
     BackupError, BlobError, Database, DatabaseError, Lost, Objects, ObjectsError, Postgres, Store,
     StoreError, StoredModel, StoredRun, Submission, TransferError, Transferred,
 };
-use strangers::{Lines, Places, Rates};
+use strangers::Strangers;
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
@@ -310,9 +310,7 @@ impl Server {
             limits: config.limits,
             uploads: Uploads::new(config.limits.upload_bytes_max, spare),
             seats: Arc::new(Semaphore::new(config.limits.connections_max)),
-            handshakes: Places::new(2 * config.limits.handshakes_max),
-            rates: Rates::default(),
-            lines: Lines::default(),
+            strangers: Strangers::new(2 * config.limits.handshakes_max),
             commands,
             desk: Arc::clone(&desk),
             newcomers: Newcomers::default(),

@@ -128,7 +128,8 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     file.write_all(bytes).and_then(|()| file.sync_all()).or_fail(Kind::Configuration, path.display())
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -217,6 +217,7 @@ async fn honest_life(
     let (folder, address) = (federation.folder(name), server.local_addr().to_string());
     let invited = timed("an invite", invite(operator, server, name)).await;
     timed("joining", join(&invited, &folder)).await;
+    // Whoever has just left may be asked once more, and keeps no round open for long.
     for turn in ["coming", "coming with the next certificate"] {
         let config = AgentConfig { transport, ..AgentConfig::new(address.clone()) };
         let (_, data) = sites().into_iter().next().unwrap();
@@ -225,7 +226,8 @@ async fn honest_life(
         timed(turn, connected).await;
         let plan = "name = \"crowded\"\nrounds = 1\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\n\
                     target = { classes = 2 }\n[training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.1 } }\n\
-                    [evaluation]\nsites = \"none\"\n";
+                    [evaluation]\nsites = \"none\"\n\
+                    [cohort]\nclients_min = 1\nquorum = 1\ndeadline_seconds = 2\n";
         let answered = async {
             operator.submit(plan, 1).await;
             while !matches!(events.recv().await, Some(AgentEvent::Accepted { .. })) {}

@@ -46,8 +46,10 @@ pub fn sensitivity_squared(
         .saturating_mul(u64::from(depth(steps)))
         .saturating_mul(separation.min(steps));
     if work > WORK_MAX {
-        let (name, range) =
-            ("the work to find a tree's worst schedule", "1e7 steps; use fewer participations, or a smaller separation of them");
+        let (name, range) = (
+            "the work to find a tree's worst schedule",
+            "1e7 steps; use fewer participations, or a smaller separation of them",
+        );
         return Err(AccountingError::Parameter { name, value: work as f64, range });
     }
     let mut search = Search { steps, separation, known: BTreeMap::new() };

@@ -26,7 +26,7 @@ use super::members::{Members, Revocations};
 use super::metrics::Metrics;
 use super::peer::{Peer, is_enrolment};
 use super::presence::Presence;
-use super::strangers::{Lines, Origin, Place, Places, Rates, Turn};
+use super::strangers::{Origin, Place, Strangers, Turn};
 use super::uploads::Uploads;
 
 /// What this program calls itself.
@@ -53,10 +53,7 @@ pub(crate) struct Hall {
     pub(crate) limits: Limits,
     pub(crate) uploads: Uploads,
     pub(crate) seats: Arc<Semaphore>,
-    /// Places of those whose handshake is not done, or who have no certificate.
-    pub(crate) handshakes: Arc<Places>,
-    pub(crate) rates: Rates,
-    pub(crate) lines: Lines,
+    pub(crate) strangers: Strangers,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) newcomers: Newcomers,
@@ -104,8 +101,8 @@ pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: Cancellat
     while let Some(Some(incoming)) = stop.run_until_cancelled(endpoint.accept()).await {
         let origin = hall.presence.origin(incoming.remote_address());
         let proven = incoming.remote_address_validated();
-        let turn = hall.rates.begin(origin, proven, Instant::now());
-        let busy = hall.handshakes.count() >= hall.limits.handshakes_max;
+        let turn = hall.strangers.rates.begin(origin, proven, Instant::now());
+        let busy = hall.strangers.handshakes.count() >= hall.limits.handshakes_max;
         if (turn == Turn::Prove || busy) && incoming.may_retry() && !proven {
             // It fails only for an address that has proved itself, which was just ruled out.
             let _ = incoming.retry();
@@ -117,7 +114,7 @@ pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: Cancellat
             incoming.ignore();
             continue;
         }
-        match hall.handshakes.take(origin) {
+        match hall.strangers.handshakes.take(origin) {
             Some(place) => drop(tokio::spawn(open(Arc::clone(&hall), incoming, place, origin))),
             None => {
                 hall.metrics.handshake_refused();
@@ -150,7 +147,7 @@ async fn open(hall: Arc<Hall>, incoming: Incoming, place: Place, origin: Origin)
     let Ok(connecting) = incoming.accept() else { return };
     let failed = |why: &str| {
         hall.metrics.handshake_refused();
-        if let Some(more) = hall.lines.next(Instant::now()) {
+        if let Some(more) = hall.strangers.lines.next(Instant::now()) {
             tracing::info!("a handshake from {address} {why}{more}");
         }
     };
@@ -162,7 +159,7 @@ async fn open(hall: Arc<Hall>, incoming: Incoming, place: Place, origin: Origin)
     };
     let certified = connection.peer_identity().is_some();
     if certified {
-        hall.rates.end_well(origin);
+        hall.strangers.rates.end_well(origin);
     }
     // Whoever has no certificate must not take the room of those who have; enrolments have places of their own.
     if is_enrolment(&connection) {

@@ -41,6 +41,20 @@ impl Origin {
     }
 }
 
+/// What is kept of those who come over UDP.
+pub(crate) struct Strangers {
+    /// Places of those whose handshake is not done.
+    pub(crate) handshakes: Arc<Places>,
+    pub(crate) rates: Rates,
+    pub(crate) lines: Lines,
+}
+
+impl Strangers {
+    pub(crate) fn new(handshakes: usize) -> Self {
+        Self { handshakes: Places::new(handshakes), rates: Rates::default(), lines: Lines::default() }
+    }
+}
+
 /// A number of places.
 pub(crate) struct Places {
     most: usize,
