@@ -138,7 +138,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let plan = format!(
-            "name = \"bench\"\nrounds = 4000000000\nmodel = \"linear\"\n\
+            "name = \"bench\"\nrounds = 1000000\nmodel = \"linear\"\n\
              data = {{ table = {{ label = \"y\", target = \"real\", features = [\"a\"] }} }}\n\
              training = {{ batch_size = 8, optimizer = {{ sgd = {{ learning_rate = 0.1 }} }} }}\n\
              cohort = {{ clients_min = {CLIENTS}, count = {CLIENTS} }}\n\

@@ -19,6 +19,7 @@ mod insecure;
 mod join;
 mod members;
 mod model;
+mod modes;
 mod new;
 mod notify;
 mod output;
@@ -37,6 +38,7 @@ mod site;
 mod state;
 mod statement;
 mod telemetry;
+mod text;
 mod watch;
 
 use std::path::PathBuf;
@@ -270,6 +272,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     listen_to_logs(&cli.global);
+    modes::keep_private(&cli.command);
     match perform(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(cli.global.format),

@@ -23,6 +23,8 @@ mod intruder;
 mod member;
 #[path = "hostile/stage.rs"]
 mod stage;
+#[path = "hostile/strangers.rs"]
+mod strangers;
 #[path = "support/stream.rs"]
 mod stream;
 #[path = "hostile/streams.rs"]

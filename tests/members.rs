@@ -228,7 +228,7 @@ async fn an_invite_makes_one_member_whose_key_never_left_it() {
     enrol(&invite, &folder, "test", now()).await.unwrap();
     assert_eq!(read(&folder, "cert.pem"), certificate);
     let log = read(&federation.folder("state"), "audit.jsonl");
-    for event in ["invited", "enrolled", "invite_reused"] {
+    for event in ["invited", "enrolled", "invite_reused", "enrolments_refused"] {
         assert!(log.contains(&format!("\"event\":\"{event}\"")), "{event}: {log}");
     }
 }

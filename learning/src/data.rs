@@ -3,6 +3,7 @@
 //! Refuses to guess: a cell, a file or a length that does not fit the plan is an error that names the place.
 
 mod array;
+mod cells;
 mod dataset;
 mod features;
 mod files;

@@ -10,13 +10,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use protocol::{Decline, Layout, LayoutError, LearnError, ModelSpec, Purpose, Round, Seed, Spec};
+use protocol::{
+    Decline, Layout, LayoutError, LearnError, ModelSpec, PARAMETERS_MAX, Purpose, Round, Seed, Spec,
+};
 use rand_chacha::ChaCha20Rng;
 
 pub(crate) use plan::{Kind, Planned, Shape, Start, Step, steps};
-
-/// The most parameters a model may have: what a spec from the wire can make this machine allocate.
-const PARAMETERS_MAX: usize = 1 << 30;
 
 /// What a forward pass is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -185,7 +184,7 @@ impl Models {
                 Layout::new(tensors.map(|tensor| (tensor.name.clone(), tensor.shape.clone())))?
             }
         };
-        if layout.len() > PARAMETERS_MAX {
+        if layout.len() as u64 > PARAMETERS_MAX {
             return Err(ModelError::TooLarge);
         }
         Ok(layout.with_personal(&spec.personal_layers)?)

@@ -15,7 +15,7 @@ use privacy::correlation::Correlation;
 use privacy::ledger::{Charge, Composition, Terms, Unit};
 use serde::{Deserialize, Serialize};
 
-use crate::{Positive, SpecError};
+use crate::{COHORT_MAX, Positive, SpecError, is_plain_name};
 
 /// Everything a run promises about privacy; nothing by default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -94,10 +94,6 @@ pub enum Sampling {
 fn one() -> u32 {
     1
 }
-
-/// The most clients that one round may draw. A larger federation is refused before its first draw, so that no sum is ever too
-/// small for a cohort.
-pub const DRAWN_MAX: u64 = 1 << 20;
 
 impl Sampling {
     /// Whether cohorts come about by secret chance. Nothing that depends on the drawn cohort may then keep a client out or
@@ -389,10 +385,12 @@ impl CentralPrivacy {
     }
 
     fn check(&self) -> Result<(), SpecError> {
+        self.check_bounds()?;
         check_delta(self.delta, "privacy.central.delta")?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if !(1..=64).contains(&self.population.len()) || !self.population.chars().all(plain) {
-            return wrong("population", "give a name of 1 to 64 letters, digits, '.', '_', '-'");
+        if !is_plain_name(&self.population) {
+            let message =
+                "give a name of 1 to 64 letters, digits, '.', '_', '-', neither '.' nor '-' in front";
+            return wrong("population", message);
         }
         self.check_sampling()?;
         self.check_noise()?;
@@ -425,8 +423,8 @@ impl CentralPrivacy {
             (Sampling::Fixed { population, sample }, _) if sample == 0 || sample > population => {
                 return wrong("sampling", "a sample must be from 1 to the population");
             }
-            (Sampling::Fixed { sample, .. }, _) if sample > DRAWN_MAX => {
-                return wrong("sampling", &format!("a sample must be at most {DRAWN_MAX} clients"));
+            (Sampling::Fixed { sample, .. }, _) if sample > COHORT_MAX => {
+                return wrong("sampling", &format!("a sample must be at most {COHORT_MAX} clients"));
             }
             (Sampling::Fixed { .. }, Relation::AddOrRemoveOne | Relation::ZeroOut) => {
                 return wrong("relation", "a sample of fixed size is accounted for under replace_one only");

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// A site's name: 1 to 64 of `a-z 0-9 . _ -`. In a deployment it comes from the site's certificate and from nowhere else.
+/// A site's name: 1 to 64 of `a-z 0-9 . _ -`, the first of them a letter, a digit or `_`. In a deployment it comes from the
+/// site's certificate and from nowhere else. Names become folders and arguments of commands: one that begins with a dot would
+/// be hidden or lead out of its folder (`..`), one that begins with a dash would be read as an option.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ClientId(Arc<str>);
@@ -15,8 +17,11 @@ pub struct ClientId(Arc<str>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdError {
-    /// A site name with other characters, or too long, or empty.
-    #[error("`{0}` is not a site name; use 1 to 64 of a-z, 0-9, '.', '_' and '-'")]
+    /// A site name with other characters, or too long, or empty, or with a dot or dash in front.
+    #[error(
+        "`{}` is not a site name; use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter, a digit or '_'",
+        .0.escape_debug()
+    )]
     Client(String),
     /// A run id that is not 16 hexadecimal digits.
     #[error("`{0}` is not a run id; it has 16 hexadecimal digits")]
@@ -27,10 +32,10 @@ impl ClientId {
     /// Checks and wraps a name.
     ///
     /// # Errors
-    /// [`IdError::Client`] when the name is empty, too long, or has other characters.
+    /// [`IdError::Client`] when the name is empty, too long, has other characters, or begins with a dot or a dash.
     pub fn new(name: &str) -> Result<Self, IdError> {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-        if (1..=64).contains(&name.len()) && name.bytes().all(allowed) {
+        let lower = name.bytes().all(|byte| !byte.is_ascii_uppercase());
+        if lower && is_plain_name(name) {
             Ok(Self(name.into()))
         } else {
             Err(IdError::Client(name.chars().take(80).collect()))
@@ -41,6 +46,20 @@ impl ClientId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether `name` may stand in a path and on a command line as it is: 1 to 64 ASCII letters, digits, `.`, `_` and `-`, the first
+/// of them neither `.` nor `-`. Sites, operators, runs, populations and models are named so; sites without capitals.
+pub fn is_plain_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with(['.', '-'])
+}
+
+/// What a program calls itself, as it is shown and written down: at most 64 characters of printable ASCII, whatever came. A
+/// name with control characters could rewrite an operator's terminal.
+pub fn software_name(text: &str) -> String {
+    let shown = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    text.chars().take(64).map(shown).collect()
 }
 
 impl TryFrom<String> for ClientId {
@@ -153,9 +172,37 @@ mod tests {
     #[test]
     fn a_site_name_is_short_and_plain() {
         assert!(ClientId::new("st.mary-2_east").is_ok());
-        for bad in ["", "Cleveland", "a b", "ä", "a/b", &"x".repeat(65)] {
+        for bad in ["", "Cleveland", "a b", "ä", "a/b", "a\\b", "a\0", &"x".repeat(65)] {
             assert!(ClientId::new(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_name_that_leads_out_of_its_folder_or_reads_as_an_option_is_refused() {
+        for bad in [".", "..", "...", ".hidden", "-", "--", "-rf", "-x.y", ".-a"] {
+            assert!(ClientId::new(bad).is_err() && !is_plain_name(bad), "{bad}");
+            let wire = body_of(bad);
+            assert!(crate::wire::decode::<ClientId>(&wire).is_err(), "{bad} came over the wire");
+            assert!(serde_json::from_str::<ClientId>(&format!("\"{bad}\"")).is_err(), "{bad}");
+        }
+        for good in ["a..b", "a.", "a-", "_a", "0", "st-1.example"] {
+            assert!(ClientId::new(good).is_ok(), "{good}");
+        }
+        let said = ClientId::new("a\u{1b}[31m").unwrap_err().to_string();
+        assert!(said.bytes().all(|byte| (32..127).contains(&byte)), "{said}");
+    }
+
+    /// The text as a name travels.
+    fn body_of(text: &str) -> Vec<u8> {
+        let frame = crate::wire::encode(crate::wire::FrameKind::Hello, &text.to_owned());
+        frame[crate::wire::FRAME_HEAD..].to_vec()
+    }
+
+    #[test]
+    fn a_programs_name_is_shown_in_printable_ascii_and_is_short() {
+        assert_eq!(software_name("consortia 0.9.0"), "consortia 0.9.0");
+        assert_eq!(software_name("a\u{1b}[2J\u{202e}b\n"), "a?[2J?b?");
+        assert_eq!(software_name(&"x".repeat(4000)).len(), 64);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::SpecError;
 
 /// The most layers of a model, those inside of residual connections included.
-const LAYERS_MAX: usize = 1024;
+pub(crate) const LAYERS_MAX: usize = 1024;
 /// Residual connections inside of one another.
-const DEPTH_MAX: usize = 4;
+pub(crate) const DEPTH_MAX: usize = 4;
 
 /// One layer. Images are `[channels, height, width]`, sequences `[steps, features]`, everything else a row of numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

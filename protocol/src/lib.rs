@@ -4,6 +4,7 @@
 //! [`Spec`] (what every site must know of a run) · [`Task`], [`Learner`], [`Answer`] (work and its result) ·
 //! [`wire`] (messages per direction and their frames).
 
+mod bounds;
 mod codec;
 mod config;
 mod guarantee;
@@ -19,13 +20,17 @@ mod task;
 mod time;
 pub mod wire;
 
+pub use bounds::{
+    BAND_ROUNDS_MAX, BANDS_MAX, COHORT_MAX, EXAMPLES_MAX, PARAMETERS_MAX, PLAN_BYTES_MAX, ROUNDS_MAX,
+    VALUES_MAX, check_rounds,
+};
 pub use codec::{BroadcastCodec, PackedError, UpdateCodec};
 pub use config::{ConfigError, read_toml};
 pub use guarantee::{
-    BAND_UNIT, CentralPrivacy, Clipping, DRAWN_MAX, ExamplePrivacy, LocalPrivacy, MetricsRule,
+    BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule,
     NoiseCorrelation, PrivacySpec, Sampling,
 };
-pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind};
+pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind, is_plain_name, software_name};
 pub use invite::{Invite, InviteError, Token, spoken};
 pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};

@@ -7,6 +7,8 @@ mod lattice;
 mod privacy;
 mod training;
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 pub use training::{GradientPath, Loss, OptimizerSpec, TrainingSpec};
@@ -290,6 +292,8 @@ impl Spec {
     /// # Errors
     /// [`SpecError`] names the setting at fault.
     pub fn checked(self) -> Result<Self, SpecError> {
+        // First: everything after it may take time and memory that follows from these numbers.
+        self.check_bounds()?;
         self.check_data()?;
         self.check_training()?;
         self.check_privacy()?;
@@ -468,13 +472,13 @@ impl TableSpec {
         if self.features.is_empty() && self.categorical.is_empty() {
             return Err(SpecError::new("data.table.features", "name at least one feature column"));
         }
-        let named: Vec<&String> =
-            self.features.iter().chain(self.categorical.iter().map(|one| &one.column)).collect();
-        for (index, name) in named.iter().enumerate() {
-            if **name == self.label {
+        let named = self.features.iter().chain(self.categorical.iter().map(|one| &one.column));
+        let mut before = BTreeSet::new();
+        for name in named {
+            if *name == self.label {
                 return Err(SpecError::new("data.table.label", format!("`{name}` is also a feature")));
             }
-            if named[..index].contains(name) {
+            if !before.insert(name) {
                 return Err(SpecError::new("data.table.features", format!("column `{name}` is named twice")));
             }
         }

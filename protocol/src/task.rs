@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Parameters, Positive, Seed, Spec, TaskId, TaskKind};
+use crate::{EXAMPLES_MAX, Parameters, Positive, Seed, Spec, TaskId, TaskKind};
 
 /// Mean and standard deviation of every numeric column, in the order of the plan's features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,28 +114,32 @@ pub struct Metrics {
 
 impl Metrics {
     /// Whether every number is finite and in range; a loss beyond 1e30 in magnitude is not, so that sums of losses stay
-    /// finite.
+    /// finite, and more examples than [`EXAMPLES_MAX`] are not, so that sums of examples do.
     pub fn is_sound(&self) -> bool {
         self.loss.abs() <= 1e30
+            && self.examples <= EXAMPLES_MAX
             && self.seconds.is_finite()
             && self.seconds >= 0.0
             && self.accuracy.is_none_or(|accuracy| (0.0..=1.0).contains(&accuracy))
     }
 
-    /// The mean of several sites' metrics, weighted by examples; seconds are the longest. `None` without examples.
-    pub fn pooled<'a>(sites: impl Iterator<Item = &'a Self>) -> Option<Self> {
-        let (mut pooled, mut correct, mut classified) = (Self::default(), 0.0, false);
+    /// The mean of several sites' metrics, weighted by examples, of which each site counts at most `weight_max`: what one site
+    /// says about itself must not outvote the others. Examples are the sum of all that were reported, at most [`u64::MAX`];
+    /// seconds are the longest. `None` without examples.
+    pub fn pooled<'a>(sites: impl Iterator<Item = &'a Self>, weight_max: u64) -> Option<Self> {
+        let (mut pooled, mut weights, mut correct, mut classified) = (Self::default(), 0.0, 0.0, false);
         for site in sites {
-            pooled.loss += site.loss * site.examples as f64;
-            correct += site.accuracy.unwrap_or(0.0) * site.examples as f64;
+            let weight = site.examples.min(weight_max) as f64;
+            weights += weight;
+            pooled.loss += site.loss * weight;
+            correct += site.accuracy.unwrap_or(0.0) * weight;
             classified |= site.accuracy.is_some();
-            pooled.examples += site.examples;
+            pooled.examples = pooled.examples.saturating_add(site.examples);
             pooled.seconds = pooled.seconds.max(site.seconds);
         }
-        let count = pooled.examples as f64;
-        pooled.loss /= count;
-        pooled.accuracy = classified.then_some(correct / count);
-        (pooled.examples > 0).then_some(pooled)
+        pooled.loss /= weights;
+        pooled.accuracy = classified.then_some(correct / weights);
+        (weights > 0.0).then_some(pooled)
     }
 }
 
@@ -328,9 +332,24 @@ mod tests {
     fn pooled_metrics_weigh_sites_by_their_examples() {
         let site =
             |loss, accuracy, examples| Metrics { loss, accuracy: Some(accuracy), examples, seconds: 1.0 };
-        let pooled = Metrics::pooled([site(1.0, 0.5, 10), site(4.0, 1.0, 20)].iter()).unwrap();
+        let pooled = Metrics::pooled([site(1.0, 0.5, 10), site(4.0, 1.0, 20)].iter(), 1000).unwrap();
         assert_eq!((pooled.loss, pooled.accuracy, pooled.examples), (3.0, Some(25.0 / 30.0), 30));
-        assert!(Metrics::pooled([].iter()).is_none());
+        assert!(Metrics::pooled([].iter(), 1000).is_none());
+    }
+
+    #[test]
+    fn a_site_that_boasts_of_examples_counts_as_the_bound_and_the_sum_does_not_overflow() {
+        let site =
+            |accuracy, examples| Metrics { loss: 1.0, accuracy: Some(accuracy), examples, seconds: 1.0 };
+        let all = [site(0.5, 100), site(0.5, 100), site(1.0, u64::MAX), site(1.0, u64::MAX)];
+        let pooled = Metrics::pooled(all[..3].iter(), 100).unwrap();
+        assert_eq!((pooled.accuracy, pooled.examples), (Some(2.0 / 3.0), u64::MAX));
+        assert_eq!(Metrics::pooled(all.iter(), 1).unwrap().accuracy, Some(0.75));
+        assert!(
+            !all[3].is_sound()
+                && site(1.0, EXAMPLES_MAX).is_sound()
+                && !site(1.0, EXAMPLES_MAX + 1).is_sound()
+        );
     }
 
     #[test]

@@ -25,9 +25,11 @@ mod outgoing;
 mod papers;
 mod peer;
 mod presence;
+mod private;
 mod session;
 mod shelf;
 mod store;
+mod strangers;
 mod tcp;
 mod uploads;
 
@@ -71,6 +73,7 @@ pub use store::{
     BackupError, BlobError, Database, DatabaseError, Lost, Objects, ObjectsError, Postgres, Store,
     StoreError, StoredModel, StoredRun, Submission, TransferError, Transferred,
 };
+use strangers::Strangers;
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
@@ -156,8 +159,8 @@ pub struct Limits {
     pub runs_max: usize,
     /// Connections of sites and operators at a time.
     pub connections_max: usize,
-    /// Handshakes at a time, at least 1: from that one on a newcomer must first prove its address, and above twice as many
-    /// it is refused.
+    /// Handshakes at a time, at least 1: from that one on a newcomer must first prove its address, and from twice as many on
+    /// it takes the place of the oldest of the address that has most.
     pub handshakes_max: usize,
     /// Bytes of updates in memory at a time. One update is always allowed, however large the plan makes it.
     pub upload_bytes_max: u64,
@@ -309,7 +312,7 @@ impl Server {
             limits: config.limits,
             uploads: Uploads::new(config.limits.upload_bytes_max, spare),
             seats: Arc::new(Semaphore::new(config.limits.connections_max)),
-            handshakes: Arc::new(Semaphore::new(2 * config.limits.handshakes_max)),
+            strangers: Strangers::new(2 * config.limits.handshakes_max),
             commands,
             desk: Arc::clone(&desk),
             newcomers: Newcomers::default(),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, DRAWN_MAX, DataSpec, ModelSpec, Positive, Spec, SpecError, TrainingSpec, UpdateCodec,
-    UpdateSpec, Weighting,
+    BroadcastCodec, COHORT_MAX, DataSpec, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError, TrainingSpec,
+    UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +20,6 @@ use crate::schedule::Schedule;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 #[cfg(feature = "net")]
 pub(crate) use privacy::{conduct_of, draws_secretly};
-
-/// The most clients a cohort may have when the plan does not say: enough for any simulation, and no finer lattice
-/// would be had by saying less.
-const COHORT_MAX: u64 = DRAWN_MAX;
 
 /// What was typed. Only [`Plan`] means anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -422,6 +418,10 @@ impl Plan {
     /// # Errors
     /// [`ConfigError`] with line, column and the value at fault.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        if text.len() > PLAN_BYTES_MAX {
+            let message = format!("the plan has {} bytes; at most {PLAN_BYTES_MAX} are allowed", text.len());
+            return Err(ConfigError::at("", 0, message));
+        }
         let typed: FederationConfig = read_toml(text)?;
         Self::new(typed).map_err(|error| ConfigError::of(text, &error))
     }
@@ -431,12 +431,15 @@ impl Plan {
     /// # Errors
     /// [`SpecError`] names the setting at fault.
     pub fn new(typed: FederationConfig) -> Result<Self, SpecError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if !(1..=64).contains(&typed.name.len()) || !typed.name.chars().all(plain) {
-            let message =
-                format!("`{}` is not a name; use 1 to 64 letters, digits, '.', '_', '-'", typed.name);
+        if !is_plain_name(&typed.name) {
+            let shown: String = typed.name.escape_debug().take(80).collect();
+            let message = format!(
+                "`{shown}` is not a name; use 1 to 64 letters, digits, '.', '_', '-', neither '.' nor '-' in front"
+            );
             return Err(SpecError::new("name", message));
         }
+        // Before noise is calibrated and its bands are made: both take work for every round and band.
+        check_rounds(typed.rounds, typed.privacy.bands())?;
         if typed.rounds == 0 {
             return Err(SpecError::new("rounds", "0 rounds train nothing; give at least 1"));
         }

@@ -561,7 +561,7 @@ impl Stage<'_> {
         }
         // Parts are the same on any number of threads, and so is the order in which they are put together.
         let measured: Option<Vec<Metrics>> = measured.into_iter().collect();
-        Ok(measured.and_then(|parts| Metrics::pooled(parts.iter())))
+        Ok(measured.and_then(|parts| Metrics::pooled(parts.iter(), u64::MAX)))
     }
 
     fn outcome(self, end: RunEnd) -> Outcome {

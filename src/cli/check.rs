@@ -15,7 +15,9 @@ use super::Global;
 use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder, SiteFile};
+use super::modes::wide;
 use super::privacy::finite;
+use super::text::read_text;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -47,7 +49,7 @@ impl FileKind {
 
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
-    let text = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
+    let text = read_text(&args.file)?;
     let base = args.file.parent().unwrap_or_else(|| Path::new(""));
     let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
     let facts = match FileKind::of(&table) {
@@ -66,6 +68,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
         }
         FileKind::Site => site_facts(&args.file)?,
         FileKind::Server => {
+            warn_of_modes(ServerFolder(base.to_path_buf()).private().iter().map(PathBuf::as_path));
             let file = ServerFile::parse(&text, base).or_fail(Kind::Configuration, &path)?;
             let limits = file.limits();
             let state = match file.database(&ServerFolder(base.to_path_buf()), None)? {
@@ -99,6 +102,11 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Names what others on this machine have rights on.
+fn warn_of_modes<'a>(paths: impl IntoIterator<Item = &'a Path>) {
+    wide(paths).iter().for_each(|one| tracing::warn!("{one}"));
+}
+
 /// A plan and what kind of file it stood in.
 pub(super) struct PlanFile {
     pub(super) plan: Plan,
@@ -108,7 +116,7 @@ pub(super) struct PlanFile {
 /// Reads a federation or simulation file.
 pub(super) fn read_plan(file: &Path) -> Result<PlanFile, Failure> {
     let path = file.display().to_string();
-    let text = std::fs::read_to_string(file).or_fail(Kind::Configuration, &path)?;
+    let text = read_text(file)?;
     let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
     let is_simulation = match FileKind::of(&table) {
         FileKind::Federation => false,
@@ -201,6 +209,7 @@ fn records(spec: &Spec) -> String {
 /// Checks what a site's file points at, as far as it can be known without the plan.
 fn site_facts(path: &Path) -> Result<Facts, Failure> {
     let file = SiteFile::read(path)?;
+    warn_of_modes([file.identity.as_path(), &file.state]);
     ::client::net::Identity::load(&file.identity).or_fail(Kind::Configuration, "")?;
     let certificate = file.identity.join("cert.pem");
     let pem = std::fs::read(&certificate).or_fail(Kind::Configuration, certificate.display())?;

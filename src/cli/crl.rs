@@ -10,6 +10,7 @@ use server::net::{Issuing, RevocationList};
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
+use super::modes;
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -32,7 +33,10 @@ pub(super) fn crl(args: &CrlArgs, global: &Global) -> Result<(), Failure> {
     if let Some(path) = &args.output {
         let mut beside = path.clone().into_os_string();
         beside.push(".new");
-        let written = std::fs::write(&beside, &pem).and_then(|()| std::fs::rename(&beside, path));
+        let written = std::fs::write(&beside, &pem)
+            // A proxy reads it under another name.
+            .and_then(|()| modes::show(beside.as_ref()))
+            .and_then(|()| std::fs::rename(&beside, path));
         written.or_fail(Kind::Run, path.display())?;
     }
     global.format.say(

@@ -260,7 +260,7 @@ impl Ended<'_> {
     /// What the model gives on all test rows: as the sites told the server, or as it was measured here.
     fn test(&self) -> Option<Metrics> {
         let measured = self.yardstick.together.iter().map(|(_, metrics)| metrics);
-        last_test(&self.summary.history).or_else(|| Metrics::pooled(measured))
+        last_test(&self.summary.history).or_else(|| Metrics::pooled(measured, u64::MAX))
     }
 
     fn accuracy(&self) -> Option<f64> {

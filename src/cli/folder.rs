@@ -17,6 +17,7 @@ use server::{ConfigError, read_toml};
 
 use super::failure::{Failure, Kind, OrFail};
 use super::state::StateFile;
+use super::text::read_text;
 
 /// A server's folder.
 #[derive(Clone, Debug)]
@@ -40,6 +41,10 @@ impl ServerFolder {
     }
     pub(super) fn site(&self, name: &str) -> PathBuf {
         self.0.join("sites").join(name)
+    }
+    /// What nobody but its owner has to do with.
+    pub(super) fn private(&self) -> [PathBuf; 5] {
+        [self.authority(), self.identity(), self.operator(), self.state(), self.0.join("sites")]
     }
     pub(super) fn config(&self) -> PathBuf {
         self.0.join("server.toml")
@@ -66,7 +71,7 @@ impl ServerFolder {
     /// Reads and checks `server.toml`.
     pub(super) fn read(&self) -> Result<ServerFile, Failure> {
         let path = self.config();
-        let text = std::fs::read_to_string(&path).or_fail(Kind::Configuration, path.display())?;
+        let text = read_text(&path)?;
         ServerFile::parse(&text, &self.0).or_fail(Kind::Configuration, path.display())
     }
 }
@@ -265,7 +270,7 @@ fn policy_toml() -> PathBuf {
 
 impl SiteFile {
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
-        let text = std::fs::read_to_string(path).or_fail(Kind::Configuration, path.display())?;
+        let text = read_text(path)?;
         let base = path.parent().unwrap_or_else(|| Path::new(""));
         Self::parse(&text, base).or_fail(Kind::Configuration, path.display())
     }

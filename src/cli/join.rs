@@ -1,5 +1,6 @@
 //! `consortia site join`: from an invite to a site that can run, in one command. The key is made here and stays here.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,11 +12,17 @@ use serde_json::json;
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::members::moment;
-use super::site::{Preset, next_steps, write_files};
+use super::site::{Preset, next_steps, refuse_preset, write_files};
 use super::watch::runtime;
 
 /// How often whoever waits for an operator asks.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// How often somebody tries again whose connection is lost before an answer comes, and how soon: a server that many strangers
+/// call at once may give their places to one another.
+const LOST_MAX: u32 = 8;
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// Bytes that are read from stdin for an invite.
+const INVITE_MAX: u64 = 64 << 10;
 
 #[derive(Debug, Args)]
 pub(super) struct JoinArgs {
@@ -34,7 +41,8 @@ pub(super) struct JoinArgs {
 
 pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
     let text = match args.invite.as_str() {
-        "-" => std::io::read_to_string(std::io::stdin()).or_fail(Kind::Configuration, "stdin")?,
+        "-" => std::io::read_to_string(std::io::stdin().take(INVITE_MAX))
+            .or_fail(Kind::Configuration, "stdin")?,
         text => text.to_owned(),
     };
     let invite: Invite = text.parse().or_fail(Kind::Configuration, "")?;
@@ -53,6 +61,7 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
         let message = format!("{} holds a site already; nothing was changed", folder.display());
         return Err(Failure::new(Kind::Configuration, message));
     }
+    refuse_preset(&folder, args.policy)?;
     if global.quiet == 0 {
         eprintln!(
             "joining as {} at {}; the invite's check phrase is \"{}\"",
@@ -73,7 +82,7 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
 /// Gets the certificate; where an operator must approve, asks again until that has happened, also over a restart of the server.
 async fn become_member(invite: &Invite, identity: &Path, global: &Global) -> Result<(), Failure> {
     let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
-    let mut told = false;
+    let (mut told, mut lost) = (false, 0);
     loop {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         match enrol(invite, identity, software, now).await {
@@ -88,6 +97,12 @@ async fn become_member(invite: &Invite, identity: &Path, global: &Global) -> Res
             Err(EnrolError::Waiting { .. }) => {}
             Err(error @ (EnrolError::Unreachable(_) | EnrolError::Lost(_))) if told => {
                 tracing::warn!("{error}; still waiting");
+            }
+            Err(error @ EnrolError::Lost(_)) if lost < LOST_MAX => {
+                lost += 1;
+                tracing::info!("{error}; trying again");
+                tokio::time::sleep(TRY_AGAIN).await;
+                continue;
             }
             Err(error) => return Err(failure(error, invite)),
         }

@@ -16,6 +16,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::output::table;
 use super::site::now;
+use super::text::read_text;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -38,7 +39,7 @@ pub(super) fn read(path: &Path) -> Result<(Policy, Digest), Failure> {
         );
         return Err(Failure::new(Kind::Configuration, message));
     }
-    let text = std::fs::read_to_string(path).or_fail(Kind::Configuration, path.display())?;
+    let text = read_text(path)?;
     let policy = Policy::parse(&text).or_fail(Kind::Configuration, path.display())?;
     Ok((policy, Digest::of(text.as_bytes())))
 }
@@ -46,7 +47,7 @@ pub(super) fn read(path: &Path) -> Result<(Policy, Digest), Failure> {
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let (policy, _) = read(&args.policy)?;
     let path = args.plan.display();
-    let text = std::fs::read_to_string(&args.plan).or_fail(Kind::Configuration, &path)?;
+    let text = read_text(&args.plan)?;
     let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
     let records =

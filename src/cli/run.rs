@@ -15,6 +15,7 @@ use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
 use super::output::{share, table};
 use super::progress::Progress;
+use super::text::read_text;
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -51,7 +52,7 @@ pub(super) struct WatchArgs {
 
 pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
-    let plan_toml = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
+    let plan_toml = read_text(&args.file)?;
     Plan::parse(&plan_toml).or_fail(Kind::Configuration, &path)?;
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;

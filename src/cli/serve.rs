@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
+use super::modes::{tighten, write_new};
 use super::notify::Notify;
 use super::output::Format;
 use super::root::{RootArgs, SealArgs};
@@ -148,7 +149,8 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         .replace("LISTEN", &args.listen.to_string())
         .replace("ADDRESSES", &addresses)
         .replace("ADMIN", &admin.to_string());
-    std::fs::write(folder.config(), text).or_fail(Kind::Configuration, folder.config().display())?;
+    write_new(&folder.config(), text.as_bytes())?;
+    tighten(folder.private().iter().map(PathBuf::as_path));
     let sealed = if passphrase.is_some() { "encrypted" } else { "not encrypted (--passphrase would)" };
     global.format.say(
         || {
@@ -203,6 +205,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
         admin.listen = args.admin_listen.unwrap_or(admin.listen);
     }
     let database = file.database(&folder, args.replica.as_deref())?;
+    tighten(folder.private().iter().map(PathBuf::as_path));
     runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, global.format))
 }
 

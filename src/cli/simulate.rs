@@ -22,6 +22,7 @@ use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
 use super::output::share;
 use super::progress::Progress;
+use super::text::read_text;
 use super::{Global, Setting};
 
 #[derive(Debug, Args)]
@@ -121,7 +122,7 @@ fn file(args: &SimulateArgs) -> String {
 /// The scenario, and its file with every default spelt out.
 fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let path = file(args);
-    let mut text = std::fs::read_to_string(&args.file).or_fail(Kind::Configuration, &path)?;
+    let mut text = read_text(&args.file)?;
     let base = args.file.parent().map(Path::to_path_buf).unwrap_or_default();
     let lookup = |name: &str| std::env::var(name).ok();
     if !args.set.is_empty() {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
+use super::modes::{tighten, write_new};
 use super::output::Format;
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
@@ -158,11 +159,17 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         return Err(Failure::new(Kind::Configuration, message));
     }
     Identity::load(&args.bundle).or_fail(Kind::Configuration, "")?;
+    refuse_preset(&args.folder, args.policy)?;
     let identity = args.folder.join("identity");
+    let names = ["ca.pem", "cert.pem", "key.pem"];
+    if let Some(there) = names.map(|name| identity.join(name)).iter().find(|path| path.exists()) {
+        let message = format!("{} exists; nothing was changed: take another folder", there.display());
+        return Err(Failure::new(Kind::Configuration, message));
+    }
     std::fs::create_dir_all(&identity).or_fail(Kind::Configuration, identity.display())?;
-    for name in ["ca.pem", "cert.pem", "key.pem"] {
-        // `copy` keeps the permissions: the key stays readable by its owner alone.
-        std::fs::copy(args.bundle.join(name), identity.join(name)).or_fail(Kind::Configuration, name)?;
+    for name in names {
+        let bytes = std::fs::read(args.bundle.join(name)).or_fail(Kind::Configuration, name)?;
+        write_new(&identity.join(name), &bytes)?;
     }
     let files = write_files(&args.folder, std::slice::from_ref(&args.server), None, args.policy)?;
     global.format.say(
@@ -178,7 +185,20 @@ pub(super) struct SiteFiles {
     pub(super) policy: PathBuf,
 }
 
-/// Writes `site.toml` and `policy.toml` into a site's folder.
+/// Refuses a preset for a folder whose policy people have written: it would not come into force.
+pub(super) fn refuse_preset(folder: &Path, preset: Option<Preset>) -> Result<(), Failure> {
+    let policy = folder.join("policy.toml");
+    if preset.is_none() || !policy.exists() {
+        return Ok(());
+    }
+    let shown = policy.display();
+    let message = format!(
+        "{shown} exists and stays in force; leave out --policy, or move {shown} away; nothing was changed"
+    );
+    Err(Failure::new(Kind::Configuration, message))
+}
+
+/// Writes `site.toml` and `policy.toml` into a site's folder. A policy that is there stays: it is its people's.
 pub(super) fn write_files(
     folder: &Path,
     servers: &[String],
@@ -188,13 +208,21 @@ pub(super) fn write_files(
     let (site, policy) = (folder.join("site.toml"), folder.join("policy.toml"));
     let state = folder.join("state");
     std::fs::create_dir_all(&state).or_fail(Kind::Configuration, state.display())?;
+    tighten([folder.join("identity").as_path(), &state]);
     let mut text = SITE_TOML.replace("SERVERS", &addresses(servers));
     if let Some(data) = data {
         let quoted = toml::Value::from(data.display().to_string()).to_string();
         text = text.replace("\"data.csv\"", &quoted);
     }
-    std::fs::write(&site, text).or_fail(Kind::Configuration, site.display())?;
-    std::fs::write(&policy, policy_text(preset)).or_fail(Kind::Configuration, policy.display())?;
+    if policy.exists() {
+        tracing::warn!(
+            "{} exists and stays as it is: it says what this site takes part in",
+            policy.display()
+        );
+    } else {
+        write_new(&policy, policy_text(preset).as_bytes())?;
+    }
+    write_new(&site, text.as_bytes())?;
     Ok(SiteFiles { site, policy })
 }
 
@@ -221,6 +249,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     let mut file = SiteFile::read(&args.file)?;
     file.health = args.health.clone().or(file.health);
     within_threads(&file)?;
+    tighten([file.identity.as_path(), &file.state]);
     runtime()?.block_on(take_part(&file, args.while_stdin_open, global))
 }
 

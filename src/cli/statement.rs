@@ -10,6 +10,7 @@ use server::{Adversary, Claim, PrivacyStatement};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::text::read_text;
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -47,7 +48,7 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
 /// A statement whose every epsilon follows from its events.
 pub(super) fn read_statement(file: &Path) -> Result<PrivacyStatement, Failure> {
     let path = file.display();
-    let text = std::fs::read_to_string(file).or_fail(Kind::Configuration, &path)?;
+    let text = read_text(file)?;
     PrivacyStatement::read(&text).map_err(|error| {
         let kind = match error {
             server::StatementError::Form(_) | server::StatementError::Version(_) => Kind::Configuration,

@@ -1,53 +1,128 @@
-//! What long-running commands share: a runtime, and the wish to stop.
+//! What long-running commands share: a runtime that ends with its command, and the wish to stop.
+//!
+//! The wish to stop is heard by a thread of its own: nothing that computes or blocks elsewhere keeps a signal from being heard.
+//! After the first one a command has [`GRACE`] to end in order; then, or at a second one, the process ends where it is. What is
+//! stored is stored: a kill at any instant is survived.
 
 use std::io::Read;
+use std::time::Duration;
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 use super::failure::{Failure, Kind, OrFail};
 
-/// A multi-threaded runtime.
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().or_fail(Kind::Defect, "runtime")
-}
+/// How long a command may take to end in order once it is told to.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long what still computes when a command is done may go on.
+const REST: Duration = Duration::from_secs(1);
 
-/// Returns when the process is interrupted or told to terminate; also when stdin closes, if that is asked for.
-pub(super) async fn until_told(while_stdin_open: bool) {
-    let stdin_closed = async {
-        if !while_stdin_open {
-            return std::future::pending().await;
-        }
-        let (closed, wait) = oneshot::channel();
-        // A thread of its own: a runtime would wait for a read of stdin when it shuts down.
-        std::thread::spawn(move || {
-            let mut buffer = [0; 64];
-            while std::io::stdin().lock().read(&mut buffer).is_ok_and(|read| read > 0) {}
-            let _ = closed.send(());
-        });
-        let _ = wait.await;
-    };
-    tokio::select! {
-        () = stdin_closed => {}
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated() => {}
+/// A multi-threaded runtime that waits for nothing that blocks once it has done what it was made for.
+pub(super) struct CommandRuntime(Option<Runtime>);
+
+impl CommandRuntime {
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.0.as_ref().expect("it is there until it is dropped").block_on(work)
     }
 }
 
-#[cfg(unix)]
-async fn terminated() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            terminate.recv().await;
+impl Drop for CommandRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(REST);
         }
-        Err(error) => {
-            tracing::warn!("SIGTERM will not be graceful: {error}");
-            std::future::pending::<()>().await;
+    }
+}
+
+/// A runtime for one command.
+pub(super) fn runtime() -> Result<CommandRuntime, Failure> {
+    let runtime = Builder::new_multi_thread().enable_all().build().or_fail(Kind::Defect, "runtime")?;
+    Ok(CommandRuntime(Some(runtime)))
+}
+
+/// Returns when the process is interrupted or told to terminate; also when stdin closes, if that is asked for. From then on the
+/// process ends within [`GRACE`], whatever it does.
+pub(super) async fn until_told(while_stdin_open: bool) {
+    let (told, heard) = oneshot::channel();
+    let listen = move || {
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::warn!("no signal will be heard: {error}"),
+        };
+        runtime.block_on(async {
+            let mut signals = Signals::new();
+            tokio::select! {
+                () = stdin_closed(), if while_stdin_open => {}
+                () = signals.next() => {}
+            }
+            let _ = told.send(());
+            let why = tokio::select! {
+                () = signals.next() => "told to end a second time",
+                () = tokio::time::sleep(GRACE) => "something still computes",
+            };
+            tracing::warn!("{why}: ends without waiting; what is stored is stored");
+            std::process::exit(i32::from(Kind::Run as u8));
+        });
+    };
+    if let Err(error) = std::thread::Builder::new().name("signals".into()).spawn(listen) {
+        tracing::warn!("no signal will be heard: {error}");
+    }
+    if heard.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn stdin_closed() {
+    let (closed, wait) = oneshot::channel();
+    // A thread of its own: a runtime would wait for a read of stdin when it shuts down.
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while std::io::stdin().lock().read(&mut buffer).is_ok_and(|read| read > 0) {}
+        let _ = closed.send(());
+    });
+    let _ = wait.await;
+}
+
+/// Interrupts and wishes to terminate, from when it is made on.
+#[cfg(unix)]
+struct Signals([Option<tokio::signal::unix::Signal>; 2]);
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen =
+            |kind| signal(kind).inspect_err(|error| tracing::warn!("a signal will not be graceful: {error}"));
+        Self([SignalKind::interrupt(), SignalKind::terminate()].map(|kind| listen(kind).ok()))
+    }
+
+    async fn next(&mut self) {
+        async fn of(signal: &mut Option<tokio::signal::unix::Signal>) {
+            match signal {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        }
+        let [interrupt, terminate] = &mut self.0;
+        tokio::select! {
+            () = of(interrupt) => {}
+            () = of(terminate) => {}
         }
     }
 }
 
 #[cfg(not(unix))]
-async fn terminated() {
-    std::future::pending::<()>().await;
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }

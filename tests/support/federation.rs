@@ -69,6 +69,11 @@ impl Federation {
 pub(crate) struct Operator(OperatorClient);
 
 impl Operator {
+    #[allow(dead_code, reason = "not every test asks for other things")]
+    pub(crate) async fn ask(&self, request: &AdminRequest) -> AdminReply {
+        self.0.ask(request).await.unwrap()
+    }
+
     pub(crate) async fn submit(&self, plan: &str, seed: u64) -> RunId {
         let request = AdminRequest::Submit { plan_toml: plan.to_owned(), seed: Some(seed) };
         match self.0.ask(&request).await.unwrap() {

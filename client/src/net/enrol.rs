@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use protocol::wire::{CodecError, ENROL_ALPN, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind};
 use protocol::{Invite, Token, spoken};
+use quinn::{ConnectionError, TransportErrorCode};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -127,7 +128,7 @@ pub async fn renew(folder: &Path, servers: &[String], software: &str) -> Result<
     }
     let request = request(&next, None, software)?;
     let link = Link::open_any(servers, SERVER_NAME, Transport::Auto, old.tls()).await;
-    let link = link.map_err(EnrolError::Unreachable)?;
+    let link = link.map_err(unreachable)?;
     let answer = exchange(&link, &request).await;
     link.leave().await;
     let (chain, root) = answer?.ok_or(EnrolError::Answer("a renewal needs nobody's approval"))?;
@@ -218,11 +219,27 @@ async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<Option<(String, 
     let link = Link::open_any(&invite.servers, SERVER_NAME, Transport::Auto, &tls).await;
     let link = link.map_err(|error| match error {
         ConnectError::Nobody => EnrolError::Answer("it names no server"),
-        other => EnrolError::Unreachable(other),
+        other => unreachable(other),
     })?;
     let answer = exchange(&link, request).await;
     link.leave().await;
     answer
+}
+
+/// Why there is no connection. One that the server gave up, for others who waited for its place, is lost as one that was given up
+/// later: it is worth another try.
+fn unreachable(error: ConnectError) -> EnrolError {
+    match &error {
+        ConnectError::Connection(lost @ ConnectionError::ApplicationClosed(_)) => {
+            EnrolError::Lost(explain(lost))
+        }
+        ConnectError::Connection(ConnectionError::ConnectionClosed(close))
+            if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+        {
+            EnrolError::Lost("the server gave the connection up before it was open".to_owned())
+        }
+        _ => EnrolError::Unreachable(error),
+    }
 }
 
 /// The chain and the root; none while an operator has to approve.

@@ -207,8 +207,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> BooksError + use<> {
 
 fn hold(state: &Path) -> Result<File, BooksError> {
     let held = state.join(LOCK);
-    let lock =
-        OpenOptions::new().create(true).truncate(false).write(true).open(&held).map_err(failed(&held))?;
+    let lock = private().create(true).truncate(false).write(true).open(&held).map_err(failed(&held))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(BooksError::Held(held)),
@@ -243,12 +242,16 @@ fn cut(book: &Book, torn: &mut Vec<Torn>) -> Result<(), BooksError> {
     Ok(())
 }
 
-fn appended(path: &Path, lock: File) -> io::Result<Box<dyn Write + Send>> {
+/// How books are opened: one that is made is its owner's alone, whatever the umask.
+fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.create(true).append(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.open(path)?;
+    options
+}
+
+fn appended(path: &Path, lock: File) -> io::Result<Box<dyn Write + Send>> {
+    let file = private().create(true).append(true).open(path)?;
     Ok(Box::new(Synced { file, _lock: lock }))
 }
 

@@ -13,7 +13,7 @@ use protocol::wire::{
     AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, Notice,
     REPLACED_MAX, Receipt, Rejection, SMALL_MAX, TaskHeader,
 };
-use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work};
+use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work, software_name};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
@@ -80,7 +80,9 @@ pub(super) async fn greet(
         None => GreetError::Lost(fallback),
     };
     match tokio::time::timeout(GREETING_MAX, exchange).await {
-        Ok(Ok(Ok(Some(Greeting::Welcome { software, you })))) => Ok((software, you)),
+        Ok(Ok(Ok(Some(Greeting::Welcome { software, you })))) => {
+            Ok((software_name(&software), software_name(&you)))
+        }
         Ok(Ok(Ok(Some(Greeting::Rejected(rejection))))) => Err(sort(rejection)),
         Ok(Ok(Ok(Some(Greeting::Prove { .. })))) => {
             Err(GreetError::Lost("the server asked for a proof of the ledger that was not due".to_owned()))
@@ -392,17 +394,18 @@ impl Workshop {
     ) -> Result<(Result<Outcome, Trouble>, UpdateCodec), Abandoned> {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         let model = read_model(&mut stream.recv, len, spare, self.down.as_ref()).await?;
-        match header.into_task(model) {
-            Ok(task) => {
+        // What a plan may ask for is bounded, and takes its time to be judged all the same.
+        let task = tokio::task::spawn_blocking(move || header.into_task(model)).await;
+        let unread = match task {
+            Ok(Ok(task)) => {
                 self.report(AgentEvent::Started { task: task.id });
                 let codec = task.spec.update.codec;
-                Ok((self.work(task, stop, stream).await?, codec))
+                return Ok((self.work(task, stop, stream).await?, codec));
             }
-            Err(error) => {
-                let trouble = Trouble::open(Decline::Unsupported, error.to_string());
-                Ok((Err(trouble), UpdateCodec::Exact))
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Ok((Err(Trouble::open(Decline::Unsupported, unread)), UpdateCodec::Exact))
     }
 
     /// Does the task on a thread of its own, and stops it when the server gives up the stream.

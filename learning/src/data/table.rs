@@ -14,6 +14,7 @@ use csv::StringRecord;
 use protocol::{Missing, TableSpec, Target};
 
 use super::array::to_class;
+use super::cells::Cells;
 use super::files::open;
 use super::load::Unusable;
 use super::{Dataset, Labels};
@@ -85,7 +86,7 @@ pub(super) enum TableError {
 pub(super) fn read(path: &Path, query: Query<'_>) -> Result<(Part, Part), TableError> {
     let file = open(path).map_err(|source| TableError::Open { path: path.into(), source })?;
     let damaged = |source| TableError::Csv { path: path.into(), source };
-    let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(file);
+    let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(Cells::new(file));
     let columns = Columns::find(path, csv.headers().map_err(damaged)?, query)?;
     let mut reading = Reading::start(path, query, columns);
     let mut record = StringRecord::new();

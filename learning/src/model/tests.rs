@@ -78,10 +78,50 @@ fn a_logistic_model_starts_at_zero() {
 
 #[test]
 fn a_size_that_cannot_be_is_refused_before_it_is_allocated() {
-    let shape = format!("[{}, {}]", usize::MAX, 2);
-    assert_eq!(layout_of(&spec(r#""logistic""#, &shape, "[]")), Err(ModelError::TooLarge));
-    let large = layout_of(&spec(r#""logistic""#, "[1000000, 1000000]", "[]"));
-    assert_eq!(large, Err(ModelError::TooLarge));
+    let json = |model: &str, shape: &str| {
+        Spec::from_json(&format!(
+            r#"{{"model": {model}, "data": {{"tensor": {{"shape": {shape}, "target": {{"classes": 10}}}}}},
+            "training": {{"batch_size": 10, "optimizer": {{"sgd": {{"learning_rate": 0.1}}}}}}, "cohort_max": 10}}"#
+        ))
+    };
+    let logistic = r#""logistic""#;
+    assert_eq!(json(logistic, &format!("[{}, 2]", usize::MAX)).unwrap_err().key, "data");
+    assert_eq!(json(logistic, "[1000000, 1000000]").unwrap_err().key, "data");
+    assert_eq!(json(r#"{"mlp": {"hidden": [100000, 100000]}}"#, "[4]").unwrap_err().key, "model");
+}
+
+#[test]
+fn what_a_spec_is_counted_to_have_is_what_its_layout_has() {
+    let image = "[3, 16, 20]";
+    let sequence = "[12, 5]";
+    for (model, shape) in [
+        (r#""linear""#, "[4]"),
+        (r#"{"mlp": {"hidden": [7, 3]}}"#, image),
+        (r#"{"cnn": {"channels": [4, 6, 2], "kernel": 3, "hidden": 9}}"#, image),
+        (r#"{"layers": [{"dense": {"outputs": 5}}, "relu", "layer_norm", {"dropout": 0.5}]}"#, "[4]"),
+        (r#"{"layers": [{"dense": {"outputs": 5}}, "gelu"]}"#, image),
+        (
+            r#"{"layers": [{"convolution": {"channels": 8, "kernel": 4, "stride": 3, "padding": 1}}, {"group_norm": {"groups": 4}},
+            "tanh", {"max_pool": {"size": 3, "stride": 2}}, "average_pool"]}"#,
+            image,
+        ),
+        (
+            r#"{"layers": [{"residual": {"layers": [{"convolution": {"channels": 6, "kernel": 3}}],
+            "shortcut": [{"convolution": {"channels": 6, "kernel": 1}}]}}, {"max_pool": {"size": 2}}]}"#,
+            image,
+        ),
+        (
+            r#"{"layers": [{"lstm": {"hidden": 6}}, "layer_norm", {"gru": {"hidden": 4}}, {"dense": {"outputs": 3}}, "last"]}"#,
+            sequence,
+        ),
+        (r#"{"layers": [{"gru": {"hidden": 4}}, "average_pool"]}"#, sequence),
+        (r#"{"layers": [{"embedding": {"symbols": 20, "width": 3}}, {"lstm": {"hidden": 4}}]}"#, "[9]"),
+    ] {
+        let spec = spec(model, shape, "[]");
+        assert_eq!(spec.parameters(), Some(layout_of(&spec).unwrap().len() as u64), "{model}");
+    }
+    let misfit = spec(r#"{"layers": ["last"]}"#, "[4]", "[]");
+    assert!(misfit.parameters().is_none() && layout_of(&misfit).is_err());
 }
 
 struct Scaled(Var, Var);

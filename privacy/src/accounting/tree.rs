@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use super::AccountingError;
 
 /// Above this many elementary steps the search is refused.
-const WORK_MAX: u64 = 200_000_000;
+const WORK_MAX: u64 = 10_000_000;
 
 /// The number of complete nodes over a leaf, at most: the smallest integer not below log2(`steps` + 1).
 pub fn depth(steps: u64) -> u32 {
@@ -46,8 +46,10 @@ pub fn sensitivity_squared(
         .saturating_mul(u64::from(depth(steps)))
         .saturating_mul(separation.min(steps));
     if work > WORK_MAX {
-        let (name, range) =
-            ("the work to find a tree's worst schedule", "2e8 steps; use fewer participations");
+        let (name, range) = (
+            "the work to find a tree's worst schedule",
+            "1e7 steps; use fewer participations, or a smaller separation of them",
+        );
         return Err(AccountingError::Parameter { name, value: work as f64, range });
     }
     let mut search = Search { steps, separation, known: BTreeMap::new() };

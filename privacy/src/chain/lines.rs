@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use super::{Chain, ChainError, Link};
 
+/// Bytes of one line, its line feed included.
+pub const LINE_MAX: usize = 1 << 20;
+
 /// Appends records to a chain, a line each.
 ///
 /// After a failed write nobody knows what stands on the disk: it refuses all further records until the chain is read anew.
@@ -55,6 +58,10 @@ impl<W: Write> ChainWriter<W> {
         let link = self.chain.append(record);
         let written = serde_json::to_vec(&link).map_err(io::Error::from).and_then(|mut line| {
             line.push(b'\n');
+            if line.len() > LINE_MAX {
+                let message = format!("its line has {} bytes; at most {LINE_MAX} are allowed", line.len());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+            }
             self.to.write_all(&line)
         });
         self.kept(sequence, written)?;
@@ -118,6 +125,9 @@ pub struct DamagedLine {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Damage {
+    /// Longer than any record is.
+    #[error("it has {0} bytes; at most {LINE_MAX} are allowed: it was not written by this program")]
+    TooLong(usize),
     /// Not the text of a link.
     #[error("not a record of this file: {0}; it was changed after it was written")]
     Text(String),
@@ -137,6 +147,9 @@ pub fn read_lines(text: &[u8]) -> Result<Lines, DamagedLine> {
     let mut lines = Lines { links: Vec::new(), chain: Chain::new(), whole: 0, torn: 0 };
     for (line, bytes) in (1..).zip(text.split_inclusive(|byte| *byte == b'\n')) {
         let damaged = |fault| DamagedLine { line, fault };
+        if bytes.len() > LINE_MAX {
+            return Err(damaged(Damage::TooLong(bytes.len())));
+        }
         let read = serde_json::from_slice::<Link>(bytes);
         if !bytes.ends_with(b"\n") && read.as_ref().err().is_none_or(serde_json::Error::is_eof) {
             lines.torn = bytes.len();
@@ -198,6 +211,21 @@ mod tests {
             let read = read_lines(&text[..cut]).unwrap();
             let start = *starts.iter().rfind(|start| **start <= cut).unwrap();
             assert_eq!((read.whole, read.torn), (start, cut - start), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_a_limit_when_it_is_written_and_when_it_is_read() {
+        let mut writer = ChainWriter::new(Chain::new(), Vec::new());
+        writer.append(&"x".repeat(LINE_MAX - 300)).unwrap();
+        let text = writer.to.clone();
+        assert_eq!(read_lines(&text).unwrap().links.len(), 1);
+        let said = writer.append(&"x".repeat(LINE_MAX)).unwrap_err().to_string();
+        assert!(said.contains("record 1") && said.contains("1048576"), "{said}");
+        for end in ["\n", ""] {
+            let long = [&text[..], &vec![b'x'; LINE_MAX + 1], end.as_bytes()].concat();
+            let fault = read_lines(&long).unwrap_err();
+            assert!(fault.line == 2 && matches!(fault.fault, Damage::TooLong(_)), "{fault}");
         }
     }
 

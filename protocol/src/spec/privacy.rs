@@ -3,7 +3,7 @@
 //! A guarantee covers what passes through noise. Whatever else would carry a client's or a record's numbers to the server, or
 //! a record's into the features of other records, is refused here.
 
-use crate::DRAWN_MAX;
+use crate::COHORT_MAX;
 
 use super::{DataSpec, Missing, Spec, SpecError, Standardise};
 
@@ -20,7 +20,7 @@ impl Spec {
                            each site's own (`site`)";
             return Err(SpecError::new("data.table.standardise", message));
         }
-        if self.privacy.samples_secretly() && self.cohort_max < DRAWN_MAX {
+        if self.privacy.samples_secretly() && self.cohort_max < COHORT_MAX {
             let message = format!(
                 "a sum may hold {} answers, and poisson or fixed sampling may draw more: who is left out would depend on who \
                  else was drawn, which the ledger does not account for; leave `count` out of [cohort]",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::{ReleaseError, Released, Sum};
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Metrics, Standardiser, TaskId, TaskKind, Time};
+use protocol::{ClientId, Metrics, Standardiser, TaskId, TaskKind, Time, Weighting};
 
 use super::gate::Standing;
 use super::protection::Protection;
@@ -13,6 +13,14 @@ use crate::statement::{PrivacyStatement, Subject};
 use super::{Action, Central, Commit, Coordinator, Gate, Note, Phase, RunEnd, empty_summary};
 
 impl Coordinator {
+    /// The most that one site's metrics count in a mean of several, in examples: as much as its update may.
+    fn weight_max(&self) -> u64 {
+        match self.plan.spec.update.weights {
+            Weighting::Examples => self.plan.spec.update.weight_max.into(),
+            Weighting::Uniform => 1,
+        }
+    }
+
     /// The round's gate is open: release and step, or let the model stand still. Either way it is committed.
     pub(super) fn close_collection(&mut self, now: Time) {
         let Phase::Collecting { gate, sum, reports } = std::mem::replace(&mut self.phase, Phase::Gathering)
@@ -28,7 +36,7 @@ impl Coordinator {
             released: released.is_some(),
             cohort: gate.asked() as u32,
             answered: gate.answered() as u32,
-            train: Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics)),
+            train: Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max()),
             seconds: (now - gate.opened).as_secs_f64(),
             ..empty_summary(round)
         };
@@ -128,7 +136,7 @@ impl Coordinator {
             return;
         };
         self.cancel_missing(&gate);
-        summary.sites = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics));
+        summary.sites = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
         if let Central::Done(metrics) = central {
             summary.central = metrics;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::Sum;
 use protocol::wire::{Control, RoundSummary};
-use protocol::{ClientId, DRAWN_MAX, Round, Sampling, TaskId, TaskKind, Time};
+use protocol::{ClientId, COHORT_MAX, Round, Sampling, TaskId, TaskKind, Time};
 
 use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd};
 use crate::plan::Evaluators;
@@ -49,10 +49,10 @@ impl Coordinator {
         if let Some((connected, population)) = self.missing_from_population() {
             return self.note(Note::Waiting { connected, needed: population as usize });
         }
-        if sampling.is_secret() && self.clients.len() as u64 > DRAWN_MAX {
+        if sampling.is_secret() && self.clients.len() as u64 > COHORT_MAX {
             let enrolled = self.clients.len();
             let why = format!(
-                "{enrolled} clients are enrolled, and poisson or fixed sampling draws from at most {DRAWN_MAX}; split the federation"
+                "{enrolled} clients are enrolled, and poisson or fixed sampling draws from at most {COHORT_MAX}; split the federation"
             );
             return self.end_early(RunEnd::Failed(why));
         }

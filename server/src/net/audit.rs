@@ -5,17 +5,18 @@
 //! transaction as the release; this log tells the story around it and is made durable at the end of every round.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{ChainWriter, DamagedLine, WriteError, read_lines};
+use privacy::chain::{ChainWriter, DamagedLine, LINE_MAX, WriteError, read_lines};
 use protocol::wire::{Control, RunState};
 use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
 
 use super::engine::Record;
 use super::members::Verdict;
+use super::private;
 use super::store::StoreError;
 use crate::{Note, RunEnd};
 
@@ -74,6 +75,7 @@ pub(crate) enum Event<'a> {
     Enrolled { client: &'a str, key_sha256: &'a str },
     Renewed { client: &'a str, key_sha256: &'a str },
     InviteReused { token_sha256: &'a str },
+    EnrolmentsRefused { count: u64 },
     Revoked { client: &'a str, by: &'a str },
     LedgerRefused { client: &'a str, address: &'a str, reason: &'a str },
     LedgerReplaced { client: &'a str, address: &'a str, records: u64 },
@@ -113,7 +115,7 @@ impl AuditLog {
             Err(error) => return Err(failed(error)),
         };
         let lines = read_lines(&text).map_err(|fault| AuditError::Damaged { path: path.clone(), fault })?;
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+        let file = private::options().create(true).append(true).open(&path).map_err(failed)?;
         if lines.torn > 0 {
             tracing::warn!("{}: a crash left half a line; it is cut off", path.display());
             file.set_len((text.len() - lines.torn) as u64).map_err(failed)?;
@@ -146,6 +148,7 @@ impl AuditLog {
             Record::Enrolled { site, key_sha256 } => Event::Enrolled { client: site.as_str(), key_sha256 },
             Record::Renewed { site, key_sha256 } => Event::Renewed { client: site.as_str(), key_sha256 },
             Record::InviteReused { token_sha256 } => Event::InviteReused { token_sha256 },
+            Record::EnrolmentsRefused { count } => Event::EnrolmentsRefused { count: *count },
             Record::Revoked { site, by } => Event::Revoked { client: site.as_str(), by },
             Record::LedgerRefused { site, address, reason } => {
                 Event::LedgerRefused { client: site.as_str(), address, reason }
@@ -241,8 +244,18 @@ fn lines_in(path: &Path, run: RunId, bytes: usize) -> Result<VecDeque<String>, A
     let failed = |source| AuditError::File { path: path.to_owned(), source };
     let named = format!("\"run\":\"{run}\"");
     let (mut lines, mut held) = (VecDeque::new(), 0);
-    for line in BufReader::new(File::open(path).map_err(failed)?).lines() {
-        let line = line.map_err(failed)?;
+    let mut reader = BufReader::new(File::open(path).map_err(failed)?);
+    for number in 1u64.. {
+        let mut line = String::new();
+        // A line that is longer would be taken into memory before anybody sees what it is.
+        let read = reader.by_ref().take(LINE_MAX as u64 + 1).read_line(&mut line).map_err(failed)?;
+        if read == 0 {
+            break;
+        }
+        if read > LINE_MAX {
+            return Err(failed(io::Error::other(format!("line {number} has more than {LINE_MAX} bytes"))));
+        }
+        line.truncate(line.trim_end_matches(['\n', '\r']).len());
         if !line.contains(&named) {
             continue;
         }

@@ -10,7 +10,7 @@ mod renewing;
 mod revocations;
 mod sealed;
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,8 @@ use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
+
+use super::private;
 
 pub use issuing::Issuing;
 pub(crate) use issuing::Request;
@@ -368,7 +370,7 @@ fn read(path: &Path) -> Result<String, AuthorityError> {
 }
 
 fn make_dir(dir: &Path) -> Result<(), AuthorityError> {
-    let made = DirBuilder::new().recursive(true).create(dir);
+    let made = private::folder(dir);
     made.map_err(|source| AuthorityError::File { path: dir.to_owned(), source })
 }
 

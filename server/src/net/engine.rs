@@ -79,6 +79,9 @@ pub(crate) enum Record {
     InviteReused {
         token_sha256: String,
     },
+    EnrolmentsRefused {
+        count: u64,
+    },
     Revoked {
         site: ClientId,
         by: String,

@@ -2,11 +2,13 @@
 //! void.
 //!
 //! Enrolment is the one thing that somebody without a certificate may ask for: one small request on a connection of its own
-//! ALPN, a few of them at a time, each with little patience. Of the request only the public key is used; name, usage and
-//! lifetime are the server's. Tokens are kept as hashes and are good once.
+//! ALPN, a few of them at a time, each with little patience. Those who have a certificate and want the next one have places of
+//! their own. Of the request only the public key is used; name, usage and lifetime are the server's. Tokens are kept as hashes
+//! and are good once. Every refusal is counted; of those that strangers can cause, a few are logged and written down.
 
 mod approval;
 mod quarantine;
+mod refusals;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,7 +18,7 @@ use protocol::wire::{
     Applicant, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, InviteText, Member, Rejection,
 };
 use protocol::{ClientId, Invite, Token};
-use quinn::Connection;
+use quinn::{Connection, SendStream};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
@@ -25,14 +27,17 @@ use super::engine::{Command, Record};
 use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
 use super::peer::Peer;
-use super::session::{LAST_WORDS, OPENING, close};
+use super::session::{LAST_WORDS, Newcomers, OPENING, close};
 use super::store::{Asking, Shown, Store, StoreError};
+use super::strangers::{Origin, Places};
 pub use approval::Approval;
 pub(crate) use approval::Verdict;
 use quarantine::Quarantines;
+use refusals::Refusals;
 
-/// Enrolments at a time.
-const AT_ONCE: usize = 16;
+/// Enrolments of those without a certificate at a time, and renewals of those who have one.
+const STRANGERS: usize = 64;
+const RENEWALS: usize = 64;
 /// How long an invite may be good: a season.
 const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -48,7 +53,10 @@ pub(crate) struct Members {
     commands: mpsc::Sender<Command>,
     revoked: watch::Sender<Revocations>,
     quarantined: watch::Sender<Quarantines>,
-    places: Semaphore,
+    places: Arc<Places>,
+    renewals: Semaphore,
+    renewing: Newcomers,
+    refusals: Refusals,
     /// One invite is looked at after the other.
     turn: Mutex<()>,
 }
@@ -61,6 +69,12 @@ impl Members {
         metrics: Arc<Metrics>,
         commands: mpsc::Sender<Command>,
     ) -> Result<Self, StoreError> {
+        for name in store.names_refused().await? {
+            tracing::warn!(
+                "the database holds the site `{name}`, a name that older releases allowed: names begin with a letter, a digit or '_' now. \
+                 Its certificate lets nobody in; invite the site under another name"
+            );
+        }
         let revoked = watch::Sender::new(Arc::new(store.revocations().await?));
         let quarantined = watch::Sender::new(Arc::new(store.quarantines().await?));
         Ok(Self {
@@ -71,7 +85,10 @@ impl Members {
             commands,
             revoked,
             quarantined,
-            places: Semaphore::new(AT_ONCE),
+            places: Places::new(STRANGERS),
+            renewals: Semaphore::new(RENEWALS),
+            renewing: Newcomers::default(),
+            refusals: Refusals::default(),
             turn: Mutex::default(),
         })
     }
@@ -159,55 +176,108 @@ impl Members {
         Ok(members)
     }
 
-    /// Serves a connection that came to enrol, until it is done.
-    pub(crate) async fn attend(&self, connection: &Connection) {
-        let Ok(_place) = self.places.try_acquire() else {
-            return close(connection, &Rejection::Busy);
+    /// Serves a connection that came to enrol from `address`, until it is done.
+    pub(crate) async fn attend(&self, connection: &Connection, address: &str, origin: Origin) {
+        let done = match Peer::of_connection(connection) {
+            Some(Peer::Site { name, issued }) => {
+                let (Some(_one_of_few), Ok(_place)) =
+                    (self.renewing.admit(&name), self.renewals.try_acquire())
+                else {
+                    return self.turn_away(connection, address, Rejection::Busy).await;
+                };
+                match request_on(connection).await {
+                    Ok((send, request)) => {
+                        Ok((send, self.renewed(name.clone(), issued, &request, address).await))
+                    }
+                    Err(why) => Err(why),
+                }
+            }
+            Some(Peer::Operator(_)) | None => {
+                let Some(mut place) = self.places.take(origin) else {
+                    return self.turn_away(connection, address, Rejection::Busy).await;
+                };
+                match place.while_kept(request_on(connection)).await {
+                    // What is asked now takes no longer because of who asks.
+                    Some(Ok((send, request))) if place.keep() => {
+                        Ok((send, self.redeemed(&request, address).await))
+                    }
+                    Some(Err(why)) => Err(why),
+                    Some(Ok(_)) | None => Err(Rejection::Busy),
+                }
+            }
         };
-        let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
-            return close(connection, &Rejection::Late);
+        let (mut send, done) = match done {
+            Ok(done) => done,
+            Err(why) => return self.turn_away(connection, address, why).await,
         };
-        let patience = Patience { first: Some(OPENING), idle: OPENING };
-        let request =
-            read_frame::<EnrolRequest>(&mut recv, FrameKind::EnrolRequest, ENROL_MAX, patience).await;
-        let request = match request {
-            Ok(request) => request,
-            Err(FrameError::TooSlow) => return close(connection, &Rejection::Late),
-            Err(_) => return close(connection, &Rejection::NotAHello),
-        };
-        let reply = self.enrol(&request, connection).await;
+        let reply = self.told(done, address).await;
         let said = write_frame(&mut send, FrameKind::EnrolReply, &reply).await;
         if said.is_ok() && send.finish().is_ok() {
             let _ = timeout(LAST_WORDS, send.stopped()).await;
         }
     }
 
-    async fn enrol(&self, request: &EnrolRequest, connection: &Connection) -> EnrolReply {
-        let (done, good) = match &request.token {
-            Some(token) => {
-                let address = connection.remote_address().to_string();
-                (self.redeem(token, request, &address).await, Enrolment::Issued)
-            }
-            None => {
-                (self.renew(Peer::of_connection(connection), request).await.map(Some), Enrolment::Renewed)
-            }
-        };
+    /// Closes a connection that came to enrol and was not heard.
+    async fn turn_away(&self, connection: &Connection, address: &str, why: Rejection) {
+        close(connection, &why);
+        self.refused(address, &why, None).await;
+    }
+
+    /// Counts a refusal, and says it where that is not one of too many.
+    async fn refused(&self, address: &str, why: &(dyn std::fmt::Display + Sync), used: Option<String>) {
+        self.metrics.enrolment(Enrolment::Refused);
+        if let Some(more) = self.refusals.line() {
+            tracing::warn!("an enrolment from {address} is refused: {why}{more}");
+        }
+        if let Some(token_sha256) = used.filter(|token| self.refusals.is_news(token, now())) {
+            self.record(Record::InviteReused { token_sha256 }).await;
+        }
+        if let Some(count) = self.refusals.count(now()) {
+            self.record(Record::EnrolmentsRefused { count }).await;
+        }
+    }
+
+    /// What is answered to a request, and counted.
+    async fn told(&self, done: Result<Done, (EnrolRefusal, Option<String>)>, address: &str) -> EnrolReply {
         match done {
-            Ok(Some((chain_pem, root_pem))) => {
+            Ok(Done::Issued(good, (chain_pem, root_pem))) => {
                 self.metrics.enrolment(good);
                 EnrolReply::Issued { chain_pem, root_pem }
             }
-            Ok(None) => EnrolReply::Waiting,
-            Err(refused) => {
-                self.metrics.enrolment(Enrolment::Refused);
-                let address = connection.remote_address();
-                tracing::warn!("an enrolment from {address} is refused: {refused}");
-                if let (EnrolRefusal::Used, Some(token)) = (refused, &request.token) {
-                    self.record(Record::InviteReused { token_sha256: token.sha256() }).await;
-                }
+            Ok(Done::Waiting) => EnrolReply::Waiting,
+            Err((refused, used)) => {
+                self.refused(address, &refused, used).await;
                 EnrolReply::Refused(refused)
             }
         }
+    }
+
+    async fn redeemed(
+        &self,
+        request: &EnrolRequest,
+        address: &str,
+    ) -> Result<Done, (EnrolRefusal, Option<String>)> {
+        let Some(token) = &request.token else { return Err((EnrolRefusal::NotASite, None)) };
+        match self.redeem(token, request, address).await {
+            Ok(Some(chain)) => Ok(Done::Issued(Enrolment::Issued, chain)),
+            Ok(None) => Ok(Done::Waiting),
+            Err(refused) => Err((refused, (refused == EnrolRefusal::Used).then(|| token.sha256()))),
+        }
+    }
+
+    /// A site may use an invite as anybody may; without one it renews its certificate.
+    async fn renewed(
+        &self,
+        name: ClientId,
+        issued: u64,
+        request: &EnrolRequest,
+        address: &str,
+    ) -> Result<Done, (EnrolRefusal, Option<String>)> {
+        if request.token.is_some() {
+            return self.redeemed(request, address).await;
+        }
+        let chain = self.renew(name, issued, request).await.map_err(|refused| (refused, None))?;
+        Ok(Done::Issued(Enrolment::Renewed, chain))
     }
 
     /// The chain of the site that the token is for, and the root; none while an operator has to approve.
@@ -254,11 +324,11 @@ impl Members {
     /// The next chain of the site whose certificate the connection shows, and the root.
     async fn renew(
         &self,
-        peer: Option<Peer>,
+        name: ClientId,
+        issued: u64,
         request: &EnrolRequest,
     ) -> Result<(String, String), EnrolRefusal> {
         let (issuing, csr) = self.ready(request)?;
-        let Some(Peer::Site { name, issued }) = peer else { return Err(EnrolRefusal::NotASite) };
         let _turn = self.turn.lock().await;
         if self.revoked.borrow().get(&name).is_some_and(|before| issued <= *before) {
             return Err(EnrolRefusal::NotASite);
@@ -273,7 +343,7 @@ impl Members {
     fn ready(&self, request: &EnrolRequest) -> Result<(Arc<Issuing>, Request), EnrolRefusal> {
         let issuing = self.issuing().ok_or_else(|| unable(&"there is no issuing key"))?;
         let csr = Request::parse(&request.csr_der).map_err(|error| {
-            tracing::warn!("a certificate signing request is refused: {error}");
+            tracing::debug!("a certificate signing request is refused: {error}");
             EnrolRefusal::Request
         })?;
         Ok((issuing, csr))
@@ -307,6 +377,26 @@ impl Members {
     /// For the audit log. A server that is shutting down has closed it.
     async fn record(&self, record: Record) {
         let _ = self.commands.send(Command::Record(record)).await;
+    }
+}
+
+/// What became of a request that was not refused.
+enum Done {
+    /// Chain and root.
+    Issued(Enrolment, (String, String)),
+    Waiting,
+}
+
+/// The one request of a connection, and where it is answered.
+async fn request_on(connection: &Connection) -> Result<(SendStream, EnrolRequest), Rejection> {
+    let Ok(Ok((send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
+        return Err(Rejection::Late);
+    };
+    let patience = Patience { first: Some(OPENING), idle: OPENING };
+    match read_frame(&mut recv, FrameKind::EnrolRequest, ENROL_MAX, patience).await {
+        Ok(request) => Ok((send, request)),
+        Err(FrameError::TooSlow) => Err(Rejection::Late),
+        Err(_) => Err(Rejection::NotAHello),
     }
 }
 

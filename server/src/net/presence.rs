@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tunnel::Tunnels;
 
 use super::members::now;
+use super::strangers::Origin;
 
 /// What is known of a site's connection since the server was started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,11 @@ impl Presence {
     /// What to call the place with this address: a peer in a tunnel is where its TCP stream comes from.
     pub(crate) fn place(&self, address: SocketAddr) -> String {
         self.tunnels.peer(address).map_or_else(|| address.to_string(), |peer| format!("{peer} (TCP)"))
+    }
+
+    /// Whose address that is: a peer in a tunnel is where its TCP stream comes from.
+    pub(crate) fn origin(&self, address: SocketAddr) -> Origin {
+        Origin::of(self.tunnels.peer(address).unwrap_or(address))
     }
 
     /// Streams over TCP that are open.

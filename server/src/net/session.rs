@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::wire::{CodecError, FrameKind, Greeting, Hello, Receipt, Rejection, SMALL_MAX, VERSION};
-use protocol::{ClientId, TaskId};
+use protocol::{ClientId, TaskId, software_name};
 use quinn::{Connection, Endpoint, Incoming, SendStream, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
@@ -28,6 +28,7 @@ use super::members::{Members, Revocations};
 use super::metrics::Metrics;
 use super::peer::{Peer, is_enrolment};
 use super::presence::{Displaced, Presence};
+use super::strangers::{Origin, Place, Strangers, Turn};
 use super::uploads::Uploads;
 
 /// What this program calls itself.
@@ -54,7 +55,7 @@ pub(crate) struct Hall {
     pub(crate) limits: Limits,
     pub(crate) uploads: Uploads,
     pub(crate) seats: Arc<Semaphore>,
-    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) strangers: Strangers,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) newcomers: Newcomers,
@@ -101,18 +102,28 @@ impl Drop for Newcomer<'_> {
 /// Lets connections in until `stop`.
 pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: CancellationToken) {
     while let Some(Some(incoming)) = stop.run_until_cancelled(endpoint.accept()).await {
-        let Ok(handshake) = Arc::clone(&hall.handshakes).try_acquire_owned() else {
-            hall.metrics.handshake_refused();
-            incoming.refuse();
-            continue;
-        };
-        let busy = hall.handshakes.available_permits() <= hall.limits.handshakes_max;
-        if busy && incoming.may_retry() && !incoming.remote_address_validated() {
+        let origin = hall.presence.origin(incoming.remote_address());
+        let proven = incoming.remote_address_validated();
+        let turn = hall.strangers.rates.begin(origin, proven, Instant::now());
+        let busy = hall.strangers.handshakes.count() >= hall.limits.handshakes_max;
+        if (turn == Turn::Prove || busy) && incoming.may_retry() && !proven {
             // It fails only for an address that has proved itself, which was just ruled out.
             let _ = incoming.retry();
             continue;
         }
-        tokio::spawn(open(Arc::clone(&hall), incoming, handshake));
+        if turn == Turn::Refuse {
+            // An answer would only make it try again at once.
+            hall.metrics.handshake_refused();
+            incoming.ignore();
+            continue;
+        }
+        match hall.strangers.handshakes.take(origin) {
+            Some(place) => drop(tokio::spawn(open(Arc::clone(&hall), incoming, place, origin))),
+            None => {
+                hall.metrics.handshake_refused();
+                incoming.refuse();
+            }
+        }
     }
 }
 
@@ -134,32 +145,40 @@ pub(crate) fn close(connection: &Connection, why: &Rejection) {
     connection.close(CODE_REJECTED, why.to_string().as_bytes());
 }
 
-async fn open(hall: Arc<Hall>, incoming: Incoming, handshake: OwnedSemaphorePermit) {
+async fn open(hall: Arc<Hall>, incoming: Incoming, place: Place, origin: Origin) {
     let address = hall.presence.place(incoming.remote_address());
     let Ok(connecting) = incoming.accept() else { return };
-    let connection = match timeout(OPENING, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            hall.metrics.handshake_refused();
-            return tracing::info!("a handshake from {address} failed: {error}");
-        }
-        Err(_) => {
-            hall.metrics.handshake_refused();
-            return tracing::info!("a handshake from {address} took too long");
+    let failed = |why: &str| {
+        hall.metrics.handshake_refused();
+        if let Some(more) = hall.strangers.lines.next(Instant::now()) {
+            tracing::info!("a handshake from {address} {why}{more}");
         }
     };
-    // Whoever has no certificate must not take the room of those who have: it keeps its place among the handshakes.
-    if is_enrolment(&connection) {
-        return hall.members.attend(&connection).await;
+    let connection = match place.while_kept(timeout(OPENING, connecting)).await {
+        Some(Ok(Ok(connection))) => connection,
+        Some(Ok(Err(error))) => return failed(&format!("failed: {error}")),
+        Some(Err(_)) => return failed("took too long"),
+        None => return failed("was given up: others wait for its place"),
+    };
+    let certified = connection.peer_identity().is_some();
+    if certified {
+        hall.strangers.rates.end_well(origin);
     }
-    if connection.peer_identity().is_none() {
+    // Whoever has no certificate must not take the room of those who have; enrolments have places of their own.
+    if is_enrolment(&connection) {
+        drop(place);
+        return hall.members.attend(&connection, &address, origin).await;
+    }
+    if !certified {
         hall.metrics.handshake_refused();
         return close(&connection, &Rejection::NotASite);
     }
     let Ok(_seat) = Arc::clone(&hall.seats).try_acquire_owned() else {
-        return reject(&connection, &address, Rejection::Busy).await;
+        // Its place may go to others while it listens.
+        let said = place.while_kept(reject(&connection, &address, Rejection::Busy)).await;
+        return said.unwrap_or_else(|| close(&connection, &Rejection::Busy));
     };
-    drop(handshake);
+    drop(place);
     match Peer::of_connection(&connection) {
         Some(Peer::Site { name, issued }) => attend_site(&hall, &connection, address, name, issued).await,
         Some(Peer::Operator(name)) => {
@@ -203,7 +222,7 @@ async fn greet(
     let patience = Patience { first: Some(OPENING), idle: OPENING };
     let software = match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
         Ok(hello) => {
-            let software: String = hello.software.chars().filter(|c| !c.is_control()).take(64).collect();
+            let software = software_name(&hello.software);
             tracing::info!("{client} is connected from {address} with {software}");
             software
         }

@@ -176,6 +176,7 @@ pub struct Store {
     secrets: Secrets,
     last: Mutex<Last>,
     keep_last: Option<u32>,
+    medians: models::Medians,
     copying: Copying,
     /// What every transaction that writes must find, where several servers share the database.
     fence: Option<Fence>,
@@ -433,7 +434,7 @@ impl Store {
     async fn clients(&self, run: RunId) -> Result<BTreeMap<ClientId, ClientRecord>, StoreError> {
         let sql = "SELECT * FROM clients WHERE run = $1";
         let found = sqlx::query(sql).bind(run.to_string()).fetch_all(&self.pool).await?;
-        found.iter().map(rows::client).collect()
+        found.iter().filter_map(|row| rows::client(row).transpose()).collect()
     }
 
     async fn read_model(&self, run: RunId, row: &AnyRow, layout: &Layout) -> Result<Parameters, StoreError> {

@@ -1,17 +1,18 @@
 //! The TCP port with the number of the UDP port, for sites whose network lets no UDP out: TLS streams that carry QUIC's datagrams.
 //!
 //! Nobody is believed here: who it is, and what it may do, is asked inside, as over UDP. What is asked here is only whether a
-//! stream is worth its memory: whoever shows no certificate of the federation came to enrol and has little time, and one name
-//! has few streams.
+//! stream is worth its memory: one that finishes no TLS, or shows no certificate of the federation, gives its place up when
+//! others come ([`Places`]), and one name has few streams.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tunnel::Tunnels;
@@ -19,6 +20,7 @@ use tunnel::Tunnels;
 use super::Limits;
 use super::peer::Peer;
 use super::session::{Newcomers, OPENING};
+use super::strangers::{Lines, Origin, Place, Places, Rates, Turn};
 
 /// How long a stream may carry nothing. A site over QUIC says something every five seconds.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -40,7 +42,10 @@ struct Porch {
     tunnels: Tunnels,
     /// Streams of those who have a certificate, and of those who have none.
     seats: Arc<Semaphore>,
-    guests: Arc<Semaphore>,
+    guests: Arc<Places>,
+    /// TLS handshakes of each address.
+    rates: Rates,
+    lines: Lines,
     names: Newcomers,
 }
 
@@ -52,20 +57,23 @@ impl TcpPort {
             tls,
             tunnels: tunnels.clone(),
             seats: Arc::new(Semaphore::new(limits.connections_max)),
-            guests: Arc::new(Semaphore::new(limits.handshakes_max)),
+            guests: Places::new(limits.handshakes_max),
+            rates: Rates::default(),
+            lines: Lines::default(),
             names: Newcomers::default(),
         });
-        let handshakes = Arc::new(Semaphore::new(2 * limits.handshakes_max));
+        let handshakes = Places::new(2 * limits.handshakes_max);
         let mut streams = JoinSet::new();
         loop {
             tokio::select! {
                 () = tunnels.closed() => return,
                 Some(_) = streams.join_next() => {}
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => match Arc::clone(&handshakes).try_acquire_owned() {
-                        Ok(turn) => drop(streams.spawn(attend(Arc::clone(&porch), stream, peer, turn))),
-                        Err(_) => tracing::info!("a stream from {peer} is refused: too many come at once"),
-                    },
+                    Ok((stream, peer)) => {
+                        if let Some(place) = handshakes.take(Origin::of(peer)) {
+                            streams.spawn(attend(Arc::clone(&porch), stream, peer, place));
+                        }
+                    }
                     Err(error) => {
                         tracing::warn!("a TCP stream cannot be accepted: {error}");
                         sleep(BREATH).await;
@@ -76,19 +84,23 @@ impl TcpPort {
     }
 }
 
-async fn attend(porch: Arc<Porch>, stream: TcpStream, peer: SocketAddr, turn: OwnedSemaphorePermit) {
-    // Datagrams have their own pace; a stream without the option is slower and works.
-    let _ = stream.set_nodelay(true);
-    let tls = porch.tls.borrow().clone();
-    let stream = match timeout(OPENING, tls.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::info!("a TLS handshake from {peer} failed: {error}"),
-        Err(_) => return tracing::info!("a TLS handshake from {peer} took too long"),
+async fn attend(porch: Arc<Porch>, stream: TcpStream, peer: SocketAddr, place: Place) {
+    let refused = |why: &str| {
+        if let Some(more) = porch.lines.next(Instant::now()) {
+            tracing::info!("a stream from {peer} is refused: {why}{more}");
+        }
     };
-    drop(turn);
-    let refused = |why: &str| tracing::info!("a stream from {peer} is refused: {why}");
+    let stream = match place.while_kept(timeout(OPENING, secure(&porch, stream, peer))).await {
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(error))) => return refused(&format!("its TLS handshake failed: {error}")),
+        Some(Err(_)) => return refused("its TLS handshake took too long"),
+        None => return refused("it finished no TLS handshake, and others wait for its place"),
+    };
+    drop(place);
+    let origin = Origin::of(peer);
     let carried = match who(&stream) {
         Some(name) => {
+            porch.rates.end_well(origin);
             let Some(_one_of_few) = porch.names.admit(&name) else {
                 return refused(&format!("{name} has too many"));
             };
@@ -98,15 +110,31 @@ async fn attend(porch: Arc<Porch>, stream: TcpStream, peer: SocketAddr, turn: Ow
             porch.tunnels.carry(stream, peer, SILENCE).await
         }
         None => {
-            let Ok(_seat) = Arc::clone(&porch.guests).try_acquire_owned() else {
-                return refused("there are too many without a certificate");
-            };
-            timeout(GUEST_MAX, porch.tunnels.carry(stream, peer, SILENCE)).await.unwrap_or(Ok(()))
+            let Some(place) = porch.guests.take(origin) else { return refused("there are too many") };
+            let carried = timeout(GUEST_MAX, porch.tunnels.carry(stream, peer, SILENCE));
+            match place.while_kept(carried).await {
+                Some(carried) => carried.unwrap_or(Ok(())),
+                None => return refused("it has no certificate, and others wait for its place"),
+            }
         }
     };
     if let Err(error) = carried {
         tracing::debug!("the stream from {peer} is over: {error}");
     }
+}
+
+/// TLS around a stream, once something has come: one that says nothing is no handshake of its address.
+async fn secure(porch: &Porch, stream: TcpStream, peer: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+    // Datagrams have their own pace; a stream without the option is slower and works.
+    let _ = stream.set_nodelay(true);
+    if stream.peek(&mut [0]).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if porch.rates.begin(Origin::of(peer), true, Instant::now()) != Turn::Begin {
+        return Err(io::Error::other("its address begins too many"));
+    }
+    let tls = porch.tls.borrow().clone();
+    tls.accept(stream).await
 }
 
 /// The name in the certificate that was shown.

@@ -132,6 +132,16 @@ impl PrivacyConfig {
         self.central.as_ref().is_some_and(|central| central.sampling.is_secret())
     }
 
+    /// How many bands, or buffers to make bands of, the noise has.
+    pub(super) fn bands(&self) -> usize {
+        match self.central.as_ref().map(|central| &central.noise) {
+            None | Some(NoiseConfig::Independent | NoiseConfig::Tree) => 0,
+            Some(NoiseConfig::SquareRoot { bands }) => *bands,
+            Some(NoiseConfig::Buffered { buffers, bands }) => (*bands).max(buffers.len()),
+            Some(NoiseConfig::Banded { weights }) => weights.len(),
+        }
+    }
+
     /// What is promised by a plan of `rounds` rounds named `name` with these cohorts and this first clipping norm.
     pub(super) fn parse(
         &self,

@@ -149,7 +149,7 @@ fn nothing_in_a_plan_caps_a_secret_cohort_or_lets_it_decide_about_a_release() {
         // How many must be connected, and how long a round waits, is decided before and without the draw.
         let early = "[cohort]\nclients_min = 50\ndeadline_seconds = 9\nfailures_max = 2\n";
         let plan = parse(&format!("{early}{}", central(&format!("{secret}clients_min = 0\n")))).unwrap();
-        assert_eq!((plan.cohort.quorum, plan.spec.cohort_max), (0, DRAWN_MAX));
+        assert_eq!((plan.cohort.quorum, plan.spec.cohort_max), (0, COHORT_MAX));
         // A site refuses such a cap, too, whoever has made the task.
         let mut capped = (*plan.spec).clone();
         capped.cohort_max = 49;

@@ -52,7 +52,8 @@ pub(super) fn measure(scenario: &Scenario, population: &Population, seed: u64) -
         alone_all.extend(alone);
         pooled_all.extend(pooled);
     }
-    let overall = |all: &[Metrics]| Metrics::pooled(all.iter()).and_then(|metrics| metrics.accuracy);
+    let overall =
+        |all: &[Metrics]| Metrics::pooled(all.iter(), u64::MAX).and_then(|metrics| metrics.accuracy);
     let together = Vec::new();
     Ok(Yardstick { sites, alone: overall(&alone_all), pooled: overall(&pooled_all), together })
 }

@@ -19,6 +19,7 @@ use super::super::Global;
 use super::super::check::read_plan;
 use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
+use super::super::modes::wide;
 use super::super::policy;
 
 #[derive(Debug, Args)]
@@ -124,6 +125,7 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
     let mut findings = Findings::default();
     findings.ok("site file", format!("{} is read", args.file.display()));
     let running = state_folder(&file, &mut findings);
+    look_at_modes(&file, &mut findings);
     look_at_policy(&file, plan.as_ref(), &mut findings);
     let identity = line::look_at_identity(&file, &mut findings);
     look_at_device(&file, &mut findings);
@@ -191,6 +193,17 @@ fn free_bytes(folder: &Path) -> Option<u64> {
 #[cfg(not(unix))]
 fn free_bytes(_: &Path) -> Option<u64> {
     None
+}
+
+/// Whether others on this machine have rights on what only the site's user should.
+fn look_at_modes(file: &SiteFile, findings: &mut Findings) {
+    let wide = wide([file.identity.as_path(), &file.state]);
+    if wide.is_empty() {
+        return findings.ok("permissions", "keys, books and personal layers are their owner's alone");
+    }
+    for one in wide {
+        findings.warn("permissions", format!("{one}, or start the site, which does it"));
+    }
 }
 
 fn look_at_policy(file: &SiteFile, plan: Option<&Plan>, findings: &mut Findings) {

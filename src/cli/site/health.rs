@@ -11,6 +11,7 @@ use ::client::net::AgentEvent;
 use protocol::TaskId;
 use serde_json::{Value, json};
 
+use super::super::modes::show;
 use super::super::notify::Notify;
 use super::now;
 
@@ -203,7 +204,11 @@ impl Health {
         name.push(".new");
         let beside = path.with_file_name(name);
         let text = format!("{}\n", self.object());
-        if let Err(error) = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path)) {
+        if let Err(error) = std::fs::write(&beside, text)
+            // Whoever watches over the site may be another user.
+            .and_then(|()| show(&beside))
+            .and_then(|()| std::fs::rename(&beside, path))
+        {
             tracing::warn!("{}: {error}; the site's health is not written", path.display());
         }
     }

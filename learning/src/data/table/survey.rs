@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use csv::{ErrorKind, StringRecord};
 use protocol::{LearnError, TableSpec, Target};
 
+use super::super::cells::Cells;
 use super::super::files::open;
 use super::super::load::Unusable;
 use super::super::{CsvSource, Dataset, Labels};
@@ -80,7 +81,7 @@ fn survey_file(
 ) -> Result<TableSurvey, TableError> {
     let file = open(path).map_err(|source| TableError::Open { path: path.into(), source })?;
     let damaged = |source| TableError::Csv { path: path.into(), source };
-    let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(file);
+    let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(Cells::new(file));
     let headers = csv.headers().map_err(damaged)?.clone();
     let chosen = Chosen::find(path, &headers, source, split_column)?;
     let planned = match spec {

@@ -1,7 +1,9 @@
 //! Who may ask, how, and how often: asked before anything else looks at a request.
 //!
 //! A request must call this port by a name of its own, or a page of elsewhere could reach it through a name that resolves to
-//! loopback (DNS rebinding). What is behind `/api` and `/metrics` needs the token. Whoever shows a wrong one, or
+//! loopback (DNS rebinding). It says that name once: a second `Host`, `Origin` or `Authorization`, or a target that names a host
+//! of its own (`GET http://elsewhere/`), could mean one thing to a proxy and another here, and is refused; so is a header
+//! longer than [`HEADER_MAX`]. What is behind `/api` and `/metrics` needs the token. Whoever shows a wrong one, or
 //! none, draws on another bucket than whoever has it, and each attempt costs as much as twenty requests: nobody can guess fast,
 //! and nobody can lock the operator out. The page's files have a bucket of their own.
 
@@ -14,7 +16,7 @@ use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY, RETRY_AFTER,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
@@ -28,6 +30,10 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; conn
                    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// How long an answer may take to begin, the reading of a request's body included.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of one header's value.
+const HEADER_MAX: usize = 8 << 10;
+/// Headers that mean something here, and stand in a request once at most.
+const ONCE: [HeaderName; 3] = [HOST, ORIGIN, AUTHORIZATION];
 /// What a wrong token costs, in requests.
 const WRONG: f64 = 20.0;
 
@@ -79,11 +85,28 @@ impl Guard {
         }
     }
 
-    fn admit(&self, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
+    fn admit(&self, target: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+        let path = target.path();
         let refuse = |reason, status, message: &str| {
             self.metrics.admin_refused(reason);
             Err(Problem::new(status, message))
         };
+        if target.authority().is_some() || target.scheme().is_some() {
+            let message = "the target of a request is a path here, without scheme and host";
+            return refuse("host", StatusCode::BAD_REQUEST, message);
+        }
+        if let Some(name) = ONCE.iter().find(|name| headers.get_all(*name).iter().count() > 1) {
+            return refuse(
+                "host",
+                StatusCode::BAD_REQUEST,
+                &format!("the header `{name}` stands there more than once"),
+            );
+        }
+        if let Some((name, value)) = headers.iter().find(|(_, value)| value.len() > HEADER_MAX) {
+            let message =
+                format!("the header `{name}` has {} bytes; at most {HEADER_MAX} are allowed", value.len());
+            return refuse("host", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &message);
+        }
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let known = |host: &str| self.hosts.contains(&host.to_ascii_lowercase());
         if !known(host) {
@@ -123,7 +146,7 @@ fn needs_token(path: &str) -> bool {
 /// Lets a request through or answers it; every answer carries what browsers must know.
 pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let private = needs_token(request.uri().path());
-    let mut response = match guard.admit(request.uri().path(), request.headers()) {
+    let mut response = match guard.admit(request.uri(), request.headers()) {
         Err(problem) => problem.into_response(),
         Ok(()) => match tokio::time::timeout(PATIENCE, next.run(request)).await {
             Ok(response) => response,
@@ -156,6 +179,44 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, nex
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_that_names_two_hosts_or_a_target_elsewhere_is_refused() {
+        let token = AdminToken::read_or_make(&tempfile::tempdir().unwrap().path().join("token")).unwrap();
+        let listen: SocketAddr = "127.0.0.1:4434".parse().unwrap();
+        let (hosts, addresses) = (vec!["fed.example".to_owned()], Vec::new());
+        let config = AdminConfig { listen, token, allow_remote: false, hosts, addresses };
+        let guard = Guard::new(&config, listen, Arc::new(Metrics::new()));
+        let status = |target: &str, headers: &[(HeaderName, &str)]| {
+            let mut map = HeaderMap::new();
+            headers.iter().for_each(|(name, value)| {
+                assert!(map.append(name, value.parse().unwrap()) || map.contains_key(name))
+            });
+            let admitted = guard.admit(&target.parse().unwrap(), &map);
+            admitted.map_or_else(|problem| problem.into_response().status().as_u16(), |()| 200)
+        };
+        let ours = (HOST, "fed.example");
+        assert_eq!(status("/", &[ours.clone()]), 200);
+        for other in ["fed.example", "evil.example"] {
+            assert_eq!(status("/", &[ours.clone(), (HOST, other)]), 400, "{other}");
+            assert_eq!(status("/", &[(HOST, other), ours.clone()]), 400, "{other}");
+        }
+        let origin = (ORIGIN, "https://fed.example");
+        assert_eq!(status("/", &[ours.clone(), origin.clone()]), 200);
+        assert_eq!(status("/", &[ours.clone(), origin.clone(), (ORIGIN, "https://evil.example")]), 400);
+        assert_eq!(status("/", &[ours.clone(), (AUTHORIZATION, "a"), (AUTHORIZATION, "b")]), 400);
+        for target in [
+            "http://evil.example/",
+            "http://fed.example/api/v1/runs",
+            "https://127.0.0.1:4434/",
+            "fed.example:4434",
+        ] {
+            assert_eq!(status(target, &[ours.clone()]), 400, "{target}");
+        }
+        let long = "x".repeat(HEADER_MAX + 1);
+        assert_eq!(status("/", &[ours.clone(), (REFERRER_POLICY, &long)]), 431);
+        assert_eq!(status("/", &[ours, (REFERRER_POLICY, &long[1..])]), 200);
+    }
 
     #[test]
     fn a_bucket_gives_what_it_holds_and_fills_with_time() {

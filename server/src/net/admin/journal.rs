@@ -10,7 +10,7 @@ use std::path::Path;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use privacy::chain::Link;
+use privacy::chain::{LINE_MAX, Link};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -74,7 +74,15 @@ fn tail(path: &Path, before: Option<u64>, limit: usize) -> io::Result<AuditPage>
     let end = before.unwrap_or(u64::MAX).min(file.metadata()?.len());
     let (mut start, mut bytes) = (end, Vec::new());
     // One line end more than lines: the one before the first of them.
-    while start > 0 && bytes.iter().filter(|byte| **byte == b'\n').count() <= limit {
+    while start > 0 {
+        let ends = bytes.iter().filter(|byte| **byte == b'\n').count();
+        if ends > limit {
+            break;
+        }
+        if bytes.len() > (ends + 1) * LINE_MAX + BLOCK as usize {
+            let message = format!("a line before byte {end} has more than {LINE_MAX} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
         let from = start.saturating_sub(BLOCK);
         let mut block = vec![0; usize::try_from(start - from).unwrap_or(0)];
         file.seek(SeekFrom::Start(from))?;

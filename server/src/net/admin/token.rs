@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::net::private;
+
 /// Digits of a token.
 const DIGITS: usize = 32;
 
@@ -64,13 +66,11 @@ impl AdminToken {
         for byte in chance {
             write!(digits, "{byte:02x}").expect("a String takes everything");
         }
-        let mut options = std::fs::File::options();
+        let mut options = private::options();
         options.create_new(true).write(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let failed = |source| TokenError::File { path: path.to_owned(), source };
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(failed)?;
+            private::folder(folder).map_err(failed)?;
         }
         let written = options.open(path).and_then(|mut file| {
             file.write_all(format!("{digits}\n").as_bytes())?;

@@ -13,6 +13,7 @@ use protocol::RunId;
 use super::blobs::Blobs;
 use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
+use crate::net::private;
 use crate::{Booking, RunEnd};
 
 /// How often a copy is begun anew when a server on another machine has removed a file meanwhile.
@@ -65,7 +66,7 @@ impl Copying {
     }
 
     fn open(&self) -> Result<File, StoreError> {
-        let opened = File::options().create(true).truncate(false).write(true).open(&self.0);
+        let opened = private::options().create(true).truncate(false).write(true).open(&self.0);
         opened.map_err(|source| self.failed(source))
     }
 
@@ -105,7 +106,7 @@ impl Store {
     pub async fn back_up(&self, to: &Path) -> Result<(), BackupError> {
         let database = to.join("state.sqlite");
         let failed = |source| StoreError::File { path: to.to_owned(), source };
-        std::fs::create_dir_all(to).map_err(failed)?;
+        private::folder(to).map_err(failed)?;
         let blobs = Blobs::open(leading::folder(to, "blobs")?, None).map_err(StoreError::from)?;
         let secrets = Secrets::open(to.join("secrets"), None, None)?;
         let _under_way = self.copying.begin().await?;

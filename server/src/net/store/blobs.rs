@@ -15,6 +15,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
 use super::objects::{Objects, PART};
+use crate::net::private;
 
 const EXTENSION: &str = ".safetensors";
 /// What older releases called a file that was being written.
@@ -271,7 +272,7 @@ fn object(name: &str) -> String {
 
 /// Makes the folder, and removes what a crash left half written, be it of this release or of an older one.
 fn prepare(folder: &std::path::Path) -> io::Result<()> {
-    std::fs::create_dir_all(folder)?;
+    private::folder(folder)?;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -11,6 +11,7 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Row as _, Transaction};
 
 use super::StoreError;
+use crate::net::private;
 
 /// One step of the schema: what both databases take, then what only one of them takes.
 pub(super) struct Step {
@@ -211,6 +212,11 @@ pub(super) async fn sqlite(state: &Path, write: bool) -> Result<AnyPool, StoreEr
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path is not UTF-8");
         StoreError::File { path: path.clone(), source }
     })?;
+    if write {
+        // SQLite gives its side files the rights of this one.
+        let made = private::options().create(true).append(true).open(&path);
+        made.map_err(|source| StoreError::File { path: path.clone(), source })?;
+    }
     // Escaped throughout, so that no part of a path is taken for a part of an address.
     let escaped: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
     let mode = if write { "rwc" } else { "ro" };

@@ -12,9 +12,11 @@ use super::backup::Copying;
 use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
 use super::lease::Fence;
+use super::models::Medians;
 use super::objects::Objects;
 use super::secrets::Secrets;
 use super::{Database, Postgres, Store, StoreError};
+use crate::net::private;
 
 /// How long a database has to say whether there is another leader, when there is a reason to stop anyhow.
 const SECOND_LOOK: Duration = Duration::from_secs(5);
@@ -102,6 +104,7 @@ impl Store {
             secrets,
             last: Mutex::default(),
             keep_last: None,
+            medians: Medians::default(),
             copying: Copying::of(dir),
             fence,
             _lock: Some(lock),
@@ -188,6 +191,7 @@ impl Store {
             secrets,
             last: Mutex::default(),
             keep_last: None,
+            medians: Medians::default(),
             copying: Copying::of(dir),
             fence: None,
             _lock: None,
@@ -276,10 +280,10 @@ async fn attempt(
 }
 
 fn lock(dir: &Path, database: &Database) -> Result<File, StoreError> {
-    std::fs::create_dir_all(dir).map_err(|source| StoreError::File { path: dir.to_owned(), source })?;
+    private::folder(dir).map_err(|source| StoreError::File { path: dir.to_owned(), source })?;
     let path = database.lock_file(dir);
     let failed = |source| StoreError::File { path: path.clone(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let file = private::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),

@@ -1,13 +1,13 @@
 //! Invites, who waits with one, revocations and quarantines in the database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::ClientId;
 use protocol::wire::{EnrolRefusal, Member, Quarantine};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, rows};
 use crate::net::members::Verdict;
 
 /// What became of a token that was shown.
@@ -119,13 +119,13 @@ impl Store {
         } else if now > expires.cast_unsigned() {
             Shown::Refused(EnrolRefusal::Expired)
         } else if key.is_none() {
-            Shown::Good(site(&row)?)
+            site(&row)?.map_or(Shown::Refused(EnrolRefusal::Unknown), Shown::Good)
         } else if !is_own {
             Shown::Refused(EnrolRefusal::Used)
         } else if used.is_some() {
             Shown::Again { chain_pem: row.try_get("chain_pem")? }
         } else if verdict.as_deref() == Some(Verdict::Approved.name()) {
-            Shown::Approved(site(&row)?)
+            site(&row)?.map_or(Shown::Refused(EnrolRefusal::Unknown), Shown::Approved)
         } else {
             Shown::Waiting
         })
@@ -160,16 +160,22 @@ impl Store {
                    ORDER BY asked, token_sha256";
         let asking = |row: &AnyRow| {
             let (asked, expires): (i64, i64) = (row.try_get("asked")?, row.try_get("expires")?);
-            Ok(Asking {
-                site: site(row)?,
+            let Some(site) = site(row)? else { return Ok(None) };
+            Ok(Some(Asking {
+                site,
                 token_sha256: row.try_get("token_sha256")?,
                 key_sha256: row.try_get("key_sha256")?,
                 asked: asked.cast_unsigned(),
                 expires: expires.cast_unsigned(),
                 address: row.try_get("address")?,
-            })
+            }))
         };
-        sqlx::query(sql).fetch_all(&self.pool).await?.iter().map(asking).collect()
+        sqlx::query(sql)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .filter_map(|row| asking(row).transpose())
+            .collect()
     }
 
     /// Writes down what an operator says of who waits with this invite; whoever is refused loses the invite.
@@ -243,7 +249,11 @@ impl Store {
     /// Up to when each revoked site's certificates are void.
     pub(crate) async fn revocations(&self) -> Result<BTreeMap<ClientId, u64>, StoreError> {
         let found = sqlx::query("SELECT site, before FROM revocations").fetch_all(&self.pool).await?;
-        found.iter().map(|row| Ok((site(row)?, row.try_get::<i64, _>("before")?.cast_unsigned()))).collect()
+        let revocation = |row: &AnyRow| {
+            let before = row.try_get::<i64, _>("before")?.cast_unsigned();
+            Ok(site(row)?.map(|site| (site, before)))
+        };
+        found.iter().filter_map(|row| revocation(row).transpose()).collect()
     }
 
     /// Holds a site in quarantine from `since` on. Of one that is held already only the reason changes.
@@ -279,9 +289,30 @@ impl Store {
         let found = sqlx::query("SELECT site, since, reason FROM quarantines").fetch_all(&self.pool).await?;
         let quarantine = |row: &AnyRow| {
             let since = row.try_get::<i64, _>("since")?.cast_unsigned();
-            Ok((site(row)?, Quarantine { since, reason: row.try_get("reason")? }))
+            let reason = row.try_get("reason")?;
+            Ok(site(row)?.map(|site| (site, Quarantine { since, reason })))
         };
-        found.iter().map(quarantine).collect()
+        found.iter().filter_map(|row| quarantine(row).transpose()).collect()
+    }
+
+    /// Names in the database that older releases allowed and that are no site's any more.
+    pub(crate) async fn names_refused(&self) -> Result<BTreeSet<String>, StoreError> {
+        let mut refused = BTreeSet::new();
+        for sql in [
+            "SELECT DISTINCT site AS name FROM invites",
+            "SELECT DISTINCT site AS name FROM certificates",
+            "SELECT DISTINCT site AS name FROM revocations",
+            "SELECT DISTINCT site AS name FROM quarantines",
+            "SELECT DISTINCT client AS name FROM clients",
+        ] {
+            for row in sqlx::query(sql).fetch_all(&self.pool).await? {
+                let name: String = row.try_get("name")?;
+                if rows::site_name(&name).is_ok_and(|site| site.is_none()) {
+                    refused.insert(name);
+                }
+            }
+        }
+        Ok(refused)
     }
 
     /// Everybody who was ever invited or revoked or is held in quarantine, by name.
@@ -293,7 +324,8 @@ impl Store {
         let mut members = BTreeMap::new();
         for row in &found {
             let (created, expires): (i64, i64) = (row.try_get("created")?, row.try_get("expires")?);
-            let (site, used): (_, Option<i64>) = (site(row)?, row.try_get("used")?);
+            let used: Option<i64> = row.try_get("used")?;
+            let Some(site) = site(row)? else { continue };
             let member: &mut Member = members.entry(site.clone()).or_insert_with(|| nobody(site));
             (member.invited, member.expires) = (created.cast_unsigned(), expires.cast_unsigned());
             member.joined = used.map(i64::cast_unsigned).or(member.joined);
@@ -323,7 +355,8 @@ fn nobody(site: ClientId) -> Member {
     }
 }
 
-fn site(row: &AnyRow) -> Result<ClientId, StoreError> {
+/// The site of a row; none for a name that is no site's any more.
+fn site(row: &AnyRow) -> Result<Option<ClientId>, StoreError> {
     let name: String = row.try_get("site")?;
-    ClientId::new(&name).map_err(|error| StoreError::Member { name, message: error.to_string() })
+    rows::site_name(&name).map_err(|error| StoreError::Member { name, message: error.to_string() })
 }

@@ -1,12 +1,22 @@
 //! The models of a run: every release is kept, named by its round, with what was measured of it and what may be said about its
 //! privacy. A server may be told to keep the files of the last ones only; the best one's is always kept.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
-use protocol::{Parameters, RunId};
+use protocol::{Metrics, Parameters, RunId};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction};
 
 use super::{Files, Store, StoreError, rows};
+
+/// Runs whose sites' opinions are remembered.
+const RUNS_KNOWN: usize = 16;
+
+/// What the sites say of the models of a few runs, by round.
+#[derive(Default)]
+pub(super) struct Medians(Mutex<BTreeMap<RunId, BTreeMap<u32, f64>>>);
 
 /// A model of a run and its file.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +67,9 @@ impl Store {
             let parent = models.last().map(|before: &StoredModel| before.line.sha256.clone());
             models.push(self.stored_model(row, parent)?);
         }
-        if let Some(best) = best(models.iter().map(|model| &model.line)) {
+        let medians = self.medians(run).await?;
+        let sites = |line: &ModelLine| medians.get(&line.round).copied();
+        if let Some(best) = best(models.iter().map(|model| &model.line), sites) {
             models[best].line.best = true;
         }
         Ok(models)
@@ -100,6 +112,30 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
+    /// What the sites say of the model of each round that they evaluated. The reports of a round come at once and stay: those of
+    /// earlier rounds are not read again.
+    async fn medians(&self, run: RunId) -> Result<BTreeMap<u32, f64>, StoreError> {
+        let mut known =
+            self.medians.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&run).unwrap_or_default();
+        let after = known.last_key_value().map_or(-1, |(round, _)| i64::from(*round));
+        let sql =
+            "SELECT round, loss, accuracy FROM reports WHERE run = $1 AND kind = 'evaluate' AND round > $2";
+        let found = sqlx::query(sql).bind(run.to_string()).bind(after).fetch_all(&self.pool).await?;
+        let mut scores: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        for row in &found {
+            let (loss, accuracy) =
+                (row.try_get::<f64, _>("loss")?, row.try_get::<Option<f64>, _>("accuracy")?);
+            scores.entry(rows::number(row, "round")?).or_default().push(accuracy.unwrap_or(-loss));
+        }
+        known.extend(scores.into_iter().filter_map(|(round, scores)| Some((round, median(scores)?))));
+        let mut kept = self.medians.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while kept.len() >= RUNS_KNOWN {
+            kept.pop_first();
+        }
+        kept.insert(run, known.clone());
+        Ok(known)
+    }
+
     fn stored_model(&self, row: &AnyRow, parent_sha256: Option<String>) -> Result<StoredModel, StoreError> {
         let measured = row.try_get::<Option<String>, _>("summary")?.is_some();
         let summary: Option<RoundSummary> = if measured { Some(rows::json(row, "summary")?) } else { None };
@@ -119,22 +155,35 @@ impl Store {
     }
 }
 
-/// Which model the evaluations found best: by the server's own data where it has any, else by the sites'; by accuracy where there
-/// is one, else by loss; the earlier of two equals.
-fn best<'a>(lines: impl Iterator<Item = &'a ModelLine> + Clone) -> Option<usize> {
+/// Which model the evaluations found best: by the server's own data where it has any, else by what the sites say of it (`sites`,
+/// or, where their reports are not kept, their mean); the earlier of two equals.
+fn best<'a>(
+    lines: impl Iterator<Item = &'a ModelLine> + Clone,
+    sites: impl Fn(&ModelLine) -> Option<f64>,
+) -> Option<usize> {
     let central = lines.clone().any(|line| line.central.is_some());
-    let score = |line: &ModelLine| {
-        let metrics = if central { line.central } else { line.sites }?;
-        Some(metrics.accuracy.unwrap_or(-metrics.loss))
+    let score = |line: &ModelLine| match (central, line.central) {
+        (true, metrics) => metrics.as_ref().map(score_of),
+        (false, _) => sites(line).or_else(|| line.sites.as_ref().map(score_of)),
     };
     let scored = lines.enumerate().filter_map(|(at, line)| Some((at, score(line)?)));
     scored.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(at, _)| at)
 }
 
+/// How good a model is by these metrics: by accuracy where there is one, else by loss.
+fn score_of(metrics: &Metrics) -> f64 {
+    metrics.accuracy.unwrap_or(-metrics.loss)
+}
+
+/// The median of what sites say of a model, the lower of two: each site has one voice, and no minority can carry it beyond what
+/// the others say. A mean, however weighted, would let one site choose by a huge loss.
+fn median(mut scores: Vec<f64>) -> Option<f64> {
+    scores.sort_by(f64::total_cmp);
+    scores.get(scores.len().checked_sub(1)? / 2).copied()
+}
+
 #[cfg(test)]
 mod tests {
-    use protocol::Metrics;
-
     use super::*;
 
     fn line(round: u32, sites: Option<(f64, Option<f64>)>, central: Option<f64>) -> ModelLine {
@@ -158,16 +207,46 @@ mod tests {
             line(1, Some((0.5, Some(0.8))), None),
             line(2, Some((0.9, Some(0.9))), None),
         ];
-        assert_eq!(best(by_sites.iter()), Some(2));
+        assert_eq!(best(by_sites.iter(), |_| None), Some(2));
         let by_loss = [
             line(1, Some((0.5, None)), None),
             line(2, Some((0.4, None)), None),
             line(3, Some((0.4, None)), None),
         ];
-        assert_eq!(best(by_loss.iter()), Some(1));
+        assert_eq!(best(by_loss.iter(), |_| None), Some(1));
         let by_server =
             [line(1, Some((0.5, Some(0.99))), Some(0.7)), line(2, Some((0.5, Some(0.1))), Some(0.8))];
-        assert_eq!(best(by_server.iter()), Some(1));
-        assert_eq!(best([line(0, None, None)].iter()), None);
+        assert_eq!(best(by_server.iter(), |_| None), Some(1));
+        assert_eq!(best([line(0, None, None)].iter(), |_| None), None);
+    }
+
+    #[test]
+    fn one_site_cannot_choose_which_model_is_best_whatever_it_says() {
+        let lines: Vec<ModelLine> = (1..=3).map(|round| line(round, Some((0.0, None)), None)).collect();
+        // The honest sites find the third model best, by a hair.
+        let honest = [[0.80, 0.81, 0.82], [0.70, 0.71, 0.72], [0.60, 0.61, 0.62]];
+        for wanted in 0..3 {
+            for (best_of_all, worst) in [(1.0, 0.0), (1e30, -1e30)] {
+                let liar: Vec<f64> =
+                    (0..3).map(|at| if at == wanted { best_of_all } else { worst }).collect();
+                let said = |line: &ModelLine| {
+                    let at = line.round as usize - 1;
+                    median(honest.iter().map(|site| site[at]).chain([liar[at]]).collect())
+                };
+                let chosen = best(lines.iter(), said).unwrap();
+                // At most it moves the choice between models that the others cannot tell apart by more than a hair.
+                assert!(said(&lines[chosen]).unwrap() <= 0.72 && said(&lines[chosen]).unwrap() >= 0.60);
+            }
+        }
+        let apart = [[0.5, 0.6, 0.9], [0.4, 0.6, 0.8], [0.3, 0.5, 0.9]];
+        for wanted in 0..2 {
+            let said = |line: &ModelLine| {
+                let at = line.round as usize - 1;
+                let lie = if at == wanted { 1e30 } else { -1e30 };
+                median(apart.iter().map(|site| site[at]).chain([lie]).collect())
+            };
+            assert_eq!(best(lines.iter(), said), Some(2), "a site chose model {wanted}");
+        }
+        assert_eq!(median(Vec::new()), None);
     }
 }

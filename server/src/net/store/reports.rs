@@ -58,10 +58,13 @@ impl Store {
         for row in found.fetch_all(&self.pool).await?.iter().rev() {
             let (name, round): (String, i64) = (row.try_get("client")?, row.try_get("round")?);
             let wrong = |message| StoreError::Row { run: run.to_string(), what: "report", message };
+            let Some(site) = rows::site_name(&name).map_err(|error| wrong(error.to_string()))? else {
+                continue;
+            };
             reports.push(Report {
                 round: u32::try_from(round).map_err(|error| wrong(error.to_string()))?,
                 kind: row.try_get("kind")?,
-                site: ClientId::new(&name).map_err(|error| wrong(error.to_string()))?,
+                site,
                 loss: row.try_get("loss")?,
                 accuracy: row.try_get("accuracy")?,
                 examples: row.try_get::<i64, _>("examples")?.cast_unsigned(),
@@ -85,7 +88,7 @@ impl Store {
         let found = sqlx::query(sql).bind(COUNTED).fetch_all(&self.pool).await?;
         let mut all: BTreeMap<ClientId, Counts> = BTreeMap::new();
         for row in &found {
-            let (site, record) = rows::client(row)?;
+            let Some((site, record)) = rows::client(row)? else { continue };
             let counts = all.entry(site).or_default();
             counts.runs += 1;
             // An earlier version has counted who took part where that is a secret now.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use privacy::correlation::NoiseMemory;
 use protocol::wire::{ClientSummary, Control, RoundSummary, RunState, RunSummary};
-use protocol::{ClientId, Layout, Metrics, Parameters, Positive, Round, RunId, Standardiser, TaskId};
+use protocol::{
+    ClientId, IdError, Layout, Metrics, Parameters, Positive, Round, RunId, Standardiser, TaskId,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
@@ -257,10 +259,23 @@ pub(super) async fn write_client(
     Ok(())
 }
 
-/// A client's record.
-pub(super) fn client(row: &AnyRow) -> Result<(ClientId, ClientRecord), StoreError> {
+/// The name of a site; none for one that older releases allowed and that would lead out of a folder or read as an option. Nobody
+/// of such a name is let in.
+pub(super) fn site_name(name: &str) -> Result<Option<ClientId>, IdError> {
+    match ClientId::new(name) {
+        Err(_) if name.starts_with(['.', '-']) && ClientId::new(&format!("a{}", &name[1..])).is_ok() => {
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
+/// A client's record; none for a name that is no site's any more.
+pub(super) fn client(row: &AnyRow) -> Result<Option<(ClientId, ClientRecord)>, StoreError> {
     let name: String = row.try_get("client")?;
-    let client = ClientId::new(&name).map_err(|error| wrong(row, "client", error))?;
+    let Some(client) = site_name(&name).map_err(|error| wrong(row, "client", error))? else {
+        return Ok(None);
+    };
     let tested = row.try_get::<Option<String>, _>("test")?.is_some();
     let record = ClientRecord {
         connected: false,
@@ -271,7 +286,7 @@ pub(super) fn client(row: &AnyRow) -> Result<(ClientId, ClientRecord), StoreErro
         declined: json::<Vec<_>>(row, "declined")?.into_iter().collect(),
         test: if tested { Some(json(row, "test")?) } else { None },
     };
-    Ok((client, record))
+    Ok(Some((client, record)))
 }
 
 /// A run's line without rounds and clients.

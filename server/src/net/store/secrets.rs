@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::StoreError;
 use super::blobs::{BlobError, hash_in, in_epoch, is_later};
 use super::objects::Objects;
+use crate::net::private;
 
 const KEY: usize = 32;
 /// A key seals one thing, so that its nonce may be known.
@@ -37,7 +38,7 @@ impl Secrets {
         objects: Option<Objects>,
         epoch: Option<i64>,
     ) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
+        private::folder(&folder).map_err(|source| failed(&folder, source))?;
         Ok(Self { folder, objects, epoch })
     }
 
@@ -67,10 +68,8 @@ impl Secrets {
 
     fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.folder.join(name);
-        let mut options = std::fs::File::options();
+        let mut options = private::options();
         options.create(true).truncate(true).write(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let written = options.open(&path).and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_all()

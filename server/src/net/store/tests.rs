@@ -460,3 +460,31 @@ async fn an_operator_s_wish_is_there_after_reopening_and_a_run_that_was_ended_ke
     assert_eq!(blobs_in(dir.path()), 2);
     assert_eq!(store.load(RUN).await.unwrap().checkpoint.end, Some(RunEnd::Stopped));
 }
+
+#[tokio::test]
+async fn a_name_that_older_releases_allowed_is_said_and_keeps_no_server_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    for sql in [
+        "INSERT INTO invites (token_sha256, site, created, expires) VALUES ('a', '..', 1, 2)",
+        "INSERT INTO revocations (site, before) VALUES ('-rf', 5)",
+        "INSERT INTO quarantines (site, since, reason) VALUES ('.x', 5, '')",
+        "INSERT INTO revocations (site, before) VALUES ('north', 5)",
+    ] {
+        sqlx::query(sql).execute(&store.pool).await.unwrap();
+    }
+    let said: Vec<String> = store.names_refused().await.unwrap().into_iter().collect();
+    assert_eq!(said, ["-rf", "..", ".x"]);
+    assert_eq!(store.revocations().await.unwrap().len(), 1);
+    assert!(store.quarantines().await.unwrap().is_empty());
+    assert_eq!(store.members().await.unwrap().len(), 1);
+    let shown = store.show("a", "key", 1).await.unwrap();
+    assert!(matches!(shown, super::members::Shown::Refused(EnrolRefusal::Unknown)));
+    // What no release ever allowed is damage, as before.
+    sqlx::query("INSERT INTO revocations (site, before) VALUES ('a b', 5)")
+        .execute(&store.pool)
+        .await
+        .unwrap();
+    assert!(matches!(store.revocations().await, Err(StoreError::Member { .. })));
+    store.close().await;
+}

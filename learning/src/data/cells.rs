@@ -1,0 +1,133 @@
+//! A limit on what one cell and one row of a CSV file may take, found while the bytes come in: a quotation mark that is never closed
+//! makes one cell of the rest of a file, and a file without line ends one row.
+//!
+//! It follows the csv crate's reading of quotes and changes no byte.
+
+use std::io::{self, Read};
+
+/// Bytes of one cell.
+pub(super) const CELL_MAX: usize = 1 << 20;
+/// Bytes of one row.
+pub(super) const ROW_MAX: usize = 64 << 20;
+
+/// Where in a row the next byte stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// The beginning of a cell.
+    Start,
+    Plain,
+    Quoted,
+    /// Behind a quotation mark in a quoted cell: its end, or the first of two.
+    Mark,
+}
+
+/// Bytes that are read through it; reading fails where a cell or a row is too long.
+pub(super) struct Cells<R> {
+    from: R,
+    at: At,
+    /// The line of the next byte, and the one where its cell began.
+    line: u64,
+    began: u64,
+    cell: usize,
+    row: usize,
+}
+
+impl<R: Read> Cells<R> {
+    pub(super) fn new(from: R) -> Self {
+        Self { from, at: At::Start, line: 1, began: 1, cell: 0, row: 0 }
+    }
+
+    fn take(&mut self, byte: u8) -> io::Result<()> {
+        let quoted = matches!((self.at, byte), (At::Quoted, _) | (At::Mark, b'"') | (At::Start, b'"'));
+        let ends_row = !quoted && matches!(byte, b'\n' | b'\r');
+        let ends_cell = ends_row || (!quoted && byte == b',');
+        self.at = match (self.at, byte) {
+            _ if ends_cell => At::Start,
+            (At::Quoted, b'"') => At::Mark,
+            (At::Quoted, _) | (At::Start | At::Mark, b'"') => At::Quoted,
+            // The csv crate is told to trim: blanks before a quotation mark belong to the cell.
+            (At::Start | At::Plain | At::Mark, _) => At::Plain,
+        };
+        self.line += u64::from(byte == b'\n');
+        self.row = if ends_row { 0 } else { self.row + 1 };
+        if ends_cell {
+            (self.cell, self.began) = (0, self.line);
+        } else {
+            self.cell += 1;
+        }
+        let line = self.began;
+        let wrong = |what: &str, most: usize| {
+            let message = format!(
+                "line {line}: a {what} that begins here has more than {most} bytes; is a quotation mark never closed, or a line \
+                 end missing?"
+            );
+            Err(io::Error::new(io::ErrorKind::InvalidData, message))
+        };
+        match (self.cell > CELL_MAX, self.row > ROW_MAX) {
+            (true, _) => wrong("cell", CELL_MAX),
+            (_, true) => wrong("row", ROW_MAX),
+            (false, false) => Ok(()),
+        }
+    }
+}
+
+impl<R: Read> Read for Cells<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        into[..count].iter().try_for_each(|byte| self.take(*byte))?;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads all of it; what is wrong, if anything.
+    fn fault(bytes: impl Read) -> Option<String> {
+        io::copy(&mut Cells::new(bytes), &mut io::sink()).err().map(|error| error.to_string())
+    }
+
+    fn of(text: &str, rest: u64, byte: u8) -> impl Read {
+        io::Cursor::new(text.to_owned()).chain(io::repeat(byte).take(rest))
+    }
+
+    #[test]
+    fn a_cell_has_a_limit_and_the_error_names_the_line_where_it_begins() {
+        let most = CELL_MAX as u64;
+        assert_eq!(fault(of("a,b\n1,", most, b'x')), None);
+        let said = fault(of("a,b\n1,2\n3,", most + 1, b'x')).unwrap();
+        assert!(said.starts_with("line 3: a cell") && said.contains("1048576"), "{said}");
+        // Commas and line ends do not end a quoted cell.
+        for byte in [b',', b'\n', b' '] {
+            let said = fault(of("a,b\n1,\"2", 2 * most, byte)).unwrap();
+            assert!(said.starts_with("line 2: a cell"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_line_ends_is_no_row_without_end() {
+        assert!(fault(of("a\n", ROW_MAX as u64 + 1, b',')).unwrap().starts_with("line 2: a row"));
+    }
+
+    #[test]
+    fn quotes_are_read_as_the_csv_crate_reads_them() {
+        let many = 3 * CELL_MAX;
+        for (cell, name) in [
+            ("5\" pipe,", "a mark inside of a cell is a letter"),
+            ("\"a\"\"b\",", "two marks are one"),
+            ("\"a,b\",", "a comma in quotes"),
+            ("\"a\nb\"\n", "a line end in quotes"),
+            ("\"\",", "an empty cell in quotes"),
+        ] {
+            let text = cell.repeat(many / cell.len());
+            let rows: String =
+                text.as_bytes().chunks(1000 * cell.len()).fold(String::new(), |mut rows, chunk| {
+                    rows.push_str(std::str::from_utf8(chunk).unwrap());
+                    rows.push('\n');
+                    rows
+                });
+            assert_eq!(fault(io::Cursor::new(rows)), None, "{name}");
+        }
+    }
+}
