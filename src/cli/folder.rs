@@ -16,6 +16,7 @@ use server::net::{Approval, Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
 use super::failure::{Failure, Kind, OrFail};
+use super::part::refuse_unfinished;
 use super::state::StateFile;
 
 /// A server's folder.
@@ -41,6 +42,10 @@ impl ServerFolder {
     pub(super) fn site(&self, name: &str) -> PathBuf {
         self.0.join("sites").join(name)
     }
+    /// What remembers that a server has worked here, outside of its state.
+    pub(super) fn begun(&self) -> PathBuf {
+        self.0.join("begun")
+    }
     pub(super) fn config(&self) -> PathBuf {
         self.0.join("server.toml")
     }
@@ -65,6 +70,7 @@ impl ServerFolder {
 
     /// Reads and checks `server.toml`.
     pub(super) fn read(&self) -> Result<ServerFile, Failure> {
+        refuse_unfinished(&self.0)?;
         let path = self.config();
         let text = std::fs::read_to_string(&path).or_fail(Kind::Configuration, path.display())?;
         ServerFile::parse(&text, &self.0).or_fail(Kind::Configuration, path.display())
@@ -183,6 +189,11 @@ impl ServerFile {
     pub(super) fn database(&self, folder: &ServerFolder, replica: Option<&str>) -> Result<Database, Failure> {
         let doing = format!("{}: [state]", folder.config().display());
         self.state.database(&folder.0, replica).or_fail(Kind::Configuration, doing)
+    }
+
+    /// Whether the rows are in the server's own folder.
+    pub(super) fn is_sqlite(&self, folder: &ServerFolder) -> Result<bool, Failure> {
+        Ok(matches!(self.database(folder, None)?, Database::Sqlite))
     }
 
     /// Where an operator on this machine finds the server: here, or at the addresses of its replicas.
