@@ -26,7 +26,7 @@ impl Step {
 }
 
 /// Every step of the schema, oldest first; a database knows how many of them it has taken.
-pub(super) const MIGRATIONS: [Step; 7] = [
+pub(super) const MIGRATIONS: [Step; 8] = [
     Step::of(include_str!("../../../migrations/0001_runs.sql")),
     Step {
         both: include_str!("../../../migrations/0002_privacy.sql"),
@@ -38,6 +38,7 @@ pub(super) const MIGRATIONS: [Step; 7] = [
     Step::of(include_str!("../../../migrations/0005_quarantine.sql")),
     Step::of(include_str!("../../../migrations/0006_approval.sql")),
     Step::of(include_str!("../../../migrations/0007_certificates.sql")),
+    Step::of(include_str!("../../../migrations/0008_books.sql")),
 ];
 pub(super) const SCHEMA: i64 = MIGRATIONS.len() as i64;
 
