@@ -11,6 +11,7 @@
 #[path = "support/chance.rs"]
 mod chance;
 #[path = "support/processes.rs"]
+#[expect(dead_code, reason = "no plan is handed in here")]
 mod processes;
 
 use std::path::{Path, PathBuf};

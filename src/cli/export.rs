@@ -10,7 +10,7 @@ use server::net::{ShelfError, Shelved};
 
 use super::Global;
 use super::control::Choice;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Failure, Kind};
 use super::folder::ServerFolder;
 use super::part::write_released;
 use super::watch::runtime;
