@@ -24,6 +24,7 @@ mod new;
 mod notify;
 mod output;
 mod papers;
+mod part;
 mod policy;
 mod privacy;
 mod progress;

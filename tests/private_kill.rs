@@ -31,7 +31,7 @@ use protocol::{
 use server::net::Store;
 
 /// Every point at which the server can be told to die.
-const POINTS: [&str; 13] = [
+const POINTS: [&str; 15] = [
     "reservation-due",
     "reservation-uncommitted",
     "reserved",
@@ -43,6 +43,8 @@ const POINTS: [&str; 13] = [
     "spent-uncommitted",
     "transaction-full",
     "transaction-done",
+    "release-logged",
+    "published",
     "committed",
     "told",
 ];
@@ -136,6 +138,22 @@ fn assert_no_raw_sum(state: &Path) {
     }
 }
 
+/// Whatever file of a model can be read was paid for, as the dead server left it.
+async fn assert_nothing_unpaid(state: &Path) {
+    let store = Store::look(state).await.unwrap();
+    let run = store.summary(None).await.unwrap().unwrap().run;
+    let paid: BTreeSet<String> =
+        store.models(run).await.unwrap().into_iter().map(|model| model.place).collect();
+    store.close().await;
+    for entry in std::fs::read_dir(state.join("blobs")).unwrap() {
+        let path = entry.unwrap().path().display().to_string();
+        assert!(
+            !path.ends_with(".safetensors") || paid.contains(&path),
+            "{path} can be read and is not paid for"
+        );
+    }
+}
+
 /// The ledger and the rounds of the state, between two lives.
 async fn check_books(state: &Path, seen: &Seen) -> u64 {
     let store = Store::open(state).await.unwrap();
@@ -198,7 +216,10 @@ async fn a_server_that_dies_two_hundred_times_releases_each_round_once_and_pays_
             drop(server.kill());
         }
         drop(members);
+        assert_nothing_unpaid(&state).await;
         if death % 10 == 9 || death >= DEATHS {
+            // The books of a crash agree, at whatever instant it came.
+            command(&["audit", "verify", shown]);
             let now = check_books(&state, &seen).await;
             assert!(now >= done, "round {now} after round {done}");
             done = now;

@@ -18,6 +18,7 @@
 //! is known to have released nothing and may be cancelled ([`Ledger::open_reservations`]). No time, no file and no
 //! network is known here.
 
+mod dearest;
 mod permit;
 mod records;
 
@@ -411,6 +412,32 @@ impl Ledger {
         let open = std::mem::take(&mut self.open);
         self.open.clone_from(&open);
         open.into_iter().map(|reservation| self.give_back(reservation)).collect()
+    }
+
+    /// Books releases that have been made and that this book does not know of, also beyond the budget: a budget that
+    /// cannot pay for them any more does not undo them, and pays for nothing else then.
+    ///
+    /// # Errors
+    /// [`ReserveError::Charge`] for a charge that books nothing.
+    pub fn book_made(
+        &mut self,
+        run: &str,
+        charge: &Charge,
+        releases: u64,
+    ) -> Result<[Link; 2], ReserveError> {
+        let noise_multiplier = charge.mechanism.noise_multiplier();
+        if releases == 0 || noise_multiplier <= 0.0 || charge.event(1).is_none() {
+            let mechanism = charge.mechanism.name();
+            return Err(ReserveError::Charge { releases, mechanism, noise_multiplier });
+        }
+        let (run, round, charge) = (run.to_owned(), 1, charge.clone());
+        let reserved = Record::Reserved { run: run.clone(), round, charge: charge.clone(), releases };
+        let (noised, release, epsilon) = (None, Release::default(), None);
+        let spent = Record::Spent { run, round, charge, releases, noised, release, epsilon };
+        Ok([reserved, spent].map(|record| {
+            self.book(record.clone()).expect("a reservation is spent right after it is made");
+            self.chain.append(&record)
+        }))
     }
 
     fn give_back(&mut self, reservation: Reservation) -> Link {

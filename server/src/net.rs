@@ -70,8 +70,8 @@ use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{
-    BackupError, BlobError, Database, DatabaseError, Lost, Objects, ObjectsError, Postgres, Store,
-    StoreError, StoredModel, StoredRun, Submission, TransferError, Transferred,
+    Agreement, BackupError, BlobError, BooksError, Database, DatabaseError, Lost, Objects, ObjectsError,
+    Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError, Transferred,
 };
 use strangers::Strangers;
 use uploads::{Spare, Uploads};

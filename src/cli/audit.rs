@@ -1,7 +1,10 @@
-//! `consortia audit verify`: whether what was written down is still what was written down.
+//! `consortia audit verify`: whether what was written down is still what was written down, and whether the books agree.
 //!
-//! A chain shows that records were changed, removed or exchanged. It does not show that its end was cut off whole: note the
-//! head hash somewhere else from time to time, and compare.
+//! A chain shows that records were changed, removed or exchanged. It does not show that its end was cut off whole; other books do. A
+//! server's database, ledgers, audit log and models are compared with one another, and a site's ledger with itself and with a
+//! statement of its server. Of all of them at once an older copy can be put back: note the heads somewhere else from time to time.
+
+mod books;
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
-use super::folder::SiteFile;
+use super::folder::{ServerFolder, SiteFile};
 
 /// A site's own ledger.
 const LEDGER: &str = "ledger.jsonl";
@@ -22,6 +25,9 @@ pub(super) struct VerifyArgs {
     /// Audit logs and ledgers, or folders of sites and servers that hold them.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+    /// A `privacy_statement.json` of the server's newest model, to compare the ledgers of sites with.
+    #[arg(long, value_name = "FILE")]
+    statement: Option<PathBuf>,
     /// Print every record, too.
     #[arg(long)]
     records: bool,
@@ -36,16 +42,36 @@ struct Verified {
 
 pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
     let mut damaged = Vec::new();
+    let statement = args.statement.as_deref().map(books::statement).transpose()?;
+    let mut compared = false;
     for path in &args.paths {
         damaged.extend(compare_site(path)?);
+        if ServerFolder(path.clone()).config().exists() {
+            match books::server(&ServerFolder(path.clone()))? {
+                Ok(agreed) => {
+                    global.format.say(|| books::describe(path, &agreed), || books::object(path, &agreed))
+                }
+                Err(fault) => damaged.push(fault),
+            }
+        }
         for file in chains(path)? {
             match read(&file)? {
-                Ok(verified) => global
-                    .format
-                    .say(|| describe(&verified, args.records), || object(&verified, args.records)),
+                Ok(verified) => {
+                    if file.file_name().is_some_and(|name| name == LEDGER) {
+                        compared = true;
+                        damaged.extend(books::site(&file, statement.as_ref())?);
+                    }
+                    global
+                        .format
+                        .say(|| describe(&verified, args.records), || object(&verified, args.records));
+                }
                 Err(fault) => damaged.push(format!("{}: {fault}", file.display())),
             }
         }
+    }
+    if statement.is_some() && !compared {
+        let message = "--statement is compared with a site's ledger, and none of these paths has one";
+        return Err(Failure::new(Kind::Configuration, message));
     }
     if damaged.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Run, damaged.join("\n"))) }
 }

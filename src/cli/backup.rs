@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use privacy::chain::Digest;
 use serde_json::json;
-use server::net::{Lost, Store};
+use server::net::{BackupError, Lost, Store};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
 use super::output::table;
+use super::part::{MARK, Part, refuse_unfinished};
 use super::watch::runtime;
 
 /// The list of a backup's files with their SHA-256, as `sha256sum --check` reads it.
@@ -32,7 +33,7 @@ pub(super) struct BackupArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
-    /// A folder that `server backup` made.
+    /// A folder that `server backup` made, or the folder of a stopped server that does not start because its books disagree.
     backup: PathBuf,
     /// The server's folder to make.
     #[arg(long)]
@@ -46,65 +47,66 @@ pub(super) struct RestoreArgs {
 pub(super) fn backup(args: &BackupArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     folder.read()?;
-    make_private(&args.to)?;
-    runtime()?.block_on(async {
+    let part = Part::begin(&args.to, "server backup")?;
+    let to = part.path();
+    let agreed = runtime()?.block_on(async {
         let store = folder.look().await?;
-        let copied = store.back_up(&args.to.join("state")).await;
+        let copied = store.back_up(&folder.state(), &to.join("state")).await;
         store.close().await;
-        copied.or_fail(Kind::Run, "")
+        copied.or_fail(Kind::Run, "no backup was made")
     })?;
-    for log in super::audit::logs_in(&folder.state()) {
-        let name = log.file_name().unwrap_or_default();
-        copy_file(&log, &args.to.join("state").join(name))?;
-    }
-    copy_file(&folder.config(), &args.to.join("server.toml"))?;
+    copy_file(&folder.config(), &to.join("server.toml"))?;
     for (from, name) in
         [(folder.identity(), "identity"), (folder.operator(), "operator"), (folder.authority(), "authority")]
     {
-        copy_tree(&from, &args.to.join(name))?;
+        copy_tree(&from, &to.join(name))?;
     }
-    let sums = sums_of(&args.to)?;
+    let sums = sums_of(to)?;
     let text: String = sums.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
-    fs::write(args.to.join(SUMS), text).or_fail(Kind::Run, SUMS)?;
+    fs::write(to.join(SUMS), text).or_fail(Kind::Run, SUMS)?;
+    part.finish()?;
     let shown = args.to.display();
     global.format.say(
         || {
             format!(
-                "{} files in {shown}, checked; {shown}/{SUMS} names them\nthe root's key ({ROOT_KEY}) is not among them: keep it elsewhere",
-                sums.len()
+                "{} files in {shown}, checked: {} ledgers replayed, {} releases compared with models and audit log; {shown}/{SUMS} names \
+                 them\nthe root's key ({ROOT_KEY}) is not among them: keep it elsewhere",
+                sums.len(),
+                agreed.populations,
+                agreed.released
             )
         },
-        || json!({ "backup": args.to, "files": sums.len() }),
+        || {
+            json!({
+                "backup": args.to, "files": sums.len(), "ledgers": agreed.populations, "releases": agreed.released,
+                "paid": agreed.paid, "logged": agreed.logged,
+            })
+        },
     );
     Ok(())
 }
 
 pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure> {
-    check_sums(&args.backup)?;
-    let state = args.backup.join("state");
-    let populations = runtime()?.block_on(async {
-        let store = Store::look(&state).await.or_fail(Kind::Configuration, "")?;
-        let populations = store.populations().await.or_fail(Kind::Run, "");
-        store.close().await;
-        populations
-    })?;
-    if let (None, [first, ..]) = (args.lost_releases, populations.as_slice()) {
-        let message = format!(
-            "the backup keeps the privacy budget of `{first}` and does not know of releases that were made after it; say how many there \
-             may have been, at most, with --lost-releases N, and they are charged. The old server's audit.jsonl and the sites' ledgers \
-             tell; 0 only if no server has worked since the backup"
-        );
-        return Err(Failure::new(Kind::Refused, message));
+    refuse_unfinished(&args.backup)?;
+    let is_backup = args.backup.join(SUMS).exists();
+    // A server's own folder is taken as it is: its database may have been turned back, and there may be no backup.
+    let _stopped = if is_backup { None } else { Some(hold(&args.backup)?) };
+    if is_backup {
+        check_sums(&args.backup)?;
     }
-    make_private(&args.to)?;
-    copy_tree(&args.backup, &args.to)?;
-    fs::remove_file(args.to.join(SUMS)).or_fail(Kind::Run, SUMS)?;
-    let lost = runtime()?.block_on(async {
-        let store = Store::open(&args.to.join("state")).await.or_fail(Kind::Configuration, "")?;
-        let lost = store.charge_lost(args.lost_releases.unwrap_or(0)).await;
-        store.close().await;
-        lost.or_fail(Kind::Run, "")
+    let part = Part::begin(&args.to, "server restore")?;
+    copy_tree(&args.backup, part.path())?;
+    let sums = part.path().join(SUMS);
+    if is_backup {
+        fs::remove_file(&sums).or_fail(Kind::Run, SUMS)?;
+    }
+    // All that is owed is booked before the folder has a name by which a server could be started.
+    let lost = runtime()?.block_on(Store::bring_back(&part.path().join("state"), args.lost_releases));
+    let lost = lost.map_err(|error| match error {
+        BackupError::LostUnknown { .. } | BackupError::TooFew { .. } => Failure::new(Kind::Refused, error),
+        error => Failure::new(Kind::Run, format!("nothing was restored: {error}")),
     })?;
+    part.finish()?;
     let shown = args.to.display();
     global.format.say(
         || format!("{shown} is as the backup was{}\nnext:\n  consortia server run {shown}", describe(&lost)),
@@ -116,6 +118,24 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
         },
     );
     Ok(())
+}
+
+/// Sees to it that no server works in the folder while it is copied.
+fn hold(folder: &Path) -> Result<fs::File, Failure> {
+    let state = folder.join("state");
+    if !folder.join("server.toml").exists() || !state.join("state.sqlite").exists() {
+        let message = format!(
+            "{}: there is no {SUMS}, so it is no backup, and no server's folder with a database either; nothing was restored",
+            folder.display()
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    let path = state.join("server.lock");
+    let opened = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let lock = opened.or_fail(Kind::Configuration, path.display())?;
+    let running = format!("{}: a server works here; stop it first", folder.display());
+    lock.try_lock().map_err(|_| Failure::new(Kind::Configuration, running))?;
+    Ok(lock)
 }
 
 fn describe(lost: &[Lost]) -> String {
@@ -130,21 +150,6 @@ fn describe(lost: &[Lost]) -> String {
     format!(", and its budgets are charged for what it does not know of\n{}", table(&rows))
 }
 
-/// A new folder that only its owner may enter.
-fn make_private(folder: &Path) -> Result<(), Failure> {
-    if folder.exists() {
-        let message = format!("{} exists; nothing was changed: name a folder to make", folder.display());
-        return Err(Failure::new(Kind::Configuration, message));
-    }
-    fs::create_dir_all(folder).or_fail(Kind::Configuration, folder.display())?;
-    #[cfg(unix)]
-    {
-        let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        fs::set_permissions(folder, owner_only).or_fail(Kind::Configuration, folder.display())?;
-    }
-    Ok(())
-}
-
 /// Copies a folder with the permissions of its files. Links are left out, and so is the root's key.
 fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
     fs::create_dir_all(to).or_fail(Kind::Run, to.display())?;
@@ -153,7 +158,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
         let (path, kind) = (entry.path(), entry.file_type().or_fail(Kind::Run, from.display())?);
         if kind.is_dir() {
             copy_tree(&path, &to.join(entry.file_name()))?;
-        } else if kind.is_file() && entry.file_name() != ROOT_KEY {
+        } else if kind.is_file() && entry.file_name() != ROOT_KEY && entry.file_name() != MARK {
             copy_file(&path, &to.join(entry.file_name()))?;
         }
     }
@@ -175,7 +180,7 @@ fn sums_of(folder: &Path) -> Result<BTreeMap<String, String>, Failure> {
             let name = below.join(entry.file_name());
             if entry.path().is_dir() {
                 folders.push(name);
-            } else if name != Path::new(SUMS) {
+            } else if ![SUMS, MARK].iter().any(|own| name == Path::new(own)) {
                 let bytes = fs::read(entry.path()).or_fail(Kind::Run, entry.path().display())?;
                 sums.insert(name.display().to_string(), Digest::of(&bytes).to_string());
             }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ::client::net::{FetchedModel, OperatorError};
 use clap::Args;
-use consortia::results::{Report, write_model, write_report};
+use consortia::results::{Report, write_report};
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine};
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::output::{share, table};
+use super::part::write_released;
 use super::run::{OperatorArgs, connect, summary_json};
 use super::watch::runtime;
 
@@ -121,7 +122,7 @@ fn told(record: &Value) -> String {
     let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let seconds = record["time"].as_u64().unwrap_or_default() / 1_000_000;
     let rest = record.as_object().into_iter().flatten().filter(|(name, value)| {
-        !["time", "run", "event"].contains(&name.as_str()) && !value.is_null() && *value != ""
+        !["time", "run", "event", "database"].contains(&name.as_str()) && !value.is_null() && *value != ""
     });
     let rest: Vec<String> = rest.map(|(name, value)| format!("{name}={}", plain(value))).collect();
     format!("{}  {:<10} {}", super::members::moment(seconds), plain(&record["event"]), rest.join(" "))
@@ -153,8 +154,6 @@ fn row(model: &ModelLine) -> Vec<String> {
 }
 
 pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
-    std::fs::create_dir_all(&args.out).or_fail(Kind::Configuration, args.out.display())?;
-    let (to, beside) = (args.out.join("model.safetensors"), args.out.join("privacy_statement.json"));
     let fetched = runtime()?.block_on(async {
         let operator = connect(&args.named.operator).await?;
         let fetched = operator.model(args.named.run, args.model.0).await.or_fail(Kind::Run, "");
@@ -162,8 +161,7 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
         fetched
     });
     let FetchedModel { run, line, statement, layout, model, standardiser } = fetched?;
-    std::fs::write(&beside, statement).or_fail(Kind::Run, beside.display())?;
-    write_model(&to, &layout, &model, standardiser.as_ref()).or_fail(Kind::Run, to.display())?;
+    let (to, beside) = write_released(&args.out, &statement, &layout, &model, standardiser.as_ref())?;
     let (round, sha256) = (line.round, &line.sha256);
     global.format.say(
         || {

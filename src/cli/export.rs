@@ -4,15 +4,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use consortia::results::write_model;
 use protocol::RunId;
 use serde_json::json;
 use server::net::{ShelfError, Shelved};
 
 use super::Global;
 use super::control::Choice;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Failure, Kind};
 use super::folder::ServerFolder;
+use super::part::write_released;
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -43,10 +43,8 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
         })
     });
     let Shelved { line, statement, layout, model, standardiser, .. } = released?;
-    std::fs::create_dir_all(&args.out).or_fail(Kind::Configuration, args.out.display())?;
-    let (to, beside) = (args.out.join("model.safetensors"), args.out.join("privacy_statement.json"));
-    std::fs::write(&beside, statement.to_json()).or_fail(Kind::Run, beside.display())?;
-    write_model(&to, &layout, &model, standardiser.as_ref()).or_fail(Kind::Run, to.display())?;
+    let (to, beside) =
+        write_released(&args.out, &statement.to_json(), &layout, &model, standardiser.as_ref())?;
     let (round, sha256) = (line.round, &line.sha256);
     global.format.say(
         || format!("model of round {round}, sha256 {sha256}\n  {}\n  {}", to.display(), beside.display()),

@@ -16,6 +16,7 @@ use server::net::{Approval, Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
 use super::failure::{Failure, Kind, OrFail};
+use super::part::refuse_unfinished;
 use super::state::StateFile;
 use super::text::read_text;
 
@@ -46,6 +47,11 @@ impl ServerFolder {
     pub(super) fn private(&self) -> [PathBuf; 5] {
         [self.authority(), self.identity(), self.operator(), self.state(), self.0.join("sites")]
     }
+
+    /// What remembers that a server has worked here, outside of its state.
+    pub(super) fn begun(&self) -> PathBuf {
+        self.0.join("begun")
+    }
     pub(super) fn config(&self) -> PathBuf {
         self.0.join("server.toml")
     }
@@ -70,6 +76,7 @@ impl ServerFolder {
 
     /// Reads and checks `server.toml`.
     pub(super) fn read(&self) -> Result<ServerFile, Failure> {
+        refuse_unfinished(&self.0)?;
         let path = self.config();
         let text = read_text(&path)?;
         ServerFile::parse(&text, &self.0).or_fail(Kind::Configuration, path.display())
@@ -188,6 +195,11 @@ impl ServerFile {
     pub(super) fn database(&self, folder: &ServerFolder, replica: Option<&str>) -> Result<Database, Failure> {
         let doing = format!("{}: [state]", folder.config().display());
         self.state.database(&folder.0, replica).or_fail(Kind::Configuration, doing)
+    }
+
+    /// Whether the rows are in the server's own folder.
+    pub(super) fn is_sqlite(&self, folder: &ServerFolder) -> Result<bool, Failure> {
+        Ok(matches!(self.database(folder, None)?, Database::Sqlite))
     }
 
     /// Where an operator on this machine finds the server: here, or at the addresses of its replicas.

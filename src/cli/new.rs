@@ -12,6 +12,7 @@ use server::Plan;
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::part::{Access, Part};
 use made_up::{Chance, File};
 
 #[derive(Debug, Args)]
@@ -113,10 +114,13 @@ pub(super) fn new(args: &NewArgs, global: &Global) -> Result<(), Failure> {
         ("federation.toml", plan.into_bytes()),
         ("README.md", args.template.readme(name).into_bytes()),
     ]);
-    std::fs::create_dir_all(&args.folder).or_fail(Kind::Configuration, &shown)?;
+    // An empty one gives way to the one that is made.
+    let _ = std::fs::remove_dir(&args.folder);
+    let part = Part::begin_for(&args.folder, "new", Access::Umask)?;
     for (name, bytes) in &files {
-        write(&args.folder.join(name), bytes)?;
+        write(&part.path().join(name), bytes)?;
     }
+    part.finish()?;
     let plan = args.folder.join("federation.toml");
     global.format.say(
         || {

@@ -1,14 +1,14 @@
 //! `consortia server`: a federation's authority and its server.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::client::net::settle_renewal;
 use clap::Args;
 use consortia::Room;
-use consortia::results::event_json;
+use consortia::results::{Existing, event_json, write_whole};
 use learning::device::select;
 use protocol::ClientId;
 use serde_json::{Value, json};
@@ -25,6 +25,7 @@ use super::folder::{ServerFile, ServerFolder};
 use super::modes::{tighten, write_new};
 use super::notify::Notify;
 use super::output::Format;
+use super::part::Part;
 use super::root::{RootArgs, SealArgs};
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
@@ -75,6 +76,9 @@ pub(super) struct RunArgs {
 
 /// How often a server that led before tries to open its own port again.
 const PORT_RETRIES: u32 = 20;
+
+/// The file without which a folder is no server's.
+const CONFIG: &str = "server.toml";
 
 /// The admin port of a fresh `server.toml`.
 const ADMIN_PORT: u16 = 4434;
@@ -132,7 +136,22 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         let message = format!("{shown} already holds a federation; nothing was changed");
         return Err(Failure::new(Kind::Configuration, message));
     }
+    if Part::resume_within(&args.folder, CONFIG)? {
+        global.format.say(
+            || format!("federation in {shown}: an earlier `server init` had made it, and was cut off before it was all in its place"),
+            || json!({ "folder": args.folder, "resumed": true }),
+        );
+        return Ok(());
+    }
+    if folder.authority().join("ca.pem").exists() {
+        let message = format!(
+            "{shown}/authority is there, without a server.toml; nothing was changed: name another folder"
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
     let passphrase = args.seal.passphrase()?;
+    let part = Part::begin_within(&args.folder, CONFIG, "server init")?;
+    let folder = ServerFolder(part.path().to_owned());
     let now = SystemTime::now();
     let authority = Authority::create_sealed(&folder.authority(), passphrase.as_ref(), now);
     let authority = authority.or_fail(Kind::Configuration, "")?;
@@ -151,6 +170,7 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
         .replace("ADMIN", &admin.to_string());
     write_new(&folder.config(), text.as_bytes())?;
     tighten(folder.private().iter().map(PathBuf::as_path));
+    part.finish()?;
     let sealed = if passphrase.is_some() { "encrypted" } else { "not encrypted (--passphrase would)" };
     global.format.say(
         || {
@@ -180,7 +200,9 @@ pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
     let authority = args.root.open(&folder)?;
     let identity = authority.issue_site(&args.site, SystemTime::now()).or_fail(Kind::Configuration, "")?;
     let bundle = folder.site(args.site.as_str());
-    identity.write_identity(&bundle).or_fail(Kind::Configuration, "")?;
+    let part = Part::begin(&bundle, "server issue")?;
+    identity.write_identity(part.path()).or_fail(Kind::Configuration, "")?;
+    part.finish()?;
     global.format.say(
         || {
             format!(
@@ -217,6 +239,7 @@ async fn serve(
     format: Format,
 ) -> Result<(), Failure> {
     settle_renewal(&folder.identity()).or_fail(Kind::Configuration, "")?;
+    miss_state(folder, &database)?;
     let mut room = Room::new();
     if let Some(central) = &file.central {
         let device = select(&file.device).or_fail(Kind::Configuration, folder.config().display())?;
@@ -277,6 +300,7 @@ async fn turns(
         let (kind, ended) = match started {
             Ok(server) => {
                 retries = PORT_RETRIES;
+                note_begun(&config.state)?;
                 (Kind::Run, work(server, stop, notify, telemetry, format).await)
             }
             Err(error) => (Kind::Configuration, Err(error)),
@@ -346,6 +370,36 @@ async fn work(
         }
     }
     server.shutdown().await
+}
+
+/// Refuses to begin with an empty state where a server has worked before.
+fn miss_state(folder: &ServerFolder, database: &Database) -> Result<(), Failure> {
+    let (rows, begun) = (folder.state().join("state.sqlite"), folder.begun());
+    let is_moved = folder.state().join("state.sqlite.migrated").exists();
+    if !matches!(database, Database::Sqlite) || rows.exists() || is_moved || !begun.exists() {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: a server has worked here ({} says so), and its database is gone; with it every budget and every revocation: whoever was revoked would \
+         be let in. Put {} back, or restore the newest backup: `consortia server restore BACKUP --to NEW --lost-releases N`. A federation that is to \
+         begin anew begins with `consortia server init` (docs/operations.md, When books disagree)",
+        folder.0.display(),
+        begun.display(),
+        rows.display()
+    );
+    Err(Failure::new(Kind::Configuration, message))
+}
+
+/// Remembers outside of the state that there is one.
+fn note_begun(state: &Path) -> Result<(), Failure> {
+    let begun = state.with_file_name("begun");
+    if begun.exists() {
+        return Ok(());
+    }
+    let text = "A server has worked here, and state/ is what it remembers: budgets, revocations, runs. If state/ is ever missing, this file keeps a \
+                server from beginning without it.\n";
+    write_whole(&begun, Existing::Replaced, |path| std::fs::write(path, text))
+        .or_fail(Kind::Configuration, begun.display())
 }
 
 /// Where operators look in, with the token that is made when it is missing.

@@ -9,7 +9,7 @@ use serde_json::json;
 use server::{Adversary, Claim, PrivacyStatement};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Failure, Kind};
 use super::text::read_text;
 
 #[derive(Debug, Args)]

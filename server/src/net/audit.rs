@@ -1,13 +1,17 @@
 //! What a server did and was told, in `audit.jsonl` (of each replica, in a file that bears its name): a hash chain of records that nobody changes unseen.
 //!
-//! It holds who, what and when; no update, no norm, no metric of a site. A record is durable before the server goes on only
-//! where that matters: what was released and what was refused for want of budget stands in the ledger, in the same
-//! transaction as the release; this log tells the story around it and is made durable at the end of every round.
+//! It holds who, what and when; no update, no norm, no metric of a site. What was refused for want of budget stands in the ledger. A
+//! release stands in both: in the ledger, in the transaction that pays, and then here, durably, before anybody can read it. Every record
+//! names the version of the state that was committed before it. So the database is never behind this log, and whoever turns
+//! it back is found ([`witness`]). The story around it is made durable at the end of every round.
+
+pub(crate) mod witness;
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use privacy::chain::{ChainWriter, DamagedLine, LINE_MAX, WriteError, read_lines};
 use protocol::wire::{Control, RunState};
@@ -17,7 +21,7 @@ use serde::Serialize;
 use super::engine::Record;
 use super::members::Verdict;
 use super::private;
-use super::store::StoreError;
+use super::store::{AuditHead, CrossCheck, StoreError, Unlogged};
 use crate::{Note, RunEnd};
 
 /// Why an audit log cannot be kept.
@@ -33,7 +37,7 @@ pub enum AuditError {
         source: io::Error,
     },
     /// Somebody was at it.
-    #[error("{}: {fault}; move the file to a safe place and ask who changed it", path.display())]
+    #[error("{}: {fault}; it was changed after it was written. Put the right file back, or restore the newest backup (docs/operations.md, When books disagree), and ask who changed it", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -52,6 +56,8 @@ struct Entry<'a> {
     time: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<String>,
+    /// The version of the database that was committed before.
+    database: i64,
     #[serde(flatten)]
     event: Event<'a>,
 }
@@ -60,31 +66,127 @@ struct Entry<'a> {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Event<'a> {
-    Started { software: &'a str },
-    Submitted { name: &'a str, plan_sha256: String, rehearsal: bool, by: &'a str },
-    Opened { task: String, cohort: usize },
-    Accepted { client: &'a str, task: String },
-    Refused { client: &'a str, task: Option<String>, reason: Refusal },
-    Declined { client: &'a str, task: String, reason: Decline },
-    Closed { task: String, answered: usize, missing: usize, quorum: bool },
-    Withheld { task: String, reason: &'a str },
-    Round { round: u32, released: bool, epsilon: Option<f64> },
-    Ended { state: RunState, reason: &'a str },
-    Controlled { control: Control, by: &'a str },
-    Invited { client: &'a str, expires: u64, by: &'a str },
-    Enrolled { client: &'a str, key_sha256: &'a str },
-    Renewed { client: &'a str, key_sha256: &'a str },
-    InviteReused { token_sha256: &'a str },
-    EnrolmentsRefused { count: u64 },
-    Revoked { client: &'a str, by: &'a str },
-    LedgerRefused { client: &'a str, address: &'a str, reason: &'a str },
-    LedgerReplaced { client: &'a str, address: &'a str, records: u64 },
-    Alternating { client: &'a str, address: &'a str, before: &'a str, times: u64 },
-    Quarantined { client: &'a str, reason: &'a str, by: &'a str },
-    QuarantineEnded { client: &'a str, by: &'a str },
-    ApprovalAsked { client: &'a str, key_sha256: &'a str, address: &'a str },
-    ApprovalGiven { client: &'a str, key_sha256: &'a str, by: &'a str },
-    ApprovalRefused { client: &'a str, key_sha256: &'a str, by: &'a str },
+    Started {
+        software: &'a str,
+    },
+    Submitted {
+        name: &'a str,
+        plan_sha256: String,
+        rehearsal: bool,
+        by: &'a str,
+    },
+    Opened {
+        task: String,
+        cohort: usize,
+    },
+    Accepted {
+        client: &'a str,
+        task: String,
+    },
+    Refused {
+        client: &'a str,
+        task: Option<String>,
+        reason: Refusal,
+    },
+    Declined {
+        client: &'a str,
+        task: String,
+        reason: Decline,
+    },
+    Closed {
+        task: String,
+        answered: usize,
+        missing: usize,
+        quorum: bool,
+    },
+    Withheld {
+        task: String,
+        reason: &'a str,
+    },
+    /// A model was paid for, and may be read from now on. `recovered`: written at a later start, from the database.
+    Released {
+        round: u32,
+        model_sha256: &'a str,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        recovered: bool,
+    },
+    Round {
+        round: u32,
+        released: bool,
+        epsilon: Option<f64>,
+    },
+    Ended {
+        state: RunState,
+        reason: &'a str,
+    },
+    Controlled {
+        control: Control,
+        by: &'a str,
+    },
+    Invited {
+        client: &'a str,
+        expires: u64,
+        by: &'a str,
+    },
+    Enrolled {
+        client: &'a str,
+        key_sha256: &'a str,
+    },
+    Renewed {
+        client: &'a str,
+        key_sha256: &'a str,
+    },
+    InviteReused {
+        token_sha256: &'a str,
+    },
+    EnrolmentsRefused {
+        count: u64,
+    },
+    Revoked {
+        client: &'a str,
+        before: u64,
+        by: &'a str,
+    },
+    LedgerRefused {
+        client: &'a str,
+        address: &'a str,
+        reason: &'a str,
+    },
+    LedgerReplaced {
+        client: &'a str,
+        address: &'a str,
+        records: u64,
+    },
+    Alternating {
+        client: &'a str,
+        address: &'a str,
+        before: &'a str,
+        times: u64,
+    },
+    Quarantined {
+        client: &'a str,
+        reason: &'a str,
+        by: &'a str,
+    },
+    QuarantineEnded {
+        client: &'a str,
+        by: &'a str,
+    },
+    ApprovalAsked {
+        client: &'a str,
+        key_sha256: &'a str,
+        address: &'a str,
+    },
+    ApprovalGiven {
+        client: &'a str,
+        key_sha256: &'a str,
+        by: &'a str,
+    },
+    ApprovalRefused {
+        client: &'a str,
+        key_sha256: &'a str,
+        by: &'a str,
+    },
 }
 
 /// A file whose flush is durable.
@@ -102,12 +204,15 @@ impl Write for Synced {
 /// The log of one server, open for writing.
 pub(crate) struct AuditLog {
     writer: ChainWriter<Synced>,
+    name: String,
+    cross: Arc<CrossCheck>,
 }
 
 impl AuditLog {
     /// Goes on with the log at `path`, or begins it. Half a line that a crash left is cut off.
-    pub(crate) fn open(path: &Path, now: Time) -> Result<Self, AuditError> {
+    pub(crate) fn open(path: &Path, cross: Arc<CrossCheck>, now: Time) -> Result<Self, AuditError> {
         let path = path.to_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let failed = |source| AuditError::File { path: path.clone(), source };
         let text = match std::fs::read(&path) {
             Ok(text) => text,
@@ -120,11 +225,41 @@ impl AuditLog {
             tracing::warn!("{}: a crash left half a line; it is cut off", path.display());
             file.set_len((text.len() - lines.torn) as u64).map_err(failed)?;
         }
-        let mut log = Self { writer: ChainWriter::new(lines.chain, Synced(file)) };
+        let mut log = Self { writer: ChainWriter::new(lines.chain, Synced(file)), name, cross };
         let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
         log.write(now, None, Event::Started { software })?;
-        log.writer.sync()?;
+        log.sync()?;
         Ok(log)
+    }
+
+    /// Makes everything durable, and lets the database know how far that is.
+    fn sync(&mut self) -> Result<(), AuditError> {
+        self.writer.sync()?;
+        let chain = self.writer.chain();
+        let (log, records, head) = (self.name.clone(), chain.len(), chain.head());
+        self.cross.note(AuditHead { log, records, head });
+        Ok(())
+    }
+
+    /// Adds a release that the database has just paid for, durably.
+    pub(crate) fn released(
+        &mut self,
+        now: Time,
+        run: RunId,
+        round: u32,
+        model_sha256: &str,
+    ) -> Result<(), AuditError> {
+        self.write(now, Some(run), Event::Released { round, model_sha256, recovered: false })?;
+        self.sync()
+    }
+
+    /// Adds the releases of which the database knows and this log does not: a crash came between the two, or another server made them.
+    pub(crate) fn recover(&mut self, now: Time, releases: &[Unlogged]) -> Result<(), AuditError> {
+        for Unlogged { run, round, model_sha256 } in releases {
+            let round = *round;
+            self.write(now, Some(*run), Event::Released { round, model_sha256, recovered: true })?;
+        }
+        self.sync()
     }
 
     /// Adds a record.
@@ -134,8 +269,8 @@ impl AuditLog {
         run: Option<RunId>,
         event: Event<'_>,
     ) -> Result<(), AuditError> {
-        let run = run.map(|run| run.to_string());
-        self.writer.append(&Entry { time: now.as_micros(), run, event })?;
+        let (run, database) = (run.map(|run| run.to_string()), self.cross.version());
+        self.writer.append(&Entry { time: now.as_micros(), run, database, event })?;
         Ok(())
     }
 
@@ -149,7 +284,9 @@ impl AuditLog {
             Record::Renewed { site, key_sha256 } => Event::Renewed { client: site.as_str(), key_sha256 },
             Record::InviteReused { token_sha256 } => Event::InviteReused { token_sha256 },
             Record::EnrolmentsRefused { count } => Event::EnrolmentsRefused { count: *count },
-            Record::Revoked { site, by } => Event::Revoked { client: site.as_str(), by },
+            Record::Revoked { site, before, by } => {
+                Event::Revoked { client: site.as_str(), before: *before, by }
+            }
             Record::LedgerRefused { site, address, reason } => {
                 Event::LedgerRefused { client: site.as_str(), address, reason }
             }
@@ -174,8 +311,7 @@ impl AuditLog {
             }
         };
         self.write(now, None, event)?;
-        self.writer.sync()?;
-        Ok(())
+        self.sync()
     }
 
     /// Adds what a note says; at the end of a round and of a run everything is made durable.
@@ -213,7 +349,7 @@ impl AuditLog {
         };
         self.write(now, Some(run), event)?;
         if matches!(note, Note::Round(_) | Note::Ended(_)) {
-            self.writer.sync()?;
+            self.sync()?;
         }
         Ok(())
     }
@@ -224,12 +360,8 @@ impl AuditLog {
 pub(crate) fn lines_of(state: &Path, run: RunId, bytes: usize) -> Result<Vec<String>, AuditError> {
     let failed = |source| AuditError::File { path: state.to_owned(), source };
     let mut lines = Vec::new();
-    for entry in std::fs::read_dir(state).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with("audit") && name.ends_with(".jsonl")) {
-            lines.extend(lines_in(&entry.path(), run, bytes)?);
-        }
+    for path in logs_in(state).map_err(failed)? {
+        lines.extend(lines_in(&path, run, bytes)?);
     }
     lines.sort_by_key(|line| time_of(line));
     let mut held = 0;
@@ -238,6 +370,24 @@ pub(crate) fn lines_of(state: &Path, run: RunId, bytes: usize) -> Result<Vec<Str
         held <= bytes
     });
     Ok(lines[lines.len() - fit.count()..].to_vec())
+}
+
+/// The audit logs in a state folder, by name: one, or one of each server that has taken turns on it.
+pub(crate) fn logs_in(state: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(state) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name == "audit.jsonl" || name.starts_with("audit-") && name.ends_with(".jsonl") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn lines_in(path: &Path, run: RunId, bytes: usize) -> Result<VecDeque<String>, AuditError> {

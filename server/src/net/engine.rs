@@ -84,6 +84,7 @@ pub(crate) enum Record {
     },
     Revoked {
         site: ClientId,
+        before: u64,
         by: String,
     },
     /// A site's ledger does not go on from the one that is remembered, or none was named.
@@ -234,7 +235,9 @@ impl Engine {
     ) -> Result<Self, StoreError> {
         let (links, active, handle, clock) =
             (BTreeMap::new(), BTreeMap::new(), Handle::current(), Clock::new());
-        let (audit, held) = (AuditLog::open(audit, clock.now())?, std::mem::take(&mut nerves.held));
+        let mut audit = AuditLog::open(audit, store.cross_check(), clock.now())?;
+        audit.recover(clock.now(), &store.take_unlogged())?;
+        let held = std::mem::take(&mut nerves.held);
         Ok(Self { store, room, nerves, handle, clock, links, held, active, runs_max, look: true, audit })
     }
 
@@ -449,7 +452,10 @@ impl Engine {
 
     fn commit(&mut self, run: RunId, commit: Commit) -> Result<(), StoreError> {
         let Some(active) = self.active.get_mut(&run) else { return Ok(()) };
-        let stored = self.store.commit(run, &active.layout, &commit);
+        let (now, audit) = (self.clock.now(), &mut self.audit);
+        // On disk in the log before anybody can read it: what was released is known to two books, whatever becomes of one.
+        let released = |sha256: &str| Ok(audit.released(now, run, commit.summary.round, sha256)?);
+        let stored = self.store.commit_then(run, &active.layout, &commit, released);
         let model_sha256 = self.handle.block_on(stored)?;
         self.nerves.meter.committed(self.clock.now(), run, commit.summary.seconds);
         active.live.committed(&commit, model_sha256);

@@ -158,7 +158,7 @@ impl Members {
             Arc::make_mut(revoked).insert(site.clone(), before);
         });
         tracing::info!("operator {by} has revoked {site}");
-        self.record(Record::Revoked { site, by: by.to_owned() }).await;
+        self.record(Record::Revoked { site, before, by: by.to_owned() }).await;
         Ok(())
     }
 

@@ -7,7 +7,9 @@
 
 mod backup;
 mod blobs;
+mod compare;
 mod database;
+mod error;
 mod leading;
 mod lease;
 mod ledger;
@@ -15,30 +17,35 @@ mod ledgers;
 mod members;
 mod models;
 mod objects;
+mod publishing;
 mod queue;
 mod reports;
 pub(crate) mod rows;
+mod sealing;
 mod secrets;
+mod transaction;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use privacy::correlation::NoiseMemory;
 use protocol::wire::RunSummary;
 use protocol::{ClientId, Layout, Parameters, RunId, Standardiser};
 use sqlx::any::AnyRow;
-use sqlx::{Any, AnyPool, Row, Transaction};
+use sqlx::{AnyPool, Row};
 
 use super::crash;
 use crate::{Checkpoint, ClientRecord, Commit};
 use backup::Copying;
 pub use backup::{BackupError, Lost};
 pub use blobs::BlobError;
-use blobs::{Blobs, Piece};
+use blobs::{Blobs, Piece, Sealed};
+pub(crate) use compare::Unlogged;
+pub use compare::{Agreement, BooksError};
 pub use database::{Database, DatabaseError, Postgres};
+pub use error::StoreError;
 use lease::Fence;
 pub(crate) use ledgers::{Showing, ShownLedger};
 pub(crate) use members::{Asking, Issued, Shown, Void};
@@ -47,127 +54,12 @@ pub use objects::{Objects, ObjectsError};
 pub(crate) use queue::Queued;
 pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
+pub(crate) use transaction::{AuditHead, CrossCheck};
 pub use transfer::{TransferError, Transferred};
 
 /// Runs and rounds that a summary tells at most.
 const RUNS_MAX: i64 = 200;
 pub(crate) const HISTORY_MAX: i64 = 1000;
-
-/// Why the state cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// Another server runs on this folder.
-    #[error("{}: another server uses this folder; stop it first, or give this server a folder of its own", .0.display())]
-    Locked(PathBuf),
-    /// Nothing was ever stored there.
-    #[error("{0}: no server has run here yet")]
-    Empty(String),
-    /// There are two databases that may be meant.
-    #[error("{} is here, and this server is to work with {database}: move it there with `server migrate`, or take it away if it is not this \
-             state; a ledger that is forgotten pays twice", path.display())]
-    TwoStates {
-        /// SQLite's file.
-        path: PathBuf,
-        /// The other database.
-        database: String,
-    },
-    /// The state is somewhere else now.
-    #[error("{} says that this state was moved to a database: name that in server.toml ([state] database), or rename the file back if nothing \
-             was done there; a ledger that is forgotten pays twice", .0.display())]
-    Moved(PathBuf),
-    /// Another server has taken over, and nothing more can be written by this one.
-    #[error(
-        "this server is deposed: `{holder}` has taken the lease (epoch {epoch}, this server had {own}); nothing was written"
-    )]
-    Deposed {
-        /// Who leads now.
-        holder: String,
-        /// The lease's epoch.
-        epoch: i64,
-        /// This server's.
-        own: i64,
-    },
-    /// The lease could not be renewed in time, so that another server may take it.
-    #[error("the lease was not renewed for {seconds} s; this server stands back")]
-    LeaseLost {
-        /// How long.
-        seconds: u64,
-    },
-    /// The system refuses.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The database refuses.
-    #[error("the state's database: {0}")]
-    Database(#[from] sqlx::Error),
-    /// The state was written by a newer program.
-    #[error("the state has schema {found} and this program knows {known}; install the newer release")]
-    Newer {
-        /// In the database.
-        found: i64,
-        /// In this program.
-        known: i64,
-    },
-    /// A file of tensors cannot be used.
-    #[error(transparent)]
-    Blob(#[from] BlobError),
-    /// A row that this program did not write.
-    #[error(
-        "run {run}: the stored {what} is not understood ({message}); restore the state folder from a backup"
-    )]
-    Row {
-        /// The run.
-        run: String,
-        /// Which value.
-        what: &'static str,
-        /// What is wrong.
-        message: String,
-    },
-    /// A record of a ledger that this program did not write.
-    #[error(
-        "the ledger of `{population}`: record {sequence} is not understood ({message}); restore the state folder from a backup"
-    )]
-    Ledger {
-        /// The population.
-        population: String,
-        /// The record.
-        sequence: i64,
-        /// What is wrong.
-        message: String,
-    },
-    /// A member's row that this program did not write.
-    #[error(
-        "the stored member `{name}` is not understood ({message}); restore the state folder from a backup"
-    )]
-    Member {
-        /// The name.
-        name: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// The audit log beside the database.
-    #[error(transparent)]
-    Audit(Box<super::AuditError>),
-    /// The rows name objects, and none of them is where this server looks.
-    #[error(
-        "the database names {count} files of models, and none of them is in {place}: replicas need one place that all of them reach. Give \
-             each the same `[models] store = \"s3://...\"` in server.toml, or let them share the state folder"
-    )]
-    Elsewhere {
-        /// How many.
-        count: usize,
-        /// Where they were looked for.
-        place: String,
-    },
-    /// No such run.
-    #[error("there is no run {0} here")]
-    NoSuchRun(RunId),
-}
 
 /// The state folder of one server.
 pub struct Store {
@@ -178,6 +70,9 @@ pub struct Store {
     keep_last: Option<u32>,
     medians: models::Medians,
     copying: Copying,
+    cross: Arc<CrossCheck>,
+    /// Releases of which the audit log says nothing, until the log takes them up.
+    unlogged: Mutex<Vec<Unlogged>>,
     /// What every transaction that writes must find, where several servers share the database.
     fence: Option<Fence>,
     _lock: Option<File>,
@@ -248,15 +143,6 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// A transaction that may write.
-    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
-        if let Some(fence) = &self.fence {
-            fence.check(&mut transaction).await?;
-        }
-        Ok(transaction)
-    }
-
     /// Keeps the files of the last so many models of a run and of the best one; without this, of all.
     #[must_use]
     pub fn keeping(mut self, last: Option<u32>) -> Self {
@@ -277,7 +163,7 @@ impl Store {
     pub async fn submit(&self, new: &Submission<'_>) -> Result<(), StoreError> {
         let tensors: Vec<_> = new.layout.shared().map(|tensor| (&tensor.name, &tensor.shape)).collect();
         let tensors = serde_json::to_string(&tensors).expect("names and numbers have a JSON form");
-        let files = self.write_files(new.run, new.layout, new.checkpoint).await?;
+        let files = self.write_files(new.run, new.layout, new.checkpoint, Readable::AtOnce).await?;
         let mut transaction = self.begin().await?;
         sqlx::query(
             "INSERT INTO runs (run, name, rounds, plan_toml, seed, tensors) VALUES ($1, $2, $3, $4, $5, $6)",
@@ -292,24 +178,39 @@ impl Store {
         .await?;
         rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files, None).await?;
         models::add(&mut transaction, new.run, 0, &files, None).await?;
-        transaction.commit().await?;
-        Ok(())
+        Ok(transaction.commit().await?)
     }
 
-    /// Stores a commit in one transaction, then removes the files nobody needs any more; returns the model's fingerprint.
-    /// Writes files on the calling thread.
+    /// Stores a commit in one transaction, publishes what it releases, then removes the files nobody needs any more; returns the
+    /// model's fingerprint. Writes files on the calling thread.
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be written; what was stored before stands then.
     pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
-        let files = self.write_files(run, layout, &commit.checkpoint).await?;
+        self.commit_then(run, layout, commit, |_| Ok(())).await
+    }
+
+    /// The same, and calls `released` with the fingerprint of a model that this commit released, once it is paid for and before anybody
+    /// can read it. Where a plan's release is paid from a ledger, its files are encrypted until then, so that a crash
+    /// before the payment leaves nothing that is readable, and one after it leaves all that is needed to publish the same bytes.
+    pub(crate) async fn commit_then(
+        &self,
+        run: RunId,
+        layout: &Layout,
+        commit: &Commit,
+        released: impl FnOnce(&str) -> Result<(), StoreError>,
+    ) -> Result<String, StoreError> {
+        let readable = if commit.booking.is_some() { Readable::OncePaid } else { Readable::AtOnce };
+        let files = self.write_files(run, layout, &commit.checkpoint, readable).await?;
         crash::point("model-on-disk");
         let mut transaction = self.begin().await?;
         let statement = commit.statement.as_deref();
         rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files, statement).await?;
+        let mut is_new = false;
         if commit.summary.released {
-            models::add(&mut transaction, run, commit.summary.round, &files, statement).await?;
+            is_new = models::add(&mut transaction, run, commit.summary.round, &files, statement).await?;
         }
+        publishing::announce(&mut transaction, &files.sealed).await?;
         if let Some(booking) = &commit.booking {
             ledger::append(&mut transaction, booking).await?;
             crash::point("spent-uncommitted");
@@ -324,6 +225,17 @@ impl Store {
         crash::point("transaction-full");
         transaction.commit().await?;
         crash::point("transaction-done");
+        if is_new {
+            released(&files.model_sha256)?;
+            crash::point("release-logged");
+        }
+        self.publish(None).await?;
+        self.sweep(run).await?;
+        Ok(files.model_sha256)
+    }
+
+    /// Removes the files that nobody needs any more, of models beyond those that are kept, too.
+    async fn sweep(&self, run: RunId) -> Result<(), StoreError> {
         if let Some(last) = self.keep_last {
             self.thin(run, last).await?;
         }
@@ -331,10 +243,10 @@ impl Store {
             // What stays for now is removed after a later commit; this one is made.
             Err(StoreError::Blob(error @ BlobError::Storage { remote: true, .. })) => {
                 tracing::warn!("what nobody needs any more is not removed yet: {error}");
+                Ok(())
             }
-            other => other?,
+            other => other,
         }
-        Ok(files.model_sha256)
     }
 
     /// All that is needed to go on with a run. Reads files on the calling thread.
@@ -349,7 +261,7 @@ impl Store {
         let model = self.read_model(run, &row, &layout).await?;
         let optimizer = match row.try_get::<Option<String>, _>("optimizer")? {
             Some(hash) => {
-                let flat = self.blobs.read(&hash).await?;
+                let flat = self.tensors(&hash).await?;
                 flat.chunks(layout.shared_len().max(1)).map(|state| Arc::new(state.to_vec())).collect()
             }
             None => Vec::new(),
@@ -439,7 +351,7 @@ impl Store {
 
     async fn read_model(&self, run: RunId, row: &AnyRow, layout: &Layout) -> Result<Parameters, StoreError> {
         let blob: String = row.try_get("model")?;
-        let model = Parameters::new(self.blobs.read(&blob).await?);
+        let model = Parameters::new(self.tensors(&blob).await?);
         if model.len() == layout.shared_len() {
             return Ok(model);
         }
@@ -452,23 +364,27 @@ impl Store {
         run: RunId,
         layout: &Layout,
         checkpoint: &Checkpoint,
+        readable: Readable,
     ) -> Result<Files, StoreError> {
-        let source = format!("consortia run {run} round {}", checkpoint.round);
+        let source = source_of(run, checkpoint.round);
+        let mut sealed = BTreeMap::new();
         let Written { blob: model, sha256: model_sha256, .. } =
-            self.write_model(layout, &checkpoint.model, &source).await?;
-        let optimizer = self.write_optimizer(checkpoint, &source).await?;
+            self.write_model(layout, &checkpoint.model, &source, readable, &mut sealed).await?;
+        let optimizer = self.write_optimizer(checkpoint, &source, readable, &mut sealed).await?;
         // A run that has ended draws no more noise.
         let noise = match checkpoint.end {
             None if !checkpoint.noise.is_empty() => Some(self.secrets.write(&checkpoint.noise).await?),
             _ => None,
         };
-        Ok(Files { model, model_sha256, optimizer, noise })
+        Ok(Files { model, model_sha256, optimizer, noise, sealed })
     }
 
     async fn write_optimizer(
         &self,
         checkpoint: &Checkpoint,
         source: &str,
+        readable: Readable,
+        sealed: &mut BTreeMap<String, Sealed>,
     ) -> Result<Option<String>, StoreError> {
         let states = &checkpoint.optimizer;
         // A run that has ended never steps again.
@@ -486,7 +402,7 @@ impl Store {
         let shapes: Vec<_> = states.iter().map(|state| [state.len()]).collect();
         let pieces = states.iter().zip(&names).zip(&shapes);
         let pieces: Vec<_> = pieces.map(|((values, name), shape)| Piece { name, shape, values }).collect();
-        let blob = self.blobs.write(&pieces, source).await?;
+        let blob = self.write_tensors(&pieces, source, readable, sealed).await?;
         self.last().optimizer = Some((identity, blob.clone()));
         Ok(Some(blob))
     }
@@ -496,6 +412,8 @@ impl Store {
         layout: &Layout,
         model: &Arc<Parameters>,
         source: &str,
+        readable: Readable,
+        sealed: &mut BTreeMap<String, Sealed>,
     ) -> Result<Written, StoreError> {
         let now = Arc::downgrade(model);
         if let Some(written) = self.last().model.as_ref().filter(|one| one.model.ptr_eq(&now)) {
@@ -507,9 +425,26 @@ impl Store {
             pieces.push(Piece { name: &tensor.name, shape: &tensor.shape, values });
             from += tensor.len();
         }
-        let blob = self.blobs.write(&pieces, source).await?;
+        let blob = self.write_tensors(&pieces, source, readable, sealed).await?;
         let written = Written { model: now, blob, sha256: model.sha256() };
         Ok(self.last().model.insert(written).clone())
+    }
+
+    async fn write_tensors(
+        &self,
+        pieces: &[Piece<'_>],
+        source: &str,
+        readable: Readable,
+        sealed: &mut BTreeMap<String, Sealed>,
+    ) -> Result<String, StoreError> {
+        match readable {
+            Readable::AtOnce => Ok(self.blobs.write(pieces, source).await?),
+            Readable::OncePaid => {
+                let (name, file) = self.blobs.seal(pieces, source).await?;
+                sealed.insert(name.clone(), file);
+                Ok(name)
+            }
+        }
     }
 
     fn last(&self) -> MutexGuard<'_, Last> {
@@ -519,8 +454,9 @@ impl Store {
     /// Removes the files that nobody needs any more; another time, while a copy is being made.
     async fn collect(&self) -> Result<(), StoreError> {
         let Some(_nobody_copies) = self.copying.is_over()? else { return Ok(()) };
-        let Needed { blobs, secrets } = self.needed().await?;
-        self.blobs.collect(&blobs).await?;
+        let Needed { blobs, sealed, secrets } = self.needed().await?;
+        let sealed = sealed.into_values().map(|sealed| sealed.name).collect();
+        self.blobs.collect(&blobs, &sealed).await?;
         self.secrets.collect(&secrets).await
     }
 
@@ -541,13 +477,15 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         let secrets: Result<BTreeSet<String>, _> = noise.iter().map(|row| row.try_get(0)).collect();
-        Ok(Needed { blobs: kept, secrets: secrets? })
+        Ok(Needed { blobs: kept, sealed: self.unpublished().await?, secrets: secrets? })
     }
 }
 
 /// The files that rows of the database name.
 struct Needed {
     blobs: BTreeSet<String>,
+    /// Those of them that are not published yet.
+    sealed: BTreeMap<String, Sealed>,
     secrets: BTreeSet<String>,
 }
 
@@ -557,6 +495,22 @@ struct Files {
     model_sha256: String,
     optimizer: Option<String>,
     noise: Option<String>,
+    /// Those that nobody can read before they are published.
+    sealed: BTreeMap<String, Sealed>,
+}
+
+/// When others may read a file that is written.
+#[derive(Clone, Copy)]
+enum Readable {
+    /// It holds nothing that is paid for.
+    AtOnce,
+    /// Once the transaction that pays for it was made.
+    OncePaid,
+}
+
+/// What a file with the tensors of a round says of where it comes from.
+fn source_of(run: RunId, round: protocol::Round) -> String {
+    format!("consortia run {run} round {round}")
 }
 
 #[cfg(unix)]

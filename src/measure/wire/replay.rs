@@ -83,7 +83,6 @@ impl Site {
         match frame(&mut recv, FrameKind::Greeting, SMALL_MAX).await? {
             Greeting::Welcome { .. } => {}
             Greeting::Rejected(rejection) => bail!("{rejection}"),
-            Greeting::Prove { .. } => bail!("the server asks for a ledger, and none was claimed"),
             Greeting::Prove { .. } => bail!("a proof of a ledger is asked for, and none was claimed"),
         }
         let mut spans = Vec::new();

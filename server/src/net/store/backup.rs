@@ -1,18 +1,25 @@
 //! A copy of the state while the server goes on, and what must be booked before such a copy is worked with.
 //!
-//! A ledger that is older than the releases it should know of would pay for them a second time. So whoever brings an old state
-//! back says how many releases may have been made since, and these are charged before anything else happens.
+//! A copy holds the database as it is at one moment, the files that it names, and the audit logs up to that moment; it counts once its books
+//! were compared. A ledger that is older than the releases it should know of would pay for them a second time. So whoever brings an
+//! old state back says how many releases may have been made since, and these are charged before anything else happens.
 
 use std::fs::{File, TryLockError};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use privacy::ledger::{Charge, Ledger, Record, Release, ReserveError};
+use privacy::chain::read_lines;
+use privacy::ledger::{Charge, Ledger, Record};
 use protocol::RunId;
 
 use super::blobs::Blobs;
+use super::compare::Agreement;
 use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
+use crate::net::AuditError;
+use crate::net::audit::logs_in;
+use crate::net::audit::witness::{Witness, known_to};
 use crate::net::private;
 use crate::{Booking, RunEnd};
 
@@ -33,6 +40,27 @@ pub enum BackupError {
         "the server released models faster than they could be copied, {0} times; pause its runs and try again"
     )]
     Busy(u32),
+    /// Nobody has said how many releases may be missing.
+    #[error(
+        "the state keeps the privacy budget of `{population}` and does not know of releases that were made after it; say how many there may \
+         have been, at most, with --lost-releases N, and they are charged. The old server's audit.jsonl and the sites' ledgers tell; 0 only \
+         if no server has worked since"
+    )]
+    LostUnknown {
+        /// A population.
+        population: String,
+    },
+    /// The audit log knows of more releases than are to be charged.
+    #[error(
+        "the audit log beside the database tells of {known} releases that the database does not know, and --lost-releases is {given}; say \
+         {known} or more"
+    )]
+    TooFew {
+        /// In the log.
+        known: u64,
+        /// What was said.
+        given: u64,
+    },
     /// A ledger cannot be read.
     #[error("the ledger of `{population}`: {message}")]
     Ledger {
@@ -48,7 +76,7 @@ pub enum BackupError {
 pub struct Lost {
     /// Whose ledger.
     pub population: String,
-    /// Releases that it could pay for, at most as many as were named.
+    /// Releases that were charged, whether or not the budget can pay for them.
     pub charged: u64,
     /// Epsilon of everything booked now.
     pub epsilon: f64,
@@ -98,12 +126,28 @@ impl Copying {
 }
 
 impl Store {
-    /// Copies the state into the empty folder `to`, its rows into SQLite; a server may be working with it. Every file is checked on
-    /// the way.
+    /// Copies the state in the folder `from` into the empty folder `to`, its rows into SQLite, with the audit logs as far as the rows know
+    /// them; a server may be working with it. Every file is checked on the way, and the books of the copy are compared.
     ///
     /// # Errors
-    /// [`BackupError`] names the file that is damaged or cannot be written.
-    pub async fn back_up(&self, to: &Path) -> Result<(), BackupError> {
+    /// [`BackupError`] names what is damaged, contradicts something else or cannot be written.
+    pub async fn back_up(&self, from: &Path, to: &Path) -> Result<Agreement, BackupError> {
+        self.check_integrity().await?;
+        self.copy_state(to).await?;
+        let copy = Self::look(to).await?;
+        let agreed = async {
+            let version = copy.read_version().await?;
+            for log in logs_in(from).map_err(|source| failed(from, source))? {
+                copy_log(&log, to, version)?;
+            }
+            copy.check_books(to).await
+        };
+        let agreed = agreed.await;
+        copy.close().await;
+        Ok(agreed?)
+    }
+
+    async fn copy_state(&self, to: &Path) -> Result<(), BackupError> {
         let database = to.join("state.sqlite");
         let failed = |source| StoreError::File { path: to.to_owned(), source };
         private::folder(to).map_err(failed)?;
@@ -141,7 +185,14 @@ impl Store {
         secrets: &Secrets,
     ) -> Result<bool, StoreError> {
         for hash in &needed.blobs {
-            if !self.blobs.copy(hash, blobs).await? {
+            let copied = match needed.sealed.get(hash) {
+                // Paid for, and not published when the rows were copied.
+                Some(sealed) if !self.blobs.has(hash).await? => {
+                    self.blobs.publish(hash, sealed, blobs).await?
+                }
+                _ => self.blobs.copy(hash, blobs).await?,
+            };
+            if !copied {
                 return Ok(false);
             }
         }
@@ -153,9 +204,66 @@ impl Store {
         Ok(true)
     }
 
-    /// Charges every population for `releases` releases that were made after this state was copied, each at the least noise
-    /// that its ledger has seen. Runs that hold correlated noise end: their next release would reuse noise that the lost ones
-    /// have used.
+    /// Makes a state of a copy in `dir` that a server may go on with: whatever the audit logs know and the rows do not is taken out of the
+    /// logs, into files beside them; every population is charged for `lost` releases, and runs that hold correlated noise end if any
+    /// was lost: their next release would reuse noise. Then the books must agree.
+    ///
+    /// # Errors
+    /// [`BackupError::LostUnknown`] where a budget is kept and `lost` is not given, [`BackupError::TooFew`] where the logs know better;
+    /// what is damaged stays so.
+    pub async fn bring_back(dir: &Path, lost: Option<u64>) -> Result<Vec<Lost>, BackupError> {
+        let store = Self::open_unchecked(dir).await?;
+        let charged = async {
+            store.check_integrity().await?;
+            let population = store.populations().await?.into_iter().next();
+            if let (None, Some(population)) = (lost, population) {
+                return Err(BackupError::LostUnknown { population });
+            }
+            let given = lost.unwrap_or(0);
+            let known = store.cut_logs(dir).await?;
+            if known > given {
+                return Err(BackupError::TooFew { known, given });
+            }
+            store.charge_lost(given).await
+        };
+        let charged = charged.await;
+        store.close().await;
+        drop(store);
+        let charged = charged?;
+        Self::open(dir).await?.close().await;
+        Ok(charged)
+    }
+
+    /// Ends every audit log where the rows end, and says how many private releases were in what was taken away.
+    async fn cut_logs(&self, dir: &Path) -> Result<u64, BackupError> {
+        let witness = Witness::read(dir).map_err(StoreError::from)?;
+        let (ahead, version) = (self.ahead(&witness).await?, self.read_version().await?);
+        for path in logs_in(dir).map_err(|source| failed(dir, source))? {
+            let text = std::fs::read(&path).map_err(|source| failed(&path, source))?;
+            let lines = read_lines(&text)
+                .map_err(|fault| StoreError::from(AuditError::Damaged { path: path.clone(), fault }))?;
+            let here = ahead.iter().filter(|one| one.place.log == path).map(|one| one.place.line - 1);
+            let keep = here.min().unwrap_or(usize::MAX).min(known_to(version, &lines.links));
+            let at = end_of_line(&text, keep);
+            if at < text.len() {
+                let aside = path.with_extension("jsonl.forgotten");
+                write_private(&aside, &text[at..])?;
+                write_private(&path, &text[..at])?;
+            }
+        }
+        self.forget_heads().await?;
+        Ok(ahead.iter().filter(|one| one.is_release).count() as u64)
+    }
+
+    /// The logs are what they are from here on.
+    async fn forget_heads(&self) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("DELETE FROM audit_heads").execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Charges every population for `releases` releases that were made after this state was copied, each by that charge of its ledger
+    /// which raises epsilon most. Runs that hold correlated noise end: their next release would reuse noise that the lost ones have used.
     ///
     /// # Errors
     /// [`BackupError`] when a ledger is damaged or cannot be written.
@@ -166,12 +274,15 @@ impl Store {
             let fault = |message: String| BackupError::Ledger { population: population.clone(), message };
             let mut ledger = Ledger::replay(&links).map_err(|error| fault(error.to_string()))?;
             let mut booking = Booking { population: population.clone(), links: ledger.settle() };
-            let records = links.iter().filter_map(|link| link.read().ok());
-            let dearest = records.filter_map(charge).reduce(dearer);
-            let charged = match dearest {
-                Some(charge) => charge_each(&mut ledger, &charge, releases, &mut booking).map_err(fault)?,
-                None => 0,
-            };
+            let charges: Vec<Charge> =
+                links.iter().filter_map(|link| link.read().ok()).filter_map(charge).collect();
+            let dearest = ledger.dearest_charge(&charges, releases);
+            let dearest = dearest.map_err(|error| fault(error.to_string()))?.filter(|_| releases > 0);
+            let charged = if dearest.is_some() { releases } else { 0 };
+            if let Some(charge) = dearest {
+                let made = ledger.book_made(UNKNOWN_RUN, &charge, releases);
+                booking.links.extend(made.map_err(|error| fault(error.to_string()))?);
+            }
             self.book(&booking).await?;
             let epsilon = ledger.epsilon().map_err(|error| fault(error.to_string()))?.best();
             let epsilon_max = ledger.terms().epsilon_max;
@@ -179,8 +290,19 @@ impl Store {
         }
         if releases > 0 {
             self.end_correlated().await?;
+            self.expect_lost(releases).await?;
         }
         Ok(lost)
+    }
+
+    /// Writes down that models of so many releases may lie in the storage of which this state does not know.
+    async fn expect_lost(&self, releases: u64) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        let sql = "INSERT INTO restored (one, lost_releases) VALUES (1, $1) \
+                   ON CONFLICT (one) DO UPDATE SET lost_releases = restored.lost_releases + $1";
+        let releases = i64::try_from(releases).unwrap_or(i64::from(u32::MAX));
+        sqlx::query(sql).bind(releases).execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
     }
 
     async fn end_correlated(&self) -> Result<(), StoreError> {
@@ -203,33 +325,35 @@ fn charge(record: Record) -> Option<Charge> {
     }
 }
 
-fn dearer(one: Charge, other: Charge) -> Charge {
-    if other.mechanism.noise_multiplier() < one.mechanism.noise_multiplier() { other } else { one }
+/// Copies as much of an audit log as a database of this version knows.
+fn copy_log(log: &Path, to: &Path, version: i64) -> Result<(), StoreError> {
+    let text = std::fs::read(log).map_err(|source| failed(log, source))?;
+    let damaged = |fault| StoreError::from(AuditError::Damaged { path: log.to_owned(), fault });
+    let lines = read_lines(&text).map_err(damaged)?;
+    let end = end_of_line(&text, known_to(version, &lines.links));
+    write_private(&to.join(log.file_name().unwrap_or_default()), &text[..end])
 }
 
-/// Charges one release after the other, as far as the budget reaches.
-fn charge_each(
-    ledger: &mut Ledger,
-    charge: &Charge,
-    releases: u64,
-    booking: &mut Booking,
-) -> Result<u64, String> {
-    for charged in 0..releases {
-        let round = u32::try_from(charged + 1).unwrap_or(u32::MAX);
-        match ledger.reserve(UNKNOWN_RUN, round, charge, 1) {
-            Ok((permit, reserved)) => {
-                let spent = ledger.spend(permit, Release::default());
-                let (_, spent) = spent.map_err(|error| error.to_string())?;
-                booking.links.extend([reserved, spent]);
-            }
-            Err(ReserveError::Exhausted { link, .. }) => {
-                booking.links.push(*link);
-                return Ok(charged);
-            }
-            Err(other) => return Err(other.to_string()),
-        }
-    }
-    Ok(releases)
+/// Where the first `count` lines end.
+fn end_of_line(text: &[u8], count: usize) -> usize {
+    text.split_inclusive(|byte| *byte == b'\n').take(count).map(<[u8]>::len).sum()
+}
+
+/// Writes a file that only its owner may read.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut options = File::options();
+    options.create(true).truncate(true).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(|source| failed(path, source))
+}
+
+fn failed(path: &Path, source: std::io::Error) -> StoreError {
+    StoreError::File { path: path.to_owned(), source }
 }
 
 #[cfg(unix)]

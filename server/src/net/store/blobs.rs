@@ -2,6 +2,9 @@
 //!
 //! An object is there, whole and durable, before anybody refers to it. Reading checks the hash: a damaged object is reported by
 //! name and never used. Values are streamed from and into their vectors, some megabytes at a time.
+//!
+//! What must be paid for before anybody may read it is written under a name that says nothing, encrypted block by block under a key that the
+//! caller puts into the transaction that pays ([`Blobs::seal`]); then it is published under its own name ([`Blobs::publish`]).
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -14,10 +17,13 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
-use super::objects::{Objects, PART};
+use super::objects::{Objects, PART, Sink};
+use super::sealing::{SealingKey, TAG, hexadecimal as digits, random_name};
 use crate::net::private;
 
 const EXTENSION: &str = ".safetensors";
+/// Of what cannot be read yet.
+const SEALED: &str = ".sealed";
 /// What older releases called a file that was being written.
 const PARTIAL: &str = ".partial";
 /// Values converted at a time.
@@ -75,6 +81,20 @@ pub(crate) struct Blobs {
     epoch: Option<i64>,
 }
 
+/// Where the bytes of an object are that is not published yet, and the key that opens them.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    pub(crate) name: String,
+    pub(crate) key: String,
+}
+
+/// Without the key.
+impl std::fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sealed({})", self.name)
+    }
+}
+
 /// One tensor to be written: name, shape, values.
 pub(crate) struct Piece<'a> {
     pub(crate) name: &'a str,
@@ -115,15 +135,7 @@ impl Blobs {
     /// Writes tensors, one after another, and returns the object's name, which ends with its hash, once it is durable. `source` says where
     /// they come from, for whoever opens it.
     pub(crate) async fn write(&self, pieces: &[Piece<'_>], source: &str) -> Result<String, BlobError> {
-        let header = header(pieces, source)
-            .map_err(|source| BlobError::File { path: PathBuf::from(self.place()), source })?;
-        let (mut hash, mut len) = (Sha256::new_with_prefix(&header), header.len() as u64);
-        for block in blocks(pieces) {
-            let bytes = little_endian(block);
-            hash.update(&bytes);
-            len += bytes.len() as u64;
-        }
-        let name = in_epoch(self.epoch, &hexadecimal(hash));
+        let (header, name, len) = self.describe(pieces, source)?;
         let written = async {
             let mut sink = self.objects.put(&object(&name), len).await?;
             sink.write(&header).await?;
@@ -136,10 +148,85 @@ impl Blobs {
         Ok(name)
     }
 
+    /// The same, but so that nobody can read it without the key that is returned, in memory alone: neither the bytes nor
+    /// their hash are in the storage.
+    pub(crate) async fn seal(
+        &self,
+        pieces: &[Piece<'_>],
+        source: &str,
+    ) -> Result<(String, Sealed), BlobError> {
+        let (header, name, len) = self.describe(pieces, source)?;
+        let broken = |source| BlobError::File { path: PathBuf::from(self.place()), source };
+        let (key, written) = SealingKey::fresh().map_err(broken)?;
+        let sealed = Sealed { name: in_epoch(self.epoch, &random_name().map_err(broken)?), key: written };
+        let blocks_of = len.div_ceil(PART as u64);
+        let file = sealed_object(&sealed.name);
+        let failed = |source| self.failed(&name, source);
+        let sink = self.objects.put(&file, len + blocks_of * TAG as u64).await.map_err(failed)?;
+        let mut sealing = Sealing { sink, key, number: 0, block: Vec::new() };
+        sealing.write(&header).await.map_err(failed)?;
+        for block in blocks(pieces) {
+            sealing.write(&little_endian(block)).await.map_err(failed)?;
+        }
+        sealing.finish().await.map_err(failed)?;
+        Ok((name, sealed))
+    }
+
+    /// Writes what was sealed under its own name, into `to`, checking it on the way; `false` when the sealed bytes are not there.
+    pub(crate) async fn publish(&self, name: &str, sealed: &Sealed, to: &Self) -> Result<bool, BlobError> {
+        self.copy_from(name, Some(sealed), to).await
+    }
+
+    /// Whether there is an object of this name that anybody can read.
+    pub(crate) async fn has(&self, name: &str) -> Result<bool, BlobError> {
+        match self.objects.store.head(&self.objects.path(&object(name))).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(source) => Err(self.failed(name, source)),
+        }
+    }
+
+    /// The header, the name and the length of the object with these tensors.
+    fn describe(&self, pieces: &[Piece<'_>], source: &str) -> Result<(Vec<u8>, String, u64), BlobError> {
+        let header = header(pieces, source)
+            .map_err(|source| BlobError::File { path: PathBuf::from(self.place()), source })?;
+        let (mut hash, mut len) = (Sha256::new_with_prefix(&header), header.len() as u64);
+        for block in blocks(pieces) {
+            let bytes = little_endian(block);
+            hash.update(&bytes);
+            len += bytes.len() as u64;
+        }
+        Ok((header, in_epoch(self.epoch, &hexadecimal(hash)), len))
+    }
+
+    /// What the object of this name says of where it comes from; `None` when it says nothing that is understood.
+    pub(crate) async fn source(&self, name: &str) -> Result<Option<String>, BlobError> {
+        let Some(mut bytes) = self.stream(name, None).await? else { return Ok(None) };
+        let mut head = [0u8; 8];
+        if !bytes.fill(&mut head).await? {
+            return Ok(None);
+        }
+        let Some(length) = usize::try_from(u64::from_le_bytes(head)).ok().filter(|length| *length <= PART)
+        else {
+            return Ok(None);
+        };
+        let mut header = vec![0; length];
+        if !bytes.fill(&mut header).await? {
+            return Ok(None);
+        }
+        let header: serde_json::Value = serde_json::from_slice(&header).unwrap_or_default();
+        Ok(header["__metadata__"]["source"].as_str().map(str::to_owned))
+    }
+
     /// Reads the values of the object of this name, all tensors in one vector.
     pub(crate) async fn read(&self, name: &str) -> Result<Vec<f32>, BlobError> {
+        self.read_from(name, None).await
+    }
+
+    /// The same of an object that may not be published yet.
+    pub(crate) async fn read_from(&self, name: &str, sealed: Option<&Sealed>) -> Result<Vec<f32>, BlobError> {
         let damaged = |message: String| BlobError::Damaged { place: self.show(name), message };
-        let Some(mut bytes) = self.stream(name).await? else {
+        let Some(mut bytes) = self.stream(name, sealed).await? else {
             return Err(damaged("it is missing".into()));
         };
         let too_short = || damaged("it is too short".into());
@@ -173,7 +260,11 @@ impl Blobs {
 
     /// Copies the object of this name into another storage, checking it on the way; `false` when it is not there any more.
     pub(crate) async fn copy(&self, name: &str, to: &Self) -> Result<bool, BlobError> {
-        let Some(mut source) = self.stream(name).await? else { return Ok(false) };
+        self.copy_from(name, None, to).await
+    }
+
+    async fn copy_from(&self, name: &str, sealed: Option<&Sealed>, to: &Self) -> Result<bool, BlobError> {
+        let Some(mut source) = self.stream(name, sealed).await? else { return Ok(false) };
         let mut sink =
             to.objects.put(&object(name), source.len).await.map_err(|error| to.failed(name, error))?;
         while source.next().await? {
@@ -190,35 +281,66 @@ impl Blobs {
         Ok(true)
     }
 
-    /// The names of all objects with tensors.
+    /// The names of all objects with tensors that anybody can read.
     pub(crate) async fn list(&self) -> Result<BTreeSet<String>, BlobError> {
+        self.names(EXTENSION).await
+    }
+
+    async fn names(&self, extension: &str) -> Result<BTreeSet<String>, BlobError> {
         let remote = self.objects.folder.is_none();
         let failed =
             |source| BlobError::Storage { place: self.place().to_owned(), source: Box::new(source), remote };
         let names = self.objects.list().await.map_err(failed)?;
-        Ok(names.iter().filter_map(|name| name.strip_suffix(EXTENSION).map(str::to_owned)).collect())
+        Ok(names.iter().filter_map(|name| name.strip_suffix(extension).map(str::to_owned)).collect())
     }
 
-    /// Removes every object whose name is not among `kept`, unless a later epoch wrote it.
-    pub(crate) async fn collect(&self, kept: &BTreeSet<String>) -> Result<(), BlobError> {
+    /// Removes every object whose name is not among `kept`, and every sealed one that is not among `sealed`, unless a later epoch
+    /// wrote it.
+    pub(crate) async fn collect(
+        &self,
+        kept: &BTreeSet<String>,
+        sealed: &BTreeSet<String>,
+    ) -> Result<(), BlobError> {
         for name in self.list().await? {
             if !kept.contains(&name) && !is_later(&name, self.epoch) {
                 self.remove(&name).await?;
             }
         }
+        for name in self.names(SEALED).await? {
+            if !sealed.contains(&name) && !is_later(&name, self.epoch) {
+                self.remove_sealed(&name).await?;
+            }
+        }
         Ok(())
+    }
+
+    pub(crate) async fn remove_sealed(&self, name: &str) -> Result<(), BlobError> {
+        let removed = self.objects.remove(&sealed_object(name)).await;
+        removed.map_err(|source| self.failed(name, source))
     }
 
     pub(crate) async fn remove(&self, name: &str) -> Result<(), BlobError> {
         self.objects.remove(&object(name)).await.map_err(|source| self.failed(name, source))
     }
 
-    /// The object's bytes from its beginning; `None` when it is not there.
-    async fn stream<'a>(&'a self, name: &'a str) -> Result<Option<Stream<'a>>, BlobError> {
-        match self.objects.store.head(&self.objects.path(&object(name))).await {
+    /// The object's bytes from its beginning, decrypted where they are sealed; `None` when it is not there.
+    async fn stream<'a>(
+        &'a self,
+        name: &'a str,
+        sealed: Option<&Sealed>,
+    ) -> Result<Option<Stream<'a>>, BlobError> {
+        let unreadable = || BlobError::Damaged { place: self.show(name), message: "its key is none".into() };
+        let key = sealed.map(|sealed| SealingKey::read(&sealed.key).ok_or_else(unreadable)).transpose()?;
+        let file = sealed.map_or_else(|| object(name), |sealed| sealed_object(&sealed.name));
+        let path = self.objects.path(&file);
+        match self.objects.store.head(&path).await {
             Ok(found) => {
+                let blocks = found.size.div_ceil((PART + TAG) as u64);
+                let tags = key.as_ref().map_or(0, |_| blocks * TAG as u64);
+                let len = found.size.saturating_sub(tags);
                 let (hash, chunk) = (Sha256::new(), Bytes::new());
-                Ok(Some(Stream { blobs: self, name, len: found.size, at: 0, hash, chunk }))
+                let (stored, at, number) = (found.size, 0, 0);
+                Ok(Some(Stream { blobs: self, name, path, key, len, stored, at, number, hash, chunk }))
             }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.failed(name, source)),
@@ -226,12 +348,55 @@ impl Blobs {
     }
 }
 
+/// An object on its way into the storage, encrypted block by block.
+struct Sealing<'a> {
+    sink: Sink<'a>,
+    key: SealingKey,
+    number: u64,
+    block: Vec<u8>,
+}
+
+impl Sealing<'_> {
+    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), object_store::Error> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(PART - self.block.len()));
+            self.block.extend_from_slice(now);
+            if self.block.len() == PART {
+                self.flush().await?;
+            }
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), object_store::Error> {
+        let mut block = std::mem::take(&mut self.block);
+        let sealed = self.key.seal(self.number, &mut block);
+        sealed.map_err(|source| object_store::Error::Generic { store: "sealed", source: source.into() })?;
+        self.number += 1;
+        self.sink.write(&block).await
+    }
+
+    async fn finish(mut self) -> Result<(), object_store::Error> {
+        if !self.block.is_empty() {
+            self.flush().await?;
+        }
+        self.sink.finish().await
+    }
+}
+
 /// An object that is read from its beginning, and the hash of what was read.
 struct Stream<'a> {
     blobs: &'a Blobs,
     name: &'a str,
+    path: object_store::path::Path,
+    key: Option<SealingKey>,
+    /// Bytes that come out.
     len: u64,
+    /// Bytes in the storage.
+    stored: u64,
     at: u64,
+    number: u64,
     hash: Sha256,
     chunk: Bytes,
 }
@@ -239,13 +404,22 @@ struct Stream<'a> {
 impl Stream<'_> {
     /// Reads the next chunk; `false` at the end.
     async fn next(&mut self) -> Result<bool, BlobError> {
-        let end = self.len.min(self.at + PART as u64);
+        let block = if self.key.is_some() { PART + TAG } else { PART };
+        let end = self.stored.min(self.at + block as u64);
         if end == self.at {
             return Ok(false);
         }
-        let objects = &self.blobs.objects;
-        let read = objects.store.get_range(&objects.path(&object(self.name)), self.at..end).await;
+        let read = self.blobs.objects.store.get_range(&self.path, self.at..end).await;
         self.chunk = read.map_err(|source| self.blobs.failed(self.name, source))?;
+        if let Some(key) = &self.key {
+            let mut plain = self.chunk.to_vec();
+            key.open(self.number, &mut plain).ok_or_else(|| BlobError::Damaged {
+                place: self.blobs.show(self.name),
+                message: "its encrypted bytes have changed since they were written".into(),
+            })?;
+            self.chunk = plain.into();
+            self.number += 1;
+        }
         self.hash.update(&self.chunk);
         self.at = end;
         Ok(true)
@@ -270,13 +444,21 @@ fn object(name: &str) -> String {
     format!("{name}{EXTENSION}")
 }
 
+/// The name of the object while it is sealed.
+fn sealed_object(name: &str) -> String {
+    format!("{name}{SEALED}")
+}
+
 /// Makes the folder, and removes what a crash left half written, be it of this release or of an older one.
 fn prepare(folder: &std::path::Path) -> io::Result<()> {
     private::folder(folder)?;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(PARTIAL) || name.contains(&format!("{EXTENSION}#")) {
+        if name.starts_with(PARTIAL)
+            || name.contains(&format!("{EXTENSION}#"))
+            || name.contains(&format!("{SEALED}#"))
+        {
             std::fs::remove_file(entry.path())?;
         }
     }
@@ -330,94 +512,8 @@ fn little_endian(values: &[f32]) -> Cow<'_, [u8]> {
 }
 
 fn hexadecimal(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    digits(&hash.finalize())
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::path::Path;
-
-    use super::*;
-
-    fn at(dir: &Path) -> Objects {
-        Objects::folder(dir.to_owned()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_file_is_safetensors_and_reads_back_bit_for_bit() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(at(&dir.path().join("blobs")), None).unwrap();
-        let values = [1.0, -0.0, f32::MIN_POSITIVE, 3.5, 7.25];
-        let pieces = [
-            Piece { name: "weight", shape: &[2, 2], values: &values[..4] },
-            Piece { name: "bias", shape: &[1], values: &values[4..] },
-        ];
-        let hash = blobs.write(&pieces, "a test").await.unwrap();
-        let read = blobs.read(&hash).await.unwrap();
-        assert_eq!(read.map_bits(), values.to_vec().map_bits());
-        let bytes = fs::read(blobs.show(&hash)).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(file.tensor("weight").unwrap().shape(), [2, 2]);
-        assert_eq!(file.tensor("bias").unwrap().data(), 7.25f32.to_le_bytes());
-        assert_eq!(hexadecimal(Sha256::new().chain_update(&bytes)), hash);
-    }
-
-    trait Bits {
-        fn map_bits(&self) -> Vec<u32>;
-    }
-    impl Bits for Vec<f32> {
-        fn map_bits(&self) -> Vec<u32> {
-            self.iter().map(|value| value.to_bits()).collect()
-        }
-    }
-
-    #[tokio::test]
-    async fn a_damaged_or_missing_file_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(at(dir.path()), None).unwrap();
-        let hash =
-            blobs.write(&[Piece { name: "w", shape: &[2], values: &[1.0, 2.0] }], "a test").await.unwrap();
-        let path = blobs.show(&hash);
-        let mut bytes = fs::read(&path).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&path, &bytes).unwrap();
-        assert!(blobs.read(&hash).await.unwrap_err().to_string().contains(&hash));
-        fs::write(&path, [255; 12]).unwrap();
-        assert!(matches!(blobs.read(&hash).await, Err(BlobError::Damaged { .. })));
-        fs::remove_file(&path).unwrap();
-        assert!(blobs.read(&hash).await.unwrap_err().to_string().contains("missing"));
-    }
-
-    #[tokio::test]
-    async fn only_files_that_nobody_keeps_are_collected() {
-        let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(at(dir.path()), None).unwrap();
-        let write = async |value| {
-            blobs.write(&[Piece { name: "w", shape: &[1], values: &[value] }], "a test").await.unwrap()
-        };
-        let (old, new) = (write(1.0).await, write(2.0).await);
-        blobs.collect(&[new.clone()].into()).await.unwrap();
-        assert!(blobs.read(&new).await.is_ok() && blobs.read(&old).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn a_server_that_was_deposed_removes_nothing_of_its_successor() {
-        let dir = tempfile::tempdir().unwrap();
-        let of = |epoch| Blobs::open(at(dir.path()), epoch).unwrap();
-        let write = async |blobs: &Blobs| {
-            blobs.write(&[Piece { name: "w", shape: &[1], values: &[1.0] }], "a test").await.unwrap()
-        };
-        let (before, deposed, leads) = (of(None), of(Some(9)), of(Some(10)));
-        let (first, second, third) = (write(&before).await, write(&deposed).await, write(&leads).await);
-        assert_eq!((second.as_str(), third.as_str()), (&*format!("9-{first}"), &*format!("10-{first}")));
-        deposed.collect(&BTreeSet::new()).await.unwrap();
-        assert!(
-            leads.read(&third).await.is_ok()
-                && before.read(&first).await.is_err()
-                && deposed.read(&second).await.is_err()
-        );
-        leads.collect(&BTreeSet::new()).await.unwrap();
-        assert!(leads.read(&third).await.is_err());
-    }
-}
+mod tests;

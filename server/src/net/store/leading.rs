@@ -1,8 +1,9 @@
 //! Opening the state: to write, which one server does at a time, and to look at it, which everybody may.
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::AnyPool;
@@ -15,13 +16,17 @@ use super::lease::Fence;
 use super::models::Medians;
 use super::objects::Objects;
 use super::secrets::Secrets;
-use super::{Database, Postgres, Store, StoreError};
+use super::{BooksError, Database, Postgres, Store, StoreError, compare};
 use crate::net::private;
 
 /// How long a database has to say whether there is another leader, when there is a reason to stop anyhow.
 const SECOND_LOOK: Duration = Duration::from_secs(5);
+/// The step of the schema from which on nothing readable lies in the storage before it is paid for.
+const PUBLISHING: i64 = 8;
 /// What becomes of SQLite's file when its rows move.
 pub(super) const MIGRATED: &str = "state.sqlite.migrated";
+/// What lies beside it while they do.
+pub(super) const MIGRATING: &str = "state.sqlite.moving";
 
 impl Store {
     /// Opens the state in `dir` with its rows in SQLite, making it if need be.
@@ -32,14 +37,42 @@ impl Store {
         Self::open_with(dir, None).await
     }
 
+    /// The same without a look at what the books say of each other, for whoever makes them agree.
+    pub(super) async fn open_unchecked(dir: &Path) -> Result<Self, StoreError> {
+        let store = Self::own(dir, None).await?;
+        let migrated = store.migrate().await;
+        if migrated.is_err() {
+            store.close().await;
+        }
+        migrated.map(|_| store)
+    }
+
+    /// The state of a stopped server that is to be moved, also where an earlier attempt was cut off.
+    pub(super) async fn open_to_move(dir: &Path) -> Result<Self, StoreError> {
+        Self::own(dir, None).await?.begun(dir, &Database::Sqlite, None).await
+    }
+
     async fn open_with(dir: &Path, objects: Option<&Objects>) -> Result<Self, StoreError> {
+        let moving = dir.join(MIGRATING);
+        if moving.exists() && dir.join("state.sqlite").exists() {
+            return Err(StoreError::Moving(moving));
+        }
+        let store = Self::own(dir, objects).await?;
+        store.begun(dir, &Database::Sqlite, objects).await
+    }
+
+    /// The state in SQLite, which is this program's alone from here on.
+    async fn own(dir: &Path, objects: Option<&Objects>) -> Result<Self, StoreError> {
         let moved = dir.join(MIGRATED);
         if moved.exists() && !dir.join("state.sqlite").exists() {
             return Err(StoreError::Moved(moved));
         }
         let lock = lock(dir, &Database::Sqlite)?;
-        let pool = database::sqlite(dir, true).await?;
-        Self::begin_with(dir, pool, None, lock, objects).await
+        if !dir.join("state.sqlite").exists() {
+            compare::miss_database(dir)?;
+        }
+        let pool = database::sqlite(dir, true).await.map_err(unreadable)?;
+        Self::over(dir, pool, None, lock, objects)
     }
 
     /// Opens the state with its rows in `database`, making it if need be. In PostgreSQL this takes the lease: it waits for as long
@@ -72,7 +105,8 @@ impl Store {
         loop {
             match attempt(&mut known, postgres).await {
                 Ok(Some((pool, fence))) => {
-                    return Self::begin_with(dir, pool, Some(fence), lock, objects).await;
+                    let store = Self::over(dir, pool, Some(fence), lock, objects)?;
+                    return store.begun(dir, database, objects).await;
                 }
                 Ok(None) => {}
                 Err(error) if error.passes() => {
@@ -85,8 +119,8 @@ impl Store {
         }
     }
 
-    /// Takes the state over: nobody else writes from here on.
-    async fn begin_with(
+    /// The state whose rows are in `pool`: nobody else writes from here on.
+    fn over(
         dir: &Path,
         pool: AnyPool,
         fence: Option<Fence>,
@@ -98,7 +132,7 @@ impl Store {
         let tensors = below("models").map_or_else(|| folder(dir, "blobs"), Ok)?;
         let blobs = Blobs::open(tensors, epoch)?;
         let secrets = Secrets::open(dir.join("secrets"), below("noise"), epoch)?;
-        let store = Self {
+        Ok(Self {
             pool,
             blobs,
             secrets,
@@ -106,41 +140,90 @@ impl Store {
             keep_last: None,
             medians: Medians::default(),
             copying: Copying::of(dir),
+            cross: Arc::default(),
+            unlogged: Mutex::default(),
             fence,
             _lock: Some(lock),
-        };
-        let begun = store.tidy(dir, objects.is_some()).await;
-        if begun.is_err() {
-            store.close().await;
-        }
-        begun.map(|()| store)
+        })
     }
 
-    /// Brings the schema up to date, moves what the state folder holds into object storage where there is one, and removes what a crash
-    /// left behind.
-    async fn tidy(&self, dir: &Path, moved: bool) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
+    async fn begun(
+        self,
+        dir: &Path,
+        database: &Database,
+        objects: Option<&Objects>,
+    ) -> Result<Self, StoreError> {
+        let begun = self.tidy(dir, &database.audit_file(dir), objects.is_some()).await;
+        if begun.is_err() {
+            self.close().await;
+        }
+        let is_sqlite = matches!(database, Database::Sqlite);
+        begun.map(|()| self).map_err(|error| if is_sqlite { unreadable(error) } else { error })
+    }
+
+    /// Brings the schema up to date, and says at which step it was.
+    async fn migrate(&self) -> Result<i64, StoreError> {
+        let mut transaction = self.begin_unversioned().await?;
+        let before = database::version(&mut transaction).await?;
         database::migrate(&mut transaction).await?;
         transaction.commit().await?;
-        let needed = self.needed().await?.blobs;
+        Ok(before)
+    }
+
+    /// Brings the schema up to date, compares the books, moves what the state folder holds into object storage where there is one,
+    /// publishes what a crash left unpublished, and removes what it left behind.
+    async fn tidy(&self, dir: &Path, own_log: &Path, moved: bool) -> Result<(), StoreError> {
+        let mut transaction = self.begin_unversioned().await?;
+        if database::version(&mut transaction).await? == 0 {
+            compare::miss_database(dir)?;
+        }
+        drop(transaction);
+        let before = self.migrate().await?;
+        // Before anything is kept or removed: in a state that was turned back every file is evidence.
+        self.compare(dir, own_log).await?;
+        let needed = self.needed().await?;
         let mut here = self.blobs.list().await?;
-        if moved && dir.join("blobs").exists() {
-            let old = Blobs::open(folder(dir, "blobs")?, None)?;
+        let old = match moved && dir.join("blobs").exists() {
+            true => Some(Blobs::open(folder(dir, "blobs")?, None)?),
+            false => None,
+        };
+        if let Some(old) = &old {
             for name in old.list().await? {
-                if needed.contains(&name) && here.insert(name.clone()) {
+                if needed.blobs.contains(&name) && here.insert(name.clone()) {
                     old.copy(&name, &self.blobs).await?;
                     tracing::info!("{name} was moved into {}", self.blobs.place());
                 }
                 old.remove(&name).await?;
             }
         }
+        let published: BTreeSet<String> =
+            needed.blobs.iter().filter(|name| !needed.sealed.contains_key(*name)).cloned().collect();
         let shared = moved || self.fence.is_some();
-        if shared && !needed.is_empty() && needed.is_disjoint(&here) {
-            let (count, place) = (needed.len(), self.blobs.place().to_owned());
+        if shared && !published.is_empty() && published.is_disjoint(&here) {
+            let (count, place) = (published.len(), self.blobs.place().to_owned());
             return Err(StoreError::Elsewhere { count, place });
         }
+        self.publish(old.as_ref()).await?;
+        if let Some(old) = &old {
+            old.collect(&BTreeSet::new(), &BTreeSet::new()).await?;
+        }
+        // Releases before this one left files of models behind that were never paid for.
+        if before >= PUBLISHING {
+            self.check_models(&self.known().await?).await?;
+        }
         // What a crash left behind unreferenced was never released: it goes before anything else happens.
-        self.collect().await
+        self.collect().await?;
+        self.forget_restoring().await
+    }
+
+    /// What a backup had forgotten is charged, and its files are gone.
+    async fn forget_restoring(&self) -> Result<(), StoreError> {
+        if sqlx::query("SELECT one FROM restored").fetch_optional(&self.pool).await?.is_none() {
+            return Ok(());
+        }
+        let mut transaction = self.begin().await?;
+        sqlx::query("DELETE FROM restored").execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
     }
 
     /// Looks into the state in `dir` with its rows in SQLite, also while a server uses it. Nothing can be written.
@@ -193,6 +276,8 @@ impl Store {
             keep_last: None,
             medians: Medians::default(),
             copying: Copying::of(dir),
+            cross: Arc::default(),
+            unlogged: Mutex::default(),
             fence: None,
             _lock: None,
         })
@@ -256,6 +341,19 @@ impl StoreError {
             }),
             _ => false,
         }
+    }
+}
+
+/// SQLite refuses its own file, or gives what no row of ours is: it is damaged, which the reader must be told.
+fn unreadable(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Database(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => {
+            error
+        }
+        StoreError::Database(error) => {
+            BooksError::Contradiction(format!("SQLite says of it: {error}")).into()
+        }
+        other => other,
     }
 }
 

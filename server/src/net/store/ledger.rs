@@ -3,7 +3,7 @@
 use privacy::chain::Link;
 use serde_json::value::RawValue;
 use sqlx::any::AnyRow;
-use sqlx::{Any, AnyConnection, Row, Transaction};
+use sqlx::{AnyConnection, Row};
 
 use super::{Store, StoreError};
 use crate::Booking;
@@ -52,10 +52,7 @@ pub(super) async fn records(
 }
 
 /// Appends records within a transaction. The primary key refuses a second record at one place.
-pub(super) async fn append(
-    transaction: &mut Transaction<'_, Any>,
-    booking: &Booking,
-) -> Result<(), StoreError> {
+pub(super) async fn append(transaction: &mut AnyConnection, booking: &Booking) -> Result<(), StoreError> {
     for link in &booking.links {
         sqlx::query(
             "INSERT INTO ledger (population, sequence, previous, record, hash) VALUES ($1, $2, $3, $4, $5)",
@@ -65,7 +62,7 @@ pub(super) async fn append(
         .bind(link.previous.to_string())
         .bind(link.record.get())
         .bind(link.hash.to_string())
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     }
     Ok(())

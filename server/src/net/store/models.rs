@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
 use protocol::{Metrics, Parameters, RunId};
 use sqlx::any::AnyRow;
-use sqlx::{Any, Row, Transaction};
+use sqlx::{AnyConnection, Row};
 
 use super::{Files, Store, StoreError, rows};
 
@@ -31,25 +31,34 @@ pub struct StoredModel {
     pub statement: Option<String>,
 }
 
-/// Adds the model that a round made. One that is there stays: a round releases once.
+/// Adds the model that a round made; `false` when it was there, as after an evaluation.
+///
+/// # Errors
+/// [`StoreError::ReleasedTwice`] when the round has released another one.
 pub(super) async fn add(
-    transaction: &mut Transaction<'_, Any>,
+    transaction: &mut AnyConnection,
     run: RunId,
     round: u32,
     files: &Files,
     statement: Option<&str>,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let sql = "INSERT INTO models (run, round, blob, sha256, statement) VALUES ($1, $2, $3, $4, $5) \
                ON CONFLICT (run, round) DO NOTHING";
-    sqlx::query(sql)
+    let added = sqlx::query(sql)
         .bind(run.to_string())
         .bind(i64::from(round))
         .bind(&files.model)
         .bind(&files.model_sha256)
         .bind(statement)
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
-    Ok(())
+    if added.rows_affected() == 1 {
+        return Ok(true);
+    }
+    let sql = "SELECT sha256 FROM models WHERE run = $1 AND round = $2";
+    let found = sqlx::query(sql).bind(run.to_string()).bind(i64::from(round));
+    let sha256: String = found.fetch_one(&mut *transaction).await?.try_get("sha256")?;
+    if sha256 == files.model_sha256 { Ok(false) } else { Err(StoreError::ReleasedTwice { run, round }) }
 }
 
 impl Store {
@@ -94,7 +103,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Blob`] names a damaged or missing file.
     pub(crate) async fn values(&self, model: &StoredModel) -> Result<Parameters, StoreError> {
-        Ok(Parameters::new(self.blobs.read(&model.blob).await?))
+        Ok(Parameters::new(self.tensors(&model.blob).await?))
     }
 
     /// Gives up the files of all but the last `last` models of a run and the best one.

@@ -11,7 +11,7 @@ use protocol::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
-use sqlx::{Any, Row, Transaction};
+use sqlx::{AnyConnection, Row};
 
 use super::{Files, StoreError};
 use crate::{Checkpoint, ClientRecord, RunEnd};
@@ -136,7 +136,7 @@ fn standardiser_of(bytes: &[u8]) -> Result<Standardiser, &'static str> {
 
 /// Puts the checkpoint in place of the one before; the files of that one become the spare ones.
 pub(super) async fn write_checkpoint(
-    transaction: &mut Transaction<'_, Any>,
+    transaction: &mut AnyConnection,
     run: RunId,
     checkpoint: &Checkpoint,
     files: &Files,
@@ -174,7 +174,7 @@ pub(super) async fn write_checkpoint(
         .bind(statement)
         .bind(i64::from(checkpoint.releases))
         .bind(files.noise.as_deref())
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     Ok(())
 }
@@ -185,7 +185,7 @@ fn sound(metrics: Option<Metrics>) -> Option<Metrics> {
 
 /// Puts a round's line in place of the one before, if any.
 pub(super) async fn write_round(
-    transaction: &mut Transaction<'_, Any>,
+    transaction: &mut AnyConnection,
     run: RunId,
     summary: &RoundSummary,
 ) -> Result<(), StoreError> {
@@ -201,14 +201,14 @@ pub(super) async fn write_round(
         .bind(run.to_string())
         .bind(i64::from(summary.round))
         .bind(to_json(&summary))
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     Ok(())
 }
 
 /// Stores what one client measured.
 pub(super) async fn write_report(
-    transaction: &mut Transaction<'_, Any>,
+    transaction: &mut AnyConnection,
     run: RunId,
     client: &ClientId,
     task: TaskId,
@@ -229,22 +229,22 @@ pub(super) async fn write_report(
         .bind(metrics.accuracy)
         .bind(i64::try_from(metrics.examples).unwrap_or(i64::MAX))
         .bind(metrics.seconds)
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     Ok(())
 }
 
 /// Puts a client's record in place of the one before.
 pub(super) async fn write_client(
-    transaction: &mut Transaction<'_, Any>,
+    transaction: &mut AnyConnection,
     run: RunId,
     client: &ClientId,
     record: &ClientRecord,
 ) -> Result<(), StoreError> {
-    let sql = "INSERT INTO clients (run, client, accepted, refused, declined, test, releases, released_last) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+    let sql = "INSERT INTO clients (run, client, accepted, refused, declined, test, releases, released_last, checksum) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
                ON CONFLICT (run, client) DO UPDATE SET accepted = $3, refused = $4, declined = $5, test = $6, \
-               releases = $7, released_last = $8";
+               releases = $7, released_last = $8, checksum = $9";
     sqlx::query(sql)
         .bind(run.to_string())
         .bind(client.as_str())
@@ -254,7 +254,8 @@ pub(super) async fn write_client(
         .bind(sound(record.test).map(|test| to_json(&test)))
         .bind(i64::from(record.releases))
         .bind(i64::from(record.released_last))
-        .execute(&mut **transaction)
+        .bind(checksum(&run.to_string(), client, record))
+        .execute(&mut *transaction)
         .await?;
     Ok(())
 }
@@ -268,6 +269,13 @@ pub(super) fn site_name(name: &str) -> Result<Option<ClientId>, IdError> {
         }
         read => read.map(Some),
     }
+}
+
+/// Over the numbers that bound how often a client takes part.
+fn checksum(run: &str, client: &ClientId, record: &ClientRecord) -> String {
+    let ClientRecord { accepted, releases, released_last, .. } = record;
+    let text = format!("{run} {client} {accepted} {releases} {released_last}");
+    privacy::chain::Digest::of(text.as_bytes()).to_string()
 }
 
 /// A client's record; none for a name that is no site's any more.
@@ -286,6 +294,14 @@ pub(super) fn client(row: &AnyRow) -> Result<Option<(ClientId, ClientRecord)>, S
         declined: json::<Vec<_>>(row, "declined")?.into_iter().collect(),
         test: if tested { Some(json(row, "test")?) } else { None },
     };
+    // A row of an older release has none.
+    let written: Option<String> = row.try_get("checksum")?;
+    if written.is_some_and(|written| {
+        written != checksum(&row.try_get::<String, _>("run").unwrap_or_default(), &client, &record)
+    }) {
+        let what = "of client ".to_owned() + client.as_str() + " was changed after it was written";
+        return Err(wrong(row, "row", what));
+    }
     Ok(Some((client, record)))
 }
 

@@ -6,22 +6,17 @@
 //! keeps of old versions is void when the row changes.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use privacy::correlation::NoiseMemory;
 use sha2::{Digest as _, Sha256};
 
 use super::StoreError;
 use super::blobs::{BlobError, hash_in, in_epoch, is_later};
 use super::objects::Objects;
+use super::sealing::{SealingKey, hexadecimal};
 use crate::net::private;
-
-const KEY: usize = 32;
-/// A key seals one thing, so that its nonce may be known.
-const NONCE: [u8; 12] = [0; 12];
 
 /// The folder of such files; each is named by the SHA-256 of its bytes, after the epoch where there are several. What was sealed
 /// is known by its name, a full stop and its key.
@@ -55,7 +50,11 @@ impl Secrets {
             self.put(&name, &bytes)?;
             return Ok(name);
         };
-        let key = seal(&mut bytes).map_err(|source| failed(&self.folder, source))?;
+        let sealed = SealingKey::fresh().and_then(|(sealing, key)| {
+            sealing.seal(0, &mut bytes)?;
+            Ok(key)
+        });
+        let key = sealed.map_err(|source| failed(&self.folder, source))?;
         let name = in_epoch(self.epoch, &name_of(&bytes));
         let sent = async {
             let mut sink = objects.put(&name, bytes.len() as u64).await?;
@@ -91,7 +90,7 @@ impl Secrets {
             return Err(damaged());
         }
         if let Some(key) = key {
-            open(key, &mut bytes).ok_or_else(damaged)?;
+            SealingKey::read(key).and_then(|key| key.open(0, &mut bytes)).ok_or_else(damaged)?;
         }
         let (words, _) = bytes.as_chunks::<8>();
         let values: Vec<i64> = words.iter().map(|word| i64::from_le_bytes(*word)).collect();
@@ -154,31 +153,6 @@ fn parts(known: &str) -> (&str, Option<&str>) {
     known.split_once('.').map_or((known, None), |(name, key)| (name, Some(key)))
 }
 
-/// Encrypts in place and returns the key.
-fn seal(bytes: &mut Vec<u8>) -> Result<String, std::io::Error> {
-    let mut key = [0; KEY];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| std::io::Error::other("the system has no entropy"))?;
-    let sealing = UnboundKey::new(&AES_256_GCM, &key).map(LessSafeKey::new);
-    let nonce = Nonce::assume_unique_for_key(NONCE);
-    sealing
-        .and_then(|sealing| sealing.seal_in_place_append_tag(nonce, Aad::empty(), bytes))
-        .map_err(|_| std::io::Error::other("the kept noise cannot be sealed"))?;
-    Ok(hexadecimal(&key))
-}
-
-/// Decrypts in place; `None` with another key than what it was sealed with.
-fn open(key: &str, bytes: &mut Vec<u8>) -> Option<()> {
-    let (pairs, rest) = key.as_bytes().as_chunks::<2>();
-    let digit = |digit: u8| (digit as char).to_digit(16);
-    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? * 16 + digit(*low)?).ok();
-    let key: Vec<u8> = pairs.iter().map(byte).collect::<Option<_>>().filter(|_| rest.is_empty())?;
-    let opening = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).ok()?);
-    let nonce = Nonce::assume_unique_for_key(NONCE);
-    let plain = opening.open_in_place(nonce, Aad::empty(), bytes).ok()?.len();
-    bytes.truncate(plain);
-    Some(())
-}
-
 /// The number of vectors and their length as u64, then their values as i64, all little endian.
 fn bytes_of(memory: &NoiseMemory) -> Vec<u8> {
     let vectors = memory.vectors();
@@ -190,13 +164,6 @@ fn bytes_of(memory: &NoiseMemory) -> Vec<u8> {
 
 fn name_of(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn failed(path: &Path, source: std::io::Error) -> StoreError {

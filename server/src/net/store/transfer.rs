@@ -2,7 +2,9 @@
 //! way, while servers work.
 //!
 //! What is copied is counted, and every ledger is replayed from what the new database gives back, before anything counts. The old
-//! file is renamed, so that no server goes on with it by mistake: two states that both pay from one budget pay twice.
+//! file is renamed, so that no server goes on with it by mistake: two states that both pay from one budget pay twice. From before the first
+//! row is copied until then a file says that the state is being moved, and no server starts with the old one: whoever was cut off
+//! moves it again, and a copy that had been made by then is recognised.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +13,10 @@ use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AnyPool, AssertSqlSafe, Row, Transaction};
 
-use super::leading::MIGRATED;
+use super::leading::{MIGRATED, MIGRATING};
 use super::lease::Fence;
 use super::{Postgres, Store, StoreError, database, ledger};
+use crate::net::crash;
 
 /// Rows that are read at a time.
 const ROWS: i64 = 500;
@@ -108,17 +111,31 @@ impl Store {
             return Err(StoreError::Empty(dir.join("state.sqlite").display().to_string()).into());
         }
         // Nobody else works on either of them meanwhile.
-        let source = Self::open(dir).await?;
+        let source = Self::open_to_move(dir).await?;
+        let (path, kept, mark) = (dir.join("state.sqlite"), dir.join(MIGRATED), dir.join(MIGRATING));
         let pool = target.connect().await?;
         let fence =
             Fence::take(&pool, target).await?.ok_or_else(|| TransferError::Held(target.to_string()))?;
+        let was_cut_off = mark.exists();
         let copied = async {
+            let marked = std::fs::write(&mark, format!("being moved to {target}\n"));
+            let marked = marked.and_then(|()| std::fs::File::open(&mark)?.sync_all());
+            marked.map_err(|source| StoreError::File { path: mark.clone(), source })?;
             let mut transaction = pool.begin().await?;
             fence.check(&mut transaction).await?;
             database::migrate(&mut transaction).await?;
-            let rows = copy(&source.pool, &mut transaction, target).await?;
+            let rows = match was_cut_off {
+                true => same(&source.pool, &mut transaction).await?,
+                false => None,
+            };
+            let rows = match rows {
+                Some(rows) => rows,
+                None => copy(&source.pool, &mut transaction, target).await?,
+            };
             let ledgers = compare(&source, &mut transaction).await?;
+            crash::point("moving");
             transaction.commit().await?;
+            crash::point("moved");
             Ok((rows, ledgers))
         };
         let copied: Result<_, TransferError> = copied.await;
@@ -126,11 +143,42 @@ impl Store {
         let _ = fence.release(&pool).await;
         pool.close().await;
         source.close().await;
-        let (rows, ledgers) = copied?;
-        let (path, kept) = (dir.join("state.sqlite"), dir.join(MIGRATED));
+        let (rows, ledgers) = match copied {
+            Ok(copied) => copied,
+            Err(error) => {
+                // A database that was refused has nothing of this state, unless an answer was lost now or before.
+                if !was_cut_off && !matches!(error, TransferError::Store(_)) {
+                    let _ = std::fs::remove_file(&mark);
+                }
+                return Err(error);
+            }
+        };
         std::fs::rename(&path, &kept).map_err(|source| TransferError::Rename { path, source })?;
+        // Without state.sqlite it says nothing any more.
+        let _ = std::fs::remove_file(mark);
         Ok(Transferred { rows, ledgers, kept })
     }
+}
+
+/// The rows of each table, where the new database has as many of each and the same version: an earlier attempt copied them.
+async fn same(
+    source: &AnyPool,
+    target: &mut Transaction<'_, Any>,
+) -> Result<Option<Vec<(String, i64)>>, TransferError> {
+    let version = "SELECT COALESCE(MAX(version), 0) FROM state_version";
+    let here: i64 = sqlx::query(version).fetch_one(source).await?.try_get(0)?;
+    let there: i64 = sqlx::query(version).fetch_one(&mut **target).await?.try_get(0)?;
+    let mut done = Vec::new();
+    for row in sqlx::query(TABLES).fetch_all(source).await? {
+        let table: String = row.try_get(0)?;
+        let sql = AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+        let rows: i64 = sqlx::query(sql).fetch_one(source).await?.try_get(0)?;
+        if here != there || rows != count(target, &table).await? {
+            return Ok(None);
+        }
+        done.push((table, rows));
+    }
+    Ok(Some(done))
 }
 
 /// Copies every table and says how many rows each has.

@@ -5,6 +5,8 @@ use std::path::Path;
 use super::super::place::Place;
 use super::super::tests::{RUN, a_book, begin, commit, layout, submit};
 use super::*;
+use privacy::accounting::{Mechanism, Relation};
+use privacy::ledger::{Composition, Release, ReserveError, Terms, Unit};
 
 #[tokio::test]
 async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
@@ -14,7 +16,7 @@ async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
     submit(&store, RUN, &begin([0.0; 3])).await;
     store.commit(RUN, &layout(), &commit(1, [1.0, 2.0, 3.0])).await.unwrap();
     let looking = Store::look(&state).await.unwrap();
-    looking.back_up(&copy).await.unwrap();
+    looking.back_up(&state, &copy).await.unwrap();
     looking.close().await;
     store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
@@ -59,7 +61,7 @@ async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
         .unwrap();
     let looking = Store::look_into(place.path(), &place.database("b")).await.unwrap();
     let copy = place.path().join("copy");
-    looking.back_up(&copy).await.unwrap();
+    looking.back_up(place.path(), &copy).await.unwrap();
     store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.load(RUN).await.unwrap().checkpoint, done.checkpoint);
@@ -72,18 +74,19 @@ async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
 #[tokio::test]
 async fn a_damaged_file_is_not_copied_but_named() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("state")).await.unwrap();
+    let state = dir.path().join("state");
+    let store = Store::open(&state).await.unwrap();
     submit(&store, RUN, &begin([0.0; 3])).await;
     let (file, _) = store.model_place(RUN).await.unwrap();
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
-    let error = store.back_up(&dir.path().join("copy")).await.unwrap_err().to_string();
+    let error = store.back_up(&state, &dir.path().join("copy")).await.unwrap_err().to_string();
     assert!(error.contains(&file), "{error}");
 }
 
 #[tokio::test]
-async fn releases_that_a_state_does_not_know_of_are_charged_as_far_as_the_budget_reaches() {
+async fn releases_that_a_state_does_not_know_of_are_charged_even_where_the_budget_cannot_pay() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).await.unwrap();
     let (ledger, links) = a_book();
@@ -94,16 +97,42 @@ async fn releases_that_a_state_does_not_know_of_are_charged_as_far_as_the_budget
     let after = Ledger::replay(&store.ledger(&population).await.unwrap()).unwrap();
     assert_eq!((after.releases(), after.open_reservations().len()), (3, 0));
     assert!((after.epsilon().unwrap().best() - lost[0].epsilon).abs() < 1e-12);
-    // Noise 4 and epsilon 5 pay for a few dozen releases, not for a thousand.
+    // Noise 4 and epsilon 5 pay for a few dozen releases, not for a thousand; they were made all the same.
     let rest = store.charge_lost(1000).await.unwrap();
-    assert!((1..1000).contains(&rest[0].charged) && rest[0].epsilon <= rest[0].epsilon_max);
+    assert!(rest[0].charged == 1000 && rest[0].epsilon > rest[0].epsilon_max, "{rest:?}");
     let mut ledger = Ledger::replay(&store.ledger(&population).await.unwrap()).unwrap();
-    let last = store
-        .ledger(&population)
-        .await
-        .unwrap()
-        .into_iter()
-        .rev()
-        .find_map(|link| charge(link.read().unwrap()));
-    assert!(matches!(ledger.reserve("r", 1, &last.unwrap(), 1), Err(ReserveError::Exhausted { .. })));
+    assert_eq!(ledger.releases(), 1003);
+    let mechanism = Mechanism::Gaussian { noise_multiplier: 4.0 };
+    let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
+    assert!(matches!(ledger.reserve("r", 1, &charge, 1), Err(ReserveError::Exhausted { .. })));
+}
+
+#[tokio::test]
+async fn lost_releases_are_charged_as_what_costs_most_and_not_as_what_has_least_noise() {
+    let sampled = Mechanism::PoissonGaussian { noise_multiplier: 1.0, sampling_rate: 0.01 };
+    let whole = Mechanism::Gaussian { noise_multiplier: 1.1 };
+    for order in [[sampled, whole], [whole, sampled]] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let terms = Terms {
+            population: "wards".into(),
+            unit: Unit::Client,
+            relation: Relation::AddOrRemoveOne,
+            delta: 1e-5,
+            epsilon_max: 50.0,
+        };
+        let (mut ledger, first) = Ledger::found(terms).unwrap();
+        let mut links = vec![first];
+        for (round, mechanism) in (1..).zip(order) {
+            let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
+            let (permit, reserved) = ledger.reserve("r", round, &charge, 1).unwrap();
+            links.extend([reserved, ledger.spend(permit, Release::default()).unwrap().1]);
+        }
+        store.book(&Booking { population: "wards".into(), links }).await.unwrap();
+        let mut honest = ledger.clone();
+        let charge = Charge { mechanism: whole, composition: Composition::Each { at_most: None } };
+        honest.book_made("lost", &charge, 3).unwrap();
+        let (lost, due) = (store.charge_lost(3).await.unwrap(), honest.epsilon().unwrap().best());
+        assert!(lost[0].epsilon >= due - 1e-12, "{} is less than {due}", lost[0].epsilon);
+    }
 }

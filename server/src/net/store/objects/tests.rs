@@ -165,7 +165,7 @@ async fn kept_noise_is_sealed_in_object_storage_and_its_key_is_in_the_row_alone(
     // A backup has both, in its folder and in its rows, and goes on from them.
     let copy = place.path().join("copy");
     let looking = Store::look_with(place.path(), &place.database("b"), Some(&objects)).await.unwrap();
-    looking.back_up(&copy).await.unwrap();
+    looking.back_up(place.path(), &copy).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.load(RUN).await.unwrap().checkpoint, noisy(2, [2.0; 3]).checkpoint);
     copied.close().await;

@@ -102,7 +102,40 @@ async fn a_ledger_that_was_changed_is_not_taken_along() {
     sqlx::raw_sql(forge).execute(&pool).await.unwrap();
     pool.close().await;
     let refused = Store::transfer(place.path(), &target(&place)).await.unwrap_err();
-    assert!(matches!(refused, TransferError::Ledger { .. }), "{refused}");
+    assert!(matches!(refused, TransferError::Store(StoreError::Books(_))), "{refused}");
     assert_eq!(place.query("SELECT count(*) FROM information_schema.tables WHERE table_name = 'runs'"), "0");
     assert!(place.path().join("state.sqlite").exists());
+}
+
+#[tokio::test]
+async fn a_move_that_was_cut_off_at_any_step_is_given_again_and_no_server_starts_meanwhile() {
+    let Some(place) = Place::in_postgres() else { return };
+    stopped(place.path()).await;
+    let (rows, mark) = (place.path().join("state.sqlite"), place.path().join(MIGRATING));
+    // Killed before the transaction was made.
+    std::fs::write(&mark, "being moved").unwrap();
+    let refused = Store::open(place.path()).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Moving(_)) && refused.to_string().contains("again"), "{refused}");
+    let done = Store::transfer(place.path(), &target(&place)).await.unwrap();
+    assert!(!mark.exists() && done.kept.exists());
+    // Killed after it was made, and before the old file had its new name.
+    std::fs::rename(&done.kept, &rows).unwrap();
+    std::fs::write(&mark, "being moved").unwrap();
+    assert!(matches!(Store::open(place.path()).await, Err(StoreError::Moving(_))));
+    let again = Store::transfer(place.path(), &target(&place)).await.unwrap();
+    assert_eq!(again.rows, done.rows);
+    assert!(!mark.exists() && !rows.exists());
+    // A database in which a server has worked since is not taken for that copy.
+    let led = Store::lead(place.path(), &place.database("b")).await.unwrap();
+    led.add_invite(&ClientId::new("south").unwrap(), "t2", 1, 2).await.unwrap();
+    led.close().await;
+    drop(led);
+    std::fs::rename(&done.kept, &rows).unwrap();
+    std::fs::write(&mark, "being moved").unwrap();
+    let refused = Store::transfer(place.path(), &target(&place)).await.unwrap_err();
+    assert!(matches!(refused, TransferError::NotEmpty { .. }), "{refused}");
+    assert!(
+        matches!(Store::open(place.path()).await, Err(StoreError::Moving(_))),
+        "the old state starts again"
+    );
 }

@@ -1,0 +1,141 @@
+//! Why a state cannot be read or written: each sentence says what it is about and what to do.
+
+use std::path::PathBuf;
+
+use protocol::RunId;
+
+use super::{BlobError, BooksError};
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another server runs on this folder.
+    #[error("{}: another server uses this folder; stop it first, or give this server a folder of its own", .0.display())]
+    Locked(PathBuf),
+    /// Nothing was ever stored there.
+    #[error("{0}: no server has run here yet")]
+    Empty(String),
+    /// There are two databases that may be meant.
+    #[error("{} is here, and this server is to work with {database}: move it there with `server migrate`, or take it away if it is not this \
+             state; a ledger that is forgotten pays twice", path.display())]
+    TwoStates {
+        /// SQLite's file.
+        path: PathBuf,
+        /// The other database.
+        database: String,
+    },
+    /// The state is somewhere else now.
+    #[error("{} says that this state was moved to a database: name that in server.toml ([state] database), or rename the file back if nothing \
+             was done there; a ledger that is forgotten pays twice", .0.display())]
+    Moved(PathBuf),
+    /// The state is on its way to somewhere else.
+    #[error("{} says that this state is being moved to a database, and was not when the program ended: give `server migrate` again, which goes on \
+             from there, or remove this file if that database has been thrown away; a ledger that is forgotten pays twice", .0.display())]
+    Moving(PathBuf),
+    /// Another server has taken over, and nothing more can be written by this one.
+    #[error(
+        "this server is deposed: `{holder}` has taken the lease (epoch {epoch}, this server had {own}); nothing was written"
+    )]
+    Deposed {
+        /// Who leads now.
+        holder: String,
+        /// The lease's epoch.
+        epoch: i64,
+        /// This server's.
+        own: i64,
+    },
+    /// The lease could not be renewed in time, so that another server may take it.
+    #[error("the lease was not renewed for {seconds} s; this server stands back")]
+    LeaseLost {
+        /// How long.
+        seconds: u64,
+    },
+    /// The system refuses.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The database refuses.
+    #[error("the state's database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The state was written by a newer program.
+    #[error("the state has schema {found} and this program knows {known}; install the newer release")]
+    Newer {
+        /// In the database.
+        found: i64,
+        /// In this program.
+        known: i64,
+    },
+    /// A file of tensors cannot be used.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A row that this program did not write.
+    #[error(
+        "run {run}: the stored {what} is not understood ({message}); restore the state folder from a backup"
+    )]
+    Row {
+        /// The run.
+        run: String,
+        /// Which value.
+        what: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// A record of a ledger that this program did not write.
+    #[error(
+        "the ledger of `{population}`: record {sequence} is not understood ({message}); restore the state folder from a backup"
+    )]
+    Ledger {
+        /// The population.
+        population: String,
+        /// The record.
+        sequence: i64,
+        /// What is wrong.
+        message: String,
+    },
+    /// A member's row that this program did not write.
+    #[error(
+        "the stored member `{name}` is not understood ({message}); restore the state folder from a backup"
+    )]
+    Member {
+        /// The name.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The audit log beside the database.
+    #[error(transparent)]
+    Audit(Box<crate::net::AuditError>),
+    /// The books of this state contradict each other.
+    #[error(transparent)]
+    Books(Box<BooksError>),
+    /// A round would be released a second time.
+    #[error(
+        "run {run}: round {round} was released before, as another model; nothing was stored. The database was turned back or damaged: \
+         stop this server and restore a backup (docs/operations.md, When books disagree)"
+    )]
+    ReleasedTwice {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: u32,
+    },
+    /// The rows name objects, and none of them is where this server looks.
+    #[error(
+        "the database names {count} files of models, and none of them is in {place}: replicas need one place that all of them reach. Give \
+             each the same `[models] store = \"s3://...\"` in server.toml, or let them share the state folder"
+    )]
+    Elsewhere {
+        /// How many.
+        count: usize,
+        /// Where they were looked for.
+        place: String,
+    },
+    /// No such run.
+    #[error("there is no run {0} here")]
+    NoSuchRun(RunId),
+}

@@ -1,0 +1,189 @@
+//! Commands that make a folder are killed at any instant: it is there whole and charged, or not at all, and the same command makes it.
+//!
+//! A few kills of each command; `CONSORTIA_THOROUGH=1` makes two hundred.
+#![cfg(unix)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic, and wait for real time to pass"
+)]
+
+#[path = "support/chance.rs"]
+mod chance;
+#[path = "support/processes.rs"]
+#[expect(dead_code, reason = "no plan is handed in here")]
+mod processes;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use chance::draw;
+use privacy::accounting::{Mechanism, Relation};
+use privacy::ledger::{Charge, Composition, Ledger, Release, Terms, Unit};
+use processes::{command, serve};
+use server::Booking;
+use server::net::Store;
+
+const LOST: u64 = 5;
+
+fn kills() -> u64 {
+    if std::env::var("CONSORTIA_THOROUGH").is_ok_and(|set| set == "1") { 200 } else { 5 }
+}
+
+fn consortia(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+    command.args(arguments).args(["--format", "json"]).env_remove("RUST_LOG");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn attempt(arguments: &[&str]) -> (Output, String) {
+    let output = consortia(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+/// Starts a command and kills it after `life`. Whether it was still at work.
+fn kill(arguments: &[&str], life: Duration) -> bool {
+    let mut child = consortia(arguments).spawn().unwrap();
+    std::thread::sleep(life);
+    let was_at_work = child.try_wait().unwrap().is_none();
+    // It may have ended already.
+    let _ = child.kill();
+    child.wait().unwrap();
+    was_at_work
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A federation's folder with a budget of which one release was spent.
+async fn federation(dir: &Path) -> PathBuf {
+    let folder = dir.join("fed");
+    command(&["server", "init", text(&folder), "--listen", "127.0.0.1:0"]);
+    let store = Store::open(&folder.join("state")).await.unwrap();
+    let (unit, relation) = (Unit::Client, Relation::ZeroOut);
+    let terms = Terms { population: "wards".into(), unit, relation, delta: 1e-5, epsilon_max: 9.0 };
+    let (mut ledger, first) = Ledger::found(terms).unwrap();
+    let mechanism = Mechanism::Gaussian { noise_multiplier: 20.0 };
+    let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
+    let (permit, reserved) = ledger.reserve("of an older release", 1, &charge, 1).unwrap();
+    let (_, spent) = ledger.spend(permit, Release::default()).unwrap();
+    store.book(&Booking { population: "wards".into(), links: vec![first, reserved, spent] }).await.unwrap();
+    store.close().await;
+    folder
+}
+
+fn releases(folder: &Path) -> u64 {
+    command(&["budget", "show", text(folder)])["populations"][0]["releases"].as_u64().unwrap()
+}
+
+/// Kills a command that makes `made` again and again; `examine` looks at what has got the name, and `unfinished` at what has not.
+fn kill_again_and_again(arguments: &[&str], made: &Path, examine: impl Fn(), unfinished: impl Fn(&Path)) {
+    let began = Instant::now();
+    command(arguments);
+    let whole = began.elapsed();
+    examine();
+    std::fs::remove_dir_all(made).unwrap();
+    let (mut killed, mut half) = (0, 0);
+    for number in 0..kills() {
+        let life = whole.mul_f64(draw(number, 1000) as f64 / 900.0);
+        killed += u64::from(kill(arguments, life));
+        let part = made.with_file_name(format!("{}.part", made.file_name().unwrap().to_str().unwrap()));
+        if made.exists() {
+            examine();
+        } else {
+            if part.exists() {
+                half += 1;
+                unfinished(&part);
+            }
+            command(arguments);
+            examine();
+        }
+        assert!(!part.exists(), "{} is left behind", part.display());
+        std::fs::remove_dir_all(made).unwrap();
+    }
+    println!("{}: {killed} of {} were killed at work, {half} left half a folder", arguments[1], kills());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_killed_at_any_instant_leaves_no_folder_that_a_server_starts_in_uncharged() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = federation(dir.path()).await;
+    let (backup, restored) = (dir.path().join("backup"), dir.path().join("restored"));
+    command(&["server", "backup", "--dir", text(&folder), "--to", text(&backup)]);
+    let lost = LOST.to_string();
+    let restore = ["server", "restore", text(&backup), "--to", text(&restored), "--lost-releases", &lost];
+    let charged = || assert_eq!(releases(&restored), 1 + LOST, "a folder with its name is not charged");
+    kill_again_and_again(&restore, &restored, charged, |part| {
+        if part.join("server.toml").exists() {
+            let (refused, said) = attempt(&["server", "run", text(part), "--listen", "127.0.0.1:0"]);
+            assert!(refused.status.code() == Some(2) && said.contains("not finished"), "{said}");
+            assert!(said.contains("again"), "{said}");
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_an_init_and_a_bundle_that_are_killed_are_whole_or_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = federation(dir.path()).await;
+    let (backup, fresh) = (dir.path().join("backup"), dir.path().join("fresh"));
+    let whole = || {
+        let listed = std::fs::read_to_string(backup.join("SHA256SUMS")).unwrap();
+        assert!(listed.contains("state/state.sqlite") && listed.contains("identity/key.pem"), "{listed}");
+    };
+    kill_again_and_again(
+        &["server", "backup", "--dir", text(&folder), "--to", text(&backup)],
+        &backup,
+        whole,
+        |part| {
+            let other = dir.path().join("other");
+            let (refused, said) = attempt(&["server", "restore", text(part), "--to", text(&other)]);
+            assert!(refused.status.code() == Some(2) && !other.exists(), "{said}");
+        },
+    );
+    let whole = || {
+        for name in
+            ["authority/issuer-key.pem", "identity/key.pem", "operator/admin.token", "server.toml", "state"]
+        {
+            assert!(fresh.join(name).exists(), "{name} is missing");
+        }
+    };
+    kill_again_and_again(&["server", "init", text(&fresh), "--listen", "127.0.0.1:0"], &fresh, whole, |_| {});
+    let bundle = folder.join("sites/north");
+    let whole = || assert!(["ca.pem", "cert.pem", "key.pem"].iter().all(|name| bundle.join(name).exists()));
+    kill_again_and_again(&["server", "issue", "north", "--dir", text(&folder)], &bundle, whole, |_| {});
+}
+
+#[test]
+fn a_server_whose_state_is_gone_does_not_begin_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("fed");
+    command(&["server", "init", text(&folder), "--listen", "127.0.0.1:0"]);
+    let (server, _) = serve(text(&folder), "127.0.0.1:0");
+    server.kill();
+    let run = ["server", "run", text(&folder), "--listen", "127.0.0.1:0"];
+    let state = folder.join("state");
+    let away = dir.path().join("away");
+    std::fs::rename(&state, &away).unwrap();
+    let (refused, said) = attempt(&run);
+    assert!(refused.status.code() == Some(2) && said.contains("its database is gone"), "{said}");
+    assert!(said.contains("restore the newest backup") && !state.join("state.sqlite").exists(), "{said}");
+    // Beside its audit log it is missed without the file, too.
+    std::fs::remove_file(folder.join("begun")).unwrap();
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::copy(away.join("audit.jsonl"), state.join("audit.jsonl")).unwrap();
+    let (refused, said) = attempt(&run);
+    assert!(refused.status.code() == Some(2) && said.contains("no database beside it"), "{said}");
+    let (refused, said) = attempt(&["audit", "verify", text(&folder)]);
+    assert!(refused.status.code() == Some(1), "{said}");
+    // With its state it goes on.
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::rename(&away, &state).unwrap();
+    let (server, _) = serve(text(&folder), "127.0.0.1:0");
+    server.kill();
+    command(&["audit", "verify", text(&folder)]);
+}
