@@ -25,6 +25,9 @@ const NORM_MAX: f64 = 1e9;
 /// The most steps of a private training, on each of which noise is drawn.
 const STEPS_MAX: u64 = 1 << 20;
 
+/// The most passes over the records in one task, under any plan: a site must not be kept at work for ever.
+const EPOCHS_MAX: u32 = 1 << 20;
+
 /// Why a task is refused for its numbers. It follows from the task alone, so the server may read all of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -43,7 +46,7 @@ impl TaskFault {
 
 impl Task {
     /// Whether the task is what it is called, which policy and books go by, and its own numbers are such that a site can begin
-    /// to work. Parameters are finite under any plan; under a promise that holds against the server all numbers are bounded, and no sums are asked for.
+    /// to work. Parameters are finite and epochs are bounded under any plan; under a promise that holds against the server all numbers are bounded, and no sums are asked for.
     ///
     /// # Errors
     /// [`TaskFault`] names the number at fault and its bounds.
@@ -62,6 +65,11 @@ impl Task {
         if !parameters.iter().all(|value| value.is_finite()) {
             let message = "the model that the server sent is not finite".into();
             return Err(TaskFault { reason: Decline::NotFinite, message });
+        }
+        if self.spec.training.epochs > EPOCHS_MAX {
+            let epochs = self.spec.training.epochs;
+            let message = format!("training.epochs is {epochs}; at most {EPOCHS_MAX}");
+            return Err(TaskFault::unsupported(message));
         }
         if !self.spec.privacy.holds_against_server() {
             return Ok(());
@@ -235,6 +243,9 @@ mod tests {
     fn without_a_promise_against_the_server_only_finite_parameters_are_asked_for() {
         assert_eq!(fault(&task("{}", "", &[1e30])), None);
         assert!(fault(&task("{}", "", &[f32::INFINITY])).is_some());
+        let mut endless = task("{}", "", &[0.0]);
+        Arc::make_mut(&mut endless.spec).training.epochs = EPOCHS_MAX + 1;
+        assert!(fault(&endless).unwrap().contains("training.epochs"));
     }
 
     #[test]

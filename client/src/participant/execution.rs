@@ -368,6 +368,11 @@ impl TaskExecution<'_> {
             return Ok(self.memory.copy(model.values()));
         }
         let mut full = vec![0.0; layout.len()];
+        // What an earlier task of the same run has kept, or has failed to keep, may follow from records: where it does not fit and
+        // nobody may see that, the part begins anew.
+        let hidden = self.task.spec.privacy.holds_against_server();
+        let personal_len = layout.len() - layout.shared_len();
+        let kept = kept.filter(|kept| !hidden || kept.len() == personal_len);
         let fits = match kept {
             Some(kept) => scatter_personal(layout, &kept, &mut full),
             None => {
