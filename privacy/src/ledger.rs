@@ -15,6 +15,7 @@
 //! is known to have released nothing and may be cancelled ([`Ledger::open_reservations`]). No time, no file and no
 //! network is known here.
 
+mod dearest;
 mod permit;
 mod records;
 
