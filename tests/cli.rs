@@ -122,6 +122,13 @@ fn epsilon_and_noise_agree_with_published_figures_and_with_each_other() {
         &[&["privacy", "epsilon", "--noise-multiplier", "1", "--accountant", "rdp"], &releases[..]].concat(),
     );
     assert!(one["pld"].is_null() && one["rdp"].is_f64());
+    for delta in ["0.9", "0.02", "0", "nan", "much"] {
+        let typed = ["--noise-multiplier", "1", "--rounds", "1", "--delta", delta];
+        let (code, why) = failure(&[&["privacy", "epsilon"], &typed[..]].concat());
+        assert!(code != 0 && why.contains("--delta"), "{delta}: {why}");
+        let (code, why) = failure(&["privacy", "noise", "--epsilon", "1", "--rounds", "1", "--delta", delta]);
+        assert!(code != 0 && why.contains("--delta"), "{delta}: {why}");
+    }
     let none = object(&["privacy", "epsilon", "--noise-multiplier", "0", "--rounds", "1", "--delta", "1e-5"]);
     assert_eq!(none["rdp"], "infinity");
     let (code, said) =

@@ -13,6 +13,7 @@ mod event;
 pub mod gaussian;
 pub mod matrix;
 pub mod pld;
+mod promise;
 pub mod rdp;
 mod special;
 pub mod tree;
@@ -20,6 +21,9 @@ pub mod zcdp;
 
 pub(crate) use accountant::Accountant;
 pub use event::{AccountingError, EVENT_VERSION, Event, EventError, Mechanism, Relation};
+pub use promise::{
+    DELTA_MAX, MULTIPLIER_MAX, MULTIPLIER_MIN, PromiseError, promised_delta, promised_multiplier,
+};
 
 /// What the events of a ledger cost, by each accountant that has a bound for them all.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,10 +16,10 @@ mod one_shot;
 mod tests;
 mod thresholds;
 
-pub use gaussian::gaussian_lower_bound;
+pub use gaussian::{gaussian_lower_bound, gaussian_mu_lower_bound};
 pub use one_run::{one_run_from_scores, one_run_lower_bound};
 pub use one_shot::one_shot_estimate;
-pub use thresholds::{Attack, Threshold, clopper_pearson_lower_bound};
+pub use thresholds::{Attack, Threshold, chance_lower_bound, clopper_pearson_lower_bound};
 
 use crate::accounting::pld::binomial::TRIALS_MAX;
 

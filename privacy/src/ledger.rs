@@ -162,7 +162,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Terms`] for a budget or delta out of range.
     pub fn found(terms: Terms) -> Result<(Self, Link), LedgerError> {
-        terms.check()?;
+        terms.check_promise()?;
         let mut ledger = Self {
             terms: terms.clone(),
             chain: Chain::new(),

@@ -12,6 +12,10 @@ use crate::noise::{EntropyError, NoiseError, NoiseSource, Provenance, Sigma, Sig
 use crate::sum::{Sum, Unit};
 use crate::tally;
 
+/// How many points of its lattice one vote moves their sum by. Noise on whole votes could be one point wide, and would then
+/// tell more than is accounted for ([`crate::noise::SIGMA_LEAST`]); on this lattice it is never.
+const VOTE_UNIT: u32 = 1 << 20;
+
 /// A sum that may leave the aggregation.
 #[derive(Debug)]
 pub struct Released {
@@ -19,7 +23,7 @@ pub struct Released {
     factor: f64,
     weight: u64,
     contributions: u64,
-    votes: Option<i64>,
+    votes: Option<f64>,
 }
 
 /// How a sum is to be noised; how much, the permit says.
@@ -156,7 +160,10 @@ impl Released {
         };
         let sensitivity = lattice.sensitivity();
         let sigma = Sigma::covering(multiplier * noising.scale, sensitivity)?;
-        let vote_sigma = noising.count_noise.map(|noise| Sigma::covering(2.0 * noise, 1)).transpose()?;
+        let vote_sigma = noising
+            .count_noise
+            .map(|noise| Sigma::covering(2.0 * noise, u64::from(VOTE_UNIT)))
+            .transpose()?;
         permit.take()?;
         let Sum { totals, contributions, votes, .. } = sum;
         let source = entropy()?;
@@ -173,7 +180,7 @@ impl Released {
             sensitivity,
             layers: lattice.layers().map(<[usize]>::len),
             sigma,
-            vote_sigma,
+            vote_sigma: vote_sigma.map(in_votes).transpose()?,
             denominator: noising.denominator,
             provenance,
         });
@@ -200,7 +207,7 @@ impl Released {
 
     /// The noised sum of the clients' votes on the clipping norm, where they voted.
     pub fn votes(&self) -> Option<f64> {
-        self.votes.map(|votes| votes as f64)
+        self.votes
     }
 
     /// What the mean was divided by: the sum of the weights, or with noise the planned one.
@@ -224,13 +231,20 @@ impl Released {
     }
 }
 
+/// The sum of the votes with noise of `sigma` points of their lattice.
 fn noised_votes(
     votes: i64,
     sigma: Sigma,
     provenance: &mut Provenance,
     entropy: &mut dyn FnMut() -> Result<NoiseSource, EntropyError>,
-) -> Result<i64, ReleaseError> {
-    let mut one = [votes];
+) -> Result<f64, ReleaseError> {
+    let points = votes.checked_mul(i64::from(VOTE_UNIT)).ok_or(NoiseError::Overflow { index: 0 })?;
+    let mut one = [points];
     *provenance = provenance.worse(add_noise(&mut one, sigma, entropy()?, 1)?);
-    Ok(one[0])
+    Ok(one[0] as f64 / f64::from(VOTE_UNIT))
+}
+
+/// A sigma in points of the votes' lattice as one in votes, for the record.
+fn in_votes(sigma: Sigma) -> Result<Sigma, SigmaError> {
+    Sigma::ratio(sigma.parts().0, u64::from(VOTE_UNIT))
 }

@@ -10,9 +10,13 @@
 //! Here are the numbers and what they imply for an accountant. What may be claimed is checked here, too: a plan that
 //! claims more than its sampling gives is refused.
 
-use privacy::accounting::{Event, Mechanism, Relation, tree};
+use privacy::accounting::{
+    Event, MULTIPLIER_MAX, Mechanism, Relation, promised_delta, promised_multiplier, tree,
+};
+use privacy::adaptive::update_noise_multiplier;
 use privacy::correlation::Correlation;
 use privacy::ledger::{Charge, Composition, Terms, Unit};
+use privacy::{Lattice, Noising};
 use serde::{Deserialize, Serialize};
 
 use crate::{COHORT_MAX, Positive, SpecError, is_plain_name};
@@ -40,7 +44,7 @@ pub struct CentralPrivacy {
     pub population: String,
     /// Which two federations must be hard to tell apart.
     pub relation: Relation,
-    /// The delta of the guarantee, 0 to 1, both excluded; well below one over the number of clients.
+    /// The delta of the guarantee, above 0, at most 0.01; well below one over the number of clients.
     pub delta: f64,
     /// The budget: no round begins that would bring epsilon at `delta` above it.
     pub epsilon_max: Positive,
@@ -49,7 +53,7 @@ pub struct CentralPrivacy {
     pub noise_multiplier: Positive,
     /// Releases planned: the rounds of the run.
     pub rounds: u32,
-    /// The fixed number of clients by which the noised sum is divided, whatever the number that answered.
+    /// The fixed number of clients by which the noised sum is divided, whatever the number that answered: from 1 to 2^42.
     pub denominator: Positive,
     /// How cohorts come about.
     pub sampling: Sampling,
@@ -226,13 +230,18 @@ impl PrivacySpec {
         }
         if let Some(local) = &self.local {
             check_delta(local.delta, "privacy.local.delta")?;
+            check_multiplier(local.noise_multiplier, "privacy.local.noise_multiplier")?;
             if self.central.is_some() {
                 let message = "updates that are noised at the clients cannot be noised centrally as well; \
                                keep [privacy.central] or [privacy.local]";
                 return Err(SpecError::new("privacy.local", message));
             }
         }
-        self.examples.map_or(Ok(()), |examples| check_delta(examples.delta, "privacy.examples.delta"))
+        if let Some(examples) = &self.examples {
+            check_delta(examples.delta, "privacy.examples.delta")?;
+            check_multiplier(examples.noise_multiplier, "privacy.examples.noise_multiplier")?;
+        }
+        Ok(())
     }
 
     /// Whether clients vote on the clipping norm.
@@ -317,6 +326,19 @@ impl CentralPrivacy {
         Ok(multiplier / squared.max(1.0).sqrt())
     }
 
+    /// How sums on `lattice` are noised: what the server does, and what an audit attacks.
+    ///
+    /// # Errors
+    /// [`SpecError`] when the weights of correlated noise have no bounded sensitivity.
+    pub fn noising(&self, lattice: &Lattice) -> Result<Noising, SpecError> {
+        let scale = self.noise_scale(lattice.dimension(), lattice.sensitivity())?;
+        let noising = Noising::new(self.denominator.value()).with_scale(scale);
+        Ok(match self.clipping {
+            Clipping::Adaptive { count_noise, .. } => noising.with_votes(count_noise),
+            Clipping::Fixed | Clipping::PerLayer => noising,
+        })
+    }
+
     /// What one release of this run costs, for one client at worst.
     pub fn charge(&self) -> Charge {
         let noise_multiplier = self.noise_multiplier.value();
@@ -387,6 +409,11 @@ impl CentralPrivacy {
     fn check(&self) -> Result<(), SpecError> {
         self.check_bounds()?;
         check_delta(self.delta, "privacy.central.delta")?;
+        check_multiplier(self.noise_multiplier, "privacy.central.noise_multiplier")?;
+        if !(1.0..=DENOMINATOR_MAX).contains(&self.denominator.value()) {
+            let message = "a sum is divided by a number of clients; give at least 1 and at most 2^42";
+            return wrong("denominator", message);
+        }
         if !is_plain_name(&self.population) {
             let message =
                 "give a name of 1 to 64 letters, digits, '.', '_', '-', neither '.' nor '-' in front";
@@ -461,14 +488,17 @@ impl CentralPrivacy {
                 let sound = (0.0..=1.0).contains(&quantile)
                     && rate > 0.0
                     && rate <= 10.0
-                    && count_noise.is_finite()
                     && count_noise > 0.0
+                    && count_noise <= MULTIPLIER_MAX
                     && norm_min <= norm_max;
                 if !sound {
                     return wrong(
                         "clipping",
-                        "quantile is from 0 to 1, rate above 0 and at most 10, count_noise above 0, norm_min at most norm_max",
+                        "quantile is from 0 to 1, rate above 0 and at most 10, count_noise above 0 and at most 10^6, norm_min at most norm_max",
                     );
+                }
+                if let Err(error) = update_noise_multiplier(self.noise_multiplier.value(), count_noise) {
+                    return wrong("clipping", &error.to_string());
                 }
                 if self.noise != NoiseCorrelation::Independent {
                     let message = "a norm that changes between rounds changes what the noise of earlier rounds was worth; \
@@ -482,15 +512,19 @@ impl CentralPrivacy {
     }
 }
 
+/// The most clients a sum is divided by: as many as a lattice can hold.
+const DENOMINATOR_MAX: f64 = (1u64 << 42) as f64;
+
 /// A setting of `[privacy.central]` that is refused.
 fn wrong<T>(key: &str, message: &str) -> Result<T, SpecError> {
     Err(SpecError::new(format!("privacy.central.{key}"), message.to_owned()))
 }
 
 fn check_delta(delta: f64, key: &str) -> Result<(), SpecError> {
-    if delta > 0.0 && delta < 1.0 {
-        Ok(())
-    } else {
-        Err(SpecError::new(key, format!("{delta} is not above 0 and below 1; give less than 1 / clients")))
-    }
+    promised_delta(delta).map(|_| ()).map_err(|error| SpecError::new(key, error.to_string()))
+}
+
+fn check_multiplier(multiplier: Positive, key: &str) -> Result<(), SpecError> {
+    let checked = promised_multiplier(multiplier.value());
+    checked.map(|_| ()).map_err(|error| SpecError::new(key, error.to_string()))
 }

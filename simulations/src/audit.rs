@@ -1,7 +1,7 @@
 //! Audits: what an attacker who planted canaries finds out, as a lower bound on epsilon, beside what is claimed.
 //!
-//! [`GdpAudit`] attacks the aggregator alone: the very clipping, sum, permit and noise of a plan, with canaries as strong as
-//! the guarantee allows for. It is the one that finds defects. [`Canaried`] puts canary clients into a whole simulated run,
+//! [`GdpAudit`] attacks the releases alone: the very cohorts, clipping, sum, votes, permit and noise of a plan, with a canary as
+//! strong as the guarantee allows for. It is the one that finds defects. [`Canaried`] puts canary clients into a whole simulated run,
 //! for the one-run bound (Steinke, Nasr, Jagielski 2023) and the one-shot estimate (Andrew et al. 2023), which see the last
 //! model only: monitors, not gates.
 //!
@@ -18,7 +18,7 @@ use privacy::audit::AuditError as BoundError;
 use serde::Serialize;
 
 pub use canaries::{Canaries, CanaryError, Scores};
-pub use gdp::{GdpAudit, audit_scores};
+pub use gdp::GdpAudit;
 pub use in_run::{Canaried, one_run, one_shot};
 
 use crate::aggregator::AggregatorError;

@@ -22,8 +22,8 @@ pub(super) struct ShowArgs {
     /// The folder of a site or of a server.
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// At a site: the delta of the totals; by default the policy's, or 1e-6.
-    #[arg(long)]
+    /// At a site: the delta of the totals, at most 0.01; by default the policy's, or 1e-6.
+    #[arg(long, value_parser = super::privacy::typed_delta)]
     delta: Option<f64>,
 }
 

@@ -1,7 +1,9 @@
 //! `consortia privacy`: what noise buys, before anyone starts a run. Computes; adds no noise.
 
 use ::privacy::accounting::calibration::calibrate;
-use ::privacy::accounting::{AccountingError, Event, EventError, Mechanism, Relation, pld, rdp};
+use ::privacy::accounting::{
+    AccountingError, Event, EventError, Mechanism, Relation, pld, promised_delta, rdp,
+};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -17,8 +19,8 @@ struct Releases {
     /// Rounds: noised sums released.
     #[arg(long)]
     rounds: u64,
-    /// The probability with which the promise may fail; below one over the number of clients.
-    #[arg(long)]
+    /// The probability with which the promise may fail: at most 0.01, and below one over the number of clients.
+    #[arg(long, value_parser = typed_delta)]
     delta: f64,
     /// Which two federations must be hard to tell apart.
     #[arg(long, value_enum, default_value_t = RelationArg::AddOrRemoveOne)]
@@ -26,6 +28,12 @@ struct Releases {
     /// Which accountant answers.
     #[arg(long, value_enum, default_value_t = Accountant::Both)]
     accountant: Accountant,
+}
+
+/// A delta as it is typed, wherever it is.
+pub(super) fn typed_delta(text: &str) -> Result<f64, String> {
+    let delta: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    promised_delta(delta).map_err(|error| error.to_string())
 }
 
 #[derive(Debug, Args)]

@@ -70,6 +70,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let mut results = open_results(&args.out, &name)?;
     results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
     let began = first.shared.clone();
+    let plan = scenario.plan.clone();
     let canaries = args.audit.map(|audit| audit.canaries(began.len(), seed)).transpose()?.flatten();
     let canaried = canaries
         .as_ref()
@@ -105,7 +106,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         Some(audit) => {
             let claimed = epsilon(&spec, &outcome.rounds).unwrap_or(f64::INFINITY);
             let ran = canaries.as_ref().map(|canaries| (canaries, &*outcome.model, claimed));
-            Some(audit.judge(&spec, &began, seed, ran)?)
+            Some(audit.judge(&plan, &first.layout, &began, seed, ran)?)
         }
         None => None,
     };

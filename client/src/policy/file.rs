@@ -1,6 +1,6 @@
 //! `policy.toml` as it is typed. What is absent is denied by whoever asks; nothing is judged here.
 
-use privacy::accounting::Relation;
+use privacy::accounting::{Relation, promised_delta};
 use protocol::{Positive, SpecError, TaskKind};
 use serde::Deserialize;
 
@@ -140,10 +140,10 @@ impl PolicyFile {
                 "privacy.epsilon_max",
                 "an epsilon means nothing without its delta; give delta too".into(),
             ),
-            (_, Some(delta)) if !(delta > 0.0 && delta < 1.0) => {
-                wrong("privacy.delta", format!("{delta} is not above 0 and below 1"))
-            }
-            _ => Ok(()),
+            (_, Some(delta)) => promised_delta(delta)
+                .map(|_| ())
+                .map_err(|error| SpecError::new("privacy.delta", error.to_string())),
+            (None | Some(_), None) => Ok(()),
         }
     }
 }

@@ -305,7 +305,8 @@ fn a_wrong_file_is_refused_with_line_and_column() {
         ("[\"train\"]", "[\"trian\"]", 2, "trian"),
         ("separation_min_seconds = 60", "separation_min_seconds = -1", 9, "at least 0"),
         ("delta = 1e-6\n", "", 17, "delta"),
-        ("delta = 1e-6", "delta = 1.0", 18, "1 is not above 0 and below 1"),
+        ("delta = 1e-6", "delta = 1.0", 18, "delta is 1; it must be above 0 and at most 0.01"),
+        ("delta = 1e-6", "delta = 0.9", 18, "delta is 0.9; it must be above 0 and at most 0.01"),
         ("epsilon_max = 8.0", "epsilon_max = 0.0", 17, "above 0"),
         ("\"zero_out\"", "\"zero\"", 19, "zero"),
     ];

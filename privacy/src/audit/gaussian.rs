@@ -30,16 +30,31 @@ pub fn gaussian_lower_bound(
     if delta == 0.0 {
         return Err(AuditError::Delta(delta));
     }
-    let bounds = errors(members, others, threshold, significance)?;
-    let mu = |rates: &super::thresholds::Errors| {
-        quantile_above(rates.false_positives) + quantile_above(rates.false_negatives)
-    };
-    let mu = bounds.iter().map(mu).fold(0.0, f64::max);
+    let mu = gaussian_mu_lower_bound(members, others, threshold, significance)?;
     if mu <= 0.0 {
         return Ok(0.0);
     }
     pld::single_release_epsilon(mu.recip(), 1.0, Relation::AddOrRemoveOne, delta)
         .map_err(|_| AuditError::Delta(delta))
+}
+
+/// A lower bound on the mu of a Gaussian release, not below 0: how far apart its two distributions are, in deviations of the
+/// noise. As [`gaussian_lower_bound`], for an accountant that knows how the release came about.
+///
+/// # Errors
+/// As [`gaussian_lower_bound`].
+pub fn gaussian_mu_lower_bound(
+    members: &[f64],
+    others: &[f64],
+    threshold: Threshold,
+    significance: f64,
+) -> Result<f64, AuditError> {
+    check(significance, 0.0)?;
+    let bounds = errors(members, others, threshold, significance)?;
+    let mu = |rates: &super::thresholds::Errors| {
+        quantile_above(rates.false_positives) + quantile_above(rates.false_negatives)
+    };
+    Ok(bounds.iter().map(mu).fold(0.0, f64::max))
 }
 
 /// The x above which a standard Gaussian has mass `chance`; at most 40 in size, from below.

@@ -45,6 +45,16 @@ pub fn clopper_pearson_lower_bound(attack: Attack, delta: f64, significance: f64
     Ok(if hits > delta { ((hits - delta) / alarms).ln().max(0.0) } else { 0.0 })
 }
 
+/// The least chance that explains `successes` of `trials`, wrong with no more than the chance `significance`.
+///
+/// # Errors
+/// [`AuditError`] for impossible counts or a significance outside (0, 0.5).
+pub fn chance_lower_bound(successes: u64, trials: u64, significance: f64) -> Result<f64, AuditError> {
+    check(significance, 0.0)?;
+    check_counts(successes, trials)?;
+    Ok(chance_lower(successes, trials, significance))
+}
+
 /// Upper bounds on an attack's two error rates that hold together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Errors {

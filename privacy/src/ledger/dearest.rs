@@ -5,7 +5,7 @@
 //! every unit contributes with noise 1.1 tells far more than one with noise 1.0 over one unit in a hundred.
 
 use super::{Charge, Composition, Ledger, Terms};
-use crate::accounting::{AccountingError, Event, Mechanism};
+use crate::accounting::{AccountingError, Mechanism};
 
 impl Ledger {
     /// Of `candidates`, the charge under which `releases` releases more (at least 1) raise epsilon most, by the
@@ -46,13 +46,17 @@ impl Ledger {
         Ok(dearest.map(each))
     }
 
-    /// Epsilon of everything booked and `releases` more by `mechanism`. A mechanism without noise has no bound.
+    /// Epsilon of everything booked and `releases` more by `mechanism`, in a run of which the book knows nothing. A mechanism
+    /// without noise has no bound.
     fn epsilon_with(&self, mechanism: Mechanism, releases: u64) -> Result<f64, AccountingError> {
-        let Ok(more) = Event::new(mechanism, releases.max(1)) else { return Ok(f64::INFINITY) };
-        let mut events = self.events();
-        events.push(more);
+        let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
+        if charge.event(1).is_none() || mechanism.noise_multiplier() <= 0.0 {
+            return Ok(f64::INFINITY);
+        }
+        let mut after = self.clone();
+        after.account("", &charge).reserved += releases.max(1);
         let Terms { relation, delta, .. } = self.terms;
-        Ok(self.accountant.clone().epsilon(&events, relation, delta)?.best())
+        Ok(after.accountant.epsilon(&after.events(), relation, delta)?.best())
     }
 }
 
@@ -67,7 +71,7 @@ mod tests {
 
     fn ledger(relation: Relation, delta: f64) -> Ledger {
         let population = "wards".to_owned();
-        let terms = Terms { population, unit: Unit::Client, relation, delta, epsilon_max: 1e6 };
+        let terms = Terms { population, unit: Unit::Example, relation, delta, epsilon_max: 1e6 };
         Ledger::found(terms).unwrap().0
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::LedgerError;
-use crate::accounting::{Epsilon, Event, Mechanism, Relation};
+use crate::accounting::{Epsilon, Event, Mechanism, Relation, promised_delta};
 use crate::noise::{Provenance, Sigma};
 
 /// Whose data a guarantee is about.
@@ -44,6 +44,16 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// Checks terms on which a book is opened. One that was opened on a larger delta can still be read.
+    pub(super) fn check_promise(&self) -> Result<(), LedgerError> {
+        self.check()?;
+        promised_delta(self.delta).map(|_| ()).map_err(|_| LedgerError::Terms {
+            name: "delta",
+            value: self.delta,
+            range: "the numbers above 0 and at most 0.01",
+        })
+    }
+
     pub(super) fn check(&self) -> Result<(), LedgerError> {
         let wrong = |name, value, range| Err(LedgerError::Terms { name, value, range });
         if !(self.delta > 0.0 && self.delta < 1.0) {
@@ -165,7 +175,8 @@ pub struct Noised {
     pub layers: Option<usize>,
     /// Sigma of the noise on the integer sum.
     pub sigma: Sigma,
-    /// Sigma of the noise on the sum of votes, where clients voted on the clipping norm.
+    /// Sigma of the noise on the sum of votes, where clients voted on the clipping norm: in votes, over the number of lattice
+    /// points that one vote is worth (1 in records from before 2^20).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vote_sigma: Option<Sigma>,
     /// The fixed number by which the sum was divided, in clients (or records).

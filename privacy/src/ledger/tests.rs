@@ -354,3 +354,37 @@ fn a_site_s_draws_among_its_own_records_need_no_declaration() {
     spend(&mut ledger, &mut Vec::new(), "r", &poisson(2.0, 0.1), 2);
     assert_eq!(ledger.events(), [poisson(2.0, 0.1).event(2).unwrap()]);
 }
+
+#[test]
+fn votes_are_noised_on_a_lattice_of_their_own() {
+    let lattice = Lattice::plan(NormBound::new(1.0).unwrap(), 10, 1, 1).unwrap();
+    let (mut ledger, _) = Ledger::found(terms(99.0)).unwrap();
+    for count_noise in [0.55, 0.7, 5.0] {
+        let (mut permit, _) = ledger.reserve("r", 1, &gaussian_charge(1.0, None), 1).unwrap();
+        let mut seed = 0;
+        let mut entropy = || {
+            seed += 1;
+            Ok(NoiseSource::insecure([seed; 32]))
+        };
+        let noising = Noising::new(2.0).with_votes(count_noise);
+        let released = Released::noised(a_sum(&lattice), &mut permit, &noising, &mut entropy).unwrap();
+        // Whole votes would tell with what noise they cannot have come about.
+        assert!(released.votes().unwrap().fract() != 0.0);
+        let (_, link) = ledger.spend(permit, release()).unwrap();
+        let Record::Spent { noised: Some(noised), .. } = link.read().unwrap() else { panic!() };
+        let sigma = noised.vote_sigma.unwrap();
+        assert_eq!(sigma.parts().1, 1 << 20);
+        assert!(sigma.value() >= 2.0 * count_noise && sigma.value() < 2.0 * count_noise + 1e-5);
+    }
+}
+
+#[test]
+fn no_book_is_opened_on_a_delta_that_promises_nothing_and_one_that_was_is_read() {
+    for delta in [0.011, 0.1, 0.9] {
+        let terms = Terms { delta, ..terms(2.0) };
+        assert!(Ledger::found(terms.clone()).is_err(), "{delta}");
+        let mut chain = Chain::new();
+        let link = chain.append(&Record::Opened { version: LEDGER_VERSION, terms });
+        assert!(Ledger::replay([&link]).is_ok(), "{delta}");
+    }
+}

@@ -94,6 +94,19 @@ fn a_sigma_of_zero_or_out_of_range_is_refused() {
         assert!(Sigma::covering(multiplier, 1 << 30).is_err(), "{multiplier}");
     }
     assert!(Sigma::covering(1.0, 0).is_err());
+    // Noise about as wide as a point of its lattice tells more than any accountant of Gaussians says.
+    for (multiplier, sensitivity, sigma) in [
+        (1.0, 1, 1),
+        (1.1, 1, 2),
+        (9.0, 1, 9),
+        (0.5, 17, 9),
+        (1e-300, 1 << 40, 1),
+        (f64::from_bits(1), u64::MAX, 1),
+    ] {
+        let refused = Sigma::covering(multiplier, sensitivity);
+        assert_eq!(refused, Err(SigmaError::Coarse { multiplier, sensitivity, sigma }));
+    }
+    assert_eq!(Sigma::covering(9.1, 1), Sigma::whole(10));
     assert!(matches!(
         reference::add_noise(&mut [0], sigma((1 << 28) + 1, 1), NoiseSource::insecure([0; 32]), 1),
         Err(NoiseError::Wide(_))
@@ -105,9 +118,8 @@ fn a_sigma_is_rounded_towards_more_noise() {
     for (multiplier, sensitivity, expected) in [
         (1.0, 1 << 30, 1 << 30),
         (1.1, 10, 12),
-        (0.5, 3, 2),
-        (f64::from_bits(1), u64::MAX, 1),
-        (1e-300, 1 << 40, 1),
+        (0.5, 31, 16),
+        (1e-11, 1 << 40, 11),
         (64.0, 1 << 50, 1 << 56),
         (1.0 + f64::EPSILON, 1 << 52, (1 << 52) + 1),
         (1.0 + f64::EPSILON, 1 << 20, (1 << 20) + 1),
@@ -187,7 +199,7 @@ fn what_is_written_down_is_checked_when_it_is_read() {
 
 proptest! {
     #[test]
-    fn a_sigma_from_a_multiplier_is_never_below_it(multiplier in 1e-6f64..64.0, sensitivity in 1u64..1 << 50) {
+    fn a_sigma_from_a_multiplier_is_never_below_it(multiplier in 1e-6f64..64.0, sensitivity in 10_000_000u64..1 << 50) {
         let sigma = Sigma::covering(multiplier, sensitivity).unwrap();
         prop_assert_eq!(sigma.denominator, 1);
         let product = multiplier * sensitivity as f64;

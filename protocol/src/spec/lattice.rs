@@ -1,5 +1,6 @@
 //! The lattice that follows from a plan: what both sides compute for themselves and never send.
 
+use privacy::noise::{Sigma, SigmaError};
 use privacy::{Lattice, LatticeError, NormBound};
 
 use super::{Positive, Spec, SpecError, Weighting};
@@ -35,9 +36,29 @@ impl Spec {
             None if self.privacy.is_per_layer() => Lattice::layered(bound, cohort_max, weight_max, tensors),
             None => Lattice::plan(bound, cohort_max, weight_max, dimension),
         };
-        lattice.map_err(|error| match error {
+        let lattice = lattice.map_err(|error| match error {
             LatticeError::WeightMax(_) => SpecError::new("update.weight_max", error.to_string()),
             _ => SpecError::new("update", error.to_string()),
-        })
+        })?;
+        self.check_noise_on(&lattice)?;
+        Ok(lattice)
+    }
+
+    /// Whether the noise that is promised for sums, or for updates, on `lattice` can be made: neither so narrow that the
+    /// lattice shows, nor beyond what a sum has room for. Else no round could be released, and nobody would learn it before.
+    fn check_noise_on(&self, lattice: &Lattice) -> Result<(), SpecError> {
+        let refuse = |key, error: SigmaError| SpecError::new(key, error.to_string());
+        if let Some(local) = &self.privacy.local {
+            let reach = u64::from(lattice.reach().unsigned_abs());
+            let sigma = Sigma::covering(local.noise_multiplier.value(), reach);
+            sigma.map_err(|error| refuse("privacy.local.noise_multiplier", error))?;
+        }
+        if let Some(central) = &self.privacy.central {
+            let sensitivity = lattice.sensitivity();
+            let scale = central.noise_scale(lattice.dimension(), sensitivity)?;
+            let sigma = Sigma::covering(central.noise_multiplier.value() * scale, sensitivity);
+            sigma.map_err(|error| refuse("privacy.central.noise_multiplier", error))?;
+        }
+        Ok(())
     }
 }

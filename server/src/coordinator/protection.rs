@@ -93,13 +93,9 @@ impl Protection {
     ) -> Result<Self, ProtectionError> {
         let mut purse = purse.ok_or(ProtectionError::NoPurse)?;
         purse.ledger.agree(&central.terms())?;
-        let mut noising = Noising::new(central.denominator.value())
-            .with_threads(purse.threads)
-            .with_scale(central.noise_scale(lattice.dimension(), lattice.sensitivity())?);
+        let noising = central.noising(lattice)?.with_threads(purse.threads);
         let mut quantile = None;
-        if let Clipping::Adaptive { quantile: share, rate, count_noise, norm_min, norm_max } =
-            central.clipping
-        {
+        if let Clipping::Adaptive { quantile: share, rate, norm_min, norm_max, .. } = central.clipping {
             let rule = QuantileRule {
                 quantile: share,
                 rate,
@@ -109,7 +105,6 @@ impl Protection {
             };
             let norm = checkpoint.norm_max.unwrap_or(norm_first).value();
             quantile = Some(QuantileClip::new(rule, norm)?);
-            noising = noising.with_votes(count_noise);
         }
         let (correlation, memory) = (central.noise.correlation(), checkpoint.noise.vectors().to_vec());
         let noise = CorrelatedNoise::restore(correlation, lattice.dimension(), checkpoint.releases, memory)?;

@@ -3,6 +3,7 @@
 use ::privacy::noise::NoiseSource;
 use clap::ValueEnum;
 use protocol::{Layout, Parameters, Seed, Spec};
+use server::Plan;
 use simulations::Workforce;
 use simulations::audit::{AuditReport, Canaried, Canaries, GdpAudit, one_run, one_shot};
 
@@ -18,7 +19,7 @@ const SIGNIFICANCE: f64 = 0.05;
 /// Which audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(in crate::cli) enum Audit {
-    /// White-box, of one release: the very clipping, sum and noise of the plan. Finds defects.
+    /// White-box, of the plan's own releases: its cohorts, clipping, votes, sums and noise. Finds defects.
     Gdp,
     /// Canary clients in the run, half of them by coins (Steinke, Nasr, Jagielski 2023).
     OneRun,
@@ -40,12 +41,13 @@ impl Audit {
     /// The verdict. `ran` holds the canaries and the last model of a run with them, and the run's epsilon.
     pub(super) fn judge(
         self,
-        spec: &Spec,
+        plan: &Plan,
+        layout: &Layout,
         first: &Parameters,
         seed: u64,
         ran: Option<(&Canaries, &Parameters, f64)>,
     ) -> Result<AuditReport, Failure> {
-        let delta = spec.privacy.central.as_ref().map_or(1e-5, |central| central.delta);
+        let delta = plan.spec.privacy.central.as_ref().map_or(1e-5, |central| central.delta);
         let report = match (self, ran) {
             (Self::OneRun, Some((canaries, last, claimed))) => {
                 one_run(canaries, first, last, claimed, delta, SIGNIFICANCE)
@@ -53,7 +55,7 @@ impl Audit {
             (Self::OneShot, Some((canaries, last, claimed))) => {
                 one_shot(canaries, first, last, claimed, delta)
             }
-            _ => GdpAudit::of(spec, first.len())
+            _ => GdpAudit::of(plan, layout.shared_lengths().len())
                 .and_then(|audit| audit.run(Seed::from_number(seed), &mut NoiseSource::from_entropy)),
         };
         report.or_fail(Kind::Configuration, "--audit")
