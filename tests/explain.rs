@@ -209,6 +209,7 @@ fn metrics_are_off_under_every_promise_and_named_where_a_plan_tells_them() {
     }
 }
 
+#[test]
 fn secret_sampling_is_explained_for_those_who_see_who_takes_part_too() {
     let coin = private(10.0, 100.0, 99.0, "")
         .replace("{ availability = { participations_max = 1000 } }", "{ poisson = { rate = 0.1 } }");

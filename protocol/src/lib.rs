@@ -27,8 +27,8 @@ pub use bounds::{
 pub use codec::{BroadcastCodec, PackedError, UpdateCodec};
 pub use config::{ConfigError, read_toml};
 pub use guarantee::{
-    BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule,
-    NoiseCorrelation, PrivacySpec, Sampling,
+    BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,
+    PrivacySpec, Sampling,
 };
 pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind, is_plain_name, software_name};
 pub use invite::{Invite, InviteError, Token, spoken};

@@ -289,7 +289,7 @@ fn clients_and_records_are_counted_apart_and_what_has_no_noise_is_counted_withou
 }
 
 fn seeded(round: u32, privacy: PrivacySpec) -> Task {
-    Task { seed: Some(protocol::Seed::from_number(7)), ..private(round, privacy) }
+    Task { seed: Some(Seed::from_number(7)), ..private(round, privacy) }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::Sum;
 use protocol::wire::{Control, RoundSummary};
-use protocol::{ClientId, COHORT_MAX, Round, Sampling, TaskId, TaskKind, Time};
+use protocol::{COHORT_MAX, ClientId, Round, Sampling, TaskId, TaskKind, Time};
 
 use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd};
 use crate::plan::Evaluators;

@@ -6,8 +6,8 @@ use std::path::Path;
 use ::client::SiteAccount;
 use protocol::RunId;
 use serde_json::{Value, json};
-use server::{Claim, PrivacyStatement};
 use server::net::Agreement;
+use server::{Claim, PrivacyStatement};
 
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::ServerFolder;
@@ -84,10 +84,9 @@ fn disagreements(trained: &[(RunId, u32)], statement: Option<&PrivacyStatement>)
     }
     let about = statement.and_then(|statement| Some((statement, statement.run.parse::<RunId>().ok()?)));
     for (run, (round, highest)) in back {
-        let paid = about
-            .as_ref()
-            .filter(|(_, named)| *named == run)
-            .map(|(statement, named)| statement.claims.iter().map(|claim| paid_for(claim, *named)).max().unwrap_or(0));
+        let paid = about.as_ref().filter(|(_, named)| *named == run).map(|(statement, named)| {
+            statement.claims.iter().map(|claim| paid_for(claim, *named)).max().unwrap_or(0)
+        });
         if paid.is_none_or(|paid| paid < counts[&run]) {
             let has = paid.map_or_else(
                 || "give its newest statement with --statement to see whether it paid".to_owned(),
