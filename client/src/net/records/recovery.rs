@@ -53,7 +53,7 @@ pub fn recover_books(
     let lock = hold(state)?;
     let in_order = Found::read(state).is_ok_and(|found| found.compare(true).is_ok());
     let now = clock();
-    let mut remains = Remains::read(state)?;
+    let remains = Remains::read(state)?;
     if in_order && !remains.is_refused(order) {
         return Ok(None);
     }
@@ -154,7 +154,7 @@ impl Remains {
     }
 
     /// The ledger with everything that is known put back into it, and the rest booked.
-    fn rebuild(&mut self, order: &RecoveryOrder, now: Time) -> Result<Rebuilt, BooksError> {
+    fn rebuild(&self, order: &RecoveryOrder, now: Time) -> Result<Rebuilt, BooksError> {
         let wrong = |fault| BooksError::Ledger { path: self.ledger_path.clone(), fault };
         let record = |fault| BooksError::AuditRecord { path: self.audit_path.clone(), fault };
         let known = self.strongest();
@@ -203,7 +203,7 @@ impl Remains {
     /// The longest ledger that another book knows of.
     fn strongest(&self) -> LedgerHead {
         let records = self.knowledge.records();
-        let logged = self.knowledge.ledger.unwrap_or(LedgerHead { records, head: Digest::default() });
+        let logged = self.knowledge.ledger.unwrap_or_else(|| LedgerHead { records, head: Digest::default() });
         if self.remembered.records > logged.records { self.remembered } else { logged }
     }
 
@@ -229,7 +229,12 @@ impl Remains {
 /// The lines before this one, counted from 1; those were in order.
 fn before(text: &[u8], line: usize) -> Lines {
     let whole: usize = text.split_inclusive(|byte| *byte == b'\n').take(line - 1).map(<[u8]>::len).sum();
-    read_lines(&text[..whole]).unwrap_or(Lines { links: Vec::new(), chain: Chain::new(), whole: 0, torn: 0 })
+    read_lines(&text[..whole]).unwrap_or_else(|_| Lines {
+        links: Vec::new(),
+        chain: Chain::new(),
+        whole: 0,
+        torn: 0,
+    })
 }
 
 fn head_of(links: &[Link], records: u64) -> Option<Digest> {
