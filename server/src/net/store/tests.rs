@@ -479,7 +479,7 @@ async fn a_name_that_older_releases_allowed_is_said_and_keeps_no_server_from_sta
     assert!(store.quarantines().await.unwrap().is_empty());
     assert_eq!(store.members().await.unwrap().len(), 1);
     let shown = store.show("a", "key", 1).await.unwrap();
-    assert!(matches!(shown, members::Shown::Refused(EnrolRefusal::Unknown)));
+    assert!(matches!(shown, Shown::Refused(EnrolRefusal::Unknown)));
     // What no release ever allowed is damage, as before.
     sqlx::query("INSERT INTO revocations (site, before) VALUES ('a b', 5)")
         .execute(&store.pool)
