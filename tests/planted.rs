@@ -30,7 +30,7 @@ use learning::device::Device;
 use learning::{FileSource, Models, SourceSpec, Trainer};
 use privacy::chain::Digest;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, Endpoint, RecvStream};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::timeout;
@@ -113,11 +113,23 @@ fn listen(authority: &Authority) -> Endpoint {
     Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap()
 }
 
+/// The bytes of the next frame; none where the stream has ended.
+async fn frame(recv: &mut RecvStream, kind: FrameKind) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; FRAME_HEAD];
+    recv.read_exact(&mut bytes).await.ok()?;
+    let head = FrameHead::parse(bytes[..].try_into().unwrap(), kind, HEADER_MAX).unwrap();
+    bytes.resize(FRAME_HEAD + head.len, 0);
+    recv.read_exact(&mut bytes[FRAME_HEAD..]).await.unwrap();
+    Some(bytes)
+}
+
 impl FarEnd {
     async fn greet(endpoint: &Endpoint) -> Self {
         let connection = timeout(PATIENCE, endpoint.accept()).await.unwrap().unwrap().await.unwrap();
         let (mut send, mut recv) = connection.accept_bi().await.unwrap();
-        let heard = recv.read_to_end(1 << 20).await.unwrap();
+        let mut heard = frame(&mut recv, FrameKind::Hello).await.expect("a site says hello");
+        // A site that keeps a ledger claims it next, and then waits; one that keeps none has no more to say.
+        heard.extend(frame(&mut recv, FrameKind::LedgerClaim).await.unwrap_or_default());
         let welcome = Greeting::Welcome { software: "far end".into(), you: "north".into() };
         send.write_all(&encode(FrameKind::Greeting, &welcome)).await.unwrap();
         send.finish().unwrap();

@@ -32,12 +32,18 @@ fn every_test_that_is_named_against_a_mistake_exists() {
         let [_, mistake, test, file, _] = cells[..] else { panic!("a row has three cells: {row}") };
         mistakes.insert(mistake);
         let source = read(file);
-        let is_test = source
-            .match_indices(&format!("fn {test}()"))
-            .any(|(place, _)| source[..place].trim_end().ends_with("#[test]"));
+        let is_test =
+            source.match_indices(&format!("fn {test}()")).any(|(place, _)| is_marked(&source[..place]));
         assert!(is_test, "{file} has no test {test}");
     }
     for mistake in DEMANDED {
         assert!(mistakes.contains(mistake), "no test is named against: {mistake}");
     }
+}
+
+/// Whether the function that begins after `source` is a test.
+fn is_marked(source: &str) -> bool {
+    let before = source.trim_end();
+    let before = before.strip_suffix("async").unwrap_or(before).trim_end();
+    before.ends_with("#[test]") || before.ends_with("#[tokio::test]")
 }

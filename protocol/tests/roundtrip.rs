@@ -160,7 +160,7 @@ fn request() -> impl Strategy<Value = AdminRequest> {
 }
 
 fn client() -> impl Strategy<Value = ClientId> {
-    "[a-z0-9._-]{1,64}".prop_map(|name| ClientId::new(&name).unwrap())
+    "[a-z0-9_][a-z0-9._-]{0,63}".prop_map(|name| ClientId::new(&name).unwrap())
 }
 
 fn control() -> impl Strategy<Value = Control> {

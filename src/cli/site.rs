@@ -141,8 +141,10 @@ fn policy_text(preset: Option<Preset>) -> String {
         return format!("{POLICY_TOML}\n{}", preset.text());
     }
     let comment = |preset: Preset| -> String {
-        let line = |line: &str| {
-            format!("# {}", line.strip_prefix("# ").unwrap_or(line)).trim_end().to_owned() + "\n"
+        // A preset's name stays a comment when the marks are taken out; its own comments have a mark more.
+        let line = |line: &str| match line.starts_with("# Preset") {
+            true => format!("{line}\n"),
+            false => format!("# {line}").trim_end().to_owned() + "\n",
         };
         preset.text().lines().map(line).collect()
     };

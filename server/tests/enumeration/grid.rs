@@ -61,28 +61,8 @@ impl Options {
 /// Every combination, also of what does not go together: the plan's check refuses that.
 pub(crate) fn every_combination() -> impl Iterator<Item = Options> {
     let thorough = is_thorough();
-    let pick = |usual: &[&'static str], all: &[&'static str]| -> Vec<&'static str> {
-        if thorough { all.to_vec() } else { usual.to_vec() }
-    };
-    let samplings = pick(
-        &[
-            "{ poisson = { rate = 0.1 } }",
-            "{ fixed = { population = 3, sample = 2 } }",
-            "{ availability = { participations_max = 2, separation_min = 2 } }",
-        ],
-        &[
-            "{ poisson = { rate = 0.02 } }",
-            "{ poisson = { rate = 0.1 } }",
-            "{ poisson = { rate = 0.5 } }",
-            "{ poisson = { rate = 1.0 } }",
-            "{ fixed = { population = 3, sample = 1 } }",
-            "{ fixed = { population = 3, sample = 2 } }",
-            "{ fixed = { population = 3, sample = 3 } }",
-            "{ availability = { participations_max = 1 } }",
-            "{ availability = { participations_max = 2, separation_min = 2 } }",
-            "{ availability = { participations_max = 3 } }",
-        ],
-    );
+    let pick = |usual, all| pick(thorough, usual, all);
+    let samplings = samplings(thorough);
     let noises = pick(
         &["\"independent\"", "\"tree\"", "{ banded = { weights = [524288] } }"],
         &[
@@ -130,6 +110,34 @@ pub(crate) fn every_combination() -> impl Iterator<Item = Options> {
         }
     }
     all.into_iter()
+}
+
+/// The ways in which cohorts come about.
+fn samplings(thorough: bool) -> Vec<&'static str> {
+    pick(
+        thorough,
+        &[
+            "{ poisson = { rate = 0.1 } }",
+            "{ fixed = { population = 3, sample = 2 } }",
+            "{ availability = { participations_max = 2, separation_min = 2 } }",
+        ],
+        &[
+            "{ poisson = { rate = 0.02 } }",
+            "{ poisson = { rate = 0.1 } }",
+            "{ poisson = { rate = 0.5 } }",
+            "{ poisson = { rate = 1.0 } }",
+            "{ fixed = { population = 3, sample = 1 } }",
+            "{ fixed = { population = 3, sample = 2 } }",
+            "{ fixed = { population = 3, sample = 3 } }",
+            "{ availability = { participations_max = 1 } }",
+            "{ availability = { participations_max = 2, separation_min = 2 } }",
+            "{ availability = { participations_max = 3 } }",
+        ],
+    )
+}
+
+fn pick(thorough: bool, usual: &[&'static str], all: &[&'static str]) -> Vec<&'static str> {
+    if thorough { all.to_vec() } else { usual.to_vec() }
 }
 
 /// The same with weights, caps and quorums.

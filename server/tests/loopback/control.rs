@@ -60,7 +60,10 @@ async fn a_pause_lasts_over_a_restart_until_the_operator_ends_it() {
     assert!(over.contains("finished"), "{over}");
     let AdminReply::Log(lines) = operator.ask(&AdminRequest::Log { run: Some(run) }).await else { panic!() };
     let wishes = lines.iter().filter(|line| line.contains("controlled") && line.contains("ada")).count();
-    assert_eq!((wishes, lines.iter().filter(|line| line.contains("\"round\":3")).count()), (2, 1));
+    let third = |event: &str| {
+        lines.iter().filter(|line| line.contains("\"round\":3") && line.contains(event)).count()
+    };
+    assert_eq!((wishes, third("\"released\""), third("\"event\":\"round\"")), (2, 1, 1), "{lines:#?}");
     server.shutdown().await.unwrap();
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use privacy::accounting::{Event, Mechanism, gaussian};
 use privacy::chain::Link;
-use privacy::ledger::{Cohorts, Ledger, Release};
+use privacy::ledger::{Cohorts, Ledger, Release, Terms};
 use protocol::wire::ModelChoice;
 use serde_json::{Value, json};
 use server::net::{Server, Store};
@@ -143,7 +143,8 @@ async fn statements_after_real_and_seeded_runs_are_right_against_each_adversary(
 
     // A ledger of an earlier version, which declares nothing, of these two runs and of one that nobody knows.
     let central = Plan::parse(&plan(COIN)).unwrap().spec.privacy.central.clone().unwrap();
-    let (mut old, first) = Ledger::found(central.terms()).unwrap();
+    let terms = Terms { population: "old".to_owned(), ..central.terms() };
+    let (mut old, first) = Ledger::found(terms).unwrap();
     let mut links: Vec<Link> = vec![first];
     for run in [&real, &seeded, &"00000000000000ff".to_owned()] {
         let (permit, reserved) = old.reserve(run, 1, &central.charge(), 1).unwrap();
