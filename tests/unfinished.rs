@@ -170,14 +170,20 @@ fn a_server_whose_state_is_gone_does_not_begin_anew() {
     let away = dir.path().join("away");
     std::fs::rename(&state, &away).unwrap();
     let (refused, said) = attempt(&run);
-    assert!(refused.status.code() == Some(2) && said.contains("its database is gone"), "{said}");
+    assert!(refused.status.code() == Some(2) && said.contains("its database is empty or gone"), "{said}");
     assert!(said.contains("restore the newest backup") && !state.join("state.sqlite").exists(), "{said}");
+    // A file without content is no database.
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(state.join("state.sqlite"), "").unwrap();
+    let (refused, said) = attempt(&run);
+    assert!(refused.status.code() == Some(2) && said.contains("its database is empty or gone"), "{said}");
+    std::fs::remove_file(state.join("state.sqlite")).unwrap();
     // Beside its audit log it is missed without the file, too.
     std::fs::remove_file(folder.join("begun")).unwrap();
     std::fs::create_dir_all(&state).unwrap();
     std::fs::copy(away.join("audit.jsonl"), state.join("audit.jsonl")).unwrap();
     let (refused, said) = attempt(&run);
-    assert!(refused.status.code() == Some(2) && said.contains("no database beside it"), "{said}");
+    assert!(refused.status.code() == Some(2) && said.contains("its database is empty or gone"), "{said}");
     let (refused, said) = attempt(&["audit", "verify", text(&folder)]);
     assert!(refused.status.code() == Some(1), "{said}");
     // With its state it goes on.

@@ -376,11 +376,12 @@ async fn work(
 fn miss_state(folder: &ServerFolder, database: &Database) -> Result<(), Failure> {
     let (rows, begun) = (folder.state().join("state.sqlite"), folder.begun());
     let is_moved = folder.state().join("state.sqlite.migrated").exists();
-    if !matches!(database, Database::Sqlite) || rows.exists() || is_moved || !begun.exists() {
+    let has_rows = rows.metadata().is_ok_and(|rows| rows.len() > 0);
+    if !matches!(database, Database::Sqlite) || has_rows || is_moved || !begun.exists() {
         return Ok(());
     }
     let message = format!(
-        "{}: a server has worked here ({} says so), and its database is gone; with it every budget and every revocation: whoever was revoked would \
+        "{}: a server has worked here ({} says so), and its database is empty or gone; with it every budget and every revocation: whoever was revoked would \
          be let in. Put {} back, or restore the newest backup: `consortia server restore BACKUP --to NEW --lost-releases N`. A federation that is to \
          begin anew begins with `consortia server init` (docs/operations.md, When books disagree)",
         folder.0.display(),

@@ -6,8 +6,7 @@
 //! counts the updates that come, each of which an honest ledger has booked: so two copies are told apart even where both showed the same.
 //! A site that never claimed a ledger is let in without one. It decides nothing about budgets: those are the site's.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use privacy::chain::Digest;
 use protocol::ClientId;
@@ -18,9 +17,6 @@ use super::store::{Showing, ShownLedger, Store, StoreError};
 /// See the module.
 pub(crate) struct Ledgers {
     store: Arc<Store>,
-    /// The session that showed each ledger, and the updates that it has brought since. Those of an older session may be
-    /// in the ledger that a newer one has shown.
-    answered: Mutex<BTreeMap<ClientId, (u64, u64)>>,
 }
 
 /// What is to be done with a claim.
@@ -45,7 +41,7 @@ pub(crate) enum Proven {
 
 impl Ledgers {
     pub(crate) fn new(store: Arc<Store>) -> Self {
-        Self { store, answered: Mutex::default() }
+        Self { store }
     }
 
     /// What a claim is worth, before anything was proven.
@@ -54,7 +50,7 @@ impl Ledgers {
         site: &ClientId,
         claim: Option<LedgerClaim>,
     ) -> Result<Judged, StoreError> {
-        let known = self.known(site).await?;
+        let known = self.store.shown_ledger(site).await?;
         Ok(match (known, claim) {
             (None, _) => Judged::Welcome(None),
             (Some(_), None) => Judged::Refused(Rejection::LedgerMissing),
@@ -63,13 +59,6 @@ impl Ledgers {
             }
             (Some(known), Some(claim)) => Judged::Prove(known, claim),
         })
-    }
-
-    /// The ledger that is remembered, with the updates of connections that are open.
-    async fn known(&self, site: &ClientId) -> Result<Option<ShownLedger>, StoreError> {
-        let Some(known) = self.store.shown_ledger(site).await? else { return Ok(None) };
-        let open = self.open(|answered| answered.get(site).map_or(0, |(_, count)| *count));
-        Ok(Some(ShownLedger { answered: known.answered.saturating_add(open), ..known }))
     }
 
     /// Remembers what a session claims in the place of `known`. Whether another connection of the site was not quicker.
@@ -84,34 +73,21 @@ impl Ledgers {
         let is_same = known.is_some_and(|known| known.claim == claim && known.answered == 0);
         let shown = is_same || self.store.show_ledger(site, known, claim, showing).await?;
         if shown {
-            self.open(|answered| answered.insert(site.clone(), (session, 0)));
+            self.store.count_updates(site, session, claim);
         }
         Ok(shown)
     }
 
     /// A session has brought an update, which an honest ledger has booked.
     pub(crate) fn answered(&self, site: &ClientId, session: u64) {
-        self.open(|answered| {
-            if let Some((_, count)) = answered.get_mut(site).filter(|(shown, _)| *shown == session) {
-                *count += 1;
-            }
-        });
+        self.store.count_update(site, session);
     }
 
     /// A session is over: what it brought is written down.
     pub(crate) async fn settle(&self, site: &ClientId, session: u64) {
-        let more = self.open(|answered| {
-            answered.get(site).is_some_and(|(shown, _)| *shown == session).then(|| answered.remove(site))
-        });
-        if let Some((_, more)) = more.flatten().filter(|(_, more)| *more > 0)
-            && let Err(error) = self.store.add_answered(site, more).await
-        {
-            tracing::warn!("that {site} has sent {more} updates could not be written down: {error}");
+        if let Err(error) = self.store.end_count(site, session).await {
+            tracing::warn!("the last updates of {site} could not be written down: {error}");
         }
-    }
-
-    fn open<T>(&self, work: impl FnOnce(&mut BTreeMap<ClientId, (u64, u64)>) -> T) -> T {
-        work(&mut self.answered.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

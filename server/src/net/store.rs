@@ -73,6 +73,7 @@ pub struct Store {
     cross: Arc<CrossCheck>,
     /// Releases of which the audit log says nothing, until the log takes them up.
     unlogged: Mutex<Vec<Unlogged>>,
+    unwritten: ledgers::Unwritten,
     /// What every transaction that writes must find, where several servers share the database.
     fence: Option<Fence>,
     _lock: Option<File>,
@@ -219,6 +220,7 @@ impl Store {
         for (client, task, metrics) in &commit.reports {
             rows::write_report(&mut transaction, run, client, *task, metrics).await?;
         }
+        ledgers::add_updates(&mut transaction, &self.unwritten.take()).await?;
         for (client, record) in &commit.clients {
             rows::write_client(&mut transaction, run, client, record).await?;
         }

@@ -44,7 +44,7 @@ pub enum BooksError {
     },
     /// There is no database where one has worked.
     #[error(
-        "{}: there is an audit log, and no database beside it: it is missing, and with it every budget and every revocation. Nothing was started. \
+        "{}: this is of a server that has worked, and its database is empty or gone, and with it every budget and every revocation. Nothing was started. \
          Put state.sqlite (with state.sqlite-wal) back, or restore the newest backup: `consortia server restore BACKUP --to NEW \
          --lost-releases N` (docs/operations.md, When books disagree)", .0.display()
     )]
@@ -456,6 +456,17 @@ pub(super) fn miss_database(dir: &Path) -> Result<(), StoreError> {
     let witness = Witness::read(dir)?;
     match witness.logs.iter().find(|log| !log.hashes.is_empty()) {
         Some(log) => Err(BooksError::NoDatabase(dir.join(&log.name)).into()),
+        None => miss_rows_of_models(&dir.join("blobs")),
+    }
+}
+
+/// A folder with models is evidence, too, where database and log are both gone.
+fn miss_rows_of_models(blobs: &Path) -> Result<(), StoreError> {
+    let Ok(entries) = std::fs::read_dir(blobs) else { return Ok(()) };
+    let is_model =
+        |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "safetensors");
+    match entries.flatten().find(is_model) {
+        Some(model) => Err(BooksError::NoDatabase(model.path()).into()),
         None => Ok(()),
     }
 }

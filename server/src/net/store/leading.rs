@@ -13,6 +13,7 @@ use super::backup::Copying;
 use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
 use super::lease::Fence;
+use super::ledgers::Unwritten;
 use super::models::Medians;
 use super::objects::Objects;
 use super::secrets::Secrets;
@@ -142,6 +143,7 @@ impl Store {
             copying: Copying::of(dir),
             cross: Arc::default(),
             unlogged: Mutex::default(),
+            unwritten: Unwritten::default(),
             fence,
             _lock: Some(lock),
         })
@@ -278,6 +280,7 @@ impl Store {
             copying: Copying::of(dir),
             cross: Arc::default(),
             unlogged: Mutex::default(),
+            unwritten: Unwritten::default(),
             fence: None,
             _lock: None,
         })

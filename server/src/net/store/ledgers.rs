@@ -1,9 +1,15 @@
-//! The ledgers that sites have shown, one row a site.
+//! The ledgers that sites have shown, one row a site, and the updates that have come since.
+//!
+//! Updates are counted in memory and written in the transaction that commits their round, so that a server that is killed has
+//! forgotten none that moved a model.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use privacy::chain::Digest;
 use protocol::ClientId;
 use protocol::wire::LedgerClaim;
-use sqlx::Row;
+use sqlx::{AnyConnection, Row};
 
 use super::{Store, StoreError};
 
@@ -25,8 +31,84 @@ pub(crate) struct Showing {
     pub(crate) at: u64,
 }
 
+/// Updates that have come over open connections and are not written down yet.
+#[derive(Default)]
+pub(super) struct Unwritten(Mutex<BTreeMap<ClientId, Brought>>);
+
+/// What the session of a site has brought since it showed its ledger, or since the last transaction.
+struct Brought {
+    session: u64,
+    claim: LedgerClaim,
+    updates: u64,
+}
+
+impl Unwritten {
+    /// All that is not written down, with the ledger that was shown before it came. It is lost where the transaction that writes it
+    /// fails; the server ends then.
+    pub(super) fn take(&self) -> Vec<(ClientId, LedgerClaim, u64)> {
+        self.open(|sessions| {
+            let brought = sessions.iter_mut().filter(|(_, brought)| brought.updates > 0);
+            let taken = brought
+                .map(|(site, brought)| (site.clone(), brought.claim, std::mem::take(&mut brought.updates)));
+            taken.collect()
+        })
+    }
+
+    fn open<T>(&self, work: impl FnOnce(&mut BTreeMap<ClientId, Brought>) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Adds updates to what is remembered of the ledger that was shown before they came. A site that has shown a later one meanwhile has
+/// booked them in that.
+pub(super) async fn add_updates(
+    connection: &mut AnyConnection,
+    taken: &[(ClientId, LedgerClaim, u64)],
+) -> Result<(), StoreError> {
+    for (site, claim, updates) in taken {
+        sqlx::query(
+            "UPDATE site_ledgers SET answered = answered + $1 WHERE site = $2 AND records = $3 AND head = $4",
+        )
+        .bind(updates.cast_signed())
+        .bind(site.as_str())
+        .bind(claim.records.cast_signed())
+        .bind(claim.head.to_string())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
 impl Store {
-    /// The ledger that a site showed last.
+    /// Begins to count the updates of a session, which has just shown `claim`.
+    pub(crate) fn count_updates(&self, site: &ClientId, session: u64, claim: LedgerClaim) {
+        self.unwritten.open(|sessions| sessions.insert(site.clone(), Brought { session, claim, updates: 0 }));
+    }
+
+    /// An update has come over a session. Those of an older session may be in the ledger that a newer one has shown.
+    pub(crate) fn count_update(&self, site: &ClientId, session: u64) {
+        self.unwritten.open(|sessions| {
+            if let Some(brought) = sessions.get_mut(site).filter(|brought| brought.session == session) {
+                brought.updates += 1;
+            }
+        });
+    }
+
+    /// A session is over: what it has brought and is not written down yet is written now.
+    pub(crate) async fn end_count(&self, site: &ClientId, session: u64) -> Result<(), StoreError> {
+        let ended = self.unwritten.open(|sessions| {
+            let is_own = sessions.get(site).is_some_and(|brought| brought.session == session);
+            is_own.then(|| sessions.remove(site)).flatten()
+        });
+        let Some(Brought { claim, updates, .. }) = ended.filter(|brought| brought.updates > 0) else {
+            return Ok(());
+        };
+        let mut transaction = self.begin().await?;
+        add_updates(&mut transaction, &[(site.clone(), claim, updates)]).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// The ledger that a site showed last, with the updates that have come since then.
     pub(crate) async fn shown_ledger(&self, site: &ClientId) -> Result<Option<ShownLedger>, StoreError> {
         let found = sqlx::query("SELECT records, head, answered FROM site_ledgers WHERE site = $1");
         let Some(row) = found.bind(site.as_str()).fetch_optional(&self.pool).await? else { return Ok(None) };
@@ -34,7 +116,9 @@ impl Store {
         let text: String = row.try_get("head")?;
         let head = text.parse().map_err(|message| StoreError::Member { name: site.to_string(), message })?;
         let claim = LedgerClaim { records: records.cast_unsigned(), head };
-        Ok(Some(ShownLedger { claim, answered: answered.cast_unsigned() }))
+        let unwritten =
+            self.unwritten.open(|sessions| sessions.get(site).map_or(0, |brought| brought.updates));
+        Ok(Some(ShownLedger { claim, answered: answered.cast_unsigned().saturating_add(unwritten) }))
     }
 
     /// Remembers the ledger that a site shows now in the place of `before`. Whether that was still the one that it showed last.
@@ -70,15 +154,7 @@ impl Store {
         transaction.commit().await?;
         Ok(done.rows_affected() == 1)
     }
-
-    /// Counts updates that have come from a site since it showed its ledger.
-    pub(crate) async fn add_answered(&self, site: &ClientId, more: u64) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        sqlx::query("UPDATE site_ledgers SET answered = answered + $1 WHERE site = $2")
-            .bind(more.cast_signed())
-            .bind(site.as_str())
-            .execute(&mut *transaction)
-            .await?;
-        Ok(transaction.commit().await?)
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -426,3 +426,21 @@ async fn no_random_damage_of_a_file_makes_a_state_that_starts_and_has_forgotten_
     println!("{started} started with all they knew, {refused} were refused");
     assert!(refused > 0);
 }
+
+#[tokio::test]
+async fn an_empty_database_without_a_log_beside_models_is_no_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = Books::found(dir.path()).await;
+    books.release(1, false).await.unwrap();
+    let folder = image(dir.path());
+    books.close().await;
+    for name in ["state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "audit.jsonl"] {
+        let _ = fs::remove_file(folder.path().join(name));
+    }
+    fs::write(folder.path().join("state.sqlite"), "").unwrap();
+    let models = readable(folder.path());
+    assert!(!models.is_empty());
+    let said = refused(folder.path()).await;
+    assert!(said.contains("safetensors") && said.contains("restore the newest backup"), "{said}");
+    assert_eq!(readable(folder.path()), models, "what is evidence stays");
+}

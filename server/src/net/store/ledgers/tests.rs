@@ -1,0 +1,67 @@
+//! What is remembered of sites' ledgers, over kills, too.
+
+use super::super::tests::{RUN, begin, commit, layout, submit};
+use super::*;
+
+fn north() -> ClientId {
+    ClientId::new("north").unwrap()
+}
+
+fn claim(records: u64) -> LedgerClaim {
+    LedgerClaim { records, head: Digest::of(&records.to_le_bytes()) }
+}
+
+async fn show(store: &Store, session: u64, claim: LedgerClaim) {
+    let before = store.shown_ledger(&north()).await.unwrap();
+    let showing = Showing { certificate: Digest::of(b"certificate"), address: "127.0.0.1:1".into(), at: 9 };
+    assert!(store.show_ledger(&north(), before, claim, &showing).await.unwrap());
+    store.count_updates(&north(), session, claim);
+}
+
+async fn remembered(store: &Store) -> (LedgerClaim, u64) {
+    let shown = store.shown_ledger(&north()).await.unwrap().unwrap();
+    (shown.claim, shown.answered)
+}
+
+#[tokio::test]
+async fn updates_are_written_down_with_the_round_that_they_moved_so_that_a_kill_forgets_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    show(&store, 1, claim(5)).await;
+    for round in 1..=3 {
+        store.count_update(&north(), 1);
+        store.commit(RUN, &layout(), &commit(round, [round as f32; 3])).await.unwrap();
+        // Another look sees what a server that is killed now would leave.
+        let look = Store::look(dir.path()).await.unwrap();
+        assert_eq!(remembered(&look).await, (claim(5), u64::from(round)));
+        look.close().await;
+    }
+    // What came after the last round is written when the session ends; a session that is over counts nothing.
+    store.count_update(&north(), 1);
+    assert_eq!(remembered(&store).await, (claim(5), 4));
+    store.end_count(&north(), 1).await.unwrap();
+    store.count_update(&north(), 1);
+    assert_eq!(remembered(&store).await, (claim(5), 4));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn updates_from_before_a_ledger_was_shown_anew_are_in_that_ledger_already() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    show(&store, 1, claim(5)).await;
+    store.count_update(&north(), 1);
+    let taken = store.unwritten.take();
+    show(&store, 2, claim(6)).await;
+    let mut transaction = store.begin().await.unwrap();
+    add_updates(&mut transaction, &taken).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(remembered(&store).await, (claim(6), 0));
+    store.count_update(&north(), 1);
+    store.count_update(&north(), 2);
+    store.commit(RUN, &layout(), &commit(1, [1.0; 3])).await.unwrap();
+    assert_eq!(remembered(&store).await, (claim(6), 1));
+    store.close().await;
+}
