@@ -145,7 +145,7 @@ async fn a_server_that_was_copied_while_it_worked_goes_on_elsewhere_and_ends_wit
     let (refused, said) = attempt(&["server", "restore", &backup, "--to", &restored]);
     assert!(refused.status.code() == Some(2) && said.contains("server.toml has changed"), "{said}");
     std::fs::write(&toml, kept).unwrap();
-    command(&["server", "restore", &backup, "--to", &restored]);
+    command(&["server", "restore", &backup, "--to", &restored, "--lost-releases", "0"]);
 
     let (server, address) = serve(&restored, "127.0.0.1:0");
     let _sites = members(&fed, &address).await;
@@ -161,11 +161,14 @@ async fn a_restored_budget_is_charged_for_what_it_may_have_forgotten() {
     let fed = federation(dir.path());
     let (server, address) = serve(&fed, "127.0.0.1:0");
     let _sites = members(&fed, &address).await;
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (early, fresh) = (path("early"), path("fresh"));
+    command(&["server", "backup", "--dir", &fed, "--to", &early]);
     let privacy = "[update]\nnorm_max = 1.0\n[privacy.central]\npopulation = \"wards\"\ndelta = 1e-5\nepsilon_max = 9\n\
          noise_multiplier = 40\ndenominator = 3\nsampling = { availability = { participations_max = 100 } }\n";
-    submit(&write_plan(dir.path(), &plan(2, privacy)), &fed, &address, None);
+    let private = write_plan(dir.path(), &plan(2, privacy));
+    submit(&private, &fed, &address, None);
     server.next("the end", |line| line["event"] == "ended" && line["state"] == "finished");
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (backup, restored) = (path("backup"), path("restored"));
     command(&["server", "backup", "--dir", &fed, "--to", &backup]);
     let (refused, said) = attempt(&["server", "restore", &backup, "--to", &restored]);
@@ -176,4 +179,15 @@ async fn a_restored_budget_is_charged_for_what_it_may_have_forgotten() {
         command(&["budget", "show", folder])["populations"][0]["releases"].clone()
     };
     assert_eq!((releases(&fed), releases(&restored)), (2.into(), 7.into()));
+
+    // A backup from before the population's first run asks as well, and its budget does not begin anew.
+    let (refused, said) = attempt(&["server", "restore", &early, "--to", &fresh]);
+    assert!(refused.status.code() == Some(6) && said.contains("--lost-releases"), "{said}");
+    let told = command(&["server", "restore", &early, "--to", &fresh, "--lost-releases", "100000"]);
+    assert_eq!(told["owed_by_new_populations"], 100_000, "{told}");
+    let (server, address) = serve(&fresh, "127.0.0.1:0");
+    let _sites = members(&fed, &address).await;
+    submit(&private, &fresh, &address, None);
+    server.next("the end", |line| line["event"] == "ended" && line["state"] == "budget_exhausted");
+    assert_eq!(releases(&fresh), 100_000);
 }

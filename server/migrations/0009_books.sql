@@ -25,11 +25,14 @@ CREATE TABLE unpublished (
     key     TEXT NOT NULL
 ) STRICT;
 
--- Releases that were charged when this state was brought back from a backup; models of as many may lie in the storage. The
--- row goes with them, when a server starts.
+-- Releases that were charged whenever this state was brought back from a backup.
 CREATE TABLE restored (
-    one            INTEGER PRIMARY KEY CHECK (one = 1),
-    lost_releases  INTEGER NOT NULL
+    one             INTEGER PRIMARY KEY CHECK (one = 1),
+    -- All of them. It stays: a population that was not charged then, because the state knew nothing of it, is charged as many before
+    -- its first run.
+    lost_releases   INTEGER NOT NULL,
+    -- Models of as many may lie in the storage. 0 when a server has started, since they are removed then.
+    unknown_models  INTEGER NOT NULL
 ) STRICT;
 
 -- Over the numbers that bound how often a client takes part: a row that a disk changed would let it take part once more.

@@ -70,8 +70,9 @@ use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{
-    Agreement, BackupError, BlobError, BooksError, Database, DatabaseError, Lost, Objects, ObjectsError,
-    Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError, Transferred,
+    Agreement, BackupError, BlobError, BooksError, BroughtBack, Database, DatabaseError, Lost, Objects,
+    ObjectsError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError,
+    Transferred,
 };
 use strangers::Strangers;
 use uploads::{Spare, Uploads};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use privacy::chain::Digest;
 use serde_json::json;
-use server::net::{BackupError, Lost, Store};
+use server::net::{BackupError, BroughtBack, Lost, Store};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
@@ -39,7 +39,8 @@ pub(super) struct RestoreArgs {
     #[arg(long)]
     to: PathBuf,
     /// How many releases may have been made after the backup, at most: each is charged to every privacy budget, since the
-    /// backup does not know of it. 0 only if no server has worked since. Needed where a budget is kept.
+    /// backup does not know of it; to a budget that the backup does not know either, before its first run. 0 only if no
+    /// server has worked since. Always needed.
     #[arg(long, value_name = "N")]
     lost_releases: Option<u64>,
 }
@@ -101,20 +102,21 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
         fs::remove_file(&sums).or_fail(Kind::Run, SUMS)?;
     }
     // All that is owed is booked before the folder has a name by which a server could be started.
-    let lost = runtime()?.block_on(Store::bring_back(&part.path().join("state"), args.lost_releases));
-    let lost = lost.map_err(|error| match error {
-        BackupError::LostUnknown { .. } | BackupError::TooFew { .. } => Failure::new(Kind::Refused, error),
+    let brought = runtime()?.block_on(Store::bring_back(&part.path().join("state"), args.lost_releases));
+    let brought = brought.map_err(|error| match error {
+        BackupError::LostUnknown | BackupError::TooFew { .. } => Failure::new(Kind::Refused, error),
         error => Failure::new(Kind::Run, format!("nothing was restored: {error}")),
     })?;
     part.finish()?;
     let shown = args.to.display();
     global.format.say(
-        || format!("{shown} is as the backup was{}\nnext:\n  consortia server run {shown}", describe(&lost)),
+        || format!("{shown} is as the backup was{}\nnext:\n  consortia server run {shown}", describe(&brought)),
         || {
             let charged = |one: &Lost| {
                 json!({ "population": one.population, "charged": one.charged, "epsilon": one.epsilon, "epsilon_max": one.epsilon_max })
             };
-            json!({ "folder": args.to, "charged": lost.iter().map(charged).collect::<Vec<_>>() })
+            let lost: Vec<_> = brought.charged.iter().map(charged).collect();
+            json!({ "folder": args.to, "charged": lost, "owed_by_new_populations": brought.owed })
         },
     );
     Ok(())
@@ -138,16 +140,24 @@ fn hold(folder: &Path) -> Result<fs::File, Failure> {
     Ok(lock)
 }
 
-fn describe(lost: &[Lost]) -> String {
-    if lost.is_empty() {
-        return String::new();
+fn describe(brought: &BroughtBack) -> String {
+    let BroughtBack { charged, owed, .. } = brought;
+    let mut said = String::new();
+    if !charged.is_empty() {
+        let mut rows = vec![["population", "charged", "epsilon", "budget"].map(str::to_owned).to_vec()];
+        rows.extend(charged.iter().map(|one| {
+            let (epsilon, budget) = (format!("{:.4}", one.epsilon), one.epsilon_max.to_string());
+            vec![one.population.clone(), one.charged.to_string(), epsilon, budget]
+        }));
+        said = format!(", and its budgets are charged for what it does not know of\n{}", table(&rows));
     }
-    let mut rows = vec![["population", "charged", "epsilon", "budget"].map(str::to_owned).to_vec()];
-    rows.extend(lost.iter().map(|one| {
-        let (epsilon, budget) = (format!("{:.4}", one.epsilon), one.epsilon_max.to_string());
-        vec![one.population.clone(), one.charged.to_string(), epsilon, budget]
-    }));
-    format!(", and its budgets are charged for what it does not know of\n{}", table(&rows))
+    if *owed > 0 {
+        let owed = format!(
+            "a population of which it knows no charge is charged {owed} releases before its first run, by that run's noise"
+        );
+        said = format!("{}\n{owed}", said.trim_end());
+    }
+    said
 }
 
 /// Copies a folder with the permissions of its files. Links are left out, and so is the root's key.

@@ -17,12 +17,19 @@ use privacy::chain::{ChainWriter, DamagedLine, LINE_MAX, WriteError, read_lines}
 use protocol::wire::{Control, RunState};
 use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::engine::Record;
 use super::members::Verdict;
 use super::private;
 use super::store::{AuditHead, CrossCheck, StoreError, Unlogged};
 use crate::{Note, RunEnd};
+
+/// Bytes of a record whose texts are written whole.
+const RECORD_MAX: usize = 1 << 16;
+/// Bytes that are kept of each text in a longer record. One byte takes up to six in JSON, and no event has more than eight texts.
+const TEXT_MAX: usize = 1 << 12;
 
 /// Why an audit log cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +69,7 @@ struct Entry<'a> {
     event: Event<'a>,
 }
 
-/// What happened.
+/// What happened. A field has one type, whatever the event.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Event<'a> {
@@ -160,7 +167,7 @@ pub(crate) enum Event<'a> {
     Alternating {
         client: &'a str,
         address: &'a str,
-        before: &'a str,
+        replaced_address: &'a str,
         times: u64,
     },
     Quarantined {
@@ -270,7 +277,8 @@ impl AuditLog {
         event: Event<'_>,
     ) -> Result<(), AuditError> {
         let (run, database) = (run.map(|run| run.to_string()), self.cross.version());
-        self.writer.append(&Entry { time: now.as_micros(), run, database, event })?;
+        let record = record_of(&Entry { time: now.as_micros(), run, database, event });
+        self.writer.append(&record)?;
         Ok(())
     }
 
@@ -293,8 +301,8 @@ impl AuditLog {
             Record::LedgerReplaced { site, address, records } => {
                 Event::LedgerReplaced { client: site.as_str(), address, records: *records }
             }
-            Record::Alternating { site, address, before, times } => {
-                Event::Alternating { client: site.as_str(), address, before, times: *times }
+            Record::Alternating { site, address, replaced_address, times } => {
+                Event::Alternating { client: site.as_str(), address, replaced_address, times: *times }
             }
             Record::Quarantined { site, reason, by } => {
                 Event::Quarantined { client: site.as_str(), reason, by }
@@ -353,6 +361,27 @@ impl AuditLog {
         }
         Ok(())
     }
+}
+
+/// The record as it is written. Texts come from outside, and a line beyond [`LINE_MAX`] would be refused by the writer and by every
+/// reader: of a record that is long, each text is cut.
+fn record_of(entry: &Entry<'_>) -> Box<RawValue> {
+    let written = "an audit record has a JSON form";
+    let record = serde_json::value::to_raw_value(entry).expect(written);
+    if record.get().len() <= RECORD_MAX {
+        return record;
+    }
+    let mut fields = serde_json::to_value(entry).expect(written);
+    for field in fields.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        if let Value::String(text) = field
+            && text.len() > TEXT_MAX
+        {
+            let (all, kept) = (text.len(), text.floor_char_boundary(TEXT_MAX));
+            text.truncate(kept);
+            text.push_str(&format!(" [{} bytes more]", all - kept));
+        }
+    }
+    serde_json::value::to_raw_value(&fields).expect(written)
 }
 
 /// The last lines of the logs in `state` that are about `run`, oldest first, of at most `bytes` bytes together. Servers that took
@@ -433,3 +462,6 @@ impl From<AuditError> for StoreError {
         Self::Audit(Box::new(error))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,7 +103,7 @@ pub(crate) enum Record {
     Alternating {
         site: ClientId,
         address: String,
-        before: String,
+        replaced_address: String,
         times: u64,
     },
     Quarantined {

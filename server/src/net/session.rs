@@ -261,7 +261,7 @@ async fn tell_displaced(hall: &Hall, site: &ClientId, address: String, displaced
         "{site} has connected again {times} times within ten minutes while it was connected, from {address} now and {before} before: two \
          programs have its key, or one is restarted again and again"
     );
-    let record = Record::Alternating { site: site.clone(), address, before, times };
+    let record = Record::Alternating { site: site.clone(), address, replaced_address: before, times };
     let _ = hall.commands.send(Command::Record(record)).await;
 }
 

@@ -44,22 +44,44 @@ pub(crate) struct Witness {
     pub(crate) twice: Vec<(RunId, u32, Place)>,
 }
 
-/// The parts of a record that are compared.
+/// What every record has.
 #[derive(Deserialize)]
-struct Line {
+struct Head {
     event: String,
     #[serde(default)]
     database: i64,
     run: Option<String>,
-    round: Option<u32>,
-    #[serde(default)]
-    released: bool,
+}
+
+// The fields of the kinds that are compared. A line is read as one of them only where its `event` says so: whatever other kinds
+// hold, now or in a later release, cannot make a log unreadable.
+
+#[derive(Deserialize)]
+struct Released {
+    round: u32,
     model_sha256: Option<String>,
     #[serde(default)]
     recovered: bool,
+}
+
+#[derive(Deserialize)]
+struct Ended {
+    round: u32,
+    #[serde(default)]
+    released: bool,
+}
+
+#[derive(Deserialize)]
+struct Submitted {
     plan_sha256: Option<String>,
-    client: Option<String>,
-    before: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Revoked {
+    client: String,
+    /// Missing where an older release wrote the line.
+    #[serde(default)]
+    before: u64,
 }
 
 impl Witness {
@@ -81,56 +103,71 @@ impl Witness {
     fn add(&mut self, path: &Path, links: &[Link]) -> Result<(), (usize, ChainError)> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.logs.push(Log { name, hashes: links.iter().map(|link| link.hash).collect() });
-        // By the line that tells of the release itself; the line at the round's end tells of the same one.
-        let (mut released, mut ended) = (BTreeSet::new(), BTreeSet::new());
+        let mut told = Told::default();
         for (line, link) in (1..).zip(links) {
-            let read: Line = link.read().map_err(|fault| (line, fault))?;
-            let place = || Place { log: path.to_owned(), line };
-            if self.version.as_ref().is_none_or(|(highest, _)| read.database > *highest) && read.database > 0
-            {
-                self.version = Some((read.database, place()));
+            let place = Place { log: path.to_owned(), line };
+            self.take(link, place, &mut told).map_err(|fault| (line, fault))?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, link: &Link, place: Place, told: &mut Told) -> Result<(), ChainError> {
+        let head: Head = link.read()?;
+        if head.database > 0 && self.version.as_ref().is_none_or(|(highest, _)| head.database > *highest) {
+            self.version = Some((head.database, place.clone()));
+        }
+        let run = head.run.and_then(|run| run.parse::<RunId>().ok());
+        match (head.event.as_str(), run) {
+            ("released", Some(run)) => {
+                let Released { round, model_sha256, recovered } = link.read()?;
+                let before = self.releases.get(&(run, round)).and_then(|(sha256, _)| sha256.as_ref());
+                let again = !recovered && told.released.contains(&(run, round));
+                if again || before.is_some_and(|before| Some(before) != model_sha256.as_ref()) {
+                    self.twice.push((run, round, place.clone()));
+                }
+                told.released.insert((run, round));
+                self.releases.insert((run, round), (model_sha256, place));
             }
-            let run = read.run.and_then(|run| run.parse::<RunId>().ok());
-            match (read.event.as_str(), run, read.round) {
-                ("released", Some(run), Some(round)) => {
-                    let before = self.releases.get(&(run, round)).and_then(|(sha256, _)| sha256.as_ref());
-                    let again = !read.recovered && released.contains(&(run, round));
-                    if again || before.is_some_and(|before| Some(before) != read.model_sha256.as_ref()) {
-                        self.twice.push((run, round, place()));
-                    }
-                    released.insert((run, round));
-                    self.releases.insert((run, round), (read.model_sha256, place()));
+            ("round", Some(run)) => {
+                let Ended { round, released } = link.read()?;
+                if !released || round == 0 {
+                    return Ok(());
                 }
-                ("round", Some(run), Some(round)) if read.released && round > 0 => {
-                    if !ended.insert((run, round)) {
-                        self.twice.push((run, round, place()));
-                    }
-                    self.releases.entry((run, round)).or_insert_with(|| (None, place()));
+                if !told.ended.insert((run, round)) {
+                    self.twice.push((run, round, place.clone()));
                 }
-                ("submitted", Some(run), _) => {
-                    if let Some(sha256) = read.plan_sha256 {
-                        self.plans.insert(run, (sha256, place()));
-                    }
-                }
-                ("revoked", _, _) => {
-                    if let Some(client) = read.client.and_then(|client| ClientId::new(&client).ok()) {
-                        let before = read.before.unwrap_or(0);
-                        let known = self.revoked.entry(client).or_insert_with(|| (before, place()));
-                        if before > known.0 {
-                            *known = (before, place());
-                        }
-                    }
-                }
-                _ => {}
+                self.releases.entry((run, round)).or_insert((None, place));
             }
+            ("submitted", Some(run)) => {
+                let Submitted { plan_sha256 } = link.read()?;
+                if let Some(sha256) = plan_sha256 {
+                    self.plans.insert(run, (sha256, place));
+                }
+            }
+            ("revoked", _) => {
+                let Revoked { client, before } = link.read()?;
+                let Ok(client) = ClientId::new(&client) else { return Ok(()) };
+                let known = self.revoked.entry(client).or_insert_with(|| (before, place.clone()));
+                if before > known.0 {
+                    *known = (before, place);
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
 }
 
+/// Rounds of one log: by the line that tells of the release itself, and by the line at the round's end, which tells of the same one.
+#[derive(Default)]
+struct Told {
+    released: BTreeSet<(RunId, u32)>,
+    ended: BTreeSet<(RunId, u32)>,
+}
+
 /// How many of these records a database of this `version` can know: those before the first that names a later one.
 pub(crate) fn known_to(version: i64, links: &[Link]) -> usize {
-    let later = |link: &Link| link.read::<Line>().is_ok_and(|line| line.database > version);
+    let later = |link: &Link| link.read::<Head>().is_ok_and(|line| line.database > version);
     links.iter().position(later).unwrap_or(links.len())
 }
 

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use privacy::ledger::Ledger;
 use protocol::wire::{Control, RunSummary};
 use protocol::{ClientId, RunId};
 
@@ -14,10 +13,10 @@ use super::super::InitialModel;
 use super::super::audit;
 use super::super::central::Evaluator;
 use super::super::outgoing::Broadcast;
-use super::super::store::{Queued, StoreError, StoredRun, Submission};
+use super::super::store::{BackupError, Opened, Queued, StoreError, StoredRun, Submission};
 use super::live::Live;
 use super::{Active, Engine, NewRun, entropy, seed_of};
-use crate::{Booking, Chance, Checkpoint, Coordinator, Event, Plan, Purse, RunEnd, Setup};
+use crate::{Chance, Checkpoint, Coordinator, Event, Plan, Purse, RunEnd, Setup};
 
 impl Engine {
     /// Takes a run into the queue.
@@ -181,16 +180,15 @@ impl Engine {
     fn purse(&self, run: RunId, plan: &Plan) -> Result<Option<Purse>, Unable> {
         let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
         let population = central.population.clone();
-        let links = self.handle.block_on(self.store.ledger(&population))?;
-        let wrong = |error: privacy::ledger::LedgerError| Unable::Run(error.to_string());
-        let mut ledger = if links.is_empty() {
-            let (ledger, first) = Ledger::found(central.terms()).map_err(wrong)?;
-            let booking = Booking { population: population.clone(), links: vec![first] };
-            self.handle.block_on(self.store.book(&booking))?;
-            ledger
-        } else {
-            Ledger::replay(&links).map_err(wrong)?
-        };
+        let charge = central.charge();
+        let opened = self.store.open_ledger(central.terms(), &charge);
+        let Opened { mut ledger, charged } = self.handle.block_on(opened)?;
+        if charged > 0 {
+            tracing::warn!(
+                "the ledger of `{population}` begins with {charged} releases charged: this state was restored from a backup, and does not know \
+                 whether they were made from its budget"
+            );
+        }
         let declared = self.declare(&mut ledger, Some(run.to_string()))?;
         self.book_declarations(population, declared)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -217,6 +215,15 @@ impl From<StoreError> for Unable {
             Self::Run(error.to_string())
         } else {
             Self::Server(error)
+        }
+    }
+}
+
+impl From<BackupError> for Unable {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Store(error) => error.into(),
+            error => Self::Run(error.to_string()),
         }
     }
 }

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use privacy::chain::read_lines;
-use privacy::ledger::{Charge, Ledger, Record};
+use privacy::ledger::Ledger;
 use protocol::RunId;
 
 use super::blobs::Blobs;
 use super::compare::Agreement;
+use super::founding::{book_unknown, charges_in};
 use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
 use crate::net::AuditError;
@@ -25,8 +26,6 @@ use crate::{Booking, RunEnd};
 
 /// How often a copy is begun anew when a server on another machine has removed a file meanwhile.
 const ATTEMPTS: u32 = 10;
-/// The run in whose name releases are charged that no state knows of.
-const UNKNOWN_RUN: &str = "after-backup";
 
 /// Why a state is not copied, or not brought back.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +41,11 @@ pub enum BackupError {
     Busy(u32),
     /// Nobody has said how many releases may be missing.
     #[error(
-        "the state keeps the privacy budget of `{population}` and does not know of releases that were made after it; say how many there may \
-         have been, at most, with --lost-releases N, and they are charged. The old server's audit.jsonl and the sites' ledgers tell; 0 only \
-         if no server has worked since"
+        "the state does not know of releases that were made after it, nor of privacy budgets that were first spent from then; say how many \
+         releases there may have been, at most, with --lost-releases N, and they are charged. The old server's audit.jsonl and the sites' \
+         ledgers tell; 0 only if no server has worked since"
     )]
-    LostUnknown {
-        /// A population.
-        population: String,
-    },
+    LostUnknown,
     /// The audit log knows of more releases than are to be charged.
     #[error(
         "the audit log beside the database tells of {known} releases that the database does not know, and --lost-releases is {given}; say \
@@ -71,12 +67,24 @@ pub enum BackupError {
     },
 }
 
+/// What a state that was brought back owes for releases that it does not know of.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct BroughtBack {
+    /// What each population was charged, by name.
+    pub charged: Vec<Lost>,
+    /// Releases that a population is charged before its first run where the state knows no charge of it: one that was founded after the
+    /// backup, or that had released nothing yet.
+    pub owed: u64,
+}
+
 /// What was charged for releases that a state does not know of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lost {
     /// Whose ledger.
     pub population: String,
-    /// Releases that were charged, whether or not the budget can pay for them.
+    /// Releases that were charged, whether or not the budget can pay for them; 0 where its first run will be charged
+    /// ([`BroughtBack::owed`]).
     pub charged: u64,
     /// Epsilon of everything booked now.
     pub epsilon: f64,
@@ -205,26 +213,25 @@ impl Store {
     }
 
     /// Makes a state of a copy in `dir` that a server may go on with: whatever the audit logs know and the rows do not is taken out of the
-    /// logs, into files beside them; every population is charged for `lost` releases, and runs that hold correlated noise end if any
-    /// was lost: their next release would reuse noise. Then the books must agree.
+    /// logs, into files beside them; every population is charged for `lost` releases, those of which the state knows no charge before
+    /// their first run, and runs that hold correlated noise end if any was lost: their next release would reuse noise. Then the books
+    /// must agree.
     ///
     /// # Errors
-    /// [`BackupError::LostUnknown`] where a budget is kept and `lost` is not given, [`BackupError::TooFew`] where the logs know better;
-    /// what is damaged stays so.
-    pub async fn bring_back(dir: &Path, lost: Option<u64>) -> Result<Vec<Lost>, BackupError> {
+    /// [`BackupError::LostUnknown`] where `lost` is not given, [`BackupError::TooFew`] where the logs know better; what is damaged stays
+    /// so.
+    pub async fn bring_back(dir: &Path, lost: Option<u64>) -> Result<BroughtBack, BackupError> {
+        // Also where no ledger is kept: the first may have been founded since.
+        let given = lost.ok_or(BackupError::LostUnknown)?;
         let store = Self::open_unchecked(dir).await?;
         let charged = async {
             store.check_integrity().await?;
-            let population = store.populations().await?.into_iter().next();
-            if let (None, Some(population)) = (lost, population) {
-                return Err(BackupError::LostUnknown { population });
-            }
-            let given = lost.unwrap_or(0);
             let known = store.cut_logs(dir).await?;
             if known > given {
                 return Err(BackupError::TooFew { known, given });
             }
-            store.charge_lost(given).await
+            let charged = store.charge_lost(given).await?;
+            Ok(BroughtBack { charged, owed: store.owed().await? })
         };
         let charged = charged.await;
         store.close().await;
@@ -274,15 +281,10 @@ impl Store {
             let fault = |message: String| BackupError::Ledger { population: population.clone(), message };
             let mut ledger = Ledger::replay(&links).map_err(|error| fault(error.to_string()))?;
             let mut booking = Booking { population: population.clone(), links: ledger.settle() };
-            let charges: Vec<Charge> =
-                links.iter().filter_map(|link| link.read().ok()).filter_map(charge).collect();
-            let dearest = ledger.dearest_charge(&charges, releases);
-            let dearest = dearest.map_err(|error| fault(error.to_string()))?.filter(|_| releases > 0);
-            let charged = if dearest.is_some() { releases } else { 0 };
-            if let Some(charge) = dearest {
-                let made = ledger.book_made(UNKNOWN_RUN, &charge, releases);
-                booking.links.extend(made.map_err(|error| fault(error.to_string()))?);
-            }
+            let candidates = charges_in(&links);
+            let made = book_unknown(&mut ledger, &candidates, releases).map_err(fault)?;
+            let charged = if made.is_empty() { 0 } else { releases };
+            booking.links.extend(made);
             self.book(&booking).await?;
             let epsilon = ledger.epsilon().map_err(|error| fault(error.to_string()))?.best();
             let epsilon_max = ledger.terms().epsilon_max;
@@ -295,13 +297,16 @@ impl Store {
         Ok(lost)
     }
 
-    /// Writes down that models of so many releases may lie in the storage of which this state does not know.
+    /// Writes down that models of so many releases may lie in the storage of which this state does not know, and that so many more are owed
+    /// by populations of which it does not know.
     async fn expect_lost(&self, releases: u64) -> Result<(), StoreError> {
+        let owed = self.owed().await?.saturating_add(releases);
+        let whole = |releases: u64| i64::try_from(releases).unwrap_or(i64::MAX);
         let mut transaction = self.begin().await?;
-        let sql = "INSERT INTO restored (one, lost_releases) VALUES (1, $1) \
-                   ON CONFLICT (one) DO UPDATE SET lost_releases = restored.lost_releases + $1";
-        let releases = i64::try_from(releases).unwrap_or(i64::from(u32::MAX));
-        sqlx::query(sql).bind(releases).execute(&mut *transaction).await?;
+        let sql = "INSERT INTO restored (one, lost_releases, unknown_models) VALUES (1, $1, $2) \
+                   ON CONFLICT (one) DO UPDATE SET lost_releases = $1, unknown_models = restored.unknown_models + $2";
+        let sql = sqlx::query(sql).bind(whole(owed)).bind(whole(releases.min(u64::from(u32::MAX))));
+        sql.execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -314,14 +319,6 @@ impl Store {
             self.end(run, &RunEnd::Failed(why.to_owned())).await?;
         }
         Ok(())
-    }
-}
-
-/// What a record charges.
-fn charge(record: Record) -> Option<Charge> {
-    match record {
-        Record::Reserved { charge, .. } | Record::Spent { charge, .. } => Some(charge),
-        _ => None,
     }
 }
 

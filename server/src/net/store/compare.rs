@@ -336,7 +336,7 @@ impl Store {
         for row in sqlx::query("SELECT blob FROM models").fetch_all(&self.pool).await? {
             named.insert(row.try_get("blob")?);
         }
-        let restored = sqlx::query("SELECT lost_releases FROM restored").fetch_optional(&self.pool).await?;
+        let restored = sqlx::query("SELECT unknown_models FROM restored").fetch_optional(&self.pool).await?;
         let charged = restored.map(|row| row.try_get::<i64, _>(0)).transpose()?.unwrap_or(0);
         let mut unknown: BTreeMap<(RunId, u32), String> = BTreeMap::new();
         for name in self.blobs.list().await? {

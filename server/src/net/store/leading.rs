@@ -215,16 +215,17 @@ impl Store {
         }
         // What a crash left behind unreferenced was never released: it goes before anything else happens.
         self.collect().await?;
-        self.forget_restoring().await
+        self.forget_unknown_models().await
     }
 
-    /// What a backup had forgotten is charged, and its files are gone.
-    async fn forget_restoring(&self) -> Result<(), StoreError> {
-        if sqlx::query("SELECT one FROM restored").fetch_optional(&self.pool).await?.is_none() {
+    /// The files of what a backup had forgotten are gone. What was charged is not forgotten: other populations may owe it still.
+    async fn forget_unknown_models(&self) -> Result<(), StoreError> {
+        let expected = "SELECT one FROM restored WHERE unknown_models > 0";
+        if sqlx::query(expected).fetch_optional(&self.pool).await?.is_none() {
             return Ok(());
         }
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM restored").execute(&mut *transaction).await?;
+        sqlx::query("UPDATE restored SET unknown_models = 0").execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 

@@ -6,7 +6,7 @@ use super::super::place::Place;
 use super::super::tests::{RUN, a_book, begin, commit, layout, submit};
 use super::*;
 use privacy::accounting::{Mechanism, Relation};
-use privacy::ledger::{Composition, Release, ReserveError, Terms, Unit};
+use privacy::ledger::{Charge, Composition, Release, ReserveError, Terms, Unit};
 
 #[tokio::test]
 async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
@@ -135,4 +135,59 @@ async fn lost_releases_are_charged_as_what_costs_most_and_not_as_what_has_least_
         let (lost, due) = (store.charge_lost(3).await.unwrap(), honest.epsilon().unwrap().best());
         assert!(lost[0].epsilon >= due - 1e-12, "{} is less than {due}", lost[0].epsilon);
     }
+}
+
+#[tokio::test]
+async fn a_population_that_a_backup_does_not_know_begins_with_the_lost_releases_charged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, back) = (dir.path().join("state"), dir.path().join("back"));
+    let store = Store::open(&state).await.unwrap();
+    // A population that was founded and has charged nothing is as good as unknown.
+    let terms = |population: &str| Terms {
+        population: population.into(),
+        unit: Unit::Client,
+        relation: Relation::AddOrRemoveOne,
+        delta: 1e-5,
+        epsilon_max: 3.0,
+    };
+    let charge = Charge {
+        mechanism: Mechanism::Gaussian { noise_multiplier: 4.0 },
+        composition: Composition::Each { at_most: Some(1) },
+    };
+    assert_eq!(store.open_ledger(terms("bare"), &charge).await.unwrap().charged, 0);
+    let looking = Store::look(&state).await.unwrap();
+    looking.back_up(&state, &back).await.unwrap();
+    looking.close().await;
+    let asked = Store::bring_back(&back, None).await.unwrap_err();
+    assert!(asked.to_string().contains("--lost-releases"), "{asked}");
+    let brought = Store::bring_back(&back, Some(4)).await.unwrap();
+    assert_eq!((brought.charged[0].charged, brought.owed), (0, 4));
+    for population in ["bare", "wards"] {
+        // However often a server has started in between, and however often it is asked.
+        for charged in [4, 0] {
+            let store = Store::open(&back).await.unwrap();
+            let opened = store.open_ledger(terms(population), &charge).await.unwrap();
+            assert_eq!((opened.charged, opened.ledger.releases()), (charged, 4), "{population}");
+            let booked = Ledger::replay(&store.ledger(population).await.unwrap()).unwrap();
+            assert_eq!((booked.releases(), booked.head()), (4, opened.ledger.head()));
+            store.close().await;
+        }
+    }
+    // A limit of participations holds within a run, and the lost releases may be of many.
+    let store = Store::open(&back).await.unwrap();
+    let mut honest = Ledger::found(terms("wards")).unwrap().0;
+    let each = Charge { composition: Composition::Each { at_most: None }, ..charge.clone() };
+    honest.book_made("lost", &each, 4).unwrap();
+    let booked = Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap();
+    assert!(booked.epsilon().unwrap().best() >= honest.epsilon().unwrap().best() - 1e-12);
+    store.close().await;
+    drop(store);
+    // Restored once more: what has been charged pays for the new losses only, what is still unknown for all of them.
+    let brought = Store::bring_back(&back, Some(1000)).await.unwrap();
+    let charged: Vec<u64> = brought.charged.iter().map(|one| one.charged).collect();
+    assert_eq!((charged, brought.owed), (vec![1000, 1000], 1004));
+    let store = Store::open(&back).await.unwrap();
+    let mut ledger = store.open_ledger(terms("children"), &charge).await.unwrap().ledger;
+    assert_eq!(ledger.releases(), 1004);
+    assert!(matches!(ledger.reserve("r", 1, &charge, 1), Err(ReserveError::Exhausted { .. })));
 }

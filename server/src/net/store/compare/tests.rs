@@ -133,7 +133,7 @@ async fn an_older_database_beside_a_log_that_knows_more_is_refused_and_can_be_br
     assert_eq!(fs::read_dir(dir.path().join("blobs")).unwrap().count(), blobs, "evidence was removed");
     let few = Store::bring_back(dir.path(), Some(1)).await.unwrap_err();
     assert!(matches!(few, BackupError::TooFew { known: 2, given: 1 }), "{few}");
-    let lost = Store::bring_back(dir.path(), Some(2)).await.unwrap();
+    let lost = Store::bring_back(dir.path(), Some(2)).await.unwrap().charged;
     assert_eq!(lost[0].charged, 2);
     assert!(dir.path().join("audit.jsonl.forgotten").exists());
     let store = Store::open(dir.path()).await.unwrap();
@@ -296,7 +296,7 @@ async fn the_storage_of_a_restored_state_may_hold_as_many_unknown_models_as_were
     assert!(said.contains("--lost-releases 2 or more"), "{said}");
     let few = image(early.path());
     assert!(Store::bring_back(few.path(), Some(1)).await.is_err(), "one charge pays for two releases");
-    assert_eq!(Store::bring_back(early.path(), Some(2)).await.unwrap()[0].charged, 2);
+    assert_eq!(Store::bring_back(early.path(), Some(2)).await.unwrap().charged[0].charged, 2);
     let store = Store::open(early.path()).await.unwrap();
     assert_eq!(Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap().releases(), 3);
     assert_eq!(readable(early.path()), own, "what was lost is still there");
