@@ -224,3 +224,52 @@ fn check_sums(backup: &Path) -> Result<(), Failure> {
         }
     }
 }
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn a_link_is_copied_as_the_file_it_leads_to_and_what_cannot_be_copied_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::write(dir.path().join("real"), "key").unwrap();
+        symlink("../real", from.join("key.pem")).unwrap();
+        copy_tree(&from, &to).unwrap();
+        assert!(to.join("key.pem").symlink_metadata().unwrap().is_file());
+        assert_eq!(fs::read(to.join("key.pem")).unwrap(), b"key");
+        let refused = |name: &str| {
+            let said = copy_tree(&from, &to).unwrap_err();
+            assert!(said.message().contains(name), "{said:?}");
+            fs::remove_file(from.join(name)).unwrap();
+        };
+        symlink("nowhere", from.join("dangling")).unwrap();
+        refused("dangling");
+        symlink(dir.path(), from.join("folder")).unwrap();
+        refused("folder");
+        let _socket = UnixListener::bind(from.join("socket")).unwrap();
+        refused("socket");
+        copy_tree(&from, &to).unwrap();
+    }
+
+    #[test]
+    fn more_lost_releases_than_any_server_makes_are_refused() {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: RestoreArgs,
+        }
+        let parse = |count: &str| Line::try_parse_from(["x", "a", "--to", "b", "--lost-releases", count]);
+        assert_eq!(parse("1000000000").unwrap().args.lost_releases, Some(LOST_MAX));
+        for count in ["1000000001", "18446744073709551615", "-1"] {
+            assert!(parse(count).is_err(), "{count}");
+        }
+    }
+}
