@@ -270,7 +270,7 @@ impl Ledger {
         let of = |account: &Account| {
             let Account { run, charge, spent, reserved } = account.clone();
             let conduct = self.declared.get(&run).copied();
-            let releases = spent + reserved;
+            let releases = spent.saturating_add(reserved);
             let event = self.counted(&run, &charge).event(releases)?;
             Some(RunCharge { run, conduct, charge, releases, event })
         };
@@ -307,7 +307,7 @@ impl Ledger {
 
     /// Releases that were spent on, in all.
     pub fn releases(&self) -> u64 {
-        self.accounts.iter().map(|account| account.spent).sum()
+        self.accounts.iter().fold(0, |sum: u64, account| sum.saturating_add(account.spent))
     }
 
     /// Epsilon of everything booked, at the budget's delta.
@@ -358,7 +358,7 @@ impl Ledger {
             return Err(ReserveError::Charge { releases, mechanism, noise_multiplier });
         }
         let mut after = self.clone();
-        after.account(run, charge).reserved += releases;
+        grow(&mut after.account(run, charge).reserved, releases);
         let reservation = Reservation { run: run.to_owned(), round, charge: charge.clone(), releases };
         let next = after.within_budget()?;
         let Reservation { run, charge, .. } = reservation.clone();
@@ -485,7 +485,7 @@ impl Ledger {
                 if releases == 0 || charge.event(1).is_none() {
                     return Err("it reserves nothing".to_owned());
                 }
-                self.account(&run, &charge).reserved += releases;
+                grow(&mut self.account(&run, &charge).reserved, releases);
                 self.open.push(Reservation { run, round, charge, releases });
                 Ok(())
             }
@@ -494,7 +494,7 @@ impl Ledger {
                     self.provenance = self.provenance.worse(noised.provenance);
                 }
                 self.close(&Reservation { run: run.clone(), round, charge: charge.clone(), releases })?;
-                self.account(&run, &charge).spent += releases;
+                grow(&mut self.account(&run, &charge).spent, releases);
                 Ok(())
             }
             Record::Cancelled { run, round, charge, releases } => {
@@ -509,9 +509,18 @@ impl Ledger {
             format!("round {} of run {} was never reserved", reservation.round, reservation.run)
         })?;
         self.open.remove(at);
-        self.account(&reservation.run, &reservation.charge).reserved -= reservation.releases;
+        // Added up anew: a sum that met its bound has forgotten what it is made of.
+        let Reservation { run, charge, .. } = reservation;
+        let still = self.open.iter().filter(|open| open.run == *run && open.charge == *charge);
+        let reserved = still.fold(0, |sum: u64, open| sum.saturating_add(open.releases));
+        self.account(run, charge).reserved = reserved;
         Ok(())
     }
+}
+
+/// Counts on, at most to the largest number: what a book says is not trusted to have a sum.
+fn grow(count: &mut u64, by: u64) {
+    *count = count.saturating_add(by);
 }
 
 #[cfg(test)]

@@ -423,6 +423,12 @@ impl CentralPrivacy {
         self.check_noise()?;
         match (self.sampling.is_secret(), self.clients_min) {
             (false, 0) => return wrong("clients_min", "give at least 1"),
+            (false, least) if u64::from(least) > COHORT_MAX => {
+                return wrong(
+                    "clients_min",
+                    &format!("{least} is more than a cohort can have, {COHORT_MAX}"),
+                );
+            }
             (true, least) if least > 0 => {
                 let message = "a quorum beside poisson or fixed sampling releases only rounds with large cohorts, and the \
                                amplification by sampling is lost; leave it out (every round is released, an empty one as \

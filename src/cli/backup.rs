@@ -18,6 +18,8 @@ use super::watch::runtime;
 
 /// The list of a backup's files with their SHA-256, as `sha256sum --check` reads it.
 const SUMS: &str = "SHA256SUMS";
+/// More releases than any server makes.
+const LOST_MAX: u64 = 1_000_000_000;
 /// Never part of a backup: with it any identity can be made, and no server needs it.
 const ROOT_KEY: &str = "ca-key.pem";
 
@@ -41,14 +43,14 @@ pub(super) struct RestoreArgs {
     /// How many releases may have been made after the backup, at most: each is charged to every privacy budget, since the
     /// backup does not know of it; to a budget that the backup does not know either, before its first run. 0 only if no
     /// server has worked since. Always needed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=LOST_MAX))]
     lost_releases: Option<u64>,
 }
 
 pub(super) fn backup(args: &BackupArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     folder.read()?;
-    let part = Part::begin(&args.to, "server backup")?;
+    let part = Part::begin_copy(&args.folder, &args.to, "server backup")?;
     let to = part.path();
     let agreed = runtime()?.block_on(async {
         let store = folder.look().await?;
@@ -95,7 +97,7 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
     if is_backup {
         check_sums(&args.backup)?;
     }
-    let part = Part::begin(&args.to, "server restore")?;
+    let part = Part::begin_copy(&args.backup, &args.to, "server restore")?;
     copy_tree(&args.backup, part.path())?;
     let sums = part.path().join(SUMS);
     if is_backup {
@@ -160,16 +162,27 @@ fn describe(brought: &BroughtBack) -> String {
     said
 }
 
-/// Copies a folder with the permissions of its files. Links are left out, and so is the root's key.
+/// Copies a folder with the permissions of its files. The file that a link leads to is copied in its place; the root's key is left out.
 fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
     fs::create_dir_all(to).or_fail(Kind::Run, to.display())?;
+    let refuse = |path: &Path, why: &str| {
+        let message = format!("{}: {why}; nothing was copied: move it out of the folder", path.display());
+        Err(Failure::new(Kind::Configuration, message))
+    };
     for entry in fs::read_dir(from).or_fail(Kind::Run, from.display())? {
         let entry = entry.or_fail(Kind::Run, from.display())?;
-        let (path, kind) = (entry.path(), entry.file_type().or_fail(Kind::Run, from.display())?);
-        if kind.is_dir() {
-            copy_tree(&path, &to.join(entry.file_name()))?;
-        } else if kind.is_file() && entry.file_name() != ROOT_KEY && entry.file_name() != MARK {
-            copy_file(&path, &to.join(entry.file_name()))?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_name() == ROOT_KEY || entry.file_name() == MARK {
+            continue;
+        }
+        let is_link = entry.file_type().or_fail(Kind::Run, path.display())?.is_symlink();
+        // What a link leads to; one that leads nowhere is an error.
+        let kind = fs::metadata(&path).or_fail(Kind::Run, path.display())?.file_type();
+        match (kind.is_dir(), kind.is_file()) {
+            (true, _) if is_link => return refuse(&path, "a link to a folder, which may lead anywhere"),
+            (true, _) => copy_tree(&path, &target)?,
+            (false, true) => copy_file(&path, &target)?,
+            (false, false) => return refuse(&path, "neither a file nor a folder"),
         }
     }
     Ok(())
@@ -218,6 +231,55 @@ fn check_sums(backup: &Path) -> Result<(), Failure> {
         Some(fault) => {
             let message = format!("{}: {fault}; nothing was restored", backup.display());
             Err(Failure::new(Kind::Configuration, message))
+        }
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn a_link_is_copied_as_the_file_it_leads_to_and_what_cannot_be_copied_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::write(dir.path().join("real"), "key").unwrap();
+        symlink("../real", from.join("key.pem")).unwrap();
+        copy_tree(&from, &to).unwrap();
+        assert!(to.join("key.pem").symlink_metadata().unwrap().is_file());
+        assert_eq!(fs::read(to.join("key.pem")).unwrap(), b"key");
+        let refused = |name: &str| {
+            let said = copy_tree(&from, &to).unwrap_err();
+            assert!(said.message().contains(name), "{said:?}");
+            fs::remove_file(from.join(name)).unwrap();
+        };
+        symlink("nowhere", from.join("dangling")).unwrap();
+        refused("dangling");
+        symlink(dir.path(), from.join("folder")).unwrap();
+        refused("folder");
+        let _socket = UnixListener::bind(from.join("socket")).unwrap();
+        refused("socket");
+        copy_tree(&from, &to).unwrap();
+    }
+
+    #[test]
+    fn more_lost_releases_than_any_server_makes_are_refused() {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: RestoreArgs,
+        }
+        let parse = |count: &str| Line::try_parse_from(["x", "a", "--to", "b", "--lost-releases", count]);
+        assert_eq!(parse("1000000000").unwrap().args.lost_releases, Some(LOST_MAX));
+        for count in ["1000000001", "18446744073709551615", "-1"] {
+            assert!(parse(count).is_err(), "{count}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::output::Format;
+use super::output::{Format, tell};
 
 /// What kind of failure it was: the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +52,8 @@ impl Failure {
     pub(super) fn report(&self, format: Format) -> ExitCode {
         let code = self.kind as u8;
         match format {
-            Format::Text | Format::Silent => eprintln!("error: {}", self.message),
-            Format::Json => eprintln!("{}", json!({ "error": self.message, "exit_code": code })),
+            Format::Text | Format::Silent => tell(format_args!("error: {}", self.message)),
+            Format::Json => tell(json!({ "error": self.message, "exit_code": code })),
         }
         ExitCode::from(code)
     }

@@ -63,12 +63,12 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
     }
     refuse_preset(&folder, args.policy)?;
     if global.quiet == 0 {
-        eprintln!(
+        super::output::tell(format_args!(
             "joining as {} at {}; the invite's check phrase is \"{}\"",
             invite.site,
             invite.servers.join(", "),
             invite.phrase()
-        );
+        ));
     }
     runtime()?.block_on(become_member(&invite, &folder.join("identity"), global))?;
     let files = write_files(&folder, &invite.servers, data.as_deref(), args.policy)?;

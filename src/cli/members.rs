@@ -221,7 +221,7 @@ fn heard(site: &ClientId) -> Result<String, Failure> {
         );
         return Err(Failure::new(Kind::Configuration, message));
     }
-    eprint!("what does {site} say by telephone? ");
+    super::output::ask(format_args!("what does {site} say by telephone? "));
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).or_fail(Kind::Configuration, "stdin")?;
     Ok(line)

@@ -115,7 +115,7 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
     written.or_fail(Kind::Run, args.to.display())?;
     let missing = model.lacks_standardiser();
     if global.quiet == 0 {
-        model.missing().iter().for_each(|note| eprintln!("note: {note}"));
+        model.missing().iter().for_each(|note| super::output::tell(format_args!("note: {note}")));
     }
     let (parameters, to) = (held.values().len(), args.to.display());
     global.format.say(

@@ -1,6 +1,7 @@
-//! Writing to stdout. A closed pipe ends the talk quietly.
+//! Writing to stdout and stderr. A closed pipe ends the talk quietly.
 
-use std::io::{Write, stdout};
+use std::fmt::Display;
+use std::io::{Write, stderr, stdout};
 
 use serde_json::Value;
 
@@ -27,6 +28,17 @@ impl Format {
         // Whoever closed the pipe does not want to hear more.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     }
+}
+
+/// Writes a line to stderr. Nothing can be done about one that is closed or full, and it changes no outcome.
+pub(super) fn tell(line: impl Display) {
+    let _ = writeln!(stderr().lock(), "{line}");
+}
+
+/// Writes a question to stderr; the answer is typed behind it.
+pub(super) fn ask(question: impl Display) {
+    let mut err = stderr().lock();
+    let _ = write!(err, "{question}").and_then(|()| err.flush());
 }
 
 /// A table for people: columns as wide as their widest cell, numbers to the right.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use consortia::results::{Existing, write_model, write_whole};
 use protocol::{Layout, Parameters, Standardiser};
+use server::net::real_path;
 
 use super::failure::{Failure, Kind, OrFail};
 
@@ -54,6 +55,21 @@ impl Part {
         Self::begin_at(with_ending(to)?, to, None, command, access)
     }
 
+    /// Begins to make the folder `to` as a copy of `from`, in which it must not lie: the copy would copy itself.
+    pub(super) fn begin_copy(from: &Path, to: &Path, command: &str) -> Result<Self, Failure> {
+        let source = real_path(from).or_fail(Kind::Configuration, from.display())?;
+        let target = real_path(to).or_fail(Kind::Configuration, to.display())?;
+        if target.starts_with(&source) {
+            let message = format!(
+                "{} lies within {}, which is to be copied; nothing was changed: name a folder outside of it",
+                to.display(),
+                from.display()
+            );
+            return Err(Failure::new(Kind::Configuration, message));
+        }
+        Self::begin(to, command)
+    }
+
     /// Begins to fill the folder `to`, which may be there and hold other things; `last` is the file without which it counts as empty.
     pub(super) fn begin_within(to: &Path, last: &'static str, command: &str) -> Result<Self, Failure> {
         if to.symlink_metadata().is_err() {
@@ -79,6 +95,7 @@ impl Part {
         command: &str,
         access: Access,
     ) -> Result<Self, Failure> {
+        refuse_ending(to)?;
         if part.symlink_metadata().is_ok() {
             clear(&part)?;
         }
@@ -132,11 +149,10 @@ fn clear(part: &Path) -> Result<(), Failure> {
             if fs::remove_dir(part).is_ok() {
                 return Ok(());
             }
-            let (shown, to) = (part.display(), part.with_extension(""));
             return refuse(format!(
-                "{shown} is there and nothing in it says that it is unfinished: if an earlier attempt made it, it is whole and only lacks its name; \
-                 rename it to {}, or remove it and give the command again",
-                to.display()
+                "{} is in the way, and nothing in it says that this command began it: move it away, or remove it if nobody needs it, and give \
+                 the command again",
+                part.display()
             ));
         }
         Err(error) => return Err(error).or_fail(Kind::Configuration, part.display()),
@@ -210,6 +226,19 @@ fn with_ending(to: &Path) -> Result<PathBuf, Failure> {
         return Err(Failure::new(Kind::Configuration, format!("{}: name a folder to make", to.display())));
     }
     Ok(with_part(to))
+}
+
+/// Refuses a name that folders have only while they are made.
+fn refuse_ending(to: &Path) -> Result<(), Failure> {
+    let named = to.file_name().is_some_and(|name| name.to_string_lossy().to_lowercase().ends_with(ENDING));
+    if !named {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: a name that ends in `{ENDING}` is that of a folder which is being made; nothing was changed: take another name",
+        to.display()
+    );
+    Err(Failure::new(Kind::Configuration, message))
 }
 
 /// Makes a new folder.
@@ -319,10 +348,41 @@ mod tests {
         drop(part);
         assert!(Part::resume_within(&to, "last.toml").unwrap() && refuse_unfinished(&to).is_ok());
         assert!(to.join("state/a").exists() && to.join("last.toml").exists() && !to.join(WITHIN).exists());
-        // A folder of that name which no command made is left alone.
+        // A folder of that name which no command made is left alone, and nobody is told to use it.
         let other = dir.path().join("mine");
         fs::create_dir_all(dir.path().join("mine.part/letters")).unwrap();
-        assert!(Part::begin(&other, "server restore").is_err());
+        let said = Part::begin(&other, "server restore").map(|_| ()).unwrap_err();
+        assert!(said.message().contains("move it away") && !said.message().contains("rename"), "{said:?}");
         assert!(dir.path().join("mine.part/letters").exists());
+    }
+
+    #[test]
+    fn no_folder_is_made_that_has_the_name_of_an_unfinished_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.part", "a.PART", ".part", "b/a.part"] {
+            let to = dir.path().join(name);
+            let said = Part::begin(&to, "server init").map(|_| ()).unwrap_err();
+            assert!(said.message().contains("take another name"), "{said:?}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let there = dir.path().join("there.part");
+        fs::create_dir(&there).unwrap();
+        assert!(Part::begin_within(&there, "last.toml", "server init").is_err());
+        assert_eq!(fs::read_dir(&there).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_copy_is_not_made_within_what_it_copies() {
+        let dir = tempfile::tempdir().unwrap();
+        let fed = dir.path().join("fed");
+        fs::create_dir_all(fed.join("state")).unwrap();
+        for to in ["fed/x", "fed/x/y/z", "fed/../fed/x", "new/../fed/x", "fed/state/x"] {
+            let said = Part::begin_copy(&fed, &dir.path().join(to), "server backup").map(|_| ()).unwrap_err();
+            assert!(said.message().contains(to) && said.message().contains("lies within"), "{said:?}");
+        }
+        assert_eq!(fs::read_dir(&fed).unwrap().count(), 1);
+        for to in ["fed2", "fed/../copy"] {
+            assert!(Part::begin_copy(&fed, &dir.path().join(to), "server backup").is_ok(), "{to}");
+        }
     }
 }

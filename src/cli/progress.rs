@@ -43,7 +43,7 @@ impl Progress {
         self.bar.set_position(u64::from(summary.round));
         self.bar.set_message(line.clone());
         if self.lines {
-            eprintln!("round {}/{}  {line}", summary.round, self.rounds);
+            super::output::tell(format_args!("round {}/{}  {line}", summary.round, self.rounds));
         }
     }
 

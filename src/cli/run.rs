@@ -59,7 +59,7 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
         let run = hand_in(&operator, plan_toml, args.seed).await?;
         let (text, object) = (format!("run {run} is in the queue"), json!({ "run": run.to_string() }));
         if args.watch {
-            eprintln!("{text}");
+            super::output::tell(text);
             return follow(&operator, Some(run), global).await;
         }
         global.format.say(|| text, || object);

@@ -185,6 +185,8 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
 pub(super) struct SiteFiles {
     pub(super) site: PathBuf,
     pub(super) policy: PathBuf,
+    /// Whether the policy was there before.
+    policy_kept: bool,
 }
 
 /// Refuses a preset for a folder whose policy people have written: it would not come into force.
@@ -216,7 +218,8 @@ pub(super) fn write_files(
         let quoted = toml::Value::from(data.display().to_string()).to_string();
         text = text.replace("\"data.csv\"", &quoted);
     }
-    if policy.exists() {
+    let policy_kept = policy.exists();
+    if policy_kept {
         tracing::warn!(
             "{} exists and stays as it is: it says what this site takes part in",
             policy.display()
@@ -225,7 +228,7 @@ pub(super) fn write_files(
         write_new(&policy, policy_text(preset).as_bytes())?;
     }
     write_new(&site, text.as_bytes())?;
-    Ok(SiteFiles { site, policy })
+    Ok(SiteFiles { site, policy, policy_kept })
 }
 
 /// The line of `site.toml` that says where the server is, or where the servers are.
@@ -240,6 +243,11 @@ fn addresses(servers: &[String]) -> String {
 pub(super) fn next_steps(files: &SiteFiles, has_data: bool, preset: Option<Preset>) -> String {
     let (site, policy) = (files.site.display(), files.policy.display());
     let told = match preset {
+        _ if files.policy_kept => {
+            format!(
+                "{policy} was there and is kept: `consortia site policy check {policy} PLAN` says what it makes of a plan"
+            )
+        }
         Some(preset) => format!("{policy} {}", preset.meaning()),
         None => format!("{policy} denies everything: choose there what this site takes part in"),
     };
@@ -435,6 +443,18 @@ fn write_personal(path: &Path, personal: &Personal) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use ::client::Policy;
+
+    #[test]
+    fn a_policy_that_is_kept_is_not_said_to_deny() {
+        let dir = tempfile::tempdir().unwrap();
+        let servers = ["h:1".to_owned()];
+        let fresh = write_files(dir.path(), &servers, None, None).unwrap();
+        assert!(next_steps(&fresh, false, None).contains("denies everything"));
+        std::fs::remove_file(&fresh.site).unwrap();
+        let kept = write_files(dir.path(), &servers, None, None).unwrap();
+        let said = next_steps(&kept, false, None);
+        assert!(said.contains("is kept") && !said.contains("denies"), "{said}");
+    }
 
     #[test]
     fn a_fresh_policy_denies_everything_until_the_marks_before_a_preset_are_taken_out() {

@@ -54,7 +54,7 @@ impl Ledger {
             return Ok(f64::INFINITY);
         }
         let mut after = self.clone();
-        after.account("", &charge).reserved += releases.max(1);
+        super::grow(&mut after.account("", &charge).reserved, releases.max(1));
         let Terms { relation, delta, .. } = self.terms;
         Ok(after.accountant.epsilon(&after.events(), relation, delta)?.best())
     }

@@ -44,6 +44,20 @@ fn exhaust(epsilon_max: f64, charge: &Charge) -> (Vec<Link>, u32) {
 }
 
 #[test]
+fn counts_beyond_the_largest_number_neither_wrap_nor_panic() {
+    let (mut ledger, opened) = Ledger::found(terms(8.0)).unwrap();
+    let mut links = vec![opened];
+    for noise_multiplier in [1.0, 1.0, 2.0] {
+        links.extend(ledger.book_made("run", &gaussian_charge(noise_multiplier, None), u64::MAX).unwrap());
+    }
+    for book in [ledger, Ledger::replay(&links).unwrap()] {
+        assert_eq!(book.releases(), u64::MAX);
+        assert!(book.run_charges().iter().all(|charged| charged.releases == u64::MAX));
+        assert!(!book.epsilon().is_ok_and(|epsilon| epsilon.best() <= 8.0));
+    }
+}
+
+#[test]
 fn the_budget_refuses_exactly_the_round_that_the_exact_formula_says() {
     let noise = 5.0;
     for epsilon_max in [0.9, 2.0, 4.4] {

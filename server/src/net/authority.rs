@@ -354,8 +354,13 @@ fn content(path: &Path, error: &dyn std::fmt::Display) -> AuthorityError {
 /// A DNS name as a certificate holds it.
 fn host(name: &str) -> Result<rcgen::string::Ia5String, AuthorityError> {
     let bad = || AuthorityError::Name(name.chars().take(80).collect());
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if name.is_empty() || name.len() > 253 || !name.bytes().all(allowed) {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    let label = |label: &str| {
+        let hyphen = label.starts_with('-') || label.ends_with('-');
+        !label.is_empty() && label.len() <= 63 && !hyphen && label.bytes().all(allowed)
+    };
+    // A dot at the end says that the name is complete.
+    if name.len() > 253 || !name.strip_suffix('.').unwrap_or(name).split('.').all(label) {
         return Err(bad());
     }
     name.try_into().map_err(|_| bad())

@@ -182,7 +182,7 @@ impl CentralConfig {
             rounds,
             denominator: self.denominator,
             sampling: self.sampling,
-            noise: self.noise.parse(),
+            noise: self.noise.parse()?,
             clipping: Clipping::Fixed,
             metrics: self.metrics,
             clients_min,
@@ -215,16 +215,32 @@ impl CentralConfig {
 }
 
 impl NoiseConfig {
-    fn parse(&self) -> NoiseCorrelation {
-        match self {
+    fn parse(&self) -> Result<NoiseCorrelation, SpecError> {
+        Ok(match self {
             Self::Independent => NoiseCorrelation::Independent,
             Self::Tree => NoiseCorrelation::Tree,
             Self::SquareRoot { bands } => NoiseCorrelation::Banded { weights: square_root_weights(*bands) },
             Self::Buffered { buffers, bands } => {
+                check_buffers(buffers)?;
                 NoiseCorrelation::Banded { weights: buffered_weights(buffers, *bands) }
             }
             Self::Banded { weights } => NoiseCorrelation::Banded { weights: weights.clone() },
-        }
+        })
+    }
+}
+
+/// Whether bands can be made of these buffers. A number that is none would become a band of 0, unseen.
+fn check_buffers(buffers: &[(f64, f64)]) -> Result<(), SpecError> {
+    let wrong = |message: String| Err(SpecError::new("privacy.central.noise", message));
+    if buffers.is_empty() {
+        return wrong("buffers = [] makes no correlated noise; give each buffer as [decay, scale]".into());
+    }
+    let sound = |(decay, scale): &(f64, f64)| (0.0..1.0).contains(decay) && (0.0..=1.0).contains(scale);
+    match buffers.iter().find(|buffer| !sound(buffer)) {
+        None => Ok(()),
+        Some((decay, scale)) => wrong(format!(
+            "the buffer [{decay}, {scale}] is none: a decay is at least 0 and below 1, a scale from 0 to 1"
+        )),
     }
 }
 

@@ -129,6 +129,28 @@ fn correlated_noise_has_three_ways_to_be_typed() {
 }
 
 #[test]
+fn buffers_that_are_none_and_a_quorum_beyond_every_cohort_are_refused_by_their_value() {
+    for (buffers, said) in [
+        ("[]", "buffers = []"),
+        ("[[nan, inf]]", "[NaN, inf]"),
+        ("[[0.5, 0.1], [1.0, 0.1]]", "[1, 0.1]"),
+        ("[[-0.1, 0.1]]", "[-0.1, 0.1]"),
+        ("[[0.5, nan]]", "[0.5, NaN]"),
+        ("[[0.5, 1.5]]", "[0.5, 1.5]"),
+        ("[[0.5, -1.0]]", "[0.5, -1]"),
+    ] {
+        let noise = format!("noise = {{ buffered = {{ buffers = {buffers}, bands = 4 }} }}\n");
+        let (_, message) = fault(&central(&format!("noise_multiplier = 1\n{EVERYBODY}{noise}")));
+        assert!(message.contains(said), "{message}");
+    }
+    for many in [COHORT_MAX + 1, 4_000_000_000] {
+        let (_, message) =
+            fault(&central(&format!("noise_multiplier = 1\n{EVERYBODY}clients_min = {many}\n")));
+        assert!(message.contains("clients_min") && message.contains(&many.to_string()), "{message}");
+    }
+}
+
+#[test]
 fn nothing_in_a_plan_caps_a_secret_cohort_or_lets_it_decide_about_a_release() {
     let fixed = "noise_multiplier = 1\nsampling = { fixed = { population = 100, sample = 10 } }\n";
     let poisson = "noise_multiplier = 1\nsampling = { poisson = { rate = 0.1 } }\n";

@@ -116,7 +116,7 @@ fn disagreements(trained: &[(RunId, u32)], statement: Option<&PrivacyStatement>)
 /// How many releases of `run` a claim has paid for.
 fn paid_for(claim: &Claim, run: RunId) -> u64 {
     let run = run.to_string();
-    claim.runs.iter().filter(|part| part.run == run).map(|part| part.releases).sum()
+    claim.runs.iter().filter(|part| part.run == run).fold(0, |sum, part| sum.saturating_add(part.releases))
 }
 
 #[cfg(test)]

@@ -121,11 +121,11 @@ fn confirm(identity: &Path) -> Result<(), Failure> {
         let message = "leaving destroys this site's key: give --yes, or answer on a terminal";
         return Err(Failure::new(Kind::Configuration, message));
     }
-    eprint!(
+    super::super::output::ask(format_args!(
         "this destroys the key and the certificates in {}, and cannot be undone: a new invite is needed to come back.\n\
          type `leave` to go on: ",
         identity.display()
-    );
+    ));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).or_fail(Kind::Configuration, "stdin")?;
     if answer.trim() == "leave" {

@@ -90,7 +90,7 @@ pub(in crate::cli) fn audit(args: &AuditArgs, global: &Global) -> Result<(), Fai
     }
     if global.quiet == 0 {
         let (count, head) = (lines.links.len(), lines.chain.head());
-        eprintln!("{shown}: {count} records in order, head {head}");
+        super::super::output::tell(format_args!("{shown}: {count} records in order, head {head}"));
     }
     Ok(())
 }

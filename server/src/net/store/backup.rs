@@ -253,8 +253,7 @@ impl Store {
             let keep = here.min().unwrap_or(usize::MAX).min(known_to(version, &lines.links));
             let at = end_of_line(&text, keep);
             if at < text.len() {
-                let aside = path.with_extension("jsonl.forgotten");
-                write_private(&aside, &text[at..])?;
+                write_aside(&path, &text[at..])?;
                 write_private(&path, &text[..at])?;
             }
         }
@@ -347,6 +346,17 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         file.sync_all()
     });
     written.map_err(|source| failed(path, source))
+}
+
+/// Keeps what is taken out of an audit log in a file beside it that is new: an earlier restore may have left one.
+fn write_aside(log: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut aside = log.with_extension("jsonl.forgotten");
+    let mut number = 1;
+    while aside.symlink_metadata().is_ok() {
+        number += 1;
+        aside = log.with_extension(format!("jsonl.forgotten-{number}"));
+    }
+    write_private(&aside, bytes)
 }
 
 fn failed(path: &Path, source: std::io::Error) -> StoreError {

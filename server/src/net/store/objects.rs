@@ -11,6 +11,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
 
+use crate::net::paths::RealPath;
+
 /// What an address may begin with, and the feature of this program that it takes.
 const KNOWN: [(&str, &str, bool); 3] = [
     ("s3://", "s3", cfg!(feature = "s3")),
@@ -101,10 +103,12 @@ impl Objects {
 
     /// A folder of this machine, which need not be there yet.
     pub(super) fn folder(folder: PathBuf) -> Result<Self, object_store::Error> {
-        let whole = std::path::absolute(&folder)
+        let real = RealPath::of(&folder)
             .map_err(|error| object_store::Error::Generic { store: "folder", source: error.into() })?;
-        let prefix = Path::from_absolute_path(&whole)?;
-        let store = Arc::new(LocalFileSystem::new().with_fsync(true));
+        // What exists may have any name; what is made must have one that an object can have.
+        let names = real.missing.iter().map(|name| name.to_string_lossy().into_owned()).collect::<Vec<_>>();
+        let prefix = Path::parse(names.join("/"))?;
+        let store = Arc::new(LocalFileSystem::new_with_prefix(&real.existing)?.with_fsync(true));
         Ok(Self { store, prefix, shown: folder.display().to_string(), folder: Some(folder) })
     }
 

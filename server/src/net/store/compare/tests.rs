@@ -131,11 +131,13 @@ async fn an_older_database_beside_a_log_that_knows_more_is_refused_and_can_be_br
     let said = refused(dir.path()).await;
     assert!(said.contains("round 2 of run") && said.contains("N is 2"), "{said}");
     assert_eq!(fs::read_dir(dir.path().join("blobs")).unwrap().count(), blobs, "evidence was removed");
+    fs::write(dir.path().join("audit.jsonl.forgotten"), "of an earlier restore").unwrap();
     let few = Store::bring_back(dir.path(), Some(1)).await.unwrap_err();
     assert!(matches!(few, BackupError::TooFew { known: 2, given: 1 }), "{few}");
     let lost = Store::bring_back(dir.path(), Some(2)).await.unwrap().charged;
     assert_eq!(lost[0].charged, 2);
-    assert!(dir.path().join("audit.jsonl.forgotten").exists());
+    let kept = fs::read(dir.path().join("audit.jsonl.forgotten")).unwrap();
+    assert!(kept == b"of an earlier restore" && dir.path().join("audit.jsonl.forgotten-2").exists());
     let store = Store::open(dir.path()).await.unwrap();
     let ledger = Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap();
     assert_eq!(ledger.releases(), 3);

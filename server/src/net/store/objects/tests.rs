@@ -80,6 +80,25 @@ async fn an_object_of_many_parts_reads_back_bit_for_bit_and_one_that_was_changed
 }
 
 #[tokio::test]
+async fn a_folder_may_be_named_by_dots_by_a_link_and_with_any_character_of_a_file_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join("a\tb\u{7f}#%20");
+    std::fs::create_dir(&odd).unwrap();
+    std::os::unix::fs::symlink(&odd, dir.path().join("link")).unwrap();
+    for folder in [odd.join("../new/x"), dir.path().join("new/../new/../link/y"), odd.join("./z")] {
+        let objects = Objects::folder(folder.clone()).unwrap();
+        let blobs = Blobs::open(objects.clone(), None).unwrap();
+        let name = blobs.write(&[Piece { name: "w", shape: &[1], values: &[1.0] }], "a test").await.unwrap();
+        assert_eq!(blobs.read(&name).await.unwrap(), [1.0]);
+        assert_eq!(objects.list().await.unwrap().len(), 1);
+        let file = crate::net::real_path(&folder).unwrap().join(format!("{name}.safetensors"));
+        assert!(file.exists(), "{}", file.display());
+    }
+    let url = format!("file://{}/../shelf", dir.path().join("link").display());
+    assert!(Objects::at(&url, "ours").unwrap().list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn what_a_kill_left_behind_goes_when_a_server_begins_and_nothing_of_another_federation() {
     let (place, bucket) = (Place::in_sqlite(), bucket());
     let (ours, theirs) = (of(&bucket, "ours"), of(&bucket, "theirs"));
