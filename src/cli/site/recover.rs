@@ -2,16 +2,17 @@
 //!
 //! It restores what copies are left of, and charges the rest. It never makes a budget fresh, and takes a server's word only when told to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ::client::net::{BooksError, Recovery, RecoveryOrder, recover_books};
 use clap::Args;
 use serde_json::json;
 
 use super::super::Global;
-use super::super::failure::{Failure, Kind};
+use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::policy;
+use super::begun;
 use super::now;
 use super::pause::who;
 
@@ -33,7 +34,11 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
     let file = SiteFile::read(&args.file)?;
     let budget = policy::read(&file.policy).ok().and_then(|(policy, _)| policy.budget());
     let delta = budget.map_or(DELTA, |(_, delta)| delta);
-    let order = RecoveryOrder { by: who(), believes_server: args.believe_server, delta };
+    let is_all_lost = begun::are_books_lost(&file.state);
+    if !file.state.is_dir() {
+        std::fs::create_dir_all(&file.state).or_fail(Kind::Configuration, file.state.display())?;
+    }
+    let order = RecoveryOrder { by: who(), believes_server: args.believe_server, delta, is_all_lost };
     let recovery = recover_books(&file.state, &order, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
             Kind::Configuration,
@@ -41,6 +46,7 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
         ),
         error => Failure::new(Kind::Configuration, error),
     })?;
+    begun::note(&file.state);
     let Some(recovery) = recovery else {
         global.format.say(
             || "the books are in order, and nothing was changed".to_owned(),
@@ -51,13 +57,13 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
     let Recovery { restored, lost, unbounded, kept } = &recovery;
     let units: Vec<String> = unbounded.iter().map(ToString::to_string).collect();
     global.format.say(
-        || describe(&recovery),
+        || describe(&recovery, &file.path),
         || json!({ "recovered": true, "restored": restored, "lost": lost, "unbounded": units, "kept": kept }),
     );
     Ok(())
 }
 
-fn describe(recovery: &Recovery) -> String {
+fn describe(recovery: &Recovery, site: &Path) -> String {
     let Recovery { restored, lost, unbounded, kept } = recovery;
     let mut lines =
         vec![format!("the books are in order again; {restored} records of the ledger were restored")];
@@ -66,10 +72,16 @@ fn describe(recovery: &Recovery) -> String {
     }
     for unit in unbounded {
         lines.push(format!(
-            "nothing shows what they cost the {unit}: no budget with a limit pays for it any more; a copy of the state folder would"
+            "nothing bounds what the lost records cost the {unit}: its epsilon is infinite now, and the site declines every task that a limited budget \
+             of the {unit} would have to pay for (docs/operations.md, Its books). If you have a copy of the state folder, put it back instead"
         ));
     }
     lines.extend(kept.iter().map(|path| format!("the file that was replaced is kept as {}", path.display())));
+    lines.push(format!(
+        "next: start the site. If the server refuses it because it remembers more of the ledger, run `consortia site recover --believe-server {}`, \
+         which charges that, too",
+        site.display()
+    ));
     lines.push("`consortia budget show` says what is left".to_owned());
     lines.join("\n")
 }
