@@ -111,6 +111,7 @@ fn a_site_whose_books_are_all_gone_does_not_start_anew_and_names_what_to_do() {
     let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
     stage.point_to(&address);
     assert_eq!(Stage::spent(&stage.path("site")), Ok(0), "a new site has books that are not begun");
+    assert!(stage.site("recover", &[]).status.success(), "and none to lose");
     let site = stage.run();
     site.event("connected");
     stage.train(&site, &address);

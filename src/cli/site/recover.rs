@@ -35,7 +35,9 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
     let budget = policy::read(&file.policy).ok().and_then(|(policy, _)| policy.budget());
     let delta = budget.map_or(DELTA, |(_, delta)| delta);
     let is_all_lost = begun::are_books_lost(&file.state);
-    if !file.state.is_dir() {
+    if is_all_lost {
+        // First: killed after this, the folder is still known as one that lost its books.
+        begun::note(&file.state);
         std::fs::create_dir_all(&file.state).or_fail(Kind::Configuration, file.state.display())?;
     }
     let order = RecoveryOrder { by: who(), believes_server: args.believe_server, delta, is_all_lost };
@@ -46,7 +48,6 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
         ),
         error => Failure::new(Kind::Configuration, error),
     })?;
-    begun::note(&file.state);
     let Some(recovery) = recovery else {
         global.format.say(
             || "the books are in order, and nothing was changed".to_owned(),
@@ -54,26 +55,30 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
         );
         return Ok(());
     };
+    // A folder of a release that wrote no such file; one without books has none to lose.
+    begun::note(&file.state);
     let Recovery { restored, lost, unbounded, kept } = &recovery;
     let units: Vec<String> = unbounded.iter().map(ToString::to_string).collect();
     global.format.say(
-        || describe(&recovery, &file.path),
+        || describe(&recovery, is_all_lost, &file.path),
         || json!({ "recovered": true, "restored": restored, "lost": lost, "unbounded": units, "kept": kept }),
     );
     Ok(())
 }
 
-fn describe(recovery: &Recovery, site: &Path) -> String {
+fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
     let Recovery { restored, lost, unbounded, kept } = recovery;
     let mut lines =
         vec![format!("the books are in order again; {restored} records of the ledger were restored")];
-    if *lost > 0 {
+    if is_all_lost {
+        lines.push("all books were gone, and nothing here knows how much was spent".to_owned());
+    } else if *lost > 0 {
         lines.push(format!("{lost} records are lost; each is charged by the guess that costs most"));
     }
     for unit in unbounded {
         lines.push(format!(
-            "nothing bounds what the lost records cost the {unit}: its epsilon is infinite now, and the site declines every task that a limited budget \
-             of the {unit} would have to pay for (docs/operations.md, Its books). If you have a copy of the state folder, put it back instead"
+            "nothing bounds what the lost records cost {unit}: epsilon for {unit} is infinite now, and the site declines every task that needs a limited \
+             budget for {unit} (docs/operations.md, Its books). If you have a copy of the state folder, put it back instead"
         ));
     }
     lines.extend(kept.iter().map(|path| format!("the file that was replaced is kept as {}", path.display())));
