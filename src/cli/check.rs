@@ -248,3 +248,20 @@ fn site_facts(path: &Path) -> Result<Facts, Failure> {
         ("trains on", json!(format!("{device:?}"))),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_known_by_its_rules_and_a_fresh_one_by_its_name() {
+        let is_policy = |text: &str, name: &str| {
+            matches!(FileKind::of(&text.parse().unwrap(), Path::new(name)), FileKind::Policy)
+        };
+        for preset in [::client::PLAIN_POLICY, ::client::PRIVATE_POLICY, ::client::RECORDS_POLICY] {
+            assert!(is_policy(preset, "ours.toml"));
+        }
+        assert!(is_policy("# every rule is a comment\n", "north/policy.toml"));
+        assert!(!is_policy("", "federation.toml") && !is_policy("rounds = 3\n", "policy.toml"));
+    }
+}
