@@ -83,7 +83,7 @@ enum Command {
     New(new::NewArgs),
     /// Run a federation of virtual clients in this process.
     Simulate(simulate::SimulateArgs),
-    /// Check a federation, simulation, site or server file, and say what a plan costs.
+    /// Check a federation, simulation, site, policy or server file, and say what a plan costs.
     Check(check::CheckArgs),
     /// Set up and run a federation's server.
     #[command(subcommand)]

@@ -21,7 +21,7 @@ use super::text::read_text;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// A federation, simulation, site or server file.
+    /// A federation, simulation, site, policy or server file.
     file: PathBuf,
 }
 
@@ -30,17 +30,25 @@ enum FileKind {
     Federation,
     Simulation,
     Site,
+    Policy,
     Server,
 }
 
+/// Rules of a policy, by names that no other file has.
+const RULES: [&str; 5] = ["tasks", "models", "parameters_max", "rounds_per_day", "separation_min_seconds"];
+
 impl FileKind {
-    fn of(table: &toml::Table) -> Self {
+    fn of(table: &toml::Table, path: &Path) -> Self {
+        // A fresh policy holds nothing but comments.
+        let is_fresh_policy = table.is_empty() && path.file_name().is_some_and(|name| name == "policy.toml");
         if table.contains_key("simulation") {
             Self::Simulation
         } else if table.contains_key("identity") || table.contains_key("server") {
             Self::Site
         } else if table.contains_key("listen") {
             Self::Server
+        } else if is_fresh_policy || RULES.iter().any(|rule| table.contains_key(*rule)) {
+            Self::Policy
         } else {
             Self::Federation
         }
@@ -52,7 +60,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let text = read_text(&args.file)?;
     let base = args.file.parent().unwrap_or_else(|| Path::new(""));
     let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
-    let facts = match FileKind::of(&table) {
+    let facts = match FileKind::of(&table, &args.file) {
         FileKind::Federation => {
             let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
             plan_facts(&plan, "federation").or_fail(Kind::Configuration, &path)?
@@ -67,6 +75,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
             facts
         }
         FileKind::Site => site_facts(&args.file)?,
+        FileKind::Policy => policy_facts(&args.file)?,
         FileKind::Server => {
             warn_of_modes(ServerFolder(base.to_path_buf()).private().iter().map(PathBuf::as_path));
             let file = ServerFile::parse(&text, base).or_fail(Kind::Configuration, &path)?;
@@ -118,10 +127,10 @@ pub(super) fn read_plan(file: &Path) -> Result<PlanFile, Failure> {
     let path = file.display().to_string();
     let text = read_text(file)?;
     let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
-    let is_simulation = match FileKind::of(&table) {
+    let is_simulation = match FileKind::of(&table, file) {
         FileKind::Federation => false,
         FileKind::Simulation => true,
-        FileKind::Site | FileKind::Server => {
+        FileKind::Site | FileKind::Policy | FileKind::Server => {
             let message = format!("{path}: this file has no plan; give a federation or simulation file");
             return Err(Failure::new(Kind::Configuration, message));
         }
@@ -206,6 +215,22 @@ fn records(spec: &Spec) -> String {
     }
 }
 
+/// What a policy allows before any plan is known.
+fn policy_facts(path: &Path) -> Result<Facts, Failure> {
+    let (policy, _) = super::policy::read(path)?;
+    let allows = if policy.allows_nothing() { "no task" } else { "tasks that keep its rules" };
+    let budget = policy.budget().map_or_else(
+        || "no limit of the site's own".to_owned(),
+        |(epsilon, delta)| format!("epsilon {epsilon} at delta {delta}"),
+    );
+    Ok(vec![
+        ("kind", json!("policy")),
+        ("allows", json!(allows)),
+        ("budget", json!(budget)),
+        ("for a plan", json!(format!("consortia site policy check {} PLAN", path.display()))),
+    ])
+}
+
 /// Checks what a site's file points at, as far as it can be known without the plan.
 fn site_facts(path: &Path) -> Result<Facts, Failure> {
     let file = SiteFile::read(path)?;
@@ -222,4 +247,21 @@ fn site_facts(path: &Path) -> Result<Facts, Failure> {
         ("server", json!(file.servers().join(", "))),
         ("trains on", json!(format!("{device:?}"))),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_known_by_its_rules_and_a_fresh_one_by_its_name() {
+        let is_policy = |text: &str, name: &str| {
+            matches!(FileKind::of(&text.parse().unwrap(), Path::new(name)), FileKind::Policy)
+        };
+        for preset in [::client::PLAIN_POLICY, ::client::PRIVATE_POLICY, ::client::RECORDS_POLICY] {
+            assert!(is_policy(preset, "ours.toml"));
+        }
+        assert!(is_policy("# every rule is a comment\n", "north/policy.toml"));
+        assert!(!is_policy("", "federation.toml") && !is_policy("rounds = 3\n", "policy.toml"));
+    }
 }

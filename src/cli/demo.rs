@@ -300,6 +300,15 @@ impl Ended<'_> {
             }
             None => format!("the same without a network, with other noise:\n  consortia simulate {file}"),
         };
+        // The private plan takes its steps and weights from the number of records, which a site tells only where its file says so.
+        let (policy, declared) = if args.private {
+            (
+                "records",
+                "  in SITE/site.toml: public_records = NUMBER          the training records of the site\n  ",
+            )
+        } else {
+            ("plain", "  ")
+        };
         format!(
             "\ntest accuracy after {} rounds over QUIC, {:.1} s\n\n{}\n\n\
              together  one model, trained without any record leaving its hospital\n\
@@ -309,7 +318,7 @@ impl Ended<'_> {
              the same for real:\n  consortia server init federation --name YOUR.HOST\n  \
              consortia server run federation\n  \
              consortia invite create SITE --dir federation     prints a line for the site\n  \
-             consortia site join LINE --dir SITE --data RECORDS.csv --policy plain     at the site\n  \
+             consortia site join LINE --dir SITE --data RECORDS.csv --policy {policy}     at the site\n{declared}\
              consortia site run SITE/site.toml\n  \
              consortia run submit {file} --dir federation --watch",
             self.rounds(),

@@ -229,6 +229,9 @@ impl ServerFile {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SiteFile {
+    /// The file itself.
+    #[serde(skip)]
+    pub(super) path: PathBuf,
     /// The server, `host:port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     server: Option<String>,
@@ -284,7 +287,8 @@ impl SiteFile {
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let text = read_text(path)?;
         let base = path.parent().unwrap_or_else(|| Path::new(""));
-        Self::parse(&text, base).or_fail(Kind::Configuration, path.display())
+        let file = Self::parse(&text, base).or_fail(Kind::Configuration, path.display())?;
+        Ok(Self { path: path.to_owned(), ..file })
     }
 
     pub(super) fn parse(text: &str, base: &Path) -> Result<Self, ConfigError> {

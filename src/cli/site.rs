@@ -1,5 +1,6 @@
 //! `consortia site`: a client beside its data.
 
+pub(super) mod begun;
 pub(super) mod check;
 mod health;
 pub(super) mod leave;
@@ -16,6 +17,7 @@ use clap::{Args, ValueEnum};
 use learning::device::select;
 use learning::{FileSource, Trainer};
 use privacy::chain::Digest;
+use protocol::wire::Rejection;
 use protocol::{ClientId, Time};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -328,6 +330,11 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     match running.await.or_fail(Kind::Defect, "agent")? {
         Ok(()) => Ok(()),
         Err(error @ AgentError::Configuration(_)) => Err(Failure::new(Kind::Configuration, error)),
+        Err(error @ AgentError::Rejected(Rejection::LedgerForked { .. })) => {
+            let site = file.path.display();
+            let message = format!("{error}: `consortia site recover --believe-server {site}`");
+            Err(Failure::new(Kind::Connection, message))
+        }
         Err(error) => Err(Failure::new(Kind::Connection, error)),
     }
 }
@@ -366,8 +373,10 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     let authority = file.identity.join("ca.pem");
     let authority = std::fs::read(&authority).or_fail(Kind::Connection, authority.display())?;
     let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
+    begun::refuse_lost_books(file, Kind::Configuration)?;
     let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
     let books = books.or_fail(Kind::Configuration, "")?;
+    begun::note(&file.state);
     for torn in &books.torn {
         let path = torn.path.display();
         tracing::warn!(

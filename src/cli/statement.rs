@@ -25,7 +25,9 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
         let claims: Vec<String> = statement.claims.iter().map(claim_line).collect();
         let held = match (&statement.void, claims.is_empty()) {
             (Some(why), _) => format!("claims nothing: {why}"),
-            (None, true) => "claims nothing".to_owned(),
+            (None, true) => "this statement claims nothing about clients; what protects records is accounted for at each site: `consortia budget show \
+                             SITE`"
+                .to_owned(),
             (None, false) => format!("every epsilon follows from its events\n{}", claims.join("\n")),
         };
         format!("{path}: {held}")

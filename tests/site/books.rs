@@ -106,6 +106,52 @@ fn a_site_without_its_ledger_does_not_start_and_every_command_names_the_one_that
 }
 
 #[test]
+fn a_site_whose_books_are_all_gone_does_not_start_anew_and_names_what_to_do() {
+    let stage = Stage::new();
+    let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
+    stage.point_to(&address);
+    assert_eq!(Stage::spent(&stage.path("site")), Ok(0), "a new site has books that are not begun");
+    assert!(stage.site("recover", &[]).status.success(), "and none to lose");
+    let site = stage.run();
+    site.event("connected");
+    stage.train(&site, &address);
+    end(site);
+    let (folder, file, state) = (stage.path("site"), stage.path("site/site.toml"), stage.path("site/state"));
+    let advice = format!("site recover --believe-server {}", file.display());
+
+    for is_empty in [false, true] {
+        std::fs::remove_dir_all(&state).unwrap();
+        if is_empty {
+            std::fs::create_dir(&state).unwrap();
+        }
+        let refused = stage.site("run", &[]);
+        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+        assert!(said(&refused).contains(&advice), "{}", said(&refused));
+        let matter = if is_empty { "books" } else { "state" };
+        assert!(message(&stage.check(&["--offline"]).1, matter, "fail").contains(&advice));
+        assert!(Stage::spent(&folder).unwrap_err().contains(&advice));
+        let verified = consortia(&["audit", "verify", text(&folder)]);
+        assert!(verified.status.code() == Some(1) && said(&verified).contains(&advice), "{verified:?}");
+        let left = stage.site("leave", &["--yes"]);
+        assert!(left.status.code() == Some(2) && said(&left).contains(&advice), "{left:?}");
+        assert_eq!(state.exists(), is_empty, "nothing was begun anew");
+    }
+
+    // A loss without a bound is charged; what the server remembers beyond that, a person must decide.
+    let recovered = stage.site("recover", &[]);
+    assert!(recovered.status.success(), "{recovered:?}");
+    let recovered: Value = serde_json::from_slice(&recovered.stdout).unwrap();
+    assert_eq!(recovered["lost"], 1);
+    assert_eq!(recovered["unbounded"].as_array().unwrap().len(), 2);
+    let refused = stage.site("run", &[]);
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(said(&refused).contains(&advice), "{}", said(&refused));
+    assert!(stage.site("recover", &["--believe-server"]).status.success());
+    let site = stage.run();
+    site.event("connected");
+}
+
+#[test]
 fn a_copied_folder_is_refused_with_words_on_both_sides_and_goes_on_only_when_it_has_paid() {
     let stage = Stage::new();
     let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");

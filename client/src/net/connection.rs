@@ -43,12 +43,29 @@ pub enum Transport {
     Tcp,
 }
 
+/// Whether `address` is a host and a port, whatever the host is.
+fn is_host_and_port(address: &str) -> bool {
+    let parts = address.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+fn unresolved(address: &str, reason: &str) -> String {
+    if is_host_and_port(address) {
+        format!(
+            "the name in the server's address `{address}` cannot be resolved ({reason}); is it spelled right, and does this machine's DNS or hosts file \
+             know it? A server that was made to be tried on this machine is `localhost`"
+        )
+    } else {
+        format!("the server's address `{address}` is not understood ({reason}); write it as host:port")
+    }
+}
+
 /// Why there is no connection.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The address is not understood or not known.
-    #[error("the server's address `{address}` leads nowhere ({reason}); write it as host:port")]
+    #[error("{}", unresolved(address, reason))]
     Address {
         /// As configured.
         address: String,

@@ -129,7 +129,7 @@ impl std::fmt::Display for AgentEvent {
             Self::Complained { task, message } => {
                 write!(f, "the {task} met trouble of which the server learns nothing: {message}")
             }
-            Self::Accepted { task } => write!(f, "the server accepted the {task}"),
+            Self::Accepted { task } => write!(f, "the server has noted the answer to the {task}"),
             Self::Refused { task, refusal, meaning } => {
                 write!(f, "the server refused the {task} ({}): {meaning}", refusal.name())
             }

@@ -108,8 +108,8 @@ fn of_local(local: &LocalPrivacy, rounds: u32) -> Result<Promise, String> {
     })
 }
 
-/// What a site books: as the number of its records counts as public, a record is not added or removed, but its gradients are
-/// there or zero.
+/// What a site books. The number of its records is public or hidden, and the same in both cases of the comparison: a record is not added
+/// or removed, but its gradients are there or zero.
 fn of_examples(examples: &ExamplePrivacy) -> Promise {
     Promise {
         unit: Unit::Example,
@@ -118,7 +118,7 @@ fn of_examples(examples: &ExamplePrivacy) -> Promise {
         against: "everybody outside the site, the server included".to_owned(),
         mechanism: format!(
             "Gaussian noise in each gradient step of a site; noise multiplier {}; each record's gradient clipped to norm {}; \
-             the number of a site's records counts as public",
+             a site's number of records is hidden, unless its site.toml declares it (public_records)",
             examples.noise_multiplier.value(),
             examples.norm_max.value()
         ),

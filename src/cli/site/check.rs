@@ -21,6 +21,7 @@ use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
 use super::super::modes::wide;
 use super::super::policy;
+use super::begun;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CheckArgs {
@@ -147,7 +148,7 @@ const ROOM_NEEDED: u64 = 64 << 20;
 fn state_folder(file: &SiteFile, findings: &mut Findings) -> bool {
     let (state, shown) = (&file.state, file.state.display());
     if !state.is_dir() {
-        findings.fail("state", format!("{shown} is no folder; make it, writable for the site's user alone"));
+        findings.fail("state", begun::told(file));
         return false;
     }
     match tempfile::tempfile_in(state) {
@@ -170,6 +171,7 @@ fn state_folder(file: &SiteFile, findings: &mut Findings) -> bool {
         }
     }
     match check_books(state) {
+        Ok(_) if begun::are_books_lost(state) => findings.fail("books", begun::told(file)),
         Ok(books) => findings.ok(
             "books",
             format!("ledger and audit log fit together; the ledger has {}", books.history.head()),

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::begun::refuse_lost_books;
 use super::now;
 use super::pause::who;
 
@@ -41,6 +42,7 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
             format!("{}: there is no key and no certificate; this site has left", file.identity.display());
         return Err(Failure::new(Kind::Configuration, message));
     }
+    refuse_lost_books(&file, Kind::Configuration)?;
     // Held to the end, so that no `site run` begins in between.
     let (audit, _) = open_audit(&file.state, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(

@@ -2,16 +2,17 @@
 //!
 //! It restores what copies are left of, and charges the rest. It never makes a budget fresh, and takes a server's word only when told to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ::client::net::{BooksError, Recovery, RecoveryOrder, recover_books};
 use clap::Args;
 use serde_json::json;
 
 use super::super::Global;
-use super::super::failure::{Failure, Kind};
+use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::policy;
+use super::begun;
 use super::now;
 use super::pause::who;
 
@@ -33,7 +34,13 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
     let file = SiteFile::read(&args.file)?;
     let budget = policy::read(&file.policy).ok().and_then(|(policy, _)| policy.budget());
     let delta = budget.map_or(DELTA, |(_, delta)| delta);
-    let order = RecoveryOrder { by: who(), believes_server: args.believe_server, delta };
+    let is_all_lost = begun::are_books_lost(&file.state);
+    if is_all_lost {
+        // First: killed after this, the folder is still known as one that lost its books.
+        begun::note(&file.state);
+        std::fs::create_dir_all(&file.state).or_fail(Kind::Configuration, file.state.display())?;
+    }
+    let order = RecoveryOrder { by: who(), believes_server: args.believe_server, delta, is_all_lost };
     let recovery = recover_books(&file.state, &order, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
             Kind::Configuration,
@@ -48,28 +55,38 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
         );
         return Ok(());
     };
+    // A folder of a release that wrote no such file; one without books has none to lose.
+    begun::note(&file.state);
     let Recovery { restored, lost, unbounded, kept } = &recovery;
     let units: Vec<String> = unbounded.iter().map(ToString::to_string).collect();
     global.format.say(
-        || describe(&recovery),
+        || describe(&recovery, is_all_lost, &file.path),
         || json!({ "recovered": true, "restored": restored, "lost": lost, "unbounded": units, "kept": kept }),
     );
     Ok(())
 }
 
-fn describe(recovery: &Recovery) -> String {
+fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
     let Recovery { restored, lost, unbounded, kept } = recovery;
     let mut lines =
         vec![format!("the books are in order again; {restored} records of the ledger were restored")];
-    if *lost > 0 {
+    if is_all_lost {
+        lines.push("all books were gone, and nothing here knows how much was spent".to_owned());
+    } else if *lost > 0 {
         lines.push(format!("{lost} records are lost; each is charged by the guess that costs most"));
     }
     for unit in unbounded {
         lines.push(format!(
-            "nothing shows what they cost the {unit}: no budget with a limit pays for it any more; a copy of the state folder would"
+            "nothing bounds what the lost records cost {unit}: epsilon for {unit} is infinite now, and the site declines every task that needs a limited \
+             budget for {unit} (docs/operations.md, Its books). If you have a copy of the state folder, put it back instead"
         ));
     }
     lines.extend(kept.iter().map(|path| format!("the file that was replaced is kept as {}", path.display())));
+    lines.push(format!(
+        "next: start the site. If the server refuses it because it remembers more of the ledger, run `consortia site recover --believe-server {}`, \
+         which charges that, too",
+        site.display()
+    ));
     lines.push("`consortia budget show` says what is left".to_owned());
     lines.join("\n")
 }

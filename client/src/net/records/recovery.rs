@@ -26,6 +26,8 @@ pub struct RecoveryOrder {
     pub believes_server: bool,
     /// At which delta the cost of a guess is compared.
     pub delta: f64,
+    /// Whether books were kept in the folder of which nothing is left, as something outside of it says: an unknown loss is charged then.
+    pub is_all_lost: bool,
 }
 
 /// What was done to the books.
@@ -51,7 +53,7 @@ pub fn recover_books(
     clock: impl Fn() -> Time + Send + 'static,
 ) -> Result<Option<Recovery>, BooksError> {
     let lock = hold(state)?;
-    let in_order = Found::read(state).is_ok_and(|found| found.compare(true).is_ok());
+    let in_order = !order.is_all_lost && Found::read(state).is_ok_and(|found| found.compare(true).is_ok());
     let now = clock();
     let remains = Remains::read(state)?;
     if in_order && !remains.is_refused(order) {
@@ -187,6 +189,9 @@ impl Remains {
             let more = known.records.saturating_add(answered).saturating_sub(self.knowledge.accepted);
             losses.unknown = losses.unknown.saturating_add(more.max(1));
             losses.replaced.push(known);
+        }
+        if order.is_all_lost {
+            losses.unknown = losses.unknown.max(1);
         }
         let copied = self.copied(&links);
         let mut rebuilt =

@@ -53,7 +53,7 @@ fn recover(state: &Path) -> Option<Recovery> {
 }
 
 fn recover_with(state: &Path, believes_server: bool) -> Option<Recovery> {
-    let order = RecoveryOrder { by: "ada".into(), believes_server, delta: 1e-5 };
+    let order = RecoveryOrder { by: "ada".into(), believes_server, delta: 1e-5, is_all_lost: false };
     recover_books(state, &order, || Time::from_micros(11)).unwrap()
 }
 

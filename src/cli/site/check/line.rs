@@ -15,6 +15,7 @@ use super::super::super::failure::Failure;
 use super::super::super::folder::SiteFile;
 use super::super::super::members::moment;
 use super::super::super::watch::runtime;
+use super::super::begun::are_books_lost;
 use super::Findings;
 
 const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"), " (site check)");
@@ -152,7 +153,7 @@ pub(super) fn call(
             }
             Err(error) => {
                 let message = format!(
-                    "the name leads nowhere ({error}); write the server as host:port, and ask who runs the DNS"
+                    "the name leads nowhere ({error}): it cannot be resolved here, or is not written as host:port; ask who runs the DNS"
                 );
                 findings.fail_identity(name, message);
             }
@@ -163,7 +164,8 @@ pub(super) fn call(
     }
     let name = format!("server {}", servers.join(", "));
     // A server keeps one connection a site: a greeting would end the one that works.
-    let ledger = check_books(&file.state).ok().map(|books| books.history);
+    let books = if are_books_lost(&file.state) { None } else { check_books(&file.state).ok() };
+    let ledger = books.map(|books| books.history);
     // Without its ledger a site would be refused, and that has been said.
     let software = (!running && ledger.is_some()).then_some(SOFTWARE);
     match runtime()?.block_on(probe(&servers, file.transport, identity, software, ledger.as_ref())) {
