@@ -119,8 +119,8 @@ fn a_site_whose_books_are_all_gone_does_not_start_anew_and_names_what_to_do() {
     let (folder, file, state) = (stage.path("site"), stage.path("site/site.toml"), stage.path("site/state"));
     let advice = format!("site recover --believe-server {}", file.display());
 
+    std::fs::remove_dir_all(&state).unwrap();
     for is_empty in [false, true] {
-        std::fs::remove_dir_all(&state).unwrap();
         if is_empty {
             std::fs::create_dir(&state).unwrap();
         }
