@@ -23,7 +23,7 @@ use simulations::{Population, Scenario};
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, open_results};
-use super::output::{Format, share, table};
+use super::output::{Format, share, table, tell};
 use super::progress::Progress;
 use super::run::{connect_to, hand_in};
 use super::simulate::last_test;
@@ -77,7 +77,7 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
     let hospitals = split_records(RECORDS);
     let note = |text: String| {
         if global.quiet == 0 {
-            eprintln!("{text}");
+            tell(text);
         }
     };
     note(format!("making a federation of {} hospitals in {}", hospitals.len(), folder.0.display()));
@@ -170,7 +170,7 @@ async fn federate(
     }
     if global.quiet == 0 {
         let sites: Vec<&str> = hospitals.iter().map(|(name, _)| name.as_str()).collect();
-        eprintln!("server on {address}, one process each for {}", sites.join(", "));
+        tell(format!("server on {address}, one process each for {}", sites.join(", ")));
     }
     let scenario =
         Scenario::parse(PLAN, &folder.0, &|_| None).or_fail(Kind::Defect, "examples/heart.toml")?;
