@@ -54,10 +54,14 @@ fn attempt(arguments: &[&str]) -> (Output, String) {
 
 fn invite(fed: &str, address: &str, site: &str) -> String {
     let made = command(&["invite", "create", site, "--dir", fed, "--server", address, "--address", address]);
-    made[0]["invite"].as_str().or(made[0]["text"].as_str()).unwrap_or_else(|| panic!("{made}")).to_owned()
+    made[0]["invite"]
+        .as_str()
+        .or_else(|| made[0]["text"].as_str())
+        .unwrap_or_else(|| panic!("{made}"))
+        .to_owned()
 }
 
-fn text<'a>(path: &'a Path) -> &'a str {
+fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

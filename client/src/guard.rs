@@ -132,7 +132,7 @@ impl Guard {
     /// Writes down what came of a task for which records were read. Its booking stands whatever that was: an attempt that
     /// cost nothing when it failed would be a free question about what makes it fail.
     pub(crate) fn conclude(
-        &mut self,
+        &self,
         task: &Task,
         _spent: Leave,
         outcome: Result<Outcome, Trouble>,

@@ -112,7 +112,7 @@ impl Stranger {
     async fn connect(&self, endpoint: &Endpoint, alpn: &[u8]) -> Option<Connection> {
         let config = self.papers(alpn).config();
         let connecting = timeout(BOUND, Intruder::connect(endpoint, self.server, config)).await;
-        Some(connecting.ok()?.ok()?.connection.clone())
+        Some(connecting.ok()?.ok()?.connection)
     }
 
     async fn enrol_slowly(&self, endpoint: &Endpoint) {
@@ -142,7 +142,7 @@ impl Stranger {
 
     async fn half_open(&self) {
         let Some(mut stream) = self.tcp().await else { return };
-        if self.attempts.load(Ordering::Relaxed) % 2 == 0 {
+        if self.attempts.load(Ordering::Relaxed).is_multiple_of(2) {
             let _ = stream.write_all(&[0x16, 3, 1]).await;
         }
         let _ = timeout(BOUND, stream.read(&mut [0; 16])).await;

@@ -114,7 +114,7 @@ impl TaskExecution<'_> {
     /// Whether an evaluation tells the server anything.
     fn tells_metrics(&self) -> bool {
         let spec = &self.task.spec;
-        self.guard.as_ref().map_or(!spec.privacy.hides_metrics(), |guard| guard.tells_metrics(spec))
+        self.guard.as_ref().map_or_else(|| !spec.privacy.hides_metrics(), |guard| guard.tells_metrics(spec))
     }
 
     /// Answers an evaluation of which nothing may be told, without touching a record.

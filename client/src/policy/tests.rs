@@ -231,7 +231,8 @@ fn metrics_leave_beside_a_promise_only_where_plan_and_policy_say_that_they_are_o
         assert_eq!(policy.tells_metrics(&spec), visible != Metrics::default());
         visible == metrics
     };
-    let promises: [(PrivacySpec, fn(&mut PrivacySpec)); 3] = [
+    type Change = fn(&mut PrivacySpec);
+    let promises: [(PrivacySpec, Change); 3] = [
         (central(NoiseCorrelation::Independent), |p| {
             p.central.as_mut().unwrap().metrics = MetricsRule::OutsideTheGuarantee;
         }),

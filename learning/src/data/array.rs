@@ -228,7 +228,7 @@ fn to_labels(path: &Path, numbers: &[f64], target: Target, unusable: Unusable) -
         Target::Classes(classes) => {
             let class = |(record, value): (usize, &f64)| {
                 to_class(*value, classes)
-                    .or((!refuse).then_some(u32::MAX))
+                    .or_else(|| (!refuse).then_some(u32::MAX))
                     .ok_or_else(|| wrong(record, format!("the plan's classes 0 to {}", classes - 1)))
             };
             Ok(Labels::Classes(numbers.iter().enumerate().map(class).collect::<Result<_, _>>()?))

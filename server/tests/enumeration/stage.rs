@@ -171,11 +171,11 @@ impl Stage<'_> {
                     self.open.asked.push(place(&client));
                     self.pending.push_back((client, task));
                 }
-                Action::Receipt { client, receipt: Receipt::Accepted, .. } => {
-                    // A decline is acknowledged, too, and adds nothing.
-                    if self.script.clients[place(&client)] != Conduct::Absent {
-                        self.open.accepted.push(place(&client));
-                    }
+                // A decline is acknowledged, too, and adds nothing.
+                Action::Receipt { client, receipt: Receipt::Accepted, .. }
+                    if self.script.clients[place(&client)] != Conduct::Absent =>
+                {
+                    self.open.accepted.push(place(&client));
                 }
                 Action::Book(booking) => {
                     self.book(booking.population, booking.links);

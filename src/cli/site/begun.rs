@@ -29,7 +29,7 @@ pub(in crate::cli) fn are_books_lost(state: &Path) -> bool {
         return true;
     }
     let is_kept = |name: &&str| std::fs::metadata(state.join(name)).is_ok_and(|found| found.len() > 0);
-    witness(state).exists() && !BOOKS.iter().any(|name| is_kept(&name))
+    witness(state).exists() && !BOOKS.iter().any(is_kept)
 }
 
 /// Refuses to take the budget of a site for untouched whose books are gone.

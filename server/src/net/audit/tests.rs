@@ -181,7 +181,7 @@ fn a_field_has_one_type_whatever_the_event_and_never_the_name_of_what_every_reco
         let kind = fields["event"].to_string();
         for (name, value) in fields {
             assert!(!["time", "run", "database"].contains(&name.as_str()), "{kind} has a field {name}");
-            let (known, of) = types.entry(name.clone()).or_insert((type_of(&value), kind.clone()));
+            let (known, of) = types.entry(name.clone()).or_insert_with(|| (type_of(&value), kind.clone()));
             assert_eq!(*known, type_of(&value), "`{name}` of {kind} and of {of}");
         }
     }

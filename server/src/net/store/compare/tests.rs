@@ -345,8 +345,8 @@ fn damages() -> u64 {
 async fn examine(dir: &Path, what: &str, rounds: u32) -> bool {
     let opened = async {
         let store = Store::open(dir).await?;
-        let loaded = store.load(RUN).await.map(|stored| (store, stored));
-        loaded
+        let stored = store.load(RUN).await?;
+        Ok::<_, StoreError>((store, stored))
     };
     match opened.await {
         Ok((store, stored)) => {
