@@ -327,15 +327,19 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     }
     health.end();
     telemetry.flush().await;
-    match running.await.or_fail(Kind::Defect, "agent")? {
-        Ok(()) => Ok(()),
-        Err(error @ AgentError::Configuration(_)) => Err(Failure::new(Kind::Configuration, error)),
-        Err(error @ AgentError::Rejected(Rejection::LedgerForked { .. })) => {
+    running.await.or_fail(Kind::Defect, "agent")?.map_err(|error| failure_of(error, file))
+}
+
+/// What a site's people are told of an agent that has ended by an error.
+fn failure_of(error: AgentError, file: &SiteFile) -> Failure {
+    match error {
+        error @ AgentError::Configuration(_) => Failure::new(Kind::Configuration, error),
+        error @ AgentError::Rejected(Rejection::LedgerForked { .. }) => {
             let site = file.path.display();
             let message = format!("{error}: `consortia site recover --believe-server {site}`");
-            Err(Failure::new(Kind::Connection, message))
+            Failure::new(Kind::Connection, message)
         }
-        Err(error) => Err(Failure::new(Kind::Connection, error)),
+        error => Failure::new(Kind::Connection, error),
     }
 }
 
