@@ -63,7 +63,11 @@ async fn a_pause_lasts_over_a_restart_until_the_operator_ends_it() {
     let third = |event: &str| {
         lines.iter().filter(|line| line.contains("\"round\":3") && line.contains(event)).count()
     };
-    assert_eq!((wishes, third("\"released\""), third("\"event\":\"round\"")), (2, 1, 1), "{lines:#?}");
+    assert_eq!(
+        (wishes, third("\"event\":\"released\""), third("\"event\":\"round\"")),
+        (2, 1, 1),
+        "{lines:#?}"
+    );
     server.shutdown().await.unwrap();
 }
 

@@ -168,7 +168,7 @@ async fn what_is_missing_or_cut_beside_a_book_that_knows_better_is_missed() {
         let _ = fs::remove_file(gone.path().join(name));
     }
     let said = refused(gone.path()).await;
-    assert!(said.contains("no database beside it") && said.contains("every revocation"), "{said}");
+    assert!(said.contains("empty or gone") && said.contains("every revocation"), "{said}");
 
     // Of both the older copy: the models that were released since tell.
     let older = image(dir.path());
