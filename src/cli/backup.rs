@@ -13,7 +13,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
 use super::output::table;
-use super::part::{MARK, Part, refuse_unfinished};
+use super::part::{MADE, MARK, Part, refuse_unfinished};
 use super::watch::runtime;
 
 /// The list of a backup's files with their SHA-256, as `sha256sum --check` reads it.
@@ -172,7 +172,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
     for entry in fs::read_dir(from).or_fail(Kind::Run, from.display())? {
         let entry = entry.or_fail(Kind::Run, from.display())?;
         let (path, target) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_name() == ROOT_KEY || entry.file_name() == MARK {
+        if [ROOT_KEY, MARK, MADE].iter().any(|name| entry.file_name() == *name) {
             continue;
         }
         let is_link = entry.file_type().or_fail(Kind::Run, path.display())?.is_symlink();
@@ -218,7 +218,9 @@ fn check_sums(backup: &Path) -> Result<(), Failure> {
     let text = fs::read_to_string(&path).or_fail(Kind::Configuration, path.display())?;
     let line = |line: &str| line.split_once("  ").map(|(sum, name)| (name.to_owned(), sum.to_owned()));
     let listed: BTreeMap<String, String> = text.lines().filter_map(line).collect();
-    let found = sums_of(backup)?;
+    let mut found = sums_of(backup)?;
+    // What a kill at the very end of `server backup` leaves.
+    found.remove(MADE);
     let names: std::collections::BTreeSet<&String> = listed.keys().chain(found.keys()).collect();
     let fault = names.into_iter().find_map(|name| match (listed.get(name), found.get(name)) {
         (Some(listed), Some(found)) if listed == found => None,

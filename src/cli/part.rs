@@ -18,8 +18,9 @@ pub(super) const MARK: &str = "UNFINISHED";
 const ENDING: &str = ".part";
 /// Within a folder that is there already.
 const WITHIN: &str = "init.part";
-/// The file that says that everything is made, and only to be moved.
-const MADE: &str = "MADE";
+/// The file that says that everything is made, and only to be moved or named.
+pub(super) const MADE: &str = "MADE";
+const MADE_TEXT: &str = "Everything in this folder is made. This file may be removed.\n";
 
 /// Who may enter a folder.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,19 +134,35 @@ impl Part {
             let moved = made.and_then(|()| move_all(&self.part, &self.to, last));
             return moved.or_fail(Kind::Run, self.to.display());
         }
-        fs::remove_file(self.part.join(MARK)).or_fail(Kind::Run, self.part.display())?;
-        let named = sync(&self.part).and_then(|()| fs::rename(&self.part, &self.to));
-        named.and_then(|()| sync_parent(&self.to)).or_fail(Kind::Run, self.to.display())
+        self.name().or_fail(Kind::Run, self.to.display())
+    }
+
+    /// Gives the folder its name. At every instant before that one of the two files says whose it is.
+    fn name(&self) -> io::Result<()> {
+        let made = File::options().create_new(true).write(true).open(self.part.join(MADE));
+        let mut made = made?;
+        made.try_lock().map_err(io::Error::other)?;
+        made.write_all(MADE_TEXT.as_bytes())?;
+        made.sync_all()?;
+        sync(&self.part)?;
+        fs::remove_file(self.part.join(MARK))?;
+        sync(&self.part)?;
+        fs::rename(&self.part, &self.to)?;
+        sync_parent(&self.to)?;
+        fs::remove_file(self.to.join(MADE))?;
+        sync(&self.to)
     }
 }
 
 /// Removes what an earlier attempt left, and nothing else.
 fn clear(part: &Path) -> Result<(), Failure> {
     let refuse = |message: String| Err(Failure::new(Kind::Configuration, message));
-    let mark = match File::options().write(true).open(part.join(MARK)) {
+    let open = |name| File::options().write(true).open(part.join(name));
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let mark = match open(MARK).or_else(|error| if missing(&error) { open(MADE) } else { Err(error) }) {
         Ok(mark) => mark,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // A kill may come between the making of the folder and the mark in it, or between the end of the mark and the name.
+        Err(error) if missing(&error) => {
+            // A kill may come between the making of the folder and the mark in it, or after the end of everything else in it.
             if fs::remove_dir(part).is_ok() {
                 return Ok(());
             }
@@ -158,12 +175,35 @@ fn clear(part: &Path) -> Result<(), Failure> {
         Err(error) => return Err(error).or_fail(Kind::Configuration, part.display()),
     };
     match mark.try_lock() {
-        Ok(()) => fs::remove_dir_all(part).or_fail(Kind::Configuration, part.display()),
+        Ok(()) => remove_marked(part).or_fail(Kind::Configuration, part.display()),
         Err(TryLockError::WouldBlock) => {
             refuse(format!("{}: another command is making this folder", part.display()))
         }
         Err(TryLockError::Error(error)) => Err(error).or_fail(Kind::Configuration, part.display()),
     }
+}
+
+/// Removes an unfinished folder, what says whose it is last: a kill leaves nothing that is nobody's.
+fn remove_marked(part: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(part)? {
+        let entry = entry?;
+        if entry.file_name() == MARK || entry.file_name() == MADE {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    // Of a folder whose content was moved away only the end of this is missing, and not the content.
+    for name in [MARK, MADE] {
+        match fs::remove_file(part.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::remove_dir(part)
 }
 
 /// Refuses a folder that a command has not finished.
@@ -262,9 +302,7 @@ fn move_all(part: &Path, to: &Path, last: &str) -> io::Result<()> {
         move_into(&part.join(&name), &to.join(&name))?;
     }
     sync(to)?;
-    // The mark last: without it what is left would be nobody's.
-    fs::remove_file(part.join(MADE))?;
-    fs::remove_dir_all(part)
+    remove_marked(part)
 }
 
 /// Moves a file or a folder; into a folder that is there, its entries one by one. Nothing is replaced.
@@ -348,6 +386,16 @@ mod tests {
         drop(part);
         assert!(Part::resume_within(&to, "last.toml").unwrap() && refuse_unfinished(&to).is_ok());
         assert!(to.join("state/a").exists() && to.join("last.toml").exists() && !to.join(WITHIN).exists());
+        // What a kill leaves between the end of the mark and the name, or in the middle of removing, is made anew.
+        let late = dir.path().join("late");
+        for left in [&["MADE", "state"][..], &["UNFINISHED", "MADE", "state"], &["UNFINISHED"], &["MADE"], &[]] {
+            let half = dir.path().join("late.part");
+            fs::create_dir(&half).unwrap();
+            left.iter().for_each(|name| fs::write(half.join(name), "").unwrap());
+            Part::begin(&late, "server backup").unwrap().finish().unwrap();
+            assert!(!half.exists() && fs::read_dir(&late).unwrap().count() == 0, "{left:?}");
+            fs::remove_dir(&late).unwrap();
+        }
         // A folder of that name which no command made is left alone, and nobody is told to use it.
         let other = dir.path().join("mine");
         fs::create_dir_all(dir.path().join("mine.part/letters")).unwrap();
