@@ -266,15 +266,19 @@ pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { 2 } else { 0 };
-            // Nothing can be done about a closed stderr.
-            let _ = error.print();
-            return ExitCode::from(code);
+            let written = error.print();
+            if error.use_stderr() {
+                // Nothing can be done about a closed stderr.
+                return ExitCode::from(2);
+            }
+            output::note_unwritten(written);
+            return output::written()
+                .map_or_else(|failure| failure.report(Format::Text), |()| ExitCode::SUCCESS);
         }
     };
     listen_to_logs(&cli.global);
     modes::keep_private(&cli.command);
-    match perform(&cli) {
+    match perform(&cli).and_then(|()| output::written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(cli.global.format),
     }
@@ -335,9 +339,15 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Privacy(PrivacyCommand::Verify(args)) => statement::verify(args, global),
         Command::Attack(command) => attack::attack(command, global),
         Command::Bench(command) => bench::bench(command, global),
-        Command::Completions { shell } => papers::completions(*shell),
+        Command::Completions { shell } => {
+            papers::completions(*shell);
+            Ok(())
+        }
         Command::Man { folder } => papers::man(folder),
-        Command::Reference => reference::reference(),
+        Command::Reference => {
+            reference::reference();
+            Ok(())
+        }
     }
 }
 

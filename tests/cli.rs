@@ -33,6 +33,44 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_stdout_is_a_failure_and_one_behind_stderr_changes_nothing() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let command = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+        command.args(args).stdin(Stdio::null());
+        command
+    };
+    let works: [&[&str]; 6] = [
+        &["check", HEART],
+        &["privacy", "epsilon", "--noise-multiplier", "2", "--rounds", "10", "--delta", "1e-5"],
+        &["completions", "bash"],
+        &["reference"],
+        &["--help"],
+        &["--version"],
+    ];
+    for args in works {
+        let output = command(args).stdout(full()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains("stdout"), "{args:?}: {output:?}");
+        assert!(command(args).stderr(full()).output().unwrap().status.success(), "{args:?}");
+    }
+    for (args, code) in
+        [(&["check", "no.toml"][..], 2), (&["no-command"], 2), (&["audit", "verify", "/dev"], 2)]
+    {
+        let ended = command(args).stdout(Stdio::null()).stderr(full()).status().unwrap();
+        assert_eq!(ended.code(), Some(code), "{args:?}");
+    }
+    // Whoever reads no further has what it wants.
+    for args in works {
+        let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+    }
+}
+
 /// A process that ends with the test.
 struct Running(Child);
 

@@ -1,9 +1,15 @@
-//! Writing to stdout and stderr. A closed pipe ends the talk quietly.
+//! Writing to stdout and stderr. A closed pipe ends the talk quietly; what else keeps a result from stdout is a failure of the command.
 
 use std::fmt::Display;
-use std::io::{Write, stderr, stdout};
+use std::io::{ErrorKind, Write, stderr, stdout};
+use std::sync::OnceLock;
 
 use serde_json::Value;
+
+use super::failure::{Failure, Kind};
+
+/// Why the first line that did not get out did not. The work goes on: what is done is not undone by a full disk behind stdout.
+static UNWRITTEN: OnceLock<std::io::Error> = OnceLock::new();
 
 /// What stdout carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +30,32 @@ impl Format {
             Self::Json => json().to_string(),
             Self::Silent => return,
         };
-        let mut out = stdout().lock();
-        // Whoever closed the pipe does not want to hear more.
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        print(&format!("{line}\n"));
     }
+}
+
+/// Writes `text` to stdout as it is.
+pub(super) fn print(text: &str) {
+    let mut out = stdout().lock();
+    note_unwritten(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Remembers that a line did not get out. Whoever closed the pipe does not want to hear more, and that is no failure.
+pub(super) fn note_unwritten(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = UNWRITTEN.set(error);
+    }
+}
+
+/// The failure of a command that did its work and could not say so.
+pub(super) fn written() -> Result<(), Failure> {
+    UNWRITTEN.get().map_or(Ok(()), |error| {
+        let message =
+            format!("stdout: {error}; the command has done its work, and what it printed is not all there");
+        Err(Failure::new(Kind::Run, message))
+    })
 }
 
 /// Writes a line to stderr. Nothing can be done about one that is closed or full, and it changes no outcome.

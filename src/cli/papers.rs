@@ -1,15 +1,15 @@
 //! Completions and man pages, from the command tree itself.
 
-use std::io::Write;
 use std::path::Path;
 
 use super::command;
 use super::failure::{Failure, Kind, OrFail};
+use super::output::print;
 
-pub(super) fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+pub(super) fn completions(shell: clap_complete::Shell) {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command(), "consortia", &mut script);
-    std::io::stdout().write_all(&script).or_fail(Kind::Run, "stdout")
+    print(&String::from_utf8_lossy(&script));
 }
 
 pub(super) fn man(folder: &Path) -> Result<(), Failure> {

@@ -1,12 +1,10 @@
 //! The page of all commands, docs/reference.md, from the command tree itself: what `--help` says, on one page.
 
-use std::io::Write;
-
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, Command};
 
 use super::command;
-use super::failure::{Failure, Kind, OrFail};
+use super::output::print;
 
 const HEAD: &str = "\
 # Commands
@@ -19,8 +17,8 @@ a connection or with an identity that is not accepted, 4 without an answer in ti
 ";
 
 /// Prints the page.
-pub(super) fn reference() -> Result<(), Failure> {
-    std::io::stdout().write_all(page(command()).as_bytes()).or_fail(Kind::Run, "stdout")
+pub(super) fn reference() {
+    print(&page(command()));
 }
 
 fn page(mut tree: Command) -> String {
