@@ -10,18 +10,27 @@
 
 #[path = "support/chance.rs"]
 mod chance;
+#[path = "support/member.rs"]
+#[expect(dead_code, reason = "nobody says goodbye here")]
+mod member;
+#[path = "support/postgres.rs"]
+#[expect(dead_code, reason = "what is in the database is read by the command")]
+mod postgres;
 #[path = "support/processes.rs"]
-#[expect(dead_code, reason = "no plan is handed in here")]
 mod processes;
+#[path = "support/trio.rs"]
+#[expect(dead_code, reason = "no simulation is compared with")]
+mod trio;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use chance::draw;
+use member::Member;
 use privacy::accounting::{Mechanism, Relation};
 use privacy::ledger::{Charge, Composition, Ledger, Release, Terms, Unit};
-use processes::{command, serve};
+use processes::{command, serve, submit};
 use server::Booking;
 use server::net::Store;
 
@@ -156,6 +165,123 @@ async fn a_backup_an_init_and_a_bundle_that_are_killed_are_whole_or_not_there() 
     let bundle = folder.join("sites/north");
     let whole = || assert!(["ca.pem", "cert.pem", "key.pem"].iter().all(|name| bundle.join(name).exists()));
     kill_again_and_again(&["server", "issue", "north", "--dir", text(&folder)], &bundle, whole, |_| {});
+}
+
+/// Where a file is that a command makes, and whether what is there is whole.
+type Made<'a> = (Vec<&'a str>, &'a Path, Box<dyn Fn() + 'a>);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_leaves_is_whole_and_has_its_own_statement_beside_it_whenever_the_command_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("fed");
+    command(&["server", "init", text(&folder), "--name", "localhost"]);
+    let (server, address) = serve(text(&folder), "127.0.0.1:0");
+    let mut members = Vec::new();
+    for (name, data) in trio::sites() {
+        command(&["server", "issue", name.as_str(), "--dir", text(&folder)]);
+        let identity = folder.join("sites").join(name.as_str());
+        members.push(Member::join(&address, &identity, name.as_str(), trio::learner(data)).await);
+    }
+    let plan = dir.path().join("plan.toml");
+    let toml = "name = \"short\"\nrounds = 3\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\
+                [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.05 } }\n[cohort]\nclients_min = 3\n";
+    std::fs::write(&plan, toml).unwrap();
+    let run = submit(text(&plan), text(&folder), &address, Some(7));
+    command(&["run", "watch", &run, "--dir", text(&folder), "--server", &address]);
+    let (out, graph, page) =
+        (dir.path().join("out"), dir.path().join("model.onnx"), dir.path().join("report.html"));
+    let model = out.join("model.safetensors");
+    let statement = out.join("privacy_statement.json");
+    let paired = || {
+        if model.exists() {
+            command(&["model", "verify", text(&model), "--statement", text(&statement)]);
+        }
+    };
+    let pull = |number| {
+        let at = ["--dir", text(&folder), "--server", &address, "--model", number, "--out", text(&out)];
+        [&["run", "pull", &run][..], &at].concat()
+    };
+    let export = |number| {
+        vec!["server", "export", &run, "--dir", text(&folder), "--model", number, "--out", text(&out)]
+    };
+    command(&pull("last"));
+    let kept = dir.path().join("kept.safetensors");
+    std::fs::copy(&model, &kept).unwrap();
+    let onnx = vec!["model", "export", text(&kept), "--plan", text(&plan), "--to", text(&graph)];
+    let report =
+        vec!["run", "report", &run, "--dir", text(&folder), "--server", &address, "--out", text(&page)];
+    command(&onnx);
+    command(&report);
+    let whole = (std::fs::read(&graph).unwrap(), std::fs::read_to_string(&page).unwrap());
+    let same_graph = || assert!(!graph.exists() || std::fs::read(&graph).unwrap() == whole.0);
+    let ends = || {
+        let ends = |text: String| text.trim_end().ends_with("</html>");
+        assert!(!page.exists() || ends(std::fs::read_to_string(&page).unwrap()));
+    };
+    assert!(whole.1.trim_end().ends_with("</html>"), "{}", whole.1);
+    let commands: Vec<Made<'_>> = vec![
+        (pull("1"), &out, Box::new(paired)),
+        (export("2"), &out, Box::new(paired)),
+        (pull("3"), &out, Box::new(paired)),
+        (export("1"), &out, Box::new(paired)),
+        (onnx, &graph, Box::new(same_graph)),
+        (report, &page, Box::new(ends)),
+    ];
+    let mut killed = 0;
+    for (number, (arguments, made, examine)) in (0..kills()).zip(commands.iter().cycle()) {
+        if made.is_file() {
+            std::fs::remove_file(made).unwrap();
+        }
+        let began = Instant::now();
+        command(arguments);
+        examine();
+        if made.is_file() {
+            std::fs::remove_file(made).unwrap();
+        }
+        let life = began.elapsed().mul_f64(draw(number, 1000) as f64 / 900.0);
+        killed += u64::from(kill(arguments, life));
+        examine();
+    }
+    println!("models that leave: {killed} of {} were killed at work", kills());
+    drop(members);
+    server.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_into_a_database_that_is_killed_at_any_instant_is_given_again_and_forgets_no_release() {
+    let Some(database) = postgres::Postgres::shared() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let folder = federation(dir.path()).await;
+    let fresh = |number: u64| {
+        let copy = dir.path().join(format!("fed{number}"));
+        let copied = Command::new("cp").arg("-a").arg(&folder).arg(&copy).status().unwrap();
+        assert!(copied.success());
+        copy
+    };
+    let (began, first) = (Instant::now(), fresh(0));
+    command(&["server", "migrate", text(&first), "--to", &database.database()]);
+    let whole = began.elapsed();
+    let (mut killed, mut unfinished) = (0, 0);
+    // One that is killed in the middle leaves a lease of ten seconds.
+    let kills = if kills() > 5 { kills() } else { 2 };
+    for number in 1..=kills {
+        let (folder, url) = (fresh(number), database.database());
+        let migrate = ["server", "migrate", text(&folder), "--to", &url];
+        killed += u64::from(kill(&migrate, whole.mul_f64(draw(number, 1000) as f64 / 900.0)));
+        if folder.join("state/state.sqlite").exists() {
+            unfinished += 1;
+            command(&migrate);
+        }
+        // Both never work: the old one is gone by name, and the new one knows what was spent.
+        let (refused, said) = attempt(&["server", "run", text(&folder), "--listen", "127.0.0.1:0"]);
+        assert!(refused.status.code() == Some(2) && said.contains("[state] database"), "{said}");
+        let config = folder.join("server.toml");
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, format!("{text}\n[state]\ndatabase = \"{url}\"\n")).unwrap();
+        assert_eq!(releases(&folder), 1, "killed move {number}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    println!("migrate: {killed} of {kills} were killed at work, {unfinished} were given again");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! moves it again, and a copy that had been made by then is recognised.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use privacy::ledger::{Ledger, LedgerError};
 use sqlx::any::{AnyArguments, AnyRow};
@@ -20,6 +21,8 @@ use crate::net::crash;
 
 /// Rows that are read at a time.
 const ROWS: i64 = 500;
+/// How often somebody else's lease is looked at.
+const LOOK: Duration = Duration::from_millis(250);
 /// The tables, in SQLite's words. Whatever refers to another table refers to `runs`.
 const TABLES: &str = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' \
                       ORDER BY name <> 'runs', rowid";
@@ -44,7 +47,7 @@ pub enum TransferError {
         rows: i64,
     },
     /// A server works there.
-    #[error("a server holds the lease of {0}; stop it first, and wait until its lease is over")]
+    #[error("a server holds the lease of {0} and renews it; stop it first, and give the command again")]
     Held(String),
     /// Not everything arrived.
     #[error("the table {table} has {there} rows where {here} were copied; nothing was kept")]
@@ -114,8 +117,7 @@ impl Store {
         let source = Self::open_to_move(dir).await?;
         let (path, kept, mark) = (dir.join("state.sqlite"), dir.join(MIGRATED), dir.join(MIGRATING));
         let pool = target.connect().await?;
-        let fence =
-            Fence::take(&pool, target).await?.ok_or_else(|| TransferError::Held(target.to_string()))?;
+        let fence = lease(&pool, target).await?.ok_or_else(|| TransferError::Held(target.to_string()))?;
         let was_cut_off = mark.exists();
         let copied = async {
             let marked = std::fs::write(&mark, format!("being moved to {target}\n"));
@@ -158,6 +160,19 @@ impl Store {
         let _ = std::fs::remove_file(mark);
         Ok(Transferred { rows, ledgers, kept })
     }
+}
+
+/// The lease. A move that was killed has left its own, which nobody renews: its time is waited for.
+async fn lease(pool: &AnyPool, target: &Postgres) -> Result<Option<Fence>, StoreError> {
+    let waited = async {
+        loop {
+            if let Some(fence) = Fence::take(pool, target).await? {
+                return Ok(fence);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(target.lease() + 2 * LOOK, waited).await.ok().transpose()
 }
 
 /// The rows of each table, where the new database has as many of each and the same version: an earlier attempt copied them.
