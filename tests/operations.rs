@@ -191,3 +191,53 @@ async fn a_restored_budget_is_charged_for_what_it_may_have_forgotten() {
     server.next("the end", |line| line["event"] == "ended" && line["state"] == "budget_exhausted");
     assert_eq!(releases(&fresh), 100_000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_model_or_noise_is_missing_or_damaged_fails_and_the_server_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = federation(dir.path());
+    let privacy = "[update]\nnorm_max = 1.0\n[privacy.central]\npopulation = \"wards\"\ndelta = 1e-5\nepsilon_max = 1000\n\
+         noise_multiplier = 2000\ndenominator = 3\nnoise = \"tree\"\nsampling = { availability = { participations_max = 3000 } }\n";
+    let files = |folder: &str| -> Vec<std::path::PathBuf> {
+        let listed = std::fs::read_dir(Path::new(&fed).join("state").join(folder));
+        listed.into_iter().flatten().map(|file| file.unwrap().path()).collect()
+    };
+    let damage = |path: &Path, number: usize| match number {
+        0 => std::fs::remove_file(path).unwrap(),
+        _ => {
+            let mut bytes = std::fs::read(path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }
+    };
+    let mut models_before = files("blobs");
+    for (privacy, folder, what) in [("", "blobs", ".safetensors"), (privacy, "secrets", "the kept noise")] {
+        for number in 0..2 {
+            let (server, address) = serve(&fed, "127.0.0.1:0");
+            let sites = members(&fed, &address).await;
+            let plan = write_plan(dir.path(), &plan(3000, privacy));
+            let run = submit(&plan, &fed, &address, None);
+            server.next("a round", |line| line["event"] == "round" && line["round"].as_u64() > Some(2));
+            server.kill();
+            drop(sites);
+            let hit = files(folder).into_iter().filter(|file| !models_before.contains(file));
+            hit.for_each(|file| damage(&file, number));
+
+            let (server, address) = serve(&fed, "127.0.0.1:0");
+            let at = ["--dir", &fed, "--server", &address];
+            let (watched, said) = attempt(&[&["run", "watch", &run], &at[..]].concat());
+            assert!(watched.status.code() == Some(1) && said.contains("run models"), "{said}");
+            let runs = command(&[&["run", "ls"], &at[..]].concat());
+            let said = runs.as_array().unwrap().iter().find(|one| one["run"] == run.as_str()).unwrap();
+            assert!(said["state"] == "failed" && said["message"].as_str().unwrap().contains(what), "{said}");
+            let _sites = members(&fed, &address).await;
+            let other = submit(&write_plan(dir.path(), &self::plan(2, "")), &fed, &address, None);
+            let ended =
+                server.next("the end", |line| line["event"] == "ended" && line["run"] == other.as_str());
+            assert_eq!(ended["state"], "finished");
+            server.kill();
+            models_before = files("blobs");
+        }
+    }
+    command(&["audit", "verify", &fed]);
+}

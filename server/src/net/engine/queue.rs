@@ -82,6 +82,8 @@ impl Engine {
         let note = crate::Note::Ended(end.clone());
         self.audit.note(self.clock.now(), run, &note)?;
         self.nerves.meter.note(self.clock.now(), run, &note);
+        // Nobody may be listening.
+        let _ = self.nerves.notes.send((run, note));
         // Whoever watches that run looks again.
         self.nerves.live.send_modify(|_| {});
         Ok(())
@@ -107,8 +109,8 @@ impl Engine {
             if population(&plan).is_some_and(|one| self.populations().contains(one)) {
                 continue;
             }
-            let stored = self.handle.block_on(self.store.load(run))?;
-            match self.activate(run, Arc::new(plan), stored) {
+            let stored = self.handle.block_on(self.store.load(run)).map_err(Unable::from);
+            match stored.and_then(|stored| self.activate(run, Arc::new(plan), stored)) {
                 Ok(active) => self.begin(run, active, control)?,
                 Err(Unable::Run(reason)) => self.give_up(run, reason)?,
                 Err(Unable::Server(error)) => return Err(error),
@@ -131,6 +133,9 @@ impl Engine {
 
     fn give_up(&mut self, run: RunId, reason: String) -> Result<(), StoreError> {
         tracing::error!("run {run} cannot go on: {reason}");
+        let reason = format!(
+            "{reason}. This run has ended and the others go on; `consortia run models {run}` lists the models that it has left"
+        );
         self.end(run, &RunEnd::Failed(reason))
     }
 
@@ -211,11 +216,7 @@ enum Unable {
 
 impl From<StoreError> for Unable {
     fn from(error: StoreError) -> Self {
-        if matches!(error, StoreError::Ledger { .. }) {
-            Self::Run(error.to_string())
-        } else {
-            Self::Server(error)
-        }
+        if error.is_of_one_run() { Self::Run(error.to_string()) } else { Self::Server(error) }
     }
 }
 

@@ -73,6 +73,14 @@ pub enum StoreError {
     /// A file of tensors cannot be used.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// What a run with correlated noise keeps between releases cannot be used.
+    #[error("{}: the kept noise {fault}; without it no further release of its run is private", path.display())]
+    Noise {
+        /// The file or object.
+        path: PathBuf,
+        /// What is wrong.
+        fault: &'static str,
+    },
     /// A row that this program did not write.
     #[error(
         "run {run}: the stored {what} is not understood ({message}); restore the state folder from a backup"
@@ -138,4 +146,17 @@ pub enum StoreError {
     /// No such run.
     #[error("there is no run {0} here")]
     NoSuchRun(RunId),
+}
+
+impl StoreError {
+    /// Whether what one run needs is missing or damaged: that run cannot go on, however long one waits, and all others can.
+    pub(crate) fn is_of_one_run(&self) -> bool {
+        matches!(
+            self,
+            Self::Row { .. }
+                | Self::Ledger { .. }
+                | Self::Noise { .. }
+                | Self::Blob(BlobError::Damaged { .. })
+        )
+    }
 }

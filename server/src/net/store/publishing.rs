@@ -35,31 +35,45 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Publishes them; `before` is where an earlier server, with another storage, may have left them.
+    /// Publishes them; `before` is where an earlier server, with another storage, may have left them. What is lost stays among them: the
+    /// run that needs it says so, and cannot go on.
     pub(super) async fn publish(&self, before: Option<&Blobs>) -> Result<(), StoreError> {
-        let unpublished = self.unpublished().await?;
-        for (name, sealed) in &unpublished {
-            if !self.blobs.has(name).await? && !self.blobs.publish(name, sealed, &self.blobs).await? {
-                let moved = match before {
-                    Some(before) => before.publish(name, sealed, &self.blobs).await?,
-                    None => false,
-                };
-                if !moved {
-                    let message = "the release is paid for, and its encrypted bytes are gone".to_owned();
-                    return Err(BlobError::Damaged { place: self.blobs.show(name), message }.into());
-                }
+        let mut published = Vec::new();
+        for (name, sealed) in self.unpublished().await? {
+            match self.publish_one(&name, &sealed, before).await {
+                Ok(()) => published.push(name),
+                Err(error @ BlobError::Damaged { .. }) => tracing::error!("{error}"),
+                Err(error) => return Err(error.into()),
             }
         }
-        if unpublished.is_empty() {
+        if published.is_empty() {
             return Ok(());
         }
         crash::point("published");
         let mut transaction = self.begin().await?;
-        for name in unpublished.keys() {
+        for name in &published {
             let sql = "DELETE FROM unpublished WHERE blob = $1";
             sqlx::query(sql).bind(name).execute(&mut *transaction).await?;
         }
         Ok(transaction.commit().await?)
+    }
+
+    async fn publish_one(
+        &self,
+        name: &str,
+        sealed: &Sealed,
+        before: Option<&Blobs>,
+    ) -> Result<(), BlobError> {
+        if self.blobs.has(name).await? || self.blobs.publish(name, sealed, &self.blobs).await? {
+            return Ok(());
+        }
+        if let Some(before) = before
+            && before.publish(name, sealed, &self.blobs).await?
+        {
+            return Ok(());
+        }
+        let message = "the release is paid for, and its encrypted bytes are gone".to_owned();
+        Err(BlobError::Damaged { place: self.blobs.show(name), message })
     }
 
     /// The values of a file, also of one that has no name yet.

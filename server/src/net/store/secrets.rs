@@ -79,12 +79,10 @@ impl Secrets {
     pub(super) async fn read(&self, known: &str) -> Result<NoiseMemory, StoreError> {
         let (name, key) = parts(known);
         let path = self.folder.join(name);
-        let damaged = || {
-            let what = "the kept noise is damaged; without it no further release is private: end the run";
-            failed(&path, std::io::Error::other(what))
-        };
+        let fault = |fault| StoreError::Noise { path: path.clone(), fault };
+        let damaged = || fault("is damaged");
         let Some(mut bytes) = self.bytes(name, key.is_some()).await? else {
-            return Err(failed(&path, std::io::ErrorKind::NotFound.into()));
+            return Err(fault("is missing"));
         };
         if name_of(&bytes) != hash_in(name) {
             return Err(damaged());
