@@ -26,12 +26,13 @@ mod operator;
 mod pace;
 mod probe;
 mod records;
+mod renewal;
 mod session;
 mod values;
 
 pub use agent::{Agent, AgentConfig, AgentError};
 pub use connection::{ConnectError, SERVER_NAME, Transport};
-pub use enrol::{EnrolError, enrol, renew, settle_renewal};
+pub use enrol::{EnrolError, enrol};
 pub use events::AgentEvent;
 pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};
@@ -41,6 +42,7 @@ pub use records::{
     Books, BooksError, BooksSummary, Mismatch, Recovery, RecoveryOrder, Torn, are_books_held, check_books,
     open_audit, open_books, recover_books,
 };
+pub use renewal::{begin_renewal, finish_renewal, renew, settle_renewal};
 
 #[cfg(test)]
 mod tests;

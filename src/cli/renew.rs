@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use ::client::net::settle_renewal;
+use ::client::net::{begin_renewal, finish_renewal, settle_renewal};
 use clap::Args;
 use serde_json::json;
 use server::net::{Identity, validity_of_pem};
@@ -72,20 +72,11 @@ pub(super) fn renew(args: &ServerRenewArgs, global: &Global) -> Result<(), Failu
     Ok(())
 }
 
-/// Puts an identity in the place of the one in `folder`, and says when it ends. A crash leaves the old one or the new one.
+/// Puts an identity in the place of the one in `folder`, and says when it ends.
 fn replace(folder: &Path, next: &Identity) -> Result<u64, Failure> {
-    let beside = |ending: &str| {
-        let mut name = folder.file_name().unwrap_or_default().to_owned();
-        name.push(ending);
-        folder.with_file_name(name)
-    };
-    let made = beside(".new");
-    if made.exists() {
-        std::fs::remove_dir_all(&made).or_fail(Kind::Configuration, made.display())?;
-    }
+    let made = begin_renewal(folder).or_fail(Kind::Configuration, "")?;
     next.write_identity(&made).or_fail(Kind::Configuration, "")?;
-    std::fs::rename(folder, beside(".old")).or_fail(Kind::Configuration, folder.display())?;
-    settle_renewal(folder).or_fail(Kind::Configuration, "")?;
+    finish_renewal(folder).or_fail(Kind::Configuration, "")?;
     end_of(&folder.join("cert.pem"))
 }
 

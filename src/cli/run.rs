@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ::client::net::{ConnectError, Identity, OperatorClient, OperatorError, SERVER_NAME};
+use ::client::net::{ConnectError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
 use clap::Args;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
@@ -22,7 +22,7 @@ use super::watch::runtime;
 pub(super) struct OperatorArgs {
     /// The server's folder, which holds the operator's identity.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     /// The server, `host:port`, if it is not on this machine at the port of `server.toml`.
     #[arg(long)]
     server: Option<String>,
@@ -164,6 +164,7 @@ pub(super) async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failu
 
 /// Connects as the operator of `folder` to the first of these servers that answers.
 pub(super) async fn connect_to(servers: &[String], folder: &ServerFolder) -> Result<OperatorClient, Failure> {
+    settle_renewal(&folder.operator()).or_fail(Kind::Configuration, "")?;
     let identity = Identity::load(&folder.operator()).or_fail(Kind::Connection, "")?;
     let connecting = OperatorClient::connect_any(servers, SERVER_NAME, &identity);
     match tokio::time::timeout(Duration::from_secs(15), connecting).await {

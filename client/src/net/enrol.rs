@@ -1,4 +1,4 @@
-//! Becoming a member, and staying one: a key is made here, its public half goes to the server with the invite's token, a certificate comes back.
+//! Becoming a member: a key is made here, its public half goes to the server with the invite's token, a certificate comes back.
 //!
 //! The private key never leaves the folder it is made in. The server must prove that it belongs to the federation whose root
 //! the invite names by its hash; that root is then kept as `ca.pem`. A try that broke off can be repeated: the key is kept,
@@ -113,76 +113,22 @@ pub async fn enrol(invite: &Invite, folder: &Path, software: &str, now: u64) -> 
     Ok(())
 }
 
-/// Gets the next certificate for the site whose identity is in `folder`, with a new key, from the first of `servers` (`host:port`)
-/// that can be reached. The new identity is made beside the old one (`<folder>.new`) and takes its place when it is complete.
-///
-/// # Errors
-/// [`EnrolError`]; the old identity stands then.
-pub async fn renew(folder: &Path, servers: &[String], software: &str) -> Result<Identity, EnrolError> {
-    settle_renewal(folder)?;
-    let (old, next) = (Identity::load_for(folder, ENROL_ALPN)?, beside(folder, "new"));
-    let kept = read(&folder.join("ca.pem"))?;
-    if next.exists() {
-        // Of a try that broke off. What it asked for may have been given, and is worth nothing without its answer.
-        std::fs::remove_dir_all(&next).map_err(|source| EnrolError::File { path: next.clone(), source })?;
-    }
-    let request = request(&next, None, software)?;
-    let link = Link::open_any(servers, SERVER_NAME, Transport::Auto, old.tls()).await;
-    let link = link.map_err(unreachable)?;
-    let answer = exchange(&link, &request).await;
-    link.leave().await;
-    let (chain, root) = answer?.ok_or(EnrolError::Answer("a renewal needs nobody's approval"))?;
-    if root_sha256(&root)? != root_sha256(&kept)? {
-        return Err(EnrolError::Answer("its root certificate is another one"));
-    }
-    write_new(&next.join("ca.pem"), kept.as_bytes(), 0o644)?;
-    write_new(&next.join("cert.pem"), chain.as_bytes(), 0o644)?;
-    Identity::load(&next)?;
-    let moved = std::fs::rename(folder, beside(folder, "old"));
-    moved.map_err(|source| EnrolError::File { path: folder.to_owned(), source })?;
-    settle_renewal(folder)?;
-    Ok(Identity::load(folder)?)
-}
-
-/// Ends a renewal that a crash broke off between its last two steps, and removes what was replaced. To be called before an
-/// identity is loaded; does nothing where nothing is to be done.
-///
-/// # Errors
-/// [`EnrolError::File`].
-pub fn settle_renewal(folder: &Path) -> Result<(), EnrolError> {
-    let (next, old) = (beside(folder, "new"), beside(folder, "old"));
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| EnrolError::File { path, source }
-    };
-    if !folder.exists() && old.exists() && next.join("cert.pem").exists() {
-        std::fs::rename(&next, folder).map_err(failed(folder))?;
-    }
-    if folder.exists() && old.exists() {
-        std::fs::remove_dir_all(&old).map_err(failed(&old))?;
-    }
-    Ok(())
-}
-
-/// The folder's name with an ending.
-fn beside(folder: &Path, ending: &str) -> PathBuf {
-    let mut name = folder.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{ending}"));
-    folder.with_file_name(name)
-}
-
-fn read(path: &Path) -> Result<String, EnrolError> {
+pub(super) fn read(path: &Path) -> Result<String, EnrolError> {
     std::fs::read_to_string(path).map_err(|source| EnrolError::File { path: path.to_owned(), source })
 }
 
-fn root_sha256(pem: &str) -> Result<[u8; 32], EnrolError> {
+pub(super) fn root_sha256(pem: &str) -> Result<[u8; 32], EnrolError> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes());
     let der = der.map_err(|_| EnrolError::Answer("it has no root certificate"))?;
     Ok(Sha256::digest(&der).into())
 }
 
 /// A request for the key in `folder`, which is made if there is none.
-fn request(folder: &Path, token: Option<Token>, software: &str) -> Result<EnrolRequest, EnrolError> {
+pub(super) fn request(
+    folder: &Path,
+    token: Option<Token>,
+    software: &str,
+) -> Result<EnrolRequest, EnrolError> {
     let path = folder.join("key.pem");
     let key = own_key(folder, &path)?;
     let signed = CertificateParams::default().serialize_request(&key);
@@ -228,7 +174,7 @@ async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<Option<(String, 
 
 /// Why there is no connection. One that the server gave up, for others who waited for its place, is lost as one that was given up
 /// later: it is worth another try.
-fn unreachable(error: ConnectError) -> EnrolError {
+pub(super) fn unreachable(error: ConnectError) -> EnrolError {
     match &error {
         ConnectError::Connection(lost @ ConnectionError::ApplicationClosed(_)) => {
             EnrolError::Lost(explain(lost))
@@ -243,7 +189,10 @@ fn unreachable(error: ConnectError) -> EnrolError {
 }
 
 /// The chain and the root; none while an operator has to approve.
-async fn exchange(link: &Link, request: &EnrolRequest) -> Result<Option<(String, String)>, EnrolError> {
+pub(super) async fn exchange(
+    link: &Link,
+    request: &EnrolRequest,
+) -> Result<Option<(String, String)>, EnrolError> {
     let lost = |error: FrameError| match link.connection.close_reason() {
         Some(reason) => EnrolError::Lost(explain(&reason)),
         None => EnrolError::Frame(error),
@@ -335,7 +284,7 @@ impl ServerCertVerifier for Pinned {
 }
 
 /// Writes a file that was not there, through to the disk.
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), EnrolError> {
+pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), EnrolError> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
