@@ -4,14 +4,16 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::client::net::{EnrolError, enrol};
+use ::client::net::{EnrolError, Identity, enrol};
 use clap::Args;
 use protocol::Invite;
 use serde_json::json;
+use server::net::{root_sha256_of_pem, site_of_pem};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::members::moment;
+use super::output::tell;
 use super::site::{Preset, next_steps, refuse_preset, write_files};
 use super::watch::runtime;
 
@@ -63,20 +65,48 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
     }
     refuse_preset(&folder, args.policy)?;
     if global.quiet == 0 {
-        super::output::tell(format_args!(
+        tell(format_args!(
             "joining as {} at {}; the invite's check phrase is \"{}\"",
             invite.site,
             invite.servers.join(", "),
             invite.phrase()
         ));
     }
-    runtime()?.block_on(become_member(&invite, &folder.join("identity"), global))?;
+    let identity = folder.join("identity");
+    if !has_become(&invite, &identity)? {
+        runtime()?.block_on(become_member(&invite, &identity, global))?;
+    }
     let files = write_files(&folder, &invite.servers, data.as_deref(), args.policy)?;
     global.format.say(
         || format!("{} has joined: its key was made here and is in {}\n{}", invite.site, folder.join("identity").display(), next_steps(&files, data.is_some(), args.policy)),
         || json!({ "site": invite.site.as_str(), "file": files.site, "policy": files.policy, "phrase": invite.phrase() }),
     );
     Ok(())
+}
+
+/// Whether an earlier attempt has brought the certificate that this invite is for, and was cut off before the site's files were written.
+fn has_become(invite: &Invite, identity: &Path) -> Result<bool, Failure> {
+    let cert = identity.join("cert.pem");
+    let Ok(pem) = std::fs::read(&cert) else { return Ok(false) };
+    let root = std::fs::read(identity.join("ca.pem")).ok().and_then(|pem| root_sha256_of_pem(&pem).ok());
+    match site_of_pem(&pem) {
+        Ok(site) if site == invite.site && root == Some(invite.root_sha256) => {
+            Identity::load(identity).or_fail(Kind::Configuration, "")?;
+            tell(format_args!(
+                "{} holds the certificate of {site} in this federation already: going on where the command before was cut off",
+                identity.display()
+            ));
+            Ok(true)
+        }
+        _ => {
+            let message = format!(
+                "{} exists already, and is not {}'s in the federation of this invite: take another folder; nothing was changed",
+                cert.display(),
+                invite.site
+            );
+            Err(Failure::new(Kind::Configuration, message))
+        }
+    }
 }
 
 /// Gets the certificate; where an operator must approve, asks again until that has happened, also over a restart of the server.

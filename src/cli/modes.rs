@@ -4,8 +4,9 @@
 //! that no file or folder of theirs, the database's side files included, is ever made wider. What an older release made wider is
 //! narrowed when a server or site starts. Links are not followed.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use consortia::results::{Existing, write_whole};
 
 use super::Command;
 use super::failure::{Failure, Kind, OrFail};
@@ -115,17 +116,15 @@ pub(super) fn show(path: &Path) -> std::io::Result<()> {
     set_mode(path, 0o644)
 }
 
-/// Writes a file that must not be there yet; whatever is there is left as it is.
+/// Writes a file that must not be there yet, whole or not at all; whatever is there is left as it is.
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let made = std::fs::File::options().write(true).create_new(true).open(path);
-    let mut file = match made {
+    match write_whole(path, Existing::Kept, |part| std::fs::write(part, bytes)) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let message = format!("{} exists; it was not changed: move it away first", path.display());
-            return Err(Failure::new(Kind::Configuration, message));
+            Err(Failure::new(Kind::Configuration, message))
         }
-        made => made.or_fail(Kind::Configuration, path.display())?,
-    };
-    file.write_all(bytes).and_then(|()| file.sync_all()).or_fail(Kind::Configuration, path.display())
+        written => written.or_fail(Kind::Configuration, path.display()),
+    }
 }
 
 #[cfg(unix)]

@@ -194,7 +194,8 @@ pub(super) struct SiteFiles {
 /// Refuses a preset for a folder whose policy people have written: it would not come into force.
 pub(super) fn refuse_preset(folder: &Path, preset: Option<Preset>) -> Result<(), Failure> {
     let policy = folder.join("policy.toml");
-    if preset.is_none() || !policy.exists() {
+    // One that a command like this has written and nobody has changed is that preset: that command was cut off.
+    if preset.is_none() || !policy.exists() || is_untouched(&policy, preset) {
         return Ok(());
     }
     let shown = policy.display();
@@ -202,6 +203,10 @@ pub(super) fn refuse_preset(folder: &Path, preset: Option<Preset>) -> Result<(),
         "{shown} exists and stays in force; leave out --policy, or move {shown} away; nothing was changed"
     );
     Err(Failure::new(Kind::Configuration, message))
+}
+
+fn is_untouched(policy: &Path, preset: Option<Preset>) -> bool {
+    std::fs::read(policy).is_ok_and(|kept| kept == policy_text(preset).as_bytes())
 }
 
 /// Writes `site.toml` and `policy.toml` into a site's folder. A policy that is there stays: it is its people's.
@@ -220,13 +225,14 @@ pub(super) fn write_files(
         let quoted = toml::Value::from(data.display().to_string()).to_string();
         text = text.replace("\"data.csv\"", &quoted);
     }
-    let policy_kept = policy.exists();
+    let is_written = is_untouched(&policy, preset);
+    let policy_kept = policy.exists() && !is_written;
     if policy_kept {
         tracing::warn!(
             "{} exists and stays as it is: it says what this site takes part in",
             policy.display()
         );
-    } else {
+    } else if !is_written {
         write_new(&policy, policy_text(preset).as_bytes())?;
     }
     write_new(&site, text.as_bytes())?;

@@ -8,6 +8,7 @@ use protocol::wire::ENROL_ALPN;
 use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::authority::{BACKDATED, OPERATOR_URI, SITE_URI};
@@ -73,6 +74,15 @@ pub fn site_of_pem(pem: &[u8]) -> Result<ClientId, NotASite> {
         Some(Peer::Site { name, .. }) => Ok(name),
         Some(Peer::Operator(_)) | None => Err(NotASite),
     }
+}
+
+/// The SHA-256 of a certificate in PEM, as an invite names the federation's root.
+///
+/// # Errors
+/// [`NotASite`] when there is no certificate.
+pub fn root_sha256_of_pem(pem: &[u8]) -> Result<[u8; 32], NotASite> {
+    let der = CertificateDer::from_pem_slice(pem).map_err(|_| NotASite)?;
+    Ok(Sha256::digest(&der).into())
 }
 
 /// From when to when a certificate in PEM is good, in seconds since the Unix epoch. Nothing is verified.
