@@ -63,6 +63,45 @@ fn a_server_ends_within_seconds_of_a_signal_whatever_it_does() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_any_more_holds_no_server() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Stdio;
+    let dir = tempfile::tempdir().unwrap();
+    let fed = dir.path().join("fed");
+    command(&["server", "init", text(&fed), "--name", "localhost"]);
+    for signals in [&["-TERM"][..], &["-TERM", "-TERM"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+        command.args(["server", "run", text(&fed), "--listen", "127.0.0.1:0", "--format", "json"]);
+        command.env("RUST_LOG", "trace").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut server = command.spawn().unwrap();
+        let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+        let first: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        // Somebody calls again and again, and the pipe of the log is soon full: its other end is kept and never read.
+        let address = first["address"].as_str().unwrap().to_owned();
+        for _ in 0..200 {
+            let mut caller = std::net::TcpStream::connect(&address).unwrap();
+            std::io::Write::write_all(&mut caller, b"no TLS at all, and nothing else either").unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let id = server.id().to_string();
+        let began = Instant::now();
+        for signal in signals {
+            assert!(Command::new("kill").args([*signal, &id]).status().unwrap().success());
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        while server.try_wait().unwrap().is_none() {
+            if began.elapsed() > BOUND {
+                let _ = server.kill();
+                panic!("{signals:?}: it does not end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        println!("{signals:?} ended it in {:?}", began.elapsed());
+    }
+}
+
+#[test]
 fn a_site_that_is_held_by_its_disk_ends_within_seconds_of_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let (fed, site) = (dir.path().join("fed"), dir.path().join("site"));

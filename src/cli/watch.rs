@@ -14,6 +14,8 @@ use super::failure::{Failure, Kind, OrFail};
 
 /// How long a command may take to end in order once it is told to.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the last line may take to be written.
+const LAST_WORD: Duration = Duration::from_millis(100);
 /// How long what still computes when a command is done may go on.
 const REST: Duration = Duration::from_secs(1);
 
@@ -60,7 +62,11 @@ pub(super) async fn until_told(while_stdin_open: bool) {
                 () = signals.next() => "told to end a second time",
                 () = tokio::time::sleep(GRACE) => "something still computes",
             };
-            tracing::warn!("{why}: ends without waiting; what is stored is stored");
+            // Whoever reads the log may have stopped reading, and a write to a pipe that is full never returns.
+            std::thread::spawn(move || {
+                tracing::warn!("{why}: ends without waiting; what is stored is stored")
+            });
+            std::thread::sleep(LAST_WORD);
             std::process::exit(i32::from(Kind::Run as u8));
         });
     };
