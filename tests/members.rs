@@ -19,7 +19,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use client::Participant;
 use client::net::{
     Agent, AgentConfig, AgentError, AgentEvent, EnrolError, Identity, OperatorClient, enrol, renew,
-    settle_renewal,
 };
 use consortia::Room;
 use learning::device::Device;
@@ -249,7 +248,7 @@ async fn where_no_udp_gets_out_one_joins_over_tcp() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invite_that_is_over_unknown_or_of_another_federation_is_refused() {
     let federation = Federation::new().await;
-    let short = federation.invite("north", 1).await;
+    let short = federation.invite("south", 1).await;
     let good = federation.invite("north", 600).await;
     let folder = federation.folder("north");
     assert!(matches!(enrol(&short, &folder, "test", short.expires + 1).await, Err(EnrolError::Expired)));
@@ -269,12 +268,23 @@ async fn an_invite_that_is_over_unknown_or_of_another_federation_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_site_is_cut_off_at_once_and_comes_back_by_a_new_invite_only() {
     let federation = Federation::new().await;
+    let older = federation.invite("north", 600).await;
     let invite = federation.invite("north", 600).await;
-    let unused = federation.invite("north", 600).await;
     let folder = federation.folder("north");
+    // Two invites that are good would make two members of one name.
+    assert_eq!(refusal(enrol(&older, &folder, "test", now()).await), EnrolRefusal::Unknown);
     enrol(&invite, &folder, "test", now()).await.unwrap();
+    let unused = federation.invite("north", 600).await;
     let site = Site::start(&federation, &folder).connected().await;
+    let member = async || match federation.ask(&AdminRequest::Members).await {
+        AdminReply::Members(members) => members.into_iter().next().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let listed = member().await;
+    assert_eq!(listed.certificates.len(), 1, "{listed:?}");
+    assert!(listed.seen.is_some_and(|seen| seen.left.is_none() && seen.address.starts_with("127.0.0.1")));
     federation.revoke("north").await;
+    assert_eq!(member().await.certificates, []);
     // The agent hears it on the live connection, asks once more, and ends.
     assert!(site.end().await.contains("revoked"));
     assert_eq!(
@@ -307,16 +317,16 @@ async fn a_site_renews_its_certificate_with_a_new_key_and_a_revoked_one_cannot()
     let site = Site::start(&federation, &folder).connected().await;
     renew(&folder, &[federation.address()], "test").await.unwrap();
     assert!(read("key.pem") != key && read("cert.pem") != certificate && read("ca.pem") == root);
-    assert!(!federation.folder("north.new").exists() && !federation.folder("north.old").exists());
     // The old connection stands, and the new certificate makes the next one.
     Site::start(&federation, &folder).connected().await.leave().await;
     site.leave.cancel();
 
-    // Of a renewal that a crash broke off before its last step, the new identity is found.
-    std::fs::rename(&folder, federation.folder("north.new")).unwrap();
-    std::fs::create_dir(federation.folder("north.old")).unwrap();
-    settle_renewal(&folder).unwrap();
-    assert!(folder.join("cert.pem").exists() && !federation.folder("north.old").exists());
+    // Whatever lies beside key and certificate is not the renewal's.
+    std::fs::create_dir(folder.join("state")).unwrap();
+    std::fs::write(folder.join("state/ledger.jsonl"), "spent").unwrap();
+    renew(&folder, &[federation.address()], "test").await.unwrap();
+    assert_eq!(read("state/ledger.jsonl"), "spent");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 4, "something is left behind");
 
     federation.revoke("north").await;
     let refused = renew(&folder, &[federation.address()], "test").await.map(|_| ());
@@ -325,7 +335,7 @@ async fn a_site_renews_its_certificate_with_a_new_key_and_a_revoked_one_cannot()
     let refused = renew(&federation.folder("operator"), &[federation.address()], "test").await.map(|_| ());
     assert_eq!(refusal(refused), EnrolRefusal::NotASite);
     let log = std::fs::read_to_string(federation.folder("state/audit.jsonl")).unwrap();
-    assert_eq!(log.matches("\"event\":\"renewed\"").count(), 1, "{log}");
+    assert_eq!(log.matches("\"event\":\"renewed\"").count(), 2, "{log}");
 }
 
 #[test]

@@ -15,8 +15,8 @@ mod enrol;
 mod messages;
 
 pub use admin::{
-    AdminReply, AdminRequest, Applicant, ClientSummary, Control, InviteText, Member, ModelChoice, ModelLine,
-    Quarantine, RoundSummary, RunState, RunSummary,
+    AdminReply, AdminRequest, Applicant, Certificate, ClientSummary, Control, InviteText, Member,
+    ModelChoice, ModelLine, Quarantine, RoundSummary, RunState, RunSummary, Seen,
 };
 pub use codec::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
 pub use enrol::{EnrolRefusal, EnrolReply, EnrolRequest};

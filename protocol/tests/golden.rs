@@ -8,10 +8,10 @@ use std::fmt::Debug;
 use privacy::chain::Digest;
 use privacy::{Encoded, Lattice, NormBound, Tally, clip};
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, ClientSummary, Control, EnrolRefusal,
-    EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText, LedgerClaim,
-    LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, Receipt, Rejection, RoundSummary,
-    RunState, RunSummary, TaskHeader, WorkHeader, decode, encode,
+    AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, Certificate, ClientSummary, Control,
+    EnrolRefusal, EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText,
+    LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, Receipt, Rejection,
+    RoundSummary, RunState, RunSummary, Seen, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
@@ -212,6 +212,17 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
             expires: 1_700_003_600,
             address: "h:1".into(),
         }],
+        certificates: vec![Certificate {
+            serial: "4a".into(),
+            issued: 1_700_000_060,
+            expires: 1_707_776_060,
+        }],
+        seen: Some(Seen {
+            since: 1_700_000_090,
+            left: None,
+            address: "h:2".into(),
+            software: "consortia".into(),
+        }),
     };
     golden("members", FrameKind::AdminReply, &AdminReply::Members(vec![member]));
     golden("done", FrameKind::AdminReply, &AdminReply::Done);

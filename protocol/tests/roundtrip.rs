@@ -9,10 +9,10 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, ClientSummary, CodecError,
-    Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, LedgerClaim, LedgerProof, Member,
-    ModelChoice, ModelLine, Notice, Payload, Quarantine, REPLACED_MAX, Receipt, Rejection, RoundSummary,
-    RunState, RunSummary, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, Certificate, ClientSummary,
+    CodecError, Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, LedgerClaim,
+    LedgerProof, Member, ModelChoice, ModelLine, Notice, Payload, Quarantine, REPLACED_MAX, Receipt,
+    Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
     Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
@@ -266,8 +266,16 @@ fn member() -> impl Strategy<Value = Member> {
     let times = (any::<[u64; 2]>(), option::of(any::<u64>()), option::of(any::<u64>()));
     let applicant = (".{0,20}", any::<[u64; 2]>(), ".{0,20}")
         .prop_map(|(phrase, [since, expires], address)| Applicant { phrase, since, expires, address });
-    (client(), times, option::of(quarantine), vec(applicant, 0..3)).prop_map(
-        |(site, ([invited, expires], joined, revoked), quarantine, waiting)| Member {
+    let certificate = (".{0,20}", any::<[u64; 2]>()).prop_map(|(serial, [issued, expires])| Certificate {
+        serial,
+        issued,
+        expires,
+    });
+    let seen = (any::<u64>(), option::of(any::<u64>()), ".{0,20}", ".{0,20}")
+        .prop_map(|(since, left, address, software)| Seen { since, left, address, software });
+    let known = (vec(certificate, 0..3), option::of(seen));
+    (client(), times, option::of(quarantine), vec(applicant, 0..3), known).prop_map(
+        |(site, ([invited, expires], joined, revoked), quarantine, waiting, (certificates, seen))| Member {
             site,
             invited,
             expires,
@@ -275,6 +283,8 @@ fn member() -> impl Strategy<Value = Member> {
             revoked,
             quarantine,
             waiting,
+            certificates,
+            seen,
         },
     )
 }

@@ -67,7 +67,7 @@ use members::Members;
 use metrics::Metrics;
 use papers::Papers;
 pub use paths::real_path;
-pub use peer::{NotASite, site_of_pem, validity_of_der, validity_of_pem};
+pub use peer::{NotASite, root_sha256_of_pem, site_of_pem, validity_of_der, validity_of_pem};
 use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
@@ -292,14 +292,15 @@ impl Server {
         let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);
         let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &audit, runs_max)?;
-        let keeper = Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone());
+        let keeper = Some(Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
         let guard = stopped.clone().drop_guard();
         let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let (issuing, approval, meter) = (config.issuing, config.approval, Arc::clone(&metrics));
-        let members = Members::new(Arc::clone(&store), issuing, approval, meter, commands.clone());
+        let (issuing, approval) = (config.issuing, config.approval);
+        let eyes = (Arc::clone(&metrics), Arc::clone(&presence));
+        let members = Members::new(Arc::clone(&store), issuing, approval, eyes, commands.clone());
         let members = Arc::new(members.await?);
         let papers = Arc::new(Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
         tokio::spawn(Arc::clone(&papers).watch(stop.clone()));
@@ -331,7 +332,7 @@ impl Server {
             tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");
-        let (engine, keeper) = (Some(engine), Some(keeper));
+        let engine = Some(engine);
         Ok(Self { address, admin, endpoint, tcp, desk, store, notes, stop, stopped, engine, keeper })
     }
 

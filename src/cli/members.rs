@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::client::net::{OperatorClient, OperatorError};
 use clap::Args;
 use protocol::ClientId;
-use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member};
+use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member, Seen};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -37,6 +37,9 @@ pub(super) struct InviteArgs {
 pub(super) struct RevokeArgs {
     /// The site.
     site: ClientId,
+    /// Also a name that the server does not know, of a site that was made by `server issue` and has never come.
+    #[arg(long)]
+    unseen: bool,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -48,6 +51,9 @@ pub(super) struct QuarantineArgs {
     /// Why, in one line: the site is told so, and the audit log has it.
     #[arg(long, default_value = "")]
     reason: String,
+    /// Also a name that the server does not know, of a site that was made by `server issue` and has never come.
+    #[arg(long)]
+    unseen: bool,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -106,13 +112,16 @@ fn invite_json(invite: &InviteText) -> Value {
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let AdminReply::Members(members) = ask(args, &AdminRequest::Members)? else { return Err(wrong_reply()) };
-    let mut rows = vec![["site", "state", "invited", "joined", "remark"].map(str::to_owned).to_vec()];
+    let heads = ["site", "state", "connected", "certificates", "invited", "joined", "remark"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     rows.extend(members.iter().map(|member| {
         let time = |at: u64| if at == 0 { "-".to_owned() } else { moment(at) };
         vec![
             member.site.to_string(),
             state(member, now).to_owned(),
+            connection(member),
+            member.certificates.len().to_string(),
             time(member.invited),
             time(member.joined.unwrap_or(0)),
             remark(member),
@@ -125,6 +134,15 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     };
     global.format.say(|| table(&rows), || members.iter().map(object).collect());
     Ok(())
+}
+
+/// Since when and from where a site is connected, or when it was last.
+fn connection(member: &Member) -> String {
+    match &member.seen {
+        None => "-".to_owned(),
+        Some(Seen { since, left: None, address, .. }) => format!("since {} from {address}", moment(*since)),
+        Some(Seen { left: Some(left), .. }) => format!("until {}", moment(*left)),
+    }
 }
 
 /// What the operator should know of a line: who waits, or why it gets no task.
@@ -144,6 +162,9 @@ fn state(member: &Member, now: u64) -> &'static str {
     if !member.waiting.is_empty() {
         return "waiting";
     }
+    if member.invited == 0 && member.revoked.is_none() && member.quarantine.is_none() {
+        return "issued";
+    }
     match (member.joined, member.revoked) {
         (joined, Some(before)) if joined.is_none_or(|joined| joined <= before) => {
             if member.invited > before {
@@ -160,7 +181,7 @@ fn state(member: &Member, now: u64) -> &'static str {
 }
 
 pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> {
-    look_for(&args.operator, &args.site)?;
+    look_for(&args.operator, &args.site, args.unseen)?;
     done(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })?;
     global.format.say(
         || {
@@ -175,13 +196,13 @@ pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> 
 }
 
 pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), Failure> {
-    look_for(&args.operator, &args.site)?;
+    look_for(&args.operator, &args.site, args.unseen)?;
     let (site, reason) = (args.site.clone(), args.reason.clone());
     done(&args.operator, &AdminRequest::Quarantine { site, reason })?;
     global.format.say(
         || {
             format!(
-                "{site} is in quarantine: it gets no task, what it owed is refused, and it was told so\nto end that: consortia site release {site}",
+                "{site} is in quarantine: it gets no task, what it owed is refused, and it is told so while it is connected\nto end that: consortia site release {site}",
                 site = args.site
             )
         },
@@ -242,16 +263,23 @@ pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Warns of a name that nobody has.
-fn look_for(operator: &OperatorArgs, site: &ClientId) -> Result<(), Failure> {
+/// Refuses a name that nobody has: the site that is meant would stay as it is.
+fn look_for(operator: &OperatorArgs, site: &ClientId, is_unseen: bool) -> Result<(), Failure> {
     let AdminReply::Members(members) = ask(operator, &AdminRequest::Members)? else {
         return Err(wrong_reply());
     };
-    if members.iter().all(|member| member.site != *site) {
-        // One whose certificate was made by `server issue` is in no list, and is meant all the same.
-        tracing::warn!("nobody of the name {site} was ever invited; is it spelled right?");
+    // One whose certificate was made by `server issue` and that has never come is in no list.
+    let is_issued = operator.folder.join("sites").join(site.as_str()).exists();
+    if is_unseen || is_issued || members.iter().any(|member| member.site == *site) {
+        return Ok(());
     }
-    Ok(())
+    let known: Vec<&str> = members.iter().map(|member| member.site.as_str()).collect();
+    let known = if known.is_empty() { "nobody".to_owned() } else { known.join(", ") };
+    let message = format!(
+        "there is no site {site} here, nothing was changed; the server knows {known}. For a site whose bundle was made elsewhere by \
+         `server issue` and that has never come, add --unseen"
+    );
+    Err(Failure::new(Kind::Configuration, message))
 }
 
 fn done(operator: &OperatorArgs, request: &AdminRequest) -> Result<(), Failure> {

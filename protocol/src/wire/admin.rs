@@ -214,6 +214,35 @@ pub struct Member {
     pub quarantine: Option<Quarantine>,
     /// Who waits to be approved as this site: one, unless an invite is in wrong hands.
     pub waiting: Vec<Applicant>,
+    /// Certificates of this name that the server has issued and that are good now, oldest first. More than one after a renewal; or since
+    /// somebody else has joined as this site.
+    pub certificates: Vec<Certificate>,
+    /// Its connection, since the server was started.
+    pub seen: Option<Seen>,
+}
+
+/// A certificate that lets its holder in. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Its serial number, in hexadecimal digits.
+    pub serial: String,
+    /// From when it is good.
+    pub issued: u64,
+    /// Until when.
+    pub expires: u64,
+}
+
+/// What a server has seen of a site. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// When it was greeted last.
+    pub since: u64,
+    /// When that connection ended; `None` while it is connected.
+    pub left: Option<u64>,
+    /// From where it came, and how.
+    pub address: String,
+    /// What its program calls itself.
+    pub software: String,
 }
 
 /// Somebody who has shown an invite and waits for an operator.

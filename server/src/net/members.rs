@@ -27,8 +27,9 @@ use super::engine::{Command, Record};
 use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
 use super::peer::Peer;
+use super::presence::Presence;
 use super::session::{LAST_WORDS, Newcomers, OPENING, close};
-use super::store::{Asking, Shown, Store, StoreError};
+use super::store::{Asking, Shown, Store, StoreError, nobody};
 use super::strangers::{Origin, Places};
 pub use approval::Approval;
 pub(crate) use approval::Verdict;
@@ -41,6 +42,19 @@ const RENEWALS: usize = 64;
 /// How long an invite may be good: a season.
 const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 
+/// Names and servers of a request for invites.
+const INVITES_MAX: usize = 1000;
+const SERVERS_MAX: usize = 16;
+
+/// Whether it has a host and a port, and nothing that a line could be broken with.
+fn is_address(server: &str) -> bool {
+    let parts = server.rsplit_once(':');
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    server.len() <= 300
+        && server.bytes().all(|byte| byte.is_ascii_graphic())
+        && parts.is_some_and(|(host, port)| !host.is_empty() && is_port(port))
+}
+
 /// Up to when each revoked site's certificates are void, in seconds since the Unix epoch.
 pub(crate) type Revocations = Arc<BTreeMap<ClientId, u64>>;
 
@@ -50,6 +64,7 @@ pub(crate) struct Members {
     issuing: RwLock<Option<Arc<Issuing>>>,
     approval: Approval,
     metrics: Arc<Metrics>,
+    presence: Arc<Presence>,
     commands: mpsc::Sender<Command>,
     revoked: watch::Sender<Revocations>,
     quarantined: watch::Sender<Quarantines>,
@@ -66,7 +81,7 @@ impl Members {
         store: Arc<Store>,
         issuing: Option<Arc<Issuing>>,
         approval: Approval,
-        metrics: Arc<Metrics>,
+        (metrics, presence): (Arc<Metrics>, Arc<Presence>),
         commands: mpsc::Sender<Command>,
     ) -> Result<Self, StoreError> {
         for name in store.names_refused().await? {
@@ -82,6 +97,7 @@ impl Members {
             issuing: RwLock::new(issuing),
             approval,
             metrics,
+            presence,
             commands,
             revoked,
             quarantined,
@@ -120,8 +136,17 @@ impl Members {
             "this server has no issuing key (authority/issuer-key.pem beside server.toml); make the federation with this release's \
              `server init`",
         )?;
-        if servers.is_empty() {
-            return Err("an invite names at least one server, host:port".to_owned());
+        if sites.len() > INVITES_MAX {
+            return Err(format!(
+                "{} invites at a time are too many: ask for at most {INVITES_MAX}",
+                sites.len()
+            ));
+        }
+        if servers.is_empty() || servers.len() > SERVERS_MAX {
+            return Err(format!("an invite names 1 to {SERVERS_MAX} servers, host:port each"));
+        }
+        if let Some(wrong) = servers.iter().find(|server| !is_address(server)) {
+            return Err(format!("an invite names servers as host:port, and {wrong:?} is none"));
         }
         let valid = Duration::from_secs(seconds);
         if valid > VALID_MAX || valid.is_zero() {
@@ -162,11 +187,19 @@ impl Members {
         Ok(())
     }
 
-    /// Everybody who was ever invited, revoked or held in quarantine.
+    /// Everybody who was ever invited, certified, revoked, held in quarantine or, since the server was started, seen; by name.
     pub(crate) async fn list(&self) -> Result<Vec<Member>, String> {
         let wrong = |error: StoreError| error.to_string();
-        let mut members = self.store.members().await.map_err(wrong)?;
         let now = now();
+        let mut members = self.store.members(now).await.map_err(wrong)?;
+        for (site, seen) in self.presence.sites() {
+            let place = members.binary_search_by(|member| member.site.cmp(&site));
+            let place = place.unwrap_or_else(|place| {
+                members.insert(place, nobody(site));
+                place
+            });
+            members[place].seen = Some(seen.told());
+        }
         for asking in self.store.asking().await.map_err(wrong)? {
             let Asking { site, key_sha256, asked: since, expires, address, .. } = asking;
             let member = members.iter_mut().find(|member| member.site == site).filter(|_| expires >= now);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
-use protocol::ClientId;
+use protocol::{ClientId, wire};
 use tokio::sync::watch;
 use tunnel::Tunnels;
 
@@ -26,6 +26,14 @@ pub(crate) struct Seen {
     pub(crate) software: String,
     /// When a connection that was open was ended by a newer one, of late.
     displaced: Vec<u64>,
+}
+
+impl Seen {
+    /// What operators are told of it.
+    pub(crate) fn told(self) -> wire::Seen {
+        let Self { greeted, left, address, software, .. } = self;
+        wire::Seen { since: greeted, left, address, software }
+    }
 }
 
 /// A connection that was open and was ended by a newer one of the same site.

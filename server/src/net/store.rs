@@ -50,7 +50,7 @@ pub use error::StoreError;
 pub(crate) use founding::Opened;
 use lease::Fence;
 pub(crate) use ledgers::{Showing, ShownLedger};
-pub(crate) use members::{Asking, Issued, Shown, Void};
+pub(crate) use members::{Asking, Issued, Shown, Void, nobody};
 pub use models::StoredModel;
 pub use objects::{Objects, ObjectsError};
 pub(crate) use queue::Queued;

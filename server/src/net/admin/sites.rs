@@ -1,6 +1,6 @@
 //! Sites: who is a member, who is connected, who may join, who may not any more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
@@ -9,7 +9,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use protocol::ClientId;
-use protocol::wire::{Applicant, Member};
+use protocol::wire::{Applicant, Certificate, Member};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,7 +17,6 @@ use super::runs::rejected;
 use super::views::Problem;
 use super::{Caller, Shared};
 use crate::net::members::{Verdict, now};
-use crate::net::presence::Seen;
 use crate::net::store::Counts;
 
 /// For how long an invite is good unless something else is asked for.
@@ -40,6 +39,8 @@ pub(super) struct SiteView {
     quarantine_reason: Option<String>,
     /// Who waits to be approved as this site.
     waiting: Vec<ApplicantView>,
+    /// Certificates of this name that the server has issued and that are good now, oldest first.
+    certificates: Vec<CertificateView>,
     connected: bool,
     /// When its connection was greeted last, since the server was started.
     greeted: Option<u64>,
@@ -63,6 +64,15 @@ pub(super) struct ApplicantView {
     /// When the invite ends.
     expires: u64,
     address: String,
+}
+
+/// A certificate that lets its holder in.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CertificateView {
+    /// Its serial number, in hexadecimal digits.
+    serial: String,
+    issued: u64,
+    expires: u64,
 }
 
 /// Who is to be invited.
@@ -92,7 +102,9 @@ pub(super) struct InviteView {
 
 /// The word for a membership.
 fn state(member: Option<&Member>, now: u64) -> &'static str {
-    let Some(member) = member else { return "issued" };
+    let is_known =
+        |member: &&Member| member.invited > 0 || member.revoked.is_some() || member.quarantine.is_some();
+    let Some(member) = member.filter(is_known) else { return "issued" };
     if !member.waiting.is_empty() {
         return "waiting";
     }
@@ -111,8 +123,9 @@ fn state(member: Option<&Member>, now: u64) -> &'static str {
     }
 }
 
-fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: Counts) -> SiteView {
+fn view(site: &ClientId, member: Option<&Member>, counts: Counts) -> SiteView {
     let Counts { runs, accepted, refused, declined } = counts;
+    let seen = member.and_then(|member| member.seen.as_ref());
     let connected = seen.is_some_and(|seen| seen.left.is_none());
     let quarantine = member.and_then(|member| member.quarantine.as_ref());
     SiteView {
@@ -126,8 +139,11 @@ fn view(site: &ClientId, member: Option<&Member>, seen: Option<&Seen>, counts: C
         quarantined: quarantine.map(|held| held.since),
         quarantine_reason: quarantine.map(|held| held.reason.clone()),
         waiting: member.map(|member| member.waiting.iter().map(applicant).collect()).unwrap_or_default(),
+        certificates: member
+            .map(|member| member.certificates.iter().map(certificate).collect())
+            .unwrap_or_default(),
         connected,
-        greeted: seen.map(|seen| seen.greeted),
+        greeted: seen.map(|seen| seen.since),
         last_seen: seen.map(|seen| seen.left.unwrap_or_else(now)),
         address: seen.map(|seen| seen.address.clone()),
         software: seen.map(|seen| seen.software.clone()),
@@ -143,17 +159,24 @@ fn applicant(applicant: &Applicant) -> ApplicantView {
     ApplicantView { phrase, since, expires, address }
 }
 
+fn certificate(certificate: &Certificate) -> CertificateView {
+    let Certificate { serial, issued, expires } = certificate.clone();
+    CertificateView { serial, issued, expires }
+}
+
 /// Everybody who was invited, revoked, or seen, by name.
 #[utoipa::path(get, path = "/api/v1/sites", responses((status = OK, body = [SiteView])))]
 pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<SiteView>>, Problem> {
     let members = admin.desk.members.list().await.map_err(Problem::ours)?;
-    let members: BTreeMap<_, _> = members.into_iter().map(|member| (member.site.clone(), member)).collect();
+    let mut members: BTreeMap<ClientId, Option<Member>> =
+        members.into_iter().map(|member| (member.site.clone(), Some(member))).collect();
     let mut counts = admin.desk.store.counts().await.map_err(Problem::ours)?;
-    let seen = admin.presence.sites();
-    let names: BTreeSet<ClientId> = members.keys().chain(seen.keys()).chain(counts.keys()).cloned().collect();
-    let views = names
+    for site in counts.keys() {
+        members.entry(site.clone()).or_default();
+    }
+    let views = members
         .iter()
-        .map(|site| view(site, members.get(site), seen.get(site), counts.remove(site).unwrap_or_default()));
+        .map(|(site, member)| view(site, member.as_ref(), counts.remove(site).unwrap_or_default()));
     Ok(Json(views.collect()))
 }
 
@@ -288,7 +311,7 @@ pub(super) async fn revocation_list(State(admin): State<Shared>) -> Result<Respo
 async fn known(admin: &Shared, site: &str, verb: &str) -> Result<ClientId, Problem> {
     let site = ClientId::new(site).map_err(Problem::bad)?;
     let members = admin.desk.members.list().await.map_err(Problem::ours)?;
-    if members.iter().any(|member| member.site == site) || admin.presence.sites().contains_key(&site) {
+    if members.iter().any(|member| member.site == site) {
         return Ok(site);
     }
     let message = format!(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::ClientId;
-use protocol::wire::{EnrolRefusal, Member, Quarantine};
+use protocol::wire::{Certificate, EnrolRefusal, Member, Quarantine};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -78,7 +78,8 @@ impl Store {
         found.iter().map(void).collect()
     }
 
-    /// Remembers an invite.
+    /// Remembers an invite. Older ones of the site that nobody has used are void from now on: two that are good would make two members
+    /// of one name.
     pub(crate) async fn add_invite(
         &self,
         site: &ClientId,
@@ -87,6 +88,10 @@ impl Store {
         expires: u64,
     ) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
+        sqlx::query("UPDATE invites SET withdrawn = 1 WHERE site = $1 AND used IS NULL")
+            .bind(site.as_str())
+            .execute(&mut *transaction)
+            .await?;
         sqlx::query("INSERT INTO invites (token_sha256, site, created, expires) VALUES ($1, $2, $3, $4)")
             .bind(token_sha256)
             .bind(site.as_str())
@@ -316,7 +321,7 @@ impl Store {
     }
 
     /// Everybody who was ever invited or revoked or is held in quarantine, by name.
-    pub(crate) async fn members(&self) -> Result<Vec<Member>, StoreError> {
+    pub(crate) async fn members(&self, now: u64) -> Result<Vec<Member>, StoreError> {
         let (revoked, mut held) = (self.revocations().await?, self.quarantines().await?);
         // Of two invites of one second the one that is good for longer counts as the newer one.
         let sql = "SELECT * FROM invites ORDER BY created, expires, token_sha256";
@@ -338,12 +343,22 @@ impl Store {
                 member.quarantine = Some(quarantine);
             }
         }
+        let sql = "SELECT * FROM certificates WHERE expires >= $1 ORDER BY issued, serial";
+        for row in &sqlx::query(sql).bind(now.cast_signed()).fetch_all(&self.pool).await? {
+            let (issued, expires): (i64, i64) = (row.try_get("issued")?, row.try_get("expires")?);
+            let Some(site) = site(row)? else { continue };
+            let (issued, expires) = (issued.cast_unsigned(), expires.cast_unsigned());
+            if revoked.get(&site).is_none_or(|before| issued > *before) {
+                let member = members.entry(site.clone()).or_insert_with(|| nobody(site));
+                member.certificates.push(Certificate { serial: row.try_get("serial")?, issued, expires });
+            }
+        }
         Ok(members.into_values().collect())
     }
 }
 
 /// A name of which nothing is known yet.
-fn nobody(site: ClientId) -> Member {
+pub(crate) fn nobody(site: ClientId) -> Member {
     Member {
         site,
         invited: 0,
@@ -352,6 +367,8 @@ fn nobody(site: ClientId) -> Member {
         revoked: None,
         quarantine: None,
         waiting: Vec::new(),
+        certificates: Vec::new(),
+        seen: None,
     }
 }
 

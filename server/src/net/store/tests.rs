@@ -285,7 +285,15 @@ async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
     let store = dir.open().await;
     let north = ClientId::new("north").unwrap();
     store.add_invite(&north, "t1", 10, 20).await.unwrap();
+    assert!(store.ask("t1", "stranger", "a:1", 11).await.unwrap());
     store.add_invite(&north, "t2", 10, 30).await.unwrap();
+    // Of two invites of one name only the newer one is good, also where somebody waits with the older one.
+    for key in ["k", "stranger"] {
+        let shown = store.show("t1", key, 15).await.unwrap();
+        assert!(matches!(shown, Shown::Refused(EnrolRefusal::Unknown)));
+        assert!(!store.use_invite("t1", key, "pem", 15).await.unwrap());
+    }
+    assert!(store.asking().await.unwrap().is_empty());
     assert!(matches!(store.show("t2", "k", 15).await.unwrap(), Shown::Good(site) if site == north));
     assert!(store.use_invite("t2", "k", "pem", 15).await.unwrap());
     assert!(!store.use_invite("t2", "other", "pem", 16).await.unwrap());
@@ -301,8 +309,10 @@ async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
         revoked: Some(50),
         quarantine: None,
         waiting: vec![],
+        certificates: vec![],
+        seen: None,
     };
-    assert_eq!(store.members().await.unwrap(), [member]);
+    assert_eq!(store.members(60).await.unwrap(), [member]);
 }
 
 #[tokio::test]
@@ -317,6 +327,13 @@ async fn what_was_certified_up_to_a_revocation_is_void_until_it_would_have_ended
     }
     assert!(store.void(60).await.unwrap().is_empty());
     store.revoke(&north, 50).await.unwrap();
+    let good = async |now| -> Vec<Vec<String>> {
+        let serials = |member: Member| member.certificates.into_iter().map(|one| one.serial).collect();
+        store.members(now).await.unwrap().into_iter().map(serials).collect()
+    };
+    // Of a revoked site, what was issued after; of all, what is not over by itself.
+    assert_eq!(good(60).await, [vec!["4c".to_owned()], vec!["4d".to_owned()]]);
+    assert_eq!(good(101).await, [vec!["4c".to_owned()], vec![]]);
     let void = |serial: &str| Void { serial: serial.into(), revoked: 50 };
     assert_eq!(store.void(60).await.unwrap(), [void("4a"), void("4b")]);
     assert_eq!(store.void(101).await.unwrap(), [void("4b")]);
@@ -327,8 +344,8 @@ async fn who_waits_for_an_operator_keeps_the_invite_and_others_are_refused_until
     let Some(dir) = place() else { return };
     let store = dir.open().await;
     let north = ClientId::new("north").unwrap();
-    for token in ["t1", "t2", "t3"] {
-        store.add_invite(&north, token, 10, 30).await.unwrap();
+    for (token, site) in [("t1", "north"), ("t2", "south"), ("t3", "west")] {
+        store.add_invite(&ClientId::new(site).unwrap(), token, 10, 30).await.unwrap();
     }
     assert!(
         store.ask("t1", "k1", "a:1", 12).await.unwrap() && store.ask("t2", "k2", "b:1", 11).await.unwrap()
@@ -376,7 +393,7 @@ async fn a_quarantine_holds_until_it_is_ended_and_keeps_its_beginning() {
     let held = |since, reason: &str| Quarantine { since, reason: reason.to_owned() };
     let expected = [(north.clone(), held(30, "")), (south.clone(), held(50, "new machine"))];
     assert_eq!(store.quarantines().await.unwrap(), expected.into());
-    let members = store.members().await.unwrap();
+    let members = store.members(60).await.unwrap();
     assert_eq!(members.iter().map(|member| &member.site).collect::<Vec<_>>(), [&north, &south]);
     assert!(members.iter().all(|member| member.quarantine.is_some()));
     assert!(store.end_quarantine(&north).await.unwrap() && !store.end_quarantine(&north).await.unwrap());
@@ -477,7 +494,7 @@ async fn a_name_that_older_releases_allowed_is_said_and_keeps_no_server_from_sta
     assert_eq!(said, ["-rf", "..", ".x"]);
     assert_eq!(store.revocations().await.unwrap().len(), 1);
     assert!(store.quarantines().await.unwrap().is_empty());
-    assert_eq!(store.members().await.unwrap().len(), 1);
+    assert_eq!(store.members(60).await.unwrap().len(), 1);
     let shown = store.show("a", "key", 1).await.unwrap();
     assert!(matches!(shown, Shown::Refused(EnrolRefusal::Unknown)));
     // What no release ever allowed is damage, as before.

@@ -58,7 +58,7 @@ async fn whoever_was_deposed_can_write_nothing_more() {
     // It gives back what it has no more, which changes nothing.
     deposed.close().await;
     assert_eq!(queued(&leads).await, [RunId(1)]);
-    assert!(leads.ledger("wards").await.unwrap().is_empty() && leads.members().await.unwrap().is_empty());
+    assert!(leads.ledger("wards").await.unwrap().is_empty() && leads.members(60).await.unwrap().is_empty());
     leads.renew().await.unwrap();
     leads.book(&booking()).await.unwrap();
 }

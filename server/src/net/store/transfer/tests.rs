@@ -62,7 +62,7 @@ async fn a_state_goes_on_in_its_new_database_as_it_was_and_not_in_the_old_one() 
     let again = there.load(RunId(2)).await.unwrap();
     assert_eq!((again.checkpoint, again.seed), (loaded.checkpoint, loaded.seed));
     assert_eq!(there.ledger("wards").await.unwrap(), ledger);
-    assert_eq!(there.members().await.unwrap().len(), 1);
+    assert_eq!(there.members(60).await.unwrap().len(), 1);
     assert_eq!(queued(&there).await, [1, 2, 3].map(RunId));
     // The numbers of runs go on where they were.
     let layout = Layout::new([("w".to_owned(), vec![1])]).unwrap();
