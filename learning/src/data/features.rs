@@ -291,9 +291,9 @@ mod tests {
         wide.select(&[2, 0], 1).copy_wide_into(0, &mut cells[..2]);
         assert_eq!((cells, wide.to_vec()[0]), ([1e-60, 1e8 + 0.5, 0.0], 1e8));
         assert_ne!(wide, Features::from(wide.to_vec()));
-        let narrow = Features::wide(vec![1.0, f64::NAN, -0.25]);
+        let mut narrow = Features::wide(vec![1.0, f64::NAN, -0.25]);
         assert!(matches!(narrow.cells, Cells::Real(_)));
-        assert_eq!(narrow.clone().make_wide()[2], -0.25);
+        assert_eq!(narrow.make_wide()[2], -0.25);
         assert!(!Features::wide(vec![1e300]).are_finite(), "what f32 lacks is not finite to a model");
     }
 
