@@ -96,6 +96,16 @@ fn others() -> Vec<Case> {
             r#"{ "layers": ["tanh", { "dense": { "outputs": 4 } }] }"#,
             &classes("[2, 3, 2, 2]"),
         ),
+        case(
+            "rows of a block, normalised",
+            r#"{ "layers": ["layer_norm", { "residual": { "layers": ["tanh"] } }] }"#,
+            &classes("[2, 3, 2, 2]"),
+        ),
+        case(
+            "residual connections without layers",
+            r#"{ "layers": [{ "residual": { "layers": [], "shortcut": ["gelu"] } }, { "residual": { "layers": [] } }] }"#,
+            &classes("[2, 3, 4]"),
+        ),
         case("linear on an image", r#""linear""#, &classes("[2, 3, 4]")),
         case("no layers", r#"{ "layers": [] }"#, &classes("[2, 3]")),
         case_with_loss(

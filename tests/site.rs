@@ -170,6 +170,36 @@ fn a_site_that_is_well_is_told_so_and_one_that_is_not_hears_what_to_do() {
 }
 
 #[test]
+fn the_check_tries_columns_as_a_run_would_and_names_those_that_tell_nothing() {
+    let stage = Stage::new();
+    let (plan, records) = (stage.path("plan.toml"), stage.path("site/data.csv"));
+    let check = |standardise: &str, rows: &str| {
+        std::fs::write(&plan, PLAN.replace("\"site\"", standardise)).unwrap();
+        std::fs::write(&records, format!("age,chol,label\n{rows}")).unwrap();
+        stage.check(&["--plan", text(&plan), "--offline"])
+    };
+    for standardise in ["\"site\"", "\"federated\""] {
+        let (code, matters) = check(standardise, "1.7e9,2e-12,0\n1.8e9,4e-12,1\n");
+        assert_eq!(code, 0, "{matters:?}");
+        assert!(!matters.iter().any(|(name, ..)| name.starts_with("spread of")), "{matters:?}");
+        let (code, matters) = check(standardise, "1e300,5,0\n1.0000000000000001e300,6,1\n");
+        assert_eq!(code, 0, "{matters:?}");
+        assert!(message(&matters, "spread of age", "warn").contains("the same"));
+        assert!(!matters.iter().any(|(name, ..)| name == "spread of chol"), "{matters:?}");
+        message(&matters, "data for the plan", "ok");
+    }
+    let (code, matters) = check("\"none\"", "1,1e39,0\n2,2,1\n");
+    assert_eq!(code, 2);
+    assert!(message(&matters, "data for the plan", "fail").contains("column `chol` holds `1e39`"));
+    // Each cell is a number, and what the given scale makes of one is none that a model could take.
+    let given = "{ given = { mean = [0.0, 0.0], std = [1.0, 1e-300] } }";
+    let (code, matters) = check(given, "1,1,0\n2,2,1\n");
+    assert_eq!(code, 2);
+    let told = message(&matters, "data for the plan", "fail");
+    assert!(told.contains("column `chol` after preparation"), "{told}");
+}
+
+#[test]
 fn a_check_says_when_the_authority_or_the_address_is_another_one() {
     let (stage, other) = (Stage::new(), Stage::new());
     stage.point_to("no-such-host.invalid:4433");

@@ -198,18 +198,20 @@ impl Asked {
     }
 }
 
-/// Three limbs of 40 bits, 60 bits behind the point.
-fn limbs(value: f64) -> [i64; 3] {
-    let fixed = (value * f64::powi(2.0, 60)).round_ties_even() as i128;
-    let mask = (1 << 40) - 1;
-    [fixed & mask, fixed >> 40 & mask, fixed >> 80].map(|limb| limb as i64)
+/// A number that is a whole one times a quarter: the exponent, and what is odd, in three words.
+fn words(value: f64) -> [i64; 4] {
+    let (mut odd, mut exponent) = ((value * 4.0) as i64, -2);
+    while odd != 0 && odd % 2 == 0 {
+        (odd, exponent) = (odd / 2, exponent + 1);
+    }
+    [exponent, odd, odd >> 63, odd >> 63]
 }
 
 async fn count(mut asked: Asked) {
     assert_eq!((asked.round, asked.kind, &asked.standardiser), (0, 0, &None));
     assert_eq!((asked.header.u32(), asked.header.u64()), (0, 0));
-    let mut answer = asked.answer().u32(2).u64(18).frame(4);
-    answer.extend(TOTALS.iter().flat_map(|total| limbs(*total)).flat_map(i64::to_le_bytes));
+    let mut answer = asked.answer().u32(2).u64(24).frame(4);
+    answer.extend(TOTALS.iter().flat_map(|total| words(*total)).flat_map(i64::to_le_bytes));
     say(&mut asked.send, &answer).await;
     asked.hear_accepted().await;
 }
@@ -219,7 +221,7 @@ async fn train(mut asked: Asked) -> [i32; 3] {
     assert_eq!((asked.round, asked.kind), (1, 1));
     let [mean, std] = asked.standardiser.take().unwrap();
     assert_eq!(mean, [2.0, -0.5]);
-    assert_eq!(std, [(14.0f64 / 3.0 - 4.0).sqrt(), 1.0]);
+    assert_eq!(std, [(6.0f64 / 9.0).sqrt(), 1.0]);
     assert_eq!((asked.header.u32(), asked.header.f64()), (1, 1.0));
     assert_eq!((asked.header.u8(), asked.header.u64()), (0, 3), "the plan's own norm, and three values");
     let mut model = [0u8; 12];

@@ -19,6 +19,8 @@ pub use dataset::{Dataset, Labels, View};
 pub use features::Features;
 pub use load::{FileSource, load};
 pub use origin::{Identified, NaturalClient, load_with_ids};
+#[cfg(test)]
+pub(crate) use prepare::symbols;
 pub use prepare::{DataSource, Prepared, SiteData};
 pub use source::{CsvSource, IdFiles, IdSource, IdxSource, NumpySource, SourceError, SourceSpec, expand};
 pub use table::{ColumnSurvey, TableSurvey, survey};

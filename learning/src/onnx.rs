@@ -159,9 +159,9 @@ fn write(Export { name, spec, parameters, inputs }: Export<'_>) -> Result<ModelP
     let mut writer = Writer::new(&layout, parameters);
     let shape = spec.input_shape();
     let x = Value { name: "input".to_owned(), rank: shape.len() + 1 };
-    let x = match inputs {
+    let (x, numbers) = match inputs {
         Inputs::Raw { standardiser } => writer.prepare(spec, standardiser, x)?,
-        Inputs::Prepared => x,
+        Inputs::Prepared => (x, TensorProto::FLOAT),
     };
     // A custom model has no steps, and was refused above.
     let y = writer.chain(&steps(spec)?.unwrap_or_default(), x)?;
@@ -172,7 +172,7 @@ fn write(Export { name, spec, parameters, inputs }: Export<'_>) -> Result<ModelP
         producer_name: "consortia".to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         doc_string: format!("the model of the plan `{name}`, trained by a federation"),
-        graph: Some(graph.finish(name, value("input", &shape, described(spec, inputs)), output)),
+        graph: Some(graph.finish(name, value("input", &shape, numbers, described(spec, inputs)), output)),
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: OPSET }],
         metadata_props: metadata(name, spec, &layout, parameters, inputs),
     })
@@ -197,15 +197,15 @@ fn check_parameters(layout: &Layout, found: usize) -> Result<(), OnnxError> {
 }
 
 impl Writer<'_> {
-    /// From records as they are to what the model sees.
+    /// From records as they are to what the model sees, and the type of the numbers that go in.
     fn prepare(
         &mut self,
         spec: &Spec,
         standardiser: Option<&Standardiser>,
         x: Value,
-    ) -> Result<Value, OnnxError> {
+    ) -> Result<(Value, i32), OnnxError> {
         match &spec.data {
-            DataSpec::Tensor(tensor) => Ok(self.divide(tensor, x)),
+            DataSpec::Tensor(tensor) => Ok((self.divide(tensor, x), TensorProto::FLOAT)),
             DataSpec::Table(table) => self.standardise(table, spec.input_shape()[0], standardiser, x),
         }
     }
@@ -219,15 +219,15 @@ impl Writer<'_> {
         Value { name: self.graph.node("Div", &[&x.name, by], Vec::new()), ..x }
     }
 
-    /// Fills and standardises in f64, as the sites do, so that the model sees the same numbers to the bit. One-hot columns pass
-    /// as they are.
+    /// Fills and standardises in f64, as the sites do, so that the model sees the same numbers to the bit: f64 go in, since f32 may
+    /// not have the digits that an offset leaves. One-hot columns pass as they are.
     fn standardise(
         &mut self,
         table: &TableSpec,
         width: usize,
         federated: Option<&Standardiser>,
         x: Value,
-    ) -> Result<Value, OnnxError> {
+    ) -> Result<(Value, i32), OnnxError> {
         let scale = scale_of(table, federated)?;
         let fill = match (table.missing, &scale) {
             (Missing::Constant(value), _) => Some(vec![value; table.features.len()]),
@@ -235,7 +235,7 @@ impl Writer<'_> {
             (Missing::Mean | Missing::Refuse | Missing::Drop, _) => None,
         };
         if scale.is_none() && fill.is_none() {
-            return Ok(x);
+            return Ok((x, TensorProto::FLOAT));
         }
         let padded = |values: &[f64], rest: f64| {
             let mut values = values.to_vec();
@@ -243,7 +243,7 @@ impl Writer<'_> {
             values
         };
         let cast = |to: i32| AttributeProto::int("to", to.into());
-        let mut name = self.one("Cast", &x.name, cast(TensorProto::DOUBLE));
+        let mut name = x.name.clone();
         if let Some(fill) = fill {
             let fill = self.graph.doubles("standardise.missing", &padded(&fill, f64::NAN));
             let missing = self.graph.node("IsNaN", &[&name], Vec::new());
@@ -255,12 +255,13 @@ impl Writer<'_> {
             let std = self.graph.doubles("standardise.std", &padded(&scale.std, 1.0));
             name = self.graph.node("Div", &[&name, std], Vec::new());
         }
-        Ok(Value { name: self.one("Cast", &name, cast(TensorProto::FLOAT)), ..x })
+        let narrow = self.one("Cast", &name, cast(TensorProto::FLOAT));
+        Ok((Value { name: narrow, ..x }, TensorProto::DOUBLE))
     }
 
     /// Names what comes out, and adds the probabilities of classes.
     fn outputs(&mut self, spec: &Spec, y: &Value) -> Vec<ValueInfoProto> {
-        let result = |name, doc: &str| value(name, &[spec.outputs()], doc.to_owned());
+        let result = |name, doc: &str| value(name, &[spec.outputs()], TensorProto::FLOAT, doc.to_owned());
         let (name, probabilities) = match spec.loss() {
             Loss::CrossEntropy => ("logits", Some(("Softmax", vec![AttributeProto::int("axis", 1)]))),
             Loss::BinaryCrossEntropy => ("logits", Some(("Sigmoid", Vec::new()))),

@@ -317,7 +317,7 @@ impl Learner for Trainer {
 
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
         let spec = Arc::clone(&self.resident()?.spec);
-        Ok(self.site()?.statistics(&spec))
+        self.site()?.statistics(&spec)
     }
 
     fn record_count(&mut self) -> Result<RecordCount, LearnError> {

@@ -278,14 +278,15 @@ fn statistics_are_over_present_training_cells_and_make_the_same_standardiser() {
     let rows = "split,age,chol,label\ntrain,1,?,0\ntrain,3,120,1\ntest,9,9,0\n";
     let federated = plan(&format!("{PLAN}\nmissing = 'mean'\nstandardise = 'federated'"));
     let data = read(rows, SPLIT, &format!("{PLAN}\nmissing = 'mean'")).unwrap();
-    let statistics = data.statistics(&federated);
+    let statistics = data.statistics(&federated).unwrap();
     let names: Vec<String> = statistics.iter().map(|one| one.name.clone()).collect();
     assert_eq!(names, federated.statistics());
-    let values: Vec<f64> = statistics.iter().map(|one| one.value).collect();
+    let totals: Vec<_> = statistics.into_iter().map(|one| one.value).collect();
+    let values: Vec<f64> = totals.iter().map(|total| total.value()).collect();
     assert_eq!(values, [2.0, 4.0, 10.0, 1.0, 120.0, 14400.0]);
     let site = plan(&format!("{PLAN}\nmissing = 'mean'\nstandardise = 'site'"));
-    assert!(data.statistics(&site).is_empty());
-    let standardiser = Standardiser::from_totals(&values).unwrap();
+    assert!(data.statistics(&site).unwrap().is_empty());
+    let standardiser = Standardiser::from_totals(&totals).unwrap();
     let (by_all, by_site) = (data.prepared(&federated, Some(&standardiser)), data.prepared(&site, None));
     assert_eq!(
         by_all.unwrap().train.copied(),
@@ -312,7 +313,10 @@ fn records_in_memory_are_checked_against_the_plan() {
     assert_eq!(refusal(whole(vec![2], vec![0.0; 2], Labels::Real(vec![0.0]))), message);
     let gap =
         whole(vec![2], vec![0.0, f32::NAN], classes(1)).prepared(&plan(PLAN), None).unwrap_err().message;
-    assert_eq!(gap, "training row 0 has NaN in column 1 after preparation; clean it or set `missing`");
+    assert_eq!(
+        gap,
+        "training row 0 has NaN in column `chol` after preparation; clean it, set `missing`, or standardise what f32 does not reach"
+    );
 }
 
 #[test]
@@ -418,4 +422,37 @@ fn where_single_records_are_protected_a_row_that_cannot_be_read_is_left_out_and_
     );
     // What columns there are is no secret of a record.
     assert_eq!(read("age,label\n50,1\n").unwrap_err().reason, Decline::Data);
+}
+
+#[test]
+fn digits_that_an_offset_leaves_reach_the_standardised_column() {
+    let settings = "features = ['time', 'mol']\nstandardise = 'site'";
+    let rows = "time,mol,label\n1700000000000.25,1e-15,0\n1700000000000.75,3e-15,1\n";
+    assert_eq!(prepared(rows, settings, None).unwrap(), [-1.0, -1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn a_constant_column_is_zero_wherever_it_lies() {
+    let settings = "features = ['age', 'chol']\nstandardise = 'site'";
+    for constant in ["1.7e18", "-1e-300", "0.1", "0"] {
+        let rows: String = (0..7).map(|row| format!("{row},{constant},0\n")).collect();
+        let cells = prepared(&format!("age,chol,label\n{rows}"), settings, None).unwrap();
+        assert!(cells.iter().skip(1).step_by(2).all(|cell| cell.abs() < 1e-12), "{constant}: {cells:?}");
+    }
+}
+
+#[test]
+fn trying_records_out_finds_what_a_run_would_and_names_the_column() {
+    for standardise in ["federated", "site"] {
+        let spec = plan(&format!("{PLAN}\nstandardise = '{standardise}'"));
+        let of = |cells: [f32; 4]| {
+            let labels = Labels::Classes(vec![0, 1]);
+            let dataset = Dataset { shape: vec![2], features: cells.to_vec().into(), labels };
+            SiteData { train: learning::View::whole(dataset.into()), test: None }.try_out(&spec)
+        };
+        assert_eq!(of([1.0, 2.0, 3.0, 2.0]).unwrap(), ["chol"]);
+        assert!(of([1.0, 2.0, 3.0, 4.0]).unwrap().is_empty());
+        let infinite = of([1.0, f32::INFINITY, 3.0, 2.0]).unwrap_err();
+        assert!(infinite.reason == Decline::Data && infinite.message.contains("column `chol`"), "{infinite}");
+    }
 }

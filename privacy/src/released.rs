@@ -10,7 +10,7 @@ use crate::kernels;
 use crate::ledger::{Noised, Permit, PermitError};
 use crate::noise::{EntropyError, NoiseError, NoiseSource, Provenance, Sigma, SigmaError, add_noise};
 use crate::sum::{Sum, Unit};
-use crate::tally;
+use crate::wide::WideSum;
 
 /// How many points of its lattice one vote moves their sum by. Noise on whole votes could be one point wide, and would then
 /// tell more than is accounted for ([`crate::noise::SIGMA_LEAST`]); on this lattice it is never.
@@ -20,6 +20,7 @@ const VOTE_UNIT: u32 = 1 << 20;
 #[derive(Debug)]
 pub struct Released {
     totals: Vec<i64>,
+    statistics: Vec<WideSum>,
     factor: f64,
     weight: u64,
     contributions: u64,
@@ -106,12 +107,12 @@ impl Released {
     ///
     /// The name is long so that every use of it stands out in review.
     pub fn unprotected(sum: Sum) -> Option<Self> {
-        let factor = match &sum.unit {
-            Unit::Lattice(lattice) => lattice.step() / sum.weight as f64,
-            Unit::Limbs { .. } => 1.0,
+        let Sum { totals, weight, contributions, unit, .. } = sum;
+        let (factor, statistics) = match unit {
+            Unit::Lattice(lattice) => (lattice.step() / weight as f64, Vec::new()),
+            Unit::Statistics { sums, .. } => (1.0, sums),
         };
-        let Sum { totals, weight, contributions, .. } = sum;
-        (contributions > 0).then_some(Self { totals, factor, weight, contributions, votes: None })
+        (contributions > 0).then_some(Self { totals, statistics, factor, weight, contributions, votes: None })
     }
 
     /// Releases a sum with the noise that `permit` paid for: the discrete Gaussian whose sigma is the permit's multiplier
@@ -186,7 +187,7 @@ impl Released {
         });
         let factor = lattice.step() / (noising.denominator * weight_max);
         let weight = (noising.denominator * weight_max) as u64;
-        Ok(Self { totals, factor, weight, contributions, votes })
+        Ok(Self { totals, statistics: Vec::new(), factor, weight, contributions, votes })
     }
 
     /// The weighted mean of the updates, one f64 a coordinate, in layout order.
@@ -200,9 +201,9 @@ impl Released {
         kernels::apply(model, &self.totals, self.factor, rule);
     }
 
-    /// The totals of a sum of tallies, one f64 a statistic.
-    pub fn totals(&self) -> Vec<f64> {
-        tally::decode(&self.totals)
+    /// The totals of a sum of tallies, one a statistic; none of a sum of updates.
+    pub fn totals(&self) -> &[WideSum] {
+        &self.statistics
     }
 
     /// The noised sum of the clients' votes on the clipping norm, where they voted.

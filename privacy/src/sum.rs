@@ -6,7 +6,8 @@
 
 use crate::kernels;
 use crate::lattice::{Encoded, Lattice};
-use crate::tally::{LIMBS, Tally};
+use crate::tally::Tally;
+use crate::wide::WideSum;
 
 /// The running sum of one round. Its memory is eight bytes a coordinate, whatever the cohort.
 ///
@@ -20,11 +21,12 @@ pub struct Sum {
     pub(crate) unit: Unit,
 }
 
-/// What one integer of the sum stands for.
-#[derive(Clone, PartialEq)]
+/// What is summed.
 pub(crate) enum Unit {
+    /// Points of a lattice, in `totals`.
     Lattice(Lattice),
-    Limbs { clients_max: u64 },
+    /// Statistics, one exact sum each; `totals` is empty then.
+    Statistics { clients_max: u64, sums: Vec<WideSum> },
 }
 
 /// Why a contribution cannot be added. The sum is unchanged.
@@ -48,14 +50,9 @@ impl Sum {
 
     /// An empty sum of tallies of `count` statistics, for at most `clients_max` contributions (at most 2^22).
     pub fn of_tallies(count: usize, clients_max: u64) -> Self {
-        let clients_max = clients_max.min(1 << 22);
-        Self {
-            totals: vec![0; count * LIMBS],
-            weight: 0,
-            contributions: 0,
-            votes: 0,
-            unit: Unit::Limbs { clients_max },
-        }
+        let unit =
+            Unit::Statistics { clients_max: clients_max.min(1 << 22), sums: vec![WideSum::default(); count] };
+        Self { totals: Vec::new(), weight: 0, contributions: 0, votes: 0, unit }
     }
 
     /// Adds an update.
@@ -78,12 +75,14 @@ impl Sum {
     /// # Errors
     /// [`SumError`]; the sum is unchanged then.
     pub fn add_tally(&mut self, tally: &Tally) -> Result<(), SumError> {
-        let Unit::Limbs { clients_max } = self.unit else { return Err(SumError::Foreign) };
-        if tally.limbs().len() != self.totals.len() {
+        let Unit::Statistics { clients_max, sums } = &self.unit else { return Err(SumError::Foreign) };
+        if tally.len() != sums.len() {
             return Err(SumError::Foreign);
         }
-        self.make_room(clients_max)?;
-        self.totals.iter_mut().zip(tally.limbs()).for_each(|(total, limb)| *total += limb);
+        self.make_room(*clients_max)?;
+        if let Unit::Statistics { sums, .. } = &mut self.unit {
+            sums.iter_mut().zip(tally.sums()).for_each(|(total, one)| total.add_sum(&one));
+        }
         self.weight += 1;
         Ok(())
     }

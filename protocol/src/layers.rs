@@ -59,7 +59,7 @@ pub enum LayerSpec {
     },
     /// Normalises each row, or each step of a sequence (Ba, Kiros, Hinton 2016).
     LayerNorm,
-    /// `x` plus what these layers make of it (He et al. 2016).
+    /// `x` plus what these layers make of it (He et al. 2016); without layers, `x` twice.
     Residual {
         /// The layers.
         layers: Vec<Self>,

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use privacy::Permit;
 use privacy::accounting::Mechanism;
+use privacy::{Permit, WideSum};
 
 use crate::numbers::{TaskFault, check_steps};
 use crate::{Decline, Layout, Metrics, Round, Seed, Spec, Standardiser, TrainingSpec};
@@ -47,8 +47,8 @@ impl LearnError {
 pub struct Statistic {
     /// Its name, as in [`Spec::statistics`].
     pub name: String,
-    /// Its value.
-    pub value: f64,
+    /// Its value, unrounded; [`WideSum::of`] makes one of an f64.
+    pub value: WideSum,
 }
 
 /// What one order's private training releases: in each step a noised sum of clipped gradients, over records that take part

@@ -43,5 +43,5 @@ pub use spec::{
     Categorical, DataSpec, GradientPath, Loss, Missing, ModelSpec, OptimizerSpec, Positive, Spec, SpecError,
     Standardise, TableSpec, Target, TensorSpec, TrainingSpec, UpdateSpec, Weighting,
 };
-pub use task::{Answer, Decline, Metrics, Outcome, Refusal, Standardiser, Task, Work};
+pub use task::{Answer, Decline, Metrics, Outcome, Refusal, Standardiser, Task, Work, find_impossible};
 pub use time::Time;

@@ -14,10 +14,11 @@ pub const CELL_MAX: f32 = 1e9;
 
 /// The largest magnitude of a parameter.
 const PARAMETER_MAX: f32 = 1e9;
-/// The largest magnitude of a mean, a deviation, or a value for missing cells.
-const CELL_STATISTIC_MAX: f64 = 1e12;
+/// The largest magnitude of a mean, a deviation, or a value for missing cells. A column may have any unit: cells are standardised in
+/// f64 and clamped to [`CELL_MAX`] then, so that a distance in deviations that f64 cannot hold counts as that, and none is NaN.
+const CELL_STATISTIC_MAX: f64 = 1e100;
 /// The least deviation.
-const DEVIATION_MIN: f64 = 1e-12;
+const DEVIATION_MIN: f64 = 1e-100;
 /// The largest learning rate, on its own and with the schedule's factor; the same for weight decay and the proximal term.
 const RATE_MAX: f64 = 1e6;
 /// Norms and noise multipliers are within this and one over it.
@@ -229,9 +230,9 @@ mod tests {
                 &[0.0],
             )
         };
-        assert_eq!(fault(&given("-1e12", "1e-12")), None);
-        assert!(fault(&given("1.1e12", "1")).unwrap().contains("a mean"));
-        assert!(fault(&given("0", "0.9e-12")).unwrap().contains("a deviation"));
+        assert_eq!(fault(&given("-1e100", "1e-100")), None);
+        assert!(fault(&given("1.1e100", "1")).unwrap().contains("a mean"));
+        assert!(fault(&given("0", "0.9e-100")).unwrap().contains("a deviation"));
         let mut fast = task(NOISE, "", &[0.0]);
         let Work::Train { learning_rate_scale, .. } = &mut fast.work else { unreachable!("it trains") };
         *learning_rate_scale = 1.1e7;

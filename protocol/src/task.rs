@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use privacy::{Moments, WideSum};
 use serde::{Deserialize, Serialize};
 
 use crate::{EXAMPLES_MAX, Parameters, Positive, Seed, Spec, TaskId, TaskKind};
@@ -17,19 +18,32 @@ pub struct Standardiser {
 
 impl Standardiser {
     /// From federated totals in the order of [`Spec::statistics`]: count, sum and sum of squares a column. A column
-    /// without any value gets mean 0; one without spread gets deviation 1. `None` when the totals are not threes.
-    pub fn from_totals(totals: &[f64]) -> Option<Self> {
-        let mut standardiser = Self { mean: Vec::new(), std: Vec::new() };
-        for column in totals.chunks(3) {
-            let &[count, sum, square] = column else { return None };
-            let mean = if count > 0.0 { sum / count } else { 0.0 };
-            let variance = if count > 0.0 { square / count - mean * mean } else { 0.0 };
-            // What cancellation leaves of a constant column is not spread.
-            let spread = variance > mean * mean * 1e-12 && variance > 0.0;
-            standardiser.mean.push(mean);
-            standardiser.std.push(if spread { variance.sqrt() } else { 1.0 });
+    /// without any value gets mean 0; one without spread gets for its deviation the magnitude of its mean, or 1 where that is 0, so that
+    /// its cells become 0 on any scale. `None` when the totals are not threes.
+    pub fn from_totals(totals: &[WideSum]) -> Option<Self> {
+        Some(Self::of_columns(&columns_of(totals)?))
+    }
+
+    /// Of the columns' moments, with the same exceptions.
+    pub fn of_columns(columns: &[Moments]) -> Self {
+        Self {
+            mean: columns.iter().map(Moments::mean).collect(),
+            std: columns.iter().map(scale_of).collect(),
         }
-        Some(standardiser)
+    }
+
+    /// A cell of numeric column `column` as a model sees it, in f64: its distance from the mean in deviations.
+    ///
+    /// # Panics
+    /// When there is no such column.
+    pub fn standardised(&self, column: usize, cell: f64) -> f64 {
+        let (mean, std) = (self.mean[column], self.std[column]);
+        let distance = cell - mean;
+        if distance.is_infinite() && cell.is_finite() {
+            // The distance of two ends of f64 is beyond it; what it is in deviations need not be.
+            return (cell / 2.0 - mean / 2.0) / (std / 2.0);
+        }
+        distance / std
     }
 
     /// Whether it has `features` finite means and positive finite deviations.
@@ -39,6 +53,29 @@ impl Standardiser {
             && self.mean.iter().all(|mean| mean.is_finite())
             && self.std.iter().all(|std| std.is_finite() && *std > 0.0)
     }
+}
+
+/// What a column is divided by. One that is constant but for rounding would show its rounding, were it divided by 1.
+fn scale_of(column: &Moments) -> f64 {
+    let mean = column.mean().abs();
+    column.deviation().unwrap_or(if mean > 0.0 { mean } else { 1.0 })
+}
+
+/// The columns of totals in the order of [`Spec::statistics`]; `None` when they are not threes.
+fn columns_of(totals: &[WideSum]) -> Option<Vec<Moments>> {
+    let (threes, rest) = totals.as_chunks::<3>();
+    let moments = |[count, sum, square]: &[WideSum; 3]| Moments {
+        count: count.clone(),
+        sum: sum.clone(),
+        square: square.clone(),
+    };
+    rest.is_empty().then(|| threes.iter().map(moments).collect())
+}
+
+/// The first column of one site's statistics, in the order of [`Spec::statistics`], that no finite numbers can have: a negative
+/// count, say, or a sum that so many numbers do not reach.
+pub fn find_impossible(statistics: &[WideSum]) -> Option<usize> {
+    columns_of(statistics)?.iter().position(|column| !column.are_possible())
 }
 
 /// What a site is asked to do. Cheap to clone: the model is shared.
@@ -171,10 +208,10 @@ pub enum Outcome {
         /// On the site's test data.
         metrics: Metrics,
     },
-    /// Limbs of the named statistics.
+    /// Words of the named statistics, four each.
     Counted {
         /// Three a statistic.
-        limbs: Vec<i64>,
+        words: Vec<i64>,
     },
     /// The site will not or cannot do it.
     Declined {
@@ -192,7 +229,7 @@ impl std::fmt::Debug for Outcome {
                 write!(f, "Trained({} points, weight {weight})", points.len())
             }
             Self::Evaluated { metrics } => write!(f, "Evaluated({metrics:?})"),
-            Self::Counted { limbs } => write!(f, "Counted({} limbs)", limbs.len()),
+            Self::Counted { words } => write!(f, "Counted({} words)", words.len()),
             Self::Declined { reason, detail } => write!(f, "Declined({reason:?}: {detail})"),
         }
     }
@@ -321,11 +358,29 @@ mod tests {
     #[test]
     fn totals_become_means_and_deviations() {
         let standardiser =
-            Standardiser::from_totals(&[4.0, 10.0, 30.0, 0.0, 0.0, 0.0, 3.0, 6.0, 12.0]).unwrap();
+            Standardiser::from_totals(&totals(&[4.0, 10.0, 30.0, 0.0, 0.0, 0.0, 3.0, 6.0, 12.0])).unwrap();
         assert_eq!(standardiser.mean, [2.5, 0.0, 2.0]);
-        assert_eq!(standardiser.std, [1.25f64.sqrt(), 1.0, 1.0]);
+        assert_eq!(standardiser.std, [1.25f64.sqrt(), 1.0, 2.0]);
         assert!(standardiser.fits(3) && !standardiser.fits(2));
-        assert!(Standardiser::from_totals(&[1.0]).is_none());
+        assert!(Standardiser::from_totals(&totals(&[1.0])).is_none());
+    }
+
+    fn totals(values: &[f64]) -> Vec<WideSum> {
+        values.iter().map(|value| WideSum::of(*value).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_two_ends_of_f64_are_standardised_like_any_other_cells() {
+        let standardiser = Standardiser { mean: vec![-1e308, 5.0], std: vec![1e308, 0.5] };
+        assert_eq!(standardiser.standardised(0, 1e308), 2.0);
+        assert_eq!(standardiser.standardised(1, 6.0), 2.0);
+        assert_eq!(standardiser.standardised(1, f64::INFINITY), f64::INFINITY);
+    }
+
+    #[test]
+    fn a_column_that_no_records_have_is_found() {
+        assert_eq!(find_impossible(&totals(&[2.0, 3.0, 5.0, 0.0, 0.0, 0.0])), None);
+        assert_eq!(find_impossible(&totals(&[2.0, 3.0, 5.0, -1.0, 0.0, 0.0])), Some(1));
     }
 
     #[test]

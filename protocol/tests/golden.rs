@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 
 use privacy::chain::Digest;
-use privacy::{Encoded, Lattice, NormBound, Tally, clip};
+use privacy::{Encoded, Lattice, NormBound, Tally, WideSum, clip};
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, Certificate, ClientSummary, Control,
     EnrolRefusal, EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText,
@@ -104,7 +104,7 @@ fn answers_have_the_bytes_of_the_page() {
     let metrics = Metrics { loss: 0.25, accuracy: None, examples: 104, seconds: 0.0 };
     let evaluated = AnswerBody::Evaluated { metrics };
     golden("answer-evaluated", FrameKind::Answer, &answer(id(3, TaskKind::Evaluate), evaluated));
-    let counted = AnswerBody::Counted { len: 3 };
+    let counted = AnswerBody::Counted { len: 4 };
     golden("answer-counted", FrameKind::Answer, &answer(id(0, TaskKind::Statistics), counted));
     let declined = AnswerBody::Declined { reason: Decline::Data, detail: "no file".into() };
     golden("answer-declined", FrameKind::Answer, &answer(id(3, TaskKind::Train), declined));
@@ -138,9 +138,9 @@ fn short_forms_have_the_bytes_of_the_page() {
 fn raw_values_have_the_bytes_of_the_page() {
     let points: Vec<u8> = [1i32, -2].iter().flat_map(|point| point.to_le_bytes()).collect();
     assert_eq!(bytes("points"), points);
-    let tally = Tally::encode(&[-1.5]).unwrap();
-    let limbs: Vec<u8> = tally.limbs().iter().flat_map(|limb| limb.to_le_bytes()).collect();
-    assert_eq!(bytes("limbs"), limbs);
+    let tally = Tally::encode(&[WideSum::of(-1.5).unwrap()]);
+    let words: Vec<u8> = tally.words().iter().flat_map(|word| word.to_le_bytes()).collect();
+    assert_eq!(bytes("statistic"), words);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds nothing to unwrap has failed")]
 
-use privacy::LIMBS;
+use privacy::WORDS;
 use privacy::chain::Digest;
 use proptest::collection::vec;
 use proptest::option;
@@ -135,7 +135,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         (vec(any::<i32>(), 0..50), any::<u32>(), any::<i8>(), metrics())
             .prop_map(|(points, weight, vote, metrics)| Outcome::Trained { points, weight, vote, metrics }),
         metrics().prop_map(|metrics| Outcome::Evaluated { metrics }),
-        vec(any::<i64>(), 0..50).prop_map(|limbs| Outcome::Counted { limbs }),
+        vec(any::<i64>(), 0..50).prop_map(|words| Outcome::Counted { words }),
         (decline(), ".{0,100}").prop_map(|(reason, detail)| Outcome::Declined { reason, detail }),
     ]
 }
@@ -369,7 +369,7 @@ proptest! {
         let sizes = match &payload {
             Payload::None => 0,
             Payload::Points(points) => 4 * points.len(),
-            Payload::Limbs(limbs) => 8 * limbs.len(),
+            Payload::Words(words) => 8 * words.len(),
             Payload::Packed(bytes) => bytes.len(),
         };
         prop_assert_eq!(header.payload_bytes(), Some(sizes as u64));
@@ -402,7 +402,7 @@ proptest! {
         let planned = match header.body {
             AnswerBody::Trained { len, .. } => len == dimension as u64,
             AnswerBody::Compressed { .. } => false,
-            AnswerBody::Counted { len } => len == (statistics * LIMBS) as u64,
+            AnswerBody::Counted { len } => len == (statistics * WORDS) as u64,
             AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => true,
         };
         prop_assert_eq!(header.check_lengths(dimension, statistics, UpdateCodec::Exact).is_ok(), planned);

@@ -16,7 +16,7 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 told = session.get_modelmeta().custom_metadata_map
 with open(sys.argv[2], newline="") as table:
     rows = [row for row in csv.DictReader(table) if row["split"] == "test"]
-x = numpy.array([[float(row[column]) for column in json.loads(told["columns"])] for row in rows], dtype="float32")
+x = numpy.array([[float(row[column]) for column in json.loads(told["columns"])] for row in rows], dtype="float64")
 classes = numpy.array(json.loads(told["classes"]))
 (probabilities,) = session.run(["probabilities"], {"input": x})
 assert numpy.allclose(probabilities.sum(axis=1), 1, atol=1e-5)

@@ -164,7 +164,7 @@ fn numbers_of_a_task_are_refused_before_the_policy_and_the_records() {
         |task| Arc::make_mut(&mut task.spec).proximal_mu = 1e7,
         |task| Arc::make_mut(&mut task.spec).update.norm_max = Positive::new(1e30).unwrap(),
         |task| task.standardiser = Some(Arc::new(Standardiser { mean: vec![f64::NAN], std: vec![1.0] })),
-        |task| task.standardiser = Some(Arc::new(Standardiser { mean: vec![0.0], std: vec![1e-30] })),
+        |task| task.standardiser = Some(Arc::new(Standardiser { mean: vec![0.0], std: vec![1e-300] })),
         |task| {
             if let Work::Train { learning_rate_scale, .. } = &mut task.work {
                 *learning_rate_scale = 1e300;

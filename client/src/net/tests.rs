@@ -91,7 +91,7 @@ fn an_update_over_quic_has_the_bits_of_the_same_task_done_at_home() {
         let count = task(0, Work::Statistics { names: spec().statistics() });
         let (mut send, mut recv) = send_task(&connection, &count).await;
         assert!(
-            matches!(read_answer(&mut recv).await.outcome, Outcome::Counted { limbs } if limbs.len() == 9)
+            matches!(read_answer(&mut recv).await.outcome, Outcome::Counted { words } if words.len() == 12)
         );
         acknowledge(&mut send, Receipt::Refused(Refusal::Stale)).await;
         let refused = |event: &AgentEvent| match event {

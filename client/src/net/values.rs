@@ -59,9 +59,9 @@ pub(super) async fn write_payload(
             Bytes::from_owner(Raw(points))
         }
         Payload::Packed(bytes) => Bytes::from(bytes),
-        Payload::Limbs(mut limbs) => {
-            limbs.iter_mut().for_each(|limb| *limb = limb.to_le());
-            Bytes::from_owner(Raw(limbs))
+        Payload::Words(mut words) => {
+            words.iter_mut().for_each(|word| *word = word.to_le());
+            Bytes::from_owner(Raw(words))
         }
     };
     let Some(pace) = pace else { return Ok(send.write_chunk(bytes).await?) };

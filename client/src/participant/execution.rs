@@ -340,12 +340,8 @@ impl TaskExecution<'_> {
             );
             return Err(Trouble::open(Decline::Unsupported, message));
         }
-        let values: Vec<f64> = statistics.iter().map(|statistic| statistic.value).collect();
-        let tally = Tally::encode(&values).map_err(|error| {
-            let message = format!("{error}; the statistics are {}", names.join(", "));
-            Trouble::private(Decline::Data, message)
-        })?;
-        Ok(Outcome::Counted { limbs: tally.into_limbs() })
+        let tally = Tally::encode(statistics.iter().map(|statistic| &statistic.value));
+        Ok(Outcome::Counted { words: tally.into_words() })
     }
 
     /// The model with the personal part: the kept one, or the learner's first one.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use privacy::accounting::Relation;
-use privacy::{Encoded, Released, Sum};
+use privacy::{Encoded, Released, Sum, WideSum};
 use protocol::{
     CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics,
     MetricsRule, ModelSpec, NoiseCorrelation, OptimizerSpec, Parameters, Positive, PrivacySpec, Round, RunId,
@@ -61,7 +61,9 @@ impl Learner for Toy {
 
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
         let value = if self.mood == Mood::NotFinite { f64::NAN } else { 2.0 };
-        Ok(["count/age", "sum/age", "square/age"].map(|name| Statistic { name: name.into(), value }).into())
+        let value = WideSum::of(value).map_err(|error| LearnError::new(Decline::Data, error.to_string()))?;
+        let statistic = |name: &str| Statistic { name: name.into(), value: value.clone() };
+        Ok(["count/age", "sum/age", "square/age"].map(statistic).into())
     }
 
     fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
@@ -330,7 +332,7 @@ fn statistics_are_counted_when_their_names_agree() {
     let names = spec().statistics();
     let counted = task(0, Work::Statistics { names });
     let answer = participant(&[], Mood::Well).perform(&counted, entropy(), &Stop::default());
-    assert!(matches!(answer.outcome, Outcome::Counted { limbs } if limbs.len() == 9));
+    assert!(matches!(answer.outcome, Outcome::Counted { words } if words.len() == 12));
     let other = task(0, Work::Statistics { names: vec!["count/height".into()] });
     let (reason, detail) = declined(Mood::Well, &other);
     assert!(reason == Decline::Unsupported && detail.contains("count/height"), "{detail}");

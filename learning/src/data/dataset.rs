@@ -96,6 +96,15 @@ impl Dataset {
         self.features.copy_into(row * target.len(), target);
     }
 
+    /// [`Dataset::copy_sample_into`] without rounding to f32.
+    ///
+    /// # Panics
+    /// As it.
+    pub fn copy_wide_sample_into(&self, row: usize, target: &mut [f64]) {
+        assert_eq!(target.len(), self.width(), "a sample needs memory of its own length");
+        self.features.copy_wide_into(row * target.len(), target);
+    }
+
     /// A copy of `rows`, in their order; a row may be named twice.
     ///
     /// # Panics

@@ -2,7 +2,8 @@
 //!
 //! Images come as bytes that the plan divides by a number. They stay bytes in memory, a quarter of what they would be as f32,
 //! and are divided when a sample is copied out; the result is to the bit what dividing them all in f64 would have given.
-//! Everything else is f32.
+//! Cells of a table are f64 until they are prepared, since what a column's offset leaves of its digits may be beyond f32; as f32
+//! lie those whose every value f32 has, such as whole numbers and codes. Everything else is f32.
 
 use std::sync::OnceLock;
 
@@ -19,6 +20,7 @@ pub struct Features {
 #[derive(Clone, PartialEq)]
 enum Cells {
     Real(Vec<f32>),
+    Wide(Vec<f64>),
     Bytes { values: Vec<u8>, quotients: Quotients },
 }
 
@@ -37,6 +39,15 @@ impl From<Vec<f32>> for Features {
 }
 
 impl Features {
+    /// Numbers that keep all their digits until they are prepared. They are kept as f32 where no value changes by that.
+    pub fn wide(values: Vec<f64>) -> Self {
+        let is_narrow = |value: &f64| value.is_nan() || f64::from(*value as f32) == *value;
+        if values.iter().all(is_narrow) {
+            return values.into_iter().map(|value| value as f32).collect::<Vec<_>>().into();
+        }
+        Self { cells: Cells::Wide(values), finite: OnceLock::new() }
+    }
+
     /// Bytes that stand for their quotients by `divide_by`.
     pub(super) fn of_bytes(values: Vec<u8>, divide_by: f64) -> Self {
         Self { cells: Cells::Bytes { values, quotients: Quotients::by(divide_by) }, finite: OnceLock::new() }
@@ -46,6 +57,7 @@ impl Features {
     pub fn len(&self) -> usize {
         match &self.cells {
             Cells::Real(values) => values.len(),
+            Cells::Wide(values) => values.len(),
             Cells::Bytes { values, .. } => values.len(),
         }
     }
@@ -59,6 +71,7 @@ impl Features {
     pub fn are_finite(&self) -> bool {
         *self.finite.get_or_init(|| match &self.cells {
             Cells::Real(values) => values.iter().all(|value| value.is_finite()),
+            Cells::Wide(values) => values.iter().all(|value| (*value as f32).is_finite()),
             Cells::Bytes { quotients, .. } => quotients.table.iter().all(|value| value.is_finite()),
         })
     }
@@ -70,7 +83,7 @@ impl Features {
         values
     }
 
-    /// Writes the numbers from `start` on into `target`, as many as it is long.
+    /// Writes the numbers from `start` on into `target`, as many as it is long, rounded to f32 where they are wider.
     ///
     /// # Panics
     /// When there are not so many.
@@ -78,7 +91,28 @@ impl Features {
         let range = start..start + target.len();
         match &self.cells {
             Cells::Real(values) => target.copy_from_slice(&values[range]),
+            Cells::Wide(values) => {
+                target.iter_mut().zip(&values[range]).for_each(|(to, value)| *to = *value as f32);
+            }
             Cells::Bytes { values, quotients } => quotients.write(&values[range], target),
+        }
+    }
+
+    /// [`Features::copy_into`] without rounding: each number as it is kept.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn copy_wide_into(&self, start: usize, target: &mut [f64]) {
+        let range = start..start + target.len();
+        match &self.cells {
+            Cells::Real(values) => {
+                target.iter_mut().zip(&values[range]).for_each(|(to, value)| *to = f64::from(*value));
+            }
+            Cells::Wide(values) => target.copy_from_slice(&values[range]),
+            Cells::Bytes { values, quotients } => {
+                let quotient = |byte: &u8| f64::from(quotients.table[usize::from(*byte)]);
+                target.iter_mut().zip(&values[range]).for_each(|(to, byte)| *to = quotient(byte));
+            }
         }
     }
 
@@ -94,6 +128,7 @@ impl Features {
     pub(super) fn select(&self, rows: &[u32], width: usize) -> Self {
         let cells = match &self.cells {
             Cells::Real(values) => Cells::Real(selected(values, rows, width)),
+            Cells::Wide(values) => Cells::Wide(selected(values, rows, width)),
             Cells::Bytes { values, quotients } => {
                 Cells::Bytes { values: selected(values, rows, width), quotients: quotients.clone() }
             }
@@ -103,14 +138,40 @@ impl Features {
 
     /// The numbers as f32 in place, to be changed or appended to.
     pub(super) fn make_real(&mut self) -> &mut Vec<f32> {
-        if let Cells::Bytes { .. } = self.cells {
+        if !matches!(self.cells, Cells::Real(_)) {
             self.cells = Cells::Real(self.to_vec());
         }
         self.finite = OnceLock::new();
         match &mut self.cells {
             Cells::Real(values) => values,
-            Cells::Bytes { .. } => unreachable!("bytes became real above"),
+            Cells::Wide(_) | Cells::Bytes { .. } => unreachable!("all became real above"),
         }
+    }
+
+    /// The numbers as f64 in place, to be appended to.
+    pub(super) fn make_wide(&mut self) -> &mut Vec<f64> {
+        if !matches!(self.cells, Cells::Wide(_)) {
+            self.cells = Cells::Wide(self.to_wide_vec());
+        }
+        self.finite = OnceLock::new();
+        match &mut self.cells {
+            Cells::Wide(values) => values,
+            Cells::Real(_) | Cells::Bytes { .. } => unreachable!("all became wide above"),
+        }
+    }
+
+    /// The same numbers, as f32 where no value changes by that.
+    pub(super) fn narrowed(self) -> Self {
+        match self.cells {
+            Cells::Wide(values) => Self::wide(values),
+            Cells::Real(_) | Cells::Bytes { .. } => self,
+        }
+    }
+
+    fn to_wide_vec(&self) -> Vec<f64> {
+        let mut values = vec![0.0; self.len()];
+        self.copy_wide_into(0, &mut values);
+        values
     }
 }
 
@@ -169,7 +230,7 @@ impl WithSimd for Multiply<'_> {
 /// The same numbers, however they lie in memory.
 impl PartialEq for Features {
     fn eq(&self, other: &Self) -> bool {
-        self.cells == other.cells || (self.len() == other.len() && self.to_vec() == other.to_vec())
+        self.cells == other.cells || (self.len() == other.len() && self.to_wide_vec() == other.to_wide_vec())
     }
 }
 
@@ -219,6 +280,21 @@ mod tests {
         assert_eq!(features.select(&[2, 0], 2), [0.8, 1.0, 0.0, 0.2]);
         assert_eq!(features, Features::from(features.to_vec()));
         assert_eq!(features.clone().make_real().len(), 6);
+    }
+
+    #[test]
+    fn wide_numbers_keep_the_digits_that_f32_lacks_and_narrow_ones_half_the_memory() {
+        let mut wide = Features::wide(vec![1e8 + 0.5, f64::NAN]);
+        assert!(matches!(wide.cells, Cells::Wide(_)));
+        wide.make_wide().push(1e-60);
+        let mut cells = [0.0; 3];
+        wide.select(&[2, 0], 1).copy_wide_into(0, &mut cells[..2]);
+        assert_eq!((cells, wide.to_vec()[0]), ([1e-60, 1e8 + 0.5, 0.0], 1e8));
+        assert_ne!(wide, Features::from(wide.to_vec()));
+        let mut narrow = Features::wide(vec![1.0, f64::NAN, -0.25]);
+        assert!(matches!(narrow.cells, Cells::Real(_)));
+        assert_eq!(narrow.make_wide()[2], -0.25);
+        assert!(!Features::wide(vec![1e300]).are_finite(), "what f32 lacks is not finite to a model");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use privacy::{Moments, NotSummable};
 use protocol::{
     CELL_MAX, DataSpec, Decline, LayerSpec, LearnError, Missing, ModelSpec, Spec, Standardise, Standardiser,
     Statistic, TableSpec, Target,
@@ -71,12 +72,12 @@ impl SiteData {
         }
         let cleaned = |view: &View, what: &str| {
             let Some(recipe) = &recipe else {
-                return find_unfinished(view, &view.rows, what).map_or_else(|| Ok(view.clone()), Err);
+                let unfinished = find_unfinished(view, &view.rows, what, &|place| format!("place {place}"));
+                return unfinished.map_or_else(|| Ok(view.clone()), Err);
             };
-            let mut records = view.copied();
-            recipe.apply(&mut records);
-            let records = View::whole(Arc::new(records));
-            find_unfinished(&records, &view.rows, what).map_or(Ok(records), Err)
+            let records = View::whole(Arc::new(recipe.applied(view)));
+            let column = |place| recipe.column(place);
+            find_unfinished(&records, &view.rows, what, &column).map_or(Ok(records), Err)
         };
         let known = |view: View, rows: &[u32], what: &str| match find_unknown_symbol(&view, spec, rows, what)
         {
@@ -100,28 +101,66 @@ impl SiteData {
         Ok(())
     }
 
-    /// Count, sum and sum of squares of the present cells of every numeric column over the training rows, in row order
-    /// and f64, under the names of [`Spec::statistics`]; empty where the plan has none.
-    pub fn statistics(&self, spec: &Spec) -> Vec<Statistic> {
+    /// Count, sum and sum of squares of the present cells of every numeric column over the training rows, without rounding,
+    /// under the names of [`Spec::statistics`]; empty where the plan has none.
+    ///
+    /// # Errors
+    /// When a cell is infinite; the message names its column.
+    pub fn statistics(&self, spec: &Spec) -> Result<Vec<Statistic>, LearnError> {
         let names = spec.statistics();
-        let totals = totals(&self.train, names.len() / 3);
-        names.into_iter().zip(totals).map(|(name, value)| Statistic { name, value }).collect()
+        let DataSpec::Table(table) = &spec.data else { return Ok(Vec::new()) };
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let columns = moments(&self.train, table.features.len(), |row, column, wrong| {
+            let name = &table.features[column];
+            let message = format!("training row {row}, column `{name}`: {wrong}; correct the cell");
+            Err(LearnError::new(Decline::Data, message))
+        })?;
+        let values = columns.into_iter().flat_map(|column| [column.count, column.sum, column.square]);
+        Ok(names.into_iter().zip(values).map(|(name, value)| Statistic { name, value }).collect())
+    }
+}
+
+impl SiteData {
+    /// Does with the records what a run does with them before it trains: their statistics are counted, and they are prepared as in a
+    /// federation of this site alone. Gives the names of the columns that the plan standardises and that have no spread here: all
+    /// their cells are the same, or differ by no more than writing them in f64 makes them differ.
+    ///
+    /// # Errors
+    /// As [`SiteData::statistics`] and [`SiteData::prepared`].
+    pub fn try_out(&self, spec: &Spec) -> Result<Vec<String>, LearnError> {
+        let totals: Vec<_> = self.statistics(spec)?.into_iter().map(|statistic| statistic.value).collect();
+        let own = (!totals.is_empty()).then(|| Standardiser::from_totals(&totals)).flatten();
+        self.prepared(spec, own.as_ref())?;
+        let DataSpec::Table(table) = &spec.data else { return Ok(Vec::new()) };
+        if !matches!(table.standardise, Standardise::Federated | Standardise::Site) {
+            return Ok(Vec::new());
+        }
+        let columns = moments(&self.train, table.features.len(), |_, _, _| Ok::<_, LearnError>(()))?;
+        let flat = columns.iter().map(|column| column.deviation().is_none());
+        Ok(table.features.iter().zip(flat).filter(|(_, flat)| *flat).map(|(name, _)| name.clone()).collect())
     }
 }
 
 /// What is done to each numeric column: `NaN -> fill`, then `(x - mean) / std`.
-struct Recipe {
+struct Recipe<'a> {
+    table: &'a TableSpec,
     fill: Vec<f64>,
     scale: Option<Standardiser>,
 }
 
-impl Recipe {
-    fn of(table: &TableSpec, train: &View, federated: Option<&Standardiser>) -> Result<Self, LearnError> {
+impl<'a> Recipe<'a> {
+    fn of(table: &'a TableSpec, train: &View, federated: Option<&Standardiser>) -> Result<Self, LearnError> {
         let count = table.features.len();
-        let own = || Standardiser::from_totals(&totals(train, count)).expect("totals are threes");
+        // A cell that is infinite is found, and named, when the records are ready.
+        let own = || {
+            moments(train, count, |_, _, _| Ok::<_, LearnError>(()))
+                .map(|columns| Standardiser::of_columns(&columns))
+        };
         let scale = match &table.standardise {
             Standardise::None => None,
-            Standardise::Site => Some(own()),
+            Standardise::Site => Some(own()?),
             Standardise::Given { mean, std } => Some(Standardiser {
                 mean: mean.clone(),
                 std: std.iter().map(|std| std.value()).collect(),
@@ -142,50 +181,73 @@ impl Recipe {
             return Err(LearnError::new(Decline::Unsupported, message));
         }
         let fill = match table.missing {
-            Missing::Mean => scale.as_ref().map_or_else(|| own().mean, |scale| scale.mean.clone()),
+            Missing::Mean => match &scale {
+                Some(scale) => scale.mean.clone(),
+                None => own()?.mean,
+            },
             Missing::Constant(value) => vec![value; count],
             Missing::Refuse | Missing::Drop => vec![f64::NAN; count],
         };
-        Ok(Self { fill, scale })
+        Ok(Self { table, fill, scale })
     }
 
-    fn apply(&self, records: &mut Dataset) {
-        let width = records.width();
-        for row in records.features.make_real().chunks_exact_mut(width) {
+    /// The rows of `view`, ready: reckoned in f64, and rounded to f32 once, at the end.
+    fn applied(&self, view: &View) -> Dataset {
+        let dataset = &view.dataset;
+        let mut row = vec![0.0; dataset.width()];
+        let mut features = Vec::with_capacity(view.len() * row.len());
+        for place in view.rows.iter() {
+            dataset.copy_wide_sample_into(*place as usize, &mut row);
             for (column, (cell, fill)) in row.iter_mut().zip(&self.fill).enumerate() {
-                let value = if cell.is_nan() { *fill } else { f64::from(*cell) };
-                *cell = match &self.scale {
-                    Some(scale) => (value - scale.mean[column]) / scale.std[column],
-                    None => value,
-                } as f32;
+                let value = if cell.is_nan() { *fill } else { *cell };
+                *cell = self.scale.as_ref().map_or(value, |scale| scale.standardised(column, value));
+            }
+            features.extend(row.iter().map(|cell| *cell as f32));
+        }
+        let labels = dataset.labels.select(&view.rows);
+        Dataset { shape: dataset.shape.clone(), features: features.into(), labels }
+    }
+
+    /// What people call the value at `place` of a row.
+    fn column(&self, place: usize) -> String {
+        let numeric = self.table.features.iter();
+        let categorical = self.table.categorical.iter();
+        let coded = categorical.flat_map(|one| std::iter::repeat_n(&one.column, one.values.len()));
+        numeric
+            .chain(coded)
+            .nth(place)
+            .map_or_else(|| format!("place {place}"), |name| format!("column `{name}`"))
+    }
+}
+
+/// Count, sum and sum of squares of the first `columns` columns, over the cells that are present. A cell that is infinite is
+/// left out where `wrong`, which is told row, column and why, allows it.
+fn moments<E>(
+    view: &View,
+    columns: usize,
+    wrong: impl Fn(u32, usize, NotSummable) -> Result<(), E>,
+) -> Result<Vec<Moments>, E> {
+    let mut moments = vec![Moments::default(); columns];
+    let mut row = vec![0.0; view.dataset.width()];
+    for place in view.rows.iter() {
+        view.dataset.copy_wide_sample_into(*place as usize, &mut row);
+        for (column, (moments, cell)) in moments.iter_mut().zip(&row).enumerate() {
+            if !cell.is_nan()
+                && let Err(why) = moments.add(*cell)
+            {
+                wrong(*place, column, why)?;
             }
         }
     }
-}
-
-/// Count, sum and sum of squares of the first `columns` columns, over the cells that are present.
-fn totals(view: &View, columns: usize) -> Vec<f64> {
-    let mut totals = vec![0.0; columns * 3];
-    let mut cells = vec![0.0; view.dataset.width()];
-    for row in view.rows.iter() {
-        view.dataset.copy_sample_into(*row as usize, &mut cells);
-        for (total, cell) in totals.chunks_exact_mut(3).zip(&cells).filter(|(_, cell)| !cell.is_nan()) {
-            let value = f64::from(*cell);
-            total[0] += 1.0;
-            total[1] += value;
-            total[2] += value * value;
-        }
-    }
-    totals
+    Ok(moments)
 }
 
 /// The records that a model can take, each judged on its own. A table's cells are clamped.
-fn usable(view: &View, recipe: Option<&Recipe>, spec: &Spec) -> View {
+fn usable(view: &View, recipe: Option<&Recipe<'_>>, spec: &Spec) -> View {
     let view = match recipe {
         None => view.clone(),
         Some(recipe) => {
-            let mut records = view.copied();
-            recipe.apply(&mut records);
+            let mut records = recipe.applied(view);
             for cell in records.features.make_real() {
                 *cell = cell.clamp(-CELL_MAX, CELL_MAX);
             }
@@ -252,15 +314,22 @@ fn check_classes(view: &View, spec: &Spec, what: &str) -> Result<(), LearnError>
 }
 
 /// The first number that a model could not take. `rows` are the numbers by which the site knows the records.
-fn find_unfinished(records: &View, rows: &[u32], what: &str) -> Option<LearnError> {
+/// `column` says what people call a place.
+fn find_unfinished(
+    records: &View,
+    rows: &[u32],
+    what: &str,
+    column: &dyn Fn(usize) -> String,
+) -> Option<LearnError> {
     let label = match &records.dataset.labels {
         Labels::Real(values) => records.rows.iter().position(|row| !values[*row as usize].is_finite()),
         Labels::Classes(_) => None,
     };
     let message = match (find_unfinished_cell(records), label) {
-        (Some((place, column, value)), _) => format!(
-            "{what} row {} has {value} in column {column} after preparation; clean it or set `missing`",
-            rows[place]
+        (Some((place, at, value)), _) => format!(
+            "{what} row {} has {value} in {} after preparation; clean it, set `missing`, or standardise what f32 does not reach",
+            rows[place],
+            column(at)
         ),
         (None, Some(place)) => format!("{what} row {} has a label that is not finite", rows[place]),
         (None, None) => return None,
@@ -268,11 +337,21 @@ fn find_unfinished(records: &View, rows: &[u32], what: &str) -> Option<LearnErro
     Some(LearnError::new(Decline::Data, message))
 }
 
-/// How many symbols the embedding has with which the plan's model begins, if it does.
-fn symbols(spec: &Spec) -> Option<usize> {
+/// How many symbols the embedding has with which the plan's model begins, if it does: the smallest one where residual
+/// connections begin with several.
+pub(crate) fn symbols(spec: &Spec) -> Option<usize> {
     let ModelSpec::Layers(layers) = &spec.model else { return None };
-    let Some(LayerSpec::Embedding { symbols, .. }) = layers.first() else { return None };
-    Some(*symbols)
+    first_symbols(layers)
+}
+
+fn first_symbols(layers: &[LayerSpec]) -> Option<usize> {
+    match layers.first()? {
+        LayerSpec::Embedding { symbols, .. } => Some(*symbols),
+        LayerSpec::Residual { layers, shortcut } => {
+            [first_symbols(layers), first_symbols(shortcut)].into_iter().flatten().min()
+        }
+        _ => None,
+    }
 }
 
 fn is_symbol(value: f32, symbols: usize) -> bool {

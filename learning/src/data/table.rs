@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use csv::StringRecord;
-use protocol::{Missing, TableSpec, Target};
+use protocol::{Missing, Standardise, TableSpec, Target};
 
 use super::array::to_class;
 use super::cells::Cells;
@@ -43,6 +43,14 @@ pub(super) struct Query<'a> {
 pub(super) struct Part {
     pub(super) dataset: Dataset,
     pub(super) ids: Vec<String>,
+}
+
+impl Part {
+    /// The same records, in as little memory as their numbers need.
+    fn narrowed(mut self) -> Self {
+        self.dataset.features = self.dataset.features.narrowed();
+        self
+    }
 }
 
 /// Why a table does not become records.
@@ -92,7 +100,7 @@ pub(super) fn read(path: &Path, query: Query<'_>) -> Result<(Part, Part), TableE
     let mut record = StringRecord::new();
     loop {
         match csv.read_record(&mut record) {
-            Ok(false) => return reading.finish(),
+            Ok(false) => return reading.finish().map(|(train, test)| (train.narrowed(), test.narrowed())),
             Ok(true) => reading.take(&record)?,
             // A line with too many cells or with bytes that are no text; the next one can be read.
             Err(error) if query.unusable == Unusable::LeaveOut && !error.is_io_error() => {}
@@ -212,7 +220,7 @@ impl<'a> Reading<'a> {
             }
             Row::Kept => Ok(()),
             Row::Dropped => {
-                part.dataset.features.make_real().truncate(before.0);
+                part.dataset.features.make_wide().truncate(before.0);
                 part.dataset.labels.truncate(before.1);
                 self.dropped += 1;
                 Ok(())
@@ -253,10 +261,12 @@ fn add_row(
     columns: &Columns,
     record: &StringRecord,
 ) -> Result<Row, TableError> {
-    let place = Place { path, line: record.position().map_or(0, csv::Position::line), missing: spec.missing };
+    let is_narrow = spec.standardise == Standardise::None;
+    let line = record.position().map_or(0, csv::Position::line);
+    let place = Place { path, line, missing: spec.missing, is_narrow };
     for (column, at) in spec.features.iter().zip(&columns.numeric) {
         let Some(value) = place.number(column, &record[*at])? else { return Ok(Row::Dropped) };
-        part.dataset.features.make_real().push(value);
+        part.dataset.features.make_wide().push(value);
     }
     for (categorical, at) in spec.categorical.iter().zip(&columns.categorical) {
         let cell = &record[*at];
@@ -265,7 +275,7 @@ fn add_row(
             return Ok(Row::Dropped);
         }
         let one_hot = categorical.values.iter().map(|value| if value == cell { 1.0 } else { 0.0 });
-        part.dataset.features.make_real().extend(one_hot);
+        part.dataset.features.make_wide().extend(one_hot);
     }
     let cell = &record[columns.label];
     if is_missing(cell) {
@@ -290,15 +300,18 @@ struct Place<'a> {
     path: &'a Path,
     line: u64,
     missing: Missing,
+    /// Whether cells reach the model as they are, in f32.
+    is_narrow: bool,
 }
 
 impl Place<'_> {
     /// A numeric cell; `None` drops the row.
-    fn number(&self, column: &str, cell: &str) -> Result<Option<f32>, TableError> {
+    fn number(&self, column: &str, cell: &str) -> Result<Option<f64>, TableError> {
         if is_missing(cell) {
             return self.missing_cell(column, cell);
         }
-        let value = cell.parse::<f64>().map(|value| value as f32).ok().filter(|value| value.is_finite());
+        let is_usable = |value: f64| value.is_finite() && (!self.is_narrow || (value as f32).is_finite());
+        let value = cell.parse::<f64>().ok().filter(|value| is_usable(*value));
         value.map(Some).ok_or_else(|| TableError::Number {
             path: self.path.into(),
             line: self.line,
@@ -308,7 +321,7 @@ impl Place<'_> {
     }
 
     /// What stands for a missing cell; `None` drops the row.
-    fn missing_cell(&self, column: &str, cell: &str) -> Result<Option<f32>, TableError> {
+    fn missing_cell(&self, column: &str, cell: &str) -> Result<Option<f64>, TableError> {
         match self.missing {
             Missing::Refuse => Err(TableError::Missing {
                 path: self.path.into(),
@@ -317,8 +330,8 @@ impl Place<'_> {
                 value: cell.into(),
             }),
             Missing::Drop => Ok(None),
-            Missing::Mean => Ok(Some(f32::NAN)),
-            Missing::Constant(value) => Ok(Some(value as f32)),
+            Missing::Mean => Ok(Some(f64::NAN)),
+            Missing::Constant(value) => Ok(Some(value)),
         }
     }
 

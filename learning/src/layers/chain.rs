@@ -45,11 +45,12 @@ impl Chain {
         self.links.last().map_or(0, |link| link.range.end)
     }
 
-    fn outputs(&self) -> usize {
-        self.links.last().map_or(0, |link| link.outputs)
+    /// Whether it has no layer, and so passes on what it is given.
+    fn is_empty(&self) -> bool {
+        self.links.is_empty()
     }
 
-    /// Runs forward and returns the last layer's results.
+    /// Runs forward and returns the last layer's results; nothing without a layer.
     pub(crate) fn run(&mut self, batch: usize, mode: Mode, parameters: &[f32], x: &[f32]) -> &[f32] {
         for at in 0..self.links.len() {
             let (before, rest) = self.links.split_at_mut(at);
@@ -124,7 +125,7 @@ impl Chain {
     }
 }
 
-/// `chain(x) + shortcut(x)`, where an empty shortcut passes `x` on (He et al. 2016).
+/// `chain(x) + shortcut(x)`, where either passes `x` on when it is empty (He et al. 2016).
 pub(crate) struct Residual {
     chain: Chain,
     shortcut: Chain,
@@ -142,9 +143,8 @@ impl Residual {
 impl Layer for Residual {
     fn forward(&mut self, batch: usize, mode: Mode, parameters: &[f32], x: &[f32], y: &mut [f32]) {
         let (of_chain, of_shortcut) = parameters.split_at(self.chain.parameters());
-        y.copy_from_slice(self.chain.run(batch, mode, of_chain, x));
-        let aside =
-            if self.shortcut.outputs() == 0 { x } else { self.shortcut.run(batch, mode, of_shortcut, x) };
+        y.copy_from_slice(if self.chain.is_empty() { x } else { self.chain.run(batch, mode, of_chain, x) });
+        let aside = if self.shortcut.is_empty() { x } else { self.shortcut.run(batch, mode, of_shortcut, x) };
         add(y, aside);
     }
 
@@ -158,24 +158,29 @@ impl Layer for Residual {
         x_gradient: Option<&mut [f32]>,
     ) {
         let (split, end) = (self.chain.parameters(), weights.values().len());
-        self.chain.results_and_gradient(batch).1.copy_from_slice(y_gradient);
+        let (through, beside) = (0..split, split..end);
         let Some(x_gradient) = x_gradient else {
-            self.chain.back(batch, weights.part(0..split), x, None);
-            if self.shortcut.outputs() > 0 {
-                self.shortcut.results_and_gradient(batch).1.copy_from_slice(y_gradient);
-                self.shortcut.back(batch, weights.part(split..end), x, None);
+            for (chain, range) in [(&mut self.chain, through), (&mut self.shortcut, beside)] {
+                if !chain.is_empty() {
+                    chain.results_and_gradient(batch).1.copy_from_slice(y_gradient);
+                    chain.back(batch, weights.part(range), x, None);
+                }
             }
             return;
         };
-        self.chain.back(batch, weights.part(0..split), x, Some(&mut *x_gradient));
-        if self.shortcut.outputs() == 0 {
-            add(x_gradient, y_gradient);
-            return;
+        if self.chain.is_empty() {
+            x_gradient.copy_from_slice(y_gradient);
+        } else {
+            self.chain.results_and_gradient(batch).1.copy_from_slice(y_gradient);
+            self.chain.back(batch, weights.part(through), x, Some(&mut *x_gradient));
+        }
+        if self.shortcut.is_empty() {
+            return add(x_gradient, y_gradient);
         }
         self.shortcut.results_and_gradient(batch).1.copy_from_slice(y_gradient);
         reserve(&mut self.aside, x.len());
         let aside = &mut self.aside[..x.len()];
-        self.shortcut.back(batch, weights.part(split..end), x, Some(aside));
+        self.shortcut.back(batch, weights.part(beside), x, Some(aside));
         add(x_gradient, aside);
     }
 

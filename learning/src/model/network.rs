@@ -73,6 +73,11 @@ fn run(layers: &[Layer], x: &Tensor, mode: Mode) -> Result<Tensor> {
 impl Layer {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let var = |index: usize| &self.vars[index].1;
+        // Records of four and more sides are rows to a model, and so is an image whose layers end.
+        let x = &match self.step.from {
+            Shape::Row(_) if x.rank() != 2 => x.flatten_from(1)?,
+            Shape::Row(_) | Shape::Image { .. } | Shape::Sequence { .. } => x.clone(),
+        };
         match &self.step.kind {
             Kind::Dense(activation) => self.dense(x, *activation),
             Kind::Convolution(window, activation) => {

@@ -161,10 +161,10 @@ pub(crate) fn steps(spec: &Spec) -> Result<Option<Vec<Step>>, ModelError> {
         ModelSpec::Layers(layers) => (Shape::of(&spec.input_shape())?, layers.clone()),
     };
     let mut draft = Draft { prefix: String::new(), counts: BTreeMap::new(), dropouts: 0 };
-    let mut steps = draft.chain(&layers, start)?;
+    let mut steps = draft.chain(&layers, start, Source::Records)?;
     let end = steps.last().map_or(start, |step| step.to);
     let end = Shape::Row(end.length());
-    steps.push(draft.step(&LayerSpec::Dense { outputs: spec.outputs() }, end)?);
+    steps.push(draft.step(&LayerSpec::Dense { outputs: spec.outputs() }, end, Source::Layers)?);
     Ok(Some(steps))
 }
 
@@ -185,10 +185,19 @@ fn needs(layer: &LayerSpec) -> &'static str {
         LayerSpec::AveragePool => "images or sequences",
         LayerSpec::GroupNorm { .. } => "images whose channels fall into its groups",
         LayerSpec::LayerNorm => "rows or sequences",
-        LayerSpec::Embedding { .. } => "a row of symbols",
+        LayerSpec::Embedding { .. } => "a row of symbols, which records are and results of layers are not",
         LayerSpec::Lstm { .. } | LayerSpec::Gru { .. } | LayerSpec::Last => "sequences [steps, features]",
         _ => "another shape",
     }
+}
+
+/// Where a layer's input comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The records as they are.
+    Records,
+    /// Another layer.
+    Layers,
 }
 
 /// A model being planned.
@@ -200,7 +209,7 @@ struct Draft {
 }
 
 impl Draft {
-    fn chain(&mut self, layers: &[LayerSpec], start: Shape) -> Result<Vec<Step>, ModelError> {
+    fn chain(&mut self, layers: &[LayerSpec], start: Shape, source: Source) -> Result<Vec<Step>, ModelError> {
         let mut steps: Vec<Step> = Vec::new();
         for layer in layers {
             let from = steps.last().map_or(start, |step| step.to);
@@ -212,7 +221,8 @@ impl Draft {
                 *activation = Activation::Relu;
                 continue;
             }
-            let step = self.step(layer, from)?;
+            let source = if steps.is_empty() { source } else { Source::Layers };
+            let step = self.step(layer, from, source)?;
             steps.push(step);
         }
         Ok(steps)
@@ -227,11 +237,13 @@ impl Draft {
     }
 
     /// One step from samples of shape `from`.
-    fn step(&mut self, layer: &LayerSpec, from: Shape) -> Result<Step, ModelError> {
+    fn step(&mut self, layer: &LayerSpec, from: Shape, source: Source) -> Result<Step, ModelError> {
         if let LayerSpec::Residual { layers, shortcut } = layer {
-            return self.residual(layers, shortcut, from);
+            return self.residual(layers, shortcut, from, source);
         }
         let found = match from {
+            // What layers compute is no symbol: one way to a gradient would see NaN there, and the other fail.
+            _ if matches!(layer, LayerSpec::Embedding { .. }) && source == Source::Layers => None,
             Shape::Image { .. } => self.on_image(layer, from)?,
             Shape::Sequence { steps, features } => self.on_sequence(layer, steps, features)?,
             Shape::Row(length) => self.on_row(layer, length)?,
@@ -334,12 +346,13 @@ impl Draft {
         layers: &[LayerSpec],
         shortcut: &[LayerSpec],
         from: Shape,
+        source: Source,
     ) -> Result<Step, ModelError> {
         let name = self.name("block");
         let outer = std::mem::replace(&mut self.prefix, format!("{name}."));
-        let layers = self.chain(layers, from)?;
+        let layers = self.chain(layers, from, source)?;
         self.prefix = format!("{name}.shortcut.");
-        let shortcut = self.chain(shortcut, from)?;
+        let shortcut = self.chain(shortcut, from, source)?;
         self.prefix = outer;
         let end = |steps: &[Step]| steps.last().map_or(from, |step| step.to);
         let (to, aside) = (end(&layers), end(&shortcut));

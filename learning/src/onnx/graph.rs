@@ -90,13 +90,12 @@ impl Graph {
     }
 }
 
-/// A tensor of f32 that goes in or comes out: any number of samples of this shape.
-pub(super) fn value(name: &str, shape: &[usize], doc_string: String) -> ValueInfoProto {
+/// A tensor that goes in or comes out: any number of samples of this shape, in numbers of this type.
+pub(super) fn value(name: &str, shape: &[usize], elem_type: i32, doc_string: String) -> ValueInfoProto {
     let batch = DimensionProto { dim_param: Some("batch".to_owned()), dim_value: None };
     let side = |side: &usize| DimensionProto { dim_value: Some(*side as i64), dim_param: None };
     let dim = std::iter::once(batch).chain(shape.iter().map(side)).collect();
-    let tensor_type =
-        TensorTypeProto { elem_type: TensorProto::FLOAT, shape: Some(TensorShapeProto { dim }) };
+    let tensor_type = TensorTypeProto { elem_type, shape: Some(TensorShapeProto { dim }) };
     ValueInfoProto {
         name: name.to_owned(),
         kind: Some(TypeProto { tensor_type: Some(tensor_type) }),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use privacy::LIMBS;
+use privacy::WORDS;
 use privacy::chain::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -252,9 +252,9 @@ pub enum AnswerBody {
         /// Metrics of the model.
         metrics: Metrics,
     },
-    /// `len` limbs (i64) follow.
+    /// `len` words (i64) follow.
     Counted {
-        /// Limbs that follow.
+        /// Words that follow.
         len: u64,
     },
     /// Nothing follows.
@@ -287,8 +287,8 @@ pub enum Payload {
     None,
     /// Lattice points of an update.
     Points(Vec<i32>),
-    /// Limbs of statistics.
-    Limbs(Vec<i64>),
+    /// Words of statistics, four each.
+    Words(Vec<i64>),
     /// The short form of an update.
     Packed(Vec<u8>),
 }
@@ -305,8 +305,8 @@ impl AnswerHeader {
                 Payload::Points(points),
             ),
             Outcome::Evaluated { metrics } => (AnswerBody::Evaluated { metrics }, Payload::None),
-            Outcome::Counted { limbs } => {
-                (AnswerBody::Counted { len: limbs.len() as u64 }, Payload::Limbs(limbs))
+            Outcome::Counted { words } => {
+                (AnswerBody::Counted { len: words.len() as u64 }, Payload::Words(words))
             }
             Outcome::Declined { reason, detail } => {
                 let end = detail
@@ -368,8 +368,8 @@ impl AnswerHeader {
                 Outcome::Trained { points, weight, vote, metrics }
             }
             (AnswerBody::Evaluated { metrics }, Payload::None) => Outcome::Evaluated { metrics },
-            (AnswerBody::Counted { len }, Payload::Limbs(limbs)) if len == limbs.len() as u64 => {
-                Outcome::Counted { limbs }
+            (AnswerBody::Counted { len }, Payload::Words(words)) if len == words.len() as u64 => {
+                Outcome::Counted { words }
             }
             (AnswerBody::Declined { reason, detail }, Payload::None) => Outcome::Declined { reason, detail },
             _ => return None,
@@ -395,7 +395,7 @@ impl AnswerHeader {
             }
             AnswerBody::Compressed { len, .. } => (len, dimension as u64),
             AnswerBody::Trained { len, .. } => (len, dimension as u64),
-            AnswerBody::Counted { len } => (len, (statistics * LIMBS) as u64),
+            AnswerBody::Counted { len } => (len, (statistics * WORDS) as u64),
             AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => return Ok(()),
         };
         match expected {

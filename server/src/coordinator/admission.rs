@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use privacy::{Encoded, Inadmissible, Lattice, Tally, TallyError};
-use protocol::{Answer, Decline, Metrics, Outcome, PrivacySpec, Refusal, Spec, TaskId, TaskKind};
+use protocol::{
+    Answer, Decline, Metrics, Outcome, PrivacySpec, Refusal, Spec, TaskId, TaskKind, find_impossible,
+};
 
 /// The checks that answers to one task must pass, whoever sent them. It may be taken to any thread: the coordinator that
 /// gave it takes what it has [checked](Checked) as it takes what it checks itself.
@@ -89,13 +91,17 @@ fn admit(
                 .map_err(|why| Refused::new(inadmissible(&why), why.to_string()))?;
             Ok(Admitted::Update { update, vote, metrics })
         }
-        (Outcome::Counted { limbs }, TaskKind::Statistics) => {
+        (Outcome::Counted { words }, TaskKind::Statistics) => {
             let reason = |why: &TallyError| match why {
                 TallyError::Shape { .. } => Refusal::WrongShape,
                 _ => Refusal::OutOfRange,
             };
             let tally =
-                Tally::admit(limbs, statistics).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
+                Tally::admit(words, statistics).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
+            if let Some(column) = find_impossible(&tally.sums().collect::<Vec<_>>()) {
+                let detail = format!("no records have the statistics of numeric column {column}");
+                return Err(Refused::new(Refusal::OutOfRange, detail));
+            }
             Ok(Admitted::Tally(tally))
         }
         (Outcome::Evaluated { metrics }, TaskKind::Evaluate) => {

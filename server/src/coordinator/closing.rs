@@ -48,7 +48,7 @@ impl Coordinator {
         self.state.failures = if released.is_some() { 0 } else { self.state.failures + u32::from(failed) };
         match (gate.task.kind, released) {
             (TaskKind::Statistics, Some(released)) => {
-                self.state.standardiser = Standardiser::from_totals(&released.totals()).map(Arc::new);
+                self.state.standardiser = Standardiser::from_totals(released.totals()).map(Arc::new);
             }
             (TaskKind::Statistics, None) => {}
             (TaskKind::Train | TaskKind::Evaluate, released) => {

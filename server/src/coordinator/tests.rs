@@ -8,7 +8,7 @@ mod scripted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use privacy::{Encoded, Tally};
+use privacy::{Encoded, Tally, WideSum};
 use protocol::{Answer, Outcome, Parameters};
 
 use super::*;
@@ -145,7 +145,7 @@ fn honest(task: &Task, value: f32, examples: u64) -> Outcome {
     let metrics = Metrics { loss: 0.5, accuracy: None, examples, seconds: 0.1 };
     match &task.work {
         Work::Statistics { names } => Outcome::Counted {
-            limbs: Tally::encode(&vec![f64::from(value); names.len()]).unwrap().into_limbs(),
+            words: Tally::encode(&vec![WideSum::of(value.into()).unwrap(); names.len()]).into_words(),
         },
         Work::Evaluate { .. } => Outcome::Evaluated { metrics },
         Work::Train { model, norm_max, .. } => {

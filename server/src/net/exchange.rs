@@ -269,7 +269,7 @@ async fn read_payload(
             Payload::Packed(read_values(recv, vec![0; size(bytes)?], pace, near).await?)
         }
         AnswerBody::Counted { len } => {
-            Payload::Limbs(read_values(recv, vec![0; size(len)?], pace, near).await?)
+            Payload::Words(read_values(recv, vec![0; size(len)?], pace, near).await?)
         }
         AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
     })

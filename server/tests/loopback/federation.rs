@@ -238,7 +238,7 @@ impl Asked {
         match payload {
             Payload::None => {}
             Payload::Points(points) => bytes.extend(bytemuck::cast_slice::<_, u8>(&points)),
-            Payload::Limbs(limbs) => bytes.extend(bytemuck::cast_slice::<_, u8>(&limbs)),
+            Payload::Words(words) => bytes.extend(bytemuck::cast_slice::<_, u8>(&words)),
             Payload::Packed(packed) => bytes.extend(packed),
         }
         self.say(&bytes).await;

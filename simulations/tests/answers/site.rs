@@ -199,7 +199,7 @@ impl Site {
                 ("trained".to_owned(), format!("{} {weight} {} {metrics:?}", points.len(), vote.abs()))
             }
             Outcome::Evaluated { metrics } => ("evaluated".to_owned(), format!("{metrics:?}")),
-            Outcome::Counted { limbs } => ("counted".to_owned(), format!("{limbs:?}")),
+            Outcome::Counted { words } => ("counted".to_owned(), format!("{words:?}")),
             Outcome::Declined { reason, detail } => (format!("declined {}", reason.name()), detail.clone()),
         };
         let id = TaskId { run: RunId(0), round: Round(0), kind: TaskKind::Train };

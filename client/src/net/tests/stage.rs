@@ -123,7 +123,7 @@ pub(super) async fn read_compressed(recv: &mut RecvStream, codec: UpdateCodec) -
         AnswerBody::Trained { .. } => Payload::Points(
             bytes.chunks(4).map(|four| i32::from_le_bytes(four.try_into().unwrap())).collect(),
         ),
-        AnswerBody::Counted { .. } => Payload::Limbs(
+        AnswerBody::Counted { .. } => Payload::Words(
             bytes.chunks(8).map(|eight| i64::from_le_bytes(eight.try_into().unwrap())).collect(),
         ),
         AnswerBody::Compressed { .. } => Payload::Packed(bytes),

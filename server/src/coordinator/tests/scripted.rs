@@ -86,7 +86,7 @@ fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
         (trained(vec![0, 0], 1001), Refusal::WrongWeight),
         (Outcome::Trained { points: vec![0, 0], weight: 1, vote: 0, metrics: nan }, Refusal::BadMetrics),
         (Outcome::Evaluated { metrics }, Refusal::WrongKind),
-        (Outcome::Counted { limbs: vec![] }, Refusal::WrongKind),
+        (Outcome::Counted { words: vec![] }, Refusal::WrongKind),
     ];
     for (outcome, reason) in bad {
         let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
@@ -205,14 +205,19 @@ fn statistics_come_first_and_reach_every_later_task() {
 fn statistics_that_do_not_fit_are_refused_by_name() {
     let federated = PLAN.replace("features = [\"a\"]", "features = [\"a\"]\nstandardise = \"federated\"");
     let plan = Arc::new(Plan::parse(&format!("{federated}[cohort]\nclients_min = 2\nquorum = 1\n")).unwrap());
-    for (limbs, reason) in [(vec![0; 8], Refusal::WrongShape), (vec![1 << 41; 9], Refusal::OutOfRange)] {
+    let count_of_half = Tally::encode(&[0.5, 1.0, 1.0].map(|value| WideSum::of(value).unwrap())).into_words();
+    for (words, reason) in [
+        (vec![0; 9], Refusal::WrongShape),
+        (vec![1 << 41; 12], Refusal::OutOfRange),
+        (count_of_half, Refusal::OutOfRange),
+    ] {
         let mut stage = Stage::new(TWO);
         let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));
         stage.coordinator =
             Coordinator::new(Setup { plan: Arc::clone(&plan), ..setup("", checkpoint) }).unwrap();
         stage.join(&["bad", "good"]);
         let task = stage.take_sent().remove(0).1;
-        stage.answer(&id("bad"), task.id, Outcome::Counted { limbs });
+        stage.answer(&id("bad"), task.id, Outcome::Counted { words });
         assert_eq!(stage.refusals("bad"), [(reason, 1)]);
         stage.answer(&id("good"), task.id, honest(&task, 2.0, 1));
         assert!(stage.coordinator.checkpoint().standardiser.is_some());

@@ -28,11 +28,17 @@ pub(super) fn look_at_data(
         return open_files(source, findings);
     }
     let Some(plan) = plan else { return };
-    match load(source, &plan.spec.data) {
-        Ok(data) => {
+    let tried = load(source, &plan.spec.data).and_then(|data| Ok((data.try_out(&plan.spec)?, data)));
+    match tried {
+        Ok((flat, data)) => {
             let test = data.test.as_ref().map_or(0, |test| test.len());
             findings
                 .ok("data for the plan", format!("{} records to train on, {test} to test", data.train.len()));
+            for column in flat {
+                let message = "all its numbers are the same, or as good as the same in 53 bits: standardised, they are 0 here; where that is \
+                               not meant, write it with more digits or from a nearer zero";
+                findings.warn(format!("spread of {column}"), message);
+            }
             let found = data.train.len() as u64;
             if let RecordCount::Public(declared) = declared
                 && declared != found
