@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use learning::device::Device;
 use learning::{
-    Dataset, Models, Partition, PartitionError, SiteData, Trainer, View, load, load_with_ids, partition,
+    Dataset, Models, Partition, PartitionError, SiteData, Trainer, View, load_measured,
+    load_measured_with_ids, partition,
 };
 use protocol::{ClientId, DataSpec, IdError, LearnError, Learner, Purpose, Round, Seed, Spec};
 
@@ -54,7 +55,7 @@ impl Population {
         let seed = Seed::from_number(config.seed).derive(Purpose::Partition, Round(0), None);
         if let (DatasetConfig::Files(source), Partition::Natural(ids)) = (&config.dataset, &config.partition)
         {
-            let found = load_with_ids(source, &spec.data, ids)?;
+            let found = load_measured_with_ids(source, &spec.data, spec.evaluation_records, ids)?;
             let (train, test) = (Arc::clone(&found.train), found.test.clone());
             let (mut clients, mut sites) = (Vec::new(), Vec::new());
             for natural in found.clients() {
@@ -67,11 +68,11 @@ impl Population {
         }
         let (train, test) = match (&config.dataset, &spec.data) {
             (DatasetConfig::Files(source), data) => {
-                let data = load(source, data)?;
+                let data = load_measured(source, data, spec.evaluation_records)?;
                 (data.train.dataset, data.test.map(|test| test.dataset))
             }
             (DatasetConfig::Synthetic(source), DataSpec::Tensor(tensor)) => {
-                let (train, test) = source.make(&tensor.shape, tensor.target, seed);
+                let (train, test) = source.make(&tensor.shape, tensor.target.target(), seed);
                 (Arc::new(train), Some(Arc::new(test)))
             }
             (DatasetConfig::Synthetic(_), DataSpec::Table(_)) => return Err(PopulationError::SyntheticTable),
