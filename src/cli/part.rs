@@ -388,7 +388,9 @@ mod tests {
         assert!(to.join("state/a").exists() && to.join("last.toml").exists() && !to.join(WITHIN).exists());
         // What a kill leaves between the end of the mark and the name, or in the middle of removing, is made anew.
         let late = dir.path().join("late");
-        for left in [&["MADE", "state"][..], &["UNFINISHED", "MADE", "state"], &["UNFINISHED"], &["MADE"], &[]] {
+        for left in
+            [&["MADE", "state"][..], &["UNFINISHED", "MADE", "state"], &["UNFINISHED"], &["MADE"], &[]]
+        {
             let half = dir.path().join("late.part");
             fs::create_dir(&half).unwrap();
             left.iter().for_each(|name| fs::write(half.join(name), "").unwrap());
