@@ -108,6 +108,16 @@ fn a_spreadsheets_export_trains_and_is_measured_on_rows_that_nobody_looked_at() 
 }
 
 #[test]
+fn a_simulation_without_the_records_that_its_plan_measures_on_says_so() {
+    let folder = folder();
+    let dir = folder.path();
+    fs::write(dir.join("plan.toml"), PLAN.replace("validation_fraction = 0.25", "")).unwrap();
+    let (code, said) = failure(dir, &["simulate", "plan.toml", "--out", "out"]);
+    assert!(code == 2 && said.contains("validation records and there are none"), "{said}");
+    assert!(said.contains("`validation_fraction`"), "{said}");
+}
+
+#[test]
 fn a_plan_without_a_list_of_columns_is_completed_or_says_how() {
     let folder = folder();
     let dir = folder.path();
