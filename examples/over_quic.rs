@@ -43,7 +43,7 @@ standardise = "federated"
 fn records(site: &str) -> SourceSpec {
     let train = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/heart_disease.csv");
     let filter = BTreeMap::from([("site".to_owned(), site.to_owned())]);
-    SourceSpec::Csv(CsvSource { train, test: None, filter, split_column: Some("split".into()) })
+    SourceSpec::Csv(CsvSource { filter, split_column: Some("split".into()), ..CsvSource::new(train) })
 }
 
 async fn deployed(folder: &Path) -> Result<String> {

@@ -6,6 +6,7 @@ mod backup;
 mod bench;
 mod budget;
 mod check;
+mod columns;
 mod control;
 mod crl;
 mod dashboard;
@@ -221,6 +222,8 @@ enum BudgetCommand {
 enum ModelCommand {
     /// Write a run's model as a file that other programs use.
     Export(model::ExportArgs),
+    /// Measure a model on records that are here: a site's, or a simulation's.
+    Evaluate(model::EvaluateArgs),
     /// Say what a model's file holds, and whether it is the model of a privacy statement.
     Verify(model::VerifyArgs),
 }
@@ -332,6 +335,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Run(RunCommand::Pull(args)) => control::pull(args, global),
         Command::Run(RunCommand::Report(args)) => control::report(args, global),
         Command::Model(ModelCommand::Export(args)) => model::export(args, global),
+        Command::Model(ModelCommand::Evaluate(args)) => model::evaluate(args, global),
         Command::Model(ModelCommand::Verify(args)) => model::verify(args, global),
         Command::Privacy(PrivacyCommand::Epsilon(args)) => privacy::epsilon(args, global),
         Command::Privacy(PrivacyCommand::Noise(args)) => privacy::noise(args, global),

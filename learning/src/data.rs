@@ -4,6 +4,7 @@
 
 mod array;
 mod cells;
+mod classes;
 mod dataset;
 mod features;
 mod files;
@@ -17,10 +18,13 @@ mod table;
 
 pub use dataset::{Dataset, Labels, View};
 pub use features::Features;
-pub use load::{FileSource, load};
-pub use origin::{Identified, NaturalClient, load_with_ids};
+pub use load::{FileSource, load, load_measured};
+pub use origin::{Identified, NaturalClient, load_measured_with_ids, load_with_ids};
 #[cfg(test)]
 pub(crate) use prepare::symbols;
 pub use prepare::{DataSource, Prepared, SiteData};
-pub use source::{CsvSource, IdFiles, IdSource, IdxSource, NumpySource, SourceError, SourceSpec, expand};
-pub use table::{ColumnSurvey, TableSurvey, survey};
+pub use source::{
+    CsvSource, Decimal, Fraction, IdFiles, IdSource, IdxSource, NumpySource, Separator, SourceError,
+    SourceSpec, expand,
+};
+pub use table::{ColumnSurvey, TableSurvey, header, probe, survey};

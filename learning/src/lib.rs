@@ -22,8 +22,9 @@ mod data;
 mod partition;
 
 pub use data::{
-    ColumnSurvey, CsvSource, DataSource, Dataset, Features, FileSource, IdFiles, IdSource, Identified,
-    IdxSource, Labels, NaturalClient, NumpySource, Prepared, SiteData, SourceError, SourceSpec, TableSurvey,
-    View, expand, load, load_with_ids, survey,
+    ColumnSurvey, CsvSource, DataSource, Dataset, Decimal, Features, FileSource, Fraction, IdFiles, IdSource,
+    Identified, IdxSource, Labels, NaturalClient, NumpySource, Prepared, Separator, SiteData, SourceError,
+    SourceSpec, TableSurvey, View, expand, header, load, load_measured, load_measured_with_ids,
+    load_with_ids, probe, survey,
 };
 pub use partition::{Partition, PartitionError, Sizes, partition};

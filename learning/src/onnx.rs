@@ -342,8 +342,8 @@ fn metadata(
             Target::Real => "real".to_owned(),
         },
     ));
-    if let Target::Classes(classes) = spec.target() {
-        lines.push(("classes", json((0..classes).map(|class| class.to_string()).collect())));
+    if let Target::Classes(_) = spec.target() {
+        lines.push(("classes", json(spec.class_names())));
     }
     let line = |(key, value): (&str, String)| StringStringEntryProto { key: key.to_owned(), value };
     lines.into_iter().map(line).collect()

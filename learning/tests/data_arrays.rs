@@ -211,7 +211,7 @@ fn numpy_files_that_cannot_be_used_are_refused_with_the_reason() {
         "`x.npy` ends after 47 of the 48 bytes that its shape [2, 2, 3] needs; copy it again"
     );
     fs::write(at("x.npy"), b"PK\x03\x04 not numpy").unwrap();
-    assert!(refusal().starts_with("`x.npy` is not in .npy format: "));
+    assert!(refusal().starts_with("`x.npy` is not in .npy format: it is a ZIP archive, as .npz"));
     fs::remove_file(at("x.npy")).unwrap();
     assert!(refusal().starts_with("cannot open `x.npy`: "));
 }

@@ -157,7 +157,7 @@ fn labels_are_classes_in_range_or_real_numbers() {
     for bad in ["2", "-1", "0.5", ">50K", "1e9"] {
         let error = read(bad, "{ classes = 2 }").unwrap_err().message;
         let end = format!("line 2: label column `label` holds `{bad}`; the plan wants a class from 0 to 1");
-        assert!(error.ends_with(&end), "{error}");
+        assert!(error.contains(&end), "{error}");
     }
     assert!(read("x", "'real'").unwrap_err().message.ends_with("holds `x`; the plan wants a finite number"));
 }
@@ -173,7 +173,8 @@ fn what_is_wrong_with_a_file_is_said_with_its_place() {
         "`rows.csv` has two columns `age`; rename one"
     );
     let message = "`rows.csv` line 2: column `age` holds `4,5`, which is not a finite number; correct the cell or list the \
-                   column under `categorical`";
+                   column under `categorical`; where a comma stands before decimals, set `decimal = \",\"` beside the file's \
+                   name";
     assert_eq!(refusal("age,label\n\"4,5\",0\n", typed, "features = ['age']"), message);
     assert!(
         refusal("age,label\ninf,0\n", typed, "features = ['age']")
@@ -184,8 +185,9 @@ fn what_is_wrong_with_a_file_is_said_with_its_place() {
             .contains("holds `1e39`, which is not a finite")
     );
     let ragged = refusal("age,label\n1,0\n2\n", typed, "features = ['age']");
-    assert!(ragged.starts_with("cannot read `rows.csv`: CSV error: record 2 (line: 3"), "{ragged}");
-    assert!(ragged.ends_with("save it as CSV in UTF-8 with one header line"), "{ragged}");
+    let message = "`rows.csv` line 3 has 1 cells where the header has 2, separated by `,`; separate them alike, put a cell that \
+                   contains one in quotation marks, or set `separator` beside the file's name";
+    assert_eq!(ragged, message);
     let absent = refusal(ROWS, "csv = { train = 'none.csv' }", PLAN);
     let message = "cannot open `none.csv`: No such file or directory (os error 2); check the path under [data] and who may \
                    read it";
@@ -200,8 +202,9 @@ fn an_empty_result_says_where_the_rows_went() {
     let filtered = "csv = { train = 'rows.csv', where = { site = 'c' } }";
     let message = "`rows.csv` has no rows to use: `site` must be `c` and is one of `a`, `b`";
     assert_eq!(reason(ROWS, filtered, ""), message);
-    let message = "`rows.csv` has no rows to use: `site` must be `train` and is one of `a`, `b`";
-    assert_eq!(reason(ROWS, "csv = { train = 'rows.csv', split_column = 'site' }", ""), message);
+    let tested = ROWS.replace("train", "test");
+    let message = "`rows.csv` has no rows to use: `split` must be `train` and is one of `test`";
+    assert_eq!(reason(&tested, SPLIT, ""), message);
     let message = "`rows.csv` has no rows to use: there is only the header line";
     assert_eq!(reason("age,label\n", "csv = { train = 'rows.csv' }", ""), message);
     let message =

@@ -6,7 +6,8 @@
 
 use crate::layers::{DEPTH_MAX, LAYERS_MAX};
 use crate::{
-    CentralPrivacy, DataSpec, LayerSpec, ModelSpec, NoiseCorrelation, Spec, SpecError, Standardise, TableSpec,
+    CentralPrivacy, ClassName, DataSpec, LayerSpec, ModelSpec, NoiseCorrelation, Spec, SpecError,
+    Standardise, TableSpec,
 };
 
 /// Rounds of a run.
@@ -174,6 +175,10 @@ fn check_table(table: &TableSpec) -> Result<(), SpecError> {
     let categories: usize = table.categorical.iter().map(|one| one.values.len()).sum();
     at_most("data.table.categorical", "categories", categories as u64, CATEGORIES_MAX as u64)?;
     text("data.table.label", "the column", &table.label)?;
+    table.target.classes().iter().try_for_each(|class| match class {
+        ClassName::Word(word) => text("data.table.target", "the class", word),
+        ClassName::Number(_) | ClassName::Flag(_) => Ok(()),
+    })?;
     table.features.iter().try_for_each(|name| text("data.table.features", "the column", name))?;
     for one in &table.categorical {
         text("data.table.categorical", "the column", &one.column)?;

@@ -40,8 +40,9 @@ pub use learner::{
 pub use numbers::{CELL_MAX, TaskFault};
 pub use seed::{Purpose, Seed};
 pub use spec::{
-    Categorical, DataSpec, GradientPath, Loss, Missing, ModelSpec, OptimizerSpec, Positive, Spec, SpecError,
-    Standardise, TableSpec, Target, TensorSpec, TrainingSpec, UpdateSpec, Weighting,
+    Categorical, ClassName, DataSpec, EvaluationRecords, GradientPath, Loss, Missing, ModelSpec,
+    OptimizerSpec, Positive, Spec, SpecError, Standardise, TableSpec, Target, TargetSpec, TensorSpec,
+    TrainingSpec, UpdateSpec, Weighting, flag_of,
 };
 pub use task::{Answer, Decline, Metrics, Outcome, Refusal, Standardiser, Task, Work, find_impossible};
 pub use time::Time;

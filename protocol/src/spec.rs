@@ -3,14 +3,17 @@
 //! The same types are read from `federation.toml` and travel as JSON inside a task, through the same checks: a value
 //! that exists is in range. Enums are externally tagged (`[model.mlp]`), which keeps line numbers in TOML errors.
 
+mod columns;
 mod lattice;
 mod privacy;
+mod target;
 mod training;
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use target::{ClassName, Target, TargetSpec, flag_of};
 pub use training::{GradientPath, Loss, OptimizerSpec, TrainingSpec};
 
 use crate::{BroadcastCodec, LayerSpec, PrivacySpec, UpdateCodec, layers};
@@ -125,16 +128,6 @@ pub enum DataSpec {
     Tensor(TensorSpec),
 }
 
-/// What is predicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Target {
-    /// A class from 0 to `classes - 1`.
-    Classes(usize),
-    /// A real number.
-    Real,
-}
-
 /// Columns of a table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,9 +135,9 @@ pub struct TableSpec {
     /// The column to predict.
     pub label: String,
     /// What the label is.
-    pub target: Target,
+    pub target: TargetSpec,
     /// Numeric feature columns, in order.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "columns::listed")]
     pub features: Vec<String>,
     /// Categorical columns, one-hot encoded after the numeric ones.
     #[serde(default)]
@@ -152,7 +145,7 @@ pub struct TableSpec {
     /// Where mean and standard deviation of the numeric columns come from.
     #[serde(default)]
     pub standardise: Standardise,
-    /// What to do with empty cells (also `?`, `na`, `nan`).
+    /// What to do with empty cells (also `?`, `na`, `nan`, `n/a`, `null`, `none` and others).
     #[serde(default)]
     pub missing: Missing,
 }
@@ -209,7 +202,7 @@ pub struct TensorSpec {
     /// Shape of one sample, such as `[1, 28, 28]`: channels, height, width.
     pub shape: Vec<usize>,
     /// What the label is.
-    pub target: Target,
+    pub target: TargetSpec,
     /// Every value is divided by this (255 for bytes); 1 leaves them.
     #[serde(default = "one")]
     pub divide_by: Positive,
@@ -284,6 +277,35 @@ pub struct Spec {
     /// What is promised about privacy.
     #[serde(default, skip_serializing_if = "PrivacySpec::is_none")]
     pub privacy: PrivacySpec,
+    /// On which of their records sites evaluate.
+    #[serde(default, skip_serializing_if = "EvaluationRecords::are_test")]
+    pub evaluation_records: EvaluationRecords,
+}
+
+/// On which records a model is evaluated; neither are trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluationRecords {
+    /// Those for testing.
+    #[default]
+    Test,
+    /// Those for validation: whoever chooses a model or a setting by what is measured has not looked at the test records.
+    Validation,
+}
+
+impl EvaluationRecords {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn are_test(&self) -> bool {
+        *self == Self::Test
+    }
+
+    /// As a plan says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::Validation => "validation",
+        }
+    }
 }
 
 impl Spec {
@@ -333,8 +355,16 @@ impl Spec {
     /// What is predicted.
     pub fn target(&self) -> Target {
         match &self.data {
-            DataSpec::Table(table) => table.target,
-            DataSpec::Tensor(tensor) => tensor.target,
+            DataSpec::Table(table) => table.target.target(),
+            DataSpec::Tensor(tensor) => tensor.target.target(),
+        }
+    }
+
+    /// What each class is called, in the order of the model's outputs; empty for a real target.
+    pub fn class_names(&self) -> Vec<String> {
+        match &self.data {
+            DataSpec::Table(table) => table.target.names(),
+            DataSpec::Tensor(tensor) => tensor.target.names(),
         }
     }
 
@@ -390,12 +420,17 @@ impl Spec {
                 format!("{classes} classes; give at least 2 and at most 100000"),
             ));
         }
+        if let (DataSpec::Tensor(_), EvaluationRecords::Validation) = (&self.data, self.evaluation_records) {
+            let message =
+                "records = \"validation\" needs a table: arrays have training and test records alone";
+            return Err(SpecError::new("evaluation.records", message));
+        }
         match &self.data {
             DataSpec::Table(table) => table.check(),
             DataSpec::Tensor(tensor) if tensor.shape.is_empty() || tensor.shape.contains(&0) => {
                 Err(SpecError::new("data.tensor.shape", "give the shape of one sample, each side above 0"))
             }
-            DataSpec::Tensor(_) => Ok(()),
+            DataSpec::Tensor(tensor) => tensor.check(),
         }
     }
 
@@ -467,8 +502,22 @@ impl Spec {
     }
 }
 
+impl TensorSpec {
+    fn check(&self) -> Result<(), SpecError> {
+        let key = "data.tensor.target";
+        let is_number = |class: &&ClassName| matches!(class, ClassName::Number(_));
+        if let Some(word) = self.target.classes().iter().find(|class| !is_number(class)) {
+            let message =
+                format!("`{word}` is not a whole number, and labels of arrays are numbers; list those");
+            return Err(SpecError::new(key, message));
+        }
+        self.target.check(key)
+    }
+}
+
 impl TableSpec {
     fn check(&self) -> Result<(), SpecError> {
+        self.target.check("data.table.target")?;
         if self.features.is_empty() && self.categorical.is_empty() {
             return Err(SpecError::new("data.table.features", "name at least one feature column"));
         }

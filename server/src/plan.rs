@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, COHORT_MAX, DataSpec, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError, TrainingSpec,
-    UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
+    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec,
+    SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -364,15 +364,17 @@ impl CohortConfig {
 pub struct EvaluationPlan {
     /// After every how many rounds; the last round is always evaluated; 0 evaluates only then.
     pub every: u32,
-    /// Which sites evaluate the model on their test data.
+    /// Which sites evaluate the model.
     pub sites: Evaluators,
     /// Whether the server evaluates on a file of its own, where it has one.
     pub central: bool,
+    /// On which of their records sites and server evaluate; what they measure chooses the best model.
+    pub records: EvaluationRecords,
 }
 
 impl Default for EvaluationPlan {
     fn default() -> Self {
-        Self { every: 1, sites: Evaluators::All, central: true }
+        Self { every: 1, sites: Evaluators::All, central: true, records: EvaluationRecords::Test }
     }
 }
 
@@ -464,6 +466,7 @@ impl Plan {
             proximal_mu: typed.strategy.proximal_mu(),
             cohort_max: cohort.cohort_max(),
             privacy,
+            evaluation_records: evaluation.records,
         }
         .checked()?;
         // The smallest model: a plan that has no lattice even for it is refused here, before any model is built.

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use learning::device::Device;
 use learning::{
-    Dataset, Models, Partition, PartitionError, SiteData, Trainer, View, load, load_with_ids, partition,
+    Dataset, Models, Partition, PartitionError, SiteData, Trainer, View, load_measured,
+    load_measured_with_ids, partition,
 };
-use protocol::{ClientId, DataSpec, IdError, LearnError, Learner, Purpose, Round, Seed, Spec};
+use protocol::{
+    ClientId, DataSpec, EvaluationRecords, IdError, LearnError, Learner, Purpose, Round, Seed, Spec,
+};
 
 use crate::scenario::{DatasetConfig, SimulationConfig};
 use crate::workers::{Worker, Workforce};
@@ -40,6 +43,12 @@ pub enum PopulationError {
     /// An id in the data is no client's name.
     #[error("simulation.partition: an id in the data: {0}")]
     Name(#[from] IdError),
+    /// Nothing could be measured.
+    #[error(
+        "simulation.dataset: the plan evaluates on validation records and there are none; set `validation_fraction` or `validation` \
+         beside the file's name, or let `split_column` say which they are"
+    )]
+    NoValidation,
     /// Made-up records have no columns.
     #[error("simulation.dataset: synthetic records have no columns; give `data.tensor`, or `dataset.files`")]
     SyntheticTable,
@@ -54,8 +63,8 @@ impl Population {
         let seed = Seed::from_number(config.seed).derive(Purpose::Partition, Round(0), None);
         if let (DatasetConfig::Files(source), Partition::Natural(ids)) = (&config.dataset, &config.partition)
         {
-            let found = load_with_ids(source, &spec.data, ids)?;
-            let (train, test) = (Arc::clone(&found.train), found.test.clone());
+            let found = load_measured_with_ids(source, &spec.data, spec.evaluation_records, ids)?;
+            let (train, test) = (Arc::clone(&found.train), measured(found.test.clone(), spec)?);
             let (mut clients, mut sites) = (Vec::new(), Vec::new());
             for natural in found.clients() {
                 clients.push(ClientId::new(&plain_name(&natural.id))?);
@@ -67,11 +76,11 @@ impl Population {
         }
         let (train, test) = match (&config.dataset, &spec.data) {
             (DatasetConfig::Files(source), data) => {
-                let data = load(source, data)?;
-                (data.train.dataset, data.test.map(|test| test.dataset))
+                let data = load_measured(source, data, spec.evaluation_records)?;
+                (data.train.dataset, measured(data.test.map(|test| test.dataset), spec)?)
             }
             (DatasetConfig::Synthetic(source), DataSpec::Tensor(tensor)) => {
-                let (train, test) = source.make(&tensor.shape, tensor.target, seed);
+                let (train, test) = source.make(&tensor.shape, tensor.target.target(), seed);
                 (Arc::new(train), Some(Arc::new(test)))
             }
             (DatasetConfig::Synthetic(_), DataSpec::Table(_)) => return Err(PopulationError::SyntheticTable),
@@ -142,6 +151,14 @@ impl Population {
 
     fn trainer(&self) -> Trainer {
         Trainer::without_data(self.device.clone()).with_counted_records().with_models(self.models.clone())
+    }
+}
+
+/// The records to measure on, which a plan that asks for others than test records must have.
+fn measured(found: Option<Arc<Dataset>>, spec: &Spec) -> Result<Option<Arc<Dataset>>, PopulationError> {
+    match (&found, spec.evaluation_records) {
+        (None, EvaluationRecords::Validation) => Err(PopulationError::NoValidation),
+        (_, EvaluationRecords::Validation | EvaluationRecords::Test) => Ok(found),
     }
 }
 

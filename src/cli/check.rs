@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use learning::device::Device;
-use learning::{Models, gradient_path};
+use learning::{CsvSource, Models, gradient_path};
 use protocol::{DataSpec, Spec};
 use serde_json::{Value, json};
 use server::Plan;
@@ -12,12 +12,12 @@ use server::net::Database;
 use simulations::Scenario;
 
 use super::Global;
+use super::columns::read_plan_text;
 use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder, SiteFile};
 use super::modes::wide;
 use super::privacy::finite;
-use super::text::read_text;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -57,7 +57,7 @@ impl FileKind {
 
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
-    let text = read_text(&args.file)?;
+    let text = read_plan_text(&args.file, None)?;
     let base = args.file.parent().unwrap_or_else(|| Path::new(""));
     let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
     let facts = match FileKind::of(&table, &args.file) {
@@ -123,9 +123,11 @@ pub(super) struct PlanFile {
 }
 
 /// Reads a federation or simulation file.
-pub(super) fn read_plan(file: &Path) -> Result<PlanFile, Failure> {
+///
+/// `table` is the records beside which it is read: columns that the plan does not list are theirs.
+pub(super) fn read_plan(file: &Path, table: Option<&CsvSource>) -> Result<PlanFile, Failure> {
     let path = file.display().to_string();
-    let text = read_text(file)?;
+    let text = read_plan_text(file, table)?;
     let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
     let is_simulation = match FileKind::of(&table, file) {
         FileKind::Federation => false,

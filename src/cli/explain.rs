@@ -38,7 +38,7 @@ struct Explanation {
 
 pub(super) fn explain(args: &ExplainArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display();
-    let PlanFile { plan, is_simulation } = read_plan(&args.file)?;
+    let PlanFile { plan, is_simulation } = read_plan(&args.file, None)?;
     let explanation = Explanation::of(plan, is_simulation).or_fail(Kind::Configuration, path)?;
     global.format.say(|| explanation.lines(), || explanation.object());
     Ok(())

@@ -33,7 +33,7 @@ pub(super) struct JoinArgs {
     /// The folder to make; by default one of the site's name, here.
     #[arg(long = "dir", value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// The site's records, a CSV file with a header.
+    /// The site's records, a table with a header line: its separator is found, gzip is unpacked.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// What the site takes part in, to begin with; without it nothing, until a person chooses in `policy.toml`.
@@ -59,6 +59,11 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
             format!("--data: there is no file {}", data.display()),
         ));
     }
+    // Before the invite is used up: a folder whose `site.toml` names no table is of no use.
+    data.as_deref().map_or(Ok(()), learning::probe).map_err(|error| {
+        let advice = "give a CSV file, or leave --data out and set [data] in site.toml afterwards";
+        Failure::new(Kind::Configuration, format!("--data: {}; {advice}; nothing was changed", error.message))
+    })?;
     if folder.join("site.toml").exists() {
         let message = format!("{} holds a site already; nothing was changed", folder.display());
         return Err(Failure::new(Kind::Configuration, message));

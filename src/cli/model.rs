@@ -3,6 +3,8 @@
 //! An export is of the plan's model and no other: names, shapes and fingerprint are checked before anything is written, and what
 //! is written appears whole. What the file needs and does not have is said, not guessed.
 
+mod evaluate;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -20,6 +22,8 @@ use super::folder::SiteFile;
 use super::output::table;
 use super::site::read_personal;
 use super::statement::read_statement;
+
+pub(super) use evaluate::{EvaluateArgs, evaluate};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -89,7 +93,7 @@ enum Input {
 
 pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> {
     let form = args.form()?;
-    let plan = read_plan(&args.plan)?.plan;
+    let plan = read_plan(&args.plan, None)?.plan;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, args.plan.display())?;
     let file = ModelFile::read(&args.model).or_fail(Kind::Configuration, "")?;
     let held = file.fitted(&layout).or_fail(Kind::Configuration, "")?;
@@ -246,9 +250,8 @@ impl Leaving<'_> {
                 notes.insert("divide_by".to_owned(), tensor.divide_by.value().to_string());
             }
         }
-        if let Target::Classes(classes) = self.spec.target() {
-            let classes: Vec<String> = (0..classes).map(|class| class.to_string()).collect();
-            notes.insert("classes".to_owned(), json!(classes).to_string());
+        if let Target::Classes(_) = self.spec.target() {
+            notes.insert("classes".to_owned(), json!(self.spec.class_names()).to_string());
         }
         notes
     }
@@ -324,7 +327,7 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
     let file = ModelFile::read(&args.file).or_fail(Kind::Configuration, "")?;
     let layout = match &args.plan {
         Some(path) => {
-            let plan = read_plan(path)?.plan;
+            let plan = read_plan(path, None)?.plan;
             Some(layout_of(&plan.spec).or_fail(Kind::Configuration, path.display())?)
         }
         None => None,

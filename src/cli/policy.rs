@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use server::{Evaluators, Plan};
 
 use super::Global;
+use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::output::table;
 use super::site::now;
@@ -47,7 +48,7 @@ pub(super) fn read(path: &Path) -> Result<(Policy, Digest), Failure> {
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let (policy, _) = read(&args.policy)?;
     let path = args.plan.display();
-    let text = read_text(&args.plan)?;
+    let text = read_plan_text(&args.plan, None)?;
     let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
     let records =

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use ::client::net::{ConnectError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
 use clap::Args;
+use learning::CsvSource;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use serde_json::{Value, json};
 use server::Plan;
 
 use super::Global;
+use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
 use super::output::{share, table};
 use super::progress::Progress;
-use super::text::read_text;
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -37,6 +38,9 @@ pub(super) struct SubmitArgs {
     /// Make it a rehearsal: everything random follows from this seed, so that it can be repeated bit for bit.
     #[arg(long)]
     seed: Option<u64>,
+    /// A table whose header line names the columns that all sites have, where the plan does not list its features.
+    #[arg(long, value_name = "FILE")]
+    columns: Option<PathBuf>,
     /// Follow the run until it ends.
     #[arg(long)]
     watch: bool,
@@ -52,7 +56,8 @@ pub(super) struct WatchArgs {
 
 pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
-    let plan_toml = read_text(&args.file)?;
+    let table = args.columns.as_ref().map(CsvSource::new);
+    let plan_toml = read_plan_text(&args.file, table.as_ref())?;
     Plan::parse(&plan_toml).or_fail(Kind::Configuration, &path)?;
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;

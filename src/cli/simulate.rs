@@ -18,11 +18,11 @@ use simulations::{Observation, Outcome, Population, Scenario, Workforce, World};
 
 use audit::{Audit, with_canaries};
 
+use super::columns::{completed, read_plan_text};
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
 use super::output::share;
 use super::progress::Progress;
-use super::text::read_text;
 use super::{Global, Setting};
 
 #[derive(Debug, Args)]
@@ -123,13 +123,13 @@ fn file(args: &SimulateArgs) -> String {
 /// The scenario, and its file with every default spelt out.
 fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let path = file(args);
-    let mut text = read_text(&args.file)?;
+    let mut text = read_plan_text(&args.file, None)?;
     let base = args.file.parent().map(Path::to_path_buf).unwrap_or_default();
     let lookup = |name: &str| std::env::var(name).ok();
     if !args.set.is_empty() {
         // Errors of the file itself are shown with the file's own lines, before anything is changed.
         Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
-        text = with_settings(&text, &args.set)?;
+        text = completed(&with_settings(&text, &args.set)?, &args.file, None)?;
     }
     let mut scenario = Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
     scenario.simulation.seed = args.seed.unwrap_or(scenario.simulation.seed);

@@ -98,6 +98,10 @@ train = "data.csv"
 # test = "test.csv"
 # where = { hospital = "ours" }
 # split_column = "split"
+# test_fraction = 0.2            # instead of a column or file: rows are drawn by their contents, ...
+# validation_fraction = 0.1
+# group_column = "patient"       # ... or by what stands here, so that one patient is on one side
+# decimal = ","
 "#;
 
 /// What a fresh `policy.toml` begins with.

@@ -105,7 +105,7 @@ impl Learner for Toy {
 pub(crate) fn spec() -> Spec {
     let table = TableSpec {
         label: "label".into(),
-        target: Target::Real,
+        target: Target::Real.into(),
         features: vec!["age".into()],
         categorical: vec![],
         standardise: Standardise::Federated,
@@ -130,6 +130,7 @@ pub(crate) fn spec() -> Spec {
         personal_layers: vec![],
         proximal_mu: 0.0,
         cohort_max: 4,
+        evaluation_records: Default::default(),
         privacy: PrivacySpec::default(),
     }
 }

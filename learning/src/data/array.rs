@@ -5,8 +5,10 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use protocol::{Target, TensorSpec};
+use protocol::{Target, TargetSpec, TensorSpec};
 
+use super::classes::Classes;
+use super::files::{Opened, open};
 use super::load::Unusable;
 use super::{Dataset, Features, Labels};
 
@@ -106,6 +108,16 @@ impl Values {
     }
 }
 
+/// Opens a file of arrays that should be in `format`.
+pub(super) fn open_array(path: &Path, format: &'static str) -> Result<Opened, ArrayError> {
+    open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::Unsupported => {
+            ArrayError::Format { path: path.into(), format, why: source.to_string() }
+        }
+        _ => ArrayError::Open { path: path.into(), source },
+    })
+}
+
 /// Bytes that are reserved, though not written to, because a header says so.
 const RESERVED_MAX: u64 = 1 << 28;
 
@@ -163,7 +175,7 @@ pub(super) fn read_dataset(
         return Err(ArrayError::NotFinite { path: samples.into(), record, place, value, divide_by });
     }
     let numbers = read_list(read, labels, "label", (samples, count))?;
-    let labels = to_labels(labels, &numbers, spec.target, unusable)?;
+    let labels = to_labels(labels, &numbers, &spec.target, unusable)?;
     Ok(Dataset { shape: spec.shape.clone(), features, labels })
 }
 
@@ -216,7 +228,12 @@ fn check_samples(path: &Path, dims: &[usize], shape: &[usize]) -> Result<(), Arr
 }
 
 /// A label that cannot be used is refused, or becomes one that no plan takes: a class beyond all, or a number that is not finite.
-fn to_labels(path: &Path, numbers: &[f64], target: Target, unusable: Unusable) -> Result<Labels, ArrayError> {
+fn to_labels(
+    path: &Path,
+    numbers: &[f64],
+    target: &TargetSpec,
+    unusable: Unusable,
+) -> Result<Labels, ArrayError> {
     let refuse = unusable == Unusable::Refuse;
     let wrong = |record: usize, expected: String| ArrayError::Label {
         path: path.into(),
@@ -224,12 +241,12 @@ fn to_labels(path: &Path, numbers: &[f64], target: Target, unusable: Unusable) -
         value: numbers[record],
         expected,
     };
-    match target {
-        Target::Classes(classes) => {
+    match target.target() {
+        Target::Classes(_) => {
+            let classes = Classes::of(target);
             let class = |(record, value): (usize, &f64)| {
-                to_class(*value, classes)
-                    .or_else(|| (!refuse).then_some(u32::MAX))
-                    .ok_or_else(|| wrong(record, format!("the plan's classes 0 to {}", classes - 1)))
+                let class = classes.of_number(*value).or_else(|| (!refuse).then_some(u32::MAX));
+                class.ok_or_else(|| wrong(record, format!("the plan's classes {}", classes.listed())))
             };
             Ok(Labels::Classes(numbers.iter().enumerate().map(class).collect::<Result<_, _>>()?))
         }
@@ -238,11 +255,4 @@ fn to_labels(path: &Path, numbers: &[f64], target: Target, unusable: Unusable) -
             _ => Ok(Labels::Real(numbers.iter().map(|value| *value as f32).collect())),
         },
     }
-}
-
-/// A number as a class, if it is a whole one in range.
-pub(super) fn to_class(value: f64, classes: usize) -> Option<u32> {
-    let fits = value >= 0.0 && value < classes as f64 && value.fract() == 0.0;
-    // `classes` is at most 100,000 in any plan.
-    fits.then_some(value as u32)
 }

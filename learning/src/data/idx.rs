@@ -6,12 +6,11 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::array::{Array, ArrayError, ShapeCheck, Values, read_body};
-use super::files::open;
+use super::array::{Array, ArrayError, ShapeCheck, Values, open_array, read_body};
 
 /// Reads a whole file, once its shape has passed `check`.
 pub(super) fn read(path: &Path, check: &ShapeCheck<'_>) -> Result<Array, ArrayError> {
-    let mut reader = open(path).map_err(|source| ArrayError::Open { path: path.into(), source })?;
+    let mut reader = open_array(path, "IDX")?;
     let damaged = |source| ArrayError::Read { path: path.into(), source };
     let mut head = [0u8; 4];
     reader.read_exact(&mut head).map_err(damaged)?;

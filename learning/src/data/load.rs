@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use protocol::{DataSpec, Decline, LearnError, Spec, TensorSpec};
+use protocol::{DataSpec, Decline, EvaluationRecords, LearnError, Spec, TensorSpec};
 
 use super::array::{ArrayError, ReadArray, read_dataset};
 use super::source::{CsvSource, IdxSource, NumpySource, SourceError, SourceSpec};
-use super::table::{Query, TableError};
+use super::table::{Division, Query, TableError};
 use super::{DataSource, Dataset, SiteData, View, idx, numpy, table};
 
 /// A site's files. They are read when the first plan comes, and again when a plan wants other columns, or promises that
@@ -15,7 +15,15 @@ use super::{DataSource, Dataset, SiteData, View, idx, numpy, table};
 #[derive(Clone, Debug)]
 pub struct FileSource {
     source: SourceSpec,
-    cached: Option<(DataSpec, Unusable, SiteData)>,
+    cached: Option<(Wanted, SiteData)>,
+}
+
+/// What a plan wants of files; while that stays, what was read serves again.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    data: DataSpec,
+    measured: EvaluationRecords,
+    unusable: Unusable,
 }
 
 /// What becomes of a record that cannot be used.
@@ -38,28 +46,43 @@ impl FileSource {
 impl DataSource for FileSource {
     fn load(&mut self, spec: &Spec) -> Result<SiteData, LearnError> {
         let unusable = if spec.privacy.examples.is_some() { Unusable::LeaveOut } else { Unusable::Refuse };
-        let fits = |(known, treated, _): &&(DataSpec, Unusable, SiteData)| {
-            *known == spec.data && *treated == unusable
-        };
-        if let Some((_, _, data)) = self.cached.as_ref().filter(fits) {
+        let wanted = Wanted { data: spec.data.clone(), measured: spec.evaluation_records, unusable };
+        if let Some((_, data)) = self.cached.as_ref().filter(|(known, _)| *known == wanted) {
             return Ok(data.clone());
         }
-        let data = load_with(&self.source, &spec.data, unusable)?;
-        self.cached = Some((spec.data.clone(), unusable, data.clone()));
+        let data = load_with(&self.source, &spec.data, spec.evaluation_records, unusable)?;
+        self.cached = Some((wanted, data.clone()));
         Ok(data)
     }
 }
 
-/// Reads all records of a source in the form that `spec` describes.
+/// Reads all records of a source in the form that `spec` describes; those to measure on are the ones for testing.
 ///
 /// # Errors
 /// [`LearnError`] with the file, line, column and value at fault and what to do about it.
 pub fn load(source: &SourceSpec, spec: &DataSpec) -> Result<SiteData, LearnError> {
-    load_with(source, spec, Unusable::Refuse)
+    load_measured(source, spec, EvaluationRecords::Test)
 }
 
-fn load_with(source: &SourceSpec, spec: &DataSpec, unusable: Unusable) -> Result<SiteData, LearnError> {
-    let (train, test) = read_parts(source, spec, None, unusable)?;
+/// Reads all records of a source in the form that `spec` describes, with those to measure on that `measured` says.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_measured(
+    source: &SourceSpec,
+    spec: &DataSpec,
+    measured: EvaluationRecords,
+) -> Result<SiteData, LearnError> {
+    load_with(source, spec, measured, Unusable::Refuse)
+}
+
+fn load_with(
+    source: &SourceSpec,
+    spec: &DataSpec,
+    measured: EvaluationRecords,
+    unusable: Unusable,
+) -> Result<SiteData, LearnError> {
+    let (train, test) = read_parts(source, spec, measured, None, unusable)?;
     let whole = |part: Records| View::whole(Arc::new(part.dataset));
     Ok(SiteData { train: whole(train), test: test.map(whole) })
 }
@@ -70,23 +93,25 @@ pub(super) struct Records {
     pub(super) ids: Vec<String>,
 }
 
-/// Training and test records of any source. Only tables have an id column.
+/// Training records of any source, and those to measure on. Only tables have an id column and records for validation.
 pub(super) fn read_parts(
     source: &SourceSpec,
     spec: &DataSpec,
+    measured: EvaluationRecords,
     id_column: Option<&str>,
     unusable: Unusable,
 ) -> Result<(Records, Option<Records>), LearnError> {
     source.check()?;
     match (source, spec) {
         (SourceSpec::Csv(csv), DataSpec::Table(spec)) => {
-            let query = |split_column| Query { spec, filter: &csv.filter, split_column, id_column, unusable };
-            read_tables(csv, query(csv.split_column.as_deref()), query(None))
+            let query = |division| Query { spec, source: csv, division, id_column, unusable };
+            read_tables(csv, measured, query(Division::of(csv)), query(Division::default()))
         }
         (SourceSpec::Idx(_) | SourceSpec::Numpy(_), DataSpec::Tensor(spec)) => {
             let (read, files) = array_files(source).expect("idx and numpy sources are array files");
             let (train, test) = read_arrays(read, &files, spec, unusable)?;
             let plain = |dataset| Records { dataset, ids: Vec::new() };
+            let test = test.filter(|_| measured == EvaluationRecords::Test);
             Ok((plain(train), test.map(plain)))
         }
         (SourceSpec::Csv(_), DataSpec::Tensor(_)) => {
@@ -134,16 +159,21 @@ fn read_arrays(
 
 fn read_tables(
     csv: &CsvSource,
+    measured: EvaluationRecords,
     query: Query<'_>,
-    test_query: Query<'_>,
+    whole: Query<'_>,
 ) -> Result<(Records, Option<Records>), LearnError> {
     let records = |part: table::Part| Records { dataset: part.dataset, ids: part.ids };
-    let (train, divided) = table::read(&csv.train, query)?;
-    let test = match &csv.test {
-        Some(file) => Some(table::read(file, test_query)?.0),
+    let parts = table::read(&csv.train, query)?;
+    let (file, divided) = match measured {
+        EvaluationRecords::Test => (&csv.test, parts.test),
+        EvaluationRecords::Validation => (&csv.validation, parts.validation),
+    };
+    let apart = match file {
+        Some(file) => Some(table::read(file, whole)?.train),
         None => (!divided.dataset.is_empty()).then_some(divided),
     };
-    Ok((records(train), test.map(records)))
+    Ok((records(parts.train), apart.map(records)))
 }
 
 impl From<TableError> for LearnError {

@@ -7,12 +7,11 @@ use std::path::Path;
 use ndarray_npy::npy::header::{Header, Layout};
 use ndarray_npy::{ReadDataError, ReadableElement};
 
-use super::array::{Array, ArrayError, ShapeCheck, Values, read_body};
-use super::files::open;
+use super::array::{Array, ArrayError, ShapeCheck, Values, open_array, read_body};
 
 /// Reads a whole file, once its shape has passed `check`.
 pub(super) fn read(path: &Path, check: &ShapeCheck<'_>) -> Result<Array, ArrayError> {
-    let mut reader = open(path).map_err(|source| ArrayError::Open { path: path.into(), source })?;
+    let mut reader = open_array(path, ".npy")?;
     let wrong = |why: String| ArrayError::Format { path: path.into(), format: ".npy", why };
     let header = Header::from_reader(&mut reader).map_err(|error| wrong(error.to_string()))?;
     check(&header.shape)?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use protocol::{DataSpec, Decline, LearnError};
+use protocol::{DataSpec, Decline, EvaluationRecords, LearnError};
 
 use super::array::{ReadArray, read_ids};
 use super::load::{Unusable, array_files, read_parts};
@@ -68,15 +68,28 @@ fn rows_by_id(ids: &[String]) -> BTreeMap<Key<'_>, Vec<u32>> {
     rows
 }
 
-/// Reads all records of a source with the id of each.
+/// Reads all records of a source with the id of each; those to measure on are the ones for testing.
 ///
 /// # Errors
 /// [`LearnError`] as from [`super::load()`], or when ids and records are not of one kind or number.
 pub fn load_with_ids(source: &SourceSpec, spec: &DataSpec, ids: &IdSource) -> Result<Identified, LearnError> {
+    load_measured_with_ids(source, spec, EvaluationRecords::Test, ids)
+}
+
+/// Reads all records of a source with the id of each, with those to measure on that `measured` says.
+///
+/// # Errors
+/// As [`load_with_ids`].
+pub fn load_measured_with_ids(
+    source: &SourceSpec,
+    spec: &DataSpec,
+    measured: EvaluationRecords,
+    ids: &IdSource,
+) -> Result<Identified, LearnError> {
     let refuse = |message: &str| Err(LearnError::new(Decline::Data, message));
     match (array_files(source), ids) {
         (None, IdSource::Column(column)) => {
-            let (train, test) = read_parts(source, spec, Some(column), Unusable::Refuse)?;
+            let (train, test) = read_parts(source, spec, measured, Some(column), Unusable::Refuse)?;
             let (test, test_ids) = test.map(|test| (Arc::new(test.dataset), test.ids)).unzip();
             Ok(Identified {
                 train: Arc::new(train.dataset),
@@ -86,7 +99,7 @@ pub fn load_with_ids(source: &SourceSpec, spec: &DataSpec, ids: &IdSource) -> Re
             })
         }
         (Some((_, files)), IdSource::Files(IdFiles { train: train_file, test: test_file })) => {
-            let (train, test) = read_parts(source, spec, None, Unusable::Refuse)?;
+            let (train, test) = read_parts(source, spec, measured, None, Unusable::Refuse)?;
             let train_ids = read_ids(reader(train_file), train_file, (files.train.0, train.dataset.len()))?;
             let test_ids = match (test_file, &test, files.test) {
                 (Some(file), Some(test), Some((samples, _))) => {

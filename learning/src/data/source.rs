@@ -2,38 +2,24 @@
 //!
 //! Reads no file and no environment: variables come through an argument.
 
-use std::collections::BTreeMap;
+mod table;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use table::{CsvSource, Decimal, Fraction, Separator};
 
 /// The files that hold the records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SourceSpec {
-    /// A table with a header line, `.csv` or `.csv.gz`.
+    /// A table with a header line, plain or packed by gzip.
     Csv(CsvSource),
     /// Arrays in the format of the MNIST files, plain or `.gz`.
     Idx(IdxSource),
     /// Arrays as NumPy saves them, `.npy` or `.npy.gz`.
     Numpy(NumpySource),
-}
-
-/// CSV files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CsvSource {
-    /// The file of the training rows, or of all rows when `split_column` divides them.
-    pub train: PathBuf,
-    /// The file of the test rows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test: Option<PathBuf>,
-    /// Only rows that hold this value in this column are used, in either file.
-    #[serde(default, rename = "where", skip_serializing_if = "BTreeMap::is_empty")]
-    pub filter: BTreeMap<String, String>,
-    /// A column whose value is `train` or `test`; rows with another value are left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub split_column: Option<String>,
 }
 
 /// IDX files: unsigned bytes, 32-bit integers or 32-bit floats, big-endian.
@@ -106,16 +92,40 @@ pub enum SourceError {
     /// `${` without `}`.
     #[error("`{0}` has `${{` without `}}`; write `${{NAME}}`")]
     Unclosed(String),
-    /// Two ways to say which rows are for testing.
-    #[error(
-        "`split_column = \"{column}\"` and `test = \"{test}\"` both say which rows are for testing; remove one"
-    )]
-    TwoTests {
-        /// The column.
-        column: String,
-        /// The file.
-        test: String,
+    /// Two ways to say what a row is for.
+    #[error("`{one}` and `{other}` both say which rows are for {purpose}; remove one")]
+    TwoWays {
+        /// A setting with its value.
+        one: String,
+        /// Another.
+        other: String,
+        /// What for.
+        purpose: &'static str,
     },
+    /// Not a separator.
+    #[error("`{0}` separates no cells that are read; give `,`, `;`, `tab` or `|`")]
+    Separator(String),
+    /// Not a mark of decimals.
+    #[error("`{0}` stands before no decimals; give `.` or `,`")]
+    Decimal(String),
+    /// Not a share.
+    #[error("{0} is no share of rows; give a number above 0 and below 1, or leave it out")]
+    Fraction(String),
+    /// No rows would be left to train on.
+    #[error(
+        "`test_fraction = {test}` and `validation_fraction = {validation}` leave nothing to train on; together they must be below 1"
+    )]
+    NothingLeft {
+        /// The share for testing.
+        test: String,
+        /// The share for validation.
+        validation: String,
+    },
+    /// A setting of a draw where nothing is drawn.
+    #[error(
+        "`{0}` says how rows are drawn, and none are; give `test_fraction` or `validation_fraction`, or remove it"
+    )]
+    NothingDrawn(&'static str),
     /// Samples without labels or labels without samples.
     #[error("`{given}` is given without `{absent}`; give both or neither")]
     Half {
@@ -137,7 +147,12 @@ impl SourceSpec {
         let at = |path: PathBuf| resolve(&path, base, lookup);
         let maybe = |path: Option<PathBuf>| path.map(at).transpose();
         Ok(match self {
-            Self::Csv(csv) => Self::Csv(CsvSource { train: at(csv.train)?, test: maybe(csv.test)?, ..csv }),
+            Self::Csv(csv) => Self::Csv(CsvSource {
+                train: at(csv.train)?,
+                test: maybe(csv.test)?,
+                validation: maybe(csv.validation)?,
+                ..csv
+            }),
             Self::Idx(idx) => Self::Idx(IdxSource {
                 train_images: at(idx.train_images)?,
                 train_labels: at(idx.train_labels)?,
@@ -153,16 +168,21 @@ impl SourceSpec {
         })
     }
 
+    /// The table that it names, if it is one.
+    pub fn table(&self) -> Option<&CsvSource> {
+        match self {
+            Self::Csv(csv) => Some(csv),
+            Self::Idx(_) | Self::Numpy(_) => None,
+        }
+    }
+
     /// Whether the settings agree with each other.
     ///
     /// # Errors
     /// [`SourceError`] names the two that do not.
     pub fn check(&self) -> Result<(), SourceError> {
         match self {
-            Self::Csv(CsvSource { test: Some(test), split_column: Some(column), .. }) => {
-                Err(SourceError::TwoTests { column: column.clone(), test: test.display().to_string() })
-            }
-            Self::Csv(_) => Ok(()),
+            Self::Csv(csv) => csv.check(),
             Self::Idx(idx) => {
                 both(("test_images", idx.test_images.is_some()), ("test_labels", idx.test_labels.is_some()))
             }
@@ -230,12 +250,7 @@ mod tests {
     use super::*;
 
     fn csv(train: &str) -> SourceSpec {
-        SourceSpec::Csv(CsvSource {
-            train: train.into(),
-            test: None,
-            filter: BTreeMap::new(),
-            split_column: None,
-        })
+        SourceSpec::Csv(CsvSource::new(train))
     }
 
     fn resolved(train: &str) -> Result<SourceSpec, SourceError> {

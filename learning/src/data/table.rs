@@ -1,41 +1,66 @@
 //! CSV tables: named columns become features and a label.
 //!
 //! Numeric columns come first, in the plan's order, then the one-hot coordinates of the categorical ones. An empty cell,
-//! `?`, `na` or `nan` is missing, unless the plan lists it as a category. Refuses what it cannot read, naming file, line,
-//! column and value; labels are never made up.
+//! `?`, `na` and others (`dialect`) are missing, unless the plan lists them as a category or class. Refuses what it cannot
+//! read, naming file, line, column and value; labels are never made up.
 
+mod dialect;
+mod division;
+mod rows;
 mod survey;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use csv::StringRecord;
-use protocol::{Missing, Standardise, TableSpec, Target};
+use protocol::{LearnError, Missing, Standardise, TableSpec, Target};
 
-use super::array::to_class;
-use super::cells::Cells;
+use super::cells::{Cells, Lines};
+use super::classes::Classes;
 use super::files::open;
 use super::load::Unusable;
-use super::{Dataset, Labels};
+use super::{CsvSource, Dataset, Decimal, Labels, Separator};
 
+use dialect::is_missing;
+pub(super) use division::Division;
+use division::Use;
+use rows::Rows;
 pub use survey::{ColumnSurvey, TableSurvey, survey};
 
 /// How many values of a column an error lists.
 const LISTED: usize = 12;
 
+/// What else to say of a label that is no class, where the plan only counts them.
+const LIST_THEM: &str = "; other labels are listed in the plan, in one order for all sites: `target = { classes = [\"no\", \"yes\"] }`";
+
 /// What is wanted from a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Query<'a> {
     pub(super) spec: &'a TableSpec,
-    /// Rows count only if each of these columns holds this value.
-    pub(super) filter: &'a BTreeMap<String, String>,
-    /// Divides rows by `train` and `test`; without it all are training rows.
-    pub(super) split_column: Option<&'a str>,
+    /// Which rows are used, and how the file is written.
+    pub(super) source: &'a CsvSource,
+    /// What each row is for.
+    pub(super) division: Division<'a>,
     /// Read along with each row.
     pub(super) id_column: Option<&'a str>,
     /// What becomes of a row that cannot be read.
     pub(super) unusable: Unusable,
+}
+
+/// The rows of a file by what they are for.
+#[derive(Clone, Debug)]
+pub(super) struct Parts {
+    pub(super) train: Part,
+    pub(super) validation: Part,
+    pub(super) test: Part,
+}
+
+impl Parts {
+    fn narrowed(self) -> Self {
+        let Self { train, validation, test } = self;
+        Self { train: train.narrowed(), validation: validation.narrowed(), test: test.narrowed() }
+    }
 }
 
 /// Rows of one kind, and their ids if the query names a column for them.
@@ -59,17 +84,28 @@ impl Part {
 pub(super) enum TableError {
     #[error("cannot open `{path}`: {source}; check the path under [data] and who may read it", path = path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("cannot read `{path}`: {source}", path = path.display())]
+    Foreign { path: PathBuf, source: io::Error },
     #[error("cannot read `{path}`: {source}; save it as CSV in UTF-8 with one header line", path = path.display())]
     Csv { path: PathBuf, source: csv::Error },
-    #[error("`{path}` has no column `{column}`; its columns are {have}", path = path.display())]
-    NoColumn { path: PathBuf, column: String, have: String },
+    #[error("`{path}` line {line} has bytes that are no text in UTF-8; save it as CSV in UTF-8", path = path.display())]
+    NotText { path: PathBuf, line: u64 },
+    #[error(
+        "`{path}` line {line} has {found} cells where the header has {wanted}, separated by `{separator}`; separate them alike, \
+         put a cell that contains one in quotation marks, or set `separator` beside the file's name", path = path.display()
+    )]
+    Width { path: PathBuf, line: u64, found: u64, wanted: u64, separator: &'static str },
+    #[error("`{path}` has no column `{column}`; its columns are {have}{advice}", path = path.display())]
+    NoColumn { path: PathBuf, column: String, have: String, advice: &'static str },
+    #[error("`{path}` is no table: {why}", path = path.display())]
+    NoTable { path: PathBuf, why: &'static str },
     #[error("`{path}` has two columns `{column}`; rename one", path = path.display())]
     TwoColumns { path: PathBuf, column: String },
     #[error(
         "`{path}` line {line}: column `{column}` holds `{value}`, which is not a finite number; correct the cell or list \
-         the column under `categorical`", path = path.display()
+         the column under `categorical`{advice}", path = path.display()
     )]
-    Number { path: PathBuf, line: u64, column: String, value: String },
+    Number { path: PathBuf, line: u64, column: String, value: String, advice: &'static str },
     #[error(
         "`{path}` line {line}: column `{column}` holds `{value}`, which counts as missing; fill it, or let the plan's \
          `missing` drop the row or fill it", path = path.display()
@@ -80,8 +116,23 @@ pub(super) enum TableError {
          plan's `missing` drop the row", path = path.display()
     )]
     NoLabel { path: PathBuf, line: u64, column: String, value: String },
-    #[error("`{path}` line {line}: label column `{column}` holds `{value}`; the plan wants {wanted}", path = path.display())]
-    Label { path: PathBuf, line: u64, column: String, value: String, wanted: String },
+    #[error("`{path}` line {line}: label column `{column}` holds `{value}`; the plan wants {wanted}{advice}", path = path.display())]
+    Label { path: PathBuf, line: u64, column: String, value: String, wanted: String, advice: &'static str },
+    #[error(
+        "`{path}` line {line}: `split_column` `{column}` holds `{value}`; each row that is used says {listed}: correct the cell, or \
+         leave the row out by `where`", path = path.display()
+    )]
+    Split { path: PathBuf, line: u64, column: String, value: String, listed: &'static str },
+    #[error(
+        "`{path}` line {line}: `group_column` `{column}` holds `{value}`, which counts as missing; every row needs a group to be \
+         drawn with", path = path.display()
+    )]
+    NoGroup { path: PathBuf, line: u64, column: String, value: String },
+    #[error(
+        "`{path}`: `{key}` draws none of the {rows} rows that are used; give a larger share, another `split_seed`, or leave it out",
+        path = path.display()
+    )]
+    NoneDrawn { path: PathBuf, key: &'static str, rows: usize },
     #[error("`{path}` line {line}: the id column is empty; every row needs an id", path = path.display())]
     NoId { path: PathBuf, line: u64 },
     #[error("`{path}` has no rows to use: {why}", path = path.display())]
@@ -90,64 +141,183 @@ pub(super) enum TableError {
     TooLong { path: PathBuf },
 }
 
-/// Reads the training rows and the test rows of a file; the latter may be none.
-pub(super) fn read(path: &Path, query: Query<'_>) -> Result<(Part, Part), TableError> {
-    let file = open(path).map_err(|source| TableError::Open { path: path.into(), source })?;
-    let damaged = |source| TableError::Csv { path: path.into(), source };
-    let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(Cells::new(file));
-    let columns = Columns::find(path, csv.headers().map_err(damaged)?, query)?;
-    let mut reading = Reading::start(path, query, columns);
-    let mut record = StringRecord::new();
-    loop {
-        match csv.read_record(&mut record) {
-            Ok(false) => return reading.finish().map(|(train, test)| (train.narrowed(), test.narrowed())),
-            Ok(true) => reading.take(&record)?,
-            // A line with too many cells or with bytes that are no text; the next one can be read.
-            Err(error) if query.unusable == Unusable::LeaveOut && !error.is_io_error() => {}
-            Err(error) => return Err(damaged(error)),
+/// A file that is open, and how it is written.
+struct Table {
+    csv: csv::Reader<Box<dyn Read>>,
+    separator: Separator,
+    lines: Lines,
+    /// Where the last row began.
+    line: u64,
+}
+
+impl Table {
+    fn open(path: &Path, separator: Option<Separator>) -> Result<Self, TableError> {
+        let foreign = |source: io::Error, other: fn(PathBuf, io::Error) -> TableError| match source.kind() {
+            io::ErrorKind::Unsupported => TableError::Foreign { path: path.into(), source },
+            _ => other(path.into(), source),
+        };
+        let file =
+            open(path).map_err(|error| foreign(error, |path, source| TableError::Open { path, source }))?;
+        let damaged = |path, error: io::Error| TableError::Csv { path, source: error.into() };
+        let begun = dialect::begin(file, separator).map_err(|error| foreign(error, damaged));
+        let (separator, file) = begun?;
+        let cells = Cells::new(file, separator.byte());
+        let lines = cells.lines();
+        let bytes: Box<dyn Read> = Box::new(cells);
+        let csv =
+            csv::ReaderBuilder::new().delimiter(separator.byte()).trim(csv::Trim::All).from_reader(bytes);
+        Ok(Self { csv, separator, lines, line: 0 })
+    }
+
+    /// The names of the columns; read before any row.
+    fn headers(&mut self, path: &Path) -> Result<StringRecord, TableError> {
+        let headers = self.csv.headers().cloned();
+        self.line = self.lines.next_row();
+        headers.map_err(|error| self.damaged(path, error))
+    }
+
+    /// The next row; `false` at the end. After an error in a row, the one behind it can be read.
+    fn read(&mut self, record: &mut StringRecord) -> Result<bool, csv::Error> {
+        let read = self.csv.read_record(record);
+        if !matches!(read, Ok(false)) {
+            self.line = self.lines.next_row();
+        }
+        if let Some(mut position) = record.position().cloned() {
+            position.set_line(self.line);
+            record.set_position(Some(position));
+        }
+        read
+    }
+
+    fn damaged(&self, path: &Path, source: csv::Error) -> TableError {
+        let (path, line) = (path.into(), self.line);
+        match source.kind() {
+            csv::ErrorKind::UnequalLengths { expected_len: wanted, len: found, .. } => {
+                let (found, wanted, separator) = (*found, *wanted, self.separator.name());
+                TableError::Width { path, line, found, wanted, separator }
+            }
+            csv::ErrorKind::Utf8 { .. } => TableError::NotText { path, line },
+            _ => TableError::Csv { path, source },
         }
     }
 }
 
-/// Where the wanted columns are.
+/// Reads the rows of a file; but for those to train on, there may be none of a kind.
+pub(super) fn read(path: &Path, query: Query<'_>) -> Result<Parts, TableError> {
+    let mut table = Table::open(path, query.source.separator)?;
+    let headers = table.headers(path)?;
+    let rows = Rows::find(path, &headers, query.source, query.division)?;
+    let columns = Columns::find(path, &headers, query)?;
+    let mut reading = Reading::start(path, query, rows, columns);
+    let mut record = StringRecord::new();
+    loop {
+        match table.read(&mut record) {
+            Ok(false) => return reading.finish().map(Parts::narrowed),
+            Ok(true) => reading.take(&record)?,
+            // A line with too many cells or with bytes that are no text; the next one can be read.
+            Err(error) if query.unusable == Unusable::LeaveOut && !error.is_io_error() => {}
+            Err(error) => return Err(table.damaged(path, error)),
+        }
+    }
+}
+
+/// The line where a row begins.
+fn line_of(record: &StringRecord) -> u64 {
+    record.position().map_or(0, csv::Position::line)
+}
+
+/// Whether the first line seems to be a row of numbers instead of names.
+fn is_unnamed(headers: &StringRecord) -> bool {
+    headers.iter().all(|header| header.replace(',', ".").parse::<f64>().is_ok())
+}
+
+/// The names of a table's columns, from its header line.
+///
+/// # Errors
+/// [`LearnError`] when the file cannot be read.
+pub fn header(path: &Path, separator: Option<Separator>) -> Result<Vec<String>, LearnError> {
+    let headers = Table::open(path, separator)?.headers(path)?;
+    Ok(headers.iter().map(str::to_owned).collect())
+}
+
+/// Rows that are looked at by [`probe`].
+const PROBED: usize = 1000;
+
+/// Whether a file begins as a table does: names of at least two columns, and as many cells in each of its first rows.
+///
+/// # Errors
+/// [`LearnError`] says what it is instead.
+pub fn probe(path: &Path) -> Result<(), LearnError> {
+    let mut table = Table::open(path, None)?;
+    let headers = table.headers(path)?;
+    let no_table = |why| TableError::NoTable { path: path.into(), why };
+    if headers.len() < 2 {
+        return Err(
+            no_table("its first line names no two columns, separated by `,`, `;`, `|` or a tab").into()
+        );
+    }
+    if is_unnamed(&headers) {
+        return Err(no_table("its first line holds numbers and should name the columns").into());
+    }
+    let mut record = StringRecord::new();
+    for _ in 0..PROBED {
+        match table.read(&mut record) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => return Err(table.damaged(path, error).into()),
+        }
+    }
+    Ok(())
+}
+
+/// The place of a column.
+fn place_of(path: &Path, headers: &StringRecord, column: &str) -> Result<usize, TableError> {
+    let mut places = headers.iter().enumerate().filter(|(_, header)| *header == column);
+    match (places.next(), places.next()) {
+        (Some((place, _)), None) => Ok(place),
+        (Some(_), Some(_)) => Err(TableError::TwoColumns { path: path.into(), column: column.into() }),
+        (None, _) => {
+            let have = headers.iter().map(|header| format!("`{header}`")).collect::<Vec<_>>().join(", ");
+            let advice = match headers.len() {
+                1 => "; if something else than `,`, `;`, `|` or a tab separates them, save the file as CSV",
+                _ if is_unnamed(headers) => "; its first line should name the columns",
+                _ => "",
+            };
+            Err(TableError::NoColumn { path: path.into(), column: column.into(), have, advice })
+        }
+    }
+}
+
+/// Where the wanted columns are, and what is in them.
 struct Columns {
     numeric: Vec<usize>,
     categorical: Vec<usize>,
     label: usize,
-    filters: Vec<usize>,
-    split: Option<usize>,
     id: Option<usize>,
+    classes: Classes,
+    decimal: Decimal,
 }
 
 impl Columns {
     fn find(path: &Path, headers: &StringRecord, query: Query<'_>) -> Result<Self, TableError> {
-        let at = |column: &str| {
-            let mut places = headers.iter().enumerate().filter(|(_, header)| *header == column);
-            match (places.next(), places.next()) {
-                (Some((place, _)), None) => Ok(place),
-                (Some(_), Some(_)) => {
-                    Err(TableError::TwoColumns { path: path.into(), column: column.into() })
-                }
-                (None, _) => {
-                    let have =
-                        headers.iter().map(|header| format!("`{header}`")).collect::<Vec<_>>().join(", ");
-                    Err(TableError::NoColumn { path: path.into(), column: column.into(), have })
-                }
-            }
-        };
+        let at = |column: &str| place_of(path, headers, column);
+        let spec = query.spec;
         Ok(Self {
-            numeric: query.spec.features.iter().map(|name| at(name)).collect::<Result<_, _>>()?,
-            categorical: query
-                .spec
-                .categorical
-                .iter()
-                .map(|one| at(&one.column))
-                .collect::<Result<_, _>>()?,
-            label: at(&query.spec.label)?,
-            filters: query.filter.keys().map(|name| at(name)).collect::<Result<_, _>>()?,
-            split: query.split_column.map(at).transpose()?,
+            numeric: spec.features.iter().map(|name| at(name)).collect::<Result<_, _>>()?,
+            categorical: spec.categorical.iter().map(|one| at(&one.column)).collect::<Result<_, _>>()?,
+            label: at(&spec.label)?,
             id: query.id_column.map(at).transpose()?,
+            classes: Classes::of(&spec.target),
+            decimal: query.source.decimal,
         })
+    }
+}
+
+impl Columns {
+    /// The class that a cell of the label column names; a number may have the site's decimals.
+    fn class_of(&self, cell: &str) -> Option<u32> {
+        let number = || dialect::number(cell, self.decimal).and_then(|value| self.classes.of_number(value));
+        self.classes.of_cell(cell).or_else(|| number().filter(|_| self.decimal == Decimal::Comma))
     }
 }
 
@@ -155,12 +325,12 @@ impl Columns {
 struct Reading<'a> {
     path: &'a Path,
     query: Query<'a>,
+    rows: Rows<'a>,
     columns: Columns,
-    train: Part,
-    test: Part,
-    /// Rows of the file, rows that pass the filters, and rows left out for a missing cell.
-    rows: usize,
-    passed: usize,
+    parts: Parts,
+    /// Rows of the file, rows that are used, and rows left out for a missing cell.
+    read: usize,
+    used: usize,
     dropped: usize,
     /// Some values of each filter column and of the split column, for the error when nothing is left.
     seen: Vec<BTreeSet<String>>,
@@ -172,42 +342,41 @@ enum Row {
     Dropped,
 }
 
-impl<'a> Reading<'a> {
-    fn start(path: &'a Path, query: Query<'a>, columns: Columns) -> Self {
-        let spec = query.spec;
+impl Part {
+    /// Rows to come.
+    fn empty(spec: &TableSpec) -> Self {
         let width = spec.features.len() + spec.categorical.iter().map(|one| one.values.len()).sum::<usize>();
-        let part = || {
-            let labels = match spec.target {
-                Target::Classes(_) => Labels::Classes(Vec::new()),
-                Target::Real => Labels::Real(Vec::new()),
-            };
-            Part {
-                dataset: Dataset { shape: vec![width], features: Vec::new().into(), labels },
-                ids: Vec::new(),
-            }
+        let labels = match spec.target.target() {
+            Target::Classes(_) => Labels::Classes(Vec::new()),
+            Target::Real => Labels::Real(Vec::new()),
         };
-        let seen = vec![BTreeSet::new(); columns.filters.len() + 1];
-        Self { path, query, columns, train: part(), test: part(), rows: 0, passed: 0, dropped: 0, seen }
+        Self { dataset: Dataset { shape: vec![width], features: Vec::new().into(), labels }, ids: Vec::new() }
+    }
+}
+
+impl<'a> Reading<'a> {
+    fn start(path: &'a Path, query: Query<'a>, rows: Rows<'a>, columns: Columns) -> Self {
+        let part = || Part::empty(query.spec);
+        let parts = Parts { train: part(), validation: part(), test: part() };
+        let seen = vec![BTreeSet::new(); rows.watched().count()];
+        Self { path, query, rows, columns, parts, read: 0, used: 0, dropped: 0, seen }
     }
 
     fn take(&mut self, record: &StringRecord) -> Result<(), TableError> {
-        self.rows += 1;
-        let watched = self.columns.filters.iter().copied().chain(self.columns.split);
-        for (seen, place) in self.seen.iter_mut().zip(watched) {
+        self.read += 1;
+        for (seen, (place, ..)) in self.seen.iter_mut().zip(self.rows.watched()) {
             if seen.len() < LISTED && !seen.contains(&record[place]) {
                 seen.insert(record[place].to_owned());
             }
         }
-        let wanted = self.query.filter.values();
-        if self.columns.filters.iter().zip(wanted).any(|(place, value)| record[*place] != **value) {
-            return Ok(());
-        }
-        let part = match self.columns.split.map(|place| &record[place]) {
-            None | Some("train") => &mut self.train,
-            Some("test") => &mut self.test,
-            Some(_) => return Ok(()),
+        let part = match (self.rows.use_of(self.path, record), self.query.unusable) {
+            (Ok(None), _) | (Err(_), Unusable::LeaveOut) => return Ok(()),
+            (Err(error), Unusable::Refuse) => return Err(error),
+            (Ok(Some(Use::Train)), _) => &mut self.parts.train,
+            (Ok(Some(Use::Validation)), _) => &mut self.parts.validation,
+            (Ok(Some(Use::Test)), _) => &mut self.parts.test,
         };
-        self.passed += 1;
+        self.used += 1;
         let before = (part.dataset.features.len(), part.dataset.labels.len());
         let added = add_row(part, self.path, self.query.spec, &self.columns, record);
         let added = match self.query.unusable {
@@ -228,28 +397,45 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn finish(self) -> Result<(Part, Part), TableError> {
-        if !self.train.dataset.is_empty() || self.query.unusable == Unusable::LeaveOut {
-            return Ok((self.train, self.test));
+    fn finish(self) -> Result<Parts, TableError> {
+        if self.query.unusable == Unusable::LeaveOut {
+            return Ok(self.parts);
         }
-        let why = if self.rows == 0 {
-            "there is only the header line".to_owned()
-        } else if self.dropped > 0 {
-            format!(
-                "{} of {} training and test rows miss a cell and `missing` drops them",
-                self.dropped, self.passed
-            )
-        } else {
-            let split = self.query.split_column.map(|column| (column, "train"));
-            let filters = self.query.filter.iter().map(|(column, value)| (column.as_str(), value.as_str()));
-            let tell = |((column, value), seen): ((&str, &str), &BTreeSet<String>)| {
-                let values: Vec<String> = seen.iter().map(|value| format!("`{value}`")).collect();
-                let more = if values.len() == LISTED { ", ..." } else { "" };
-                format!("`{column}` must be `{value}` and is one of {}{more}", values.join(", "))
-            };
-            filters.chain(split).zip(&self.seen).map(tell).collect::<Vec<_>>().join("; ")
+        let Division { test, validation, .. } = self.query.division;
+        if self.parts.train.dataset.is_empty() {
+            return Err(TableError::Empty { path: self.path.into(), why: self.why_empty() });
+        }
+        let none_of = |share: f64, part: &Part| share > 0.0 && part.dataset.is_empty();
+        let key = match &self.parts {
+            parts if none_of(test, &parts.test) => "test_fraction",
+            parts if none_of(validation, &parts.validation) => "validation_fraction",
+            _ => return Ok(self.parts),
         };
-        Err(TableError::Empty { path: self.path.into(), why })
+        Err(TableError::NoneDrawn { path: self.path.into(), key, rows: self.used })
+    }
+
+    fn why_empty(&self) -> String {
+        if self.read == 0 {
+            return "there is only the header line".to_owned();
+        }
+        let kept = self.parts.test.dataset.len() + self.parts.validation.dataset.len();
+        if self.dropped > 0 {
+            return format!(
+                "{} of {} training and test rows miss a cell and `missing` drops them",
+                self.dropped, self.used
+            );
+        }
+        if kept > 0 && self.query.division.column.is_none() {
+            return format!(
+                "all {kept} were drawn for testing or validation; give smaller shares or another `split_seed`"
+            );
+        }
+        let tell = |((_, column, value), seen): ((usize, &str, &str), &BTreeSet<String>)| {
+            let values: Vec<String> = seen.iter().map(|value| format!("`{value}`")).collect();
+            let more = if values.len() == LISTED { ", ..." } else { "" };
+            format!("`{column}` must be `{value}` and is one of {}{more}", values.join(", "))
+        };
+        self.rows.watched().zip(&self.seen).map(tell).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -262,8 +448,8 @@ fn add_row(
     record: &StringRecord,
 ) -> Result<Row, TableError> {
     let is_narrow = spec.standardise == Standardise::None;
-    let line = record.position().map_or(0, csv::Position::line);
-    let place = Place { path, line, missing: spec.missing, is_narrow };
+    let (line, decimal) = (line_of(record), columns.decimal);
+    let place = Place { path, line, missing: spec.missing, decimal, is_narrow };
     for (column, at) in spec.features.iter().zip(&columns.numeric) {
         let Some(value) = place.number(column, &record[*at])? else { return Ok(Row::Dropped) };
         part.dataset.features.make_wide().push(value);
@@ -278,14 +464,14 @@ fn add_row(
         part.dataset.features.make_wide().extend(one_hot);
     }
     let cell = &record[columns.label];
-    if is_missing(cell) {
+    if is_missing(cell) && !columns.classes.lists(cell) {
         if spec.missing == Missing::Drop {
             return Ok(Row::Dropped);
         }
         let (path, line) = (path.into(), place.line);
         return Err(TableError::NoLabel { path, line, column: spec.label.clone(), value: cell.into() });
     }
-    place.label(&mut part.dataset.labels, spec, cell)?;
+    place.label(&mut part.dataset.labels, spec, columns, cell)?;
     if let Some(at) = columns.id {
         if is_missing(&record[at]) {
             return Err(TableError::NoId { path: path.into(), line: place.line });
@@ -300,6 +486,7 @@ struct Place<'a> {
     path: &'a Path,
     line: u64,
     missing: Missing,
+    decimal: Decimal,
     /// Whether cells reach the model as they are, in f32.
     is_narrow: bool,
 }
@@ -310,14 +497,19 @@ impl Place<'_> {
         if is_missing(cell) {
             return self.missing_cell(column, cell);
         }
-        let is_usable = |value: f64| value.is_finite() && (!self.is_narrow || (value as f32).is_finite());
-        let value = cell.parse::<f64>().ok().filter(|value| is_usable(*value));
+        let value = self.finite(cell);
         value.map(Some).ok_or_else(|| TableError::Number {
             path: self.path.into(),
             line: self.line,
             column: column.into(),
             value: cell.into(),
+            advice: dialect::advice(cell, self.decimal),
         })
+    }
+
+    fn finite(&self, cell: &str) -> Option<f64> {
+        let is_usable = |value: &f64| value.is_finite() && (!self.is_narrow || (*value as f32).is_finite());
+        dialect::number(cell, self.decimal).filter(is_usable)
     }
 
     /// What stands for a missing cell; `None` drops the row.
@@ -335,32 +527,32 @@ impl Place<'_> {
         }
     }
 
-    fn label(&self, labels: &mut Labels, spec: &TableSpec, cell: &str) -> Result<(), TableError> {
-        let wrong = |wanted: String| TableError::Label {
+    fn label(
+        &self,
+        labels: &mut Labels,
+        spec: &TableSpec,
+        columns: &Columns,
+        cell: &str,
+    ) -> Result<(), TableError> {
+        let wrong = |wanted: String, advice: &'static str| TableError::Label {
             path: self.path.into(),
             line: self.line,
             column: spec.label.clone(),
             value: cell.into(),
             wanted,
+            advice,
         };
-        let value = cell.parse::<f64>().ok();
-        match (labels, spec.target) {
-            (Labels::Classes(known), Target::Classes(classes)) => {
-                let class = value.and_then(|value| to_class(value, classes));
-                known.push(class.ok_or_else(|| wrong(format!("a class from 0 to {}", classes - 1)))?);
+        match labels {
+            Labels::Classes(known) => {
+                let advice = if columns.classes.are_counted() { LIST_THEM } else { "" };
+                known.push(columns.class_of(cell).ok_or_else(|| wrong(columns.classes.wanted(), advice))?);
             }
-            (Labels::Real(known), Target::Real) => {
-                let value = value.map(|value| value as f32).filter(|value| value.is_finite());
-                known.push(value.ok_or_else(|| wrong("a finite number".to_owned()))?);
-            }
-            (Labels::Classes(_), Target::Real) | (Labels::Real(_), Target::Classes(_)) => {
-                unreachable!("labels are made for the plan's target when the reading starts")
+            Labels::Real(known) => {
+                let value = self.finite(cell);
+                let advice = dialect::advice(cell, self.decimal);
+                known.push(value.ok_or_else(|| wrong("a finite number".to_owned(), advice))?);
             }
         }
         Ok(())
     }
-}
-
-fn is_missing(cell: &str) -> bool {
-    ["", "?", "na", "nan"].iter().any(|word| cell.eq_ignore_ascii_case(word))
 }

@@ -5,7 +5,7 @@ use super::*;
 fn spec() -> Spec {
     let table = TableSpec {
         label: "label".into(),
-        target: Target::Classes(2),
+        target: Target::Classes(2).into(),
         features: vec!["age".into(), "chol".into()],
         categorical: vec![Categorical { column: "cp".into(), values: vec!["1".into(), "2".into()] }],
         standardise: Standardise::Federated,
@@ -29,6 +29,7 @@ fn spec() -> Spec {
         personal_layers: vec![],
         proximal_mu: 0.0,
         cohort_max: 4,
+        evaluation_records: Default::default(),
         privacy: PrivacySpec::default(),
     }
 }
@@ -82,7 +83,7 @@ fn every_contradiction_names_its_setting() {
     };
     assert_eq!(table(|table| table.features.push("age".into())), "data.table.features");
     assert_eq!(table(|table| table.label = "age".into()), "data.table.label");
-    assert_eq!(table(|table| table.target = Target::Classes(1)), "data");
+    assert_eq!(table(|table| table.target = Target::Classes(1).into()), "data");
     assert_eq!(table(|table| table.categorical[0].values.clear()), "data.table.categorical");
     let given = |table: &mut TableSpec| table.standardise = Standardise::Given { mean: vec![], std: vec![] };
     assert_eq!(table(given), "data.table.standardise");

@@ -50,6 +50,11 @@ impl Evaluator {
                     evaluate(&mut *learner, &question, &token)
                 };
                 let metrics = match catch_unwind(AssertUnwindSafe(asked)) {
+                    // Else a loss of nothing would make every model the best.
+                    Ok(Ok(metrics)) if measures_nothing(&metrics) => {
+                        let what = spec.evaluation_records.name();
+                        complain(run, round, &format!("the server's own source has no {what} records"))
+                    }
                     Ok(Ok(metrics)) if metrics.is_sound() => Some(metrics),
                     Ok(Ok(_)) => complain(run, round, "its metrics are not finite"),
                     Ok(Err(error)) => complain(run, round, &error.message),
@@ -80,6 +85,12 @@ impl Drop for Evaluator {
     fn drop(&mut self) {
         self.stop.stop();
     }
+}
+
+/// Whether these are the metrics of no record.
+fn measures_nothing(metrics: &Metrics) -> bool {
+    let Metrics { loss, accuracy, examples, .. } = *metrics;
+    examples == 0 && loss == 0.0 && accuracy.is_none()
 }
 
 fn complain(run: RunId, round: Round, why: &str) -> Option<Metrics> {

@@ -37,6 +37,7 @@ impl Case {
             personal_layers: _,
             proximal_mu: _,
             cohort_max: _,
+            evaluation_records: _,
             privacy,
         } = &**spec;
         let PrivacySpec { central, local: None, examples: None } = privacy else {

@@ -81,7 +81,8 @@ fn train(
 ) -> Result<Trained, Failure> {
     let alone = population.alone(name, data).or_fail(Kind::Defect, name)?;
     let cohort = CohortPlan { deadline: scenario.plan.cohort.deadline, ..CohortPlan::default() };
-    let evaluation = EvaluationPlan { every: 0, sites: Evaluators::None, central: false };
+    let evaluation =
+        EvaluationPlan { every: 0, sites: Evaluators::None, central: false, ..EvaluationPlan::default() };
     let plan = Plan { cohort, evaluation, ..scenario.plan.clone() };
     let first =
         first_model(alone.models(), &plan.spec, Seed::from_number(seed)).or_fail(Kind::Defect, name)?;

@@ -122,7 +122,8 @@ impl Findings {
 
 pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
-    let plan = args.plan.as_deref().map(read_plan).transpose()?.map(|file| file.plan);
+    let table = file.data.table();
+    let plan = args.plan.as_deref().map(|plan| read_plan(plan, table)).transpose()?.map(|file| file.plan);
     let mut findings = Findings::default();
     findings.ok("site file", format!("{} is read", args.file.display()));
     let running = state_folder(&file, &mut findings);

@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use csv::{ErrorKind, StringRecord};
-use protocol::{LearnError, TableSpec, Target};
+use protocol::{LearnError, TableSpec};
 
-use super::super::cells::Cells;
-use super::super::files::open;
 use super::super::load::Unusable;
-use super::super::{CsvSource, Dataset, Labels};
-use super::{Columns, LISTED, Part, Query, Row, TableError, add_row, is_missing};
+use super::super::{CsvSource, Decimal, Separator, SourceSpec};
+use super::division::{Division, Use};
+use super::rows::Rows;
+use super::{Columns, LISTED, Part, Query, Row, Table, TableError, add_row, dialect, is_missing, line_of};
 
 /// How many bad rows are described.
 const FAULTS_LISTED: usize = 5;
@@ -25,8 +25,12 @@ pub struct TableSurvey {
     pub path: PathBuf,
     /// Rows below the header.
     pub rows: u64,
-    /// Rows that `where` and `split_column` choose.
+    /// What stands between its cells.
+    pub separator: Separator,
+    /// Rows that `where` chooses.
     pub chosen: u64,
+    /// How many of them are to train on, for validation and for testing, where its rows are divided.
+    pub divided: Option<[u64; 3]>,
     /// Its columns; with a plan, those that the plan uses.
     pub columns: Vec<ColumnSurvey>,
     /// Chosen rows that the plan's `missing` leaves out.
@@ -44,7 +48,7 @@ pub struct ColumnSurvey {
     pub name: String,
     /// Cells that count as missing.
     pub missing: u64,
-    /// Other cells that are not finite numbers.
+    /// Other cells that are not finite numbers; of the label, those that are no class of the plan.
     pub words: u64,
     /// The line of the first of those.
     pub first_word: Option<u64>,
@@ -54,6 +58,8 @@ pub struct ColumnSurvey {
     pub wants_numbers: bool,
     /// Cells that are none of the plan's categories, where it lists some.
     pub unlisted: u64,
+    /// Of the label, where it is a class: each class of the plan, and how many rows have it.
+    pub classes: Vec<(String, u64)>,
 }
 
 /// Looks through the files of `source`; with `spec`, as that plan would read them.
@@ -61,38 +67,24 @@ pub struct ColumnSurvey {
 /// # Errors
 /// [`LearnError`] when a file cannot be read at all or lacks a column.
 pub fn survey(source: &CsvSource, spec: Option<&TableSpec>) -> Result<Vec<TableSurvey>, LearnError> {
-    source.check()?;
-    let train = survey_file(&source.train, source, source.split_column.as_deref(), spec)?;
-    let test = source.test.as_ref().map(|test| survey_file(test, source, None, spec)).transpose()?;
-    Ok([train].into_iter().chain(test).collect())
-}
-
-impl CsvSource {
-    fn check(&self) -> Result<(), LearnError> {
-        Ok(super::super::SourceSpec::Csv(self.clone()).check()?)
-    }
+    SourceSpec::Csv(source.clone()).check()?;
+    let train = survey_file(&source.train, source, Division::of(source), spec)?;
+    let whole = source.files().skip(1).map(|path| survey_file(path, source, Division::default(), spec));
+    Ok([Ok(train)].into_iter().chain(whole).collect::<Result<_, _>>()?)
 }
 
 fn survey_file(
     path: &Path,
     source: &CsvSource,
-    split_column: Option<&str>,
+    division: Division<'_>,
     spec: Option<&TableSpec>,
 ) -> Result<TableSurvey, TableError> {
-    let file = open(path).map_err(|source| TableError::Open { path: path.into(), source })?;
-    let damaged = |source| TableError::Csv { path: path.into(), source };
-    let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(Cells::new(file));
-    let headers = csv.headers().map_err(damaged)?.clone();
-    let chosen = Chosen::find(path, &headers, source, split_column)?;
+    let mut table = Table::open(path, source.separator)?;
+    let headers = table.headers(path)?;
+    let rows = Rows::find(path, &headers, source, division)?;
     let planned = match spec {
         Some(spec) => {
-            let query = Query {
-                spec,
-                filter: &source.filter,
-                split_column,
-                id_column: None,
-                unusable: Unusable::Refuse,
-            };
+            let query = Query { spec, source, division, id_column: None, unusable: Unusable::Refuse };
             Some((spec, Columns::find(path, &headers, query)?))
         }
         None => None,
@@ -100,32 +92,39 @@ fn survey_file(
     let mut survey = TableSurvey {
         path: path.into(),
         rows: 0,
+        separator: table.separator,
         chosen: 0,
+        divided: rows.are_divided().then_some([0; 3]),
         columns: columns(&headers, spec),
         dropped: 0,
         bad: 0,
         faults: Vec::new(),
     };
-    let places: Vec<usize> =
-        survey.columns.iter().filter_map(|column| place(&headers, &column.name)).collect();
+    let place = |column: &ColumnSurvey| headers.iter().position(|header| header == column.name);
+    let places: Vec<usize> = survey.columns.iter().filter_map(place).collect();
+    let look = Look { rows: &rows, places: &places, decimal: source.decimal, planned: planned.as_ref() };
     let mut record = StringRecord::new();
     loop {
-        match csv.read_record(&mut record) {
+        match table.read(&mut record) {
             Ok(false) => return Ok(survey),
-            Ok(true) => survey.take(&record, &chosen, &places, planned.as_ref()),
-            Err(error) => match (error.kind(), error.position().map(csv::Position::line)) {
-                (ErrorKind::UnequalLengths { .. } | ErrorKind::Utf8 { .. }, Some(line)) => {
-                    survey.rows += 1;
-                    survey.note(line, error.to_string());
-                }
-                _ => return Err(damaged(error)),
-            },
+            Ok(true) => survey.take(&record, &look),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::UnequalLengths { .. } | ErrorKind::Utf8 { .. }) =>
+            {
+                survey.rows += 1;
+                survey.note(table.line, table.damaged(path, error).to_string());
+            }
+            Err(error) => return Err(table.damaged(path, error)),
         }
     }
 }
 
-fn place(headers: &StringRecord, name: &str) -> Option<usize> {
-    headers.iter().position(|header| header == name)
+/// What is looked for in a row.
+struct Look<'a> {
+    rows: &'a Rows<'a>,
+    places: &'a [usize],
+    decimal: Decimal,
+    planned: Option<&'a (&'a TableSpec, Columns)>,
 }
 
 /// The columns to look at, without counts.
@@ -138,61 +137,40 @@ fn columns(headers: &StringRecord, spec: Option<&TableSpec>) -> Vec<ColumnSurvey
         values: BTreeSet::new(),
         wants_numbers,
         unlisted: 0,
+        classes: Vec::new(),
     };
     let Some(spec) = spec else { return headers.iter().map(|name| column(name, false)).collect() };
     let numeric = spec.features.iter().map(|name| column(name, true));
     let categorical = spec.categorical.iter().map(|one| column(&one.column, false));
-    numeric.chain(categorical).chain([column(&spec.label, true)]).collect()
-}
-
-/// Which rows the site's settings choose.
-struct Chosen<'a> {
-    filters: Vec<(usize, &'a str)>,
-    split: Option<usize>,
-}
-
-impl<'a> Chosen<'a> {
-    fn find(
-        path: &Path,
-        headers: &StringRecord,
-        source: &'a CsvSource,
-        split_column: Option<&str>,
-    ) -> Result<Self, TableError> {
-        let at = |name: &str| {
-            place(headers, name).ok_or_else(|| {
-                let have = headers.iter().map(|header| format!("`{header}`")).collect::<Vec<_>>().join(", ");
-                TableError::NoColumn { path: path.into(), column: name.into(), have }
-            })
-        };
-        let filters = source.filter.iter().map(|(name, value)| Ok((at(name)?, value.as_str())));
-        Ok(Self { filters: filters.collect::<Result<_, _>>()?, split: split_column.map(at).transpose()? })
-    }
-
-    fn chooses(&self, record: &StringRecord) -> bool {
-        self.filters.iter().all(|(place, value)| record[*place] == **value)
-            && self.split.is_none_or(|place| ["train", "test"].contains(&&record[place]))
-    }
+    let classes = spec.target.names().into_iter().map(|name| (name, 0)).collect();
+    numeric.chain(categorical).chain([ColumnSurvey { classes, ..column(&spec.label, true) }]).collect()
 }
 
 impl TableSurvey {
-    fn take(
-        &mut self,
-        record: &StringRecord,
-        chosen: &Chosen<'_>,
-        places: &[usize],
-        planned: Option<&(&TableSpec, Columns)>,
-    ) {
+    fn take(&mut self, record: &StringRecord, look: &Look<'_>) {
         self.rows += 1;
-        if !chosen.chooses(record) {
-            return;
-        }
+        let line = line_of(record);
+        let purpose = match look.rows.use_of(&self.path, record) {
+            Ok(None) => return,
+            Ok(Some(purpose)) => Some(purpose),
+            Err(error) => {
+                self.note(line, error.to_string());
+                None
+            }
+        };
         self.chosen += 1;
-        let line = record.position().map_or(0, csv::Position::line);
-        for (column, place) in self.columns.iter_mut().zip(places) {
-            column.take(&record[*place], line, planned.map(|(spec, _)| *spec));
+        if let (Some(divided), Some(purpose)) = (&mut self.divided, purpose) {
+            divided[match purpose {
+                Use::Train => 0,
+                Use::Validation => 1,
+                Use::Test => 2,
+            }] += 1;
         }
-        let Some((spec, columns)) = planned else { return };
-        match add_row(&mut one_row(spec), &self.path, spec, columns, record) {
+        for (column, place) in self.columns.iter_mut().zip(look.places) {
+            column.take(&record[*place], line, look);
+        }
+        let (Some((spec, columns)), Some(_)) = (look.planned, purpose) else { return };
+        match add_row(&mut Part::empty(spec), &self.path, spec, columns, record) {
             Ok(Row::Kept) => {}
             Ok(Row::Dropped) => self.dropped += 1,
             Err(error) => self.note(line, error.to_string()),
@@ -208,15 +186,21 @@ impl TableSurvey {
 }
 
 impl ColumnSurvey {
-    fn take(&mut self, cell: &str, line: u64, spec: Option<&TableSpec>) {
+    fn take(&mut self, cell: &str, line: u64, look: &Look<'_>) {
+        let spec = look.planned.map(|(spec, _)| *spec);
         let listed = spec.and_then(|spec| spec.categorical.iter().find(|one| one.column == self.name));
         let is_listed = listed.is_some_and(|one| one.values.iter().any(|value| value == cell));
-        if is_missing(cell) && !is_listed {
+        let labels = look.planned.map(|(_, columns)| columns).filter(|_| !self.classes.is_empty());
+        if is_missing(cell) && !is_listed && !labels.is_some_and(|columns| columns.classes.lists(cell)) {
             self.missing += 1;
             return;
         }
         self.unlisted += u64::from(listed.is_some() && !is_listed);
-        if !cell.parse::<f64>().is_ok_and(f64::is_finite) {
+        let is_understood = match labels {
+            Some(columns) => self.count(columns, cell),
+            None => dialect::number(cell, look.decimal).is_some_and(f64::is_finite),
+        };
+        if !is_understood {
             self.words += 1;
             self.first_word.get_or_insert(line);
             if self.values.len() < LISTED {
@@ -224,27 +208,24 @@ impl ColumnSurvey {
             }
         }
     }
-}
 
-/// Where one row goes, to be forgotten.
-fn one_row(spec: &TableSpec) -> Part {
-    let labels = match spec.target {
-        Target::Classes(_) => Labels::Classes(Vec::new()),
-        Target::Real => Labels::Real(Vec::new()),
-    };
-    Part { dataset: Dataset { shape: Vec::new(), features: Vec::new().into(), labels }, ids: Vec::new() }
+    /// Counts a label; whether it is a class.
+    fn count(&mut self, columns: &Columns, cell: &str) -> bool {
+        let class = columns.class_of(cell).and_then(|class| self.classes.get_mut(class as usize));
+        class.map(|(_, rows)| *rows += 1).is_some()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use protocol::{Categorical, Missing, Standardise};
+    use protocol::{Categorical, Missing, Standardise, Target};
 
     use super::*;
 
     fn spec(missing: Missing) -> TableSpec {
         TableSpec {
             label: "y".into(),
-            target: Target::Classes(2),
+            target: Target::Classes(2).into(),
             features: vec!["age".into()],
             categorical: vec![Categorical { column: "sex".into(), values: vec!["f".into(), "m".into()] }],
             standardise: Standardise::None,
@@ -257,7 +238,7 @@ mod tests {
         let train = dir.join("rows.csv");
         std::fs::write(&train, text).unwrap();
         let filter = [("ward".to_owned(), "a".to_owned())].into();
-        CsvSource { train, test: None, filter, split_column: None }
+        CsvSource { filter, ..CsvSource::new(train) }
     }
 
     #[test]
@@ -269,7 +250,7 @@ mod tests {
         assert!(found.faults[0].1.contains("`age` holds `old`"), "{:?}", found.faults);
         let [age, sex, y] = &found.columns[..] else { panic!("{:?}", found.columns) };
         assert_eq!((age.missing, age.words, age.first_word, age.wants_numbers), (1, 1, Some(3), true));
-        assert_eq!((sex.words, sex.unlisted, y.words), (4, 1, 0));
+        assert_eq!((sex.words, sex.unlisted, y.words), (4, 1, 1), "7 is no class");
         let dropping = survey(&source(dir.path()), Some(&spec(Missing::Drop))).unwrap().remove(0);
         assert_eq!((dropping.bad, dropping.dropped), (3, 1));
     }

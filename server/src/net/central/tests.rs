@@ -64,6 +64,11 @@ fn losses(personal: &[String], values: &[f32]) -> Vec<Option<f64>> {
 }
 
 #[test]
+fn a_server_without_records_to_measure_on_says_nothing_of_a_model() {
+    assert_eq!(losses(&[], &[0.0, 3.0]), [None, Some(9.0)]);
+}
+
+#[test]
 fn a_learner_that_fails_or_panics_gives_no_metrics_and_goes_on() {
     let found = losses(&[], &[3.0, 1.0, 2.0, f32::INFINITY, 4.0]);
     assert_eq!(found, [Some(9.0), None, None, None, Some(12.0)]);

@@ -127,8 +127,9 @@ impl Store {
         let mut known =
             self.medians.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&run).unwrap_or_default();
         let after = known.last_key_value().map_or(-1, |(round, _)| i64::from(*round));
-        let sql =
-            "SELECT round, loss, accuracy FROM reports WHERE run = $1 AND kind = 'evaluate' AND round > $2";
+        // A site without records to measure on, or whose policy tells no metrics, has no voice.
+        let sql = "SELECT round, loss, accuracy FROM reports WHERE run = $1 AND kind = 'evaluate' AND round > $2 \
+                   AND NOT (examples = 0 AND loss = 0 AND accuracy IS NULL)";
         let found = sqlx::query(sql).bind(run.to_string()).bind(after).fetch_all(&self.pool).await?;
         let mut scores: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
         for row in &found {

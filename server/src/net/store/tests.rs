@@ -108,6 +108,24 @@ async fn what_is_committed_is_there_bit_for_bit_after_reopening() {
 }
 
 #[tokio::test]
+async fn a_site_without_records_to_measure_on_has_no_voice_in_which_model_is_best() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    for (round, accuracy) in [(1u8, 0.6), (2, 0.9), (3, 0.7)] {
+        let mut done = commit(round.into(), [f32::from(round); 3]);
+        let task = TaskId { run: RUN, round: Round(round.into()), kind: TaskKind::Evaluate };
+        let measured = Metrics { loss: 0.3, accuracy: Some(accuracy), examples: 9, seconds: 0.1 };
+        let told = [("north", measured), ("south", Metrics::default()), ("west", Metrics::default())];
+        done.reports =
+            told.into_iter().map(|(name, metrics)| (ClientId::new(name).unwrap(), task, metrics)).collect();
+        done.summary.sites = Some(measured);
+        store.commit(RUN, &layout(), &done).await.unwrap();
+    }
+    assert_eq!(store.model(RUN, ModelChoice::Best).await.unwrap().unwrap().line.round, 2);
+}
+
+#[tokio::test]
 async fn a_second_server_on_the_same_state_is_refused() {
     let Some(dir) = place() else { return };
     let first = dir.open().await;

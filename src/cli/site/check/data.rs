@@ -1,7 +1,7 @@
 //! What the site's data hold, and whether a plan can use them.
 
-use learning::{ColumnSurvey, SourceSpec, TableSurvey, load, survey};
-use protocol::{DataSpec, RecordCount, TableSpec};
+use learning::{ColumnSurvey, SourceSpec, TableSurvey, load_measured, survey};
+use protocol::{DataSpec, EvaluationRecords, RecordCount, TableSpec};
 use server::Plan;
 
 use super::Findings;
@@ -28,16 +28,26 @@ pub(super) fn look_at_data(
         return open_files(source, findings);
     }
     let Some(plan) = plan else { return };
-    let tried = load(source, &plan.spec.data).and_then(|data| Ok((data.try_out(&plan.spec)?, data)));
-    match tried {
+    let records = plan.spec.evaluation_records;
+    let loaded = load_measured(source, &plan.spec.data, records);
+    match loaded.and_then(|data| Ok((data.try_out(&plan.spec)?, data))) {
         Ok((flat, data)) => {
-            let test = data.test.as_ref().map_or(0, |test| test.len());
-            findings
-                .ok("data for the plan", format!("{} records to train on, {test} to test", data.train.len()));
+            let measured = data.test.as_ref().map_or(0, |test| test.len());
+            let what = match records {
+                EvaluationRecords::Test => "to test",
+                EvaluationRecords::Validation => "for validation",
+            };
+            let told = format!("{} records to train on, {measured} {what}", data.train.len());
+            findings.ok("data for the plan", told);
             for column in flat {
                 let message = "all its numbers are the same, or as good as the same in 53 bits: standardised, they are 0 here; where that is \
                                not meant, write it with more digits or from a nearer zero";
                 findings.warn(format!("spread of {column}"), message);
+            }
+            if measured == 0 && records == EvaluationRecords::Validation {
+                let message = "the plan evaluates on validation records and there are none: this site measures nothing; set \
+                                `validation_fraction` or `validation` under [data.csv]";
+                findings.warn("validation", message.to_owned());
             }
             let found = data.train.len() as u64;
             if let RecordCount::Public(declared) = declared
@@ -57,8 +67,14 @@ pub(super) fn look_at_data(
 fn describe(file: &TableSurvey, plan: Option<&TableSpec>, findings: &mut Findings) {
     let path = file.path.display();
     let told = format!("{path}: {} of {} rows are chosen", file.chosen, file.rows);
+    let told = match file.divided {
+        Some([train, validation, test]) => {
+            format!("{told}: {train} to train on, {validation} for validation, {test} to test")
+        }
+        None => told,
+    };
     match file.chosen {
-        0 => findings.fail("data", format!("{told}; compare `where` and `split_column` with the file")),
+        0 => findings.fail("data", format!("{told}; compare `where` with the file")),
         _ => findings.ok("data", told),
     }
     for column in &file.columns {
@@ -84,18 +100,30 @@ fn describe(file: &TableSurvey, plan: Option<&TableSpec>, findings: &mut Finding
 fn describe_column(column: &ColumnSurvey, rows: u64, planned: bool, findings: &mut Findings) {
     let mut told = vec![format!("{} cells missing", column.missing)];
     let ColumnSurvey { missing, words, wants_numbers, unlisted, .. } = *column;
+    let absent: Vec<&str> =
+        column.classes.iter().filter(|(_, rows)| *rows == 0).map(|(class, _)| class.as_str()).collect();
     if words > 0 {
         let line = column.first_word.unwrap_or_default();
         let shown: Vec<&str> = column.values.iter().take(SHOWN).map(String::as_str).collect();
         let more = if column.values.len() > SHOWN { ", ..." } else { "" };
-        told.push(format!("{words} no numbers (first at line {line}): {}{more}", shown.join(", ")));
+        let what = if column.classes.is_empty() { "no numbers" } else { "no class of the plan" };
+        told.push(format!("{words} {what} (first at line {line}): {}{more}", shown.join(", ")));
     }
     if unlisted > 0 {
         told.push(format!("{unlisted} are none of the plan's categories and count as all zeros"));
     }
+    if !column.classes.is_empty() && column.classes.len() <= SHOWN {
+        let count = |(class, rows): &(String, u64)| format!("{class} in {rows}");
+        told.push(format!(
+            "classes: {} rows",
+            column.classes.iter().map(count).collect::<Vec<_>>().join(", ")
+        ));
+    } else if !absent.is_empty() {
+        told.push(format!("{} of {} classes have no row", absent.len(), column.classes.len()));
+    }
     let name = format!("column {}", column.name);
     let empty = rows > 0 && missing == rows;
-    if (planned && wants_numbers && words > 0) || unlisted > 0 || empty {
+    if (planned && wants_numbers && words > 0) || unlisted > 0 || empty || !absent.is_empty() {
         findings.warn(name, told.join("; "));
     } else {
         findings.ok(name, told.join("; "));
@@ -105,7 +133,7 @@ fn describe_column(column: &ColumnSurvey, rows: u64, planned: bool, findings: &m
 /// Whether array files are there; what they hold shows with a plan.
 fn open_files(source: &SourceSpec, findings: &mut Findings) {
     let files = match source {
-        SourceSpec::Csv(csv) => vec![Some(&csv.train), csv.test.as_ref()],
+        SourceSpec::Csv(csv) => csv.files().map(Some).collect(),
         SourceSpec::Idx(idx) => vec![
             Some(&idx.train_images),
             Some(&idx.train_labels),
