@@ -43,8 +43,12 @@ impl<'de> Visitor<'de> for Typed {
         }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Strategy, A::Error> {
-        Strategy::deserialize(MapAccessDeserializer::new(map))
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strategy, A::Error> {
+        let strategy = Strategy::deserialize(MapAccessDeserializer::new(&mut map))?;
+        match map.next_key::<String>()? {
+            Some(other) => Err(A::Error::custom(format!("a run has one strategy; remove `{other}`"))),
+            None => Ok(strategy),
+        }
     }
 }
 
@@ -82,7 +86,7 @@ mod tests {
             ("\"fedadm\"", "fedadm"),
             ("{ fedadam = { beta3 = 1 } }", "beta3"),
             ("{ fedprox = {} }", "mu"),
-            ("{ fedadam = {}, fedavg = {} }", ""),
+            ("{ fedadam = {}, fedyogi = {} }", "one strategy"),
             ("3", "a word such as"),
         ] {
             let error = read(typed).unwrap_err();

@@ -79,13 +79,15 @@ fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
     let metrics = Metrics::default();
     let trained = |points: Vec<i32>, weight| Outcome::Trained { points, weight, vote: 0, metrics };
     let nan = Metrics { loss: f64::NAN, ..metrics };
+    // The largest norm that the plan's lattice has; one point more is too long.
+    let reach = Stage::new(TWO).coordinator.lattice.reach();
     let bad = [
         (trained(vec![0], 1), Refusal::WrongShape),
         (trained(vec![0, i32::MAX], 1), Refusal::OutOfRange),
         (trained(vec![f32::NAN.to_bits() as i32, 0], 1), Refusal::OutOfRange),
-        (trained(vec![1 << 30, 1], 1), Refusal::NormExceeded),
+        (trained(vec![reach, 1], 1), Refusal::NormExceeded),
         (trained(vec![0, 0], 0), Refusal::WrongWeight),
-        (trained(vec![0, 0], 1001), Refusal::WrongWeight),
+        (trained(vec![0, 0], 131_073), Refusal::WrongWeight),
         (Outcome::Trained { points: vec![0, 0], weight: 1, vote: 0, metrics: nan }, Refusal::BadMetrics),
         (Outcome::Evaluated { metrics }, Refusal::WrongKind),
         (Outcome::Counted { limbs: vec![] }, Refusal::WrongKind),
@@ -111,8 +113,8 @@ fn an_answer_that_was_checked_elsewhere_counts_as_if_it_had_been_checked_here() 
     let task = stage.take_sent().remove(0).1;
     let checker = stage.coordinator.checker();
     let check = |outcome: Outcome| checker.check(Answer { task: task.id, outcome });
-    let longer =
-        Outcome::Trained { points: vec![1 << 30, 1], weight: 1, vote: 0, metrics: Metrics::default() };
+    let reach = stage.coordinator.lattice.reach();
+    let longer = Outcome::Trained { points: vec![reach, 1], weight: 1, vote: 0, metrics: Metrics::default() };
     stage.handle(Event::Checked { client: id("bad"), checked: check(longer) });
     assert_eq!(stage.refusals("bad"), [(Refusal::NormExceeded, 1)]);
     stage.handle(Event::Checked { client: id("nobody"), checked: check(honest(&task, 9.0, 1)) });
