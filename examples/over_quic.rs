@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! $ cargo run --example over_quic
-//! over QUIC  304a5b531400ac8e9748eaab7e390afc41b414bb33cba6c597ed057cba8e8106
-//! simulated  304a5b531400ac8e9748eaab7e390afc41b414bb33cba6c597ed057cba8e8106
+//! over QUIC  de1d1215a0ba7a2ad08c6ecb94ac883be61dd3f46c4d02ad3ab7707637aad190
+//! simulated  de1d1215a0ba7a2ad08c6ecb94ac883be61dd3f46c4d02ad3ab7707637aad190
 //! ```
 #![expect(clippy::disallowed_methods, reason = "certificates are dated by the clock of this machine")]
 

@@ -1,22 +1,23 @@
 //! What a run leaves behind: one folder with the plan as it was understood, every event, every round, the model and the
 //! curves.
 //!
-//! `resolved.toml` · `events.jsonl` (one object a line) · `metrics.csv` (one line a round) · `model.safetensors` ·
-//! `curves.svg` · `report.html`, all of it on one page; and where the plan promises privacy `privacy_statement.json` and
-//! `ledger.jsonl`.
+//! `resolved.toml` · `events.jsonl` (one object a line) · `metrics.csv` (one line a round) · `model.safetensors`, the last model, and
+//! `best.safetensors` · `curves.svg` · `report.html`, all of it on one page; and where the plan promises privacy
+//! `privacy_statement.json` and `ledger.jsonl`.
 
 mod curves;
 mod events;
 mod gallery;
+mod metrics;
 mod model;
 mod report;
 
-use std::fs::{File, create_dir_all};
+use std::fs::{File, OpenOptions, create_dir_all, remove_file};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use privacy::chain::Link;
-use protocol::wire::RoundSummary;
+use protocol::wire::{ClientSummary, RoundSummary};
 use server::PrivacyStatement;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -24,6 +25,8 @@ use time::macros::format_description;
 pub use curves::draw_curves;
 pub use events::event_json;
 pub use gallery::{Gallery, draw_membership};
+use metrics::write_metrics;
+pub use metrics::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured};
 pub use model::{Existing, Held, ModelFile, ModelFileError, Notes, write_model, write_tensors, write_whole};
 pub use report::{Report, write_report};
 
@@ -32,7 +35,15 @@ pub use report::{Report, write_report};
 pub struct Results {
     folder: PathBuf,
     events: BufWriter<File>,
+    written: u64,
+    clients: Vec<ClientSummary>,
+    metrics: ClientMetrics,
 }
+
+/// The file that keeps room on the disk for the model until it is written.
+const RESERVE: &str = "reserved.part";
+/// Bytes that are kept free beside the models: for everything else that is written at the end of a run.
+const RESERVE_BESIDE: u64 = 256 << 10;
 
 impl Results {
     /// Makes `<parent>/<date>-<name>-<id>`; `now` and four hexadecimal digits of `chance` make the name unique.
@@ -45,8 +56,82 @@ impl Results {
             .map_err(io::Error::other)?;
         let folder = parent.join(format!("{date}-{name}-{chance:04x}"));
         create_dir_all(&folder)?;
-        let events = BufWriter::new(File::create(folder.join("events.jsonl"))?);
-        Ok(Self { folder, events })
+        let events = File::create(folder.join("events.jsonl"))?;
+        Ok(Self::with(folder, events, 0))
+    }
+
+    /// Goes on in the folder of a run that was interrupted, after the first `events` bytes of its `events.jsonl`: what was written after
+    /// them will happen again.
+    ///
+    /// # Errors
+    /// When the file is shorter, or the disk refuses.
+    pub fn go_on(folder: &Path, events: u64) -> io::Result<Self> {
+        let path = folder.join("events.jsonl");
+        let file = OpenOptions::new().append(true).open(&path)?;
+        let found = file.metadata()?.len();
+        if found < events {
+            let message = format!("{}: {found} bytes are left of {events}", path.display());
+            return Err(io::Error::other(message));
+        }
+        file.set_len(events)?;
+        Ok(Self::with(folder.to_owned(), file, events))
+    }
+
+    fn with(folder: PathBuf, events: File, written: u64) -> Self {
+        let (clients, metrics) = (Vec::new(), ClientMetrics::default());
+        Self { folder, events: BufWriter::new(events), written, clients, metrics }
+    }
+
+    /// Takes `bytes` of the disk now, and some more, so that the models can be written when it is full later.
+    ///
+    /// # Errors
+    /// When the disk has not so much room.
+    pub fn reserve(&self, bytes: u64) -> io::Result<()> {
+        let path = self.folder.join(RESERVE);
+        let write = |mut file: File| -> io::Result<()> {
+            let (zeros, mut left) = ([0; 64 << 10], bytes.saturating_add(RESERVE_BESIDE));
+            while left > 0 {
+                let part = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                file.write_all(&zeros[..part])?;
+                left -= part as u64;
+            }
+            file.sync_all()
+        };
+        let written = File::create(&path).and_then(write);
+        if written.is_err() {
+            // The first error is the one to tell.
+            let _ = remove_file(&path);
+        }
+        written
+    }
+
+    /// Gives back what [`Results::reserve`] took.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn give_back(&self) -> io::Result<()> {
+        match remove_file(self.folder.join(RESERVE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is to be shown of every client at the end.
+    pub fn show_clients(&mut self, clients: Vec<ClientSummary>, metrics: ClientMetrics) {
+        (self.clients, self.metrics) = (clients, metrics);
+    }
+
+    /// How long `events.jsonl` is with all events so far.
+    pub fn events_written(&self) -> u64 {
+        self.written
+    }
+
+    /// Hands all events so far to the system.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn flush_events(&mut self) -> io::Result<()> {
+        self.events.flush()
     }
 
     /// The folder.
@@ -59,7 +144,10 @@ impl Results {
     /// # Errors
     /// When the disk refuses.
     pub fn event(&mut self, event: &serde_json::Value) -> io::Result<()> {
-        writeln!(self.events, "{event}")
+        let line = format!("{event}\n");
+        self.events.write_all(line.as_bytes())?;
+        self.written += line.len() as u64;
+        Ok(())
     }
 
     /// Writes `resolved.toml`: the plan with every default spelt out.
@@ -98,7 +186,7 @@ impl Results {
     ) -> io::Result<PathBuf> {
         self.events.flush()?;
         let mut csv = BufWriter::new(File::create(self.folder.join("metrics.csv"))?);
-        write_metrics(&mut csv, rounds)?;
+        write_metrics(&mut csv, rounds, &self.metrics)?;
         csv.flush()?;
         draw_curves(&self.folder.join("curves.svg"), title, rounds).map_err(io::Error::other)?;
         let plan = self.written("resolved.toml")?;
@@ -109,6 +197,7 @@ impl Results {
             title,
             lead,
             rounds,
+            clients: &self.clients,
             model_sha256: Some(model_sha256),
             statement: statement.as_ref(),
             plan: plan.as_deref(),
@@ -126,34 +215,6 @@ impl Results {
             Err(error) => Err(error),
         }
     }
-}
-
-fn write_metrics(csv: &mut impl Write, rounds: &[RoundSummary]) -> io::Result<()> {
-    writeln!(
-        csv,
-        "round,released,cohort,answered,train_loss,train_accuracy,sites_loss,sites_accuracy,sites_examples,\
-         central_loss,central_accuracy,seconds,epsilon"
-    )?;
-    let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));
-    for round in rounds {
-        let columns = [
-            number(round.train.map(|metrics| metrics.loss)),
-            number(round.train.and_then(|metrics| metrics.accuracy)),
-            number(round.sites.map(|metrics| metrics.loss)),
-            number(round.sites.and_then(|metrics| metrics.accuracy)),
-            round.sites.map_or_else(String::new, |metrics| metrics.examples.to_string()),
-            number(round.central.map(|metrics| metrics.loss)),
-            number(round.central.and_then(|metrics| metrics.accuracy)),
-        ];
-        let RoundSummary { round: number, released, seconds, .. } = round;
-        let shown = round.participation();
-        let (cohort, answered) = shown
-            .map_or_else(Default::default, |(asked, answered)| (asked.to_string(), answered.to_string()));
-        let seconds = shown.map_or_else(String::new, |_| format!("{seconds:.6}"));
-        let epsilon = round.epsilon.map_or_else(String::new, |epsilon| format!("{epsilon:.6}"));
-        writeln!(csv, "{number},{released},{cohort},{answered},{},{seconds},{epsilon}", columns.join(","))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -189,5 +250,61 @@ mod tests {
         let svg = std::fs::read_to_string(folder.join("curves.svg")).unwrap();
         assert!(svg.contains("<svg") && svg.contains("accuracy"));
         assert_eq!(std::fs::read_to_string(folder.join("events.jsonl")).unwrap(), "{\"event\":\"x\"}\n");
+    }
+
+    #[test]
+    fn clients_get_columns_of_their_own_as_long_as_they_are_few() {
+        use protocol::{ClientId, Round, RunId, TaskId, TaskKind};
+        let csv = |count: usize| {
+            let name = |number: usize| ClientId::new(&format!("c{number}")).unwrap();
+            let mut clients = ClientMetrics::of((0..count).map(name));
+            let task = |kind| TaskId { run: RunId(0), round: Round(1), kind };
+            let metrics = Metrics { loss: 0.5, accuracy: Some(0.75), examples: 8, seconds: 0.0 };
+            clients.add(&[
+                (name(0), task(TaskKind::Train), metrics),
+                (name(1), task(TaskKind::Evaluate), metrics),
+            ]);
+            let round = RoundSummary {
+                round: 1,
+                released: true,
+                cohort: 2,
+                answered: 1,
+                train: None,
+                sites: None,
+                central: None,
+                seconds: 1.0,
+                epsilon: None,
+            };
+            let mut text = Vec::new();
+            write_metrics(&mut text, &[round], &clients).unwrap();
+            String::from_utf8(text).unwrap()
+        };
+        let two = csv(2);
+        assert!(two.contains(",epsilon,c0_train_loss,c0_test_loss,c0_test_accuracy,c1_train_loss,"), "{two}");
+        assert!(two.ends_with(",1.000000,,0.500000,,,,0.500000,0.750000\n"), "{two}");
+        assert!(csv(CLIENT_COLUMNS_MAX + 1).lines().next().unwrap().ends_with(",epsilon"));
+    }
+
+    #[test]
+    fn a_folder_goes_on_after_the_events_that_were_counted_and_gives_its_reserve_back() {
+        let parent = tempfile::tempdir().unwrap();
+        let event = |number: u32| serde_json::json!({ "number": number });
+        let mut results = Results::create(parent.path(), "t", OffsetDateTime::UNIX_EPOCH, 1).unwrap();
+        results.reserve(100).unwrap();
+        results.event(&event(1)).unwrap();
+        let counted = results.events_written();
+        results.event(&event(2)).unwrap();
+        let folder = results.folder().to_owned();
+        drop(results);
+        assert!(folder.join(RESERVE).metadata().unwrap().len() > 100);
+        let mut results = Results::go_on(&folder, counted).unwrap();
+        results.event(&event(3)).unwrap();
+        results.give_back().unwrap();
+        results.give_back().unwrap();
+        results.flush_events().unwrap();
+        assert_eq!(results.events_written(), 2 * counted);
+        let text = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
+        assert_eq!(text, "{\"number\":1}\n{\"number\":3}\n");
+        assert!(Results::go_on(&folder, 1000).is_err() && !folder.join(RESERVE).exists());
     }
 }

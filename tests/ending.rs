@@ -144,3 +144,88 @@ fn a_site_that_is_held_by_its_disk_ends_within_seconds_of_a_signal() {
     }
     server.kill();
 }
+
+#[test]
+fn a_site_whose_disk_is_full_ends_for_its_supervisor_and_takes_part_again_once_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (fed, site) = (dir.path().join("fed"), dir.path().join("site"));
+    command(&["server", "init", text(&fed), "--name", "localhost"]);
+    let (server, address) = serve(text(&fed), "127.0.0.1:0");
+    command(&["server", "issue", "north", "--dir", text(&fed)]);
+    let bundle = fed.join("sites/north");
+    let server_at = ["--server", &address];
+    let of_bundle = ["--bundle", text(&bundle), "--policy", "plain"];
+    command(&[&["site", "init", text(&site)][..], &server_at, &of_bundle].concat());
+    let rows: String = (0..40).map(|row| format!("{row},{}\n", row % 2)).collect();
+    std::fs::write(site.join("data.csv"), format!("a,y\n{rows}")).unwrap();
+    let plan = dir.path().join("plan.toml");
+    let table = "[data.table]\nlabel = \"y\"\ntarget = { classes = 2 }\nfeatures = [\"a\"]\n";
+    let training = "[training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.0005 } }\n";
+    let rounds = "name = \"long\"\nrounds = 60\nmodel = \"logistic\"\n";
+    std::fs::write(&plan, format!("{rounds}{table}{training}")).unwrap();
+    submit(text(&plan), text(&fed), &address, None);
+    // Files of at most 16 or 32 KiB stand for the disk: a write beyond fails, as one on a full disk does.
+    let script = "trap '' XFSZ; ulimit -f 32; exec \"$0\" site run \"$1\"";
+    let file = site.join("site.toml");
+    let mut full = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_consortia"), text(&file)])
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while full.try_wait().unwrap().is_none() {
+        if began.elapsed() > Duration::from_secs(90) {
+            full.kill().unwrap();
+            panic!("a site that cannot keep its books goes on");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let output = full.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "a supervisor starts it again: {said}");
+    assert!(said.contains("books cannot be kept"), "{said}");
+    let member = Process::start(&["site", "run", text(&file)]);
+    let watched = command(&["run", "watch", "--dir", text(&fed), "--server", &address]);
+    assert_eq!(watched["state"], "finished", "{watched}");
+    drop(member);
+    server.kill();
+}
+
+#[test]
+fn a_run_that_released_nothing_fails_the_command_that_waits_for_it_with_the_sites_reasons() {
+    let dir = tempfile::tempdir().unwrap();
+    let (fed, site) = (dir.path().join("fed"), dir.path().join("site"));
+    command(&["server", "init", text(&fed), "--name", "localhost"]);
+    let (server, address) = serve(text(&fed), "127.0.0.1:0");
+    command(&["server", "issue", "north", "--dir", text(&fed)]);
+    let bundle = fed.join("sites/north");
+    let server_at = ["--server", &address];
+    let of_bundle = ["--bundle", text(&bundle), "--policy", "plain"];
+    command(&[&["site", "init", text(&site)][..], &server_at, &of_bundle].concat());
+    std::fs::write(site.join("data.csv"), "b,y\n1,0\n").unwrap();
+    let member = Process::start(&["site", "run", text(&site.join("site.toml"))]);
+    let table = "[data.table]\nlabel = \"y\"\ntarget = { classes = 2 }\nfeatures = [\"a\"]\n";
+    let training = "[training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.05 } }\n";
+    for (rounds, failures_max) in [(3, 10), (3, 2)] {
+        let plan = dir.path().join("plan.toml");
+        let cohort = format!("[cohort]\nfailures_max = {failures_max}\n");
+        let first = format!("name = \"none\"\nrounds = {rounds}\nmodel = \"logistic\"\n");
+        std::fs::write(&plan, format!("{first}{table}{training}{cohort}")).unwrap();
+        let dir = ["--dir", text(&fed), "--server", &address];
+        let mut arguments = vec!["run", "submit", text(&plan), "--watch"];
+        arguments.extend(dir);
+        let output = Command::new(env!("CARGO_BIN_EXE_consortia")).args(&arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("north declines: data"), "while it happens: {said}");
+        assert!(said.lines().last().unwrap().contains("north declined (data"), "at the end: {said}");
+        let listed =
+            Command::new(env!("CARGO_BIN_EXE_consortia")).args(["run", "ls"]).args(dir).output().unwrap();
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        assert!(listed.contains("failed") && listed.contains("north declined (data"), "{listed}");
+    }
+    drop(member);
+    server.kill();
+}

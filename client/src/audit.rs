@@ -206,6 +206,8 @@ struct Log {
     writer: ChainWriter<Box<dyn Write + Send>>,
     clock: Box<dyn Fn() -> Time + Send>,
     witness: Option<Witness>,
+    /// Why the site's books can be kept no longer.
+    trouble: Option<String>,
 }
 
 /// What is told once both books are durable: their ends.
@@ -238,7 +240,7 @@ impl Audit {
         writer: ChainWriter<Box<dyn Write + Send>>,
         clock: impl Fn() -> Time + Send + 'static,
     ) -> Self {
-        Self(Arc::new(Mutex::new(Log { writer, clock: Box::new(clock), witness: None })))
+        Self(Arc::new(Mutex::new(Log { writer, clock: Box::new(clock), witness: None, trouble: None })))
     }
 
     /// Copies the records of `ledger` from now on, of which the log has those up to `copied`, and tells `sealed` where both end whenever
@@ -264,8 +266,23 @@ impl Audit {
         self.write(event, true)
     }
 
+    /// Why the site's books, this log or the ledger, can be kept no longer: a write has failed, and only a new start reads what the disk
+    /// has. Until then no answer leaves.
+    pub fn trouble(&self) -> Option<String> {
+        self.log().trouble.clone()
+    }
+
+    /// Remembers that a book of the site could not be written.
+    pub(crate) fn note_trouble(&self, error: &WriteError) {
+        self.log().trouble.get_or_insert_with(|| error.to_string());
+    }
+
     /// Writes a record, durably if it must be or if the ledger has grown.
     fn write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
+        self.try_write(event, durable).inspect_err(|error| self.note_trouble(error))
+    }
+
+    fn try_write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
         let mut log = self.log();
         let ledger = log.witness.as_mut().and_then(Witness::growth);
         let durable = durable || ledger.is_some();

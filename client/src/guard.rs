@@ -60,7 +60,7 @@ impl Guard {
         self.receive(task)?;
         let denied =
             AuditEvent::Denied { task: task.id.into(), rule: "pause".into(), message: message.to_owned() };
-        self.audit.seal(denied).map_err(|error| unkept(&error))
+        self.audit.seal(denied).map_err(|error| self.unkept(&error))
     }
 
     /// Writes down that `task` came.
@@ -73,7 +73,7 @@ impl Guard {
             parameters: parameters as u64,
             rehearsal: task.seed.is_some(),
         };
-        self.audit.note(received).map_err(|error| unkept(&error))
+        self.audit.note(received).map_err(|error| self.unkept(&error))
     }
 
     /// Writes down that `task` came, and asks the policy whether it may be done, before anything of the site is touched.
@@ -109,10 +109,10 @@ impl Guard {
             Ok(booking) => {
                 let record = booking.as_ref().map(Booking::record);
                 let allowed = AuditEvent::Allowed { task: task.id.into(), booking: record };
-                self.audit.note(allowed).map_err(|error| unkept(&error))?;
+                self.audit.note(allowed).map_err(|error| self.unkept(&error))?;
                 Ok(Leave { booking })
             }
-            Err(PayError::Write(error)) => Err(unkept(&error)),
+            Err(PayError::Write(error)) => Err(self.unkept(&error)),
             Err(error) => {
                 let message = error.to_string();
                 let told = Trouble::private(error.reason(), message.clone());
@@ -126,7 +126,7 @@ impl Guard {
         let back = leave.booking.map(|booking| self.ledger.cancel(booking, (self.clock)()));
         let failed = AuditEvent::Failed { task: task.id.into(), reason: Decline::Stopped };
         let noted = back.unwrap_or(Ok(())).and_then(|()| self.audit.note(failed));
-        noted.map_err(|error| unkept(&error))
+        noted.map_err(|error| self.unkept(&error))
     }
 
     /// Writes down what came of a task for which records were read. Its booking stands whatever that was: an attempt that
@@ -143,7 +143,7 @@ impl Guard {
         };
         match self.audit.note(event) {
             Ok(()) => outcome,
-            Err(error) => Err(unkept(&error)),
+            Err(error) => Err(self.unkept(&error)),
         }
     }
 
@@ -157,6 +157,12 @@ impl Guard {
         self.policy.visible(spec, metrics)
     }
 
+    /// The books cannot be kept, so nothing is done, and nothing will be before a new start.
+    fn unkept(&self, error: &WriteError) -> Trouble {
+        self.audit.note_trouble(error);
+        Trouble::private(Decline::Failed, format!("the site's books cannot be kept: {error}"))
+    }
+
     fn deny_by(&self, task: &Task, denied: &Denied) -> Result<(), Trouble> {
         let told = Trouble::private(Decline::Policy, denied.to_string());
         Err(self.deny(task, denied.rule, &denied.message, told))
@@ -168,14 +174,9 @@ impl Guard {
             AuditEvent::Denied { task: task.id.into(), rule: rule.to_owned(), message: message.to_owned() };
         match self.audit.seal(denied) {
             Ok(()) => told,
-            Err(error) => unkept(&error),
+            Err(error) => self.unkept(&error),
         }
     }
-}
-
-/// The books cannot be kept, so nothing is done.
-fn unkept(error: &WriteError) -> Trouble {
-    Trouble::private(Decline::Failed, format!("the site's books cannot be kept: {error}"))
 }
 
 impl std::fmt::Debug for Guard {

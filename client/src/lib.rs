@@ -26,7 +26,7 @@ pub use ledger::{
     Booking, Charge, LedgerHead, LedgerHistory, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount,
     SiteLedger, SiteLedgerError, Total,
 };
-pub use participant::{Memory, Participant, Trouble, answer, attempt, perform};
+pub use participant::{Memory, Participant, Trouble, answer, attempt, perform, perform_aloud};
 pub use pause::Pause;
 pub use personal::Personal;
 pub use policy::{

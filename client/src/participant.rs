@@ -232,6 +232,24 @@ pub fn perform(
     answer(task.id, attempt(id, learner, personal, memory, task, entropy, stop))
 }
 
+/// [`perform`], with what went wrong, for whoever may see the client's records: why the task was declined, or what was answered all
+/// the same because nobody outside may see it.
+pub fn perform_aloud(
+    id: &ClientId,
+    learner: &mut dyn Learner,
+    personal: &mut Personal,
+    memory: &mut Memory,
+    task: &Task,
+    entropy: Seed,
+    stop: &Stop,
+) -> (Answer, Option<Trouble>) {
+    let (guard, prepared, complaint) = (None, false, None);
+    let execution = TaskExecution { id, learner, personal, memory, guard, task, stop, prepared, complaint };
+    let attempt = execution.run(entropy);
+    let trouble = attempt.outcome.as_ref().err().cloned().or(attempt.complaint);
+    (answer(task.id, attempt.outcome), trouble)
+}
+
 /// [`perform`], with the trouble's full message.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ mod opening;
 mod protection;
 mod roster;
 mod secrecy;
+mod setbacks;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,6 +41,7 @@ pub use messages::{Action, Booking, Checkpoint, ClientRecord, Commit, Event, Not
 use protection::Protection;
 pub use protection::{Chance, ProtectionError, Purse};
 use roster::Roster;
+use setbacks::Setbacks;
 
 /// Pause before a task that found no quorum is put again.
 const REST: Duration = Duration::from_secs(5);
@@ -111,6 +113,7 @@ pub struct Coordinator {
     clients: BTreeMap<ClientId, ClientRecord>,
     connected: usize,
     roster: Roster,
+    setbacks: Setbacks,
     changed: BTreeSet<ClientId>,
     phase: Phase,
     control: Control,
@@ -178,6 +181,7 @@ impl Coordinator {
         let tensors = checked_tensors(tensors, &plan, checkpoint.model.len())?;
         let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
         optimizer.restore(checkpoint.optimizer.clone())?;
+        let checkpoint = checkpoint.with_releases_counted(&plan);
         let promised = plan.spec.privacy.central.as_ref();
         let mut protection = promised
             .map(|central| Protection::new(central, purse, plan.spec.update.norm_max, &lattice, &checkpoint))
@@ -201,6 +205,7 @@ impl Coordinator {
             clients,
             connected: 0,
             roster: Roster::default(),
+            setbacks: Setbacks::default(),
             changed: BTreeSet::new(),
             phase,
             control: Control::default(),
@@ -341,6 +346,9 @@ impl Coordinator {
         match result {
             Ok(Admitted::Declined { reason, detail }) => {
                 self.count(&client, Some(task), |record| *record.declined.entry(reason).or_default() += 1);
+                if self.explains(Some(task)) {
+                    self.setbacks.declined(&client, reason, &detail);
+                }
                 self.settle(&client, Standing::Out);
                 self.actions.push_back(Action::Receipt {
                     client: client.clone(),
@@ -422,6 +430,9 @@ impl Coordinator {
         let Refused { reason, detail } = refused;
         self.count(&client, task, |record| *record.refused.entry(reason).or_default() += 1);
         let open = self.open_task();
+        if task == open && self.explains(task) {
+            self.setbacks.refused(&client, reason, &detail);
+        }
         if task.is_some() && task == open && reason != Refusal::Truncated {
             self.settle(&client, Standing::Out);
         }

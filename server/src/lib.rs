@@ -5,6 +5,7 @@
 //! or output: [`Event`] in, [`Action`] out) · [`ServerOptimizer`] (how a released mean moves the model) · `net` (QUIC,
 //! sessions, the store).
 
+pub mod best;
 mod config;
 mod coordinator;
 mod optimizer;

@@ -4,6 +4,7 @@
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
 mod privacy;
+mod strategy;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,13 +70,17 @@ pub struct UpdateConfig {
     pub norm_max: Option<Positive>,
     /// How updates are weighted; by default by examples, and uniformly where the plan protects clients.
     pub weights: Option<Weighting>,
-    /// The most one client can count, in examples; 1000 by default.
+    /// The most one client can count, in examples; 131,072 by default, and 1000 where the plan protects clients.
     pub weight_max: Option<u32>,
     /// How updates travel; as they are by default.
     pub codec: UpdateCodec,
     /// How the model travels to sites; as it is by default.
     pub broadcast: BroadcastCodec,
 }
+
+/// The most that one client counts where a plan says nothing: more records than most hospitals have of a kind, and a lattice that is
+/// fine enough for a million clients of such weight. Noise for clients is scaled to the largest weight, so there the default is lower.
+const WEIGHT_MAX_USUAL: u32 = 1 << 17;
 
 impl UpdateConfig {
     fn parse(&self, protects_clients: bool) -> UpdateSpec {
@@ -84,7 +89,11 @@ impl UpdateConfig {
         UpdateSpec {
             norm_max: self.norm_max.unwrap_or(usual.norm_max),
             weights: self.weights.unwrap_or(weights),
-            weight_max: self.weight_max.unwrap_or(usual.weight_max),
+            weight_max: self.weight_max.unwrap_or(if protects_clients {
+                usual.weight_max
+            } else {
+                WEIGHT_MAX_USUAL
+            }),
             codec: self.codec,
             broadcast: self.broadcast,
         }
@@ -94,7 +103,7 @@ impl UpdateConfig {
 /// An algorithm by name: a row of *client objective x aggregation rule x server optimizer*. The rule is the weighted
 /// mean in every row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
+#[serde(remote = "Self", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Strategy {
     /// Plain objective, mean, added as it is (McMahan et al. 2017).
     #[default]

@@ -21,4 +21,4 @@ pub use scenario::{DatasetConfig, Scenario, ScenarioError, SimulationConfig};
 pub use synthetic::SyntheticSource;
 pub use weather::{Weather, WeatherConfig};
 pub use workers::{Worker, Workforce};
-pub use world::{Observation, Outcome, World, WorldError};
+pub use world::{Best, Observation, Outcome, Snapshot, SnapshotError, Stored, Watch, World, WorldError};

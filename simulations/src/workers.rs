@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
-use client::{Memory, Personal, perform};
-use protocol::{ClientId, Learner, Metrics, Outcome, Seed, Stop, Task};
+use client::{Memory, Personal, Trouble, perform, perform_aloud};
+use protocol::{ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
 use server::{Checked, Checker};
 
 /// Looks at what there is to do before a thread lies down. Between two rounds there is nothing for a moment only.
@@ -65,7 +65,7 @@ pub(crate) enum Job {
 
 /// What came of a job.
 pub(crate) enum Done {
-    Client { checked: Checked, personal: Personal },
+    Client { checked: Checked, personal: Personal, trouble: Option<Trouble> },
     Central(Option<Metrics>),
 }
 
@@ -178,11 +178,13 @@ impl<'a> Crew<'a> {
         threads: usize,
         board: &'a Board,
         workforce: &'a dyn Workforce,
+        stop: &Stop,
     ) -> std::io::Result<Self> {
         // Made first, so that the others are sent home when one of them cannot be started.
-        let crew = Self { board, own: Hand::new(workforce) };
+        let crew = Self { board, own: Hand::new(workforce, stop.clone()) };
         for number in 1..threads {
-            let work = move || labour(board, workforce);
+            let stop = stop.clone();
+            let work = move || labour(board, workforce, stop);
             Builder::new().name(format!("worker-{number}")).spawn_scoped(scope, work)?;
         }
         Ok(crew)
@@ -277,21 +279,35 @@ struct Hand<'a> {
     workforce: &'a dyn Workforce,
     worker: Box<dyn Worker + 'a>,
     memory: Memory,
+    /// Set once nobody wants an update any more.
+    stop: Stop,
 }
 
 impl<'a> Hand<'a> {
-    fn new(workforce: &'a dyn Workforce) -> Self {
-        Self { workforce, worker: workforce.worker(), memory: Memory::default() }
+    fn new(workforce: &'a dyn Workforce, stop: Stop) -> Self {
+        Self { workforce, worker: workforce.worker(), memory: Memory::default(), stop }
     }
 
     fn work(&mut self, job: Job) -> Done {
         // With a seed in the task, entropy is not used; a simulation's tasks always carry one.
-        let (entropy, stop) = (Seed::from_number(0), Stop::default());
+        let entropy = Seed::from_number(0);
         match job {
             Job::Client { client, mut personal, task, checker } => {
+                // The model of a round that is over is measured to the end.
+                let measures = matches!(task.work, Work::Evaluate { .. });
+                let stop = if measures { Stop::default() } else { self.stop.clone() };
                 let (id, learner) = (&self.workforce.clients()[client], self.worker.visit(client));
-                let answer = perform(id, learner, &mut personal, &mut self.memory, &task, entropy, &stop);
-                Done::Client { checked: checker.check(answer), personal }
+                let memory = &mut self.memory;
+                let (mut answer, trouble) =
+                    perform_aloud(id, learner, &mut personal, memory, &task, entropy, &stop);
+                if let (Outcome::Declined { detail, .. }, Some(trouble)) = (&mut answer.outcome, &trouble)
+                    && task.spec.privacy.is_none()
+                {
+                    // Whoever simulates holds all records, and there is no site's log to look into. Beside a promise the
+                    // answer stays what a site would send.
+                    detail.clone_from(&trouble.message);
+                }
+                Done::Client { checked: checker.check(answer), personal, trouble }
             }
             Job::Central { part, task } => {
                 let learner = self.worker.visit_central(part);
@@ -313,9 +329,9 @@ pub(crate) fn measure(learner: &mut dyn Learner, task: &Task) -> Option<Metrics>
     }
 }
 
-fn labour(board: &Board, workforce: &dyn Workforce) {
+fn labour(board: &Board, workforce: &dyn Workforce, stop: Stop) {
     let _farewell = Farewell(board);
-    let mut hand = Hand::new(workforce);
+    let mut hand = Hand::new(workforce, stop);
     let mut finished = None;
     while let Some((ticket, job)) = board.take(finished.take(), &mut hand) {
         finished = Some((ticket, hand.work(job)));
@@ -380,11 +396,11 @@ mod tests {
             spec: Arc::clone(&plan().spec),
             seed: None,
             standardiser: None,
-            work: protocol::Work::Statistics { names: Vec::new() },
+            work: Work::Statistics { names: Vec::new() },
         });
         let sizes = [1, 3, 2, 2];
         std::thread::scope(|scope| {
-            let mut crew = Crew::start(scope, 1, &board, &diary).unwrap();
+            let mut crew = Crew::start(scope, 1, &board, &diary, &Stop::default()).unwrap();
             for (part, size) in sizes.into_iter().enumerate() {
                 crew.post(size, part as u64, Job::Central { part, task: Arc::clone(&task) });
             }
@@ -413,7 +429,7 @@ mod tests {
         let board = Board::default();
         let diary = Diary::default();
         std::thread::scope(|scope| {
-            let mut crew = Crew::start(scope, 1, &board, &diary).unwrap();
+            let mut crew = Crew::start(scope, 1, &board, &diary, &Stop::default()).unwrap();
             board.lock().under_way.insert(9);
             let panicked = scope.spawn(|| {
                 let _farewell = Farewell(&board);

@@ -3,25 +3,40 @@
 //! Answers are handed to the coordinator in the order of their virtual arrival, whenever their training really ended, so
 //! that threads cannot change anything. At most so many answers wait in memory, however large the cohort.
 
+mod best;
+mod central;
+mod outcome;
+mod roster;
+mod snapshot;
+mod watch;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use client::Personal;
+use client::{Personal, Trouble};
 use privacy::chain::Link;
 use privacy::ledger::{Cohorts, Conduct, Ledger, LedgerError, SiteMetrics};
-use protocol::wire::RoundSummary;
+use protocol::wire::{Control, RoundSummary};
 use protocol::{
-    CentralPrivacy, ClientId, Learner, Metrics, MetricsRule, Parameters, PrivacySpec, Round, RunId, Seed,
-    Spec, SpecError, Standardiser, Task, TaskId, TaskKind, Time, Work,
+    CentralPrivacy, ClientId, MetricsRule, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, TaskKind, Time,
 };
 use server::{
-    Action, Chance, Checked, Checker, Checkpoint, ClientRecord, Coordinator, Event, Note, Plan, Purse,
-    RunEnd, ServerOptimizer, Setup, SetupError,
+    Action, Chance, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, Plan,
+    Purse, RunEnd, ServerOptimizer, Setup,
 };
 
 use crate::weather::{Fate, Weather, WeatherConfig};
-use crate::workers::{Board, Crew, Done, Job, Lost, Order, Workforce, measure};
+use crate::workers::{Board, Crew, Done, Job, Order, Workforce};
+pub use best::Best;
+use central::{Central, unprotected};
+pub use outcome::{Outcome, WorldError};
+use roster::Roster;
+use snapshot::{Mark, Rest};
+pub use snapshot::{Snapshot, SnapshotError};
+use watch::Notes;
+pub use watch::{Observation, Stored, Watch};
 
 /// Jobs that may be under way, or done and waiting for their virtual time: so many a thread...
 const JOBS_PER_THREAD: usize = 4;
@@ -44,73 +59,8 @@ pub struct World {
     weather: Weather,
     threads: usize,
     chance: Chance,
-}
-
-/// What a simulation shows while it runs.
-#[derive(Clone, Debug)]
-pub struct Observation<'a> {
-    /// Virtual time since the start.
-    pub now: Time,
-    /// What happened.
-    pub note: &'a Note,
-}
-
-/// What a simulation gives.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// How it ended.
-    pub end: RunEnd,
-    /// The last model, shared part.
-    pub model: Arc<Parameters>,
-    /// Federation-wide standardisation, where the plan has it.
-    pub standardiser: Option<Arc<Standardiser>>,
-    /// Every round.
-    pub rounds: Vec<RoundSummary>,
-    /// Every client.
-    pub clients: BTreeMap<ClientId, ClientRecord>,
-    /// Client updates that were folded.
-    pub updates: u64,
-    /// Virtual time it took.
-    pub elapsed: Duration,
-    /// The ledger of the plan's population, which begins with the simulation; empty for a plan that promises nothing.
-    pub ledger: Vec<Link>,
-    /// What may be said about the model's privacy, as JSON. A simulation has a seed, so it claims nothing.
-    pub statement: Option<String>,
-}
-
-/// Why a simulation cannot run.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WorldError {
-    /// Plan and model do not go together.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// The plan's budget means nothing.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The weather is impossible.
-    #[error(transparent)]
-    Weather(#[from] SpecError),
-    /// There are not enough clients.
-    #[error("cohort.clients_min is {needed}, but only {found} clients exist or are ever connected at once")]
-    TooFewClients {
-        /// The plan's minimum.
-        needed: usize,
-        /// Clients in the population.
-        found: usize,
-    },
-    /// The operating system gives no thread.
-    #[error("no worker thread could be started: {0}")]
-    Threads(#[from] std::io::Error),
-    /// A worker died: a bug in a learner.
-    #[error("a worker thread ended before its work was done; a learner panicked while it was built")]
-    WorkerLost,
-}
-
-impl From<Lost> for WorldError {
-    fn from(_: Lost) -> Self {
-        Self::WorkerLost
-    }
+    stop: Stop,
+    begun: Option<Box<Snapshot>>,
 }
 
 impl World {
@@ -128,7 +78,8 @@ impl World {
         let weather = Weather::new(weather, seed)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), Chance::system());
-        Ok(Self { plan, initial, tensors, seed, weather, threads, chance })
+        let (stop, begun) = (Stop::default(), None);
+        Ok(Self { plan, initial, tensors, seed, weather, threads, chance, stop, begun })
     }
 
     /// The same world with a model of tensors that have this many values each, in layout order. A plan that clips tensor by
@@ -151,6 +102,21 @@ impl World {
     #[must_use]
     pub fn with_chance(mut self, chance: Chance) -> Self {
         self.chance = chance;
+        self
+    }
+
+    /// The same world ending early once `stop` is set: the open round is dropped, and the outcome is that of the rounds before.
+    #[must_use]
+    pub fn with_stop(mut self, stop: Stop) -> Self {
+        self.stop = stop;
+        self
+    }
+
+    /// The same world going on from where another one stood that began with the same plan, model, seed, weather and clients. It ends
+    /// with the same bits as one that was never interrupted; where noise comes from the operating system no two do.
+    #[must_use]
+    pub fn with_snapshot(mut self, snapshot: Snapshot) -> Self {
+        self.begun = Some(Box::new(snapshot));
         self
     }
 
@@ -177,37 +143,54 @@ impl World {
         workforce: &dyn Workforce,
         observe: &mut dyn FnMut(Observation<'_>),
     ) -> Result<Outcome, WorldError> {
+        self.run_watched(optimizer, workforce, &mut Notes(observe))
+    }
+
+    /// Runs to the end of the plan, or until it is told to stop, and shows more of itself.
+    ///
+    /// # Errors
+    /// As [`World::run`].
+    pub fn run_watched(
+        self,
+        optimizer: Box<dyn ServerOptimizer>,
+        workforce: &dyn Workforce,
+        watch: &mut dyn Watch,
+    ) -> Result<Outcome, WorldError> {
         let (needed, found) = (self.plan.cohort.clients_min, workforce.clients().len());
         if found < needed {
             return Err(WorldError::TooFewClients { needed, found });
         }
         let central = Central::of(workforce);
         let bytes = 4 * self.initial.len().max(1);
-        let mut links = Vec::new();
+        let begun = self.begun;
+        begun.as_ref().map_or(Ok(()), |begun| begun.check(self.seed, workforce, self.initial.len()))?;
+        let mut links = begun.as_ref().map_or_else(Vec::new, |begun| begun.ledger.clone());
+        let (chance, draws) = self.chance.counted(begun.as_ref().map_or(0, |begun| begun.mark.draws));
         let purse = self.plan.spec.privacy.central.as_ref().map(|promised| {
-            let (mut ledger, first) = Ledger::found(promised.terms())?;
-            links.push(first);
-            // This book is the simulation's own and ends with it: it counts what the plan would cost if it were deployed, where
-            // its seed is nobody's. The statement claims nothing.
-            links.extend(ledger.declare(&RunId(0).to_string(), conduct(promised)));
-            Ok::<_, LedgerError>(Purse { ledger, chance: self.chance, threads: self.threads })
+            let ledger =
+                if links.is_empty() { found_ledger(promised, &mut links)? } else { Ledger::replay(&links)? };
+            Ok::<_, LedgerError>(Purse { ledger, chance, threads: self.threads })
         });
+        let (checkpoint, clients) = match &begun {
+            Some(begun) => begun.begin(),
+            None => (Checkpoint::begin(self.initial), BTreeMap::new()),
+        };
         let setup = Setup {
             run: RunId(0),
             plan: Arc::clone(&self.plan),
             entropy: self.seed,
             rehearsal: true,
             central: !matches!(central, Central::None),
-            checkpoint: Checkpoint::begin(self.initial),
-            clients: BTreeMap::new(),
+            checkpoint,
+            clients,
             tensors: self.tensors,
             purse: purse.transpose()?,
         };
         let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
         let board = Board::default();
         std::thread::scope(|scope| {
-            let crew = Crew::start(scope, self.threads, &board, workforce)?;
-            let stage = Stage {
+            let crew = Crew::start(scope, self.threads, &board, workforce, &self.stop)?;
+            let mut stage = Stage {
                 coordinator,
                 weather: self.weather,
                 roster: Roster::new(workforce),
@@ -230,10 +213,30 @@ impl World {
                 end: None,
                 ledger: links,
                 statement: None,
+                trouble: None,
+                seed: self.seed,
+                draws,
+                stop: self.stop,
+                is_stopping: false,
+                records: BTreeMap::new(),
+                mark: None,
+                best: None,
             };
-            stage.play(observe)
+            if let Some(begun) = begun {
+                stage.go_on(*begun);
+            }
+            stage.play(watch)
         })
     }
+}
+
+/// Begins a book that is the simulation's own: it counts what the plan would cost if it were deployed, where its seed is nobody's.
+/// The statement claims nothing.
+fn found_ledger(promised: &CentralPrivacy, links: &mut Vec<Link>) -> Result<Ledger, LedgerError> {
+    let (mut ledger, first) = Ledger::found(promised.terms())?;
+    links.push(first);
+    links.extend(ledger.declare(&RunId(0).to_string(), conduct(promised)));
+    Ok(ledger)
 }
 
 /// What a deployed run of such a plan would declare.
@@ -244,14 +247,6 @@ fn conduct(promised: &CentralPrivacy) -> Conduct {
         MetricsRule::OutsideTheGuarantee => SiteMetrics::Told,
     };
     Conduct { cohorts, metrics }
-}
-
-/// The same spec, promising nothing.
-fn unprotected(spec: &Arc<Spec>) -> Arc<Spec> {
-    if spec.privacy.is_none() {
-        return Arc::clone(spec);
-    }
-    Arc::new(Spec { privacy: PrivacySpec::default(), ..(**spec).clone() })
 }
 
 /// Something that will happen at one client.
@@ -268,51 +263,6 @@ enum What {
 
 /// When, and in which order among things of one moment.
 type Moment = (Time, u64);
-
-/// Every client's number.
-struct Roster<'a> {
-    workforce: &'a dyn Workforce,
-    /// The numbers in order of their names.
-    sorted: Vec<u32>,
-}
-
-impl<'a> Roster<'a> {
-    fn new(workforce: &'a dyn Workforce) -> Self {
-        let clients = workforce.clients();
-        let mut sorted: Vec<u32> = (0u32..).take(clients.len()).collect();
-        sorted.sort_unstable_by_key(|number| &clients[*number as usize]);
-        Self { workforce, sorted }
-    }
-
-    /// The number of a client that the coordinator knows, and so was told of from here.
-    fn find(&self, client: &ClientId) -> Option<usize> {
-        let clients = self.workforce.clients();
-        let place = self.sorted.binary_search_by_key(&client, |number| &clients[*number as usize]).ok()?;
-        Some(self.sorted[place] as usize)
-    }
-
-    /// All clients in order of their names.
-    fn names(&self) -> impl Iterator<Item = &ClientId> {
-        self.sorted.iter().map(|number| &self.workforce.clients()[*number as usize])
-    }
-}
-
-/// Who measures on the server's own records.
-enum Central {
-    None,
-    /// All workers, on so many parts.
-    Parts(usize),
-    One(Box<dyn Learner>),
-}
-
-impl Central {
-    fn of(workforce: &dyn Workforce) -> Self {
-        match workforce.central_parts() {
-            0 => workforce.central().map_or(Self::None, Self::One),
-            parts => Self::Parts(parts),
-        }
-    }
-}
 
 struct Stage<'a> {
     coordinator: Coordinator,
@@ -342,14 +292,41 @@ struct Stage<'a> {
     end: Option<RunEnd>,
     ledger: Vec<Link>,
     statement: Option<String>,
+    /// What went wrong at the client whose answer was handed over last.
+    trouble: Option<(ClientId, Trouble)>,
+    seed: Seed,
+    /// Vectors of noise that were drawn.
+    draws: Arc<AtomicU64>,
+    stop: Stop,
+    /// Whether the coordinator was told to stop.
+    is_stopping: bool,
+    /// What was stored of every client.
+    records: BTreeMap<ClientId, ClientRecord>,
+    /// Where everything stood between the last two rounds.
+    mark: Option<Mark>,
+    best: Option<Best>,
 }
 
 impl Stage<'_> {
-    fn play(mut self, observe: &mut dyn FnMut(Observation<'_>)) -> Result<Outcome, WorldError> {
+    /// Takes over where an earlier simulation stood; the coordinator has its part already.
+    fn go_on(&mut self, begun: Snapshot) {
+        self.best = begun.best();
+        let Snapshot { mark, clients, personal, rounds, statement, .. } = begun;
+        (self.now, self.turn, self.updates) = (Time::ZERO + mark.elapsed, mark.turn, mark.updates);
+        (self.personal, self.rounds, self.statement) = (personal, rounds, statement);
+        self.records = clients.into_iter().collect();
+        self.mark = Some(mark);
+    }
+
+    fn play(mut self, watch: &mut dyn Watch) -> Result<Outcome, WorldError> {
         let mut lulls = 0;
         self.look_who_is_there();
         loop {
-            self.obey(observe)?;
+            if self.is_told_to_stop() && !self.is_stopping {
+                self.is_stopping = true;
+                self.coordinator.handle(self.now, Event::Control(Control::StopNow));
+            }
+            self.obey(watch)?;
             if let Some(end) = self.end.take() {
                 return Ok(self.outcome(end));
             }
@@ -378,7 +355,7 @@ impl Stage<'_> {
     }
 
     /// Does what the coordinator asks.
-    fn obey(&mut self, observe: &mut dyn FnMut(Observation<'_>)) -> Result<(), WorldError> {
+    fn obey(&mut self, watch: &mut dyn Watch) -> Result<(), WorldError> {
         while let Some(action) = self.coordinator.poll() {
             match action {
                 Action::Send { client, task } => self.send(client, task),
@@ -386,21 +363,14 @@ impl Stage<'_> {
                 Action::Note(note) => {
                     let folded = matches!(&note, Note::Accepted { task, .. } if task.kind == TaskKind::Train);
                     self.updates += u64::from(folded);
-                    observe(Observation { now: self.now, note: &note });
+                    let trouble = self.trouble_of(&note);
+                    watch.note(Observation { now: self.now, note: &note, trouble });
                 }
                 Action::Book(booking) => {
                     self.ledger.extend(booking.links);
                     self.coordinator.handle(self.now, Event::Booked);
                 }
-                Action::Commit(commit) => {
-                    self.ledger.extend(commit.booking.into_iter().flat_map(|booking| booking.links));
-                    self.statement = commit.statement;
-                    self.rounds.insert(commit.summary.round, commit.summary);
-                    if !self.weather.is_fair() && commit.checkpoint.evaluated {
-                        self.look_who_is_there();
-                    }
-                    self.coordinator.handle(self.now, Event::Committed);
-                }
+                Action::Commit(commit) => self.store(*commit, watch),
                 Action::EvaluateCentrally { round, model, standardiser } => {
                     let metrics = self.evaluate_centrally(round, model, standardiser)?;
                     self.coordinator.handle(self.now, Event::EvaluatedCentrally { round, metrics });
@@ -412,6 +382,66 @@ impl Stage<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the open round is to be dropped. A model that has moved is measured first: its round is over then.
+    fn is_told_to_stop(&self) -> bool {
+        self.stop.is_stopped() && self.coordinator.checkpoint().evaluated
+    }
+
+    /// Keeps what a server would store.
+    fn store(&mut self, mut commit: Commit, watch: &mut dyn Watch) {
+        let links = commit.booking.as_mut().map(|booking| std::mem::take(&mut booking.links));
+        self.ledger.extend(links.into_iter().flatten());
+        self.statement = commit.statement.take();
+        self.rounds.insert(commit.summary.round, commit.summary.clone());
+        self.records.extend(commit.clients.iter().cloned());
+        Best::consider(&mut self.best, &commit);
+        let (checkpoint, summary) = (&commit.checkpoint, &commit.summary);
+        // A round of statistics that failed is followed by a pause, which a coordinator that is made anew would not make.
+        let is_between =
+            checkpoint.evaluated && checkpoint.end.is_none() && (summary.released || summary.round > 0);
+        if is_between {
+            self.mark = Some(Mark {
+                elapsed: self.now - Time::ZERO,
+                turn: self.turn,
+                updates: self.updates,
+                links: self.ledger.len(),
+                draws: self.draws.load(Ordering::Relaxed),
+            });
+        }
+        let snapshot = || self.snapshot(checkpoint);
+        let stored = Stored { commit: &commit, snapshot: is_between.then_some(&snapshot) };
+        watch.stored(stored);
+        // Who would come after a round that was dropped is not known where the simulation goes on.
+        if !self.weather.is_fair() && commit.checkpoint.evaluated && !self.is_stopping {
+            self.look_who_is_there();
+        }
+        // A step works on the model where it is, as long as nobody else holds it.
+        drop(commit);
+        self.coordinator.handle(self.now, Event::Committed);
+    }
+
+    /// From where to go on: the end of the last round, whatever has begun since.
+    fn snapshot(&self, checkpoint: &Checkpoint) -> Option<Snapshot> {
+        let rest = Rest {
+            seed: self.seed,
+            workforce: self.roster.workforce,
+            known: self.coordinator.clients(),
+            records: &self.records,
+            personal: &self.personal,
+            rounds: &self.rounds,
+            ledger: &self.ledger,
+            statement: self.statement.as_ref(),
+            best: self.best.as_ref(),
+        };
+        Some(Snapshot::new(checkpoint, self.mark.clone()?, &rest))
+    }
+
+    /// What went wrong at the client that a note is about.
+    fn trouble_of(&self, note: &Note) -> Option<&Trouble> {
+        let (Note::Declined { client, .. } | Note::Accepted { client, .. }) = note else { return None };
+        self.trouble.as_ref().filter(|(whose, _)| whose == client).map(|(_, trouble)| trouble)
     }
 
     /// Draws anew who is connected and tells the coordinator of every change.
@@ -508,7 +538,12 @@ impl Stage<'_> {
             What::Answer(task) => {
                 // The model must not be held by what is over, or the step that may follow works on a copy.
                 drop(task);
-                let checked = self.await_answer(moment, number)?;
+                let (checked, trouble) = self.await_answer(moment, number)?;
+                if self.is_told_to_stop() {
+                    // It may be of a training that was broken off, and its round is dropped.
+                    return Ok(());
+                }
+                self.trouble = trouble.map(|trouble| (client.clone(), trouble));
                 Event::Checked { client, checked }
             }
         };
@@ -519,53 +554,27 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn await_answer(&mut self, moment: Moment, client: usize) -> Result<Checked, WorldError> {
+    fn await_answer(
+        &mut self,
+        moment: Moment,
+        client: usize,
+    ) -> Result<(Checked, Option<Trouble>), WorldError> {
         let size = self.under_way.remove(&moment).ok_or(WorldError::WorkerLost)?;
         let order = if self.unposted.is_empty() { Order::LargestFirst } else { Order::AsDue };
         match self.crew.result(size, moment.1, order)? {
-            Done::Client { checked, personal } => {
+            Done::Client { checked, personal, trouble } => {
                 if !personal.is_empty() {
                     self.personal.insert(client, personal);
                 }
-                Ok(checked)
+                Ok((checked, trouble))
             }
             Done::Central(_) => Err(WorldError::WorkerLost),
         }
     }
 
-    fn evaluate_centrally(
-        &mut self,
-        round: Round,
-        model: Arc<Parameters>,
-        standardiser: Option<Arc<Standardiser>>,
-    ) -> Result<Option<Metrics>, WorldError> {
-        let id = TaskId { run: RunId(0), round, kind: TaskKind::Evaluate };
-        let spec = Arc::clone(&self.central_spec);
-        let task = Arc::new(Task { id, spec, seed: None, standardiser, work: Work::Evaluate { model } });
-        let parts = match &mut self.central {
-            Central::None => return Ok(None),
-            Central::One(learner) => return Ok(measure(&mut **learner, &task)),
-            Central::Parts(parts) => *parts,
-        };
-        let first = self.tickets + 1;
-        for part in 0..parts {
-            self.tickets += 1;
-            self.crew.post(1, self.tickets, Job::Central { part, task: Arc::clone(&task) });
-        }
-        let mut measured = Vec::with_capacity(parts);
-        for ticket in first..=self.tickets {
-            match self.crew.result(1, ticket, Order::LargestFirst)? {
-                Done::Central(metrics) => measured.push(metrics),
-                Done::Client { .. } => return Err(WorldError::WorkerLost),
-            }
-        }
-        // Parts are the same on any number of threads, and so is the order in which they are put together.
-        let measured: Option<Vec<Metrics>> = measured.into_iter().collect();
-        Ok(measured.and_then(|parts| Metrics::pooled(parts.iter(), u64::MAX)))
-    }
-
     fn outcome(self, end: RunEnd) -> Outcome {
         let checkpoint = self.coordinator.checkpoint();
+        let snapshot = if self.is_stopping { self.snapshot(checkpoint) } else { None };
         let (model, standardiser) = (Arc::clone(&checkpoint.model), checkpoint.standardiser.clone());
         Outcome {
             end,
@@ -577,6 +586,8 @@ impl Stage<'_> {
             elapsed: self.now - Time::ZERO,
             ledger: self.ledger,
             statement: self.statement,
+            best: self.best,
+            snapshot,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use learning::device::Device;
 use learning::{CsvSource, Models, gradient_path};
-use protocol::{DataSpec, Spec};
+use protocol::{DataSpec, Spec, Weighting};
 use serde_json::{Value, json};
 use server::Plan;
 use server::net::Database;
@@ -171,6 +171,7 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
         ("the model travels as", json!(spec.update.broadcast)),
         ("server memory for the sum", json!(8 * shared)),
         ("largest norm of an update", json!(spec.update.norm_max.value())),
+        ("one client counts", json!(weight(spec))),
         ("lattice step", json!(lattice.step())),
         ("records are", json!(records(spec))),
     ];
@@ -206,6 +207,16 @@ fn privacy_facts(plan: &Plan) -> Result<Facts, String> {
         facts.push(("epsilon", json!(said)));
     }
     Ok(facts)
+}
+
+/// How much one client can count in a mean.
+fn weight(spec: &Spec) -> String {
+    match spec.update.weights {
+        Weighting::Uniform => "as every other".to_owned(),
+        Weighting::Examples => {
+            format!("by its training records, {} of them at most (update.weight_max)", spec.update.weight_max)
+        }
+    }
 }
 
 fn records(spec: &Spec) -> String {

@@ -25,7 +25,7 @@ use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, open_results};
 use super::output::{Format, share, table, tell};
 use super::progress::Progress;
-use super::run::{connect_to, hand_in};
+use super::run::{connect_to, hand_in, verdict};
 use super::simulate::last_test;
 use super::watch::runtime;
 use price::{Price, describe, object, prices};
@@ -102,7 +102,8 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
     ended.tell(args, global);
     match summary.state {
         RunState::Finished => Ok(()),
-        _ => Err(Failure::new(Kind::Run, &summary.message)),
+        RunState::Stopped => Err(Failure::new(Kind::Run, &summary.message)),
+        _ => verdict(&summary),
     }
 }
 

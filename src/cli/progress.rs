@@ -47,6 +47,11 @@ impl Progress {
         }
     }
 
+    /// A line of its own, above the bar.
+    pub(super) fn line(&self, line: impl std::fmt::Display) {
+        self.bar.suspend(|| super::output::tell(line));
+    }
+
     /// The run is over.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();

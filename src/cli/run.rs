@@ -1,13 +1,14 @@
 //! `consortia run`: an operator hands in plans and follows runs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ::client::net::{ConnectError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
 use clap::Args;
 use learning::CsvSource;
-use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
+use protocol::{ClientId, RunId};
 use serde_json::{Value, json};
 use server::Plan;
 
@@ -96,27 +97,46 @@ pub(super) fn watch(args: &WatchArgs, global: &Global) -> Result<(), Failure> {
 
 /// Shows a run until it ends; its failure is the command's.
 async fn follow(operator: &OperatorClient, run: Option<RunId>, global: &Global) -> Result<(), Failure> {
-    let mut shown = Shown { progress: None, rounds: 0 };
+    let mut shown = Shown { progress: None, rounds: 0, waiting: String::new(), uncounted: BTreeMap::new() };
     let last = operator.watch(run, |summary| shown.update(summary, global)).await;
     let summary = last.or_fail(Kind::Connection, "")?;
     if let Some(progress) = &shown.progress {
         progress.end();
     }
     global.format.say(|| describe(&summary), || summary_json(&summary));
-    match summary.state {
-        RunState::Failed => Err(Failure::new(Kind::Run, &summary.message)),
-        RunState::BudgetExhausted => Err(Failure::new(Kind::Refused, &summary.message)),
+    verdict(&summary)
+}
+
+/// What the end of a run is for the command that waited for it: a run without a model is no success, however it ended.
+pub(super) fn verdict(run: &RunSummary) -> Result<(), Failure> {
+    match run.state {
+        RunState::Failed => Err(Failure::new(Kind::Run, &run.message)),
+        RunState::BudgetExhausted => Err(Failure::new(Kind::Refused, &run.message)),
+        RunState::Stopped if has_released_nothing(run) => {
+            Err(Failure::new(Kind::Run, "the run was stopped before any round released anything"))
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether none of its rounds released anything. Of a run that is longer than the rounds shown, those are not known.
+fn has_released_nothing(run: &RunSummary) -> bool {
+    let trained = run.history.iter().filter(|round| round.round > 0).count();
+    trained >= run.rounds_done as usize && !run.history.iter().any(|round| round.round > 0 && round.released)
 }
 
 struct Shown {
     progress: Option<Progress>,
     rounds: u32,
+    /// What was told last of what the run waits for.
+    waiting: String,
+    /// The answers that did not count, of every client.
+    uncounted: BTreeMap<(ClientId, String), u32>,
 }
 
 impl Shown {
     fn update(&mut self, summary: &RunSummary, global: &Global) {
+        self.tell_reasons(summary, global);
         let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
         progress.within(summary.message.clone());
         let ended = summary.state.is_over();
@@ -130,6 +150,36 @@ impl Shown {
         }
         if global.format == super::Format::Json && !summary.state.is_over() {
             global.format.say(String::new, || summary_json(summary));
+        }
+    }
+}
+
+impl Shown {
+    /// A line for every client that has declined or was refused since the last time, and one for what the run waits for while no round
+    /// is open.
+    fn tell_reasons(&mut self, summary: &RunSummary, global: &Global) {
+        if global.quiet > 0 {
+            return;
+        }
+        let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
+        for client in &summary.clients {
+            let kinds = [("declines", &client.declined), ("is refused", &client.refused)];
+            for (verb, (reason, count)) in
+                kinds.into_iter().flat_map(|(verb, counts)| counts.iter().map(move |one| (verb, one)))
+            {
+                let known =
+                    self.uncounted.entry((client.client.clone(), format!("{verb} {reason}"))).or_default();
+                if *count > *known {
+                    *known = *count;
+                    progress.line(format!("{} {verb}: {reason} ({count} times so far)", client.client));
+                }
+            }
+        }
+        // While a round is open its answers come in by and by; its line says what came of it.
+        let is_open = summary.message.starts_with("round ") || summary.message.starts_with("storing ");
+        if !summary.state.is_over() && !is_open && summary.message != self.waiting {
+            progress.line(format!("waits: {}", summary.message));
+            self.waiting.clone_from(&summary.message);
         }
     }
 }

@@ -1,34 +1,51 @@
 //! `consortia simulate`: a federation of virtual clients in this process.
 
 mod audit;
+mod findings;
+mod observer;
+mod saved;
+mod settings;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
-use consortia::results::{Results, event_json, write_model};
+use consortia::results::{ClientMetrics, Results, write_model};
 use learning::device::select;
-use protocol::wire::RoundSummary;
-use protocol::{Metrics, Seed, Spec, TaskKind};
+use protocol::wire::{ClientSummary, RoundSummary};
+use protocol::{Layout, Metrics, Seed, Spec, Stop};
 use serde_json::json;
-use server::{Evaluators, FederationConfig, Note, RunEnd, read_toml};
+use server::net::InitialModel;
+use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, read_toml};
 use simulations::audit::AuditReport;
-use simulations::{Observation, Outcome, Population, Scenario, Workforce, World};
+use simulations::{Outcome, Population, Scenario, Workforce, World};
 
 use audit::{Audit, with_canaries};
+use findings::Findings;
+use observer::{Observer, tell_of_crowd};
+use saved::Saved;
 
-use super::columns::{completed, read_plan_text};
+use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
-use super::output::share;
+use super::output::{share, tell};
 use super::progress::Progress;
+use super::watch::stop_at_signal;
 use super::{Global, Setting};
+
+/// Clients in the report.
+const REPORTED_MAX: usize = 64;
 
 #[derive(Debug, Args)]
 pub(super) struct SimulateArgs {
     /// The simulation file: a federation file with a `[simulation]` table.
-    file: PathBuf,
+    #[arg(required_unless_present = "resume")]
+    file: Option<PathBuf>,
+    /// Go on with an interrupted simulation: the folder of its results. It ends with the same model as if it had not been interrupted;
+    /// noise of a private plan is drawn by the operating system, so of such a plan no two end alike.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["file", "set", "seed", "out", "audit"])]
+    resume: Option<PathBuf>,
     /// Change a setting of the file, such as `training.epochs=2`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<Setting>,
@@ -51,13 +68,17 @@ pub(super) struct SimulateArgs {
 
 pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failure> {
     let started = Instant::now();
-    let (mut scenario, resolved) = read_scenario(args)?;
+    let stop = Stop::default();
+    stop_at_signal(&stop);
+    let Begun { saved, mut scenario, text } = Begun::of(args)?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let population =
         Population::build(&scenario.simulation, &spec, device).or_fail(Kind::Configuration, file(args))?;
     let copies = scenario.simulation.copies.get();
     let people = People { clients: population.sites().count(), copies };
+    let mut findings = Findings::new(&spec, global.verbose > 0);
+    findings.look_at(&population, &spec);
     if !population.has_tests() {
         // Nobody could answer: asking would only cost time.
         scenario.plan.evaluation.sites = Evaluators::None;
@@ -66,70 +87,192 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let first = first_model(population.models(), &spec, Seed::from_number(seed))
         .or_fail(Kind::Configuration, file(args))?;
 
-    let (name, rounds) = (scenario.plan.name.clone(), scenario.plan.rounds);
-    let mut results = open_results(&args.out, &name)?;
-    results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
-    let began = first.shared.clone();
     let plan = scenario.plan.clone();
+    let mut results = open(args, &plan.name, &text, saved.as_ref())?;
+    reserve(&results, first.shared.len())?;
+    let began = first.shared.clone();
     let canaries = args.audit.map(|audit| audit.canaries(began.len(), seed)).transpose()?.flatten();
     let canaried = canaries
         .as_ref()
         .map(|canaries| with_canaries(&population, canaries, &spec, &first.layout))
         .transpose()?;
     let workforce: &dyn Workforce = canaried.as_ref().map_or(&population, |canaried| canaried);
-    let world = World::new(scenario.plan, first.shared, seed, scenario.simulation.weather)
-        .or_fail(Kind::Configuration, file(args))?
-        .with_tensors(first.layout.shared_lengths());
-    #[cfg(feature = "insecure-test-noise")]
-    let world = world.with_chance(super::insecure::chance(seed));
-    let world = if let Some(threads) = args.threads { world.with_threads(threads) } else { world };
-    let mut observer = Observer {
-        progress: Progress::new(global, rounds),
-        results: &mut results,
-        asked: 0,
-        answered: 0,
-        trouble: None,
+    let world = world(args, scenario, &first, &stop)?;
+    let (world, metrics, events) = match saved {
+        Some(saved) => (world.with_snapshot(saved.simulation), saved.metrics, saved.events),
+        None => (world, ClientMetrics::of(workforce.clients().iter().cloned()), 0),
     };
-    let ran = world.run(workforce, &mut |seen| observer.observe(&seen));
-    observer.progress.end();
-    let trouble = observer.trouble.take();
-    let outcome = ran.or_fail(Kind::Run, file(args))?;
-    trouble.map_or(Ok(()), Err).or_fail(Kind::Run, "events.jsonl")?;
-
-    let standardiser = outcome.standardiser.as_deref();
-    write_model(&results.folder().join("model.safetensors"), &first.layout, &outcome.model, standardiser)
-        .or_fail(Kind::Run, "model.safetensors")?;
-    if let Some(statement) = &outcome.statement {
-        results.privacy(statement, &outcome.ledger).or_fail(Kind::Run, "privacy_statement.json")?;
+    let progress = Progress::new(global, plan.rounds);
+    let mut observer = Observer::new(progress, &mut results, &text, findings, metrics, stop.clone());
+    (observer.is_talkative, observer.shows_clients) = (global.quiet == 0, global.verbose > 0);
+    observer.events = events;
+    if observer.shows_clients {
+        tell_of_crowd(people.clients);
     }
-    let report = match args.audit {
-        Some(audit) => {
-            let claimed = epsilon(&spec, &outcome.rounds).unwrap_or(f64::INFINITY);
-            let ran = canaries.as_ref().map(|canaries| (canaries, &*outcome.model, claimed));
-            Some(audit.judge(&plan, &first.layout, &began, seed, ran)?)
-        }
-        None => None,
+    let ran = world.run_watched(plan.strategy.optimizer(), workforce, &mut observer);
+    observer.progress.end();
+    let mut outcome = ran.or_fail(Kind::Run, file(args))?;
+    if let Some(snapshot) = outcome.snapshot.take().filter(|_| observer.trouble.is_none()) {
+        observer.save(snapshot);
+    }
+    let Observer { findings, metrics, trouble, .. } = observer;
+    save(&results, &first.layout, &outcome, trouble)?;
+    results.show_clients(reported(&outcome), metrics);
+    let judge = |audit: Audit| {
+        let claimed = epsilon(&spec, &outcome.rounds).unwrap_or(f64::INFINITY);
+        let ran = canaries.as_ref().map(|canaries| (canaries, &*outcome.model, claimed));
+        audit.judge(&plan, &first.layout, &began, seed, ran)
     };
-    let folder = results
-        .finish(&name, outcome.end.message(), &outcome.model.sha256(), &outcome.rounds)
-        .or_fail(Kind::Run, "results")?;
-    conclude(&people, &spec, &outcome, report.as_ref(), &folder, started.elapsed().as_secs_f64(), global)
+    let audit = args.audit.filter(|_| outcome.end != RunEnd::Stopped).map(judge).transpose()?;
+    let ended =
+        Ended { people: &people, spec: &spec, outcome: &outcome, audit: audit.as_ref(), findings: &findings };
+    ended.conclude(results, &plan, started, global)
 }
 
+/// A simulation that begins, or goes on.
+struct Begun {
+    saved: Option<Saved>,
+    scenario: Scenario,
+    /// The scenario with every default spelt out.
+    text: String,
+}
+
+impl Begun {
+    fn of(args: &SimulateArgs) -> Result<Self, Failure> {
+        match &args.resume {
+            Some(folder) => {
+                let (saved, scenario, text) = Saved::read(folder)?;
+                Ok(Self { saved: Some(saved), scenario, text })
+            }
+            None => {
+                let (scenario, text) = read_scenario(args)?;
+                Ok(Self { saved: None, scenario, text })
+            }
+        }
+    }
+}
+
+fn world(
+    args: &SimulateArgs,
+    scenario: Scenario,
+    first: &InitialModel,
+    stop: &Stop,
+) -> Result<World, Failure> {
+    let Scenario { plan, simulation } = scenario;
+    let world = World::new(plan, first.shared.clone(), simulation.seed, simulation.weather)
+        .or_fail(Kind::Configuration, file(args))?
+        .with_tensors(first.layout.shared_lengths())
+        .with_stop(stop.clone());
+    #[cfg(feature = "insecure-test-noise")]
+    let world = world.with_chance(super::insecure::chance(simulation.seed));
+    Ok(if let Some(threads) = args.threads { world.with_threads(threads) } else { world })
+}
+
+/// Writes the models, in the room that was kept for them, and what may be said of their privacy.
+fn save(
+    results: &Results,
+    layout: &Layout,
+    outcome: &Outcome,
+    trouble: Option<(&'static str, std::io::Error)>,
+) -> Result<(), Failure> {
+    results.give_back().or_fail(Kind::Run, "the room that was kept for the model")?;
+    write_models(results, layout, outcome)?;
+    if let Some((file, error)) = trouble {
+        return Err(cut_short(results, file, &error, outcome));
+    }
+    match &outcome.statement {
+        Some(statement) => {
+            results.privacy(statement, &outcome.ledger).or_fail(Kind::Run, "privacy_statement.json")
+        }
+        None => Ok(()),
+    }
+}
+
+/// What the command was given: its file, or the folder whose simulation goes on.
 fn file(args: &SimulateArgs) -> String {
-    args.file.display().to_string()
+    args.file.as_ref().or(args.resume.as_ref()).map_or_else(String::new, |path| path.display().to_string())
+}
+
+/// The folder of results: a new one with the plan in it, or that of the simulation that goes on.
+fn open(args: &SimulateArgs, name: &str, plan: &str, saved: Option<&Saved>) -> Result<Results, Failure> {
+    if let (Some(folder), Some(saved)) = (&args.resume, saved) {
+        return Results::go_on(folder, saved.events).or_fail(Kind::Run, folder.display());
+    }
+    let results = open_results(&args.out, name)?;
+    results.resolved(plan).or_fail(Kind::Run, "resolved.toml")?;
+    Ok(results)
+}
+
+/// Keeps room for the last and the best model.
+fn reserve(results: &Results, parameters: usize) -> Result<(), Failure> {
+    let bytes = 8 * parameters as u64;
+    let doing = format!("{}: no room for the results; nothing was trained", results.folder().display());
+    results.reserve(bytes).or_fail(Kind::Run, doing)
+}
+
+/// Writes the last model, and the best one beside it.
+fn write_models(results: &Results, layout: &Layout, outcome: &Outcome) -> Result<(), Failure> {
+    let standardiser = outcome.standardiser.as_deref();
+    let write = |name: &str, model| {
+        write_model(&results.folder().join(name), layout, model, standardiser).or_fail(Kind::Run, name)
+    };
+    write("model.safetensors", &outcome.model)?;
+    match &outcome.best {
+        Some(best) => write("best.safetensors", &best.model),
+        None => Ok(()),
+    }
+}
+
+/// The disk has refused.
+fn cut_short(results: &Results, file: &str, error: &std::io::Error, outcome: &Outcome) -> Failure {
+    let folder = results.folder().display();
+    let round = outcome.rounds.last().map_or(0, |round| round.round);
+    let message = format!(
+        "{folder}/{file}: {error}; the simulation was stopped there, and the model of round {round} is in \
+         {folder}/model.safetensors. Make room and begin anew"
+    );
+    Failure::new(Kind::Run, message)
+}
+
+/// The user has ended it.
+fn interrupted(folder: &Path, outcome: &Outcome, rounds: u32) -> Failure {
+    let done = outcome.rounds.last().map_or(0, |round| round.round);
+    let message = if folder.join(saved::FILE).exists() {
+        format!(
+            "interrupted after round {done} of {rounds}; `consortia simulate --resume {}` goes on from there",
+            folder.display()
+        )
+    } else {
+        format!("interrupted before the end of round 1 of {rounds}; nothing was released")
+    };
+    Failure::new(Kind::Run, message)
+}
+
+/// The clients for the report; of very many those that have the most to explain.
+fn reported(outcome: &Outcome) -> Vec<ClientSummary> {
+    let mut clients: Vec<_> = outcome.clients.iter().collect();
+    if clients.len() > REPORTED_MAX {
+        let troubled =
+            |record: &ClientRecord| record.declined.values().chain(record.refused.values()).sum::<u32>();
+        let score =
+            |record: &ClientRecord| record.test.map_or(f64::INFINITY, |test| server::best::score_of(&test));
+        clients.sort_by(|(_, a), (_, b)| troubled(b).cmp(&troubled(a)).then(score(a).total_cmp(&score(b))));
+        clients.truncate(REPORTED_MAX);
+    }
+    clients.into_iter().map(|(client, record)| record.summary(client)).collect()
 }
 
 /// The scenario, and its file with every default spelt out.
 fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let path = file(args);
-    let mut text = read_plan_text(&args.file, None)?;
-    let base = args.file.parent().map(Path::to_path_buf).unwrap_or_default();
+    let given = args.file.as_deref().unwrap_or_else(|| Path::new(""));
+    let mut text = read_plan_text(given, None)?;
+    let base = given.parent().map(Path::to_path_buf).unwrap_or_default();
     let lookup = |name: &str| std::env::var(name).ok();
     if !args.set.is_empty() {
         // Errors of the file itself are shown with the file's own lines, before anything is changed.
         Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
-        text = completed(&with_settings(&text, &args.set)?, &args.file, None)?;
+        text = settings::apply(&text, &args.set, given, &base)?;
     }
     let mut scenario = Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
     scenario.simulation.seed = args.seed.unwrap_or(scenario.simulation.seed);
@@ -138,56 +281,6 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
         Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
     let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
     Ok((scenario, resolved))
-}
-
-/// The text with `--set` applied.
-fn with_settings(text: &str, settings: &[Setting]) -> Result<String, Failure> {
-    let mut root: toml::Table = toml::from_str(text).or_fail(Kind::Configuration, "")?;
-    for Setting { key, value } in settings {
-        let typed = format!("value = {value}");
-        let parsed = toml::from_str::<toml::Table>(&typed).ok().and_then(|mut table| table.remove("value"));
-        let value = parsed.unwrap_or_else(|| toml::Value::String(value.clone()));
-        let (parents, last) =
-            key.rsplit_once('.').map_or((None, key.as_str()), |(parents, last)| (Some(parents), last));
-        let mut table = &mut root;
-        for part in parents.into_iter().flat_map(|parents| parents.split('.')) {
-            let entry = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            let message =
-                || Failure::new(Kind::Configuration, format!("--set {key}: `{part}` is not a table"));
-            table = entry.as_table_mut().ok_or_else(message)?;
-        }
-        table.insert(last.to_owned(), value);
-    }
-    toml::to_string(&root).or_fail(Kind::Configuration, "--set")
-}
-
-struct Observer<'a> {
-    progress: Progress,
-    results: &'a mut Results,
-    asked: usize,
-    answered: usize,
-    trouble: Option<std::io::Error>,
-}
-
-impl Observer<'_> {
-    fn observe(&mut self, seen: &Observation<'_>) {
-        match seen.note {
-            Note::Opened { cohort, .. } => (self.asked, self.answered) = (*cohort, 0),
-            Note::Accepted { task, .. } => {
-                self.answered += 1;
-                let what = if task.kind == TaskKind::Train { "trained" } else { task.kind.name() };
-                self.progress.within(format!("{} of {} {what}", self.answered, self.asked));
-                // One line an answer would drown a large simulation; the round's line has the counts.
-                return;
-            }
-            Note::Waiting { .. } => return,
-            Note::Round(summary) => self.progress.round(summary),
-            _ => {}
-        }
-        if let Err(error) = self.results.event(&event_json(seen.now.as_seconds(), seen.note)) {
-            self.trouble.get_or_insert(error);
-        }
-    }
 }
 
 /// The last test metrics: at the sites where they test, else the server's.
@@ -237,64 +330,113 @@ fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
     }
 }
 
-fn conclude(
-    people: &People,
-    spec: &Spec,
-    outcome: &Outcome,
-    audit: Option<&AuditReport>,
-    folder: &Path,
-    seconds: f64,
-    global: &Global,
-) -> Result<(), Failure> {
-    let test = last_test(&outcome.rounds);
-    let loss = test
-        .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
-        .map(|metrics| metrics.loss);
-    let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
-    let sha256 = outcome.model.sha256();
-    let accuracy = test.and_then(|metrics| metrics.accuracy);
-    let speed = outcome.updates as f64 / seconds;
-    let epsilon = epsilon(spec, &outcome.rounds);
-    let price = describe_price(spec, epsilon);
-    let text = || {
-        format!(
-            "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\ntest accuracy  {}\nloss           {}\n\
-             epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}{}",
-            people.describe(),
-            outcome.updates,
-            share(accuracy),
-            loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
-            price,
-            outcome.elapsed.as_secs_f64(),
-            folder.display(),
-            audit.map_or_else(String::new, |report| format!("\n\n{report}"))
-        )
-    };
-    let object = || {
-        json!({
-            "model_sha256": sha256,
-            "rounds": rounds,
-            "clients": people.clients,
-            "copies": people.copies,
-            "accuracy": accuracy,
-            "loss": loss,
-            "seconds": seconds,
-            "updates": outcome.updates,
-            "updates_per_second": speed,
-            "epsilon": epsilon,
-            "audit": audit,
-            "virtual_seconds": outcome.elapsed.as_secs_f64(),
-            "results": folder,
-        })
-    };
-    global.format.say(text, object);
-    if audit.is_some_and(AuditReport::refutes) {
-        return Err(Failure::new(Kind::Run, "the audit refutes what the plan claims"));
+/// A simulation that is over.
+struct Ended<'a> {
+    people: &'a People,
+    spec: &'a Spec,
+    outcome: &'a Outcome,
+    audit: Option<&'a AuditReport>,
+    findings: &'a Findings,
+}
+
+impl Ended<'_> {
+    /// Writes the rest of the results, says what came of it, and whether it was a success.
+    fn conclude(
+        &self,
+        results: Results,
+        plan: &Plan,
+        started: Instant,
+        global: &Global,
+    ) -> Result<(), Failure> {
+        let outcome = self.outcome;
+        let lead = match &outcome.end {
+            RunEnd::Stopped => "interrupted; the model of the last round stands",
+            end => end.message(),
+        };
+        let folder = results
+            .finish(&plan.name, lead, &outcome.model.sha256(), &outcome.rounds)
+            .or_fail(Kind::Run, "results")?;
+        self.tell(&folder, started.elapsed().as_secs_f64(), global);
+        if outcome.end == RunEnd::Stopped {
+            return Err(interrupted(&folder, outcome, plan.rounds));
+        }
+        // Nothing is left to go on from.
+        let _ = std::fs::remove_file(folder.join(saved::FILE));
+        self.verdict()
     }
-    match &outcome.end {
-        RunEnd::Finished | RunEnd::Stopped => Ok(()),
-        RunEnd::Failed(why) => Err(Failure::new(Kind::Run, why)),
-        RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
+
+    /// Says what came of it.
+    fn tell(&self, folder: &Path, seconds: f64, global: &Global) {
+        let Self { people, spec, outcome, audit, findings } = self;
+        let test = last_test(&outcome.rounds);
+        let loss = test
+            .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
+            .map(|metrics| metrics.loss);
+        let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
+        let sha256 = outcome.model.sha256();
+        let accuracy = test.and_then(|metrics| metrics.accuracy);
+        let speed = outcome.updates as f64 / seconds;
+        let epsilon = epsilon(spec, &outcome.rounds);
+        let price = describe_price(spec, epsilon);
+        let best = outcome.best.as_ref().map(|best| best.round);
+        let text = || {
+            let declined = match findings.declined() {
+                0 => String::new(),
+                declined => format!("declined       {declined} tasks\n"),
+            };
+            let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
+            format!(
+                "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}test accuracy  {}\n\
+                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}{}",
+                people.describe(),
+                outcome.updates,
+                share(accuracy),
+                loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
+                price,
+                outcome.elapsed.as_secs_f64(),
+                folder.display(),
+                audit.map_or_else(String::new, |report| format!("\n\n{report}"))
+            )
+        };
+        let told = findings.object();
+        let object = || {
+            json!({
+                "model_sha256": sha256,
+                "state": self.outcome.end.state(),
+                "message": self.outcome.end.message(),
+                "rounds": rounds,
+                "best_round": best,
+                "clients": people.clients,
+                "copies": people.copies,
+                "accuracy": accuracy,
+                "loss": loss,
+                "seconds": seconds,
+                "updates": outcome.updates,
+                "updates_per_second": speed,
+                "epsilon": epsilon,
+                "audit": audit,
+                "virtual_seconds": outcome.elapsed.as_secs_f64(),
+                "declined": told["declined"],
+                "warnings": told["warnings"],
+                "results": folder,
+            })
+        };
+        global.format.say(text, object);
+        if global.quiet < 2 {
+            findings.warnings().iter().for_each(|warning| tell(format_args!("warning: {warning}")));
+        }
+    }
+
+    /// Whether it was a success.
+    fn verdict(&self) -> Result<(), Failure> {
+        if self.audit.is_some_and(AuditReport::refutes) {
+            return Err(Failure::new(Kind::Run, "the audit refutes what the plan claims"));
+        }
+        match &self.outcome.end {
+            RunEnd::Finished => Ok(()),
+            end @ (RunEnd::Failed(_) | RunEnd::Stopped) => Err(Failure::new(Kind::Run, end.message())),
+            RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
+        }
     }
 }
 
@@ -332,17 +474,5 @@ mod tests {
             describe_price(&records, epsilon(&records, &[]))
                 .starts_with("at most 3 at delta 1e-5 for each record")
         );
-    }
-
-    #[test]
-    fn settings_are_typed_and_make_the_tables_they_need() {
-        let settings = ["rounds=3", "name=x", "training.optimizer.sgd.learning_rate=0.5"];
-        let settings: Vec<Setting> = settings.iter().map(|one| one.parse().unwrap()).collect();
-        let text = with_settings("rounds = 1\nname = \"a\"\n", &settings).unwrap();
-        let table: toml::Table = toml::from_str(&text).unwrap();
-        assert_eq!(table["rounds"].as_integer(), Some(3));
-        assert_eq!(table["name"].as_str(), Some("x"));
-        assert_eq!(table["training"]["optimizer"]["sgd"]["learning_rate"].as_float(), Some(0.5));
-        assert!(with_settings("rounds = 1\n", &["rounds.x=1".parse().unwrap()]).is_err());
     }
 }

@@ -11,7 +11,7 @@ pub(super) mod recover;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, open_books};
+use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, BooksError, Identity, open_books};
 use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal, RECORDS_POLICY};
 use clap::{Args, ValueEnum};
 use learning::device::select;
@@ -349,7 +349,19 @@ fn failure_of(error: AgentError, file: &SiteFile) -> Failure {
             let message = format!("{error}: `consortia site recover --believe-server {site}`");
             Failure::new(Kind::Connection, message)
         }
+        // Its supervisor starts it again, and then there may be room.
+        error @ AgentError::Unwritten(_) => Failure::new(Kind::Run, error),
         error => Failure::new(Kind::Connection, error),
+    }
+}
+
+/// What kind of failure it is when the books cannot be opened: a disk that is full may have room at the next start, wrong files are
+/// wrong then, too.
+fn kind_of(error: &BooksError) -> Kind {
+    use std::io::ErrorKind::{NotFound, PermissionDenied};
+    match error {
+        BooksError::Io { source, .. } if !matches!(source.kind(), NotFound | PermissionDenied) => Kind::Run,
+        _ => Kind::Configuration,
     }
 }
 
@@ -389,7 +401,7 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
     begun::refuse_lost_books(file, Kind::Configuration)?;
     let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
-    let books = books.or_fail(Kind::Configuration, "")?;
+    let books = books.map_err(|error| Failure::new(kind_of(&error), error))?;
     begun::note(&file.state);
     for torn in &books.torn {
         let path = torn.path.display();

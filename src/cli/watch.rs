@@ -7,10 +7,12 @@
 use std::io::Read;
 use std::time::Duration;
 
+use protocol::Stop;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 use super::failure::{Failure, Kind, OrFail};
+use super::output::tell;
 
 /// How long a command may take to end in order once it is told to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -75,6 +77,28 @@ pub(super) async fn until_told(while_stdin_open: bool) {
     }
     if heard.await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// Sets `stop` when the process is interrupted or told to terminate; a second signal ends the process where it is.
+pub(super) fn stop_at_signal(stop: &Stop) {
+    let stop = stop.clone();
+    let listen = move || {
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::warn!("no signal will be heard: {error}"),
+        };
+        runtime.block_on(async {
+            let mut signals = Signals::new();
+            signals.next().await;
+            stop.stop();
+            tell("stops: the open round is dropped and what is done is written; interrupt again to end at once");
+            signals.next().await;
+            std::process::exit(i32::from(Kind::Run as u8));
+        });
+    };
+    if let Err(error) = std::thread::Builder::new().name("signals".into()).spawn(listen) {
+        tracing::warn!("no signal will be heard: {error}");
     }
 }
 

@@ -81,6 +81,10 @@ pub enum AgentError {
     /// The configuration can never lead to a connection.
     #[error(transparent)]
     Configuration(ConnectError),
+    /// The site's ledger or audit log could not be written. Nothing leaves that is not written down, so the site would keep every round
+    /// waiting; a new start reads what the disk has.
+    #[error("the site's books cannot be kept: {0}")]
+    Unwritten(String),
 }
 
 /// A participant and its line to the server.
@@ -107,6 +111,7 @@ impl Agent {
         let workshop = Workshop {
             participant,
             audit,
+            broken: CancellationToken::new(),
             keeper: None,
             events: None,
             model_bytes_max,
@@ -145,7 +150,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`] when no waiting can help: another protocol version, a certificate that names no site, a ledger that is not the one
-    /// that the server remembers, or an impossible configuration.
+    /// that the server remembers, books that cannot be written, or an impossible configuration.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
         let mut failures = 0;
         while !shutdown.is_cancelled() {
@@ -156,6 +161,10 @@ impl Agent {
                 Some(Ok(link)) => {
                     let since = tokio::time::Instant::now();
                     let served = shutdown.run_until_cancelled(self.serve(&link)).await;
+                    if let Some(trouble) = self.workshop.unwritten() {
+                        link.leave().await;
+                        return Err(AgentError::Unwritten(trouble));
+                    }
                     let Some(Some(error)) = served else {
                         // Told to go, or there is a better way: the loop knows.
                         link.leave().await;

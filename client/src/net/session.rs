@@ -150,6 +150,8 @@ pub(super) type Keeper = Arc<dyn Fn(&Personal) + Send + Sync>;
 pub(super) struct Workshop {
     pub(super) participant: Arc<Mutex<Participant>>,
     pub(super) audit: Option<Audit>,
+    /// Set once the site's books can be kept no longer.
+    pub(super) broken: CancellationToken,
     pub(super) keeper: Option<Keeper>,
     pub(super) events: Option<mpsc::Sender<AgentEvent>>,
     pub(super) model_bytes_max: u64,
@@ -237,7 +239,7 @@ impl Workshop {
     }
 
     /// Does the tasks that come over `connection` until it ends, and says why it ended; or until it is asked to leave and has nothing
-    /// to do. Dropping the future stops the work.
+    /// to do, or its books can be kept no longer. Dropping the future stops the work.
     pub(super) async fn serve(
         &self,
         connection: &Connection,
@@ -255,6 +257,7 @@ impl Workshop {
                     Err(error) => return Some(error),
                 },
                 Some(_) = tasks.join_next() => {}
+                () = self.broken.cancelled() => return None,
                 () = leave.cancelled(), if tasks.is_empty() => return None,
             }
         }
@@ -269,6 +272,14 @@ impl Workshop {
             let _ = stream.recv.stop(GIVEN_UP);
             self.report(AgentEvent::Abandoned { task: id, trouble: trouble.to_string() });
         }
+        if self.unwritten().is_some() {
+            self.broken.cancel();
+        }
+    }
+
+    /// Why the site's books can be kept no longer.
+    pub(super) fn unwritten(&self) -> Option<String> {
+        self.audit.as_ref().and_then(Audit::trouble)
     }
 
     /// Task in, answer out, receipt in. Leaves the task's id in `id` as soon as it is known.

@@ -548,8 +548,9 @@ impl Place<'_> {
                 known.push(columns.class_of(cell).ok_or_else(|| wrong(columns.classes.wanted(), advice))?);
             }
             Labels::Real(known) => {
-                let value = self.finite(cell);
+                let value = dialect::number(cell, self.decimal).map(|value| value as f32);
                 let advice = dialect::advice(cell, self.decimal);
+                let value = value.filter(|value| value.is_finite());
                 known.push(value.ok_or_else(|| wrong("a finite number".to_owned(), advice))?);
             }
         }

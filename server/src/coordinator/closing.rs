@@ -12,6 +12,9 @@ use crate::statement::{PrivacyStatement, Subject};
 
 use super::{Action, Central, Commit, Coordinator, Gate, Note, Phase, RunEnd, empty_summary};
 
+/// Failures in a row that a short run may have, too, before it ends: as many as a plan allows by default.
+const FAILURES_USUAL: u32 = 10;
+
 impl Coordinator {
     /// The most that one site's metrics count in a mean of several, in examples: as much as its update may.
     fn weight_max(&self) -> u64 {
@@ -46,6 +49,11 @@ impl Coordinator {
         // A round for which too few may be asked is over as planned; one that too few answer has failed.
         let failed = released.is_none() && gate.could_have_quorum();
         self.state.failures = if released.is_some() { 0 } else { self.state.failures + u32::from(failed) };
+        if released.is_some() {
+            self.setbacks.clear();
+        } else if self.explains(Some(gate.task)) {
+            self.setbacks.missing(gate.waiting());
+        }
         match (gate.task.kind, released) {
             (TaskKind::Statistics, Some(released)) => {
                 self.state.standardiser = Standardiser::from_totals(released.totals()).map(Arc::new);
@@ -54,6 +62,7 @@ impl Coordinator {
             (TaskKind::Train | TaskKind::Evaluate, released) => {
                 let moved = released.is_some();
                 if let Some(mean) = released {
+                    self.state.releases += 1;
                     self.step(&mean);
                     summary.epsilon = self.spend(&gate, &mean);
                 } else if let Some(protection) = &mut self.protection {
@@ -85,7 +94,6 @@ impl Coordinator {
         protection.follow(released);
         self.state.norm_max = protection.norm_max();
         self.state.noise = protection.noise();
-        self.state.releases += 1;
         // Where chance is secret nobody's participations are limited, so nobody's are written down.
         let limited = protection.central().participation().is_some();
         for client in gate.settled(Standing::Answered).filter(|_| limited) {
@@ -144,18 +152,27 @@ impl Coordinator {
         self.commit(summary, reports);
     }
 
+    /// Failures in a row after which the run ends. A plan that allows more of them than it has rounds would ask for statistics, which
+    /// are no round, for ever.
+    fn failures_max(&self) -> u32 {
+        self.plan.cohort.failures_max.min(self.plan.rounds.max(FAILURES_USUAL))
+    }
+
     pub(super) fn commit(&mut self, summary: RoundSummary, reports: Vec<(ClientId, TaskId, Metrics)>) {
         if self.state.end.is_some() {
             // Decided already: the budget is exhausted, or the operator has stopped the run.
-        } else if self.state.failures >= self.plan.cohort.failures_max {
+        } else if self.state.failures >= self.failures_max() {
             let (failures, quorum) = (self.state.failures, self.plan.cohort.quorum);
-            let why = match quorum {
-                0 => format!("{failures} rounds in a row released nothing; the log says why"),
+            let what = match quorum {
+                0 => format!("{failures} rounds in a row released nothing"),
                 _ => format!("{failures} rounds in a row found no quorum of {quorum} clients"),
             };
-            self.state.end = Some(RunEnd::Failed(why));
+            self.state.end = Some(self.failed(&what));
         } else if self.state.round.0 >= self.plan.rounds && self.state.evaluated {
-            self.state.end = Some(RunEnd::Finished);
+            self.state.end = Some(match self.state.releases {
+                0 => self.failed(&format!("none of the {} rounds released anything", self.plan.rounds)),
+                _ => RunEnd::Finished,
+            });
         }
         self.state.summary = Some(summary.clone());
         let changed = std::mem::take(&mut self.changed);

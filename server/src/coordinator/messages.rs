@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use privacy::chain::Link;
 use privacy::correlation::NoiseMemory;
-use protocol::wire::{Control, Receipt, RoundSummary, RunState};
+use protocol::wire::{ClientSummary, Control, Receipt, RoundSummary, RunState};
 use protocol::{
     Answer, ClientId, Decline, Metrics, Parameters, Positive, Refusal, Round, Standardiser, Task, TaskId,
 };
+use serde::{Deserialize, Serialize};
 
 use super::Checked;
+use crate::Plan;
 
 /// What happened, as the shell saw it.
 #[derive(Debug)]
@@ -188,6 +190,14 @@ impl Checkpoint {
             noise: NoiseMemory::default(),
         }
     }
+
+    /// A checkpoint of an earlier release counted the releases of private runs alone: of the others each round that did not fail was one.
+    pub(super) fn with_releases_counted(mut self, plan: &Plan) -> Self {
+        if plan.spec.privacy.central.is_none() && self.releases == 0 {
+            self.releases = self.round.0.saturating_sub(self.failures);
+        }
+        self
+    }
 }
 
 /// One transaction: a round's end, or its evaluation's end.
@@ -217,7 +227,8 @@ pub struct Booking {
 }
 
 /// What the run remembers of a client.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ClientRecord {
     /// Whether it is connected now; not stored.
     pub connected: bool,
@@ -233,6 +244,24 @@ pub struct ClientRecord {
     pub declined: BTreeMap<Decline, u32>,
     /// Its last test metrics.
     pub test: Option<Metrics>,
+}
+
+impl ClientRecord {
+    /// The record of `client` for an operator's eyes.
+    pub fn summary(&self, client: &ClientId) -> ClientSummary {
+        ClientSummary {
+            client: client.clone(),
+            connected: self.connected,
+            accepted: self.accepted,
+            refused: self.refused.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+            declined: self
+                .declined
+                .iter()
+                .map(|(reason, count)| (reason.name().to_owned(), *count))
+                .collect(),
+            test: self.test,
+        }
+    }
 }
 
 /// For the log, the progress display and `events.jsonl`.

@@ -2,6 +2,8 @@
 //! clipping norm that may follow the updates.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use privacy::adaptive::{AdaptiveError, QuantileClip, QuantileRule};
 use privacy::chain::Link;
@@ -25,6 +27,23 @@ impl Chance {
     /// A chance of your own. A [`NoiseSource`] can be made from entropy only, except in builds for tests.
     pub fn of(draw: impl FnMut() -> Result<NoiseSource, EntropyError> + Send + 'static) -> Self {
         Self(Box::new(draw))
+    }
+}
+
+impl Chance {
+    /// The same chance without its first `skipped` draws, and a count of all its draws, those included.
+    pub fn counted(self, skipped: u64) -> (Self, Arc<AtomicU64>) {
+        let count = Arc::new(AtomicU64::new(skipped));
+        let (mut draw, mut left_out, counter) = (self.0, skipped, Arc::clone(&count));
+        let counted = Self::of(move || {
+            while left_out > 0 {
+                draw()?;
+                left_out -= 1;
+            }
+            counter.fetch_add(1, Ordering::Relaxed);
+            draw()
+        });
+        (counted, count)
     }
 }
 

@@ -15,6 +15,11 @@ impl Coordinator {
         may_train && !self.rehearsal && self.plan.spec.privacy.samples_secretly()
     }
 
+    /// Whether what became of an answer to this task may be kept, and can keep a round from its release.
+    pub(super) fn explains(&self, task: Option<TaskId>) -> bool {
+        task.is_some_and(|task| task.kind != TaskKind::Evaluate) && !self.hides_participation(task)
+    }
+
     /// Tells what happened, unless it shows who takes part where that is a secret.
     pub(super) fn note(&mut self, note: Note) {
         let hidden = match &note {

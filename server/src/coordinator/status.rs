@@ -1,8 +1,12 @@
 //! What a coordinator waits for, in a sentence for an operator.
 
+use protocol::ClientId;
 use protocol::wire::Control;
 
 use super::{Coordinator, Gate, Phase};
+
+/// Clients that are named when they are awaited.
+const NAMES_MAX: usize = 5;
 
 impl Coordinator {
     /// One sentence on what it waits for.
@@ -12,7 +16,9 @@ impl Coordinator {
             if self.hides_participation(Some(gate.task)) {
                 return format!("round {round}, {kind}: waits for the clients that were drawn in secret");
             }
-            format!("round {round}, {kind}: {} of {} clients have answered", gate.answered(), gate.asked())
+            let (answered, asked) = (gate.answered(), gate.asked());
+            let told = format!("round {round}, {kind}: {answered} of {asked} clients have answered");
+            format!("{told}{}{}", awaited(gate), self.setbacks_now(gate.task))
         };
         match &self.phase {
             Phase::Gathering | Phase::Resting { .. } if self.control == Control::Pause => {
@@ -24,11 +30,27 @@ impl Coordinator {
                 }
                 _ => format!("{} of {} clients are connected", self.connected, self.plan.cohort.clients_min),
             },
-            Phase::Resting { .. } => "too few clients answered; trying again soon".to_owned(),
+            Phase::Resting { .. } => {
+                let reasons =
+                    self.setbacks.describe().map_or_else(String::new, |reasons| format!(": {reasons}"));
+                format!("too few clients answered; trying again soon{reasons}")
+            }
             Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => waiting(gate),
             Phase::Booking { round } => format!("reserving the privacy budget of round {round}"),
             Phase::Committing { summary, .. } => format!("storing round {}", summary.round),
             Phase::Ended => "ended".to_owned(),
         }
+    }
+}
+
+/// Whose answers are missing, where they are few enough to be named.
+fn awaited(gate: &Gate) -> String {
+    match gate.waiting() {
+        0 => String::new(),
+        waiting if waiting <= NAMES_MAX => {
+            let names: Vec<&str> = gate.owing().map(ClientId::as_str).collect();
+            format!("; waits for {}", names.join(", "))
+        }
+        waiting => format!("; waits for {waiting}"),
     }
 }

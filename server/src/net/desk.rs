@@ -32,6 +32,9 @@ const PLAN_MAX: usize = HEADER_MAX / 2;
 /// Bytes of an audit log's lines in a reply.
 const LOG_MAX: usize = ADMIN_MAX / 2;
 
+/// Characters of a run's message in a list of runs.
+const LISTED_MAX: usize = 300;
+
 /// Answers operators.
 pub(crate) struct Desk {
     pub(crate) store: Arc<Store>,
@@ -76,6 +79,7 @@ impl Desk {
                 let (history, clients) = (Vec::new(), Vec::new());
                 *run = RunSummary { history, clients, ..(**live).clone() };
             }
+            shorten(&mut run.message);
         }
         Ok(runs)
     }
@@ -264,6 +268,14 @@ fn without_participation(mut run: RunSummary) -> RunSummary {
         client.declined.clear();
     }
     run
+}
+
+/// Cuts a message to what a list has room for; `run watch` shows the whole of it.
+fn shorten(message: &mut String) {
+    if let Some((end, _)) = message.char_indices().nth(LISTED_MAX) {
+        message.truncate(end);
+        message.push_str("...");
+    }
 }
 
 /// The frame of a summary, with as many clients as fit into one.

@@ -21,7 +21,7 @@ fn a_short_plan_has_sensible_defaults() {
     assert_eq!(plan.strategy, Strategy::FedAvg);
     assert_eq!((plan.cohort.clients_min, plan.cohort.quorum, plan.cohort.size_of(7)), (1, 1, 7));
     assert!(plan.evaluation.is_due(1, 3));
-    assert_eq!(plan.spec.update.weight_max, 1000);
+    assert_eq!(plan.spec.update.weight_max, 131_072);
 }
 
 #[test]

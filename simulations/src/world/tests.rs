@@ -1,8 +1,10 @@
 //! Small worlds: the same bits whatever the threads and the weather.
 
+mod going_on;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use protocol::{EvaluateOrder, Layout, LearnError, Spec, Statistic, Stop, TrainOrder};
+use protocol::{EvaluateOrder, Layout, LearnError, Learner, Metrics, Spec, Statistic, Stop, TrainOrder};
 
 use super::*;
 use crate::Worker;

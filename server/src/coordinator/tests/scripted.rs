@@ -1,5 +1,7 @@
 //! The coordinator in told stories: one thing goes wrong in each.
 
+use protocol::Decline;
+
 use super::*;
 
 const TWO: &str = "[cohort]\nclients_min = 2\n";
@@ -77,13 +79,15 @@ fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
     let metrics = Metrics::default();
     let trained = |points: Vec<i32>, weight| Outcome::Trained { points, weight, vote: 0, metrics };
     let nan = Metrics { loss: f64::NAN, ..metrics };
+    // The largest norm that the plan's lattice has; one point more is too long.
+    let reach = Stage::new(TWO).coordinator.lattice.reach();
     let bad = [
         (trained(vec![0], 1), Refusal::WrongShape),
         (trained(vec![0, i32::MAX], 1), Refusal::OutOfRange),
         (trained(vec![f32::NAN.to_bits() as i32, 0], 1), Refusal::OutOfRange),
-        (trained(vec![1 << 30, 1], 1), Refusal::NormExceeded),
+        (trained(vec![reach, 1], 1), Refusal::NormExceeded),
         (trained(vec![0, 0], 0), Refusal::WrongWeight),
-        (trained(vec![0, 0], 1001), Refusal::WrongWeight),
+        (trained(vec![0, 0], 131_073), Refusal::WrongWeight),
         (Outcome::Trained { points: vec![0, 0], weight: 1, vote: 0, metrics: nan }, Refusal::BadMetrics),
         (Outcome::Evaluated { metrics }, Refusal::WrongKind),
         (Outcome::Counted { words: vec![] }, Refusal::WrongKind),
@@ -109,8 +113,8 @@ fn an_answer_that_was_checked_elsewhere_counts_as_if_it_had_been_checked_here() 
     let task = stage.take_sent().remove(0).1;
     let checker = stage.coordinator.checker();
     let check = |outcome: Outcome| checker.check(Answer { task: task.id, outcome });
-    let longer =
-        Outcome::Trained { points: vec![1 << 30, 1], weight: 1, vote: 0, metrics: Metrics::default() };
+    let reach = stage.coordinator.lattice.reach();
+    let longer = Outcome::Trained { points: vec![reach, 1], weight: 1, vote: 0, metrics: Metrics::default() };
     stage.handle(Event::Checked { client: id("bad"), checked: check(longer) });
     assert_eq!(stage.refusals("bad"), [(Refusal::NormExceeded, 1)]);
     stage.handle(Event::Checked { client: id("nobody"), checked: check(honest(&task, 9.0, 1)) });
@@ -147,11 +151,11 @@ fn declining_clients_are_counted_and_not_awaited() {
     let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
     stage.join(&["a", "b"]);
     let sent = stage.take_sent();
-    let declined = Outcome::Declined { reason: protocol::Decline::Data, detail: "no such column".into() };
+    let declined = Outcome::Declined { reason: Decline::Data, detail: "no such column".into() };
     stage.answer(&id("a"), sent[0].1.id, declined);
     stage.answer(&id("b"), sent[1].1.id, honest(&sent[1].1, 1.0, 1));
     near(&stage.model(), 1.0);
-    assert_eq!(stage.coordinator.clients()[&id("a")].declined[&protocol::Decline::Data], 1);
+    assert_eq!(stage.coordinator.clients()[&id("a")].declined[&Decline::Data], 1);
 }
 
 #[test]
@@ -230,6 +234,114 @@ fn a_federation_that_never_finds_a_quorum_fails_and_says_so() {
     stage.join(&["a", "b"]);
     stage.wait_for_deadline();
     assert!(matches!(&stage.end, Some(RunEnd::Failed(why)) if why.contains("quorum of 2")));
+}
+
+fn decline(stage: &mut Stage, reason: Decline, detail: &str) {
+    for (client, task) in stage.take_sent() {
+        stage.answer(&client, task.id, Outcome::Declined { reason, detail: detail.to_owned() });
+    }
+}
+
+#[test]
+fn a_run_that_released_nothing_has_failed_with_the_reasons_of_its_sites_however_many_failures_are_allowed() {
+    for failures_max in [1, 2, 3, 1_000_000] {
+        let mut stage = Stage::new(&format!("[cohort]\nclients_min = 2\nfailures_max = {failures_max}\n"));
+        stage.join(&["north", "south"]);
+        while stage.end.is_none() {
+            decline(&mut stage, Decline::Data, "the site's log\n says \u{1b}[31mwhere");
+        }
+        let Some(RunEnd::Failed(why)) = &stage.end else { panic!("{:?}", stage.end) };
+        assert!(why.contains("north, south declined (data, "), "{why}");
+        assert!(why.contains("the site's log says [31mwhere") && !why.contains('\u{1b}'), "{why}");
+        assert_eq!(stage.coordinator.checkpoint().end, stage.end);
+    }
+}
+
+#[test]
+fn where_budgets_alone_kept_answers_away_the_budget_is_exhausted() {
+    let mut stage = Stage::new(TWO);
+    stage.join(&["a", "b"]);
+    while stage.end.is_none() {
+        decline(&mut stage, Decline::Budget, "the site's privacy budget cannot pay for this");
+    }
+    assert!(
+        matches!(&stage.end, Some(RunEnd::BudgetExhausted(why)) if why.contains("a, b declined (budget")),
+        "{:?}",
+        stage.end
+    );
+    let mut stage = Stage::new(TWO);
+    stage.join(&["a", "b"]);
+    while stage.end.is_none() {
+        let (client, task) = stage.take_sent().remove(0);
+        let detail = "the site's privacy budget cannot pay for this".to_owned();
+        stage.answer(&client, task.id, Outcome::Declined { reason: Decline::Budget, detail });
+        stage.sent.clear();
+        if stage.end.is_none() {
+            stage.wait_for_deadline();
+        }
+    }
+    assert!(matches!(&stage.end, Some(RunEnd::Failed(why)) if why.contains("deadline")), "{:?}", stage.end);
+}
+
+#[test]
+fn one_release_makes_a_run_that_ends_in_failures_a_finished_one() {
+    let mut stage = Stage::new(TWO);
+    stage.join(&["a", "b"]);
+    stage.answer_all(1.0);
+    while stage.end.is_none() {
+        stage.answer_all(1.0);
+        decline(&mut stage, Decline::Data, "x");
+    }
+    assert_eq!(stage.end, Some(RunEnd::Finished));
+}
+
+#[test]
+fn statistics_that_nobody_counts_end_the_run_whatever_failures_are_allowed() {
+    let federated = PLAN.replace("features = [\"a\"]", "features = [\"a\"]\nstandardise = \"federated\"");
+    let extra = "[cohort]\nclients_min = 2\nfailures_max = 4000000000\n";
+    let plan = Arc::new(Plan::parse(&format!("{federated}{extra}")).unwrap());
+    let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));
+    let mut stage = Stage::new(TWO);
+    stage.coordinator = Coordinator::new(Setup { plan, ..setup("", checkpoint) }).unwrap();
+    stage.join(&["a", "b"]);
+    for tries in 0.. {
+        assert!(tries < 100, "asks for ever");
+        decline(&mut stage, Decline::Data, "column a");
+        if stage.end.is_some() {
+            break;
+        }
+        assert!(stage.coordinator.status().contains("a, b declined (data"), "{}", stage.coordinator.status());
+        stage.wait_for_deadline();
+    }
+    assert!(matches!(&stage.end, Some(RunEnd::Failed(why)) if why.contains("column a")), "{:?}", stage.end);
+}
+
+#[test]
+fn what_is_awaited_and_who_declined_is_told_while_it_happens() {
+    let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
+    stage.join(&["a", "b"]);
+    let (client, task) = stage.take_sent().remove(0);
+    let detail = "the site's policy does not allow this".to_owned();
+    stage.answer(&client, task.id, Outcome::Declined { reason: Decline::Policy, detail });
+    let status = stage.coordinator.status();
+    assert!(status.contains("0 of 2 clients have answered; waits for b; a declined (policy)"), "{status}");
+}
+
+#[test]
+fn a_run_of_an_earlier_release_that_goes_on_has_released_what_its_rounds_say() {
+    let begin = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));
+    let went_on = |checkpoint: Checkpoint| {
+        let mut stage = Stage::resume(TWO, checkpoint);
+        stage.join(&["a", "b"]);
+        while stage.end.is_none() {
+            decline(&mut stage, Decline::Data, "x");
+        }
+        stage.end
+    };
+    let one = Checkpoint { round: Round(1), ..begin.clone() };
+    assert_eq!(went_on(one), Some(RunEnd::Finished));
+    let none = Checkpoint { round: Round(1), failures: 1, ..begin };
+    assert!(matches!(went_on(none), Some(RunEnd::Failed(_))));
 }
 
 #[test]

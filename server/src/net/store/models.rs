@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
-use protocol::{Metrics, Parameters, RunId};
+use protocol::{Parameters, RunId};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::{Files, Store, StoreError, rows};
+use crate::best::{median, score_of};
 
 /// Runs whose sites' opinions are remembered.
 const RUNS_KNOWN: usize = 16;
@@ -180,20 +181,10 @@ fn best<'a>(
     scored.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(at, _)| at)
 }
 
-/// How good a model is by these metrics: by accuracy where there is one, else by loss.
-fn score_of(metrics: &Metrics) -> f64 {
-    metrics.accuracy.unwrap_or(-metrics.loss)
-}
-
-/// The median of what sites say of a model, the lower of two: each site has one voice, and no minority can carry it beyond what
-/// the others say. A mean, however weighted, would let one site choose by a huge loss.
-fn median(mut scores: Vec<f64>) -> Option<f64> {
-    scores.sort_by(f64::total_cmp);
-    scores.get(scores.len().checked_sub(1)? / 2).copied()
-}
-
 #[cfg(test)]
 mod tests {
+    use protocol::Metrics;
+
     use super::*;
 
     fn line(round: u32, sites: Option<(f64, Option<f64>)>, central: Option<f64>) -> ModelLine {

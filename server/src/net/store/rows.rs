@@ -331,12 +331,5 @@ pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
 
 /// A client for an operator's eyes.
 pub(crate) fn client_summary(client: &ClientId, record: &ClientRecord) -> ClientSummary {
-    ClientSummary {
-        client: client.clone(),
-        connected: record.connected,
-        accepted: record.accepted,
-        refused: record.refused.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
-        declined: record.declined.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
-        test: record.test,
-    }
+    record.summary(client)
 }

@@ -1,7 +1,7 @@
 //! What the site's data hold, and whether a plan can use them.
 
 use learning::{ColumnSurvey, SourceSpec, TableSurvey, load_measured, survey};
-use protocol::{DataSpec, EvaluationRecords, RecordCount, TableSpec};
+use protocol::{DataSpec, EvaluationRecords, RecordCount, TableSpec, UpdateSpec, Weighting};
 use server::Plan;
 
 use super::Findings;
@@ -50,6 +50,14 @@ pub(super) fn look_at_data(
                 findings.warn("validation", message.to_owned());
             }
             let found = data.train.len() as u64;
+            let UpdateSpec { weights, weight_max, .. } = plan.spec.update;
+            if weights == Weighting::Examples && found > u64::from(weight_max) {
+                let message = format!(
+                    "the {found} training records count as {weight_max}, as the plan's update.weight_max says; ask for a higher one where \
+                     sites are to be weighed by their records"
+                );
+                findings.warn("weight", message);
+            }
             if let RecordCount::Public(declared) = declared
                 && declared != found
             {

@@ -1,0 +1,233 @@
+//! What a simulation has to tell beside its numbers: who declined and why, whose weight is cut, a loss that makes no sense.
+//!
+//! A simulation is one process of one owner, who holds all records. Where the plan promises privacy, what a learner says of records is
+//! outside of what the plan protects all the same: it is shown with `-v` only, and written nowhere.
+
+use std::collections::BTreeSet;
+
+use protocol::wire::RoundSummary;
+use protocol::{ClientId, Spec, Target, TaskId, TaskKind, Weighting};
+use serde_json::{Value, json};
+use server::Note;
+use simulations::{Observation, Population, Workforce as _};
+
+/// Reasons that are told apart; what comes beyond them is counted only.
+const REASONS_MAX: usize = 20;
+/// Clients that are named in a line.
+const NAMES_MAX: usize = 3;
+/// A cross-entropy beyond this says nothing: guessing among a million classes has less than 14.
+const CROSS_ENTROPY_MAX: f64 = 100.0;
+/// A loss this many times the least one has run away.
+const GROWTH_MAX: f64 = 1000.0;
+
+/// Words where a private plan hides a client's own.
+const HINT: &str = "`-v` shows the clients' own words, which are outside of what the plan protects";
+
+/// See the module.
+pub(super) struct Findings {
+    is_private: bool,
+    /// Whether what is outside of the plan's guarantee is shown, too.
+    tells_all: bool,
+    classifies: bool,
+    entries: Vec<Entry>,
+    /// Answers with reasons beyond [`REASONS_MAX`].
+    others: u64,
+    loss_least: Option<f64>,
+    loss_last: Option<(u32, f64)>,
+    notes: Vec<String>,
+}
+
+/// One reason of one kind.
+struct Entry {
+    kind: Kind,
+    reason: &'static str,
+    words: String,
+    clients: BTreeSet<ClientId>,
+    answers: u64,
+}
+
+/// What became of an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Declined,
+    Refused,
+    /// Answered as the plan's privacy demands, though the work had failed.
+    Covered,
+}
+
+impl Kind {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Declined => "declined",
+            Self::Refused => "refused",
+            Self::Covered => "failed, and counted as zeros",
+        }
+    }
+}
+
+impl Findings {
+    /// For a simulation by `spec`. `tells_all`: what a private plan does not protect is shown, too.
+    pub(super) fn new(spec: &Spec, tells_all: bool) -> Self {
+        let classifies = matches!(spec.target(), Target::Classes(_));
+        Self {
+            is_private: !spec.privacy.is_none(),
+            tells_all,
+            classifies,
+            entries: Vec::new(),
+            others: 0,
+            loss_least: None,
+            loss_last: None,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Takes what the records show before anybody trains.
+    pub(super) fn look_at(&mut self, population: &Population, spec: &Spec) {
+        if !population.has_tests() && population.central_parts() == 0 && population.central().is_none() {
+            self.notes.push(
+                "nobody has test records, so no model is measured on records it was not trained with; give `split_column` or `test` in the data"
+                    .to_owned(),
+            );
+        }
+        if spec.update.weights != Weighting::Examples {
+            return;
+        }
+        let weight_max = u64::from(spec.update.weight_max);
+        let rows = |site: &learning::SiteData| site.train.len() as u64;
+        let cut: Vec<_> = population.sites().filter(|(_, site)| rows(site) > weight_max).collect();
+        if let Some((client, site)) = cut.first() {
+            let rows = rows(site);
+            let others = match cut.len() {
+                1 => String::new(),
+                more => format!(", and so it is with {} clients more", more - 1),
+            };
+            self.notes.push(format!(
+                "the {rows} training records of {client} count as {weight_max}, as update.weight_max says{others}; raise it to weigh \
+                 clients by their records"
+            ));
+        }
+    }
+
+    /// Takes what happened. Gives a line for the user where it is new.
+    pub(super) fn observe(&mut self, seen: &Observation<'_>) -> Option<String> {
+        match seen.note {
+            Note::Declined { client, task, reason, detail } => {
+                let own = seen.trouble.filter(|_| self.is_private && self.tells_all);
+                let words = own.map_or(detail, |trouble| &trouble.message);
+                self.add(Kind::Declined, client, Some(*task), reason.name(), words)
+            }
+            Note::Refused { client, task, reason, detail } => {
+                self.add(Kind::Refused, client, *task, reason.name(), detail)
+            }
+            Note::Accepted { client, task, .. } => {
+                let trouble = seen.trouble?;
+                let words = if self.tells_all { trouble.message.as_str() } else { HINT };
+                self.add(Kind::Covered, client, Some(*task), trouble.reason.name(), words)
+            }
+            Note::Withheld { task, reason } => Some(format!("{task} releases nothing: {reason}")),
+            Note::Round(round) => {
+                self.look_at_loss(round);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn look_at_loss(&mut self, round: &RoundSummary) {
+        let measured = round.sites.or(round.central).or(round.train);
+        let Some(loss) = measured.map(|metrics| metrics.loss) else { return };
+        self.loss_last = Some((round.round, loss));
+        self.loss_least = Some(self.loss_least.map_or(loss, |least| least.min(loss)));
+    }
+
+    fn add(
+        &mut self,
+        kind: Kind,
+        client: &ClientId,
+        task: Option<TaskId>,
+        reason: &'static str,
+        words: &str,
+    ) -> Option<String> {
+        // Sentences that differ by their numbers alone have one cause.
+        let shape = |words: &str| words.replace(|c: char| c.is_ascii_digit(), "");
+        let same = |entry: &&mut Entry| {
+            entry.kind == kind && entry.reason == reason && shape(&entry.words) == shape(words)
+        };
+        if let Some(entry) = self.entries.iter_mut().find(same) {
+            entry.answers += 1;
+            if entry.clients.len() <= NAMES_MAX {
+                entry.clients.insert(client.clone());
+            }
+            return None;
+        }
+        if self.entries.len() >= REASONS_MAX {
+            self.others += 1;
+            return None;
+        }
+        let words = words.to_owned();
+        let clients = BTreeSet::from([client.clone()]);
+        self.entries.push(Entry { kind, reason, words: words.clone(), clients, answers: 1 });
+        let place = task.map_or_else(String::new, |task| match task.kind {
+            TaskKind::Statistics => " the statistics".to_owned(),
+            TaskKind::Train | TaskKind::Evaluate => format!(" round {}", task.round),
+        });
+        let outside =
+            if self.is_private && self.tells_all { "outside of what the plan protects: " } else { "" };
+        let hint = if self.is_private && !self.tells_all && words != HINT {
+            format!(" ({HINT})")
+        } else {
+            String::new()
+        };
+        Some(format!("{outside}{client} {}{place}: {reason}: {words}{hint}", kind.verb()))
+    }
+
+    /// How many tasks were declined.
+    pub(super) fn declined(&self) -> u64 {
+        self.entries.iter().filter(|entry| entry.kind == Kind::Declined).map(|entry| entry.answers).sum()
+    }
+
+    /// What is to be said at the end, a sentence each.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.notes.clone();
+        warnings.extend(self.entries.iter().map(|entry| {
+            let mut names: Vec<&str> = entry.clients.iter().take(NAMES_MAX).map(ClientId::as_str).collect();
+            if entry.clients.len() > NAMES_MAX {
+                names.push("others");
+            }
+            let answers =
+                if entry.answers == 1 { "1 task".to_owned() } else { format!("{} tasks", entry.answers) };
+            format!(
+                "{}: {answers} {} ({}): {}",
+                names.join(", "),
+                entry.kind.verb(),
+                entry.reason,
+                entry.words
+            )
+        }));
+        if self.others > 0 {
+            warnings.push(format!(
+                "{} more answers did not count, for other reasons: see events.jsonl",
+                self.others
+            ));
+        }
+        if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {
+            let ran_away = loss > GROWTH_MAX * least.abs().max(f64::MIN_POSITIVE) && least > 0.0;
+            if ran_away || (self.classifies && loss > CROSS_ENTROPY_MAX) {
+                warnings.push(format!(
+                    "the loss of round {round} is {loss:.4e}, the least of all rounds {least:.4e}: the training has run away; lower the \
+                     learning rate, standardise the features, or look at their scale"
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// The same for programs.
+    pub(super) fn object(&self) -> Value {
+        let declined =
+            |entry: &Entry| json!({ "reason": entry.reason, "words": entry.words, "tasks": entry.answers });
+        let declined: Vec<Value> =
+            self.entries.iter().filter(|entry| entry.kind == Kind::Declined).map(declined).collect();
+        json!({ "declined": declined, "warnings": self.warnings() })
+    }
+}

@@ -1,0 +1,101 @@
+//! `--set KEY=VALUE`: a simulation file with settings changed on the command line.
+
+use std::path::Path;
+
+use simulations::{Scenario, ScenarioError};
+
+use super::super::Setting;
+use super::super::columns::completed;
+use super::super::failure::{Failure, Kind, OrFail};
+
+/// The text with the settings applied; an error names the setting that is at fault, and not a line that nobody has typed.
+pub(super) fn apply(text: &str, settings: &[Setting], file: &Path, base: &Path) -> Result<String, Failure> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let fault = |text: &str| Scenario::parse(text, base, &lookup).err();
+    // A setting may say which columns, too.
+    let with = |some: &[Setting]| completed(&with_settings(text, some)?, file, None);
+    let changed = with(settings)?;
+    let Some(mut error) = fault(&changed) else { return Ok(changed) };
+    // What is right without a setting and wrong with it is that setting's fault. Several may be needed together, so the last such one.
+    let mut culprit = settings.len();
+    while culprit > 1 {
+        let before = with(&settings[..culprit - 1])?;
+        match fault(&before) {
+            Some(earlier) => error = earlier,
+            None => break,
+        }
+        culprit -= 1;
+    }
+    let Setting { key, value } = &settings[culprit - 1];
+    let message = match error {
+        ScenarioError::Config(error) => error.message,
+        other => other.to_string(),
+    };
+    Err(Failure::new(Kind::Configuration, format!("--set {key}={value}: {message}")))
+}
+
+/// The text with the settings applied, whatever they mean.
+fn with_settings(text: &str, settings: &[Setting]) -> Result<String, Failure> {
+    let mut root: toml::Table = toml::from_str(text).or_fail(Kind::Configuration, "")?;
+    for Setting { key, value } in settings {
+        let typed = format!("value = {value}");
+        let parsed = toml::from_str::<toml::Table>(&typed).ok().and_then(|mut table| table.remove("value"));
+        let value = parsed.unwrap_or_else(|| toml::Value::String(value.clone()));
+        let (parents, last) =
+            key.rsplit_once('.').map_or((None, key.as_str()), |(parents, last)| (Some(parents), last));
+        let mut table = &mut root;
+        for part in parents.into_iter().flat_map(|parents| parents.split('.')) {
+            let entry = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            let message =
+                || Failure::new(Kind::Configuration, format!("--set {key}: `{part}` is not a table"));
+            table = entry.as_table_mut().ok_or_else(message)?;
+        }
+        table.insert(last.to_owned(), value);
+    }
+    toml::to_string(&root).or_fail(Kind::Configuration, "--set")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(typed: &[&str]) -> Vec<Setting> {
+        typed.iter().map(|one| one.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn settings_are_typed_and_make_the_tables_they_need() {
+        let typed = settings(&["rounds=3", "name=x", "training.optimizer.sgd.learning_rate=0.5"]);
+        let text = with_settings("rounds = 1\nname = \"a\"\n", &typed).unwrap();
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(table["rounds"].as_integer(), Some(3));
+        assert_eq!(table["name"].as_str(), Some("x"));
+        assert_eq!(table["training"]["optimizer"]["sgd"]["learning_rate"].as_float(), Some(0.5));
+        assert!(with_settings("rounds = 1\n", &settings(&["rounds.x=1"])).is_err());
+    }
+
+    #[test]
+    fn an_error_names_the_setting_that_made_it() {
+        const FILE: &str = "name = \"t\"\nrounds = 1\nmodel = \"logistic\"\n[data.tensor]\nshape = [4]\ntarget = { classes = 2 }\n\
+            [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.1 } }\n\
+            [simulation]\nclients = 3\ndataset = { synthetic = { rows = 30 } }\n";
+        let said = |typed: &[&str]| {
+            apply(FILE, &settings(typed), Path::new(""), Path::new(""))
+                .map_err(|error| error.message().to_owned())
+        };
+        for (typed, named) in [
+            (&["rounds=3", "training.epochs=many", "name=x"][..], "--set training.epochs=many: "),
+            (&["rouns=3"], "--set rouns=3: "),
+            (&["rounds=0"], "--set rounds=0: "),
+            (&["simulation.clients=0", "rounds=2"], "--set simulation.clients=0: "),
+            (&["training.optimizer.sgd.learning_rate=-1"], "--set training.optimizer.sgd.learning_rate=-1: "),
+            (&["strategy=fedprox"], "--set strategy=fedprox: "),
+        ] {
+            let error = said(typed).unwrap_err();
+            assert!(error.starts_with(named) && !error.contains("line "), "{error}");
+        }
+        assert!(said(&["cohort.clients_min=3", "cohort.quorum=3"]).is_ok());
+        assert!(said(&["cohort.quorum=3", "cohort.clients_min=3"]).is_ok(), "together they make sense");
+        assert!(said(&["strategy=fedadam"]).is_ok());
+    }
+}
