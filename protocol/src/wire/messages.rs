@@ -27,12 +27,6 @@ pub struct LedgerClaim {
     pub head: Digest,
 }
 
-impl std::fmt::Display for LedgerClaim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} records with head {}", self.records, self.head)
-    }
-}
-
 /// A site's answer to [`Greeting::Prove`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerProof {
@@ -99,16 +93,17 @@ pub enum Rejection {
     /// The first message did not come in time: a machine or a line is busy.
     #[error("the first message did not come in time; try again later")]
     Late,
-    /// The site's ledger does not go on from the one that the server remembers. Only to a site that has claimed a ledger.
+    /// The site's ledger does not go on from the one that the server remembers. Only to a site that has claimed a ledger. The text has
+    /// no numbers: it stands in logs, and the length of a ledger shows how often a site was drawn in secret.
     #[error(
-        "the server remembers a ledger of this site with {known}, and {answered} updates since; the ledger here does not go on from it: this folder is \
-         a copy or an older backup. Run one copy only; where this is the one that is left, `consortia site recover --believe-server` charges what is \
-         missing"
+        "the server remembers a ledger of this site, and the ledger here does not go on from it: this folder is a copy or an older backup. Run one \
+         copy only; where this is the one that is left, `consortia site recover --believe-server` charges what is missing"
     )]
     LedgerForked {
         /// What it remembers.
         known: LedgerClaim,
-        /// Updates that it has had since then, each of which that ledger has booked.
+        /// At most as many records as that ledger has booked since then: updates that came, and of runs with secret cohorts all rounds,
+        /// which are the same for every connected site.
         answered: u64,
     },
     /// The server remembers a ledger of this site, which claims none now.

@@ -162,7 +162,6 @@ pub(crate) enum Event<'a> {
     LedgerReplaced {
         client: &'a str,
         address: &'a str,
-        records: u64,
     },
     Alternating {
         client: &'a str,
@@ -298,8 +297,8 @@ impl AuditLog {
             Record::LedgerRefused { site, address, reason } => {
                 Event::LedgerRefused { client: site.as_str(), address, reason }
             }
-            Record::LedgerReplaced { site, address, records } => {
-                Event::LedgerReplaced { client: site.as_str(), address, records: *records }
+            Record::LedgerReplaced { site, address } => {
+                Event::LedgerReplaced { client: site.as_str(), address }
             }
             Record::Alternating { site, address, replaced_address, times } => {
                 Event::Alternating { client: site.as_str(), address, replaced_address, times: *times }

@@ -62,7 +62,7 @@ impl Dialogue<'_> {
             Judged::Refused(why) => return Ok(Settled::Refused(why)),
             Judged::Prove(known, claim) => match self.prove(known, claim).await {
                 Some(Ok(proven)) => {
-                    self.tell(proven, known).await;
+                    self.tell(proven).await;
                     Some(known)
                 }
                 Some(Err(why)) => return Ok(Settled::Refused(why)),
@@ -89,16 +89,16 @@ impl Dialogue<'_> {
         }
     }
 
-    async fn tell(&self, proven: Proven, known: ShownLedger) {
-        let ShownLedger { claim: LedgerClaim { records, .. }, .. } = known;
+    /// How long a ledger is shows how often its site was drawn: no log says it.
+    async fn tell(&self, proven: Proven) {
         if proven == Proven::Replaces {
             tracing::warn!(
-                "{} goes on with another ledger, from {}: it has booked the loss of the one with {records} records",
+                "{} goes on with another ledger, from {}: it has booked the loss of the one that it showed last",
                 self.client,
                 self.address
             );
             let (site, address) = (self.client.clone(), self.address.to_owned());
-            self.record(Record::LedgerReplaced { site, address, records }).await;
+            self.record(Record::LedgerReplaced { site, address }).await;
         }
     }
 

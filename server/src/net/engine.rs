@@ -97,7 +97,6 @@ pub(crate) enum Record {
     LedgerReplaced {
         site: ClientId,
         address: String,
-        records: u64,
     },
     /// Connections of a site end each other.
     Alternating {

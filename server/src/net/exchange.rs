@@ -175,9 +175,10 @@ impl Exchange {
         }
         if !expected.is_hidden {
             self.hall.metrics.carried(Carried::Update, bytes);
-        }
-        if matches!(header.body, AnswerBody::Trained { .. } | AnswerBody::Compressed { .. }) {
-            self.hall.ledgers.answered(&self.client, self.session);
+            // What is counted is written down and decides about a copy: of a secret cohort both would show who was drawn.
+            if matches!(header.body, AnswerBody::Trained { .. } | AnswerBody::Compressed { .. }) {
+                self.hall.ledgers.answered(&self.client, self.session);
+            }
         }
         let answer =
             joined(header, payload, expected.codec).await.ok_or(Fault::Refused(Refusal::Malformed))?;

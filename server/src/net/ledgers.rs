@@ -4,6 +4,8 @@
 //! A site says how long its ledger is and which record is the last. The server remembers that, durably, and asks a site that comes back
 //! with another length for the head that it had at the remembered one. It knows no record, believes no length before it has seen that head, and
 //! counts the updates that come, each of which an honest ledger has booked: so two copies are told apart even where both showed the same.
+//! Updates of runs with secret cohorts are not counted, since whoever has a copied certificate could read from a refusal who was drawn: there
+//! two copies are told apart once one of them has shown a longer ledger.
 //! A site that never claimed a ledger is let in without one. It decides nothing about budgets: those are the site's.
 
 use std::sync::Arc;
@@ -104,7 +106,9 @@ pub(crate) fn check(
     if proof.replaced.contains(&known.claim.head) && known.claim.head != Digest::default() {
         return Ok(Proven::Replaces);
     }
-    Err(Rejection::LedgerForked { known: known.claim, answered: known.answered })
+    // A site that believes it charges as many records: what nobody may count is charged by its bound.
+    let answered = known.answered.saturating_add(known.secret_rounds);
+    Err(Rejection::LedgerForked { known: known.claim, answered })
 }
 
 #[cfg(test)]
@@ -122,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_ledger_goes_on_where_it_has_the_remembered_head_and_a_record_for_every_update() {
-        let known = ShownLedger { claim: claim(5, "a"), answered: 2 };
+        let known = ShownLedger { claim: claim(5, "a"), answered: 2, secret_rounds: 0 };
         assert_eq!(check(known, claim(7, "b"), &proof(Some("a"), &[])), Ok(Proven::GoesOn));
         let forked = Rejection::LedgerForked { known: known.claim, answered: 2 };
         for (records, head) in [(6, Some("a")), (5, Some("a")), (4, None), (7, Some("x")), (u64::MAX, None)] {
@@ -135,8 +139,18 @@ mod tests {
     }
 
     #[test]
+    fn rounds_of_secret_cohorts_ask_for_no_record_and_are_told_as_a_bound_to_a_ledger_that_is_refused() {
+        let known = ShownLedger { claim: claim(5, "a"), answered: 2, secret_rounds: 40 };
+        assert_eq!(check(known, claim(7, "b"), &proof(Some("a"), &[])), Ok(Proven::GoesOn));
+        let undrawn = ShownLedger { answered: 0, ..known };
+        assert_eq!(check(undrawn, claim(5, "a"), &proof(Some("a"), &[])), Ok(Proven::GoesOn));
+        let forked = Rejection::LedgerForked { known: known.claim, answered: 42 };
+        assert_eq!(check(known, claim(7, "b"), &proof(None, &[])), Err(forked));
+    }
+
+    #[test]
     fn a_ledger_without_records_is_replaced_by_none() {
-        let empty = ShownLedger { claim: LedgerClaim::default(), answered: 3 };
+        let empty = ShownLedger { claim: LedgerClaim::default(), answered: 3, secret_rounds: 0 };
         let nothing = LedgerProof { head: Some(Digest::default()), replaced: vec![Digest::default()] };
         assert!(check(empty, LedgerClaim::default(), &nothing).is_err());
         assert_eq!(check(empty, claim(3, "a"), &nothing), Ok(Proven::GoesOn));

@@ -222,7 +222,10 @@ impl Store {
         for (client, task, metrics) in &commit.reports {
             rows::write_report(&mut transaction, run, client, *task, metrics).await?;
         }
-        ledgers::add_updates(&mut transaction, &self.unwritten.take()).await?;
+        ledgers::add(&mut transaction, &self.unwritten.take()).await?;
+        if is_new || !commit.summary.released {
+            self.count_secret_round(&mut transaction, run).await?;
+        }
         for (client, record) in &commit.clients {
             rows::write_client(&mut transaction, run, client, record).await?;
         }

@@ -9,7 +9,7 @@ use server::net::Server;
 use super::federation::{Federation, PLAN, Site, read};
 
 /// A ledger of as many records, of which each bears its own name on every machine.
-fn ledger(machine: &str, records: u64, common: u64) -> Vec<Digest> {
+pub(crate) fn ledger(machine: &str, records: u64, common: u64) -> Vec<Digest> {
     let name = |at: u64| if at < common { format!("both {at}") } else { format!("{machine} {at}") };
     (0..records).map(|at| Digest::of(name(at).as_bytes())).collect()
 }
@@ -19,7 +19,7 @@ fn claim(ledger: &[Digest]) -> LedgerClaim {
 }
 
 /// Greets as a site with this ledger does, which has booked the loss of `replaced`.
-async fn greet(site: &Site, ledger: &[Digest], replaced: &[Digest]) -> Greeting {
+pub(crate) async fn greet(site: &Site, ledger: &[Digest], replaced: &[Digest]) -> Greeting {
     let (mut send, mut recv) = site.connection.open_bi().await.unwrap();
     let hello = encode(FrameKind::Hello, &Hello { software: "a test".into() });
     send.write_all(&[hello, encode(FrameKind::LedgerClaim, &claim(ledger))].concat()).await.unwrap();
@@ -65,6 +65,7 @@ impl Stage {
         let (site, greeting) = self.comes(ledger).await;
         let forked = Rejection::LedgerForked { known: claim(known), answered };
         assert_eq!(greeting, Greeting::Rejected(forked.clone()));
+        assert!(!forked.to_string().contains(|letter: char| letter.is_ascii_digit()), "{forked}");
         assert_eq!(site.farewell().await, forked.to_string());
     }
 
@@ -153,6 +154,9 @@ async fn a_ledger_that_has_booked_the_loss_of_the_remembered_one_goes_on_and_is_
     assert!(matches!(greeting, Greeting::Welcome { .. }), "{greeting:?}");
     stage.is_refused(&lost, &recovered, 0).await;
     stage.has_told("ledger_replaced", 1).await;
+    let log = std::fs::read_to_string(stage.federation.state().join("audit.jsonl")).unwrap();
+    let told = log.lines().find(|line| line.contains("ledger_replaced")).unwrap();
+    assert!(!told.contains("\"records\""), "it shows how long the site's ledger was: {told}");
     stage.end().await;
 }
 

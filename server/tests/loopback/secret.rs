@@ -6,13 +6,15 @@ use std::sync::Arc;
 use privacy::accounting::{Event, Mechanism, gaussian};
 use privacy::chain::Link;
 use privacy::ledger::{Cohorts, Ledger, Release, Terms};
-use protocol::wire::ModelChoice;
+use protocol::wire::{Greeting, ModelChoice, Receipt, Rejection};
 use serde_json::{Value, json};
+use sqlx::{AnyConnection, Connection as _, Row as _};
 use server::net::{Server, Store};
 use server::{Adversary, Booking, Claim, Plan, PrivacyStatement};
 
 use super::admin::{Watched, config, round};
-use super::federation::{PLAN, ToyRoom};
+use super::federation::{PLAN, Site, ToyRoom, honest};
+use super::ledgers::{greet, ledger};
 
 const NOISE: f64 = 4.0;
 const DELTA: f64 = 1e-5;
@@ -37,10 +39,92 @@ async fn finished(watched: &Watched, run: &str) -> Value {
     watched.until(&format!("/api/v1/runs/{run}"), |run| run["state"] == "finished").await
 }
 
+const NAMES: [&str; 3] = ["north", "south", "west"];
+/// Records of each site's ledger when it connects.
+const RECORDS: u64 = 5;
+
+/// A machine that shows the certificate of this site and this ledger.
+async fn comes(watched: &Watched, name: &str, machine: &str, records: u64) -> (Site, Greeting) {
+    let (federation, address) = (&watched.federation, watched.server.local_addr());
+    let identity = federation.site_identity(name);
+    let site = Site::connect(address, Some(&identity), federation.authority.ca_pem()).await.unwrap();
+    let greeting = greet(&site, &ledger(machine, records, RECORDS), &[]).await;
+    (site, greeting)
+}
+
+async fn sites_with_ledgers(watched: &Watched) -> Vec<Site> {
+    let mut sites = Vec::new();
+    for name in NAMES {
+        let (site, greeting) = comes(watched, name, name, RECORDS).await;
+        assert!(matches!(greeting, Greeting::Welcome { .. }), "{greeting:?}");
+        sites.push(site);
+    }
+    sites
+}
+
+/// Of each site what is remembered of its ledger: records, updates that were counted, rounds that it may have trained in.
+async fn remembered(watched: &Watched) -> Vec<(i64, i64, i64)> {
+    sqlx::any::install_default_drivers();
+    let path = watched.federation.state().join("state.sqlite");
+    let mut rows = AnyConnection::connect(&format!("sqlite:{}?mode=ro", path.display())).await.unwrap();
+    let sql = "SELECT records, answered, secret_rounds FROM site_ledgers ORDER BY site";
+    let found = sqlx::query(sql).fetch_all(&mut rows).await.unwrap();
+    found.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+/// Machines with copied certificates and other ledgers are told, and written down, the same of every site, without a number.
+async fn nobody_reads_from_refusals_who_was_drawn(watched: &Watched, rounds: u64) {
+    for name in NAMES {
+        let (_site, greeting) = comes(watched, name, "thief", RECORDS - 1).await;
+        let Greeting::Rejected(Rejection::LedgerForked { known, answered }) = &greeting else {
+            panic!("{name}: {greeting:?}");
+        };
+        assert_eq!((known.records, *answered), (RECORDS, rounds), "{name}");
+    }
+    let log = watched.get("/api/v1/audit").await.json();
+    let refused: Vec<&Value> = log["records"].as_array().unwrap().iter().map(|one| &one["record"]).collect();
+    let refused: Vec<_> = refused.iter().filter(|record| record["event"] == "ledger_refused").collect();
+    assert_eq!(refused.len(), NAMES.len());
+    for record in refused {
+        let reason = record["reason"].as_str().unwrap();
+        assert!(!reason.contains(|letter: char| letter.is_ascii_digit()), "{reason}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_that_was_drawn_in_secret_and_one_that_was_not_leave_the_same_in_rows_refusals_and_logs() {
+    let watched = Watched::new().await;
+    let sites = sites_with_ledgers(&watched).await;
+    let fixed = "{ fixed = { population = 3, sample = 1 } }";
+    let run = watched.submit(&plan(fixed).replace("denominator = 3\n", "")).await;
+    for _ in 0..3 {
+        let asked = tokio::select! {
+            asked = sites[0].next_task() => asked,
+            asked = sites[1].next_task() => asked,
+            asked = sites[2].next_task() => asked,
+        };
+        let answer = honest(&asked.task, 1.0);
+        assert_eq!(asked.answer(answer).await, Receipt::Accepted);
+    }
+    finished(&watched, &run).await;
+    assert_eq!(remembered(&watched).await, [(RECORDS as i64, 0, 3); 3]);
+    // A copy with the ledger that was shown is let in whether or not its site was drawn, and without being asked for a proof.
+    for name in NAMES {
+        let (_site, greeting) = comes(&watched, name, name, RECORDS).await;
+        assert!(matches!(greeting, Greeting::Welcome { .. }), "{name}: {greeting:?}");
+    }
+    nobody_reads_from_refusals_who_was_drawn(&watched, 3).await;
+    // The site itself goes on with what it has booked.
+    let (_site, greeting) = comes(&watched, "north", "north", RECORDS + 2).await;
+    assert!(matches!(greeting, Greeting::Welcome { .. }), "{greeting:?}");
+    assert_eq!(remembered(&watched).await[0], (RECORDS as i64 + 2, 0, 0));
+    watched.server.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_shows_nobody_who_or_how_many_were_drawn_in_secret() {
     let watched = Watched::new().await;
-    let sites = watched.federation.sites(&watched.server).await;
+    let sites = sites_with_ledgers(&watched).await;
     let run = watched.submit(&plan(COIN)).await;
     for _ in 0..3 {
         round(&sites).await;
@@ -80,6 +164,8 @@ async fn a_server_shows_nobody_who_or_how_many_were_drawn_in_secret() {
     for shown in ["opened", "accepted", "refused", "declined", "closed"] {
         assert!(!events.contains(&shown.to_owned()), "{events:?}");
     }
+    assert_eq!(remembered(&watched).await, [(RECORDS as i64, 0, 3); 3]);
+    nobody_reads_from_refusals_who_was_drawn(&watched, 3).await;
     watched.server.shutdown().await.unwrap();
 }
 

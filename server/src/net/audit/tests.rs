@@ -46,7 +46,7 @@ fn events(text: &str) -> Vec<Event<'_>> {
         EnrolmentsRefused { count: max }
         Revoked { client, before: max, by }
         LedgerRefused { client, address, reason }
-        LedgerReplaced { client, address, records: max }
+        LedgerReplaced { client, address }
         Alternating { client, address, replaced_address: text, times: max }
         Quarantined { client, reason, by }
         QuarantineEnded { client, by }
@@ -68,7 +68,7 @@ fn records(text: &str) -> Vec<Record> {
         EnrolmentsRefused { count: u64::MAX }
         Revoked { site: site(), before: 9, by: text() }
         LedgerRefused { site: site(), address: text(), reason: text() }
-        LedgerReplaced { site: site(), address: text(), records: u64::MAX }
+        LedgerReplaced { site: site(), address: text() }
         Alternating { site: site(), address: text(), replaced_address: text(), times: 3 }
         Quarantined { site: site(), reason: text(), by: text() }
         QuarantineEnded { site: site(), by: text() }

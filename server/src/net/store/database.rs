@@ -27,7 +27,7 @@ impl Step {
 }
 
 /// Every step of the schema, oldest first; a database knows how many of them it has taken.
-pub(super) const MIGRATIONS: [Step; 9] = [
+pub(super) const MIGRATIONS: [Step; 10] = [
     Step::of(include_str!("../../../migrations/0001_runs.sql")),
     Step {
         both: include_str!("../../../migrations/0002_privacy.sql"),
@@ -41,6 +41,7 @@ pub(super) const MIGRATIONS: [Step; 9] = [
     Step::of(include_str!("../../../migrations/0007_certificates.sql")),
     Step::of(include_str!("../../../migrations/0008_ledgers.sql")),
     Step::of(include_str!("../../../migrations/0009_books.sql")),
+    Step::of(include_str!("../../../migrations/0010_copies.sql")),
 ];
 pub(super) const SCHEMA: i64 = MIGRATIONS.len() as i64;
 

@@ -56,12 +56,49 @@ async fn updates_from_before_a_ledger_was_shown_anew_are_in_that_ledger_already(
     let taken = store.unwritten.take();
     show(&store, 2, claim(6)).await;
     let mut transaction = store.begin().await.unwrap();
-    add_updates(&mut transaction, &taken).await.unwrap();
+    add(&mut transaction, &taken).await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!(remembered(&store).await, (claim(6), 0));
     store.count_update(&north(), 1);
     store.count_update(&north(), 2);
     store.commit(RUN, &layout(), &commit(1, [1.0; 3])).await.unwrap();
     assert_eq!(remembered(&store).await, (claim(6), 1));
+    store.close().await;
+}
+
+/// A run that draws in secret, and what rounds of it leave.
+#[tokio::test]
+async fn a_round_of_a_secret_cohort_counts_once_for_every_site_that_was_connected_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    let (plan_toml, layout, checkpoint) = ("a plan that only a later release understands", layout(), begin([0.0; 3]));
+    let new = super::super::Submission {
+        run: RUN,
+        name: "hearts",
+        rounds: 3,
+        plan_toml,
+        seed: None,
+        layout: &layout,
+        checkpoint: &checkpoint,
+    };
+    store.submit(&new).await.unwrap();
+    let rounds = async || store.shown_ledger(&north()).await.unwrap().unwrap().secret_rounds;
+    show(&store, 1, claim(5)).await;
+    store.commit(RUN, &layout, &commit(1, [1.0; 3])).await.unwrap();
+    // The commit of an evaluation is none of a round.
+    store.commit(RUN, &layout, &commit(1, [1.0; 3])).await.unwrap();
+    assert_eq!(rounds().await, 1);
+    // It was asked in the round that was open when it left, perhaps, and in no later one.
+    store.end_count(&north(), 1).await.unwrap();
+    for round in 2..4 {
+        store.commit(RUN, &layout, &commit(round, [round as f32; 3])).await.unwrap();
+        assert_eq!(rounds().await, 2);
+    }
+    store.count_updates(&north(), 2, claim(5));
+    store.commit(RUN, &layout, &commit(4, [4.0; 3])).await.unwrap();
+    assert_eq!(remembered(&store).await, (claim(5), 0));
+    assert_eq!(rounds().await, 3);
+    show(&store, 3, claim(8)).await;
+    assert_eq!(rounds().await, 0);
     store.close().await;
 }
