@@ -1,15 +1,53 @@
 //! How good a model is, by what was measured of it: the one rule by which a server and a simulation find the best model of a run.
 
 use protocol::Metrics;
+use serde::{Deserialize, Serialize};
 
-/// How good a model is by these metrics: by accuracy where there is one, else by loss.
-pub fn score_of(metrics: &Metrics) -> f64 {
-    metrics.accuracy.unwrap_or(-metrics.loss)
+/// What was measured of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Mean loss an example.
+    pub loss: f64,
+    /// Share of examples that are right, where it was told.
+    pub accuracy: Option<f64>,
 }
 
-/// The median of what sites say of a model, the lower of two: each site has one voice, and no minority can carry it beyond what
-/// the others say. A mean, however weighted, would let one site choose by a huge loss.
-pub fn median(mut scores: Vec<f64>) -> Option<f64> {
-    scores.sort_by(f64::total_cmp);
-    scores.get(scores.len().checked_sub(1)? / 2).copied()
+impl Score {
+    /// `None` where nothing was measured: a site without records to measure on says nothing about a model.
+    pub fn of(metrics: &Metrics) -> Option<Self> {
+        let Metrics { loss, accuracy, .. } = *metrics;
+        (metrics.examples > 0).then_some(Self { loss, accuracy })
+    }
+
+    /// The median of what sites say, one voice each: of their losses, and of their accuracies where all tell one. Of an even number it is
+    /// the worse in the middle, and so the worse of two. No minority can carry it beyond what the others say; a mean, however
+    /// weighted, would let one site choose by a huge loss.
+    pub fn median(voices: &[Self]) -> Option<Self> {
+        let accuracies: Option<Vec<f64>> = voices.iter().map(|voice| voice.accuracy).collect();
+        let loss = -middle(voices.iter().map(|voice| -voice.loss).collect())?;
+        Some(Self { loss, accuracy: accuracies.and_then(middle) })
+    }
+
+    /// How good it is, the more the better: by accuracy, where all scores that are compared have one, else by loss.
+    pub fn good(self, by_accuracy: bool) -> f64 {
+        self.accuracy.filter(|_| by_accuracy).unwrap_or(-self.loss)
+    }
+}
+
+/// The middle one, where more is better; of an even number the lower one in the middle.
+fn middle(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_nothing_is_nothing_and_of_two_the_worse() {
+        assert_eq!(middle(Vec::new()), None);
+        assert_eq!(middle(vec![3.0, 1.0]), Some(1.0));
+        assert_eq!(middle(vec![3.0, 1.0, 2.0]), Some(2.0));
+    }
 }

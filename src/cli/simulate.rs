@@ -16,6 +16,7 @@ use learning::device::select;
 use protocol::wire::{ClientSummary, RoundSummary};
 use protocol::{Layout, Metrics, Seed, Spec, Stop};
 use serde_json::json;
+use server::best::Score;
 use server::net::InitialModel;
 use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, read_toml};
 use simulations::audit::AuditReport;
@@ -254,8 +255,10 @@ fn reported(outcome: &Outcome) -> Vec<ClientSummary> {
     if clients.len() > REPORTED_MAX {
         let troubled =
             |record: &ClientRecord| record.declined.values().chain(record.refused.values()).sum::<u32>();
-        let score =
-            |record: &ClientRecord| record.test.map_or(f64::INFINITY, |test| server::best::score_of(&test));
+        let score = |record: &ClientRecord| {
+            let score = record.test.as_ref().and_then(Score::of);
+            score.map_or(f64::INFINITY, |score| score.good(score.accuracy.is_some()))
+        };
         clients.sort_by(|(_, a), (_, b)| troubled(b).cmp(&troubled(a)).then(score(a).total_cmp(&score(b))));
         clients.truncate(REPORTED_MAX);
     }

@@ -8,9 +8,9 @@ use privacy::chain::Link;
 use privacy::ledger::{Cohorts, Ledger, Release, Terms};
 use protocol::wire::{Greeting, ModelChoice, Receipt, Rejection};
 use serde_json::{Value, json};
-use sqlx::{AnyConnection, Connection as _, Row as _};
 use server::net::{Server, Store};
 use server::{Adversary, Booking, Claim, Plan, PrivacyStatement};
+use sqlx::{AnyConnection, Connection as _, Row as _};
 
 use super::admin::{Watched, config, round};
 use super::federation::{PLAN, Site, ToyRoom, honest};

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use protocol::{Parameters, TaskKind};
 use server::Commit;
-use server::best::{median, score_of};
+use server::best::Score;
 
 /// The model that the evaluations found best, the earlier of two equals.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Best {
     /// The round that made it.
     pub round: u32,
-    /// Its accuracy, or its loss with the sign changed: by the server's own records where it has any, else the sites' median.
-    pub score: f64,
+    /// What was measured of it: by the server's own records where it has any, else the sites' median.
+    pub score: Score,
     /// The model, shared part.
     pub model: Arc<Parameters>,
 }
@@ -25,10 +25,17 @@ impl Best {
             return;
         }
         let sites = commit.reports.iter().filter(|(_, task, _)| task.kind == TaskKind::Evaluate);
-        let sites = median(sites.map(|(_, _, metrics)| score_of(metrics)).collect());
-        let central = summary.central.as_ref().map(score_of);
-        let score = central.or(sites).or_else(|| summary.sites.as_ref().map(score_of));
-        let Some(score) = score.filter(|score| best.as_ref().is_none_or(|best| *score > best.score)) else {
+        let voices: Vec<Score> = sites.filter_map(|(_, _, metrics)| Score::of(metrics)).collect();
+        let central = summary.central.as_ref().and_then(Score::of);
+        let score = central.or_else(|| Score::median(&voices));
+        let is_better = |score: &Score| {
+            best.as_ref().is_none_or(|best| {
+                let by_accuracy = score.accuracy.is_some() && best.score.accuracy.is_some();
+                score.good(by_accuracy) > best.score.good(by_accuracy)
+            })
+        };
+        let Some(score) = score.or_else(|| summary.sites.as_ref().and_then(Score::of)).filter(is_better)
+        else {
             return;
         };
         *best = Some(Self { round: summary.round, score, model: Arc::clone(&commit.checkpoint.model) });

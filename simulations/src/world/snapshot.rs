@@ -14,6 +14,7 @@ use privacy::correlation::NoiseMemory;
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Parameters, Positive, Round, Seed, Standardiser};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use server::best::Score;
 use server::{Checkpoint, ClientRecord};
 
 use super::Best;
@@ -53,7 +54,7 @@ pub(super) struct Mark {
 #[serde(deny_unknown_fields)]
 struct BestKept {
     round: u32,
-    score: f64,
+    score: Score,
     model: Values,
 }
 

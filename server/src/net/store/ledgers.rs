@@ -84,12 +84,8 @@ impl Unwritten {
     /// One round of a run with secret cohorts, for every site that is connected or has left since the round before.
     fn take_secret_round(&self, run: RunId) -> Vec<Addition> {
         self.with(|connections| {
-            let one = |site: &ClientId, claim| Addition {
-                site: site.clone(),
-                claim,
-                updates: 0,
-                secret_rounds: 1,
-            };
+            let one =
+                |site: &ClientId, claim| Addition { site: site.clone(), claim, updates: 0, secret_rounds: 1 };
             let mut taken: Vec<_> =
                 connections.open.iter().map(|(site, brought)| one(site, brought.claim)).collect();
             for (site, (claim, counted)) in &mut connections.left {
@@ -189,9 +185,8 @@ impl Store {
         let found =
             sqlx::query("SELECT records, head, answered, secret_rounds FROM site_ledgers WHERE site = $1");
         let Some(row) = found.bind(site.as_str()).fetch_optional(&self.pool).await? else { return Ok(None) };
-        let number = |column: &str| -> Result<u64, StoreError> {
-            Ok(row.try_get::<i64, _>(column)?.cast_unsigned())
-        };
+        let number =
+            |column: &str| -> Result<u64, StoreError> { Ok(row.try_get::<i64, _>(column)?.cast_unsigned()) };
         let text: String = row.try_get("head")?;
         let head = text.parse().map_err(|message| StoreError::Member { name: site.to_string(), message })?;
         let claim = LedgerClaim { records: number("records")?, head };

@@ -10,14 +10,14 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::{Files, Store, StoreError, rows};
-use crate::best::{median, score_of};
+use crate::best::Score;
 
 /// Runs whose sites' opinions are remembered.
 const RUNS_KNOWN: usize = 16;
 
 /// What the sites say of the models of a few runs, by round.
 #[derive(Default)]
-pub(super) struct Medians(Mutex<BTreeMap<RunId, BTreeMap<u32, f64>>>);
+pub(super) struct Medians(Mutex<BTreeMap<RunId, BTreeMap<u32, Score>>>);
 
 /// A model of a run and its file.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,21 +124,19 @@ impl Store {
 
     /// What the sites say of the model of each round that they evaluated. The reports of a round come at once and stay: those of
     /// earlier rounds are not read again.
-    async fn medians(&self, run: RunId) -> Result<BTreeMap<u32, f64>, StoreError> {
+    async fn medians(&self, run: RunId) -> Result<BTreeMap<u32, Score>, StoreError> {
         let mut known =
             self.medians.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&run).unwrap_or_default();
         let after = known.last_key_value().map_or(-1, |(round, _)| i64::from(*round));
-        // A site without records to measure on, or whose policy tells no metrics, has no voice.
-        let sql = "SELECT round, loss, accuracy FROM reports WHERE run = $1 AND kind = 'evaluate' AND round > $2 \
-                   AND NOT (examples = 0 AND loss = 0 AND accuracy IS NULL)";
+        let sql = "SELECT round, loss, accuracy FROM reports \
+                   WHERE run = $1 AND kind = 'evaluate' AND examples > 0 AND round > $2";
         let found = sqlx::query(sql).bind(run.to_string()).bind(after).fetch_all(&self.pool).await?;
-        let mut scores: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        let mut voices: BTreeMap<u32, Vec<Score>> = BTreeMap::new();
         for row in &found {
-            let (loss, accuracy) =
-                (row.try_get::<f64, _>("loss")?, row.try_get::<Option<f64>, _>("accuracy")?);
-            scores.entry(rows::number(row, "round")?).or_default().push(accuracy.unwrap_or(-loss));
+            let voice = Score { loss: row.try_get("loss")?, accuracy: row.try_get("accuracy")? };
+            voices.entry(rows::number(row, "round")?).or_default().push(voice);
         }
-        known.extend(scores.into_iter().filter_map(|(round, scores)| Some((round, median(scores)?))));
+        known.extend(voices.iter().filter_map(|(round, voices)| Some((*round, Score::median(voices)?))));
         let mut kept = self.medians.0.lock().unwrap_or_else(PoisonError::into_inner);
         while kept.len() >= RUNS_KNOWN {
             kept.pop_first();
@@ -167,18 +165,23 @@ impl Store {
 }
 
 /// Which model the evaluations found best: by the server's own data where it has any, else by what the sites say of it (`sites`,
-/// or, where their reports are not kept, their mean); the earlier of two equals.
+/// or, where their reports are not kept, their mean); the earlier of two equals. All are compared by one measure: by accuracy where
+/// there is one of every model, else by loss.
 fn best<'a>(
     lines: impl Iterator<Item = &'a ModelLine> + Clone,
-    sites: impl Fn(&ModelLine) -> Option<f64>,
+    sites: impl Fn(&ModelLine) -> Option<Score>,
 ) -> Option<usize> {
-    let central = lines.clone().any(|line| line.central.is_some());
-    let score = |line: &ModelLine| match (central, line.central) {
-        (true, metrics) => metrics.as_ref().map(score_of),
-        (false, _) => sites(line).or_else(|| line.sites.as_ref().map(score_of)),
+    let central = |line: &ModelLine| line.central.as_ref().and_then(Score::of);
+    let is_central = lines.clone().any(|line| central(line).is_some());
+    let score = |line: &ModelLine| match is_central {
+        true => central(line),
+        false => sites(line).or_else(|| line.sites.as_ref().and_then(Score::of)),
     };
-    let scored = lines.enumerate().filter_map(|(at, line)| Some((at, score(line)?)));
-    scored.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(at, _)| at)
+    let scored: Vec<(usize, Score)> =
+        lines.enumerate().filter_map(|(at, line)| Some((at, score(line)?))).collect();
+    let by_accuracy = scored.iter().all(|(_, score)| score.accuracy.is_some());
+    let goods = scored.iter().map(|(at, score)| (*at, score.good(by_accuracy)));
+    goods.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(at, _)| at)
 }
 
 #[cfg(test)]
@@ -188,7 +191,7 @@ mod tests {
     use super::*;
 
     fn line(round: u32, sites: Option<(f64, Option<f64>)>, central: Option<f64>) -> ModelLine {
-        let metrics = |(loss, accuracy)| Metrics { loss, accuracy, ..Metrics::default() };
+        let metrics = |(loss, accuracy)| Metrics { loss, accuracy, examples: 9, ..Metrics::default() };
         ModelLine {
             round,
             sha256: String::new(),
@@ -221,9 +224,43 @@ mod tests {
         assert_eq!(best([line(0, None, None)].iter(), |_| None), None);
     }
 
+    fn told(loss: f64, accuracy: Option<f64>) -> Score {
+        Score { loss, accuracy }
+    }
+
+    #[test]
+    fn accuracies_and_losses_are_never_compared_with_each_other() {
+        let lines: Vec<ModelLine> = (1..=3).map(|round| line(round, None, None)).collect();
+        let chosen =
+            |voices: [&[Score]; 3]| best(lines.iter(), |line| Score::median(voices[line.round as usize - 1]));
+        // A negative loss below every accuracy, beside accuracies that grow.
+        let mixed = [
+            &[told(0.9, Some(0.5)), told(0.8, None), told(0.9, Some(0.6))][..],
+            &[told(0.6, Some(0.7)), told(0.5, None), told(0.6, Some(0.7))],
+            &[told(0.3, Some(0.8)), told(0.4, None), told(0.3, Some(0.9))],
+        ];
+        assert_eq!(chosen(mixed), Some(2));
+        // One model has accuracies from all, the others not: a loss of 0.3 is better than one of 2.
+        let early = [&[told(2.0, Some(0.1))][..], &[told(0.3, None)], &[told(0.5, None)]];
+        assert_eq!(chosen(early), Some(1));
+        assert_eq!(Score::median(&[told(0.2, Some(0.9)), told(0.7, Some(0.4))]), Some(told(0.7, Some(0.4))));
+    }
+
+    #[test]
+    fn who_has_measured_nothing_has_no_voice() {
+        let empty = Metrics { loss: 0.0, accuracy: Some(1.0), examples: 0, seconds: 0.0 };
+        let mut lines = vec![line(1, None, None), line(2, Some((0.4, Some(0.8))), None)];
+        (lines[0].sites, lines[0].central) = (Some(empty), Some(empty));
+        assert_eq!(best(lines.iter(), |_| None), Some(1));
+    }
+
     #[test]
     fn one_site_cannot_choose_which_model_is_best_whatever_it_says() {
         let lines: Vec<ModelLine> = (1..=3).map(|round| line(round, Some((0.0, None)), None)).collect();
+        let accuracy = |voices: Vec<f64>| {
+            let voices: Vec<Score> = voices.into_iter().map(|voice| told(0.0, Some(voice))).collect();
+            Score::median(&voices)
+        };
         // The honest sites find the third model best, by a hair.
         let honest = [[0.80, 0.81, 0.82], [0.70, 0.71, 0.72], [0.60, 0.61, 0.62]];
         for wanted in 0..3 {
@@ -232,11 +269,12 @@ mod tests {
                     (0..3).map(|at| if at == wanted { best_of_all } else { worst }).collect();
                 let said = |line: &ModelLine| {
                     let at = line.round as usize - 1;
-                    median(honest.iter().map(|site| site[at]).chain([liar[at]]).collect())
+                    accuracy(honest.iter().map(|site| site[at]).chain([liar[at]]).collect())
                 };
                 let chosen = best(lines.iter(), said).unwrap();
                 // At most it moves the choice between models that the others cannot tell apart by more than a hair.
-                assert!(said(&lines[chosen]).unwrap() <= 0.72 && said(&lines[chosen]).unwrap() >= 0.60);
+                let good = said(&lines[chosen]).unwrap().accuracy.unwrap();
+                assert!((0.60..=0.72).contains(&good), "{good}");
             }
         }
         let apart = [[0.5, 0.6, 0.9], [0.4, 0.6, 0.8], [0.3, 0.5, 0.9]];
@@ -244,10 +282,9 @@ mod tests {
             let said = |line: &ModelLine| {
                 let at = line.round as usize - 1;
                 let lie = if at == wanted { 1e30 } else { -1e30 };
-                median(apart.iter().map(|site| site[at]).chain([lie]).collect())
+                accuracy(apart.iter().map(|site| site[at]).chain([lie]).collect())
             };
             assert_eq!(best(lines.iter(), said), Some(2), "a site chose model {wanted}");
         }
-        assert_eq!(median(Vec::new()), None);
     }
 }

@@ -71,7 +71,8 @@ async fn updates_from_before_a_ledger_was_shown_anew_are_in_that_ledger_already(
 async fn a_round_of_a_secret_cohort_counts_once_for_every_site_that_was_connected_in_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).await.unwrap();
-    let (plan_toml, layout, checkpoint) = ("a plan that only a later release understands", layout(), begin([0.0; 3]));
+    let (plan_toml, layout, checkpoint) =
+        ("a plan that only a later release understands", layout(), begin([0.0; 3]));
     let new = super::super::Submission {
         run: RUN,
         name: "hearts",
