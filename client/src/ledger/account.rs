@@ -137,11 +137,7 @@ impl SiteAccount {
     /// The events of one kind of unit together with `more`, equal ones as one, under [`Relation::ZeroOut`].
     pub(super) fn events(&self, unit: Unit, run: Option<RunId>, more: &[Charge]) -> Vec<Event> {
         let booked = self.open.values().filter(|one| run.is_none_or(|run| one.run() == Some(run)));
-        // The server that has given a seed knows which records were drawn into which batch. Records of earlier versions have
-        // written such charges with their sampling.
-        let known =
-            |one: &Reserved, charge: Charge| if one.rehearsal { charge.with_known_draws() } else { charge };
-        let booked = booked.flat_map(|one| one.charges.iter().map(move |charge| known(one, *charge)));
+        let booked = booked.flat_map(Reserved::true_charges);
         // What was lost may have been of any run.
         let recovered = self.recovered.iter().flat_map(|one| one.charges.iter().copied());
         let charges = booked.chain(recovered).chain(more.iter().copied());
@@ -182,7 +178,7 @@ impl SiteAccount {
     #[cfg(feature = "net")]
     pub(crate) fn all_charges(&self) -> Vec<Charge> {
         let recovered = self.recovered.iter().flat_map(|one| one.charges.iter().copied());
-        self.open.values().flat_map(|one| one.charges.iter().copied()).chain(recovered).collect()
+        self.open.values().flat_map(Reserved::true_charges).chain(recovered).collect()
     }
 
     /// A task is refused that goes back behind what this site has trained in its run: an honest server repeats no round but its

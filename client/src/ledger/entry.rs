@@ -83,7 +83,8 @@ pub(super) struct Reserved {
     /// What the plan promises.
     #[serde(default, skip_serializing_if = "PrivacySpec::is_none")]
     pub(super) privacy: PrivacySpec,
-    /// What it costs; empty for a repetition that is paid for already, and for what has no guarantee.
+    /// What it costs, as it was written ([`Reserved::true_charges`]); empty for a repetition that is paid for already, and for what has no
+    /// guarantee.
     pub(super) charges: Vec<Charge>,
 }
 
@@ -108,6 +109,13 @@ impl Reserved {
     /// The run.
     pub(super) fn run(&self) -> Option<RunId> {
         self.run.parse().ok()
+    }
+
+    /// What it costs for whoever it costs most: the server that has given a seed knows which records were drawn into which batch. Records of
+    /// earlier versions have written such charges with their sampling.
+    pub(super) fn true_charges(&self) -> impl Iterator<Item = Charge> + '_ {
+        let known = |charge: &Charge| if self.rehearsal { charge.with_known_draws() } else { *charge };
+        self.charges.iter().map(known)
     }
 
     /// Whether a training, and of which unit the plan protects.

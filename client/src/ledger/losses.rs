@@ -41,7 +41,7 @@ pub(crate) fn charges_in<'a>(
             return Err(wrong(fault));
         }
         match entry {
-            Entry::Reserved(reserved) => drop(charges.insert(sequence, reserved.charges)),
+            Entry::Reserved(reserved) => drop(charges.insert(sequence, reserved.true_charges().collect())),
             Entry::Cancelled { reservation, .. } => drop(charges.remove(&reservation)),
             Entry::Recovered(recovered) => drop(charges.insert(sequence, recovered.charges)),
         }
@@ -102,8 +102,9 @@ fn dearest(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::tests::{Paper, ledger, local, private};
+    use crate::ledger::tests::{POISSON, Paper, examples, ledger, local, private};
     use crate::ledger::{PayError, SiteLedger};
+    use privacy::accounting::Mechanism;
     use privacy::chain::{Chain, ChainWriter, Digest, read_lines};
     use protocol::PrivacySpec;
 
@@ -148,6 +149,31 @@ mod tests {
         let refused = book.reserve(&private(9, local(1e9)), None, false, None, Time::ZERO).unwrap_err();
         assert!(matches!(refused, PayError::Lost { lost: 2, .. }), "{refused}");
         assert!(refused.to_string().contains("2 records of this ledger were lost"));
+    }
+
+    /// Ledgers of earlier releases hold charges of seeded runs with their sampling, which the seed gives away.
+    #[test]
+    fn a_rehearsal_of_an_older_ledger_is_charged_without_its_sampling_where_it_is_lost() {
+        let paper = Paper::default();
+        let mut book = ledger(&paper);
+        let _ = book.reserve(&private(1, examples(1e6)), Some(POISSON), false, None, Time::ZERO).unwrap();
+        let kept = read_lines(&paper.text()).unwrap().links;
+        let mut chain = Chain::new();
+        let older: Vec<_> = kept
+            .iter()
+            .map(|link| {
+                let text = link.record.get().replace("\"rehearsal\":false", "\"rehearsal\":true");
+                chain.append(&RawValue::from_string(text).unwrap())
+            })
+            .collect();
+        let known = Mechanism::Gaussian { noise_multiplier: 1.0 };
+        let charges = charges_in(older.iter().map(|link| (link.sequence, &*link.record))).unwrap();
+        assert_eq!(charges.iter().map(|charge| charge.event.mechanism()).collect::<Vec<_>>(), [known]);
+        let text: Vec<u8> =
+            older.iter().flat_map(|link| [serde_json::to_vec(link).unwrap(), b"\n".to_vec()].concat()).collect();
+        let account = SiteAccount::read(&text).unwrap();
+        let guessed = account.all_charges();
+        assert_eq!(guessed.iter().map(|charge| charge.event.mechanism()).collect::<Vec<_>>(), [known]);
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn total(ledger: &SiteLedger<Paper>, unit: Unit) -> Total {
     ledger.account().total(unit, None, DELTA).unwrap()
 }
 
-const POISSON: ExampleReleases = ExampleReleases { steps: 30, sampling_rate: 0.1, batch_size: 10 };
+pub(crate) const POISSON: ExampleReleases = ExampleReleases { steps: 30, sampling_rate: 0.1, batch_size: 10 };
 
 /// The first round that is refused, when a restart precedes every round.
 fn refused_at(paper: &Paper, privacy: &PrivacySpec, budget: Option<(f64, f64)>) -> u32 {
