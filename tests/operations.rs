@@ -239,5 +239,144 @@ async fn a_run_whose_model_or_noise_is_missing_or_damaged_fails_and_the_server_g
             models_before = files("blobs");
         }
     }
+    // The books are told apart from the files that they name: those are lost, and stay named.
+    let (verified, said) = attempt(&["audit", "verify", &fed]);
+    assert!(
+        verified.status.code() == Some(1) && said.contains("missing or damaged that the database"),
+        "{said}"
+    );
+}
+
+/// A federation whose server has made and stored a run of two rounds, and ended.
+async fn after_a_run(dir: &Path) -> String {
+    let fed = federation(dir);
+    let (server, address) = serve(&fed, "127.0.0.1:0");
+    let sites = members(&fed, &address).await;
+    submit(&write_plan(dir, &plan(2, "")), &fed, &address, None);
+    server.next("the end", |line| line["event"] == "ended" && line["state"] == "finished");
+    for site in sites {
+        site.leave().await;
+    }
+    server.kill();
+    fed
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if from.is_dir() {
+            copy_all(&from, &to);
+        } else {
+            std::fs::copy(&from, &to).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_works_in_a_backup_and_what_looks_into_it_leaves_it_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = after_a_run(dir.path()).await;
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (bak, out) = (path("bak"), path("out"));
+    command(&["server", "backup", "--dir", &fed, "--to", &bak]);
+    let root = Path::new(&fed).join("authority/ca-key.pem").to_str().unwrap().to_owned();
+    let plan = path("plan.toml");
+    for words in [
+        &["server", "run", &bak, "--listen", "127.0.0.1:0"][..],
+        &["server", "backup", "--dir", &bak, "--to", &out],
+        &["server", "migrate", &bak, "--to", "postgres://nobody@localhost/nothing"],
+        &["server", "issue", "east", "--dir", &bak, "--root-key", &root],
+        &["server", "renew", &bak, "--root-key", &root],
+        &["server", "crl", "--dir", &bak],
+        &["server", "dashboard", &bak],
+        &["invite", "create", "east", "--dir", &bak],
+        &["run", "submit", &plan, "--dir", &bak, "--server", "127.0.0.1:1"],
+    ] {
+        let (refused, said) = attempt(words);
+        assert_eq!(refused.status.code(), Some(2), "{words:?}: {said}");
+        assert!(
+            said.contains(&format!("server restore {bak} --to NEW --lost-releases N")),
+            "{words:?}: {said}"
+        );
+    }
+    command(&["audit", "verify", &bak]);
+    command(&["budget", "show", &bak]);
+    command(&["check", Path::new(&bak).join("server.toml").to_str().unwrap()]);
+
+    // Without its list, or its state alone in a folder that a server had: the rows say what they are.
+    let bare = path("bare");
+    copy_all(Path::new(&bak), Path::new(&bare));
+    std::fs::remove_file(Path::new(&bare).join("SHA256SUMS")).unwrap();
+    let swapped = path("swapped");
+    copy_all(Path::new(&fed), Path::new(&swapped));
+    std::fs::remove_dir_all(Path::new(&swapped).join("state")).unwrap();
+    copy_all(&Path::new(&bak).join("state"), &Path::new(&swapped).join("state"));
+    for folder in [&bare, &swapped] {
+        let (refused, said) = attempt(&["server", "run", folder, "--listen", "127.0.0.1:0"]);
+        assert!(refused.status.code() == Some(2) && said.contains("this state is a backup"), "{said}");
+    }
+    command(&["server", "restore", &bak, "--to", &out, "--lost-releases", "0"]);
+    let (server, _) = serve(&out, "127.0.0.1:0");
+    server.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_was_restored_into_another_one_starts_no_server_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = after_a_run(dir.path()).await;
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (new, third) = (path("new"), path("third"));
+    let log = Path::new(&fed).join("state/audit.jsonl");
+    let kept = std::fs::read(&log).unwrap();
+    // Once from a folder that does not start, and then, put right, it must not start beside the new one.
+    std::fs::remove_file(&log).unwrap();
+    let (refused, said) = attempt(&["server", "run", &fed, "--listen", "127.0.0.1:0"]);
+    assert!(refused.status.code() == Some(2) && said.contains("the file is not there"), "{said}");
+    command(&["server", "restore", &fed, "--to", &new, "--lost-releases", "0"]);
+    std::fs::write(&log, kept).unwrap();
+    for words in [
+        &["server", "run", &fed, "--listen", "127.0.0.1:0"][..],
+        &["server", "restore", &fed, "--to", &third, "--lost-releases", "0"],
+    ] {
+        let (refused, said) = attempt(words);
+        assert!(refused.status.code() == Some(2) && said.contains(&new), "{words:?}: {said}");
+    }
+    assert!(!Path::new(&third).exists());
+    let (server, _) = serve(&new, "127.0.0.1:0");
+    server.kill();
+    // Nothing went on there: it was thrown away, and the folder is restored again.
+    std::fs::remove_dir_all(&new).unwrap();
+    command(&["server", "restore", &fed, "--to", &third, "--lost-releases", "0"]);
+    let (server, _) = serve(&third, "127.0.0.1:0");
+    server.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_lost_or_changed_is_named_by_audit_verify_and_by_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = after_a_run(dir.path()).await;
+    let agreed = command(&["audit", "verify", &fed]);
+    assert_eq!(agreed["released"], 2, "{agreed}");
+    let files = std::fs::read_dir(Path::new(&fed).join("state/blobs")).unwrap();
+    let files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    assert_eq!(files.len(), 3, "each model, the first one included, has a file");
+    for (number, file) in files.iter().enumerate() {
+        let (kept, name) = (std::fs::read(file).unwrap(), file.file_name().unwrap().to_str().unwrap());
+        let mut flipped = kept.clone();
+        flipped[kept.len() / 2] ^= 1;
+        for damage in 0..2 {
+            match damage {
+                0 => std::fs::remove_file(file).unwrap(),
+                _ => std::fs::write(file, &flipped).unwrap(),
+            }
+            let (verified, said) = attempt(&["audit", "verify", &fed]);
+            assert!(verified.status.code() == Some(1) && said.contains(name), "{said}");
+            let to = dir.path().join(format!("bak-{number}-{damage}"));
+            let (copied, said) = attempt(&["server", "backup", "--dir", &fed, "--to", to.to_str().unwrap()]);
+            assert!(copied.status.code() == Some(1) && said.contains(name) && !to.exists(), "{said}");
+        }
+        std::fs::write(file, kept).unwrap();
+    }
     command(&["audit", "verify", &fed]);
 }

@@ -72,8 +72,8 @@ use presence::Presence;
 use session::{Hall, Newcomers};
 pub use shelf::{ShelfError, Shelved};
 pub use store::{
-    Agreement, BackupError, BlobError, BooksError, BroughtBack, Database, DatabaseError, Lost, Objects,
-    ObjectsError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError,
+    Agreement, BackupError, BlobError, BooksError, BroughtBack, Database, DatabaseError, HANDED_OVER, Lost,
+    Objects, ObjectsError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError,
     Transferred,
 };
 use strangers::Strangers;

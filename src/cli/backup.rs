@@ -7,17 +7,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use privacy::chain::Digest;
 use serde_json::json;
-use server::net::{BackupError, BroughtBack, Lost, Store};
+use server::net::{BackupError, BroughtBack, HANDED_OVER, Lost, Store};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
-use super::folder::ServerFolder;
+use super::folder::{SUMS, ServerFolder};
 use super::output::table;
 use super::part::{MADE, MARK, Part, refuse_unfinished};
 use super::watch::runtime;
 
-/// The list of a backup's files with their SHA-256, as `sha256sum --check` reads it.
-const SUMS: &str = "SHA256SUMS";
 /// More releases than any server makes.
 const LOST_MAX: u64 = 1_000_000_000;
 /// Never part of a backup: with it any identity can be made, and no server needs it.
@@ -35,7 +33,8 @@ pub(super) struct BackupArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
-    /// A folder that `server backup` made, or the folder of a stopped server that does not start because its books disagree.
+    /// A folder that `server backup` made, or the folder of a stopped server that does not start because its books disagree; no server starts
+    /// in that one afterwards.
     backup: PathBuf,
     /// The server's folder to make.
     #[arg(long)]
@@ -49,7 +48,7 @@ pub(super) struct RestoreArgs {
 
 pub(super) fn backup(args: &BackupArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    folder.read()?;
+    folder.read_to_work()?;
     let part = Part::begin_copy(&args.folder, &args.to, "server backup")?;
     let to = part.path();
     let agreed = runtime()?.block_on(async {
@@ -109,6 +108,11 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
         BackupError::LostUnknown | BackupError::TooFew { .. } => Failure::new(Kind::Refused, error),
         error => Failure::new(Kind::Run, format!("nothing was restored: {error}")),
     })?;
+    if !is_backup {
+        // Before the new folder has its name: at no instant may a server start in both.
+        let handed = Store::hand_over(&ServerFolder(args.backup.clone()).state(), &args.to);
+        handed.or_fail(Kind::Configuration, format!("{}: nothing was restored", args.backup.display()))?;
+    }
     part.finish()?;
     let shown = args.to.display();
     global.format.say(
@@ -172,7 +176,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
     for entry in fs::read_dir(from).or_fail(Kind::Run, from.display())? {
         let entry = entry.or_fail(Kind::Run, from.display())?;
         let (path, target) = (entry.path(), to.join(entry.file_name()));
-        if [ROOT_KEY, MARK, MADE].iter().any(|name| entry.file_name() == *name) {
+        if [ROOT_KEY, MARK, MADE, HANDED_OVER].iter().any(|name| entry.file_name() == *name) {
             continue;
         }
         let is_link = entry.file_type().or_fail(Kind::Run, path.display())?.is_symlink();

@@ -25,7 +25,7 @@ pub(super) struct CrlArgs {
 
 pub(super) fn crl(args: &CrlArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let database = folder.read()?.database(&folder, None)?;
+    let database = folder.read_to_work()?.database(&folder, None)?;
     let issuing = Issuing::open(&folder.authority()).or_fail(Kind::Configuration, "")?;
     let list =
         runtime()?.block_on(RevocationList::read(&folder.state(), &database, &issuing, SystemTime::now()));

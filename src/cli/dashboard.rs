@@ -25,7 +25,7 @@ pub(super) struct DashboardArgs {
 
 pub(super) fn dashboard(args: &DashboardArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let file = folder.read()?;
+    let file = folder.read_to_work()?;
     let shown = folder.config().display().to_string();
     let wrong = |message: &str| Failure::new(Kind::Configuration, format!("{shown}: {message}"));
     let admin = file.admin.ok_or_else(|| {

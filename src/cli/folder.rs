@@ -20,6 +20,9 @@ use super::part::refuse_unfinished;
 use super::state::StateFile;
 use super::text::read_text;
 
+/// The list of a backup's files with their SHA-256, as `sha256sum --check` reads it.
+pub(super) const SUMS: &str = "SHA256SUMS";
+
 /// A server's folder.
 #[derive(Clone, Debug)]
 pub(super) struct ServerFolder(pub(super) PathBuf);
@@ -72,6 +75,26 @@ impl ServerFolder {
         let federation = &Digest::of(&root).to_string()[..16];
         let doing = format!("{}: [models] store", self.config().display());
         Objects::at(url, federation).or_fail(Kind::Configuration, doing).map(Some)
+    }
+
+    /// The same for whoever works in the folder: a backup is none to work in.
+    pub(super) fn read_to_work(&self) -> Result<ServerFile, Failure> {
+        self.refuse_backup()?;
+        self.read()
+    }
+
+    /// Refuses a folder that `server backup` made. What is written there makes the backup worthless, and a server that starts in it
+    /// spends again what was released after it.
+    pub(super) fn refuse_backup(&self) -> Result<(), Failure> {
+        if !self.0.join(SUMS).exists() {
+            return Ok(());
+        }
+        let shown = self.0.display();
+        let message = format!(
+            "{shown}: this folder is a backup (it has {SUMS}), and nothing was changed: its ledgers do not know what was released after it was made. \
+             Make a server's folder of it: `consortia server restore {shown} --to NEW --lost-releases N` charges N releases (docs/operations.md, Copies)"
+        );
+        Err(Failure::new(Kind::Configuration, message))
     }
 
     /// Reads and checks `server.toml`.

@@ -33,6 +33,7 @@ pub(super) struct ServerRenewArgs {
 
 pub(super) fn renew(args: &ServerRenewArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
+    folder.refuse_backup()?;
     let root = args.root.open(&folder)?;
     let now = SystemTime::now();
     let mut renewed = Vec::new();

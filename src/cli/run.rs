@@ -204,12 +204,13 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
 impl OperatorArgs {
     /// Where sites reach the server, as `server.toml` says.
     pub(super) fn addresses(&self) -> Result<Vec<String>, Failure> {
-        Ok(ServerFolder(self.folder.clone()).read()?.addresses)
+        Ok(ServerFolder(self.folder.clone()).read_to_work()?.addresses)
     }
 }
 
 pub(super) async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failure> {
     let folder = ServerFolder(args.folder.clone());
+    folder.refuse_backup()?;
     let servers = match &args.server {
         Some(server) => vec![server.clone()],
         None => folder.read()?.servers(&folder)?,

@@ -197,6 +197,7 @@ fn address(host: &str, port: u16) -> String {
 
 pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
+    folder.refuse_backup()?;
     let authority = args.root.open(&folder)?;
     let identity = authority.issue_site(&args.site, SystemTime::now()).or_fail(Kind::Configuration, "")?;
     let bundle = folder.site(args.site.as_str());
@@ -218,7 +219,7 @@ pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
 
 pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
-    let mut file = folder.read()?;
+    let mut file = folder.read_to_work()?;
     file.listen = args.listen.unwrap_or(file.listen);
     if let Some(admin) = &mut file.admin {
         if args.listen.is_some() {

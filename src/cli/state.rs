@@ -110,6 +110,7 @@ pub(super) struct MigrateArgs {
 
 pub(super) fn migrate(args: &MigrateArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
+    folder.refuse_backup()?;
     let password = args.password_file.as_deref().map(password_in).transpose();
     let password = password.or_fail(Kind::Configuration, "--password-file")?;
     let target = postgres(&args.to, password.as_deref(), &machine()).or_fail(Kind::Configuration, "--to")?;

@@ -169,8 +169,10 @@ mod tests {
         let known = Mechanism::Gaussian { noise_multiplier: 1.0 };
         let charges = charges_in(older.iter().map(|link| (link.sequence, &*link.record))).unwrap();
         assert_eq!(charges.iter().map(|charge| charge.event.mechanism()).collect::<Vec<_>>(), [known]);
-        let text: Vec<u8> =
-            older.iter().flat_map(|link| [serde_json::to_vec(link).unwrap(), b"\n".to_vec()].concat()).collect();
+        let text: Vec<u8> = older
+            .iter()
+            .flat_map(|link| [serde_json::to_vec(link).unwrap(), b"\n".to_vec()].concat())
+            .collect();
         let account = SiteAccount::read(&text).unwrap();
         let guessed = account.all_charges();
         assert_eq!(guessed.iter().map(|charge| charge.event.mechanism()).collect::<Vec<_>>(), [known]);

@@ -48,6 +48,7 @@ pub use compare::{Agreement, BooksError};
 pub use database::{Database, DatabaseError, Postgres};
 pub use error::StoreError;
 pub(crate) use founding::Opened;
+pub use leading::HANDED_OVER;
 use lease::Fence;
 pub(crate) use ledgers::{Showing, ShownLedger};
 pub(crate) use members::{Asking, Issued, Shown, Void, nobody};

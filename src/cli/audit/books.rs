@@ -24,7 +24,10 @@ pub(super) fn server(folder: &ServerFolder) -> Result<Result<Agreement, String>,
     let shown = folder.0.display();
     let compared = runtime()?.block_on(async {
         let store = folder.look().await?;
-        let agreed = store.check_books(&folder.state()).await;
+        let agreed = match store.check_books(&folder.state()).await {
+            Ok(agreed) => store.check_files().await.map(|()| agreed),
+            Err(error) => Err(error),
+        };
         store.close().await;
         Ok::<_, Failure>(agreed)
     });

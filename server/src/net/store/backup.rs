@@ -24,7 +24,7 @@ use crate::net::audit::witness::{Witness, known_to};
 use crate::net::private;
 use crate::{Booking, RunEnd};
 
-/// How often a copy is begun anew when a server on another machine has removed a file meanwhile.
+/// How often a copy is begun anew when a server on another machine has removed files meanwhile.
 const ATTEMPTS: u32 = 10;
 
 /// Why a state is not copied, or not brought back.
@@ -39,6 +39,16 @@ pub enum BackupError {
         "the server released models faster than they could be copied, {0} times; pause its runs and try again"
     )]
     Busy(u32),
+    /// A file is not there.
+    #[error(
+        "{0} is missing, which the database names; put it back from an earlier backup. `consortia audit verify FOLDER` names all that is missing or damaged"
+    )]
+    Missing(String),
+    /// The state was brought into another folder before.
+    #[error(
+        "this state was brought into {0} before, and only one folder may go on from it; remove that folder first if no server has started in it"
+    )]
+    HandedOver(String),
     /// Nobody has said how many releases may be missing.
     #[error(
         "the state does not know of releases that were made after it, nor of privacy budgets that were first spent from then; say how many \
@@ -135,12 +145,13 @@ impl Copying {
 
 impl Store {
     /// Copies the state in the folder `from` into the empty folder `to`, its rows into SQLite, with the audit logs as far as the rows know
-    /// them; a server may be working with it. Every file is checked on the way, and the books of the copy are compared.
+    /// them; a server may be working with it. Every file is checked on the way, and the books of the copy are compared. The copy is marked, so
+    /// that no server works with it before [`Store::bring_back`].
     ///
     /// # Errors
     /// [`BackupError`] names what is damaged, contradicts something else or cannot be written.
     pub async fn back_up(&self, from: &Path, to: &Path) -> Result<Agreement, BackupError> {
-        self.check_integrity().await?;
+        self.check_integrity().await.map_err(|error| self.named(from, error))?;
         self.copy_state(to).await?;
         let copy = Self::look(to).await?;
         let agreed = async {
@@ -152,6 +163,7 @@ impl Store {
         };
         let agreed = agreed.await;
         copy.close().await;
+        database::mark_backup(to).await?;
         Ok(agreed?)
     }
 
@@ -162,13 +174,19 @@ impl Store {
         let blobs = Blobs::open(leading::folder(to, "blobs")?, None).map_err(StoreError::from)?;
         let secrets = Secrets::open(to.join("secrets"), None, None)?;
         let _under_way = self.copying.begin().await?;
+        let mut missed = None;
         for _ in 0..ATTEMPTS {
             self.copy_rows(to).await?;
             let copy = Self::look(to).await?;
             let needed = copy.needed().await;
             copy.close().await;
-            if self.copy_files(&needed?, &blobs, &secrets).await? {
-                return Ok(());
+            match self.copy_files(&needed?, &blobs, &secrets).await? {
+                None => return Ok(()),
+                // Rows that were copied after it was missed name it still: nobody has removed it in order.
+                Some(missing) if missed.as_ref() == Some(&missing) => {
+                    return Err(BackupError::Missing(missing));
+                }
+                Some(missing) => missed = Some(missing),
             }
             std::fs::remove_file(&database).map_err(failed)?;
         }
@@ -185,13 +203,13 @@ impl Store {
         Ok(())
     }
 
-    /// Whether all of them were still there.
+    /// Which of them is not there, if one is not.
     async fn copy_files(
         &self,
         needed: &Needed,
         blobs: &Blobs,
         secrets: &Secrets,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<String>, StoreError> {
         for hash in &needed.blobs {
             let copied = match needed.sealed.get(hash) {
                 // Paid for, and not published when the rows were copied.
@@ -201,15 +219,31 @@ impl Store {
                 _ => self.blobs.copy(hash, blobs).await?,
             };
             if !copied {
-                return Ok(false);
+                return Ok(Some(self.blobs.show(hash)));
             }
         }
-        for name in &needed.secrets {
-            if !self.secrets.copy(name, secrets).await? {
-                return Ok(false);
+        for known in &needed.secrets {
+            if !self.secrets.copy(known, secrets).await? {
+                return Ok(Some(self.secrets.show(known)));
             }
         }
-        Ok(true)
+        Ok(None)
+    }
+
+    /// Writes into the state of a stopped server in `dir` that the folder `to` goes on from it, so that none starts here any more.
+    ///
+    /// # Errors
+    /// [`BackupError::HandedOver`] where another folder that is there does; [`BackupError::Store`] when it cannot be written.
+    pub fn hand_over(dir: &Path, to: &Path) -> Result<(), BackupError> {
+        let mark = dir.join(leading::HANDED_OVER);
+        let to = std::path::absolute(to).map_err(|source| failed(to, source))?;
+        if let Ok(before) = std::fs::read_to_string(&mark)
+            && before.trim_end() != to.to_string_lossy()
+            && Path::new(before.trim_end()).exists()
+        {
+            return Err(BackupError::HandedOver(before.trim_end().to_owned()));
+        }
+        Ok(write_private(&mark, format!("{}\n", to.display()).as_bytes())?)
     }
 
     /// Makes a state of a copy in `dir` that a server may go on with: whatever the audit logs know and the rows do not is taken out of the
@@ -225,12 +259,13 @@ impl Store {
         let given = lost.ok_or(BackupError::LostUnknown)?;
         let store = Self::open_unchecked(dir).await?;
         let charged = async {
-            store.check_integrity().await?;
+            store.check_integrity().await.map_err(|error| store.named(dir, error))?;
             let known = store.cut_logs(dir).await?;
             if known > given {
                 return Err(BackupError::TooFew { known, given });
             }
             let charged = store.charge_lost(given).await?;
+            store.forget_mark().await?;
             Ok(BroughtBack { charged, owed: store.owed().await? })
         };
         let charged = charged.await;
@@ -259,6 +294,13 @@ impl Store {
         }
         self.forget_heads().await?;
         Ok(ahead.iter().filter(|one| one.is_release).count() as u64)
+    }
+
+    /// Everything is charged: it is a backup no more.
+    async fn forget_mark(&self) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("DELETE FROM backup_mark").execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
     }
 
     /// The logs are what they are from here on.

@@ -251,11 +251,22 @@ impl Blobs {
             values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
         }
         let found = hexadecimal(bytes.hash);
-        if found == hash_in(name) {
-            Ok(values)
-        } else {
-            Err(damaged(format!("its bytes hash to {found}; they have changed since they were written")))
-        }
+        if found == hash_in(name) { Ok(values) } else { Err(damaged(changed(&found))) }
+    }
+
+    /// Reads the object of this name, which may not be published yet, from its beginning to its end.
+    ///
+    /// # Errors
+    /// [`BlobError::Damaged`] where it is missing or its bytes have changed.
+    pub(crate) async fn verify(&self, name: &str, sealed: Option<&Sealed>) -> Result<(), BlobError> {
+        let sealed = if self.has(name).await? { None } else { sealed };
+        let damaged = |message: String| BlobError::Damaged { place: self.show(name), message };
+        let Some(mut bytes) = self.stream(name, sealed).await? else {
+            return Err(damaged("it is missing".into()));
+        };
+        while bytes.next().await? {}
+        let found = hexadecimal(bytes.hash);
+        if found == hash_in(name) { Ok(()) } else { Err(damaged(changed(&found))) }
     }
 
     /// Copies the object of this name into another storage, checking it on the way; `false` when it is not there any more.
@@ -274,8 +285,7 @@ impl Blobs {
         let found = hexadecimal(source.hash);
         if found != hash_in(name) {
             sink.abandon().await;
-            let message = format!("its bytes hash to {found}; they have changed since they were written");
-            return Err(BlobError::Damaged { place: self.show(name), message });
+            return Err(BlobError::Damaged { place: self.show(name), message: changed(&found) });
         }
         sink.finish().await.map_err(|error| to.failed(name, error))?;
         Ok(true)
@@ -437,6 +447,10 @@ impl Stream<'_> {
         }
         Ok(true)
     }
+}
+
+fn changed(found: &str) -> String {
+    format!("its bytes hash to {found}; they have changed since they were written")
 }
 
 /// The object's name.

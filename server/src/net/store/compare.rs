@@ -16,8 +16,8 @@ use privacy::ledger::{Ledger, LedgerError, Record};
 use protocol::RunId;
 use sqlx::Row as _;
 
-use super::blobs::is_later;
-use super::{Store, StoreError, database, rows};
+use super::blobs::{Sealed, is_later};
+use super::{Needed, Store, StoreError, database, rows};
 use crate::Plan;
 use crate::net::audit::witness::{Place, Witness};
 
@@ -70,6 +70,18 @@ pub enum BooksError {
          `consortia server restore BACKUP --to NEW --lost-releases N` (docs/operations.md, When books disagree)"
     )]
     Contradiction(String),
+    /// SQLite cannot read its file.
+    #[error(
+        "{}: SQLite says of it: {message}. The file was damaged, or this program may not read and write it and its folder; nothing was started. \
+         See to their permissions; where those are right, restore the newest backup: `consortia server restore BACKUP --to NEW \
+         --lost-releases N` (docs/operations.md, When books disagree)", path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        message: String,
+    },
     /// There are models that the database has forgotten.
     #[error(
         "{place}: {name} is a model of round {round} of run {run}, which the database does not know; {count} releases are unknown to it. The \
@@ -151,6 +163,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Books`] says what disagrees; [`StoreError::Audit`] for a log that is damaged.
     pub async fn check_books(&self, dir: &Path) -> Result<Agreement, StoreError> {
+        self.compare_all(dir).await.map_err(|error| self.named(dir, error))
+    }
+
+    async fn compare_all(&self, dir: &Path) -> Result<Agreement, StoreError> {
         self.check_integrity().await?;
         // A server that works meanwhile writes into the database first: a log that was read before it is not ahead of it, and one that
         // is read after it is not behind.
@@ -219,7 +235,44 @@ impl Store {
         if said == "ok" {
             return Ok(());
         }
-        Err(BooksError::Contradiction(format!("SQLite says of it: {}", said.replace('\n', " "))).into())
+        let sql = "SELECT file FROM pragma_database_list WHERE name = 'main'";
+        let path: String = sqlx::query(sql).fetch_one(&self.pool).await?.try_get(0)?;
+        Err(BooksError::Unreadable { path: path.into(), message: said.replace('\n', " ") }.into())
+    }
+
+    /// Looks at every file that the rows name, byte by byte: models that are kept, and what runs that have not ended need to go on. A
+    /// server may be working meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Files`] names those that are missing or damaged.
+    pub async fn check_files(&self) -> Result<(), StoreError> {
+        let mut faults = Vec::new();
+        let Needed { blobs, sealed, secrets } = self.needed().await?;
+        for name in &blobs {
+            faults.extend(self.blob_fault(name, sealed.get(name)).await?);
+        }
+        for known in &secrets {
+            // A server that works has meanwhile replaced it, perhaps, and removed it.
+            if let Err(error) = self.secrets.read(known).await
+                && self.needed().await?.secrets.contains(known)
+            {
+                faults.push(error.to_string());
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(StoreError::Files { faults }) }
+    }
+
+    async fn blob_fault(&self, name: &str, sealed: Option<&Sealed>) -> Result<Option<String>, StoreError> {
+        let Err(first) = self.blobs.verify(name, sealed).await else { return Ok(None) };
+        // A server that works has meanwhile published or removed it, perhaps.
+        let now = self.needed().await?;
+        if !now.blobs.contains(name) {
+            return Ok(None);
+        }
+        match self.blobs.verify(name, now.sealed.get(name)).await {
+            Ok(()) => Ok(None),
+            Err(_) => Ok(Some(first.to_string())),
+        }
     }
 
     /// Shows the database as it is at one moment from here on; a store that looks has one connection alone.

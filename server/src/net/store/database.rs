@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
-use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Row as _, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Row as _, Transaction};
 
-use super::StoreError;
+use super::{BooksError, StoreError};
 use crate::net::private;
 
 /// One step of the schema: what both databases take, then what only one of them takes.
@@ -208,23 +208,74 @@ impl fmt::Debug for Postgres {
 
 /// SQLite's file in `state`, to be written or to be looked at.
 pub(super) async fn sqlite(state: &Path, write: bool) -> Result<AnyPool, StoreError> {
-    let path = std::path::absolute(state.join("state.sqlite"));
-    let path = path.map_err(|source| StoreError::File { path: state.to_owned(), source })?;
-    let text = path.to_str().ok_or_else(|| {
-        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path is not UTF-8");
-        StoreError::File { path: path.clone(), source }
-    })?;
+    let path = file_in(state);
     if write {
         // SQLite gives its side files the rights of this one.
         let made = private::options().create(true).append(true).open(&path);
         made.map_err(|source| StoreError::File { path: path.clone(), source })?;
     }
+    let options = options(&path, if write { "rwc" } else { "ro" })?;
+    let (connections, first) = if write { (4, SQLITE) } else { (1, "PRAGMA busy_timeout = 10000") };
+    let opened = async {
+        // A pool tries again until its time is over, and then says no more than that.
+        install_default_drivers();
+        let mut alone = AnyConnection::connect_with(&options).await?;
+        sqlx::raw_sql(first).execute(&mut alone).await?;
+        sqlx::raw_sql("SELECT count(*) FROM sqlite_master").execute(&mut alone).await?;
+        alone.close().await?;
+        pool(options, connections, first.to_owned()).await
+    };
+    opened.await.map_err(|error| of_sqlite(state, error))
+}
+
+/// SQLite's file.
+pub(super) fn file_in(state: &Path) -> PathBuf {
+    state.join("state.sqlite")
+}
+
+/// Marks the rows of a copy as a backup. Its file stays the only one: the log of a server that writes is not begun.
+pub(super) async fn mark_backup(state: &Path) -> Result<(), StoreError> {
+    let marked = async {
+        install_default_drivers();
+        let mut alone = AnyConnection::connect_with(&options(&file_in(state), "rw")?).await?;
+        let sql = "INSERT INTO backup_mark (one) VALUES (1) ON CONFLICT (one) DO NOTHING";
+        sqlx::query(sql).execute(&mut alone).await?;
+        Ok(alone.close().await?)
+    };
+    marked.await.map_err(|error| of_sqlite(state, error))
+}
+
+/// What SQLite says of its file in `state`, with the file's name and what to do.
+pub(super) fn of_sqlite(state: &Path, error: StoreError) -> StoreError {
+    let StoreError::Database(said) = error else { return error };
+    let (path, message) = (file_in(state), said.to_string());
+    match &said {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+            StoreError::File { path, source: std::io::Error::other(said) }
+        }
+        // The extended code has the kind in its lowest byte: 5 and 6 are busy and locked.
+        sqlx::Error::Database(refused)
+            if refused
+                .code()
+                .and_then(|code| code.parse().ok())
+                .is_some_and(|code: u32| [5, 6].contains(&(code & 0xff))) =>
+        {
+            StoreError::InUse { path, message }
+        }
+        _ => BooksError::Unreadable { path, message }.into(),
+    }
+}
+
+fn options(path: &Path, mode: &str) -> Result<AnyConnectOptions, StoreError> {
+    let failed = |source| StoreError::File { path: path.to_owned(), source };
+    let whole = std::path::absolute(path).map_err(failed)?;
+    let text = whole.to_str().ok_or_else(|| {
+        failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path is not UTF-8"))
+    })?;
     // Escaped throughout, so that no part of a path is taken for a part of an address.
     let escaped: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    let mode = if write { "rwc" } else { "ro" };
     let options: AnyConnectOptions = format!("sqlite:{escaped}?mode={mode}").parse()?;
-    let (connections, first) = if write { (4, SQLITE) } else { (1, "PRAGMA busy_timeout = 10000") };
-    pool(options.disable_statement_logging(), connections, first.to_owned()).await
+    Ok(options.disable_statement_logging())
 }
 
 /// Connections that are told `first` before anything else.

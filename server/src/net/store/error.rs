@@ -62,6 +62,45 @@ pub enum StoreError {
     /// The database refuses.
     #[error("the state's database: {0}")]
     Database(#[from] sqlx::Error),
+    /// Another program keeps SQLite's file locked.
+    #[error(
+        "{}: another program holds this database locked (SQLite says: {message}); nothing was started and nothing is damaged. End that program (sqlite3, \
+         a copy, a scanner) and give the command again", path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        message: String,
+    },
+    /// The rows are a backup's.
+    #[error(
+        "{}: this state is a backup, which does not know what was released after it and would spend it again; nothing was started. Restore it: \
+         `consortia server restore BACKUP --to NEW --lost-releases N` charges N releases (docs/operations.md, Copies)", .0.display()
+    )]
+    Backup(PathBuf),
+    /// The state was brought into another folder, which goes on from it.
+    #[error(
+        "{} says that this state was brought into {to}: two servers with one history would spend one budget twice, and nothing was started. Start the server \
+         there. Remove the file only where that folder was thrown away before a server had started in it", path.display()
+    )]
+    HandedOver {
+        /// The file that says so.
+        path: PathBuf,
+        /// The other folder.
+        to: String,
+    },
+    /// The state was written by an older program.
+    #[error(
+        "the state has schema {found}, of an earlier release, and this program has {known}; a server that starts in it, or `server restore` of \
+         a backup, brings it up to date"
+    )]
+    Older {
+        /// In the database.
+        found: i64,
+        /// In this program.
+        known: i64,
+    },
     /// The state was written by a newer program.
     #[error("the state has schema {found} and this program knows {known}; install the newer release")]
     Newer {
@@ -143,9 +182,26 @@ pub enum StoreError {
         /// Where they were looked for.
         place: String,
     },
+    /// Files that the rows name are missing or damaged.
+    #[error(
+        "{} that the database names: {}. A run that needs one cannot go on; restore the newest backup, or copy the files out of it (docs/operations.md, \
+         When books disagree)", count(faults.len()), faults.join("; ")
+    )]
+    Files {
+        /// One sentence a file.
+        faults: Vec<String>,
+    },
     /// No such run.
     #[error("there is no run {0} here")]
     NoSuchRun(RunId),
+}
+
+fn count(files: usize) -> String {
+    if files == 1 {
+        "1 file is missing or damaged".to_owned()
+    } else {
+        format!("{files} files are missing or damaged")
+    }
 }
 
 impl StoreError {

@@ -1,5 +1,6 @@
 //! Opening the state: to write, which one server does at a time, and to look at it, which everybody may.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use super::ledgers::Unwritten;
 use super::models::Medians;
 use super::objects::Objects;
 use super::secrets::Secrets;
-use super::{BooksError, Database, Postgres, Store, StoreError, compare};
+use super::{Database, Postgres, Store, StoreError, compare};
 use crate::net::private;
 
 /// How long a database has to say whether there is another leader, when there is a reason to stop anyhow.
@@ -28,6 +29,8 @@ const PUBLISHING: i64 = 8;
 pub(super) const MIGRATED: &str = "state.sqlite.migrated";
 /// What lies beside it while they do.
 pub(super) const MIGRATING: &str = "state.sqlite.moving";
+/// What lies in a state that was brought into another folder, with that folder's name.
+pub const HANDED_OVER: &str = "handed-over";
 
 impl Store {
     /// Opens the state in `dir` with its rows in SQLite, making it if need be.
@@ -45,7 +48,10 @@ impl Store {
         if migrated.is_err() {
             store.close().await;
         }
-        migrated.map(|_| store)
+        match migrated {
+            Ok(_) => Ok(store),
+            Err(error) => Err(store.named(dir, error)),
+        }
     }
 
     /// The state of a stopped server that is to be moved, also where an earlier attempt was cut off.
@@ -72,7 +78,7 @@ impl Store {
         if !dir.join("state.sqlite").exists() {
             compare::miss_database(dir)?;
         }
-        let pool = database::sqlite(dir, true).await.map_err(unreadable)?;
+        let pool = database::sqlite(dir, true).await?;
         Self::over(dir, pool, None, lock, objects)
     }
 
@@ -155,12 +161,39 @@ impl Store {
         database: &Database,
         objects: Option<&Objects>,
     ) -> Result<Self, StoreError> {
-        let begun = self.tidy(dir, &database.audit_file(dir), objects.is_some()).await;
+        let begun = async {
+            if matches!(database, Database::Sqlite) {
+                self.refuse_copy(dir).await?;
+            }
+            self.tidy(dir, &database.audit_file(dir), objects.is_some()).await
+        };
+        let begun = begun.await;
         if begun.is_err() {
             self.close().await;
         }
-        let is_sqlite = matches!(database, Database::Sqlite);
-        begun.map(|()| self).map_err(|error| if is_sqlite { unreadable(error) } else { error })
+        match begun {
+            Ok(()) => Ok(self),
+            Err(error) => Err(self.named(dir, error)),
+        }
+    }
+
+    /// Refuses a state that others go on from, or that must be charged first.
+    async fn refuse_copy(&self, dir: &Path) -> Result<(), StoreError> {
+        let path = dir.join(HANDED_OVER);
+        if path.exists() {
+            let to = std::fs::read_to_string(&path);
+            let to = to.map_err(|source| StoreError::File { path: path.clone(), source })?;
+            return Err(StoreError::HandedOver { path, to: to.trim_end().to_owned() });
+        }
+        // The table is there from its step of the schema on.
+        let table = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'backup_mark'";
+        if sqlx::query(table).fetch_optional(&self.pool).await?.is_none() {
+            return Ok(());
+        }
+        match sqlx::query("SELECT one FROM backup_mark").fetch_optional(&self.pool).await? {
+            Some(_) => Err(StoreError::Backup(dir.to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// Brings the schema up to date, and says at which step it was.
@@ -264,9 +297,15 @@ impl Store {
             }
             Database::Postgres(postgres) => postgres.look().await?,
         };
-        let found = database::version(&mut pool.begin().await?).await?;
-        if found != SCHEMA {
-            return Err(StoreError::Newer { found, known: SCHEMA });
+        let found = async { database::version(&mut pool.begin().await?).await };
+        let found = found.await.map_err(|error| match database {
+            Database::Sqlite => database::of_sqlite(dir, error),
+            Database::Postgres(_) => error,
+        })?;
+        match found.cmp(&SCHEMA) {
+            Ordering::Less => return Err(StoreError::Older { found, known: SCHEMA }),
+            Ordering::Greater => return Err(StoreError::Newer { found, known: SCHEMA }),
+            Ordering::Equal => {}
         }
         let below = |name| objects.map(|objects| objects.below(name));
         let blobs = Blobs::look(below("models").map_or_else(|| folder(dir, "blobs"), Ok)?);
@@ -285,6 +324,12 @@ impl Store {
             fence: None,
             _lock: None,
         })
+    }
+
+    /// What the database says, with its file's name where it has one.
+    pub(super) fn named(&self, dir: &Path, error: StoreError) -> StoreError {
+        let is_sqlite = self.pool.connect_options().database_url.scheme() == "sqlite";
+        if is_sqlite { database::of_sqlite(dir, error) } else { error }
     }
 
     /// How often the lease was taken up to now, where there is one.
@@ -345,19 +390,6 @@ impl StoreError {
             }),
             _ => false,
         }
-    }
-}
-
-/// SQLite refuses its own file, or gives what no row of ours is: it is damaged, which the reader must be told.
-fn unreadable(error: StoreError) -> StoreError {
-    match error {
-        StoreError::Database(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => {
-            error
-        }
-        StoreError::Database(error) => {
-            BooksError::Contradiction(format!("SQLite says of it: {error}")).into()
-        }
-        other => other,
     }
 }
 

@@ -113,6 +113,11 @@ impl Secrets {
         }
     }
 
+    /// The file of what is known so, for an operator's eyes.
+    pub(super) fn show(&self, known: &str) -> String {
+        format!("{} (kept noise)", self.folder.join(parts(known).0).display())
+    }
+
     /// Copies what is known so into another folder, sealed if it is; `false` when it is not there any more.
     pub(super) async fn copy(&self, known: &str, to: &Self) -> Result<bool, StoreError> {
         let (name, key) = parts(known);

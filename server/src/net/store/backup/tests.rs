@@ -19,6 +19,11 @@ async fn a_copy_of_a_state_in_use_goes_on_where_the_state_was() {
     looking.back_up(&state, &copy).await.unwrap();
     looking.close().await;
     store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
+    // Nobody works with it before it is charged, however it came to where it is.
+    let refused = Store::open(&copy).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Backup(_)), "{refused}");
+    assert!(refused.to_string().contains("server restore BACKUP --to NEW --lost-releases"), "{refused}");
+    Store::bring_back(&copy, Some(0)).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.load(RUN).await.unwrap().checkpoint, commit(1, [1.0, 2.0, 3.0]).checkpoint);
     assert!(copied.models(RUN).await.unwrap().iter().all(|model| Path::new(&model.place).exists()));
@@ -63,6 +68,8 @@ async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
     let copy = place.path().join("copy");
     looking.back_up(place.path(), &copy).await.unwrap();
     store.commit(RUN, &layout(), &commit(2, [9.0; 3])).await.unwrap();
+    assert!(matches!(Store::open(&copy).await, Err(StoreError::Backup(_))));
+    Store::bring_back(&copy, Some(0)).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.load(RUN).await.unwrap().checkpoint, done.checkpoint);
     assert_eq!(copied.ledger(&ledger.terms().population).await.unwrap(), links);
@@ -83,6 +90,63 @@ async fn a_damaged_file_is_not_copied_but_named() {
     std::fs::write(&file, bytes).unwrap();
     let error = store.back_up(&state, &dir.path().join("copy")).await.unwrap_err().to_string();
     assert!(error.contains(&file), "{error}");
+}
+
+#[tokio::test]
+async fn a_missing_file_is_named_by_whoever_copies_the_state_and_whoever_verifies_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let store = Store::open(&state).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    let mut done = commit(1, [1.0, 2.0, 3.0]);
+    done.checkpoint.noise = privacy::correlation::NoiseMemory::new(vec![vec![1, -2, 3]]);
+    store.commit(RUN, &layout(), &done).await.unwrap();
+    store.check_files().await.unwrap();
+    let models = store.models(RUN).await.unwrap();
+    let noise = std::fs::read_dir(state.join("secrets")).unwrap().next().unwrap().unwrap().path();
+    let files = models.iter().map(|model| Path::new(&model.place).to_owned()).chain([noise]);
+    for (number, file) in files.enumerate() {
+        let kept = std::fs::read(&file).unwrap();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let mut flipped = kept.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for damage in [None, Some(flipped)] {
+            match &damage {
+                None => std::fs::remove_file(&file).unwrap(),
+                Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+            }
+            let verified = store.check_files().await.unwrap_err().to_string();
+            assert!(
+                verified.starts_with("1 file is missing or damaged") && verified.contains(name),
+                "{verified}"
+            );
+            let copy = dir.path().join(format!("copy-{number}-{}", damage.is_some()));
+            let copied = store.back_up(&state, &copy).await.unwrap_err().to_string();
+            assert!(copied.contains(name), "{copied}");
+        }
+        std::fs::write(&file, kept).unwrap();
+    }
+    store.check_files().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_state_that_another_folder_goes_on_from_starts_no_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, new) = (dir.path().join("state"), dir.path().join("new"));
+    let store = Store::open(&state).await.unwrap();
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    store.close().await;
+    drop(store);
+    Store::hand_over(&state, &new).unwrap();
+    let refused = Store::open(&state).await.unwrap_err().to_string();
+    assert!(refused.contains(new.to_str().unwrap()) && refused.contains("handed-over"), "{refused}");
+    // It can be looked into, and handed over again as long as nothing goes on from it.
+    Store::look(&state).await.unwrap().close().await;
+    Store::hand_over(&state, &dir.path().join("other")).unwrap();
+    std::fs::create_dir(dir.path().join("other")).unwrap();
+    Store::hand_over(&state, &dir.path().join("other")).unwrap();
+    let twice = Store::hand_over(&state, &new).unwrap_err().to_string();
+    assert!(twice.contains("other"), "{twice}");
 }
 
 #[tokio::test]

@@ -271,6 +271,7 @@ async fn nothing_can_be_read_before_it_is_paid_and_what_is_paid_is_published_aft
     let copy = crashed.path().join("copy");
     looking.back_up(crashed.path(), &copy).await.unwrap();
     looking.close().await;
+    Store::bring_back(&copy, Some(0)).await.unwrap();
     for state in [crashed.path(), &copy] {
         let store = Store::open(state).await.unwrap();
         assert_eq!(store.load(RUN).await.unwrap().checkpoint, done.checkpoint);
@@ -329,6 +330,56 @@ async fn a_copy_of_a_damaged_state_is_refused_by_name() {
     pool.close().await;
     let said = back_up("b").await.unwrap_err().to_string();
     assert!(said.contains("ledger of `wards`") && said.contains("record 1"), "{said}");
+}
+
+#[tokio::test]
+async fn a_damaged_header_is_told_at_once_with_the_file_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = Books::found(dir.path()).await;
+    books.release(1, false).await.unwrap();
+    books.close().await;
+    let thorough = damages() > 100;
+    // The magic, the size of a page, the versions of the format, what a page keeps free, the schema's format, the encoding.
+    let places: Vec<usize> =
+        if thorough { (0..100).collect() } else { vec![0, 15, 16, 18, 19, 20, 21, 47, 59] };
+    let (mut refusals, began) = (0, std::time::Instant::now());
+    for at in places {
+        let state = image(dir.path());
+        let file = state.path().join("state.sqlite");
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[at] ^= 0x55;
+        fs::write(&file, bytes).unwrap();
+        let looked = match Store::look(state.path()).await {
+            Ok(store) => store.check_books(state.path()).await.err(),
+            Err(error) => Some(error),
+        };
+        let opened = Store::open(state.path()).await.err();
+        for said in looked.into_iter().chain(opened).map(|error| error.to_string()) {
+            // The schema's number is there, too.
+            if (60..64).contains(&at) || said.contains("schema") {
+                continue;
+            }
+            refusals += 1;
+            let helps = said.to_lowercase().contains("restore the newest backup");
+            assert!(said.contains("state.sqlite") && helps, "byte {at}: {said}");
+        }
+    }
+    assert!(refusals >= 8, "{refusals}");
+    assert!(thorough || began.elapsed() < std::time::Duration::from_secs(9), "a pool waited");
+}
+
+#[tokio::test]
+async fn a_database_that_another_program_holds_locked_is_not_called_damaged() {
+    use sqlx::Connection as _;
+    let dir = tempfile::tempdir().unwrap();
+    Books::found(dir.path()).await.close().await;
+    let url = format!("sqlite:{}", dir.path().join("state.sqlite").display());
+    let mut other = sqlx::AnyConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let said = refused(dir.path()).await;
+    assert!(said.contains("state.sqlite: another program holds this database locked"), "{said}");
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    Store::open(dir.path()).await.unwrap();
 }
 
 /// A number below `below` that follows from `seed`.

@@ -185,6 +185,7 @@ async fn kept_noise_is_sealed_in_object_storage_and_its_key_is_in_the_row_alone(
     let copy = place.path().join("copy");
     let looking = Store::look_with(place.path(), &place.database("b"), Some(&objects)).await.unwrap();
     looking.back_up(place.path(), &copy).await.unwrap();
+    Store::bring_back(&copy, Some(0)).await.unwrap();
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.load(RUN).await.unwrap().checkpoint, noisy(2, [2.0; 3]).checkpoint);
     copied.close().await;
