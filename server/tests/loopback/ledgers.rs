@@ -18,11 +18,16 @@ fn claim(ledger: &[Digest]) -> LedgerClaim {
     LedgerClaim { records: ledger.len() as u64, head: ledger.last().copied().unwrap_or_default() }
 }
 
+/// What a site with this ledger says first.
+pub(crate) fn opening(ledger: &[Digest]) -> Vec<u8> {
+    let hello = encode(FrameKind::Hello, &Hello { software: "a test".into() });
+    [hello, encode(FrameKind::LedgerClaim, &claim(ledger))].concat()
+}
+
 /// Greets as a site with this ledger does, which has booked the loss of `replaced`.
 pub(crate) async fn greet(site: &Site, ledger: &[Digest], replaced: &[Digest]) -> Greeting {
     let (mut send, mut recv) = site.connection.open_bi().await.unwrap();
-    let hello = encode(FrameKind::Hello, &Hello { software: "a test".into() });
-    send.write_all(&[hello, encode(FrameKind::LedgerClaim, &claim(ledger))].concat()).await.unwrap();
+    send.write_all(&opening(ledger)).await.unwrap();
     let greeting = read(&mut recv, FrameKind::Greeting, SMALL_MAX).await;
     let Greeting::Prove { records } = greeting else { return greeting };
     let head = match records {
