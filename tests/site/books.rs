@@ -152,6 +152,33 @@ fn a_site_whose_books_are_all_gone_does_not_start_anew_and_names_what_to_do() {
 }
 
 #[test]
+fn a_site_that_was_let_in_with_an_empty_ledger_comes_back_when_it_believes_the_server() {
+    let stage = Stage::new();
+    let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
+    stage.point_to(&address);
+    let site = stage.run();
+    site.event("connected");
+    // More updates than a recovery makes records.
+    for _ in 0..2 {
+        stage.train(&site, &address);
+    }
+    end(site);
+    std::fs::remove_dir_all(stage.path("site/state")).unwrap();
+    assert!(stage.site("recover", &[]).status.success());
+    assert_eq!(stage.site("run", &[]).status.code(), Some(3));
+    let believed = stage.site("recover", &["--believe-server"]);
+    assert!(believed.status.success(), "{believed:?}");
+    let lost = serde_json::from_slice::<Value>(&believed.stdout).unwrap()["lost"].as_u64().unwrap();
+    assert!(lost >= 4, "{lost}");
+    let site = stage.run();
+    site.event("connected");
+    end(site);
+    let again = stage.site("recover", &["--believe-server"]);
+    let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(again["recovered"], false, "it is booked once");
+}
+
+#[test]
 fn a_copied_folder_is_refused_with_words_on_both_sides_and_goes_on_only_when_it_has_paid() {
     let stage = Stage::new();
     let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");

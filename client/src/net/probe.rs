@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use protocol::wire::PROBE;
 use rustls::pki_types::CertificateDer;
 
 use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
@@ -42,8 +43,9 @@ pub enum ProbeError {
     Greeting(String),
 }
 
-/// Connects to the first of `servers` (`host:port`) that answers, as an agent would, and leaves. With `software` it also says hello under that name, and what `ledger` is; a
-/// server keeps one connection a site, so that this ends the connection of an agent that is at work with the same identity.
+/// Connects to the first of `servers` (`host:port`) that answers, as an agent would, and leaves. With `software` it also says hello under that name, and what `ledger` is. The
+/// server does not remember that, and gives it no task. A server of an older release does both, and keeps one connection a site, so that this ends
+/// the connection of an agent that is at work with the same identity.
 ///
 /// # Errors
 /// [`ProbeError`] says what failed and what to do.
@@ -58,7 +60,7 @@ pub async fn probe(
     let link = Link::open_any(servers, SERVER_NAME, transport, identity.tls()).await?;
     let connected_in = began.elapsed();
     let greeting = match software {
-        Some(software) => greet(&link.connection, software, ledger).await.map(Some),
+        Some(software) => greet(&link.connection, &format!("{software}{PROBE}"), ledger).await.map(Some),
         // A server that does not take our certificate says so only after our side of the handshake is done.
         None => {
             let patience = REFUSAL.max(link.connection.rtt() * 3);

@@ -14,8 +14,19 @@ use crate::{
 /// The client's first words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Name and version of its software, for the operator's log.
+    /// Name and version of its software, for the operator's log. Where it ends with [`PROBE`], the client only looks whether it would be
+    /// let in: it gets no task, takes no other connection's place, and nothing that it claims is remembered.
     pub software: String,
+}
+
+/// How a client's software ends that takes no part.
+pub const PROBE: &str = " (site check)";
+
+impl Hello {
+    /// Whether its client takes no part.
+    pub fn is_probe(&self) -> bool {
+        self.software.ends_with(PROBE)
+    }
 }
 
 /// What a site with a ledger says behind its hello: how long the ledger is. A server that knows no such message passes over it.
@@ -27,12 +38,28 @@ pub struct LedgerClaim {
     pub head: Digest,
 }
 
+impl LedgerClaim {
+    /// By what a ledger that has booked the loss of this one, and of `answered` updates that came after it was claimed, names it in
+    /// [`LedgerProof::replaced`]: its head; where it has no record, the SHA-256 of [`LOST_WITHOUT_RECORDS`] and the number, since the
+    /// zeros that stand for its head name nothing.
+    pub fn name_of_loss(&self, answered: u64) -> Digest {
+        if self.records > 0 {
+            return self.head;
+        }
+        Digest::of(format!("{LOST_WITHOUT_RECORDS}{answered}").as_bytes())
+    }
+}
+
+/// What [`LedgerClaim::name_of_loss`] hashes, with the decimal number behind it.
+pub const LOST_WITHOUT_RECORDS: &str = "a ledger without records, and updates: ";
+
 /// A site's answer to [`Greeting::Prove`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerProof {
     /// The head that the ledger had at that length; none when it is shorter.
     pub head: Option<Digest>,
-    /// Heads of ledgers that were lost and whose loss this one has booked, newest first, at most [`REPLACED_MAX`].
+    /// Ledgers that were lost and whose loss this one has booked, each by [`LedgerClaim::name_of_loss`], newest first, at most
+    /// [`REPLACED_MAX`].
     pub replaced: Vec<Digest>,
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Dialogue<'a> {
     pub(crate) client: &'a ClientId,
     pub(crate) session: u64,
     pub(crate) address: &'a str,
+    /// Whether the site only looks: what it claims is judged, and not remembered.
+    pub(crate) is_probe: bool,
     pub(crate) send: SendStream,
     pub(crate) recv: RecvStream,
 }
@@ -62,14 +64,16 @@ impl Dialogue<'_> {
             Judged::Refused(why) => return Ok(Settled::Refused(why)),
             Judged::Prove(known, claim) => match self.prove(known, claim).await {
                 Some(Ok(proven)) => {
-                    self.tell(proven).await;
+                    if !self.is_probe {
+                        self.tell(proven).await;
+                    }
                     Some(known)
                 }
                 Some(Err(why)) => return Ok(Settled::Refused(why)),
                 None => return Ok(Settled::Gone),
             },
         };
-        let Some(claim) = claim else { return Ok(Settled::Welcome) };
+        let Some(claim) = claim.filter(|_| !self.is_probe) else { return Ok(Settled::Welcome) };
         let showing =
             Showing { certificate: self.certificate(), address: self.address.to_owned(), at: now() };
         let (ledgers, session) = (&self.hall.ledgers, self.session);

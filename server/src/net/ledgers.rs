@@ -103,11 +103,13 @@ pub(crate) fn check(
     if grown && proof.head == Some(known.claim.head) {
         return Ok(Proven::GoesOn);
     }
-    if proof.replaced.contains(&known.claim.head) && known.claim.head != Digest::default() {
-        return Ok(Proven::Replaces);
-    }
     // A site that believes it charges as many records: what nobody may count is charged by its bound.
     let answered = known.answered.saturating_add(known.secret_rounds);
+    let name = known.claim.name_of_loss(answered);
+    // Zeros are no name: older sites say them of losses whose ledger they could only count.
+    if proof.replaced.contains(&name) && name != Digest::default() {
+        return Ok(Proven::Replaces);
+    }
     Err(Rejection::LedgerForked { known: known.claim, answered })
 }
 
@@ -149,10 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_without_records_is_replaced_by_none() {
+    fn a_ledger_without_records_is_replaced_by_one_that_has_booked_exactly_the_updates_it_has_had() {
         let empty = ShownLedger { claim: LedgerClaim::default(), answered: 3, secret_rounds: 0 };
         let nothing = LedgerProof { head: Some(Digest::default()), replaced: vec![Digest::default()] };
         assert!(check(empty, LedgerClaim::default(), &nothing).is_err());
         assert_eq!(check(empty, claim(3, "a"), &nothing), Ok(Proven::GoesOn));
+        let booked = |updates| LedgerProof { head: None, replaced: vec![empty.claim.name_of_loss(updates)] };
+        assert_eq!(check(empty, claim(2, "a"), &booked(3)), Ok(Proven::Replaces));
+        for other in [0, 2, 4] {
+            assert!(check(empty, claim(2, "a"), &booked(other)).is_err(), "{other}");
+        }
     }
 }

@@ -207,24 +207,32 @@ pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, wh
     close(connection, &why);
 }
 
-/// The words of a site's first stream: what its program calls itself. `None` when the connection is of no use.
+/// A site that was let in.
+struct Greeted {
+    /// What its program calls itself.
+    software: String,
+    /// Whether it only looks.
+    is_probe: bool,
+}
+
+/// The words of a site's first stream. `None` when the connection is of no use.
 async fn greet(
     hall: &Hall,
     connection: &Connection,
     client: &ClientId,
     session: u64,
     address: &str,
-) -> Option<String> {
+) -> Option<Greeted> {
     let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
         close(connection, &Rejection::Late);
         return None;
     };
     let patience = Patience { first: Some(OPENING), idle: OPENING };
-    let software = match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
+    let greeted = match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
         Ok(hello) => {
             let software = software_name(&hello.software);
             tracing::info!("{client} is connected from {address} with {software}");
-            software
+            Greeted { software, is_probe: hello.is_probe() }
         }
         Err(FrameError::Lost(_)) => return None,
         Err(FrameError::TooSlow) => {
@@ -241,13 +249,14 @@ async fn greet(
             return None;
         }
     };
-    let mut dialogue = Dialogue { hall, connection, client, session, address, send, recv };
+    let is_probe = greeted.is_probe;
+    let mut dialogue = Dialogue { hall, connection, client, session, address, is_probe, send, recv };
     dialogue.hear_ledger().await?;
     let mut send = dialogue.send;
     let welcome = Greeting::Welcome { software: SOFTWARE.to_owned(), you: client.to_string() };
     write_frame(&mut send, FrameKind::Greeting, &welcome).await.ok()?;
     send.finish().ok()?;
-    Some(software)
+    Some(greeted)
 }
 
 /// Counts a connection that a newer one of its site has ended, and says so where the two take turns.
@@ -282,8 +291,16 @@ async fn attend_site(
         return close(connection, &Rejection::Busy);
     };
     let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
-    let Some(software) = greet(hall, connection, &client, session, &address).await else { return };
+    let Some(greeted) = greet(hall, connection, &client, session, &address).await else { return };
     drop(newcomer);
+    if greeted.is_probe {
+        // It has its answer, and goes. It is no session: no task may reach it, and it must not end the one that works.
+        if timeout(OPENING, connection.closed()).await.is_err() {
+            close(connection, &Rejection::Late);
+        }
+        return;
+    }
+    let software = greeted.software;
     // From here on the server opens the streams.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
     let (orders, inbox) = mpsc::channel(ORDERS);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use privacy::chain::Digest;
-use protocol::wire::{FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, Rejection, SMALL_MAX, encode};
+use protocol::wire::{FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, PROBE, Rejection, SMALL_MAX, encode};
 use server::net::Server;
 
 use super::federation::{Federation, PLAN, Site, read};
@@ -20,14 +20,24 @@ fn claim(ledger: &[Digest]) -> LedgerClaim {
 
 /// What a site with this ledger says first.
 pub(crate) fn opening(ledger: &[Digest]) -> Vec<u8> {
-    let hello = encode(FrameKind::Hello, &Hello { software: "a test".into() });
+    opening_as("a test", ledger)
+}
+
+/// The same of a program with this name.
+fn opening_as(software: &str, ledger: &[Digest]) -> Vec<u8> {
+    let hello = encode(FrameKind::Hello, &Hello { software: software.into() });
     [hello, encode(FrameKind::LedgerClaim, &claim(ledger))].concat()
 }
 
 /// Greets as a site with this ledger does, which has booked the loss of `replaced`.
 pub(crate) async fn greet(site: &Site, ledger: &[Digest], replaced: &[Digest]) -> Greeting {
+    greet_as(site, "a test", ledger, replaced).await
+}
+
+/// The same of a program with this name.
+async fn greet_as(site: &Site, software: &str, ledger: &[Digest], replaced: &[Digest]) -> Greeting {
     let (mut send, mut recv) = site.connection.open_bi().await.unwrap();
-    send.write_all(&opening(ledger)).await.unwrap();
+    send.write_all(&opening_as(software, ledger)).await.unwrap();
     let greeting = read(&mut recv, FrameKind::Greeting, SMALL_MAX).await;
     let Greeting::Prove { records } = greeting else { return greeting };
     let head = match records {
@@ -162,6 +172,52 @@ async fn a_ledger_that_has_booked_the_loss_of_the_remembered_one_goes_on_and_is_
     let log = std::fs::read_to_string(stage.federation.state().join("audit.jsonl")).unwrap();
     let told = log.lines().find(|line| line.contains("ledger_replaced")).unwrap();
     assert!(!told.contains("\"records\""), "it shows how long the site's ledger was: {told}");
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_probe_claims_is_judged_and_not_remembered_and_it_ends_no_connection() {
+    let stage = stage().await;
+    let looks = async |ledger: &[Digest]| {
+        let site = stage.north().await;
+        let greeting = greet_as(&site, &format!("a test{PROBE}"), ledger, &[]).await;
+        site.connection.close(0u32.into(), b"");
+        greeting
+    };
+    // Of a site that is not known, and of one whose ledger is empty: any other ledger goes on from that.
+    let (own, empty) = (ledger("a", 3, 0), vec![]);
+    let foreign = ledger("b", 7, 0);
+    assert!(matches!(looks(&foreign).await, Greeting::Welcome { .. }));
+    let north = stage.is_welcome(&empty).await;
+    assert!(matches!(looks(&foreign).await, Greeting::Welcome { .. }));
+    assert!(north.connection.close_reason().is_none(), "a probe takes nobody's place");
+    drop(north);
+    stage.is_welcome(&own).await;
+    let forked = Greeting::Rejected(Rejection::LedgerForked { known: claim(&own), answered: 0 });
+    assert_eq!(looks(&foreign).await, forked);
+    stage.is_welcome(&own).await;
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_was_let_in_empty_is_replaced_by_one_that_has_booked_its_updates() {
+    let stage = stage().await;
+    let north = stage.is_welcome(&[]).await;
+    let mut others = Vec::new();
+    for name in ["south", "west"] {
+        others.push(stage.federation.site(&stage.server, name).await);
+    }
+    stage.federation.operator(&stage.server).await.submit(PLAN).await;
+    north.train(0.1).await;
+    drop(north);
+    let nothing = claim(&[]);
+    for (records, updates, is_let_in) in [(0, 0, false), (0, 2, false), (0, 1, true)] {
+        let site = stage.north().await;
+        let names = [nothing.name_of_loss(updates), nothing.head];
+        let greeting = greet(&site, &ledger("b", records, 0), &names).await;
+        assert_eq!(matches!(greeting, Greeting::Welcome { .. }), is_let_in, "{updates}: {greeting:?}");
+    }
+    stage.has_told("ledger_replaced", 1).await;
     stage.end().await;
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use privacy::chain::{Chain, ChainWriter, Digest, Lines, Link, read_lines};
 use privacy::ledger::Unit;
 use protocol::Time;
+use protocol::wire::LedgerClaim;
 use serde_json::value::RawValue;
 
 use super::compare::{self, Book, Found, Knowledge};
@@ -151,7 +152,8 @@ impl Remains {
         let (known, answered) = self.knowledge.refused?;
         let text = &self.ledger_text[..self.ledger.whole];
         let goes_on = answered == 0 && head_of(&self.ledger.links, known.records) == Some(known.head);
-        let is_booked = SiteAccount::read(text).is_ok_and(|account| account.replaces(known));
+        let named = named_as_lost(known, answered);
+        let is_booked = SiteAccount::read(text).is_ok_and(|account| account.replaces(named));
         (!goes_on && !is_booked).then_some((known, answered))
     }
 
@@ -188,7 +190,7 @@ impl Remains {
             // Of what was there when a server last let this ledger in, it is known that both have it.
             let more = known.records.saturating_add(answered).saturating_sub(self.knowledge.accepted);
             losses.unknown = losses.unknown.saturating_add(more.max(1));
-            losses.replaced.push(known);
+            losses.replaced.push(named_as_lost(known, answered));
         }
         if order.is_all_lost {
             losses.unknown = losses.unknown.max(1);
@@ -229,6 +231,12 @@ impl Remains {
         let records = same.count() as u64;
         LedgerHead { records, head: head_of(links, records).unwrap_or_default() }
     }
+}
+
+/// A ledger that a server remembers, by the name that it takes for the loss of it.
+fn named_as_lost(known: LedgerHead, answered: u64) -> LedgerHead {
+    let LedgerHead { records, head } = known;
+    LedgerHead { records, head: LedgerClaim { records, head }.name_of_loss(answered) }
 }
 
 /// The lines before this one, counted from 1; those were in order.

@@ -286,3 +286,22 @@ fn what_a_server_remembers_is_charged_when_a_person_believes_it() {
     let before = epsilon(&SiteAccount::read(&lives[2][LEDGER]).unwrap());
     assert!(epsilon(books.ledger.account()) > before);
 }
+
+#[test]
+fn the_loss_of_a_ledger_without_records_is_named_by_its_updates_and_charged_anew_when_more_have_come() {
+    let (state, _) = lived(1);
+    let empty = LedgerHead::default();
+    let refuse = |answered| {
+        let (audit, _) = open_audit(state.path(), || Time::ZERO).unwrap();
+        let server = "fed:4433".into();
+        audit.seal(AuditEvent::LedgerRefused { server, known: empty, answered }).unwrap();
+    };
+    let claim = protocol::wire::LedgerClaim::default();
+    for answered in [4, 6] {
+        refuse(answered);
+        assert_eq!(recover_with(state.path(), true).unwrap().lost, answered);
+        assert!(recover_with(state.path(), true).is_none(), "it is booked once");
+        let text = &files(state.path())[LEDGER];
+        assert_eq!(LedgerHistory::read(text).unwrap().replaced()[0], claim.name_of_loss(answered));
+    }
+}

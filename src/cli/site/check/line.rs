@@ -18,7 +18,7 @@ use super::super::super::watch::runtime;
 use super::super::begun::are_books_lost;
 use super::Findings;
 
-const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"), " (site check)");
+const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));
 const DAY: u64 = 24 * 3600;
 
 fn now() -> u64 {
