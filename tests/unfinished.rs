@@ -284,6 +284,18 @@ async fn a_move_into_a_database_that_is_killed_at_any_instant_is_given_again_and
     println!("migrate: {killed} of {kills} were killed at work, {unfinished} were given again");
 }
 
+/// A database of SQLite with one table, `notes`, as that library writes it with pages of 512 bytes.
+fn foreign_database() -> Vec<u8> {
+    let mut file = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"SQLite format 3\0\x02\0\x01\x01\0\x40\x20\x20\0\0\0\x01\0\0\0\x02");
+    put(40, &[0, 0, 0, 1, 0, 0, 0, 4]);
+    put(56, &[0, 0, 0, 1]);
+    put(92, &[0, 0, 0, 1, 0, 0x2e, 0x63, 0x01, 0x0d, 0, 0, 0, 1, 1, 0xd0, 0, 1, 0xd0]);
+    put(464, b"\x2e\x01\x06\x17\x17\x17\x01\x3dtablenotesnotes\x02CREATE TABLE notes(word)\x0d\0\0\0\0\x02");
+    file
+}
+
 #[test]
 fn a_server_whose_state_is_gone_does_not_begin_anew() {
     let dir = tempfile::tempdir().unwrap();
@@ -303,6 +315,11 @@ fn a_server_whose_state_is_gone_does_not_begin_anew() {
     std::fs::write(state.join("state.sqlite"), "").unwrap();
     let (refused, said) = attempt(&run);
     assert!(refused.status.code() == Some(2) && said.contains("its database is empty or gone"), "{said}");
+    // Nor is another program's.
+    std::fs::write(state.join("state.sqlite"), foreign_database()).unwrap();
+    let (refused, said) = attempt(&run);
+    assert!(refused.status.code() == Some(2) && said.contains("no database of a server"), "{said}");
+    assert_eq!(std::fs::read(state.join("state.sqlite")).unwrap(), foreign_database(), "it is not touched");
     std::fs::remove_file(state.join("state.sqlite")).unwrap();
     // Beside its audit log it is missed without the file, too.
     std::fs::remove_file(folder.join("begun")).unwrap();

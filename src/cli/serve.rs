@@ -14,7 +14,7 @@ use protocol::ClientId;
 use serde_json::{Value, json};
 use server::net::{
     AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
-    Server, ServerConfig,
+    Server, ServerConfig, Store,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -240,7 +240,7 @@ async fn serve(
     format: Format,
 ) -> Result<(), Failure> {
     settle_renewal(&folder.identity()).or_fail(Kind::Configuration, "")?;
-    miss_state(folder, &database)?;
+    miss_state(folder, &database).await?;
     let mut room = Room::new();
     if let Some(central) = &file.central {
         let device = select(&file.device).or_fail(Kind::Configuration, folder.config().display())?;
@@ -374,15 +374,18 @@ async fn work(
 }
 
 /// Refuses to begin with an empty state where a server has worked before.
-fn miss_state(folder: &ServerFolder, database: &Database) -> Result<(), Failure> {
+async fn miss_state(folder: &ServerFolder, database: &Database) -> Result<(), Failure> {
     let (rows, begun) = (folder.state().join("state.sqlite"), folder.begun());
     let is_moved = folder.state().join("state.sqlite.migrated").exists();
-    let has_rows = rows.metadata().is_ok_and(|rows| rows.len() > 0);
-    if !matches!(database, Database::Sqlite) || has_rows || is_moved || !begun.exists() {
+    if !matches!(database, Database::Sqlite) || is_moved || !begun.exists() {
+        return Ok(());
+    }
+    // A file that is no database at all is named by the start.
+    if Store::is_kept_in(&folder.state()).await.unwrap_or(true) {
         return Ok(());
     }
     let message = format!(
-        "{}: a server has worked here ({} says so), and its database is empty or gone; with it every budget and every revocation: whoever was revoked would \
+        "{}: a server has worked here ({} says so), and its database is empty or gone, or what is there is no database of a server; with it every budget and every revocation: whoever was revoked would \
          be let in. Put {} back, or restore the newest backup: `consortia server restore BACKUP --to NEW --lost-releases N`. A federation that is to \
          begin anew begins with `consortia server init` (docs/operations.md, When books disagree)",
         folder.0.display(),

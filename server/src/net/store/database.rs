@@ -312,6 +312,14 @@ pub(super) async fn version(transaction: &mut Transaction<'_, Any>) -> Result<i6
     Ok(sqlx::query(sql).fetch_one(&mut **transaction).await?.try_get(0)?)
 }
 
+/// Whether the file that SQLite has open is a database of this program: it has taken a step of the schema, and has the tables of the first.
+/// Any program may number its own schema.
+pub(super) async fn has_taken_a_step(transaction: &mut Transaction<'_, Any>) -> Result<bool, StoreError> {
+    let sql = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name IN ('runs', 'checkpoints')";
+    let tables: i64 = sqlx::query(sql).fetch_one(&mut **transaction).await?.try_get(0)?;
+    Ok(version(transaction).await? > 0 && tables == 2)
+}
+
 /// Takes the steps that are left, all of them or none.
 pub(super) async fn migrate(transaction: &mut Transaction<'_, Any>) -> Result<(), StoreError> {
     alone(transaction).await?;

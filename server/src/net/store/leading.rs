@@ -262,6 +262,20 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
+    /// Whether `dir` holds rows of a server in SQLite: a file that is missing, empty, or some other program's database does not.
+    ///
+    /// # Errors
+    /// [`StoreError`] for a file that cannot be read as a database.
+    pub async fn is_kept_in(dir: &Path) -> Result<bool, StoreError> {
+        if !dir.join("state.sqlite").exists() {
+            return Ok(false);
+        }
+        let pool = database::sqlite(dir, false).await?;
+        let found = database::has_taken_a_step(&mut pool.begin().await?).await;
+        pool.close().await;
+        found
+    }
+
     /// Looks into the state in `dir` with its rows in SQLite, also while a server uses it. Nothing can be written.
     ///
     /// # Errors
