@@ -40,7 +40,7 @@ pub use operator::{FetchedModel, OperatorClient, OperatorError};
 pub use probe::{Probe, ProbeError, probe};
 pub use records::{
     Books, BooksError, BooksSummary, Mismatch, Recovery, RecoveryOrder, Torn, are_books_held, check_books,
-    open_audit, open_books, recover_books,
+    has_books, open_audit, open_books, recover_books,
 };
 pub use renewal::{begin_renewal, finish_renewal, renew, settle_renewal};
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
-use super::site::begun::refuse_lost_books;
+use super::site::owner::refuse_books;
 
 /// A site's own ledger.
 const LEDGER: &str = "ledger.jsonl";
@@ -82,7 +82,7 @@ fn compare_site(path: &Path) -> Result<Option<String>, Failure> {
     let site = path.join("site.toml");
     let state = if site.exists() {
         let file = SiteFile::read(&site)?;
-        refuse_lost_books(&file, Kind::Run)?;
+        refuse_books(&file, Kind::Run)?;
         file.state
     } else if ["heads.json", LEDGER].iter().any(|name| path.join(name).exists()) {
         path.to_path_buf()

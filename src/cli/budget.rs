@@ -16,7 +16,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
 use super::output::table;
-use super::site::begun::refuse_lost_books;
+use super::site::owner::refuse_books;
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
@@ -58,7 +58,7 @@ pub(super) fn show(args: &ShowArgs, global: &Global) -> Result<(), Failure> {
 }
 
 fn show_site(file: &SiteFile, delta: Option<f64>, global: &Global) -> Result<(), Failure> {
-    refuse_lost_books(file, Kind::Run)?;
+    refuse_books(file, Kind::Run)?;
     check_books(&file.state).or_fail(Kind::Run, "")?;
     let path = file.state.join("ledger.jsonl");
     let text = if path.exists() {

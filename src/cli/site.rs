@@ -5,6 +5,7 @@ pub(super) mod check;
 mod health;
 pub(super) mod leave;
 pub(super) mod log;
+pub(super) mod owner;
 pub(super) mod pause;
 pub(super) mod recover;
 
@@ -399,10 +400,11 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     let authority = file.identity.join("ca.pem");
     let authority = std::fs::read(&authority).or_fail(Kind::Connection, authority.display())?;
     let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
-    begun::refuse_lost_books(file, Kind::Configuration)?;
+    owner::refuse_books(file, Kind::Configuration)?;
     let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
     let books = books.map_err(|error| Failure::new(kind_of(&error), error))?;
     begun::note(&file.state);
+    owner::note(file)?;
     for torn in &books.torn {
         let path = torn.path.display();
         tracing::warn!(

@@ -179,6 +179,87 @@ fn a_site_that_was_let_in_with_an_empty_ledger_comes_back_when_it_believes_the_s
 }
 
 #[test]
+fn half_a_line_of_a_book_starts_no_site_with_its_whole_budget() {
+    let stage = Stage::new();
+    let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
+    stage.point_to(&address);
+    let site = stage.run();
+    site.event("connected");
+    stage.train(&site, &address);
+    end(site);
+    let whole = stage.path("whole");
+    copy(&stage.path("site"), &whole);
+    for torn in [&["audit.jsonl"][..], &["ledger.jsonl"], &["ledger.jsonl", "audit.jsonl", "heads.json"]] {
+        for name in ["audit.jsonl", "ledger.jsonl", "heads.json"] {
+            let (from, to) = (whole.join("state").join(name), stage.path("site/state").join(name));
+            match torn.contains(&name) {
+                true => std::fs::write(to, &std::fs::read(from).unwrap()[..40]).unwrap(),
+                false => drop(std::fs::remove_file(to)),
+            }
+        }
+        let refused = stage.site("run", &["--while-stdin-open"]);
+        assert_eq!(refused.status.code(), Some(2), "{torn:?}: {}", said(&refused));
+        assert!(
+            message(&stage.check(&["--offline"]).1, "books", "fail").contains("site recover"),
+            "{torn:?}"
+        );
+        let recovered = stage.site("recover", &[]);
+        let recovered: Value = serde_json::from_slice(&recovered.stdout).unwrap();
+        assert_eq!(recovered["unbounded"].as_array().unwrap().len(), 2, "{torn:?}");
+    }
+}
+
+#[test]
+fn books_are_opened_under_no_other_site_s_identity() {
+    let stage = Stage::new();
+    let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
+    stage.point_to(&address);
+    command(&["server", "issue", "south", "--dir", text(&stage.path("fed"))]);
+    let (other, state) = (stage.path("other"), stage.path("site/state"));
+    let bundle = stage.path("fed/sites/south");
+    let server = ["--server", &address, "--bundle", text(&bundle), "--policy", "plain"];
+    command(&[&["site", "init", text(&other)][..], &server].concat());
+    std::fs::copy(stage.path("site/data.csv"), other.join("data.csv")).unwrap();
+    let run = |file: &Path| Process::start(&["site", "run", text(file), "--while-stdin-open"]);
+    let (own, mixed) = (other.join("site.toml"), other.join("mixed.toml"));
+    let written = std::fs::read_to_string(&own).unwrap();
+    let foreign = format!("state = {}", toml::Value::from(text(&state)));
+    std::fs::write(&mixed, written.replace("state = \"state\"", &foreign)).unwrap();
+    let south = run(&own);
+    south.event("connected");
+    end(south);
+    let site = stage.run();
+    site.event("connected");
+    stage.train(&site, &address);
+    end(site);
+
+    let before = std::fs::read(state.join("audit.jsonl")).unwrap();
+    for command in [&["run"][..], &["check"], &["recover"], &["leave", "--yes"], &["audit"]] {
+        let refused = consortia(&[&["site", command[0], text(&mixed)], &command[1..]].concat());
+        let told = String::from_utf8_lossy(&refused.stdout).into_owned() + &said(&refused);
+        assert!(matches!(refused.status.code(), Some(2 | 3)), "{command:?}: {refused:?}");
+        for word in ["holds the books of site `north`", "identity of site `south`", "owner.json"] {
+            assert!(told.contains(word), "{command:?}: {told}");
+        }
+    }
+    assert_eq!(std::fs::read(state.join("audit.jsonl")).unwrap(), before, "nothing was written");
+    assert!(other.join("identity/key.pem").exists());
+    // A release before wrote no such file; what a check claims is not remembered all the same.
+    let owner = state.join("owner.json");
+    let kept = std::fs::read(&owner).unwrap();
+    std::fs::remove_file(&owner).unwrap();
+    consortia(&["site", "check", text(&mixed)]);
+    assert!(!owner.exists(), "a check writes nothing");
+    let south = run(&own);
+    south.event("connected");
+    end(south);
+    // It is taken over at the next start.
+    let site = stage.run();
+    site.event("connected");
+    assert_eq!(std::fs::read(&owner).unwrap(), kept);
+}
+
+#[test]
 fn a_copied_folder_is_refused_with_words_on_both_sides_and_goes_on_only_when_it_has_paid() {
     let stage = Stage::new();
     let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
@@ -331,7 +412,9 @@ fn no_damaged_file_of_a_site_starts_it_with_less_than_it_has_spent() {
                 Err(refused) => {
                     assert!(!started.status.success(), "{what}: {refused}");
                     assert!(
-                        refused.contains("site recover") || refused.contains("policy"),
+                        ["site recover", "policy", "holds the books of"]
+                            .iter()
+                            .any(|word| refused.contains(word)),
                         "{what}: {refused}"
                     );
                 }

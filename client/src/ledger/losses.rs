@@ -24,6 +24,8 @@ pub(crate) struct Losses {
     pub(crate) known: Vec<Charge>,
     /// How many more there were.
     pub(crate) unknown: u64,
+    /// Whether there may have been any number of others, so that nothing bounds what they cost.
+    pub(crate) is_uncounted: bool,
 }
 
 /// What the records with these places and texts cost together.
@@ -56,9 +58,11 @@ pub(crate) fn lost_records(
     delta: f64,
     now: Time,
 ) -> (impl serde::Serialize + use<>, Vec<Unit>) {
-    let Losses { replaced, known, unknown } = losses;
+    let Losses { replaced, known, unknown, is_uncounted } = losses;
     let (mut charges, mut unbounded) = (known.clone(), Vec::new());
-    if unknown > 0 {
+    if is_uncounted {
+        unbounded.extend([Unit::Client, Unit::Example]);
+    } else if unknown > 0 {
         let examples: Vec<Charge> = account.all_charges().into_iter().chain(known.iter().copied()).collect();
         for unit in [Unit::Client, Unit::Example] {
             match dearest(account, unit, &examples, &known, unknown, delta) {

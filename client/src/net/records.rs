@@ -17,7 +17,7 @@ use protocol::Time;
 use crate::audit::{Audit, AuditEvent};
 use crate::ledger::{LedgerHead, LedgerHistory, SiteLedger, SiteLedgerError};
 
-pub use compare::Mismatch;
+pub use compare::{Mismatch, has_books};
 pub use recovery::{Recovery, RecoveryOrder, recover_books};
 
 use compare::{Book, Found};

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use privacy::chain::Digest;
-use protocol::wire::{FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, PROBE, Rejection, SMALL_MAX, encode};
+use protocol::wire::{
+    FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, PROBE, Rejection, SMALL_MAX, encode,
+};
 use server::net::Server;
 
 use super::federation::{Federation, PLAN, Site, read};

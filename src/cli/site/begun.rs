@@ -5,11 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
+use ::client::net::has_books;
+
 use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
-
-/// The files in which what a site has spent is written down.
-const BOOKS: [&str; 3] = ["ledger.jsonl", "audit.jsonl", "heads.json"];
 
 const TEXT: &str = "The folder of this name without `.begun` holds a site's books: what its records have spent. If the books are ever missing, this \
                     file keeps the site from starting without them.\n";
@@ -28,8 +27,7 @@ pub(in crate::cli) fn are_books_lost(state: &Path) -> bool {
     if !state.is_dir() {
         return true;
     }
-    let is_kept = |name: &&str| std::fs::metadata(state.join(name)).is_ok_and(|found| found.len() > 0);
-    witness(state).exists() && !BOOKS.iter().any(is_kept)
+    witness(state).exists() && !has_books(state)
 }
 
 /// Refuses to take the budget of a site for untouched whose books are gone.
@@ -94,11 +92,13 @@ mod tests {
         std::fs::write(state.join("audit.jsonl"), "").unwrap();
         std::fs::write(state.join("paused"), "{}").unwrap();
         assert!(are_books_lost(&state), "an empty file is no book");
-        for name in BOOKS {
-            std::fs::write(state.join(name), "{}\n").unwrap();
-            assert!(!are_books_lost(&state), "{name} is compared with the others");
+        for name in ["ledger.jsonl", "audit.jsonl", "heads.json"] {
+            std::fs::write(state.join(name), "{\"sequence\":0,\"previous\":").unwrap();
+            assert!(are_books_lost(&state), "half a line of {name} is no book");
             std::fs::remove_file(state.join(name)).unwrap();
         }
+        std::fs::write(state.join("ledger.jsonl"), "{}\n").unwrap();
+        assert!(!are_books_lost(&state), "a whole line is compared with the other books");
         assert_eq!(witness(Path::new("/srv/north/.")), Path::new("/srv/north.begun"));
     }
 }

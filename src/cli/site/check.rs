@@ -22,6 +22,7 @@ use super::super::folder::SiteFile;
 use super::super::modes::wide;
 use super::super::policy;
 use super::begun;
+use super::owner;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CheckArgs {
@@ -170,6 +171,9 @@ fn state_folder(file: &SiteFile, findings: &mut Findings) -> bool {
             }
             _ => findings.ok("disk space", message),
         }
+    }
+    if let Some(fault) = owner::fault(file) {
+        findings.fail("owner", fault);
     }
     match check_books(state) {
         Ok(_) if begun::are_books_lost(state) => findings.fail("books", begun::told(file)),

@@ -17,8 +17,8 @@ use serde_json::json;
 use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
-use super::begun::refuse_lost_books;
 use super::now;
+use super::owner::{self, refuse_books};
 use super::pause::who;
 
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
             format!("{}: there is no key and no certificate; this site has left", file.identity.display());
         return Err(Failure::new(Kind::Configuration, message));
     }
-    refuse_lost_books(&file, Kind::Configuration)?;
+    refuse_books(&file, Kind::Configuration)?;
     // Held to the end, so that no `site run` begins in between.
     let (audit, _) = open_audit(&file.state, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
@@ -64,7 +64,7 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
     }
     let left = audit.seal(AuditEvent::Left { by: who(), certificate });
     left.or_fail(Kind::Run, "the key is gone, but the audit log cannot be written")?;
-    let kept: Vec<PathBuf> = ["ledger.jsonl", "audit.jsonl", "heads.json", "personal.json"]
+    let kept: Vec<PathBuf> = ["ledger.jsonl", "audit.jsonl", "heads.json", owner::NAME, "personal.json"]
         .iter()
         .map(|name| file.state.join(name))
         .chain([file.policy.clone()])

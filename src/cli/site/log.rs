@@ -12,7 +12,7 @@ use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::members::moment;
-use super::now;
+use super::{now, owner};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct AuditArgs {
@@ -70,6 +70,9 @@ impl FromStr for Since {
 
 pub(in crate::cli) fn audit(args: &AuditArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
+    if let Some(fault) = owner::fault(&file) {
+        return Err(Failure::new(Kind::Configuration, fault));
+    }
     let path = file.state.join("audit.jsonl");
     let shown = path.display();
     let text = std::fs::read(&path).or_fail(Kind::Configuration, &shown)?;

@@ -14,6 +14,7 @@ use super::super::folder::SiteFile;
 use super::super::policy;
 use super::begun;
 use super::now;
+use super::owner;
 use super::pause::who;
 
 #[derive(Debug, Args)]
@@ -25,6 +26,10 @@ pub(in crate::cli) struct RecoverArgs {
     /// only where you know that such a folder was at work.
     #[arg(long)]
     believe_server: bool,
+    /// How many records are missing at the end of the ledger, where no other file is left that knows and you do: without it a loss without
+    /// a bound is charged then. Where a file is left that knows, its word holds.
+    #[arg(long, value_name = "NUMBER")]
+    lost_records: Option<u64>,
 }
 
 /// The delta at which guesses are compared where the policy names none.
@@ -32,6 +37,9 @@ const DELTA: f64 = 1e-6;
 
 pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
+    if let Some(fault) = owner::fault(&file) {
+        return Err(Failure::new(Kind::Configuration, fault));
+    }
     let budget = policy::read(&file.policy).ok().and_then(|(policy, _)| policy.budget());
     let delta = budget.map_or(DELTA, |(_, delta)| delta);
     let is_all_lost = begun::are_books_lost(&file.state);
@@ -40,7 +48,13 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
         begun::note(&file.state);
         std::fs::create_dir_all(&file.state).or_fail(Kind::Configuration, file.state.display())?;
     }
-    let order = RecoveryOrder { by: who(), believes_server: args.believe_server, delta, is_all_lost };
+    let order = RecoveryOrder {
+        by: who(),
+        believes_server: args.believe_server,
+        delta,
+        is_all_lost,
+        lost: args.lost_records,
+    };
     let recovery = recover_books(&file.state, &order, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
             Kind::Configuration,
@@ -57,21 +71,26 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
     };
     // A folder of a release that wrote no such file; one without books has none to lose.
     begun::note(&file.state);
-    let Recovery { restored, lost, unbounded, kept } = &recovery;
+    owner::note(&file)?;
+    let Recovery { restored, lost, is_uncounted, unbounded, kept } = &recovery;
     let units: Vec<String> = unbounded.iter().map(ToString::to_string).collect();
     global.format.say(
         || describe(&recovery, is_all_lost, &file.path),
-        || json!({ "recovered": true, "restored": restored, "lost": lost, "unbounded": units, "kept": kept }),
+        || json!({ "recovered": true, "restored": restored, "lost": lost, "uncounted": is_uncounted, "unbounded": units, "kept": kept }),
     );
     Ok(())
 }
 
 fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
-    let Recovery { restored, lost, unbounded, kept } = recovery;
+    let Recovery { restored, lost, is_uncounted, unbounded, kept } = recovery;
     let mut lines =
         vec![format!("the books are in order again; {restored} records of the ledger were restored")];
     if is_all_lost {
         lines.push("all books were gone, and nothing here knows how much was spent".to_owned());
+    } else if *is_uncounted && !unbounded.is_empty() {
+        lines.push(
+            "no book is left that knows how long the ledger was: records at its end may be lost, nobody knows how many".to_owned(),
+        );
     } else if *lost > 0 {
         lines.push(format!("{lost} records are lost; each is charged by the guess that costs most"));
     }

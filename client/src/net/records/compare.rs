@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Lines, read_lines};
@@ -18,7 +18,7 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::ledger::{LedgerHead, LedgerHistory, SiteAccount};
 
 /// Records by which the log may be behind the ledger: a booking, and a booking back.
-const BEHIND_MAX: u64 = 2;
+pub(super) const BEHIND_MAX: u64 = 2;
 /// The version of the remembered ends.
 const HEADS_VERSION: u32 = 1;
 
@@ -216,10 +216,29 @@ fn read_heads(state: &Path) -> Result<Result<Option<Heads>, String>, BooksError>
     })
 }
 
-/// Where the folder's books ended by what is remembered, as far as that can be read.
-pub(super) fn remembered(state: &Path) -> Result<(LedgerHead, LedgerHead), BooksError> {
+/// Where the folder's ledger ended by what is remembered; `None` where that cannot be read, or names no record of the log, which has one
+/// from the first start on.
+pub(super) fn remembered(state: &Path) -> Result<Option<LedgerHead>, BooksError> {
     let heads = read_heads(state)?.ok().flatten();
-    Ok(heads.map_or_else(Default::default, |heads| (heads.ledger, heads.audit)))
+    Ok(heads.filter(|heads| heads.audit.records > 0).map(|heads| heads.ledger))
+}
+
+/// Whether a book in `state` holds anything: a whole line of the ledger or of the audit log, or ends that name a record. Half a line is
+/// what a crash leaves, or what is left of a file; it shows nothing of what was spent. A file that cannot be read counts, for whoever
+/// opens it to say so.
+pub fn has_books(state: &Path) -> bool {
+    let has_line = |name: &str| match first_line(&state.join(name)) {
+        Ok(line) => line.ends_with(b"\n"),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
+    has_line(LEDGER) || has_line(AUDIT) || !matches!(remembered(state), Ok(None))
+}
+
+/// The first line of a file; without its end where it is torn.
+fn first_line(path: &Path) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    io::BufReader::new(File::open(path)?).read_until(b'\n', &mut line)?;
+    Ok(line)
 }
 
 fn head_at(lines: &Lines, records: u64) -> Option<Digest> {

@@ -29,6 +29,9 @@ pub struct RecoveryOrder {
     pub delta: f64,
     /// Whether books were kept in the folder of which nothing is left, as something outside of it says: an unknown loss is charged then.
     pub is_all_lost: bool,
+    /// How many records are lost, as a person says, where no book is left that knows; `None` charges a loss without a bound then. Where
+    /// a book knows, this plays no part.
+    pub lost: Option<u64>,
 }
 
 /// What was done to the books.
@@ -38,6 +41,8 @@ pub struct Recovery {
     pub restored: u64,
     /// Records of which no copy is left; they are booked by the guess that costs most.
     pub lost: u64,
+    /// Whether no book was left that knows how many records there were.
+    pub is_uncounted: bool,
     /// Units for which nothing bounds what the lost records cost: no budget with a limit pays for them any more.
     pub unbounded: Vec<Unit>,
     /// Where the files are that were replaced.
@@ -64,6 +69,7 @@ pub fn recover_books(
     let mut done = Recovery {
         restored: ledger.restored,
         lost: ledger.lost,
+        is_uncounted: order.is_all_lost || !remains.is_length_known(),
         unbounded: ledger.unbounded,
         kept: Vec::new(),
     };
@@ -115,8 +121,10 @@ struct Remains {
     audit_path: PathBuf,
     audit_text: Vec<u8>,
     audit: Lines,
+    /// Whether a line of the log is damaged, so that what stood behind it is not known.
+    is_audit_damaged: bool,
     knowledge: Knowledge,
-    remembered: LedgerHead,
+    remembered: Option<LedgerHead>,
 }
 
 /// The ledger as it will be.
@@ -135,11 +143,37 @@ impl Remains {
         let (ledger_text, ledger) = Book::read(ledger_path.clone())?;
         let ledger = ledger.unwrap_or_else(|damaged| before(&ledger_text, damaged.line));
         let (audit_text, audit) = Book::read(audit_path.clone())?;
+        let is_audit_damaged = audit.is_err();
         let audit = audit.unwrap_or_else(|damaged| before(&audit_text, damaged.line));
         let knowledge = Knowledge::of(&audit)
             .map_err(|fault| BooksError::AuditRecord { path: audit_path.clone(), fault })?;
-        let (remembered, _) = compare::remembered(state)?;
-        Ok(Self { ledger_path, ledger_text, ledger, audit_path, audit_text, audit, knowledge, remembered })
+        let remembered = compare::remembered(state)?;
+        Ok(Self {
+            ledger_path,
+            ledger_text,
+            ledger,
+            audit_path,
+            audit_text,
+            audit,
+            is_audit_damaged,
+            knowledge,
+            remembered,
+        })
+    }
+
+    /// Whether a book is left that knows how long the ledger was. It does not know itself: its end may have been cut off. The ends do, and a
+    /// log that is whole; one that lacks more of the ledger than a crash explains was cut itself.
+    fn is_length_known(&self) -> bool {
+        let behind = self.ledger.chain.len().saturating_sub(self.knowledge.records());
+        let is_log_whole = !self.is_audit_damaged && !self.audit.links.is_empty();
+        self.remembered.is_some() || (is_log_whole && behind <= compare::BEHIND_MAX)
+    }
+
+    /// Whether the ledger says already that nothing bounds what was lost, for anybody.
+    fn is_unbounded(&self) -> bool {
+        let account = SiteAccount::read(&self.ledger_text[..self.ledger.whole]);
+        account
+            .is_ok_and(|account| [Unit::Client, Unit::Example].iter().all(|unit| account.is_unbounded(*unit)))
     }
 
     /// Whether a server's refusal is to be settled.
@@ -192,8 +226,11 @@ impl Remains {
             losses.unknown = losses.unknown.saturating_add(more.max(1));
             losses.replaced.push(named_as_lost(known, answered));
         }
-        if order.is_all_lost {
-            losses.unknown = losses.unknown.max(1);
+        if (order.is_all_lost || !self.is_length_known()) && !self.is_unbounded() {
+            match order.lost {
+                Some(lost) => losses.unknown = losses.unknown.saturating_add(lost),
+                None => (losses.unknown, losses.is_uncounted) = (losses.unknown.max(1), true),
+            }
         }
         let copied = self.copied(&links);
         let mut rebuilt =
@@ -211,7 +248,7 @@ impl Remains {
     fn strongest(&self) -> LedgerHead {
         let records = self.knowledge.records();
         let logged = self.knowledge.ledger.unwrap_or_else(|| LedgerHead { records, head: Digest::default() });
-        if self.remembered.records > logged.records { self.remembered } else { logged }
+        self.remembered.filter(|remembered| remembered.records > logged.records).unwrap_or(logged)
     }
 
     /// How many of the ledger's records are those that the log has copied; all behind the last copy are.

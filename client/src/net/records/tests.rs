@@ -53,7 +53,8 @@ fn recover(state: &Path) -> Option<Recovery> {
 }
 
 fn recover_with(state: &Path, believes_server: bool) -> Option<Recovery> {
-    let order = RecoveryOrder { by: "ada".into(), believes_server, delta: 1e-5, is_all_lost: false };
+    let (delta, is_all_lost) = (1e-5, false);
+    let order = RecoveryOrder { by: "ada".into(), believes_server, delta, is_all_lost, lost: None };
     recover_books(state, &order, || Time::from_micros(11)).unwrap()
 }
 
@@ -159,16 +160,79 @@ fn a_log_that_is_gone_or_older_than_the_ledger_stops_the_start_and_copies_the_le
             let state = folder(&damaged);
             let refused = open(state.path()).unwrap_err().to_string();
             assert!(refused.contains("site recover"), "{refused}");
-            assert_eq!(recover(state.path()).unwrap().lost, 0);
+            let recovery = recover(state.path()).unwrap();
+            // With the ledger alone nobody knows whether it is whole.
+            let is_known = has_heads || damaged.contains_key(AUDIT);
+            assert_eq!((recovery.lost, recovery.is_uncounted), (u64::from(!is_known), !is_known));
             let mut cut = files(state.path());
-            assert_eq!(cut[LEDGER], lives[3][LEDGER]);
+            let ledger = cut[LEDGER].clone();
+            assert!(ledger.starts_with(&lives[3][LEDGER]));
             // The new log holds the whole ledger.
             cut.remove(LEDGER);
             let state = folder(&cut);
-            assert_eq!(recover(state.path()).unwrap().restored, 4);
-            assert_eq!(files(state.path())[LEDGER], lives[3][LEDGER]);
+            assert_eq!(recover(state.path()).unwrap().restored, 4 + recovery.lost);
+            assert_eq!(files(state.path())[LEDGER], ledger);
         }
     }
+}
+
+#[test]
+fn where_no_book_is_left_that_knows_how_long_the_ledger_was_a_loss_without_a_bound_is_charged_or_the_number_given()
+ {
+    let (_, lives) = lived(3);
+    let last = &lives[2];
+    let whole = epsilon(&SiteAccount::read(&last[LEDGER]).unwrap());
+    let cut = |name: &str, lines: usize| {
+        let ends = last[name].iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+        let end = ends.take(lines).last().unwrap_or(0);
+        (name.to_owned(), last[name][..end].to_vec())
+    };
+    let garbage = |name: &str| (name.to_owned(), b"{}\n".to_vec());
+    let torn = |name: &str| (name.to_owned(), last[name][..40].to_vec());
+    let cases: [&[(String, Vec<u8>)]; 6] = [
+        &[cut(LEDGER, 1)],
+        &[cut(LEDGER, 3)],
+        &[cut(LEDGER, 2), torn(AUDIT)],
+        &[cut(LEDGER, 2), garbage(AUDIT), garbage(HEADS)],
+        // A log that was cut, too: it lacks more than a crash explains.
+        &[cut(LEDGER, 3), cut(AUDIT, 1)],
+        &[garbage(LEDGER)],
+    ];
+    for (case, files_left) in cases.iter().enumerate() {
+        let damaged: Files = files_left.iter().cloned().collect();
+        let state = folder(&damaged);
+        assert!(open(state.path()).is_err(), "{case}");
+        let recovery = recover(state.path()).unwrap();
+        assert_eq!((recovery.is_uncounted, recovery.unbounded.len()), (true, 2), "{case}");
+        assert!(epsilon(open(state.path()).unwrap().ledger.account()).is_infinite(), "{case}");
+        assert!(recover(state.path()).is_none(), "{case}");
+        // Killed before the log followed, it charges nothing twice.
+        let half: Files = [(LEDGER.to_owned(), files(state.path())[LEDGER].clone())].into();
+        let state = folder(&half);
+        assert!(recover(state.path()).is_some());
+        assert_eq!(files(state.path())[LEDGER], half[LEDGER], "{case}");
+    }
+    let state = folder(&[cut(LEDGER, 1)].into());
+    let (delta, is_all_lost, lost) = (1e-5, false, Some(2));
+    let order = RecoveryOrder { by: "ada".into(), believes_server: false, delta, is_all_lost, lost };
+    assert_eq!(recover_books(state.path(), &order, || Time::ZERO).unwrap().unwrap().lost, 2);
+    assert_eq!(epsilon(open(state.path()).unwrap().ledger.account()), whole);
+}
+
+#[test]
+fn half_a_line_is_no_book() {
+    let (_, lives) = lived(1);
+    for name in [LEDGER, AUDIT, HEADS] {
+        let whole = folder(&[(name.to_owned(), lives[0][name].clone())].into());
+        assert!(has_books(whole.path()), "{name}");
+        for length in [0, 1, 40] {
+            let torn = folder(&[(name.to_owned(), lives[0][name][..length].to_vec())].into());
+            assert!(!has_books(torn.path()), "{length} bytes of {name}");
+        }
+    }
+    let nothing = br#"{"version":1,"ledger":{"records":0,"head":"0"},"audit":{"records":0,"head":"0"}}"#;
+    let zeros = String::from_utf8_lossy(nothing).replace("\"0\"", &format!("\"{}\"", Digest::default()));
+    assert!(!has_books(folder(&[(HEADS.to_owned(), zeros.into_bytes())].into()).path()));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::super::super::folder::SiteFile;
 use super::super::super::members::moment;
 use super::super::super::watch::runtime;
 use super::super::begun::are_books_lost;
+use super::super::owner;
 use super::Findings;
 
 const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));
@@ -164,7 +165,8 @@ pub(super) fn call(
     }
     let name = format!("server {}", servers.join(", "));
     // A server keeps one connection a site: a greeting would end the one that works.
-    let books = if are_books_lost(&file.state) { None } else { check_books(&file.state).ok() };
+    let is_fit = owner::fault(file).is_none() && !are_books_lost(&file.state);
+    let books = if is_fit { check_books(&file.state).ok() } else { None };
     let ledger = books.map(|books| books.history);
     // Without its ledger a site would be refused, and that has been said.
     let software = (!running && ledger.is_some()).then_some(SOFTWARE);
