@@ -275,7 +275,8 @@ fn a_policy_can_be_tried_on_a_plan_before_any_server_asks() {
         path
     };
     let (strict, plain) =
-        (write("strict.toml", &private_policy(1.0)), write("plain.toml", client::PLAIN_POLICY));
+        (write("strict.toml", &private_policy(50.0)), write("plain.toml", client::PLAIN_POLICY));
+    let poor = write("poor.toml", &private_policy(epsilon(1) / 2.0));
     let (private, open) = (write("private-plan.toml", &private_plan()), write("plan.toml", &plan("")));
     let check = |policy: &Path, plan: &Path| {
         let output = consortia(&["--format", "json", "site", "policy", "check", text(policy), text(plan)]);
@@ -284,6 +285,12 @@ fn a_policy_can_be_tried_on_a_plan_before_any_server_asks() {
     };
     assert_eq!(check(&strict, &private).0, 0);
     assert_eq!(check(&plain, &open).1["allowed"], true);
+    let (code, told) = check(&poor, &private);
+    assert_eq!(
+        (code, &told["tasks"][0]["rule"], &told["ledger"]),
+        (6, &"budget".into(), &"empty".into()),
+        "{told}"
+    );
     let (code, told) = check(&strict, &open);
     assert_eq!((code, &told["tasks"][0]["rule"]), (6, &"clients_min".into()), "{told}");
     assert_eq!(told["tasks"][1]["rule"], "tasks", "sites would be asked to evaluate");

@@ -218,6 +218,57 @@ fn a_check_says_when_the_authority_or_the_address_is_another_one() {
 }
 
 #[test]
+fn a_site_that_never_had_a_connection_leaves_nobody() {
+    let stage = Stage::new();
+    // Nobody listens there.
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    stage.point_to(&format!("127.0.0.1:{port}"));
+    let ended = stage.site("run", &["--while-stdin-open"]);
+    let told = String::from_utf8_lossy(&ended.stdout).into_owned() + &String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{told}");
+    assert!(!told.contains("left"), "{told}");
+}
+
+#[test]
+fn a_check_of_a_plan_knows_what_the_ledger_can_still_pay() {
+    let stage = Stage::new();
+    let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
+    stage.point_to(&address);
+    let protected = PLAN.replace("[cohort]", "[update]\nweights = \"uniform\"\n[cohort]")
+        + "[privacy.examples]\ndelta = 1e-5\nepsilon_max = 100.0\nnoise_multiplier = NOISE\nnorm_max = 1.0\n\
+           [evaluation]\nsites = \"none\"\n";
+    let plan = |noise: &str| {
+        let path = stage.path("protected.toml");
+        std::fs::write(&path, protected.replace("NOISE", noise)).unwrap();
+        path
+    };
+    std::fs::write(stage.path("site/policy.toml"), client::RECORDS_POLICY).unwrap();
+    let (policy, check) =
+        (stage.path("site/policy.toml"), |plan: &Path| stage.check(&["--plan", text(plan), "--offline"]).1);
+    // More than the whole budget, on a ledger with nothing in it.
+    let dear = plan("1.0");
+    assert!(message(&check(&dear), "policy: train", "fail").contains("epsilon 2"));
+    let mut program = Command::new(env!("CARGO_BIN_EXE_consortia"));
+    let tried = program.args(["site", "policy", "check", text(&policy), text(&dear)]).output().unwrap();
+    assert_eq!(tried.status.code(), Some(6), "{tried:?}");
+    assert!(String::from_utf8_lossy(&tried.stdout).contains("as if nothing had been spent"), "{tried:?}");
+    // Enough for one, which trains twice: the second round is declined, and the check says it beforehand.
+    let one = plan("2.2");
+    message(&check(&one), "policy: train", "ok");
+    let site = stage.run();
+    site.event("connected");
+    submit(text(&one), text(&stage.path("fed")), &address, None);
+    site.event("accepted");
+    site.event("declined");
+    drop(site);
+    assert!(message(&check(&one), "policy: train", "fail").contains("budget"));
+    // Books of which nothing is known pay for nothing.
+    std::fs::remove_dir_all(stage.path("site/state")).unwrap();
+    assert!(stage.site("recover", &[]).status.success());
+    assert!(message(&check(&one), "policy: train", "fail").contains("were lost"));
+}
+
+#[test]
 fn the_pause_of_a_site_wins_and_survives_a_restart_until_its_people_end_it() {
     let stage = Stage::new();
     let federation = stage.path("fed");
@@ -226,11 +277,13 @@ fn the_pause_of_a_site_wins_and_survives_a_restart_until_its_people_end_it() {
     let site = stage.run();
     site.event("connected");
     assert!(stage.site("pause", &[]).status.success());
-    assert!(site.event("paused")["message"].as_str().unwrap().contains("site resume"));
+    let resume = format!("`consortia site resume {}`", stage.path("site/site.toml").display());
+    assert!(site.event("paused")["message"].as_str().unwrap().contains(&resume));
     // Every round of it is declined, and so it ends with the model that it began with.
     let hand_in = || submit(text(&stage.path("plan.toml")), text(&federation), &address, None);
     hand_in();
-    assert!(site.event("declined")["message"].as_str().unwrap().contains("paused"));
+    let declined = site.event("declined")["message"].as_str().unwrap().to_owned();
+    assert!(declined.contains("paused") && declined.contains(&resume), "{declined}");
     site.kill();
 
     let site = stage.run();
@@ -243,7 +296,7 @@ fn the_pause_of_a_site_wins_and_survives_a_restart_until_its_people_end_it() {
         message(&matters, "greeting", "ok").contains("site run"),
         "the check leaves the connection alone"
     );
-    message(&matters, "pause", "warn");
+    assert!(message(&matters, "pause", "warn").contains(&resume));
     assert!(stage.site("resume", &[]).status.success());
     site.event("resumed");
     assert!(stage.records("answered").iter().all(|record| record["outcome"] == "declined"));
@@ -339,6 +392,15 @@ fn a_site_leaves_without_its_key_and_keeps_its_books() {
     assert_eq!(stage.records("left").len(), 1);
     assert_eq!(stage.records("left")[0]["certificate"].as_str().unwrap().len(), 64);
     assert_eq!(stage.site("leave", &["--yes"]).status.code(), Some(2), "there is nothing left to leave with");
+    for command in ["run", "renew"] {
+        let gone = stage.site(command, &[]);
+        let told = String::from_utf8_lossy(&gone.stderr).into_owned();
+        assert_eq!(gone.status.code(), Some(3), "{command}: {told}");
+        assert!(
+            told.contains("this site has left") && told.contains("site join INVITE"),
+            "{command}: {told}"
+        );
+    }
 
     let path = stage.path("site/state/audit.jsonl");
     let log = std::fs::read_to_string(&path).unwrap();

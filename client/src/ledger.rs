@@ -137,7 +137,7 @@ pub struct Booking {
 
 impl PayError {
     /// The rule that the audit log names.
-    pub(crate) fn rule(&self) -> &'static str {
+    pub fn rule(&self) -> &'static str {
         match self {
             Self::Past { .. } => "rounds",
             _ => "budget",
@@ -222,20 +222,7 @@ impl<W: Write> SiteLedger<W> {
         if !matches!(task.work, Work::Train { .. }) && !tells {
             return Ok(None);
         }
-        // Whoever gave the seed knows the coins.
-        let releases = match task.seed {
-            Some(_) => releases.map(ExampleReleases::without_chance),
-            None => releases,
-        };
-        let charges = self.account.charges(task, releases, self.federation)?;
-        self.check_budgets(task, &charges, site_budget)?;
-        let permit = match (&task.spec.privacy.examples, releases, &task.work) {
-            (Some(examples), Some(releases), Work::Train { .. }) => {
-                let mechanism = entry::drawn(task, releases.mechanism(examples.noise_multiplier.value()));
-                Some(permit_after(task, examples, releases, mechanism, 0)?)
-            }
-            _ => None,
-        };
+        let (charges, permit) = self.account.price(task, releases, self.federation, site_budget)?;
         let entry = Entry::of(task, charges, self.federation, now);
         let sequence = self.writer.append(&entry)?.sequence;
         self.writer.sync()?;
@@ -253,6 +240,48 @@ impl<W: Write> SiteLedger<W> {
         self.writer.sync()?;
         self.account.book(sequence, entry);
         Ok(())
+    }
+}
+
+impl SiteAccount {
+    /// Whether a site with this account would pay for `task`, as [`SiteLedger::reserve`] decides it, with `site_budget` and `releases` as there.
+    /// `federation` is the fingerprint of the authority whose server asks. Nothing is booked.
+    ///
+    /// # Errors
+    /// [`PayError`] says why it would not.
+    pub fn would_pay(
+        &self,
+        task: &Task,
+        releases: Option<ExampleReleases>,
+        federation: Digest,
+        site_budget: Option<(f64, f64)>,
+    ) -> Result<(), PayError> {
+        self.price(task, releases, federation, site_budget).map(|_| ())
+    }
+
+    /// What a task costs that the budgets can pay for, and the right to the releases of its training.
+    fn price(
+        &self,
+        task: &Task,
+        releases: Option<ExampleReleases>,
+        federation: Digest,
+        site_budget: Option<(f64, f64)>,
+    ) -> Result<(Vec<Charge>, Option<Permit>), PayError> {
+        // Whoever gave the seed knows the coins.
+        let releases = match task.seed {
+            Some(_) => releases.map(ExampleReleases::without_chance),
+            None => releases,
+        };
+        let charges = self.charges(task, releases, federation)?;
+        self.check_budgets(task, &charges, site_budget)?;
+        let permit = match (&task.spec.privacy.examples, releases, &task.work) {
+            (Some(examples), Some(releases), Work::Train { .. }) => {
+                let mechanism = entry::drawn(task, releases.mechanism(examples.noise_multiplier.value()));
+                Some(permit_after(task, examples, releases, mechanism, 0)?)
+            }
+            _ => None,
+        };
+        Ok((charges, permit))
     }
 
     fn check_budgets(
@@ -288,14 +317,14 @@ impl<W: Write> SiteLedger<W> {
         charges: &[Charge],
         (epsilon_max, delta): (f64, f64),
     ) -> Result<(), PayError> {
-        if self.account.is_unbounded(unit) {
-            return Err(PayError::Lost { whose, unit, lost: self.account.lost(), epsilon_max });
+        if self.is_unbounded(unit) {
+            return Err(PayError::Lost { whose, unit, lost: self.lost(), epsilon_max });
         }
-        let next = account::best(&self.account.events(unit, None, charges), delta, epsilon_max)?;
+        let next = account::best(&self.events(unit, None, charges), delta, epsilon_max)?;
         if next <= epsilon_max {
             return Ok(());
         }
-        let spent = account::best(&self.account.events(unit, None, &[]), delta, f64::NEG_INFINITY)?;
+        let spent = account::best(&self.events(unit, None, &[]), delta, f64::NEG_INFINITY)?;
         Err(PayError::Exhausted { whose, unit, spent, next, epsilon_max, delta })
     }
 }

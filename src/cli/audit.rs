@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
+use super::site::begun::with_path;
 use super::site::owner::refuse_books;
 
 /// A site's own ledger.
@@ -80,10 +81,11 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
 /// What is wrong between the books of a site, where the path is a site's folder or its state.
 fn compare_site(path: &Path) -> Result<Option<String>, Failure> {
     let site = path.join("site.toml");
+    let mut site_file = None;
     let state = if site.exists() {
         let file = SiteFile::read(&site)?;
         refuse_books(&file, Kind::Run)?;
-        file.state
+        site_file.insert(file).state.clone()
     } else if ["heads.json", LEDGER].iter().any(|name| path.join(name).exists()) {
         path.to_path_buf()
     } else {
@@ -92,7 +94,10 @@ fn compare_site(path: &Path) -> Result<Option<String>, Failure> {
     match check_books(&state) {
         // Damage of one file is named below, line by line.
         Ok(_) | Err(BooksError::Ledger { .. } | BooksError::Audit { .. }) => Ok(None),
-        Err(fault) => Ok(Some(fault.to_string())),
+        Err(fault) => {
+            let fault = fault.to_string();
+            Ok(Some(site_file.map_or_else(|| fault.clone(), |file| with_path(&fault, &file))))
+        }
     }
 }
 

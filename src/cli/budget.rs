@@ -16,6 +16,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
 use super::output::table;
+use super::site::begun::with_path;
 use super::site::owner::refuse_books;
 
 #[derive(Debug, Args)]
@@ -59,7 +60,7 @@ pub(super) fn show(args: &ShowArgs, global: &Global) -> Result<(), Failure> {
 
 fn show_site(file: &SiteFile, delta: Option<f64>, global: &Global) -> Result<(), Failure> {
     refuse_books(file, Kind::Run)?;
-    check_books(&file.state).or_fail(Kind::Run, "")?;
+    check_books(&file.state).map_err(|error| Failure::new(Kind::Run, with_path(&error.to_string(), file)))?;
     let path = file.state.join("ledger.jsonl");
     let text = if path.exists() {
         std::fs::read(&path).or_fail(Kind::Configuration, path.display())?

@@ -1,14 +1,16 @@
-//! `consortia site policy check`: what a site's policy makes of a plan, before any server asks. It trains nothing.
+//! `consortia site policy check`: what a site's policy and budget make of a plan, before any server asks. It trains nothing.
 
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::client::{Denied, History, Policy, SiteFacts};
+use ::client::{Denied, PayError, Policy, SiteAccount, SiteFacts};
 use clap::Args;
 use learning::Models;
 use privacy::chain::Digest;
-use protocol::{Layout, Parameters, RecordCount, Round, RunId, Task, TaskId, TaskKind, Work};
+use protocol::{
+    ExampleReleases, Layout, Parameters, RecordCount, Round, RunId, Task, TaskId, TaskKind, Work,
+};
 use serde_json::{Value, json};
 use server::{Evaluators, Plan};
 
@@ -53,8 +55,8 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
     let records =
         args.public_records.map_or(RecordCount::Hidden, |records| RecordCount::Public(records.get()));
-    let judged = judge(&policy, &plan, &layout, records);
-    global.format.say(|| lines(&judged), || object(&judged));
+    let judged = judge(&policy, &plan, &layout, records, &Ledger::default());
+    global.format.say(|| format!("{}\n{NO_LEDGER}", lines(&judged)), || object(&judged));
     match judged.iter().find_map(|(kind, verdict)| Some((kind, verdict.as_ref().err()?))) {
         Some((kind, denied)) => Err(Failure::new(
             Kind::Refused,
@@ -64,16 +66,34 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     }
 }
 
-/// What `policy` makes of each task of `plan`, whose model has this layout, at a site of whose number of records so much is known.
+/// What is said of a judgement that knows no books.
+const NO_LEDGER: &str = "judged as if nothing had been spent yet; `consortia site check --plan` knows what a site's ledger can still pay";
+
+/// What a site has spent, and for whose servers it would pay.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) account: SiteAccount,
+    /// The fingerprint of the federation's authority, as the ledger names it.
+    pub(super) federation: Digest,
+}
+
+/// What a site with this `policy` and `ledger` makes of each task of the first round of `plan`, whose model has this layout, where so much
+/// is known of the number of its records.
 pub(super) fn judge(
     policy: &Policy,
     plan: &Plan,
     layout: &Layout,
     records: RecordCount,
+    ledger: &Ledger,
 ) -> Vec<(TaskKind, Result<(), Denied>)> {
     let facts = SiteFacts { parameters: layout.len() as u64, records };
-    let verdict = |task: &Task| (task.id.kind, policy.judge(task, &facts, now(), &History::default()));
-    tasks(plan, layout.shared_len()).iter().map(verdict).collect()
+    let (Ledger { account, federation }, budget) = (ledger, policy.budget());
+    let history = account.history();
+    let releases = plan.spec.privacy.examples.and_then(|_| ExampleReleases::of(&plan.spec.training, records));
+    let unpaid = |error: PayError| Denied { rule: error.rule(), message: error.to_string() };
+    let pays = |task: &Task| account.would_pay(task, releases, *federation, budget).map_err(unpaid);
+    let judged = |task: &Task| policy.judge(task, &facts, now(), &history).and_then(|()| pays(task));
+    tasks(plan, layout.shared_len()).iter().map(|task| (task.id.kind, judged(task))).collect()
 }
 
 /// The tasks that a server sends to a site under `plan`, in their order.
@@ -121,5 +141,5 @@ fn object(judged: &[(TaskKind, Result<(), Denied>)]) -> Value {
         })
     };
     let allowed = judged.iter().all(|(_, verdict)| verdict.is_ok());
-    json!({ "allowed": allowed, "tasks": judged.iter().map(one).collect::<Vec<_>>() })
+    json!({ "allowed": allowed, "ledger": "empty", "tasks": judged.iter().map(one).collect::<Vec<_>>() })
 }

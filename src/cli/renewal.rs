@@ -28,6 +28,7 @@ pub(super) struct RenewArgs {
 
 pub(super) fn renew_now(args: &RenewArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
+    super::site::leave::refuse_left(&file)?;
     settle_renewal(&file.identity).or_fail(Kind::Configuration, "")?;
     let renewed = runtime()?.block_on(renew(&file.identity, &file.servers(), SOFTWARE));
     renewed.or_fail(Kind::Connection, "")?;

@@ -277,6 +277,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
 }
 
 async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> Result<(), Failure> {
+    leave::refuse_left(file)?;
     let identity = super::renewal::load(&file.identity)?;
     let name = site_name(&file.identity)?;
     let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
@@ -311,7 +312,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let told = until_told(while_stdin_open);
     let format = if is_heard(global) { global.format } else { Format::Silent };
     let (tell, mut told_paused) = watch::channel(false);
-    let paused = pause::watch(&file.state, &pause, Some(audit), format, |holds| {
+    let paused = pause::watch(file, &pause, Some(audit), format, |holds| {
         // Nobody hears it at the very end.
         let _ = tell.send(holds);
     });
@@ -330,7 +331,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
                 Some(event) => {
                     health.observe(&event);
                     telemetry.event(&event);
-                    show(&event, global);
+                    show(&event, file, global);
                 }
                 None => break,
             },
@@ -346,9 +347,7 @@ fn failure_of(error: AgentError, file: &SiteFile) -> Failure {
     match error {
         error @ AgentError::Configuration(_) => Failure::new(Kind::Configuration, error),
         error @ AgentError::Rejected(Rejection::LedgerForked { .. }) => {
-            let site = file.path.display();
-            let message = format!("{error}: `consortia site recover --believe-server {site}`");
-            Failure::new(Kind::Connection, message)
+            Failure::new(Kind::Connection, begun::with_path(&error.to_string(), file))
         }
         // Its supervisor starts it again, and then there may be room.
         error @ AgentError::Unwritten(_) => Failure::new(Kind::Run, error),
@@ -402,7 +401,8 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
     owner::refuse_books(file, Kind::Configuration)?;
     let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
-    let books = books.map_err(|error| Failure::new(kind_of(&error), error))?;
+    let books = books
+        .map_err(|error| Failure::new(kind_of(&error), begun::with_path(&error.to_string(), file)))?;
     begun::note(&file.state);
     owner::note(file)?;
     for torn in &books.torn {
@@ -426,7 +426,7 @@ fn is_heard(global: &Global) -> bool {
     global.quiet == 0 || global.format == Format::Json
 }
 
-fn show(event: &AgentEvent, global: &Global) {
+fn show(event: &AgentEvent, file: &SiteFile, global: &Global) {
     if is_heard(global) {
         let kind = match event {
             AgentEvent::Connected { .. } => "connected",
@@ -443,7 +443,8 @@ fn show(event: &AgentEvent, global: &Global) {
             AgentEvent::Left => "left",
             _ => "other",
         };
-        global.format.say(|| event.to_string(), || json!({ "event": kind, "message": event.to_string() }));
+        let message = begun::with_path(&event.to_string(), file);
+        global.format.say(|| message.clone(), || json!({ "event": kind, "message": message }));
     }
 }
 

@@ -152,13 +152,14 @@ impl Agent {
     /// [`AgentError`] when no waiting can help: another protocol version, a certificate that names no site, a ledger that is not the one
     /// that the server remembers, books that cannot be written, or an impossible configuration.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
-        let mut failures = 0;
+        let (mut failures, mut has_connected) = (0, false);
         while !shutdown.is_cancelled() {
             let trouble = match shutdown.run_until_cancelled(self.connect()).await {
                 None => break,
                 Some(Err(Attempt::Final(error))) => return Err(error),
                 Some(Err(Attempt::Passing(trouble))) => trouble,
                 Some(Ok(link)) => {
+                    has_connected = true;
                     let since = tokio::time::Instant::now();
                     let served = shutdown.run_until_cancelled(self.serve(&link)).await;
                     if let Some(trouble) = self.workshop.unwritten() {
@@ -180,7 +181,9 @@ impl Agent {
             shutdown.run_until_cancelled(tokio::time::sleep(retry_in)).await;
         }
         self.workshop.note_the_end().await;
-        self.workshop.report(AgentEvent::Left);
+        if has_connected {
+            self.workshop.report(AgentEvent::Left);
+        }
         Ok(())
     }
 

@@ -83,7 +83,7 @@ pub enum AgentEvent {
     },
     /// The operator has ended the quarantine.
     Released,
-    /// The agent has said goodbye.
+    /// The agent, which has been connected, has said goodbye.
     Left,
 }
 

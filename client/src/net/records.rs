@@ -15,7 +15,7 @@ use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest};
 use protocol::Time;
 
 use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{LedgerHead, LedgerHistory, SiteLedger, SiteLedgerError};
+use crate::ledger::{LedgerHead, LedgerHistory, SiteAccount, SiteLedger, SiteLedgerError};
 
 pub use compare::{Mismatch, has_books};
 pub use recovery::{Recovery, RecoveryOrder, recover_books};
@@ -152,8 +152,8 @@ pub struct BooksSummary {
     pub history: LedgerHistory,
     /// Where the audit log ends.
     pub audit: LedgerHead,
-    /// Records that were lost, and are booked by what is known of them.
-    pub lost: u64,
+    /// What the ledger adds up to.
+    pub account: SiteAccount,
 }
 
 /// Reads the books in `state` and compares them as a start would, and changes nothing. A program may be at work on them.
@@ -164,8 +164,8 @@ pub fn check_books(state: &Path) -> Result<BooksSummary, BooksError> {
     let at_rest = !are_books_held(state).map_err(failed(&state.join(LOCK)))?;
     let found = Found::read(state)?;
     found.compare(at_rest)?;
-    let (audit, lost) = (found.audit.lines.chain.into(), found.account.lost());
-    Ok(BooksSummary { history: found.history, audit, lost })
+    let audit = found.audit.lines.chain.into();
+    Ok(BooksSummary { history: found.history, audit, account: found.account })
 }
 
 /// Opens the audit log alone, for what a site's people do while its program rests.

@@ -8,10 +8,12 @@ mod line;
 
 use std::path::{Path, PathBuf};
 
+use ::client::SiteAccount;
 use ::client::net::{are_books_held, check_books};
 use clap::Args;
 use learning::Models;
 use learning::device::select;
+use privacy::chain::Digest;
 use serde_json::{Value, json};
 use server::Plan;
 
@@ -127,9 +129,9 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
     let plan = args.plan.as_deref().map(|plan| read_plan(plan, table)).transpose()?.map(|file| file.plan);
     let mut findings = Findings::default();
     findings.ok("site file", format!("{} is read", args.file.display()));
-    let running = state_folder(&file, &mut findings);
+    let (running, account) = state_folder(&file, &mut findings);
     look_at_modes(&file, &mut findings);
-    look_at_policy(&file, plan.as_ref(), &mut findings);
+    look_at_policy(&file, plan.as_ref(), account, &mut findings);
     let identity = line::look_at_identity(&file, &mut findings);
     look_at_device(&file, &mut findings);
     data::look_at_data(&file.data, plan.as_ref(), file.record_count(), &mut findings);
@@ -146,12 +148,12 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
 const ROOM_WANTED: u64 = 1 << 30;
 const ROOM_NEEDED: u64 = 64 << 20;
 
-/// Looks at the state folder; whether `site run` works there.
-fn state_folder(file: &SiteFile, findings: &mut Findings) -> bool {
+/// Looks at the state folder; whether `site run` works there, and what was spent, where the books are in order.
+fn state_folder(file: &SiteFile, findings: &mut Findings) -> (bool, Option<SiteAccount>) {
     let (state, shown) = (&file.state, file.state.display());
     if !state.is_dir() {
         findings.fail("state", begun::told(file));
-        return false;
+        return (false, None);
     }
     match tempfile::tempfile_in(state) {
         Ok(_) => findings.ok("state", format!("{shown} can be written")),
@@ -172,23 +174,35 @@ fn state_folder(file: &SiteFile, findings: &mut Findings) -> bool {
             _ => findings.ok("disk space", message),
         }
     }
-    if let Some(fault) = owner::fault(file) {
-        findings.fail("owner", fault);
-    }
-    match check_books(state) {
-        Ok(_) if begun::are_books_lost(state) => findings.fail("books", begun::told(file)),
-        Ok(books) => findings.ok(
-            "books",
-            format!("ledger and audit log fit together; the ledger has {}", books.history.head()),
-        ),
-        Err(error) => findings.fail("books", error.to_string()),
-    }
+    let is_own = match owner::fault(file) {
+        Some(fault) => {
+            findings.fail("owner", fault);
+            false
+        }
+        None => true,
+    };
+    let account = match check_books(state) {
+        Ok(_) if begun::are_books_lost(state) => {
+            findings.fail("books", begun::told(file));
+            None
+        }
+        Ok(books) => {
+            let message =
+                format!("ledger and audit log fit together; the ledger has {}", books.history.head());
+            findings.ok("books", message);
+            Some(books.account).filter(|_| is_own)
+        }
+        Err(error) => {
+            findings.fail("books", begun::with_path(&error.to_string(), file));
+            None
+        }
+    };
     let running = are_books_held(state).unwrap_or(false);
     if super::pause::is_paused(state) {
-        findings
-            .warn("pause", "the site has paused and declines every task; `consortia site resume` ends that");
+        let message = "the site has paused and declines every task; `consortia site resume` ends that";
+        findings.warn("pause", begun::with_path(message, file));
     }
-    running
+    (running, account)
 }
 
 #[cfg(unix)]
@@ -213,7 +227,12 @@ fn look_at_modes(file: &SiteFile, findings: &mut Findings) {
     }
 }
 
-fn look_at_policy(file: &SiteFile, plan: Option<&Plan>, findings: &mut Findings) {
+fn look_at_policy(
+    file: &SiteFile,
+    plan: Option<&Plan>,
+    account: Option<SiteAccount>,
+    findings: &mut Findings,
+) {
     let shown = file.policy.display();
     let policy = match policy::read(&file.policy) {
         Ok((policy, _)) => policy,
@@ -229,10 +248,19 @@ fn look_at_policy(file: &SiteFile, plan: Option<&Plan>, findings: &mut Findings)
         Ok(layout) => layout,
         Err(error) => return findings.fail("policy for the plan", error.to_string()),
     };
-    for (kind, verdict) in policy::judge(&policy, plan, &layout, file.record_count()) {
+    let is_known = account.is_some();
+    // The fingerprint by which the ledger names the federation.
+    let federation = std::fs::read(file.identity.join("ca.pem"))
+        .map_or_else(|_| Digest::default(), |pem| Digest::of(&pem));
+    let ledger = policy::Ledger { account: account.unwrap_or_default(), federation };
+    for (kind, verdict) in policy::judge(&policy, plan, &layout, file.record_count(), &ledger) {
         let name = format!("policy: {}", kind.name());
         match verdict {
-            Ok(()) => findings.ok(name, "the plan's task is allowed"),
+            Ok(()) if is_known => findings.ok(name, "the plan's task is allowed, and the ledger can pay for it"),
+            Ok(()) => findings.warn(
+                name,
+                "the policy allows the plan's task; whether the ledger can pay for it is not known, since the books are not in order",
+            ),
             Err(denied) => {
                 findings.fail(
                     name,

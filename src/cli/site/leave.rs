@@ -8,15 +8,16 @@ use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use ::client::AuditEvent;
 use ::client::net::{BooksError, open_audit};
+use ::client::{AuditEvent, AuditRecord};
 use clap::Args;
-use privacy::chain::Digest;
+use privacy::chain::{Digest, Link, read_lines};
 use serde_json::json;
 
 use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::begun::with_path;
 use super::now;
 use super::owner::{self, refuse_books};
 use super::pause::who;
@@ -49,7 +50,7 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
             Kind::Configuration,
             "`site run` is at work on this site; end it first, nothing was changed",
         ),
-        error => Failure::new(Kind::Configuration, error),
+        error => Failure::new(Kind::Configuration, with_path(&error.to_string(), &file)),
     })?;
     if !args.yes {
         confirm(&file.identity)?;
@@ -85,6 +86,32 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
         || json!({ "left": true, "removed": found, "kept": kept }),
     );
     Ok(())
+}
+
+/// Refuses to go on with a site that has left, or has never joined: there is no identity.
+pub(in crate::cli) fn refuse_left(file: &SiteFile) -> Result<(), Failure> {
+    if folders(&file.identity).iter().any(|folder| FILES.iter().any(|name| folder.join(name).exists())) {
+        return Ok(());
+    }
+    let (identity, state) = (file.identity.display(), file.state.display());
+    let log = std::fs::read(file.state.join("audit.jsonl")).unwrap_or_default();
+    let records = read_lines(&log).map(|lines| lines.links).unwrap_or_default();
+    let is_left = |link: &Link| {
+        link.read::<AuditRecord>().is_ok_and(|record| matches!(record.event, AuditEvent::Left { .. }))
+    };
+    let message = if records.iter().any(is_left) {
+        format!(
+            "this site has left: its key and certificates were removed from {identity}. To come back, ask the operator for a new invite and take it in another \
+             folder, `consortia site join INVITE --dir FOLDER`. What these records have spent stays in {state}: set `state` of the new site.toml to that \
+             folder, so that it stays spent"
+        )
+    } else {
+        format!(
+            "{identity}: there is no key and no certificate. Set `identity` in {}, or take an invite, `consortia site join INVITE --dir FOLDER`",
+            file.path.display()
+        )
+    };
+    Err(Failure::new(Kind::Connection, message))
 }
 
 /// The identity, and what a renewal may have left beside it.

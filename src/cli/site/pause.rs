@@ -15,6 +15,7 @@ use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::members::moment;
 use super::super::output::Format;
+use super::begun::with_path;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PauseArgs {
@@ -70,10 +71,8 @@ pub(in crate::cli) fn pause(args: &PauseArgs, global: &Global) -> Result<(), Fai
     let written =
         std::fs::write(&beside, format!("{record}\n")).and_then(|()| std::fs::rename(&beside, &path));
     written.or_fail(Kind::Configuration, path.display())?;
-    global.format.say(
-        || "the site has paused: a running task is stopped, every task is declined, also after a restart; `consortia site resume` ends it".to_owned(),
-        || json!({ "paused": true, "changed": true, "by": by }),
-    );
+    let told = "the site has paused: a running task is stopped, every task is declined, also after a restart; `consortia site resume` ends it";
+    global.format.say(|| with_path(told, &file), || json!({ "paused": true, "changed": true, "by": by }));
     Ok(())
 }
 
@@ -111,7 +110,7 @@ pub(super) fn following(state: &Path) -> Pause {
 
 /// Looks each second for as long as it is polled; changes are told, and written into the audit log.
 pub(super) async fn watch(
-    state: &Path,
+    file: &SiteFile,
     pause: &Pause,
     audit: Option<Audit>,
     format: Format,
@@ -126,7 +125,7 @@ pub(super) async fn watch(
             continue;
         }
         was = holds;
-        let record = read(state);
+        let record = read(&file.state);
         let by = record["by"].as_str().unwrap_or("somebody").to_owned();
         let event = if holds { AuditEvent::Paused { by } } else { AuditEvent::Resumed };
         if let Some(audit) = audit.clone() {
@@ -137,7 +136,9 @@ pub(super) async fn watch(
         }
         tell(holds);
         let line = if holds {
-            format!("paused ({}): every task is declined until `consortia site resume`", told(&record))
+            let line =
+                format!("paused ({}): every task is declined until `consortia site resume`", told(&record));
+            with_path(&line, file)
         } else {
             "resumed: the site takes part again".to_owned()
         };

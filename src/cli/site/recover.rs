@@ -60,7 +60,7 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
             Kind::Configuration,
             "`site run` is at work on this site; end it first, nothing was changed",
         ),
-        error => Failure::new(Kind::Configuration, error),
+        error => Failure::new(Kind::Configuration, begun::with_path(&error.to_string(), &file)),
     })?;
     let Some(recovery) = recovery else {
         global.format.say(

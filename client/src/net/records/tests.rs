@@ -9,7 +9,6 @@ use privacy::ledger::Unit;
 use protocol::Task;
 
 use super::*;
-use crate::ledger::SiteAccount;
 use crate::ledger::tests::{local, private};
 use crate::participant::tests::train;
 
