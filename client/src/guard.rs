@@ -4,12 +4,12 @@
 //! ledger or log cannot be written refuses everything: a site that cannot keep its books does not spend.
 
 use privacy::Permit;
-use privacy::chain::WriteError;
+use privacy::chain::{Digest, WriteError};
 use protocol::{Decline, ExampleReleases, Metrics, Outcome, Spec, Task, Time, Work};
 
 use crate::Trouble;
 use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{Booking, LedgerHistory, PayError, SiteLedger};
+use crate::ledger::{Booking, LedgerHistory, PayError, SiteAccount, SiteLedger};
 use crate::policy::{Denied, Mode, Policy, SiteFacts};
 
 /// A site's policy, ledger and audit log.
@@ -48,6 +48,16 @@ impl Guard {
     /// The heads of its ledger, for whoever is asked for them.
     pub fn history(&self) -> &LedgerHistory {
         self.ledger.history()
+    }
+
+    /// The fingerprint of the authority whose servers are obeyed.
+    pub(crate) fn federation(&self) -> Digest {
+        self.ledger.federation()
+    }
+
+    /// What has been given away.
+    pub(crate) fn account(&self) -> &SiteAccount {
+        self.ledger.account()
     }
 
     /// The log, for what happens around the tasks.

@@ -200,6 +200,11 @@ impl<W: Write> SiteLedger<W> {
         &self.account
     }
 
+    /// The fingerprint of the authority whose servers are obeyed.
+    pub(crate) fn federation(&self) -> Digest {
+        self.federation
+    }
+
     /// The heads that it has had; it grows with the ledger.
     pub fn history(&self) -> &LedgerHistory {
         self.writer.history()

@@ -9,7 +9,7 @@ mod execution;
 use std::sync::Arc;
 
 use protocol::{
-    Answer, ClientId, Decline, LearnError, Learner, Outcome, Seed, Spec, Stop, Task, TaskFault, TaskId,
+    Answer, ClientId, Decline, LearnError, Learner, Outcome, RunId, Seed, Spec, Stop, Task, TaskFault, TaskId,
 };
 
 use self::execution::TaskExecution;
@@ -206,9 +206,13 @@ impl Participant {
         &self.personal
     }
 
-    /// Brings back what [`Participant::personal`] gave in an earlier life.
-    pub fn restore_personal(&mut self, personal: Personal) {
+    /// Brings back what [`Participant::personal`] gave in an earlier life. The runs of which it gives nothing back: a release before did not
+    /// write down where it comes from, and the ledger of the guard does not show it.
+    pub fn restore_personal(&mut self, mut personal: Personal) -> Vec<RunId> {
+        let account = self.guard.as_ref().map(Guard::account);
+        let dropped = personal.settle(|run| account?.origin_of(run));
         self.personal = personal;
+        dropped
     }
 }
 

@@ -289,7 +289,12 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         Participant::new(name, Box::new(trainer)).with_guard(guard).with_pause(pause.clone());
     let kept = file.state.join("personal.json");
     if let Some(personal) = read_personal(&kept)? {
-        participant.restore_personal(personal);
+        for run in participant.restore_personal(personal) {
+            tracing::warn!(
+                "{}: nothing shows which federation and which promise of privacy the personal layers of run {run} are of; they are not used, and begin anew",
+                kept.display()
+            );
+        }
     }
     let (sender, mut events) = mpsc::channel(256);
     let keep = move |personal: &Personal| {
@@ -401,8 +406,8 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
     owner::refuse_books(file, Kind::Configuration)?;
     let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
-    let books = books
-        .map_err(|error| Failure::new(kind_of(&error), begun::with_path(&error.to_string(), file)))?;
+    let books =
+        books.map_err(|error| Failure::new(kind_of(&error), begun::with_path(&error.to_string(), file)))?;
     begun::note(&file.state);
     owner::note(file)?;
     for torn in &books.torn {

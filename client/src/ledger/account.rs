@@ -11,6 +11,7 @@ use super::entry::{Charge, Entry, Recovered, Reserved, drawn};
 #[cfg(feature = "net")]
 use super::history::LedgerHead;
 use super::{PayError, SiteLedgerError};
+use crate::personal::Origin;
 use crate::policy::{History, Participation};
 
 /// Lost records that count as trainings of the day on which they were booked, at most.
@@ -150,6 +151,16 @@ impl SiteAccount {
             }
         }
         counts.into_iter().filter_map(|(mechanism, count)| Event::new(mechanism, count).ok()).collect()
+    }
+
+    /// What all trainings under this number of a run belong to; `None` without one, or where they are of several federations or promises.
+    pub(crate) fn origin_of(&self, run: RunId) -> Option<Origin> {
+        let trained =
+            self.open.values().filter(|one| one.kind == protocol::TaskKind::Train && one.run() == Some(run));
+        let mut origins =
+            trained.map(|one| Origin { federation: one.federation, run, promise: one.privacy.clone() });
+        let first = origins.next()?;
+        origins.all(|other| other == first).then_some(first)
     }
 
     /// Records that were lost and are booked by what is known of them.

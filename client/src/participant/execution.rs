@@ -23,7 +23,7 @@ use super::{Memory, Trouble};
 use crate::Personal;
 use crate::guard::Guard;
 use crate::ledger::pay_without_memory;
-use crate::personal::{gather_personal, scatter_personal};
+use crate::personal::{Origin, gather_personal, scatter_personal};
 use crate::policy::SiteFacts;
 
 /// Everything that is at hand while one task is done.
@@ -141,12 +141,14 @@ impl TaskExecution<'_> {
         match &self.task.work {
             Work::Statistics { .. } => Ok(ready),
             Work::Evaluate { model } => {
-                let latest = self.personal.values(id.run).map(<[f32]>::to_vec);
+                let latest = self.personal.latest(&self.origin()).map(<[f32]>::to_vec);
                 Ok(Ready { full: self.full_vector(model, latest, entropy)?, ..ready })
             }
             Work::Train { model, norm_max, .. } => {
                 let releases = self.releases(records)?;
-                let start = self.personal.start_of(id.run, id.round).map(<[f32]>::to_vec);
+                let origin = self.origin();
+                self.tell_of_another(&origin);
+                let start = self.personal.start_of(&origin, id.round).map(<[f32]>::to_vec);
                 let full = self.full_vector(model, start, entropy)?;
                 let (norm_max, tensors) =
                     (norm_max.unwrap_or(spec.update.norm_max), self.learner.layout().shared_lengths());
@@ -155,6 +157,25 @@ impl TaskExecution<'_> {
                     lattice.map_err(|error| Trouble::open(Decline::Unsupported, error.to_string()))?;
                 Ok(Ready { releases, full, lattice: Some(lattice), ..ready })
             }
+        }
+    }
+
+    /// Where what is kept of this task comes from.
+    fn origin(&self) -> Origin {
+        let federation = self.guard.as_ref().map(|guard| guard.federation()).unwrap_or_default();
+        Origin { federation, run: self.task.id.run, promise: self.task.spec.privacy.clone() }
+    }
+
+    /// Says that this training begins without what was kept under its run's number.
+    fn tell_of_another(&mut self, origin: &Origin) {
+        let carries = self.learner.layout().has_personal() || self.task.spec.update.codec.is_lossy();
+        if carries && self.personal.is_of_another(origin) {
+            let message = format!(
+                "what this site kept of run {} was made for another federation, or under another promise of privacy; it is not used, and the personal \
+                 layers begin anew",
+                origin.run
+            );
+            self.complaint = Some(Trouble::private(Decline::Data, message));
         }
     }
 
@@ -258,8 +279,9 @@ impl TaskExecution<'_> {
             permit: permit.map(LentPermit::new),
         };
         let metrics = self.learner.train(&mut full, &order, self.stop)?;
-        let complaint = self.learner.take_complaint();
-        self.complaint = complaint.map(|complaint| Trouble::private(Decline::Data, complaint));
+        if let Some(complaint) = self.learner.take_complaint() {
+            self.complaint = Some(Trouble::private(Decline::Data, complaint));
+        }
         if self.stop.is_stopped() {
             return Err(Trouble::stopped());
         }
@@ -293,10 +315,10 @@ impl TaskExecution<'_> {
         };
         let (outcome, left_out) = self.encode(shared, model, lattice, measured, entropy)?;
         if let Some(kept) = kept {
-            self.personal.keep(id.run, id.round, kept);
+            self.personal.keep(&self.origin(), id.round, kept);
         }
         if let Some(left_out) = left_out {
-            self.personal.keep_residual(id.run, id.round, left_out);
+            self.personal.keep_residual(&self.origin(), id.round, left_out);
         }
         Ok(outcome)
     }
@@ -410,7 +432,7 @@ impl TaskExecution<'_> {
     ) -> Result<(Outcome, Option<Vec<f32>>), Trouble> {
         let (id, spec) = (self.task.id, &self.task.spec);
         let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
-        let clipped = match self.personal.residual(id.run, id.round) {
+        let clipped = match self.personal.residual(&self.origin(), id.round) {
             Some(left_out) if spec.update.codec.is_lossy() => {
                 lattice.clip(difference(trained, model, left_out))
             }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use privacy::accounting::Relation;
+use privacy::chain::Digest;
 use privacy::{Encoded, Released, Sum, WideSum};
 use protocol::{
     CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics,
@@ -260,11 +261,56 @@ fn the_personal_part_stays_and_grows_from_round_to_round() {
     );
 }
 
+/// Where what is kept of a task without books comes from.
+fn origin(task: &Task) -> crate::personal::Origin {
+    let (run, promise) = (task.id.run, task.spec.privacy.clone());
+    crate::personal::Origin { federation: Digest::default(), run, promise }
+}
+
+#[test]
+fn no_server_carries_what_was_made_without_noise_into_a_run_that_hides_records() {
+    let (mut site, stop) = (participant(&["head"], Mood::Well), Stop::default());
+    let half = |task: &Task, privacy: PrivacySpec| {
+        let mut spec = Spec { privacy, ..(*task.spec).clone() };
+        spec.update.codec = UpdateCodec::TopK { fraction: 0.5 };
+        Task { spec: Arc::new(spec), ..task.clone() }
+    };
+    let open = half(&train(1, 2), PrivacySpec::default());
+    site.perform(&open, entropy(), &stop);
+    let carried = site.personal().clone();
+    assert!(carried.latest(&origin(&open)).is_some() && carried.residual(&origin(&open), Round(2)).is_some());
+    // The same number of a run, and a promise beside it.
+    let privacy = PrivacySpec {
+        examples: Some(protocol::ExamplePrivacy {
+            noise_multiplier: Positive::new(1.0).unwrap(),
+            norm_max: Positive::new(1.0).unwrap(),
+            delta: 1e-5,
+            epsilon_max: Positive::new(1e6).unwrap(),
+            metrics: MetricsRule::default(),
+        }),
+        ..PrivacySpec::default()
+    };
+    let hidden = half(&train(2, 2), privacy);
+    let mut fresh = participant(&["head"], Mood::Well);
+    let (answer, expected) =
+        (site.perform(&hidden, entropy(), &stop), fresh.perform(&hidden, entropy(), &stop));
+    assert_eq!(answer, expected, "it begins as a site that has kept nothing");
+    assert_eq!(site.personal(), fresh.personal());
+    let complaint = site.take_complaint().unwrap();
+    assert!(complaint.message.contains("another promise of privacy"), "{complaint}");
+    // In its own run it goes on.
+    let mut heir = participant(&["head"], Mood::Well);
+    assert!(heir.restore_personal(carried).is_empty());
+    let next = half(&train(2, 2), PrivacySpec::default());
+    assert_ne!(heir.perform(&next, entropy(), &stop), fresh.perform(&next, entropy(), &stop));
+    assert!(heir.take_complaint().is_none());
+}
+
 #[test]
 fn a_personal_part_that_does_not_fit_is_named() {
     let mut site = participant(&["head"], Mood::Well);
     let mut wrong = Personal::default();
-    wrong.keep(RunId(1), Round(1), vec![0.0; 9]);
+    wrong.keep(&origin(&train(2, 2)), Round(1), vec![0.0; 9]);
     site.restore_personal(wrong);
     let trouble = site.attempt(&train(2, 2), entropy(), &Stop::default()).unwrap_err();
     assert_eq!(trouble.reason, Decline::Failed);
@@ -276,7 +322,7 @@ fn a_personal_part_that_does_not_fit_is_named() {
 fn sent_over(rounds: &[u32], codec: UpdateCodec) -> (Vec<f64>, Vec<f64>, Option<Vec<f32>>) {
     let mut client = participant(&[], Mood::Well);
     let (mut sent, mut whole) = (vec![0.0; 3], vec![0.0; 3]);
-    let mut last = Round(0);
+    let mut last = train(0, 3);
     for round in rounds {
         for (codec, total) in [(codec, &mut sent), (UpdateCodec::Exact, &mut whole)] {
             let mut task = train(*round, 3);
@@ -284,14 +330,15 @@ fn sent_over(rounds: &[u32], codec: UpdateCodec) -> (Vec<f64>, Vec<f64>, Option<
             changed.update.codec = codec;
             let step = changed.lattice(3).unwrap().step();
             task.spec = Arc::new(changed);
+            last = task.clone();
             let client = if codec.is_lossy() { &mut client } else { &mut participant(&[], Mood::Well) };
             let answer = client.perform(&task, entropy(), &Stop::default());
             let Outcome::Trained { points, .. } = answer.outcome else { panic!("{answer:?}") };
             total.iter_mut().zip(points).for_each(|(total, point)| *total += f64::from(point) * step);
         }
-        last = Round(*round);
     }
-    (sent, whole, client.personal().residual(RunId(1), last.next()).map(<[f32]>::to_vec))
+    let left_out = client.personal().residual(&origin(&last), last.id.round.next());
+    (sent, whole, left_out.map(<[f32]>::to_vec))
 }
 
 #[test]
