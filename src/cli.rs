@@ -202,7 +202,7 @@ enum SiteCommand {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Say what a policy makes of a plan; exit code 6 when it denies a task.
+    /// Say what a policy and its budget make of a plan where nothing has been spent yet; exit code 6 when a task would be declined.
     Check(policy::CheckArgs),
 }
 
