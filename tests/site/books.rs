@@ -242,6 +242,20 @@ fn books_are_opened_under_no_other_site_s_identity() {
             assert!(told.contains(word), "{command:?}: {told}");
         }
     }
+    let third = stage.path("third");
+    std::fs::create_dir(&third).unwrap();
+    let identity = format!("identity = {}", toml::Value::from(text(&other.join("identity"))));
+    let mixed_folder = std::fs::read_to_string(&mixed).unwrap().replace("identity = \"identity\"", &identity);
+    std::fs::write(third.join("site.toml"), mixed_folder).unwrap();
+    for command in [["budget", "show"], ["audit", "verify"]] {
+        let refused = consortia(&[&command[..], &[text(&third)]].concat());
+        assert_eq!(refused.status.code(), Some(1), "{command:?}: {refused:?}");
+        assert!(
+            said(&refused).contains("holds the books of site `north`"),
+            "{command:?}: {}",
+            said(&refused)
+        );
+    }
     assert_eq!(std::fs::read(state.join("audit.jsonl")).unwrap(), before, "nothing was written");
     assert!(other.join("identity/key.pem").exists());
     // A release before wrote no such file; what a check claims is not remembered all the same.
