@@ -234,7 +234,9 @@ fn a_check_of_a_plan_knows_what_the_ledger_can_still_pay() {
     let stage = Stage::new();
     let (_server, address) = serve(text(&stage.path("fed")), "127.0.0.1:0");
     stage.point_to(&address);
-    let protected = PLAN.replace("[cohort]", "[update]\nweights = \"uniform\"\n[cohort]")
+    let protected = PLAN
+        .replace("standardise = \"site\"", "standardise = \"none\"")
+        .replace("[cohort]", "[update]\nnorm_max = 1.0\nweights = \"uniform\"\n[cohort]")
         + "[privacy.examples]\ndelta = 1e-5\nepsilon_max = 100.0\nnoise_multiplier = NOISE\nnorm_max = 1.0\n\
            [evaluation]\nsites = \"none\"\n";
     let plan = |noise: &str| {
