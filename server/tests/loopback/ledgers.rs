@@ -211,7 +211,6 @@ async fn a_ledger_that_was_let_in_empty_is_replaced_by_one_that_has_booked_its_u
     }
     stage.federation.operator(&stage.server).await.submit(PLAN).await;
     north.train(0.1).await;
-    drop(north);
     let nothing = claim(&[]);
     for (records, updates, is_let_in) in [(0, 0, false), (0, 2, false), (0, 1, true)] {
         let site = stage.north().await;
