@@ -86,11 +86,13 @@ async fn nobody_reads_from_refusals_who_was_drawn(watched: &Watched, rounds: u64
         };
         assert_eq!((known.records, *answered), (RECORDS, rounds), "{name}");
     }
-    let log = watched.get("/api/v1/audit").await.json();
-    let refused: Vec<&Value> = log["records"].as_array().unwrap().iter().map(|one| &one["record"]).collect();
-    let refused: Vec<_> = refused.iter().filter(|record| record["event"] == "ledger_refused").collect();
-    assert_eq!(refused.len(), NAMES.len());
-    for record in refused {
+    let refused = |log: &Value| -> Vec<Value> {
+        let records = log["records"].as_array().unwrap().iter().map(|one| one["record"].clone());
+        records.filter(|record| record["event"] == "ledger_refused").collect()
+    };
+    // The log is written after the refusal.
+    let log = watched.until("/api/v1/audit", |log| refused(log).len() == NAMES.len()).await;
+    for record in refused(&log) {
         let reason = record["reason"].as_str().unwrap();
         assert!(!reason.contains(|letter: char| letter.is_ascii_digit()), "{reason}");
     }
