@@ -2,6 +2,7 @@
 //!
 //! Refuses to guess: a cell, a file or a length that does not fit the plan is an error that names the place.
 
+mod alone;
 mod array;
 mod cells;
 mod classes;

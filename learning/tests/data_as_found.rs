@@ -95,6 +95,20 @@ fn where_records_are_protected_a_row_that_is_for_nothing_is_left_out() {
 }
 
 #[test]
+fn where_records_are_protected_a_row_with_an_open_quote_or_a_huge_cell_takes_no_other_row_with_it() {
+    let settings = "[privacy.examples]\nnoise_multiplier = 1\nnorm_max = 1\ndelta = 1e-5\nepsilon_max = 1\n";
+    let huge = format!("{},0", "9".repeat(3 << 20));
+    for bad in ["\"2,0", "2,\"0", &huge, "2,0,7", "2"] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("rows.csv"), format!("x,y\n1,0\n{bad}\n3,1\n4,1\n")).unwrap();
+        let mut files = FileSource::new(source(folder.path(), ""));
+        let shown: String = bad.chars().take(9).collect();
+        assert_eq!(values(&files.load(&plan(settings)).unwrap()), [1.0, 3.0, 4.0], "{shown}");
+        assert!(files.load(&plan("")).is_err(), "{shown}: without a promise it is refused");
+    }
+}
+
+#[test]
 fn the_same_table_is_read_however_its_cells_are_separated() {
     for text in [
         "x,z,y\n1,a,0\n2.5,b,1\n",

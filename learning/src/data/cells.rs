@@ -100,6 +100,14 @@ impl<R: Read> Cells<R> {
     }
 }
 
+impl Cells<io::Empty> {
+    /// Whether a line without its end is a row by itself: short enough, and with every quotation mark closed.
+    pub(super) fn is_one_row(line: &[u8], separator: u8) -> bool {
+        let mut cells = Self::new(io::empty(), separator);
+        line.iter().all(|byte| cells.take(*byte).is_ok()) && cells.at != At::Quoted
+    }
+}
+
 impl<R: Read> Read for Cells<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.from.read(into)?;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use csv::StringRecord;
 use protocol::{LearnError, Missing, Standardise, TableSpec, Target};
 
+use super::alone::Alone;
 use super::cells::{Cells, Lines};
 use super::classes::Classes;
 use super::files::open;
@@ -151,7 +152,7 @@ struct Table {
 }
 
 impl Table {
-    fn open(path: &Path, separator: Option<Separator>) -> Result<Self, TableError> {
+    fn open(path: &Path, separator: Option<Separator>, unusable: Unusable) -> Result<Self, TableError> {
         let foreign = |source: io::Error, other: fn(PathBuf, io::Error) -> TableError| match source.kind() {
             io::ErrorKind::Unsupported => TableError::Foreign { path: path.into(), source },
             _ => other(path.into(), source),
@@ -161,6 +162,10 @@ impl Table {
         let damaged = |path, error: io::Error| TableError::Csv { path, source: error.into() };
         let begun = dialect::begin(file, separator).map_err(|error| foreign(error, damaged));
         let (separator, file) = begun?;
+        let file: Box<dyn Read> = match unusable {
+            Unusable::Refuse => Box::new(file),
+            Unusable::LeaveOut => Box::new(Alone::new(file, separator.byte())),
+        };
         let cells = Cells::new(file, separator.byte());
         let lines = cells.lines();
         let bytes: Box<dyn Read> = Box::new(cells);
@@ -204,7 +209,7 @@ impl Table {
 
 /// Reads the rows of a file; but for those to train on, there may be none of a kind.
 pub(super) fn read(path: &Path, query: Query<'_>) -> Result<Parts, TableError> {
-    let mut table = Table::open(path, query.source.separator)?;
+    let mut table = Table::open(path, query.source.separator, query.unusable)?;
     let headers = table.headers(path)?;
     let rows = Rows::find(path, &headers, query.source, query.division)?;
     let columns = Columns::find(path, &headers, query)?;
@@ -236,7 +241,7 @@ fn is_unnamed(headers: &StringRecord) -> bool {
 /// # Errors
 /// [`LearnError`] when the file cannot be read.
 pub fn header(path: &Path, separator: Option<Separator>) -> Result<Vec<String>, LearnError> {
-    let headers = Table::open(path, separator)?.headers(path)?;
+    let headers = Table::open(path, separator, Unusable::Refuse)?.headers(path)?;
     Ok(headers.iter().map(str::to_owned).collect())
 }
 
@@ -248,7 +253,7 @@ const PROBED: usize = 1000;
 /// # Errors
 /// [`LearnError`] says what it is instead.
 pub fn probe(path: &Path) -> Result<(), LearnError> {
-    let mut table = Table::open(path, None)?;
+    let mut table = Table::open(path, None, Unusable::Refuse)?;
     let headers = table.headers(path)?;
     let no_table = |why| TableError::NoTable { path: path.into(), why };
     if headers.len() < 2 {

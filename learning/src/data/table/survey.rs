@@ -79,7 +79,7 @@ fn survey_file(
     division: Division<'_>,
     spec: Option<&TableSpec>,
 ) -> Result<TableSurvey, TableError> {
-    let mut table = Table::open(path, source.separator)?;
+    let mut table = Table::open(path, source.separator, Unusable::Refuse)?;
     let headers = table.headers(path)?;
     let rows = Rows::find(path, &headers, source, division)?;
     let planned = match spec {
