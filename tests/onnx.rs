@@ -55,6 +55,24 @@ fn examples() -> Vec<Case> {
     plans.collect()
 }
 
+/// A model with every layer for images.
+const EVERY_IMAGE_LAYER: &str = r#"{ "layers": [
+        { "convolution": { "channels": 6, "kernel": 4, "stride": 2, "padding": 1 } }, "gelu", { "dropout": 0.4 },
+        { "group_norm": { "groups": 3 } },
+        { "residual": { "layers": [
+            { "convolution": { "channels": 4, "kernel": 3 } }, "sigmoid",
+            { "residual": { "layers": [{ "group_norm": { "groups": 1 } }, "tanh"] } }
+        ], "shortcut": [{ "convolution": { "channels": 4, "kernel": 1 } }, "relu"] } },
+        { "max_pool": { "size": 3, "stride": 2 } }, "average_pool", "layer_norm", { "dense": { "outputs": 9 } }, "tanh"
+    ] }"#;
+
+/// A model with every layer for sequences.
+const EVERY_SEQUENCE_LAYER: &str = r#"{ "layers": [
+        { "embedding": { "symbols": 11, "width": 5 } }, { "lstm": { "hidden": 7 } }, "layer_norm",
+        { "residual": { "layers": [{ "dense": { "outputs": 7 } }, "relu", { "dropout": 0.1 }] } },
+        { "gru": { "hidden": 6 } }, "last"
+    ] }"#;
+
 /// What the examples do not have.
 fn others() -> Vec<Case> {
     let classes =
@@ -66,23 +84,9 @@ fn others() -> Vec<Case> {
         )
     };
     let real = |more: &str| table(r#""real""#, more);
-    let every_image_layer = r#"{ "layers": [
-        { "convolution": { "channels": 6, "kernel": 4, "stride": 2, "padding": 1 } }, "gelu", { "dropout": 0.4 },
-        { "group_norm": { "groups": 3 } },
-        { "residual": { "layers": [
-            { "convolution": { "channels": 4, "kernel": 3 } }, "sigmoid",
-            { "residual": { "layers": [{ "group_norm": { "groups": 1 } }, "tanh"] } }
-        ], "shortcut": [{ "convolution": { "channels": 4, "kernel": 1 } }, "relu"] } },
-        { "max_pool": { "size": 3, "stride": 2 } }, "average_pool", "layer_norm", { "dense": { "outputs": 9 } }, "tanh"
-    ] }"#;
-    let every_sequence_layer = r#"{ "layers": [
-        { "embedding": { "symbols": 11, "width": 5 } }, { "lstm": { "hidden": 7 } }, "layer_norm",
-        { "residual": { "layers": [{ "dense": { "outputs": 7 } }, "relu", { "dropout": 0.1 }] } },
-        { "gru": { "hidden": 6 } }, "last"
-    ] }"#;
     vec![
-        case("every image layer", every_image_layer, &classes("[2, 13, 11]")),
-        case("every sequence layer", every_sequence_layer, &classes("[9]")),
+        case("every image layer", EVERY_IMAGE_LAYER, &classes("[2, 13, 11]")),
+        case("every sequence layer", EVERY_SEQUENCE_LAYER, &classes("[9]")),
         case("lstm, one step", r#"{ "layers": [{ "lstm": { "hidden": 3 } }, "last"] }"#, &classes("[1, 4]")),
         case(
             "gru to a mean",

@@ -217,7 +217,7 @@ async fn nothing_that_was_planted_in_a_site_s_records_leaves_it() {
 
     let used = "\"age\", \"pulse\"";
     let exact = plan(used, "");
-    assert!(matches!(far.put(&statistics(&exact)).await, AnswerBody::Counted { len: 18 }));
+    assert!(matches!(far.put(&statistics(&exact)).await, AnswerBody::Counted { len: 24 }));
     assert!(matches!(far.put(&train(&exact, 1)).await, AnswerBody::Trained { .. }));
     for (round, codec) in
         (2..).zip(["\"packed\"", "\"f16\"", "\"bf16\"", "\"int8\"", "{ top_k = { fraction = 0.5 } }"])

@@ -30,7 +30,7 @@ use chance::draw;
 use member::Member;
 use privacy::accounting::{Mechanism, Relation};
 use privacy::ledger::{Charge, Composition, Ledger, Release, Terms, Unit};
-use processes::{command, serve, submit};
+use processes::{Process, command, serve, submit};
 use server::Booking;
 use server::net::Store;
 
@@ -167,22 +167,27 @@ async fn a_backup_an_init_and_a_bundle_that_are_killed_are_whole_or_not_there() 
     kill_again_and_again(&["server", "issue", "north", "--dir", text(&folder)], &bundle, whole, |_| {});
 }
 
+/// A server of a new federation, its address, and three sites.
+async fn with_three_sites(folder: &Path) -> (Process, String, Vec<Member>) {
+    command(&["server", "init", text(folder), "--name", "localhost"]);
+    let (server, address) = serve(text(folder), "127.0.0.1:0");
+    let mut members = Vec::new();
+    for (name, data) in trio::sites() {
+        command(&["server", "issue", name.as_str(), "--dir", text(folder)]);
+        let identity = folder.join("sites").join(name.as_str());
+        members.push(Member::join(&address, &identity, name.as_str(), trio::learner(data)).await);
+    }
+    (server, address, members)
+}
+
 /// Where a file is that a command makes, and whether what is there is whole.
 type Made<'a> = (Vec<&'a str>, &'a Path, Box<dyn Fn() + 'a>);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_leaves_is_whole_and_has_its_own_statement_beside_it_whenever_the_command_is_killed() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("fed");
-    command(&["server", "init", text(&folder), "--name", "localhost"]);
-    let (server, address) = serve(text(&folder), "127.0.0.1:0");
-    let mut members = Vec::new();
-    for (name, data) in trio::sites() {
-        command(&["server", "issue", name.as_str(), "--dir", text(&folder)]);
-        let identity = folder.join("sites").join(name.as_str());
-        members.push(Member::join(&address, &identity, name.as_str(), trio::learner(data)).await);
-    }
-    let plan = dir.path().join("plan.toml");
+    let (folder, plan) = (dir.path().join("fed"), dir.path().join("plan.toml"));
+    let (server, address, members) = with_three_sites(&folder).await;
     let toml = "name = \"short\"\nrounds = 3\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\
                 [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.05 } }\n[cohort]\nclients_min = 3\n";
     std::fs::write(&plan, toml).unwrap();

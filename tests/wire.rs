@@ -227,8 +227,16 @@ async fn train(mut asked: Asked) -> [i32; 3] {
     let mut model = [0u8; 12];
     asked.recv.read_exact(&mut model).await.unwrap();
     assert_eq!(model, [0; 12], "a linear model starts at zero");
-    let (factor, step) = (5.0 / 50.0, 5.0 / f64::powi(2.0, 30));
-    let points = [30.0, 40.0, 0.0].map(|value: f64| (value * (factor / step)).round_ties_even() as i32);
+    let (factor, reach) = (5.0 / 50.0, f64::powi(2.0, 25));
+    let mut scale = factor / (5.0 / reach);
+    let points = loop {
+        let points = [30.0, 40.0, 0.0].map(|value: f64| (value * scale).round_ties_even() as i32);
+        let square: i64 = points.iter().map(|point| i64::from(*point).pow(2)).sum();
+        if square <= 1 << 50 {
+            break points;
+        }
+        scale *= reach / (square as f64).sqrt() * (1.0 - f64::powi(2.0, -20));
+    };
     // The zero byte after the weight says that no vote was asked for; an absent option is the same byte.
     let answer = asked.answer().u32(0).u64(3).u32(WEIGHT).option(0);
     let answer = answer.f64(0.5).option(0).u64(u64::from(WEIGHT)).f64(0.0);
@@ -294,7 +302,7 @@ async fn a_site_and_an_operator_written_from_the_page_take_part_and_predict_the_
     count(asked(&site).await).await;
     let points = train(asked(&site).await).await;
 
-    let factor = 5.0 / f64::powi(2.0, 30) / f64::from(WEIGHT);
+    let factor = 5.0 / f64::powi(2.0, 25) / f64::from(WEIGHT);
     let mean = points.map(|point| ((i64::from(WEIGHT) * i64::from(point)) as f64 * factor) as f32);
     let model: Vec<u8> = mean.iter().flat_map(|value| value.to_le_bytes()).collect();
     let expected: String = Sha256::digest(&model).iter().map(|byte| format!("{byte:02x}")).collect();

@@ -298,9 +298,8 @@ impl Server {
             let _stopped = guard;
             engine.run(inbox)
         })?;
-        let (issuing, approval) = (config.issuing, config.approval);
-        let eyes = (Arc::clone(&metrics), Arc::clone(&presence));
-        let members = Members::new(Arc::clone(&store), issuing, approval, eyes, commands.clone());
+        let (keys, eyes) = ((config.issuing, config.approval), (Arc::clone(&metrics), Arc::clone(&presence)));
+        let members = Members::new(Arc::clone(&store), keys, eyes, commands.clone());
         let members = Arc::new(members.await?);
         let papers = Arc::new(Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
         tokio::spawn(Arc::clone(&papers).watch(stop.clone()));

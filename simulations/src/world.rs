@@ -146,6 +146,11 @@ impl World {
         self.run_watched(optimizer, workforce, &mut Notes(observe))
     }
 
+    fn check_clients(&self, workforce: &dyn Workforce) -> Result<(), WorldError> {
+        let (needed, found) = (self.plan.cohort.clients_min, workforce.clients().len());
+        if found < needed { Err(WorldError::TooFewClients { needed, found }) } else { Ok(()) }
+    }
+
     /// Runs to the end of the plan, or until it is told to stop, and shows more of itself.
     ///
     /// # Errors
@@ -156,25 +161,17 @@ impl World {
         workforce: &dyn Workforce,
         watch: &mut dyn Watch,
     ) -> Result<Outcome, WorldError> {
-        let (needed, found) = (self.plan.cohort.clients_min, workforce.clients().len());
-        if found < needed {
-            return Err(WorldError::TooFewClients { needed, found });
-        }
+        self.check_clients(workforce)?;
         let central = Central::of(workforce);
         let bytes = 4 * self.initial.len().max(1);
         let begun = self.begun;
         begun.as_ref().map_or(Ok(()), |begun| begun.check(self.seed, workforce, self.initial.len()))?;
         let mut links = begun.as_ref().map_or_else(Vec::new, |begun| begun.ledger.clone());
         let (chance, draws) = self.chance.counted(begun.as_ref().map_or(0, |begun| begun.mark.draws));
-        let purse = self.plan.spec.privacy.central.as_ref().map(|promised| {
-            let ledger =
-                if links.is_empty() { found_ledger(promised, &mut links)? } else { Ledger::replay(&links)? };
-            Ok::<_, LedgerError>(Purse { ledger, chance, threads: self.threads })
-        });
-        let (checkpoint, clients) = match &begun {
-            Some(begun) => begun.begin(),
-            None => (Checkpoint::begin(self.initial), BTreeMap::new()),
-        };
+        let promised = self.plan.spec.privacy.central.as_ref();
+        let ledger = promised.map(|promised| ledger_of(promised, &mut links)).transpose()?;
+        let fresh = || (Checkpoint::begin(self.initial), BTreeMap::new());
+        let (checkpoint, clients) = begun.as_ref().map_or_else(fresh, |begun| begun.begin());
         let setup = Setup {
             run: RunId(0),
             plan: Arc::clone(&self.plan),
@@ -184,7 +181,7 @@ impl World {
             checkpoint,
             clients,
             tensors: self.tensors,
-            purse: purse.transpose()?,
+            purse: ledger.map(|ledger| Purse { ledger, chance, threads: self.threads }),
         };
         let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
         let board = Board::default();
@@ -230,9 +227,12 @@ impl World {
     }
 }
 
-/// Begins a book that is the simulation's own: it counts what the plan would cost if it were deployed, where its seed is nobody's.
+/// The book of a simulation that goes on, or a new one: it counts what the plan would cost if it were deployed, where its seed is nobody's.
 /// The statement claims nothing.
-fn found_ledger(promised: &CentralPrivacy, links: &mut Vec<Link>) -> Result<Ledger, LedgerError> {
+fn ledger_of(promised: &CentralPrivacy, links: &mut Vec<Link>) -> Result<Ledger, LedgerError> {
+    if !links.is_empty() {
+        return Ledger::replay(&*links);
+    }
     let (mut ledger, first) = Ledger::found(promised.terms())?;
     links.push(first);
     links.extend(ledger.declare(&RunId(0).to_string(), conduct(promised)));

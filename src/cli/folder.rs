@@ -86,6 +86,8 @@ impl ServerFolder {
     /// Refuses a folder that `server backup` made. What is written there makes the backup worthless, and a server that starts in it
     /// spends again what was released after it.
     pub(super) fn refuse_backup(&self) -> Result<(), Failure> {
+        // One that is being made out of a backup is not finished, and whoever makes it goes on.
+        refuse_unfinished(&self.0)?;
         if !self.0.join(SUMS).exists() {
             return Ok(());
         }

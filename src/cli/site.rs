@@ -494,6 +494,11 @@ mod tests {
         let fresh = write_files(dir.path(), &servers, None, None).unwrap();
         assert!(next_steps(&fresh, false, None).contains("denies everything"));
         std::fs::remove_file(&fresh.site).unwrap();
+        // As a command that was cut off leaves it; and as people have changed it.
+        let again = write_files(dir.path(), &servers, None, None).unwrap();
+        assert!(next_steps(&again, false, None).contains("denies everything"));
+        std::fs::remove_file(&fresh.site).unwrap();
+        std::fs::write(&fresh.policy, "# ours\n").unwrap();
         let kept = write_files(dir.path(), &servers, None, None).unwrap();
         let said = next_steps(&kept, false, None);
         assert!(said.contains("is kept") && !said.contains("denies"), "{said}");

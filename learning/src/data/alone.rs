@@ -101,7 +101,8 @@ mod tests {
     fn a_line_that_is_no_row_is_one_unknown_cell_and_all_others_come_through() {
         let long = format!("1,{}", "x".repeat(CELL_MAX + 2));
         for end in ["\n", "\r\n", "\r"] {
-            let lines = ["a,b", "1,2", "\"3,4", "5,\"6\"", "7,\"8\"\"", "9,5\" pipe", &long, "\"1\"\"2\",3", "4,5"];
+            let lines =
+                ["a,b", "1,2", "\"3,4", "5,\"6\"", "7,\"8\"\"", "9,5\" pipe", &long, "\"1\"\"2\",3", "4,5"];
             let expected = ["a,b", "1,2", "?", "5,\"6\"", "?", "9,5\" pipe", "?", "\"1\"\"2\",3", "4,5"];
             assert_eq!(read(&lines.join(end)), expected.join(end), "{end:?}");
         }

@@ -104,7 +104,7 @@ impl Cells<io::Empty> {
     /// Whether a line without its end is a row by itself: short enough, and with every quotation mark closed.
     pub(super) fn is_one_row(line: &[u8], separator: u8) -> bool {
         let mut cells = Self::new(io::empty(), separator);
-        line.iter().all(|byte| cells.take(*byte).is_ok()) && cells.at != At::Quoted
+        line.iter().all(|byte| Self::take(&mut cells, *byte).is_ok()) && cells.at != At::Quoted
     }
 }
 

@@ -79,8 +79,7 @@ pub(crate) struct Members {
 impl Members {
     pub(crate) async fn new(
         store: Arc<Store>,
-        issuing: Option<Arc<Issuing>>,
-        approval: Approval,
+        (issuing, approval): (Option<Arc<Issuing>>, Approval),
         (metrics, presence): (Arc<Metrics>, Arc<Presence>),
         commands: mpsc::Sender<Command>,
     ) -> Result<Self, StoreError> {

@@ -118,7 +118,8 @@ async fn a_quarantine_lasts_over_a_restart_of_the_server() {
     }
     assert!(is_idle(&sites[2]).await);
     let AdminReply::Members(members) = operator.ask(&AdminRequest::Members).await else { panic!() };
-    assert_eq!(members[0].quarantine.as_ref().map(|held| held.reason.as_str()), Some("moved"));
+    let west = members.iter().find(|member| member.site.as_str() == "west").unwrap();
+    assert_eq!(west.quarantine.as_ref().map(|held| held.reason.as_str()), Some("moved"));
     assert!(server.run(Some(run)).await.unwrap().clients.iter().all(|line| line.client.as_str() != "west"));
     server.shutdown().await.unwrap();
 }

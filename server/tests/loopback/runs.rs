@@ -142,7 +142,7 @@ async fn a_site_that_comes_back_is_asked_again_and_the_round_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_model_stops_the_server_and_is_named() {
+async fn a_damaged_model_ends_its_run_and_is_named_and_the_server_goes_on() {
     let federation = Federation::new();
     let server = federation.serve().await;
     let run = server.submit(PLAN.to_owned(), Some(7)).await.unwrap();
@@ -152,9 +152,20 @@ async fn a_damaged_model_stops_the_server_and_is_named() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let server = federation.serve().await;
-    server.wait().await;
-    let error = server.shutdown().await.unwrap_err().to_string();
-    assert!(error.contains(&file), "{error}");
+    let ended = async {
+        loop {
+            let summary = server.run(Some(run)).await.unwrap();
+            if summary.state == RunState::Failed {
+                return summary;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), ended).await.unwrap();
+    assert!(ended.message.contains(&file), "{}", ended.message);
+    let operator = federation.operator(&server).await;
+    assert_ne!(operator.submit(PLAN).await, run);
+    server.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

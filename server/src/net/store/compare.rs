@@ -303,14 +303,13 @@ impl Store {
                    FROM runs JOIN checkpoints ON runs.run = checkpoints.run";
         for row in sqlx::query(sql).fetch_all(&self.pool).await? {
             let (plan, releases) = (row.try_get::<String, _>("plan_toml")?, rows::number(&row, "releases")?);
-            let pays = |plan: Plan| plan.spec.privacy.central.is_some();
             let stand = Stand {
                 round: rows::number(&row, "round")?,
                 releases,
                 model_sha256: row.try_get("model_sha256")?,
                 plan_sha256: Digest::of(plan.as_bytes()).to_string(),
                 norm_max: row.try_get("norm_max")?,
-                is_private: releases > 0 || Plan::parse(&plan).is_ok_and(pays),
+                is_private: pays(&plan),
             };
             runs.insert(rows::run_id(&row)?, stand);
         }
@@ -419,6 +418,17 @@ impl Store {
     }
 }
 
+/// Whether a run pays for its releases. A plan of an earlier release may not be read any more, and its run has paid all the same.
+fn pays(plan_toml: &str) -> bool {
+    match Plan::parse(plan_toml) {
+        Ok(plan) => plan.spec.privacy.central.is_some(),
+        Err(_) => {
+            let table: toml::Table = toml::from_str(plan_toml).unwrap_or_default();
+            table.get("privacy").is_some_and(|privacy| privacy.get("central").is_some())
+        }
+    }
+}
+
 /// What ledgers say was paid for.
 #[derive(Default)]
 struct Paid {
@@ -468,7 +478,9 @@ impl Paid {
         models: &BTreeMap<(RunId, u32), String>,
     ) -> Result<(), String> {
         let Stand { round: done, releases, model_sha256, norm_max, .. } = stand;
-        if *releases != count {
+        // Runs without a promise count their releases, too, and pay for none.
+        let releases = if stand.is_private { *releases } else { 0 };
+        if releases != count {
             return Err(format!(
                 "run {run} has made {releases} private releases, and its ledger has {count}"
             ));

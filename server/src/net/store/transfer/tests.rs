@@ -82,7 +82,17 @@ async fn a_database_that_holds_something_or_that_a_server_works_with_is_refused_
     stopped(place.path()).await;
     let mixed = Store::lead(place.path(), &place.database("b")).await;
     assert!(matches!(mixed, Err(StoreError::TwoStates { .. })));
-    let held = Store::transfer(place.path(), &target(&place)).await.unwrap_err();
+    let renews = async {
+        loop {
+            leads.renew().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let target_of = target(&place);
+    let held = tokio::select! {
+        held = Store::transfer(place.path(), &target_of) => held.unwrap_err(),
+        never = renews => match never {},
+    };
     assert!(matches!(held, TransferError::Held(_)), "{held}");
     leads.add_invite(&ClientId::new("south").unwrap(), "u", 1, 2).await.unwrap();
     leads.close().await;
