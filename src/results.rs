@@ -201,7 +201,6 @@ impl Results {
             model_sha256: Some(model_sha256),
             statement: statement.as_ref(),
             plan: plan.as_deref(),
-            ..Report::default()
         };
         write_report(&self.folder.join("report.html"), &report)?;
         Ok(self.folder)

@@ -1,6 +1,10 @@
 //! Simulations that do not go well: interrupted, on a full disk, without a release. Each says so, and leaves what it has.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic, and wait for real time to pass"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -192,7 +196,7 @@ fn a_simulation_says_whose_weight_is_cut_and_that_nobody_tests() {
 fn every_client_has_its_numbers_in_the_table_the_report_and_on_request() {
     let (dir, file) = planned(&PLAN.replace(
         "dataset = { synthetic = { rows = 300, test_rows = 60 } }",
-        &format!("dataset = {{ synthetic = {{ rows = 300, test_rows = 60 }} }}\npartition = \"iid\""),
+        "dataset = { synthetic = { rows = 300, test_rows = 60 } }\npartition = \"iid\"",
     ));
     let output = consortia(&["--format", "json", "simulate", text(&file), "--out", text(dir.path()), "-v"]);
     assert!(output.status.success(), "{}", talk(&output));

@@ -231,7 +231,7 @@ mod tests {
         };
         let others = [
             Origin { federation: Digest::of(b"another"), ..here.clone() },
-            Origin { promise: local, ..here.clone() },
+            Origin { promise: local, ..here },
         ];
         for other in &others {
             let mut personal = Personal::default();

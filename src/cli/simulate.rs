@@ -104,7 +104,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         None => (world, ClientMetrics::of(workforce.clients().iter().cloned()), 0),
     };
     let progress = Progress::new(global, plan.rounds);
-    let mut observer = Observer::new(progress, &mut results, &text, findings, metrics, stop.clone());
+    let mut observer = Observer::new(progress, &mut results, &text, findings, metrics, stop);
     (observer.is_talkative, observer.shows_clients) = (global.quiet == 0, global.verbose > 0);
     observer.events = events;
     if observer.shows_clients {

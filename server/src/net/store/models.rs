@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn who_has_measured_nothing_has_no_voice() {
         let empty = Metrics { loss: 0.0, accuracy: Some(1.0), examples: 0, seconds: 0.0 };
-        let mut lines = vec![line(1, None, None), line(2, Some((0.4, Some(0.8))), None)];
+        let mut lines = [line(1, None, None), line(2, Some((0.4, Some(0.8))), None)];
         (lines[0].sites, lines[0].central) = (Some(empty), Some(empty));
         assert_eq!(best(lines.iter(), |_| None), Some(1));
     }

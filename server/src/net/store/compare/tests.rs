@@ -343,7 +343,7 @@ async fn a_damaged_header_is_told_at_once_with_the_file_and_what_to_do() {
     // The magic, the size of a page, the versions of the format, what a page keeps free, the schema's format, the encoding.
     let places: Vec<usize> =
         if thorough { (0..100).collect() } else { vec![0, 15, 16, 18, 19, 20, 21, 47, 59] };
-    let (mut refusals, began) = (0, std::time::Instant::now());
+    let mut refusals = 0;
     for at in places {
         let state = image(dir.path());
         let file = state.path().join("state.sqlite");
@@ -362,11 +362,10 @@ async fn a_damaged_header_is_told_at_once_with_the_file_and_what_to_do() {
             }
             refusals += 1;
             let helps = said.to_lowercase().contains("restore the newest backup");
-            assert!(said.contains("state.sqlite") && helps, "byte {at}: {said}");
+            assert!(said.contains("state.sqlite") && helps && !said.contains("pool"), "byte {at}: {said}");
         }
     }
     assert!(refusals >= 8, "{refusals}");
-    assert!(thorough || began.elapsed() < std::time::Duration::from_secs(9), "a pool waited");
 }
 
 #[tokio::test]
