@@ -62,7 +62,7 @@ fn begun(parent: &Path) -> PathBuf {
 
 #[test]
 fn an_interrupted_simulation_writes_what_it_has_and_goes_on_to_the_same_bits() {
-    let plan = PLAN.replace("rounds = 3", "rounds = 4000");
+    let plan = PLAN.replace("rounds = 3", "rounds = 40000");
     for signal in ["-INT", "-TERM"] {
         let (dir, file) = planned(&plan);
         let (out, whole) = (dir.path().join("out"), dir.path().join("whole"));
