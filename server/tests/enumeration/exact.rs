@@ -4,6 +4,7 @@
 //! kept as cells, the chance of each outcome under either of two neighbouring populations, since nothing else matters to the
 //! hockey-stick divergence.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 /// How many deviations of noise are gone through; beyond lies a mass below 1e-16.
@@ -48,12 +49,20 @@ pub(crate) struct Outcome {
 
 /// The chance of every outcome under two populations.
 #[derive(Clone, Debug)]
-pub(crate) struct Cells(Vec<(f64, f64)>);
+pub(crate) struct Cells {
+    chances: Vec<(f64, f64)>,
+    /// The same in order, once asked for: as one population against the other, and turned.
+    tails: OnceCell<[Tails; 2]>,
+}
 
 impl Cells {
+    fn new(chances: Vec<(f64, f64)>) -> Self {
+        Self { chances, tails: OnceCell::new() }
+    }
+
     /// Nothing was released: one outcome that tells nothing.
-    pub(crate) fn nothing() -> Self {
-        Self(vec![(1.0, 1.0)])
+    fn nothing() -> Self {
+        Self::new(vec![(1.0, 1.0)])
     }
 
     /// Of one charged release by populations `one` and `other`. A round that releases nothing is seen, costs nothing and is
@@ -72,11 +81,11 @@ impl Cells {
         let (mut before_one, mut before_other) = (1.0, 1.0);
         // Ten rounds without a release end a run.
         for _ in 0..10 {
-            cells.extend(released.0.iter().map(|(a, b)| (a * before_one, b * before_other)));
+            cells.extend(released.chances.iter().map(|(a, b)| (a * before_one, b * before_other)));
             (before_one, before_other) = (before_one * fails_one, before_other * fails_other);
         }
         cells.push((before_one, before_other));
-        Self(cells)
+        Self::new(cells)
     }
 
     fn of_mixture(one: &[Outcome], other: &[Outcome], axes: &[Axis]) -> Self {
@@ -121,13 +130,13 @@ impl Cells {
             place[..axis].fill(0);
             place[axis] += 1;
         }
-        Self(cells)
+        Self::new(cells)
     }
 
     /// Cells whose losses lie within 0.002 of each other as one: less is seen then, so that what follows is a lower bound.
     fn merged(&self) -> Self {
         let mut bins: BTreeMap<i64, (f64, f64)> = BTreeMap::new();
-        for (a, b) in &self.0 {
+        for (a, b) in &self.chances {
             let loss = (a / b).ln();
             let bin = if loss.is_finite() {
                 (loss / 0.002).floor() as i64
@@ -137,28 +146,24 @@ impl Cells {
             let sums = bins.entry(bin).or_default();
             *sums = (sums.0 + a, sums.1 + b);
         }
-        Self(bins.into_values().collect())
+        Self::new(bins.into_values().collect())
     }
 
     /// The least delta at `epsilon` of independent releases together, in both directions.
     pub(crate) fn delta(releases: &[&Self], epsilon: f64) -> f64 {
-        let (mut before, last) = match releases {
-            [] => return 0.0,
-            [before @ .., last] => (before.iter(), last),
+        let [before @ .., last] = releases else { return 0.0 };
+        let joint = match before {
+            [] => &Self::nothing(),
+            [first] => *first,
+            [first, others @ ..] => &others.iter().fold((*first).clone(), |joint, next| {
+                let (joint, next) = (joint.merged(), next.merged());
+                let pairs = |&(a, b): &(f64, f64)| next.chances.iter().map(move |(c, d)| (a * c, b * d));
+                Self::new(joint.chances.iter().flat_map(pairs).collect())
+            }),
         };
-        let mut joint = before.next().map_or_else(Self::nothing, |first| (*first).clone());
-        for next in before {
-            let (some, next) = (joint.merged(), next.merged());
-            let pairs = some.0.iter().flat_map(|(a, b)| next.0.iter().map(move |(c, d)| (a * c, b * d)));
-            joint = Self(pairs.collect());
-        }
-        let [forwards, backwards] = [last.tails(false), last.tails(true)];
-        let mut deltas = (0.0, 0.0);
-        for (a, b) in &joint.0 {
-            deltas.0 += forwards.beyond(*a, *b, epsilon);
-            deltas.1 += backwards.beyond(*b, *a, epsilon);
-        }
-        f64::max(deltas.0, deltas.1)
+        let deltas =
+            joint.tails().iter().zip(last.tails()).map(|(joint, last)| joint.beyond_with(last, epsilon));
+        deltas.fold(0.0, f64::max)
     }
 
     /// The least epsilon at `delta`, to three digits, for messages.
@@ -171,30 +176,43 @@ impl Cells {
         high
     }
 
-    fn tails(&self, swapped: bool) -> Tails {
-        let turned = |&(a, b): &(f64, f64)| if swapped { (b, a) } else { (a, b) };
-        let mut cells: Vec<(f64, f64, f64)> =
-            self.0.iter().map(turned).filter(|(a, _)| *a > 0.0).map(|(a, b)| ((a / b).ln(), a, b)).collect();
-        cells.sort_by(|one, other| other.0.total_cmp(&one.0));
-        let mut tails = Tails::default();
-        let (mut a, mut b) = (0.0, 0.0);
-        for (loss, more_a, more_b) in cells {
-            (a, b) = (a + more_a, b + more_b);
-            tails.0.push((loss, a, b));
-        }
-        tails
+    fn tails(&self) -> &[Tails; 2] {
+        self.tails.get_or_init(|| {
+            [Tails::of(self.chances.iter().copied()), Tails::of(self.chances.iter().map(|&(a, b)| (b, a)))]
+        })
     }
 }
 
-/// Losses from the largest down, each with the chance of at least that loss under either population.
-#[derive(Debug, Default)]
-pub(crate) struct Tails(Vec<(f64, f64, f64)>);
+/// Losses from the largest down, each with its chance and with the chance of at least that loss, under either population.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tails(Vec<Tail>);
+
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    loss: f64,
+    chances: (f64, f64),
+    at_least: (f64, f64),
+}
 
 impl Tails {
+    fn of(cells: impl Iterator<Item = (f64, f64)>) -> Self {
+        // What is left out has a mass below 1e-22 altogether.
+        let possible = cells.filter(|(a, b)| *a > 0.0 && f64::max(*a, *b) > 1e-29);
+        let mut cells: Vec<(f64, f64, f64)> = possible.map(|(a, b)| ((a / b).ln(), a, b)).collect();
+        cells.sort_unstable_by(|one, other| other.0.total_cmp(&one.0));
+        let mut at_least = (0.0, 0.0);
+        let of = |(loss, a, b)| {
+            at_least = (at_least.0 + a, at_least.1 + b);
+            Tail { loss, chances: (a, b), at_least }
+        };
+        Self(cells.into_iter().map(of).collect())
+    }
+
     /// Of one Gaussian coordinate that moves by `shift`.
     pub(crate) fn of_shift(axis: Axis, shift: i64) -> Self {
         let outcome = |sum: i64| [Outcome { chance: 1.0, sums: Some(vec![sum]) }];
-        Cells::of_release(&outcome(shift), &outcome(0), &[axis]).tails(false)
+        let [forwards, _backwards] = Cells::of_release(&outcome(shift), &outcome(0), &[axis]).tails().clone();
+        forwards
     }
 
     /// What a cell of chances `a` and `b` and everything after it add to delta.
@@ -203,8 +221,25 @@ impl Tails {
             return 0.0;
         }
         let needed = epsilon - (a / b).ln();
-        let above = self.0.partition_point(|(loss, _, _)| *loss > needed);
-        let Some((_, all_a, all_b)) = above.checked_sub(1).map(|last| self.0[last]) else { return 0.0 };
-        (a * all_a - epsilon.exp() * b * all_b).max(0.0)
+        self.beyond_first(self.0.partition_point(|tail| tail.loss > needed), (a, b), epsilon)
+    }
+
+    fn beyond_first(&self, above: usize, (a, b): (f64, f64), epsilon: f64) -> f64 {
+        let Some(last) = above.checked_sub(1).map(|last| self.0[last]) else { return 0.0 };
+        (a * last.at_least.0 - epsilon.exp() * b * last.at_least.1).max(0.0)
+    }
+
+    /// The delta of these and then `after`: the smaller a loss is here, the larger it must be there.
+    fn beyond_with(&self, after: &Self, epsilon: f64) -> f64 {
+        let mut above = after.0.len();
+        let mut sum = 0.0;
+        for first in &self.0 {
+            let needed = epsilon - first.loss;
+            while above > 0 && after.0[above - 1].loss <= needed {
+                above -= 1;
+            }
+            sum += after.beyond_first(above, first.chances, epsilon);
+        }
+        sum
     }
 }

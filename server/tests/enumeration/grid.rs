@@ -6,7 +6,7 @@ pub(crate) fn is_thorough() -> bool {
 }
 
 /// One combination.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Options {
     pub(crate) sampling: String,
     pub(crate) relation: &'static str,
@@ -91,19 +91,21 @@ pub(crate) fn every_combination() -> impl Iterator<Item = Options> {
         for relation in ["add_or_remove_one", "zero_out", "replace_one"] {
             for noise in &noises {
                 for clipping in &clippings {
-                    for (noise_multiplier, delta) in
-                        multipliers.iter().flat_map(|z| deltas.iter().map(move |delta| (*z, *delta)))
-                    {
+                    for noise_multiplier in &multipliers {
                         let options = Options {
                             relation,
                             noise,
                             clipping,
-                            noise_multiplier,
-                            delta,
+                            noise_multiplier: *noise_multiplier,
                             rounds: if *noise == "\"independent\"" { 2 } else { 3 },
                             ..Options::plain(sampling)
                         };
-                        all.extend(variants(&options));
+                        // One after the other, so that what is released needs to be found once.
+                        for variant in variants(&options) {
+                            all.extend(
+                                deltas.iter().map(|delta| Options { delta: *delta, ..variant.clone() }),
+                            );
+                        }
                     }
                 }
             }

@@ -118,9 +118,11 @@ impl<'a> Book<'a> {
         encoded.points().iter().map(|point| i64::from(*point) * weight).collect()
     }
 
-    /// Points of the small lattice that the largest contribution to one coordinate is; a multiple of every weight.
+    /// Points of the small lattice that the largest contribution to one coordinate is; a multiple of every weight. Where more
+    /// than one coordinate is enumerated, as few as leave the noise nineteen points wide in the large grid.
     fn size(&self) -> i64 {
-        match (self.case.tensors > 1 || self.case.votes, is_thorough()) {
+        let wide = self.case.central.noise_multiplier.value() * 12.0 >= 19.0;
+        match (self.case.tensors > 1 || self.case.votes, is_thorough() && !wide) {
             (false, _) => 60,
             (true, true) => 24,
             (true, false) => 12,
