@@ -390,3 +390,26 @@ fn every_crate_keeps_to_one_set_of_lints() {
     }
     judge(faults);
 }
+
+/// A profile takes over the packages of the one that it inherits from: what is left out here would be slow in what others install.
+#[test]
+fn the_file_that_others_install_is_optimised_in_full() {
+    let workspace: toml::Table = read("Cargo.toml").parse().unwrap();
+    let profile = |name: &str| workspace["profile"][name].clone();
+    let level = |table: &toml::Value| table.get("opt-level").and_then(toml::Value::as_integer);
+    assert_eq!(level(&profile("dist")), Some(3));
+    assert!(level(&profile("release")).is_some_and(|level| level < 3), "`dist` is for nothing then");
+    let empty = toml::Table::new();
+    let (release, dist) = (profile("release"), profile("dist"));
+    let named =
+        |of: &toml::Value| of.get("package").and_then(toml::Value::as_table).unwrap_or(&empty).clone();
+    let (release, dist) = (named(&release), named(&dist));
+    let slow = release.iter().filter(|(_, table)| level(table) != Some(3));
+    let faults = slow.filter(|(package, _)| dist.get(*package).and_then(level) != Some(3));
+    let fault = |(package, _)| {
+        format!(
+            "Cargo.toml: [profile.release.package.{package}] is below 3; say `opt-level = 3` for it in [profile.dist]"
+        )
+    };
+    judge(faults.map(fault).collect());
+}

@@ -99,7 +99,7 @@ def compare(machine, workload, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--consortia", default=str(ROOT / "target/release/consortia"))
+    parser.add_argument("--consortia", default=str(ROOT / "target/dist/consortia"))
     parser.add_argument("--python", default=os.environ.get("CONSORTIA_TORCH_PYTHON"))
     parser.add_argument("--data", default=os.environ.get("CONSORTIA_DATA"))
     parser.add_argument("--turns", type=int, default=3)
