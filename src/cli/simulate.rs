@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
-use consortia::results::{ClientMetrics, Results, write_model};
+use consortia::results::{ClientMetrics, Clock, Ending, Results, write_model};
 use learning::device::select;
 use protocol::wire::{ClientSummary, RoundSummary};
 use protocol::{Layout, Metrics, Seed, Spec, Stop};
@@ -356,10 +356,18 @@ impl Ended<'_> {
             RunEnd::Stopped => "interrupted; the model of the last round stands",
             end => end.message(),
         };
-        let folder = results
-            .finish(&plan.name, lead, &outcome.model.sha256(), &outcome.rounds)
-            .or_fail(Kind::Run, "results")?;
-        self.tell(&folder, started.elapsed().as_secs_f64(), global);
+        let seconds = started.elapsed().as_secs_f64();
+        let ending = Ending {
+            title: &plan.name,
+            state: outcome.end.state(),
+            lead,
+            remarks: &self.findings.warnings(),
+            model_sha256: &outcome.model.sha256(),
+            clock: Clock::Virtual,
+            real_seconds: Some(seconds),
+        };
+        let folder = results.finish(&ending, &outcome.rounds).or_fail(Kind::Run, "results")?;
+        self.tell(&folder, seconds, global);
         if outcome.end == RunEnd::Stopped {
             return Err(interrupted(&folder, outcome, plan.rounds));
         }
@@ -390,7 +398,7 @@ impl Ended<'_> {
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
                 "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}test accuracy  {}\n\
-                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}{}",
+                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nmodel sha256   {sha256}\nresults        {}{}",
                 people.describe(),
                 outcome.updates,
                 share(accuracy),
