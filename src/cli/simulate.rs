@@ -272,6 +272,14 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let mut text = read_plan_text(given, None)?;
     let base = given.parent().map(Path::to_path_buf).unwrap_or_default();
     let lookup = |name: &str| std::env::var(name).ok();
+    if !has_simulation(&text) && Plan::parse(&text).is_ok() {
+        let message = format!(
+            "{path}: the plan has no [simulation] table, which says whose records are trained on: add one, such as\n\n  [simulation]\n  \
+             clients = 10\n  dataset = {{ synthetic = {{ rows = 1000 }} }}\n\n(docs/federation.md has all of it), or hand the plan to a server: \
+             `consortia run submit {path} --dir DIR`"
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
     if !args.set.is_empty() {
         // Errors of the file itself are shown with the file's own lines, before anything is changed.
         Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
@@ -284,6 +292,11 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
         Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
     let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
     Ok((scenario, resolved))
+}
+
+/// Whether a plan has the table that only simulations read.
+fn has_simulation(text: &str) -> bool {
+    toml::from_str::<toml::Table>(text).is_ok_and(|table| table.contains_key("simulation"))
 }
 
 /// The last test metrics: at the sites where they test, else the server's.
@@ -361,7 +374,7 @@ impl Ended<'_> {
             title: &plan.name,
             state: outcome.end.state(),
             lead,
-            remarks: &self.findings.warnings(),
+            remarks: &self.remarks(),
             model_sha256: &outcome.model.sha256(),
             clock: Clock::Virtual,
             real_seconds: Some(seconds),
@@ -374,6 +387,16 @@ impl Ended<'_> {
         // Nothing is left to go on from.
         let _ = std::fs::remove_file(folder.join(saved::FILE));
         self.verdict()
+    }
+
+    /// What there is to warn of, but for the reasons that the end of the run gives already.
+    fn remarks(&self) -> Vec<String> {
+        let end = self.outcome.end.message();
+        let is_told = |warning: &String| {
+            let reason = warning.split_once("): ").map(|(_, reason)| reason);
+            reason.is_some_and(|reason| !reason.is_empty() && end.contains(reason))
+        };
+        self.findings.warnings().into_iter().filter(|warning| !is_told(warning)).collect()
     }
 
     /// Says what came of it.
@@ -434,7 +457,7 @@ impl Ended<'_> {
         };
         global.format.say(text, object);
         if global.quiet < 2 {
-            findings.warnings().iter().for_each(|warning| tell(format_args!("warning: {warning}")));
+            self.remarks().iter().for_each(|warning| tell(format_args!("warning: {warning}")));
         }
     }
 

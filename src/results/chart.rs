@@ -14,7 +14,7 @@ const INK: &str = "#1a2028";
 const GRID: &str = "#d8dde4";
 const GROUND: &str = "#ffffff";
 /// Pixels of a letter of 12 pixels, about.
-const LETTER: f64 = 6.6;
+const LETTER: f64 = 7.2;
 /// Pixels for the legend's line of a drawing that stands alone, and for its title.
 const LINE: f64 = 24.0;
 /// Where an axis of logarithms begins at the lowest.
@@ -156,15 +156,17 @@ impl Chart {
 
     /// What is read out: the title, and the last value of each curve.
     pub(super) fn described(&self) -> String {
-        let said = self.series.iter().filter_map(|series| {
-            Some(format!("{} {}", series.name, (self.y.text)(series.last()?, 0.0)))
-        });
+        let said = self
+            .series
+            .iter()
+            .filter_map(|series| Some(format!("{} {}", series.name, (self.y.text)(series.last()?, 0.0))));
         format!("{}: {}", self.title, said.collect::<Vec<_>>().join(", "))
     }
 
     /// The axes and curves alone, as an SVG that is as wide as its place; `width` and `height` are in pixels of its letters.
     pub(super) fn plot(&self, width: f64, height: f64) -> String {
-        let mut svg = format!("<svg viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\" {FONT}>\n");
+        let mut svg =
+            format!("<svg viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\" {FONT}>\n");
         self.draw(&mut svg, 0.0, 0.0, width, height);
         svg.push_str("</svg>");
         svg
@@ -207,7 +209,7 @@ impl Chart {
         let (rows, row) = y.ticks(height / 38.0, is_whole(&self.y));
         let labels: Vec<String> = rows.iter().map(|value| (self.y.text)(*value, row)).collect();
         let letters = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
-        let margin = 10.0 + letters as f64 * LETTER;
+        let margin = 12.0 + letters as f64 * LETTER;
         let name = if self.x.name.is_empty() { 0.0 } else { 16.0 };
         let frame = Frame {
             left: left + margin,
@@ -271,15 +273,16 @@ pub(super) fn sheet(title: &str, charts: &[Chart]) -> String {
 fn stroke(series: &Series) -> String {
     let color = series.color % SERIES.len();
     let dash = if series.is_dashed { " stroke-dasharray=\"6 4\"" } else { "" };
-    format!("class=\"s{color}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\" stroke-linejoin=\"round\"{dash}", SERIES[color])
+    format!(
+        "class=\"s{color}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\" stroke-linejoin=\"round\"{dash}",
+        SERIES[color]
+    )
 }
 
 fn line(svg: &mut String, from: (f64, f64), to: (f64, f64)) {
     let ((x, y), (right, bottom)) = (from, to);
-    let _ = writeln!(
-        svg,
-        "<path class=\"grid\" d=\"M{x:.1} {y:.1}L{right:.1} {bottom:.1}\" stroke=\"{GRID}\"/>"
-    );
+    let _ =
+        writeln!(svg, "<path class=\"grid\" d=\"M{x:.1} {y:.1}L{right:.1} {bottom:.1}\" stroke=\"{GRID}\"/>");
 }
 
 fn text(svg: &mut String, at: (f64, f64), anchor: &str, text: &str) {
@@ -299,7 +302,8 @@ fn curve(svg: &mut String, frame: &Frame, series: &Series) {
         series.points.iter().filter(finite).map(|(x, y)| frame.at(*x, *y)).collect();
     if let [(x, y)] = points[..] {
         let (color, fill) = (series.color % SERIES.len(), SERIES[series.color % SERIES.len()]);
-        let _ = writeln!(svg, "<circle class=\"d{color}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{fill}\"/>");
+        let _ =
+            writeln!(svg, "<circle class=\"d{color}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{fill}\"/>");
         return;
     }
     let mut path = String::new();
@@ -400,6 +404,9 @@ mod tests {
             assert!(!svg.contains("NaN") && !svg.contains("inf") && svg.len() < 40_000, "{svg}");
         }
         let sheet = sheet("t & u", &[chart(vec![(1.0, 0.5), (2.0, 0.25)])]);
-        assert!(sheet.contains("a &lt; b") && sheet.contains("t &amp; u") && sheet.contains("0.2500"), "{sheet}");
+        assert!(
+            sheet.contains("a &lt; b") && sheet.contains("t &amp; u") && sheet.contains("0.2500"),
+            "{sheet}"
+        );
     }
 }

@@ -101,9 +101,8 @@ fn drawn(curves: impl IntoIterator<Item = (&'static str, usize, bool, Vec<(f64, 
 
 fn by_round(measure: &Measure, rounds: &[&RoundSummary]) -> Chart {
     let curve = |(name, color, is_dashed, metrics): Line| {
-        let point = |round: &&RoundSummary| {
-            Some((f64::from(round.round), (measure.value)(&metrics(round)?)?))
-        };
+        let point =
+            |round: &&RoundSummary| Some((f64::from(round.round), (measure.value)(&metrics(round)?)?));
         (name, color, is_dashed, rounds.iter().filter_map(point).collect())
     };
     Chart {
@@ -132,7 +131,8 @@ fn against_epsilon(measure: &Measure, rounds: &[&RoundSummary]) -> Chart {
 
 /// Who took part and how long it took, where that is shown.
 fn participation(rounds: &[&RoundSummary], clock: Clock) -> [Chart; 2] {
-    let shown = || rounds.iter().filter_map(|round| Some((f64::from(round.round), round.participation()?, round)));
+    let shown =
+        || rounds.iter().filter_map(|round| Some((f64::from(round.round), round.participation()?, round)));
     let asked = shown().map(|(x, (asked, _), _)| (x, f64::from(asked))).collect();
     let answered = shown().map(|(x, (_, answered), _)| (x, f64::from(answered))).collect();
     let took = shown().map(|(x, _, round)| (x, round.seconds)).collect();

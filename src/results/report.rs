@@ -149,10 +149,14 @@ fn sentence(text: &str) -> String {
 /// The figures at the top.
 fn facts(report: &Report<'_>, measures: &Measures) -> Vec<Value> {
     let last = |of: fn(&RoundSummary) -> Option<Metrics>| report.rounds.iter().rev().find_map(of);
-    let records = [("the server's records", last(|round| round.central)), ("the sites' records", last(|round| round.sites))];
+    let records = [
+        ("the server's records", last(|round| round.central)),
+        ("the sites' records", last(|round| round.sites)),
+    ];
     let rounds: Vec<&RoundSummary> = report.rounds.iter().filter(|round| round.round > 0).collect();
     let released = rounds.iter().filter(|round| round.released).count();
-    let seconds = report.rounds.iter().filter(|round| round.participation().is_some()).map(|round| round.seconds);
+    let seconds =
+        report.rounds.iter().filter(|round| round.participation().is_some()).map(|round| round.seconds);
     let seconds = seconds.reduce(|sum, seconds| sum + seconds).map(|seconds| duration(seconds, 0.0));
     let (clock, real) = match report.clock {
         Clock::Real => ("Time in rounds", "Time in all"),
@@ -163,7 +167,10 @@ fn facts(report: &Report<'_>, measures: &Measures) -> Vec<Value> {
         facts.push(("Rounds that released a model".to_owned(), Some(released.to_string())));
     }
     for (whose, metrics) in records {
-        facts.push((format!("{} on {whose}", measures.name()), metrics.and_then(|metrics| measures.best(&metrics))));
+        facts.push((
+            format!("{} on {whose}", measures.name()),
+            metrics.and_then(|metrics| measures.best(&metrics)),
+        ));
         facts.push((format!("Loss on {whose}"), metrics.map(|metrics| figure(metrics.loss))));
     }
     let epsilon = report.rounds.iter().rev().find_map(|round| round.epsilon);
@@ -197,8 +204,10 @@ impl Measures {
         // Whose cohorts are drawn in secret tells nobody who took part.
         let hidden = report.rounds.iter().any(RoundSummary::hides_participation);
         let counts = |counts: &[(String, u32)]| {
-            let each: Vec<String> =
-                counts.iter().map(|(reason, count)| format!("{} {count}", reason.replace('_', " "))).collect();
+            let each: Vec<String> = counts
+                .iter()
+                .map(|(reason, count)| format!("{} {count}", reason.replace('_', " ")))
+                .collect();
             if each.is_empty() { NONE.to_owned() } else { each.join(", ") }
         };
         let row = |client: &ClientSummary| {
@@ -231,7 +240,15 @@ impl Measures {
         let measure = |whose: &str| format!("{whose} {}", if self.is_squared { "RMSE" } else { "accuracy" });
         let (sites, central) = (measure("Sites'"), measure("Server's"));
         let heads = [
-            "Round", "Answered", "Model", "Training loss", "Sites' loss", &sites, "Server's loss", &central, "Epsilon",
+            "Round",
+            "Answered",
+            "Model",
+            "Training loss",
+            "Sites' loss",
+            &sites,
+            "Server's loss",
+            &central,
+            "Epsilon",
             seconds,
         ];
         let row = |round: &RoundSummary| {
@@ -336,7 +353,7 @@ mod tests {
             "north",
             "stale 1",
             "<svg",
-            "all rounds are done",
+            "All rounds are done",
             "abababababababab",
         ] {
             assert!(page.contains(said), "{said} is missing");
@@ -353,5 +370,63 @@ mod tests {
     fn a_run_of_which_little_is_known_has_a_page_too() {
         let page = render(&Report { title: "new", lead: "waits", ..Report::default() }).unwrap();
         assert!(page.contains("<h1>new</h1>") && !page.contains("What may be said"));
+    }
+
+    const REAL: &str = r#"
+        name = "beds"
+        rounds = 2
+        model = "linear"
+        data = { table = { features = ["a"], label = "y", target = "real" } }
+        training = { batch_size = 4, optimizer = { sgd = { learning_rate = 0.1 } } }
+        update = { norm_max = 1 }
+    "#;
+
+    #[test]
+    fn a_run_that_predicts_numbers_has_a_curve_of_rmse_and_none_of_accuracy() {
+        let metrics = Metrics { loss: 6.25, accuracy: None, examples: 8, seconds: 0.0 };
+        let rounds: Vec<RoundSummary> = rounds()
+            .into_iter()
+            .map(|round| RoundSummary { train: Some(metrics), sites: Some(metrics), epsilon: None, ..round })
+            .collect();
+        let report = Report { title: "beds", rounds: &rounds, plan: Some(REAL), ..Report::default() };
+        let titles: Vec<String> = report.charts().into_iter().map(|chart| chart.title).collect();
+        assert_eq!(titles, ["RMSE", "Loss", "Sites asked and answered", "Seconds of a round"]);
+        let page = render(&report).unwrap();
+        assert!(page.contains("RMSE on the sites&#x27; records") && page.contains("2.5000"), "{page}");
+        assert!(!page.contains("ccuracy"), "nothing is said of what there is not");
+    }
+
+    #[test]
+    fn columns_that_say_nothing_are_left_out_and_seconds_are_named_after_their_clock() {
+        let rounds = rounds();
+        let report =
+            Report { clock: Clock::Virtual, real_seconds: Some(0.25), rounds: &rounds, ..Report::default() };
+        let page = render(&report).unwrap();
+        for said in [
+            "Virtual seconds",
+            "Virtual time in rounds",
+            "Real time of the simulation",
+            "250 ms",
+            "Sites&#x27; accuracy",
+        ] {
+            assert!(page.contains(said), "{said}: {page}");
+        }
+        assert!(!page.contains("Server&#x27;s accuracy"), "the server has measured nothing");
+        let real = render(&Report { rounds: &rounds, ..Report::default() }).unwrap();
+        assert!(!real.contains("irtual") && real.contains("Seconds of a round"));
+    }
+
+    #[test]
+    fn a_run_that_failed_says_why_before_anything_else() {
+        let remarks = ["va declined 2 times: policy".to_owned()];
+        for state in [RunState::Failed, RunState::Stopped, RunState::BudgetExhausted] {
+            let (state, lead) = (Some(state), "the quorum was missed in 2 rounds");
+            let page = render(&Report { title: "beds", state, lead, remarks: &remarks, ..Report::default() })
+                .unwrap();
+            let body = page.split("<header>").nth(1).unwrap();
+            let why = body.split("<dl").next().unwrap();
+            assert!(why.contains("The quorum was missed") && why.contains("va declined 2 times"), "{page}");
+            assert!(!page.contains("<h2>Curves</h2>") && !page.contains("<h2>Rounds</h2>"), "{page}");
+        }
     }
 }
