@@ -282,7 +282,9 @@ mod tests {
         let line = csv.lines().nth(1).unwrap();
         assert_eq!(line, "1,true,2,2,0.500000,0.250000,0.500000,0.250000,8,,,1.000000,0.125000");
         let svg = std::fs::read_to_string(folder.join("curves.svg")).unwrap();
-        assert!(svg.contains("<svg") && svg.contains("Accuracy") && svg.contains("Virtual seconds of a round"));
+        assert!(
+            svg.contains("<svg") && svg.contains("Accuracy") && svg.contains("Virtual seconds of a round")
+        );
         assert_eq!(std::fs::read_to_string(folder.join("events.jsonl")).unwrap(), "{\"event\":\"x\"}\n");
     }
 
