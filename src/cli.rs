@@ -43,6 +43,7 @@ mod telemetry;
 mod text;
 mod watch;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -268,7 +269,8 @@ enum RunCommand {
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            advise(&mut error);
             let written = error.print();
             if error.use_stderr() {
                 // Nothing can be done about a closed stderr.
@@ -279,11 +281,26 @@ pub(crate) fn main() -> ExitCode {
                 .map_or_else(|failure| failure.report(Format::Text), |()| ExitCode::SUCCESS);
         }
     };
-    listen_to_logs(&cli.global);
+    listen_to_logs(&cli.global, shows_events(&cli));
     modes::keep_private(&cli.command);
     match perform(&cli).and_then(|()| output::written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(cli.global.format),
+    }
+}
+
+/// Adds where to get what is missing, for arguments that nobody can guess.
+fn advise(error: &mut clap::Error) {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) else { return };
+    let tip = match missing.iter().map(String::as_str).find(|name| ["<INVITE>"].contains(name)) {
+        Some("<INVITE>") => {
+            "the operator has the invite: `consortia invite create SITE --dir DIR` prints a line, which is typed here first, or `-` to read it from stdin"
+        }
+        _ => return,
+    };
+    if error.kind() == clap::error::ErrorKind::MissingRequiredArgument {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
 }
 
@@ -355,16 +372,37 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
+/// The target under which servers and sites log what happens in runs.
+const EVENTS: &str = "events";
+
+/// Whether the command shows on stdout what happens in runs, so that its log need not.
+fn shows_events(cli: &Cli) -> bool {
+    match &cli.command {
+        Command::Server(ServerCommand::Run(_)) => true,
+        Command::Site(SiteCommand::Run(_)) => site::is_heard(&cli.global),
+        _ => false,
+    }
+}
+
 /// Logs go to stderr: warnings by default, more with `-v`, as `RUST_LOG` says if it is set; as JSON with `--format json`.
-fn listen_to_logs(global: &Global) {
+fn listen_to_logs(global: &Global, shows_events: bool) {
     let level = match (global.quiet, global.verbose) {
         (0, 0) => "warn",
         (0, 1) => "info",
         (0, _) => "debug",
         (_, _) => "error",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // What happens is on stdout already, unless somebody asks for it by name.
+    let is_asked = std::env::var("RUST_LOG").is_ok_and(|wanted| wanted.contains(EVENTS));
+    if shows_events && !is_asked {
+        filter = filter.add_directive(format!("{EVENTS}=off").parse().expect("a target and a level"));
+    }
+    // A file or a journal gets no colour codes, nor does whoever asks for none (no-color.org).
+    let colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     match global.format {
         Format::Json => logs.json().init(),
         Format::Text | Format::Silent => logs.with_target(false).init(),

@@ -5,6 +5,7 @@
 //! `best.safetensors` · `curves.svg` · `report.html`, all of it on one page; and where the plan promises privacy
 //! `privacy_statement.json` and `ledger.jsonl`.
 
+mod chart;
 mod curves;
 mod events;
 mod gallery;
@@ -17,18 +18,18 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use privacy::chain::Link;
-use protocol::wire::{ClientSummary, RoundSummary};
+use protocol::wire::{ClientSummary, RoundSummary, RunState};
 use server::PrivacyStatement;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-pub use curves::draw_curves;
+pub use curves::{Clock, draw_curves};
 pub use events::event_json;
 pub use gallery::{Gallery, draw_membership};
 use metrics::write_metrics;
 pub use metrics::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured};
 pub use model::{Existing, Held, ModelFile, ModelFileError, Notes, write_model, write_tensors, write_whole};
-pub use report::{Report, write_report};
+pub use report::{Report, ReportTable, write_report};
 
 /// The folder of one run, open for writing.
 #[derive(Debug)]
@@ -38,6 +39,26 @@ pub struct Results {
     written: u64,
     clients: Vec<ClientSummary>,
     metrics: ClientMetrics,
+    tables: Vec<ReportTable>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending<'a> {
+    /// What it is called.
+    pub title: &'a str,
+    /// Where it stands.
+    pub state: RunState,
+    /// One sentence on how it ended.
+    pub lead: &'a str,
+    /// What else there is to know of how it went, a sentence each.
+    pub remarks: &'a [String],
+    /// SHA-256 of its model.
+    pub model_sha256: &'a str,
+    /// What the seconds of its rounds are of.
+    pub clock: Clock,
+    /// Seconds that it took by the world's clock.
+    pub real_seconds: Option<f64>,
 }
 
 /// The file that keeps room on the disk for the model until it is written.
@@ -79,7 +100,7 @@ impl Results {
 
     fn with(folder: PathBuf, events: File, written: u64) -> Self {
         let (clients, metrics) = (Vec::new(), ClientMetrics::default());
-        Self { folder, events: BufWriter::new(events), written, clients, metrics }
+        Self { folder, events: BufWriter::new(events), written, clients, metrics, tables: Vec::new() }
     }
 
     /// Takes `bytes` of the disk now, and some more, so that the models can be written when it is full later.
@@ -119,6 +140,11 @@ impl Results {
     /// What is to be shown of every client at the end.
     pub fn show_clients(&mut self, clients: Vec<ClientSummary>, metrics: ClientMetrics) {
         (self.clients, self.metrics) = (clients, metrics);
+    }
+
+    /// What else the report is to show.
+    pub fn show_table(&mut self, table: ReportTable) {
+        self.tables.push(table);
     }
 
     /// How long `events.jsonl` is with all events so far.
@@ -173,35 +199,35 @@ impl Results {
         lines.flush()
     }
 
-    /// Writes `metrics.csv`, `curves.svg` and `report.html`, and finishes `events.jsonl`. `lead` is a sentence on how the run ended.
+    /// Writes `metrics.csv`, `curves.svg` and `report.html`, and finishes `events.jsonl`.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn finish(
-        mut self,
-        title: &str,
-        lead: &str,
-        model_sha256: &str,
-        rounds: &[RoundSummary],
-    ) -> io::Result<PathBuf> {
+    pub fn finish(mut self, ending: &Ending<'_>, rounds: &[RoundSummary]) -> io::Result<PathBuf> {
         self.events.flush()?;
         let mut csv = BufWriter::new(File::create(self.folder.join("metrics.csv"))?);
         write_metrics(&mut csv, rounds, &self.metrics)?;
         csv.flush()?;
-        draw_curves(&self.folder.join("curves.svg"), title, rounds).map_err(io::Error::other)?;
         let plan = self.written("resolved.toml")?;
         let statement = self.written("privacy_statement.json")?;
         let statement: Option<PrivacyStatement> =
             statement.map(|text| PrivacyStatement::read(&text)).transpose().map_err(io::Error::other)?;
+        let Ending { title, state, lead, remarks, model_sha256, clock, real_seconds } = *ending;
         let report = Report {
             title,
+            state: Some(state),
             lead,
+            remarks,
             rounds,
             clients: &self.clients,
+            tables: &self.tables,
             model_sha256: Some(model_sha256),
             statement: statement.as_ref(),
             plan: plan.as_deref(),
+            clock,
+            real_seconds,
         };
+        draw_curves(&self.folder.join("curves.svg"), &report)?;
         write_report(&self.folder.join("report.html"), &report)?;
         Ok(self.folder)
     }
@@ -239,7 +265,16 @@ mod tests {
             seconds: 1.0,
             epsilon: Some(0.125),
         };
-        let folder = results.finish("title", "all rounds are done", "ab12", &[round]).unwrap();
+        let ending = Ending {
+            title: "title",
+            state: RunState::Finished,
+            lead: "all rounds are done",
+            remarks: &[],
+            model_sha256: "ab12",
+            clock: Clock::Virtual,
+            real_seconds: Some(0.5),
+        };
+        let folder = results.finish(&ending, &[round]).unwrap();
         let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
         assert!(page.contains("ab12") && page.contains("rounds = 1"), "{page}");
         assert!(folder.ends_with("1970-01-01-000000-t-00ab"));
@@ -247,7 +282,9 @@ mod tests {
         let line = csv.lines().nth(1).unwrap();
         assert_eq!(line, "1,true,2,2,0.500000,0.250000,0.500000,0.250000,8,,,1.000000,0.125000");
         let svg = std::fs::read_to_string(folder.join("curves.svg")).unwrap();
-        assert!(svg.contains("<svg") && svg.contains("accuracy"));
+        assert!(
+            svg.contains("<svg") && svg.contains("Accuracy") && svg.contains("Virtual seconds of a round")
+        );
         assert_eq!(std::fs::read_to_string(folder.join("events.jsonl")).unwrap(), "{\"event\":\"x\"}\n");
     }
 

@@ -262,3 +262,48 @@ fn from_an_empty_folder_to_a_trained_model() {
     let left = object(&["model", "export", text(&model), "--plan", text(&plan), "--to", text(&graph)]);
     assert_eq!((&left["as"], &left["standardiser_missing"]), (&"onnx".into(), &false.into()));
 }
+
+#[test]
+fn what_is_missing_is_named_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let heart = std::fs::read_to_string(HEART).unwrap();
+    let plan = folder.path().join("plan.toml");
+    std::fs::write(&plan, heart.split("[simulation]").next().unwrap()).unwrap();
+    let (plan, empty) = (text(&plan), text(folder.path()));
+    for command in ["ls", "watch", "log", "models"] {
+        let (code, said) = failure(&["run", command, "--dir", empty]);
+        assert!(code == 2 && said.contains("server.toml") && said.contains("--dir DIR"), "{command}: {said}");
+    }
+    let (code, said) = failure(&["run", "submit", plan, "--dir", empty]);
+    assert!(code == 2 && said.contains("--dir DIR") && !said.contains("os error"), "{said}");
+    let (code, said) = failure(&["simulate", plan]);
+    assert!(code == 2 && said.contains("no [simulation] table") && said.contains("run submit"), "{said}");
+    let (code, said) = failure(&["site", "join", "--data", HEART]);
+    assert!(code == 2 && said.contains("consortia invite create"), "{said}");
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    for args in [&["completions", "bash"][..], &["reference"], &["--help"], &["check", HEART]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_log_that_is_no_terminal_has_no_colours() {
+    let folder = tempfile::tempdir().unwrap();
+    let fed = folder.path().join("fed");
+    object(&["server", "init", text(&fed), "--listen", "127.0.0.1:0"]);
+    std::fs::remove_file(fed.join("authority/issuer-key.pem")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+    command.args(["server", "run", text(&fed), "--while-stdin-open"]).stdin(Stdio::null());
+    let output = command.env_remove("NO_COLOR").env_remove("RUST_LOG").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("WARN") && said.contains("nobody can be invited"), "{said}");
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+}

@@ -122,6 +122,25 @@ fn guarantees_that_clients_keep_themselves_are_explained_too() {
 }
 
 #[test]
+fn the_noise_of_single_records_is_compared_with_their_gradients_and_participations_are_told() {
+    let records =
+        "[privacy.examples]\nnoise_multiplier = 2.0\nnorm_max = 1.0\ndelta = 1e-6\nepsilon_max = 3.0\n";
+    let found = explained(&format!("{PLAN}\n{records}"));
+    let signal = &found["signal_to_noise"];
+    assert!(signal["noise_per_round"].as_f64().unwrap() > 0.0 && signal["verdict"].is_string(), "{found}");
+    assert!(signal["of"].as_str().unwrap().contains("gradients"), "{signal}");
+    let outside = found["outside"].to_string();
+    assert!(outside.contains("how long a site works"), "{outside}");
+    let few = private(10.0, 100.0, 9.0, "").replace("participations_max = 1000", "participations_max = 7");
+    assert!(few.contains("participations_max = 7"), "{few}");
+    let folder = tempfile::tempdir().unwrap();
+    let (code, text) =
+        said(&["privacy", "explain", written(folder.path(), "few.toml", &few).to_str().unwrap()]);
+    assert!(code == 0 && text.contains("each client may take part 7 times at most"), "{text}");
+    assert!(explained(&few)["outside"].to_string().contains("runs of other populations than"), "{text}");
+}
+
+#[test]
 fn without_privacy_epsilon_is_infinite_and_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
     let (plain, private) = (

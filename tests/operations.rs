@@ -380,3 +380,79 @@ async fn a_model_that_is_lost_or_changed_is_named_by_audit_verify_and_by_backup(
     }
     command(&["audit", "verify", &fed]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_stopped_before_its_first_round_says_so_wherever_it_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let fed = federation(dir.path());
+    let (_server, address) = serve(&fed, "127.0.0.1:0");
+    let run = submit(&write_plan(dir.path(), &plan(3, "")), &fed, &address, None);
+    let at = ["--dir", &fed, "--server", &address];
+    command(&[&["run", "stop", &run][..], &at].concat());
+    let (watched, said) = attempt(&[&["run", "watch", &run][..], &at].concat());
+    assert!(
+        watched.status.code() == Some(1) && said.contains("before any round released anything"),
+        "{said}"
+    );
+    let page = dir.path().join("report.html");
+    command(&[&["run", "report", &run, "--out", page.to_str().unwrap()][..], &at].concat());
+    let page = std::fs::read_to_string(page).unwrap();
+    for said in ["No round released anything", "data-state=\"stopped\"", &run, "[cohort]"] {
+        assert!(page.contains(said), "{said} is not in the report");
+    }
+    assert!(!page.contains("<h2>Curves</h2>"), "there is nothing to draw");
+    let out = dir.path().join("out");
+    let (_, said) = attempt(&[&["run", "pull", &run, "--out", out.to_str().unwrap()][..], &at].concat());
+    assert!(said.contains("began with") && !said.contains("panicked"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_s_log_has_the_time_and_the_run_in_each_line_and_one_line_a_round() {
+    use std::io::{BufRead, BufReader, Read};
+    let dir = tempfile::tempdir().unwrap();
+    let fed = federation(dir.path());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_consortia"))
+        .args(["server", "run", &fed, "--listen", "127.0.0.1:0", "--while-stdin-open"])
+        .env_remove("RUST_LOG")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let listening = lines.next().unwrap();
+    let address =
+        listening.strip_prefix("listening on ").and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+    let sites = members(&fed, &address).await;
+    let run = submit(&write_plan(dir.path(), &plan(3, "")), &fed, &address, Some(SEED));
+    let mut told = Vec::new();
+    for line in lines.by_ref().filter(|line| line.contains("  run ")) {
+        told.push(line);
+        if told.last().is_some_and(|line| line.contains("  ended ")) {
+            break;
+        }
+    }
+    for line in &told {
+        let (time, rest) = line.split_once("  ").unwrap();
+        assert!(
+            time.len() == 20 && time.ends_with('Z') && rest.starts_with(&format!("run {run}  ")),
+            "{line}"
+        );
+    }
+    for round in 1..=3 {
+        let of_it = told.iter().filter(|line| line.contains(&format!("  round {round}  "))).count();
+        assert_eq!(of_it, 1, "{told:#?}");
+    }
+    assert!(!told.iter().any(|line| line.contains("  accepted ") || line.contains("  opened ")), "{told:#?}");
+    drop(child.stdin.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(
+        !said.contains("round 1") && !said.contains('\u{1b}'),
+        "what is on stdout is not logged again: {said}"
+    );
+    child.wait().unwrap();
+    for site in sites {
+        site.leave().await;
+    }
+}

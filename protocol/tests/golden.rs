@@ -237,6 +237,8 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
     golden("models-request", FrameKind::AdminRequest, &AdminRequest::Models { run: None });
     let model = AdminRequest::Model { run: Some(RUN), choice: ModelChoice::Round(3) };
     golden("model-request", FrameKind::AdminRequest, &model);
+    golden("plan-request", FrameKind::AdminRequest, &AdminRequest::Plan { run: None });
+    golden("plan", FrameKind::AdminReply, &AdminReply::Plan("x = 1".into()));
     golden("log", FrameKind::AdminReply, &AdminReply::Log(vec!["{}".into()]));
     golden("models", FrameKind::AdminReply, &AdminReply::Models(vec![model_line()]));
     let (line, statement, tensors) = (model_line(), "{}".to_owned(), vec![("w".to_owned(), vec![2, 1])]);

@@ -156,6 +156,7 @@ fn request() -> impl Strategy<Value = AdminRequest> {
         client().prop_map(|site| AdminRequest::Release { site }),
         (client(), any::<Option<String>>()).prop_map(|(site, phrase)| AdminRequest::Approve { site, phrase }),
         (client(), any::<Option<String>>()).prop_map(|(site, phrase)| AdminRequest::Refuse { site, phrase }),
+        any::<Option<u64>>().prop_map(|run| AdminRequest::Plan { run: run.map(RunId) }),
     ]
 }
 
@@ -254,6 +255,7 @@ fn reply() -> impl Strategy<Value = AdminReply> {
         vec(run_summary(), 0..3).prop_map(AdminReply::Runs),
         run_summary().prop_map(AdminReply::Run),
         ".{0,300}".prop_map(AdminReply::Error),
+        ".{0,300}".prop_map(AdminReply::Plan),
         vec(".{0,100}", 0..4).prop_map(AdminReply::Log),
         vec(model_line(), 0..3).prop_map(AdminReply::Models),
         vec(member(), 0..4).prop_map(AdminReply::Members),

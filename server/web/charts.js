@@ -1,6 +1,7 @@
 // Curves over rounds: drawn by uPlot for eyes, and the same numbers as a table for everybody.
 
 import { fill, h } from "./dom.js";
+import { sentence } from "./format.js";
 
 /** @typedef {{ name: string, values: (number | null)[], color?: number, dash?: number[] }} Series */
 /** @typedef {(value: number | null | undefined) => string} Formatter */
@@ -116,8 +117,8 @@ export class Chart {
         },
       },
       axes: [
-        { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000], space: 48, size: 28 },
-        { ...axis, size: 56, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => this.tick(value)) },
+        { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000], space: 48, size: 28, label: sentence(this.x), labelFont: font, labelSize: 18, labelGap: 2 },
+        { ...axis, size: 64, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => this.tick(value)) },
       ],
       series: [{}, ...this.series.map((one, index) => ({
         label: one.name,

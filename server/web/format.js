@@ -13,6 +13,13 @@ export function exact(value) {
   return value === null || value === undefined || !Number.isFinite(value) ? DASH : value.toFixed(4);
 }
 
+/** Four digits behind the point, or powers of ten where those say nothing. @param {number | null | undefined} value */
+export function figure(value) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return DASH;
+  const size = Math.abs(value);
+  return size >= 1e6 || (size > 0 && size < 1e-3) ? value.toExponential(3) : value.toFixed(4);
+}
+
 /** With a capital at its beginning. @param {string} text */
 export function sentence(text) {
   return text ? text[0].toUpperCase() + text.slice(1) : "";

@@ -7,14 +7,14 @@ use ::client::net::{FetchedModel, OperatorError};
 use clap::Args;
 use consortia::results::{Report, write_report};
 use protocol::RunId;
-use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine};
+use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, RunState, RunSummary};
 use serde_json::{Value, json};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
-use super::output::{share, table};
+use super::output::{share, table, tell, without_empty};
 use super::part::write_released;
-use super::run::{OperatorArgs, connect, summary_json};
+use super::run::{OperatorArgs, connect, has_released_nothing, summary_json};
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -134,7 +134,7 @@ pub(super) fn models(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
     };
     let mut rows = vec![["round", "sha256", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
     rows.extend(models.iter().map(row));
-    global.format.say(|| table(&rows), || json!(models));
+    global.format.say(|| table(&without_empty(rows)), || json!(models));
     Ok(())
 }
 
@@ -163,6 +163,9 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
     let FetchedModel { run, line, statement, layout, model, standardiser } = fetched?;
     let (to, beside) = write_released(&args.out, &statement, &layout, &model, standardiser.as_ref())?;
     let (round, sha256) = (line.round, &line.sha256);
+    if round == 0 && global.quiet == 0 {
+        tell("this is the model that the run began with: no training has changed it");
+    }
     global.format.say(
         || {
             format!(
@@ -177,14 +180,23 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
 }
 
 pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Run(run) = ask(&args.named.operator, &AdminRequest::Watch { run: args.named.run })?
-    else {
+    let operator = &args.named.operator;
+    let AdminReply::Run(run) = ask(operator, &AdminRequest::Watch { run: args.named.run })? else {
         return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
     };
+    // A server of an earlier release does not send it.
+    let plan = match ask(operator, &AdminRequest::Plan { run: Some(run.run) }) {
+        Ok(AdminReply::Plan(plan)) => Some(plan),
+        _ => None,
+    };
+    let remarks = remarks(&run);
     let lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
     let report = Report {
         title: &run.name,
+        state: Some(run.state),
         lead: &lead,
+        remarks: &remarks,
+        plan: plan.as_deref(),
         rounds: &run.history,
         clients: &run.clients,
         model_sha256: Some(&run.model_sha256),
@@ -196,6 +208,28 @@ pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> 
         || json!({ "run": run.run.to_string(), "report": args.out }),
     );
     Ok(())
+}
+
+/// Why a run has not done what its plan says, site by site; nothing of a run that has.
+fn remarks(run: &RunSummary) -> Vec<String> {
+    if run.state == RunState::Finished {
+        return Vec::new();
+    }
+    let mut remarks = Vec::new();
+    if run.state.is_over() && has_released_nothing(run) {
+        remarks.push(
+            "No round released anything: there is no model but the one that the run began with.".to_owned(),
+        );
+    }
+    for client in &run.clients {
+        for (verb, counts) in [("declined", &client.declined), ("was refused", &client.refused)] {
+            remarks.extend(counts.iter().map(|(reason, count)| {
+                let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
+                format!("{} {verb} {times}: {}", client.client, reason.replace('_', " "))
+            }));
+        }
+    }
+    remarks
 }
 
 fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {

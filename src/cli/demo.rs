@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use consortia::results::{Results, write_model};
+use consortia::results::{ClientMetrics, Clock, Ending, ReportTable, Results, write_model};
 use protocol::wire::{RunState, RunSummary};
 use protocol::{ClientId, Metrics};
 use serde_json::{Value, json};
@@ -93,13 +93,21 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
     results.resolved(&resolved).or_fail(Kind::Run, "resolved.toml")?;
     let title = "four hospitals, heart disease";
     let prices = prices(&folder, &hospitals)?;
-    let results = results
-        .finish(title, &summary.message, &summary.model_sha256, &summary.history)
-        .or_fail(Kind::Run, "results")?;
     let seconds = started.elapsed().as_secs_f64();
-    let ended =
-        Ended { summary: &summary, yardstick: &yardstick, prices: &prices, results: &results, seconds };
-    ended.tell(args, global);
+    let ended = Ended { summary: &summary, yardstick: &yardstick, prices: &prices, seconds };
+    results.show_table(ended.hospital_table());
+    results.show_clients(summary.clients.clone(), ClientMetrics::default());
+    let ending = Ending {
+        title,
+        state: summary.state,
+        lead: &summary.message,
+        remarks: &[],
+        model_sha256: &summary.model_sha256,
+        clock: Clock::Real,
+        real_seconds: Some(seconds),
+    };
+    let results = results.finish(&ending, &summary.history).or_fail(Kind::Run, "results")?;
+    ended.tell(args, &results, global);
     match summary.state {
         RunState::Finished => Ok(()),
         RunState::Stopped => Err(Failure::new(Kind::Run, &summary.message)),
@@ -249,13 +257,12 @@ struct Ended<'a> {
     summary: &'a RunSummary,
     yardstick: &'a Yardstick,
     prices: &'a [Price],
-    results: &'a Path,
     seconds: f64,
 }
 
 impl Ended<'_> {
-    fn tell(&self, args: &DemoArgs, global: &Global) {
-        global.format.say(|| self.text(args), || self.object());
+    fn tell(&self, args: &DemoArgs, results: &Path, global: &Global) {
+        global.format.say(|| self.text(args, results), || self.object(results));
     }
 
     /// What the model gives on all test rows: as the sites told the server, or as it was measured here.
@@ -284,7 +291,8 @@ impl Ended<'_> {
         })
     }
 
-    fn text(&self, args: &DemoArgs) -> String {
+    /// What each hospital has of the federation, heads first.
+    fn hospital_rows(&self) -> Vec<Vec<String>> {
         let mut rows =
             vec![["hospital", "test rows", "together", "alone", "pooled"].map(str::to_owned).to_vec()];
         let row = |name: String, count: u64, shares: [Option<f64>; 3]| {
@@ -294,6 +302,21 @@ impl Ended<'_> {
         let count = self.test().map_or(0, |metrics| metrics.examples);
         let shares = [self.accuracy(), self.yardstick.alone, self.yardstick.pooled];
         rows.push(row("all four".into(), count, shares));
+        rows
+    }
+
+    /// The same for the report.
+    fn hospital_table(&self) -> ReportTable {
+        let mut rows = self.hospital_rows();
+        let heads = ["Hospital", "Test rows", "Together", "Alone", "Pooled"].map(str::to_owned).to_vec();
+        rows.remove(0);
+        let note = "Test accuracy. Together: one model, trained without any record leaving its hospital. Alone: each hospital's own model, on its own \
+                    test rows, without noise. Pooled: one model on all records in one place, which is what nobody may do, without noise.";
+        ReportTable { title: "What each hospital has of it".to_owned(), note: note.to_owned(), heads, rows }
+    }
+
+    fn text(&self, args: &DemoArgs, results: &Path) -> String {
+        let rows = self.hospital_rows();
         let (_, file, seed) = args.plan();
         let again = match seed {
             Some(seed) => {
@@ -327,11 +350,11 @@ impl Ended<'_> {
             table(&rows),
             describe(self.prices),
             self.summary.model_sha256,
-            self.results.display(),
+            results.display(),
         )
     }
 
-    fn object(&self) -> Value {
+    fn object(&self, results: &Path) -> Value {
         let test = self.test();
         let site = |(name, rows, [together, alone, pooled]): (&ClientId, u64, [Option<f64>; 3])| json!({ "site": name.as_str(), "test_rows": rows, "together": together, "alone": alone, "pooled": pooled });
         json!({
@@ -340,7 +363,7 @@ impl Ended<'_> {
             "accuracy": self.accuracy(),
             "loss": test.map(|metrics| metrics.loss),
             "seconds": self.seconds,
-            "results": self.results,
+            "results": results,
             "alone": self.yardstick.alone,
             "pooled": self.yardstick.pooled,
             "sites": self.hospitals().map(site).collect::<Vec<_>>(),

@@ -81,9 +81,11 @@ impl Explanation {
         parts.push(list("Outside", &self.outside));
         if let Some(signal) = &self.signal {
             parts.push(format!(
-                "Signal and noise (in clipping norms, for the mean of a round's updates)\n  \
-                 noise of one round    {:.3}\n  noise over the run    {:.3} for each unit of the largest possible signal\n  \
+                "Signal and noise (in clipping norms, for the mean of {})\n  \
+                 noise of one {}    {:.3}\n  noise over the run    {:.3} for each unit of the largest possible signal\n  \
                  {}: {}",
+                signal.noised.of(),
+                signal.noised.time(),
                 signal.round,
                 signal.run,
                 signal.verdict(),
@@ -102,6 +104,7 @@ impl Explanation {
             "assumes": self.assumes,
             "outside": self.outside,
             "signal_to_noise": self.signal.as_ref().map(|signal| json!({
+                "of": signal.noised.of(),
                 "noise_per_round": signal.round,
                 "noise_over_run": signal.run,
                 "verdict": signal.verdict(),
@@ -136,7 +139,12 @@ fn promise_lines(promise: &Promise) -> String {
     let (most, delta) = (promise.epsilon_max, promise.delta);
     lines.push(match promise.refused_round {
         Some(round) => format!("  budget     {most} at delta {delta}: round {round} would be refused"),
-        None => format!("  budget     {most} at delta {delta}: enough for every round"),
+        None => match promise.participations_max {
+            Some(times) => format!(
+                "  budget     {most} at delta {delta}: enough for every round, in which each client may take part {times} times at most"
+            ),
+            None => format!("  budget     {most} at delta {delta}: enough for every round"),
+        },
     });
     lines.extend(promise.seen.as_ref().map(|(relation, epsilon)| {
         let best = epsilon.best();

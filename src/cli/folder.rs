@@ -103,6 +103,15 @@ impl ServerFolder {
     pub(super) fn read(&self) -> Result<ServerFile, Failure> {
         refuse_unfinished(&self.0)?;
         let path = self.config();
+        if !path.exists() {
+            let message = format!(
+                "{}: there is no such file, so {} is no folder of a server: name the folder with `--dir DIR`, or behind `consortia server \
+                 COMMAND`; `consortia server init DIR` makes one",
+                path.display(),
+                self.0.display()
+            );
+            return Err(Failure::new(Kind::Configuration, message));
+        }
         let text = read_text(&path)?;
         ServerFile::parse(&text, &self.0).or_fail(Kind::Configuration, path.display())
     }

@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Write, stderr, stdout};
 use std::sync::OnceLock;
 
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::failure::{Failure, Kind};
 
@@ -63,6 +65,12 @@ pub(super) fn tell(line: impl Display) {
     let _ = writeln!(stderr().lock(), "{line}");
 }
 
+/// Now, in UTC, for lines that are read later.
+pub(super) fn timestamp() -> String {
+    let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    now.format(&Rfc3339).unwrap_or_default()
+}
+
 /// Writes a question to stderr; the answer is typed behind it.
 pub(super) fn ask(question: impl Display) {
     let mut err = stderr().lock();
@@ -85,6 +93,34 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// A table of words: every column to the left.
+pub(super) fn text_table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// `rows` without the columns in which no row below the heads says anything.
+pub(super) fn without_empty(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let says = |column: usize| {
+        let mut cells = rows.iter().skip(1).filter_map(|row| row.get(column));
+        column == 0 || rows.len() < 2 || cells.any(|cell| !["", "-"].contains(&cell.as_str()))
+    };
+    let kept: Vec<bool> = (0..columns).map(says).collect();
+    for row in &mut rows {
+        let mut keep = kept.iter();
+        row.retain(|_| keep.next().copied().unwrap_or(true));
+    }
+    rows
+}
+
 /// A share as people read it.
 pub(super) fn share(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
@@ -98,5 +134,15 @@ mod tests {
     fn tables_line_up() {
         let rows = [vec!["a".to_owned(), "10".to_owned()], vec!["long".to_owned(), "9".to_owned()]];
         assert_eq!(table(&rows), "a     10\nlong   9");
+        assert_eq!(text_table(&rows), "a     10\nlong  9");
+    }
+
+    #[test]
+    fn a_column_of_dashes_is_left_out() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let rows = vec![row(["site", "refused", "test"]), row(["a", "-", "1"]), row(["b", "-", "-"])];
+        assert_eq!(table(&without_empty(rows)), "site  test\na        1\nb        -");
+        let heads = vec![row(["site", "refused", "test"])];
+        assert_eq!(without_empty(heads.clone()), heads);
     }
 }

@@ -16,7 +16,7 @@ use super::Global;
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
-use super::output::{share, table};
+use super::output::{share, table, text_table, without_empty};
 use super::progress::Progress;
 use super::watch::runtime;
 
@@ -120,7 +120,7 @@ pub(super) fn verdict(run: &RunSummary) -> Result<(), Failure> {
 }
 
 /// Whether none of its rounds released anything. Of a run that is longer than the rounds shown, those are not known.
-fn has_released_nothing(run: &RunSummary) -> bool {
+pub(super) fn has_released_nothing(run: &RunSummary) -> bool {
     let trained = run.history.iter().filter(|round| round.round > 0).count();
     trained >= run.rounds_done as usize && !run.history.iter().any(|round| round.round > 0 && round.released)
 }
@@ -197,7 +197,9 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
         let rounds = format!("{}/{}", run.rounds_done, run.rounds);
         vec![run.run.to_string(), run.name.clone(), run.state.name().into(), rounds, run.message.clone()]
     }));
-    global.format.say(|| table(&rows), || Value::from(runs.iter().map(summary_json).collect::<Vec<_>>()));
+    global
+        .format
+        .say(|| text_table(&rows), || Value::from(runs.iter().map(summary_json).collect::<Vec<_>>()));
     Ok(())
 }
 
@@ -243,7 +245,7 @@ fn describe(run: &RunSummary) -> String {
         run.rounds_done,
         run.rounds,
         if run.rehearsal { "  (a rehearsal: it carries a seed and may not claim privacy)" } else { "" },
-        run.model_sha256,
+        if run.model_sha256.is_empty() { "none yet" } else { &run.model_sha256 },
     );
     let mut rows = vec![
         ["client", "connected", "accepted", "refused", "declined", "test accuracy"]
@@ -268,7 +270,7 @@ fn describe(run: &RunSummary) -> String {
     }));
     if rows.len() > 1 {
         text.push_str("\n\n");
-        text.push_str(&table(&rows));
+        text.push_str(&table(&without_empty(rows)));
     }
     text
 }

@@ -12,6 +12,7 @@ use consortia::results::{Existing, event_json, write_whole};
 use learning::device::select;
 use protocol::ClientId;
 use serde_json::{Value, json};
+use server::Note;
 use server::net::{
     AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
     Server, ServerConfig, Store,
@@ -24,8 +25,9 @@ use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
 use super::modes::{tighten, write_new};
 use super::notify::Notify;
-use super::output::Format;
+use super::output::{Format, timestamp};
 use super::part::Part;
+use super::progress::describe;
 use super::root::{RootArgs, SealArgs};
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
@@ -229,7 +231,16 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     }
     let database = file.database(&folder, args.replica.as_deref())?;
     tighten(folder.private().iter().map(PathBuf::as_path));
-    runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, global.format))
+    let shown = Shown { format: global.format, is_talkative: global.verbose > 0 };
+    runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, shown))
+}
+
+/// What stdout carries.
+#[derive(Clone, Copy)]
+struct Shown {
+    format: Format,
+    /// Whether every answer has a line.
+    is_talkative: bool,
 }
 
 async fn serve(
@@ -237,7 +248,7 @@ async fn serve(
     file: &ServerFile,
     database: Database,
     while_stdin_open: bool,
-    format: Format,
+    shown: Shown,
 ) -> Result<(), Failure> {
     settle_renewal(&folder.identity()).or_fail(Kind::Configuration, "")?;
     miss_state(folder, &database).await?;
@@ -267,7 +278,7 @@ async fn serve(
     });
     let notify = Notify::from_environment();
     let telemetry = Telemetry::from_environment("consortia-server");
-    let ended = notify.pulsing(turns(&config, Arc::new(room), &stop, &notify, &telemetry, format)).await;
+    let ended = notify.pulsing(turns(&config, Arc::new(room), &stop, &notify, &telemetry, shown)).await;
     notify.stopping();
     telemetry.flush().await;
     ended
@@ -280,8 +291,9 @@ async fn turns(
     stop: &CancellationToken,
     notify: &Notify,
     telemetry: &Telemetry,
-    format: Format,
+    shown: Shown,
 ) -> Result<(), Failure> {
+    let format = shown.format;
     let shared = match &config.database {
         Database::Sqlite => None,
         Database::Postgres(postgres) => Some(postgres),
@@ -302,7 +314,7 @@ async fn turns(
             Ok(server) => {
                 retries = PORT_RETRIES;
                 note_begun(&config.state)?;
-                (Kind::Run, work(server, stop, notify, telemetry, format).await)
+                (Kind::Run, work(server, stop, notify, telemetry, shown).await)
             }
             Err(error) => (Kind::Configuration, Err(error)),
         };
@@ -335,8 +347,9 @@ async fn work(
     stop: &CancellationToken,
     notify: &Notify,
     telemetry: &Telemetry,
-    format: Format,
+    shown: Shown,
 ) -> Result<(), ServeError> {
+    let Shown { format, is_talkative } = shown;
     let address = server.local_addr();
     notify.ready(&format!("listening on {address}"));
     let (mut notes, live) = (server.notes(), server.watch());
@@ -362,8 +375,10 @@ async fn work(
                     telemetry.note(run, &note, &live.borrow());
                     let event = event_json(unix_seconds(), &note);
                     notify.status(&format!("listening on {address}; run {run}: {}", tell(&event)));
-                    let line = || with_run(event.clone(), &run.to_string());
-                    format.say(|| tell(&event), line);
+                    let object = || with_run(event.clone(), &run.to_string());
+                    if format == Format::Json || is_line(&note, is_talkative) {
+                        format.say(|| format!("{}  run {run}  {}", timestamp(), line(&note, &event)), object);
+                    }
                 }
                 Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were not shown"),
                 Err(RecvError::Closed) => break,
@@ -437,7 +452,25 @@ fn with_run(mut event: Value, run: &str) -> Value {
     event
 }
 
-/// An event for a person: its kind, then what it holds.
+/// Whether an event has a line of its own for people. A round has one, when it is over; what happens in it is shown with `-v`.
+fn is_line(note: &Note, is_talkative: bool) -> bool {
+    match note {
+        Note::Opened { .. } | Note::Accepted { .. } => is_talkative,
+        Note::Closed { quorum, .. } => is_talkative || !quorum,
+        _ => true,
+    }
+}
+
+/// An event for a person.
+fn line(note: &Note, event: &Value) -> String {
+    match note {
+        Note::Round(round) if round.round == 0 => format!("statistics  {}", describe(round)),
+        Note::Round(round) => format!("round {}  {}", round.round, describe(round)),
+        _ => tell(event),
+    }
+}
+
+/// The same as fields: its kind, then what it holds.
 fn tell(event: &Value) -> String {
     let Value::Object(object) = event else { return event.to_string() };
     let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);

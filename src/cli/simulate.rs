@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
-use consortia::results::{ClientMetrics, Results, write_model};
+use consortia::results::{ClientMetrics, Clock, Ending, Results, write_model};
 use learning::device::select;
 use protocol::wire::{ClientSummary, RoundSummary};
 use protocol::{Layout, Metrics, Seed, Spec, Stop};
@@ -272,6 +272,14 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let mut text = read_plan_text(given, None)?;
     let base = given.parent().map(Path::to_path_buf).unwrap_or_default();
     let lookup = |name: &str| std::env::var(name).ok();
+    if !has_simulation(&text) && Plan::parse(&text).is_ok() {
+        let message = format!(
+            "{path}: the plan has no [simulation] table, which says whose records are trained on: add one, such as\n\n  [simulation]\n  \
+             clients = 10\n  dataset = {{ synthetic = {{ rows = 1000 }} }}\n\n(docs/federation.md has all of it), or hand the plan to a server: \
+             `consortia run submit {path} --dir DIR`"
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
     if !args.set.is_empty() {
         // Errors of the file itself are shown with the file's own lines, before anything is changed.
         Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
@@ -284,6 +292,11 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
         Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
     let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
     Ok((scenario, resolved))
+}
+
+/// Whether a plan has the table that only simulations read.
+fn has_simulation(text: &str) -> bool {
+    toml::from_str::<toml::Table>(text).is_ok_and(|table| table.contains_key("simulation"))
 }
 
 /// The last test metrics: at the sites where they test, else the server's.
@@ -356,16 +369,34 @@ impl Ended<'_> {
             RunEnd::Stopped => "interrupted; the model of the last round stands",
             end => end.message(),
         };
-        let folder = results
-            .finish(&plan.name, lead, &outcome.model.sha256(), &outcome.rounds)
-            .or_fail(Kind::Run, "results")?;
-        self.tell(&folder, started.elapsed().as_secs_f64(), global);
+        let seconds = started.elapsed().as_secs_f64();
+        let ending = Ending {
+            title: &plan.name,
+            state: outcome.end.state(),
+            lead,
+            remarks: &self.remarks(),
+            model_sha256: &outcome.model.sha256(),
+            clock: Clock::Virtual,
+            real_seconds: Some(seconds),
+        };
+        let folder = results.finish(&ending, &outcome.rounds).or_fail(Kind::Run, "results")?;
+        self.tell(&folder, seconds, global);
         if outcome.end == RunEnd::Stopped {
             return Err(interrupted(&folder, outcome, plan.rounds));
         }
         // Nothing is left to go on from.
         let _ = std::fs::remove_file(folder.join(saved::FILE));
         self.verdict()
+    }
+
+    /// What there is to warn of, but for the reasons that the end of the run gives already.
+    fn remarks(&self) -> Vec<String> {
+        let end = self.outcome.end.message();
+        let is_told = |warning: &String| {
+            let reason = warning.split_once("): ").map(|(_, reason)| reason);
+            reason.is_some_and(|reason| !reason.is_empty() && end.contains(reason))
+        };
+        self.findings.warnings().into_iter().filter(|warning| !is_told(warning)).collect()
     }
 
     /// Says what came of it.
@@ -390,7 +421,7 @@ impl Ended<'_> {
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
                 "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}test accuracy  {}\n\
-                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nmodel sha256   {sha256}\nresults        {}{}",
+                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nmodel sha256   {sha256}\nresults        {}{}",
                 people.describe(),
                 outcome.updates,
                 share(accuracy),
@@ -426,7 +457,7 @@ impl Ended<'_> {
         };
         global.format.say(text, object);
         if global.quiet < 2 {
-            findings.warnings().iter().for_each(|warning| tell(format_args!("warning: {warning}")));
+            self.remarks().iter().for_each(|warning| tell(format_args!("warning: {warning}")));
         }
     }
 

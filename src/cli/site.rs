@@ -28,7 +28,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
 use super::modes::{tighten, write_new};
-use super::output::Format;
+use super::output::{Format, timestamp};
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 use health::Health;
@@ -427,7 +427,7 @@ pub(super) fn now() -> Time {
 }
 
 /// Whether what happens is told at all: programs that read it are not to be kept short by `-q`.
-fn is_heard(global: &Global) -> bool {
+pub(super) fn is_heard(global: &Global) -> bool {
     global.quiet == 0 || global.format == Format::Json
 }
 
@@ -449,7 +449,12 @@ fn show(event: &AgentEvent, file: &SiteFile, global: &Global) {
             _ => "other",
         };
         let message = begun::with_path(&event.to_string(), file);
-        global.format.say(|| message.clone(), || json!({ "event": kind, "message": message }));
+        // A task has one line, when its answer is noted or it has come to nothing.
+        let is_step = matches!(event, AgentEvent::Started { .. } | AgentEvent::Answering { .. });
+        if global.format == Format::Json || global.verbose > 0 || !is_step {
+            let line = || format!("{}  {message}", timestamp());
+            global.format.say(line, || json!({ "event": kind, "message": message }));
+        }
     }
 }
 

@@ -1,119 +1,192 @@
-//! Loss and accuracy over rounds, and accuracy against epsilon where there is one, as one SVG file.
+//! The charts of a run: how good its model was round by round, what that has cost in privacy, who answered, and how long it took.
 
-use std::error::Error;
+use std::io;
 use std::path::Path;
 
-use plotters::coord::Shift;
-use plotters::prelude::*;
 use protocol::Metrics;
 use protocol::wire::RoundSummary;
 
-/// One line of a chart: its name, its colour and where its numbers come from.
-type Line = (&'static str, RGBColor, fn(&RoundSummary) -> Option<Metrics>);
+use super::chart::{Axis, Chart, Scale, Series, plain, sheet};
+use super::report::Report;
 
+/// What the seconds of a run are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// The world's.
+    #[default]
+    Real,
+    /// A simulation's, which waits for nothing.
+    Virtual,
+}
+
+/// One line of a chart: its name, its colour, whether it is dashed and where its numbers come from.
+type Line = (&'static str, usize, bool, fn(&RoundSummary) -> Option<Metrics>);
+
+/// As the dashboard has them.
 const LINES: [Line; 3] = [
-    ("training", RGBColor(150, 150, 150), |round| round.train),
-    ("sites' tests", RGBColor(0, 90, 181), |round| round.sites),
-    ("central test", RGBColor(220, 50, 32), |round| round.central),
+    ("Sites' test records", 0, false, |round| round.sites),
+    ("Server's records", 1, false, |round| round.central),
+    ("Training records", 2, true, |round| round.train),
 ];
 
-/// Draws the curves of `rounds` to `path`.
+/// A number that says how good a model is.
+#[derive(Clone, Copy)]
+struct Measure {
+    title: &'static str,
+    /// The title where it is drawn against epsilon.
+    against_epsilon: &'static str,
+    note: &'static str,
+    value: fn(&Metrics) -> Option<f64>,
+    text: fn(f64, f64) -> String,
+}
+
+const ACCURACY: Measure = Measure {
+    title: "Accuracy",
+    against_epsilon: "Accuracy against epsilon",
+    note: "",
+    value: |metrics| metrics.accuracy,
+    text: percent,
+};
+const RMSE: Measure = Measure {
+    title: "RMSE",
+    against_epsilon: "RMSE against epsilon",
+    note: "root of the mean squared error, in the target's unit",
+    value: rmse,
+    text: plain,
+};
+const LOSS: Measure = Measure {
+    title: "Loss",
+    against_epsilon: "Loss against epsilon",
+    note: "",
+    value: |metrics| Some(metrics.loss),
+    text: plain,
+};
+
+/// The root of a loss that is a mean squared error.
+pub(super) fn rmse(metrics: &Metrics) -> Option<f64> {
+    (metrics.loss >= 0.0).then(|| metrics.loss.sqrt())
+}
+
+/// Which charts `rounds` have something for. `is_squared` says that the loss is a mean squared error.
+pub(super) fn charts(rounds: &[RoundSummary], clock: Clock, is_squared: bool) -> Vec<Chart> {
+    let trained: Vec<&RoundSummary> = rounds.iter().filter(|round| round.round > 0).collect();
+    let measures = if is_squared { [RMSE, LOSS] } else { [ACCURACY, LOSS] };
+    let mut charts: Vec<Chart> = measures.iter().map(|measure| by_round(measure, &trained)).collect();
+    let best = measures.into_iter().find(|measure| !by_round(measure, &trained).series.is_empty());
+    charts.extend(best.map(|measure| against_epsilon(&measure, &trained)));
+    let paid = trained.iter().filter_map(|round| Some((f64::from(round.round), round.epsilon?)));
+    charts.push(Chart {
+        title: "Epsilon".to_owned(),
+        note: "of everything released so far",
+        x: ROUNDS,
+        y: Axis { name: "", scale: Scale::FromZero, text: plain },
+        series: drawn([("Epsilon", 4, false, paid.collect())]),
+    });
+    charts.extend(participation(&trained, clock));
+    charts.retain(Chart::has_points);
+    charts
+}
+
+const ROUNDS: Axis = Axis { name: "Round", scale: Scale::Whole, text: |round, _| format!("{round:.0}") };
+
+/// Those of these curves that have points.
+fn drawn(curves: impl IntoIterator<Item = (&'static str, usize, bool, Vec<(f64, f64)>)>) -> Vec<Series> {
+    let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+    let series = curves.into_iter().map(|(name, color, is_dashed, mut points)| {
+        points.retain(finite);
+        Series { name: name.to_owned(), color, is_dashed, points }
+    });
+    series.filter(|series| !series.points.is_empty()).collect()
+}
+
+fn by_round(measure: &Measure, rounds: &[&RoundSummary]) -> Chart {
+    let curve = |(name, color, is_dashed, metrics): Line| {
+        let point =
+            |round: &&RoundSummary| Some((f64::from(round.round), (measure.value)(&metrics(round)?)?));
+        (name, color, is_dashed, rounds.iter().filter_map(point).collect())
+    };
+    Chart {
+        title: measure.title.to_owned(),
+        note: measure.note,
+        x: ROUNDS,
+        y: Axis { name: "", scale: Scale::Within, text: measure.text },
+        series: drawn(LINES.map(curve)),
+    }
+}
+
+/// How good a model was against what it cost: epsilon of everything released up to it.
+fn against_epsilon(measure: &Measure, rounds: &[&RoundSummary]) -> Chart {
+    let curve = |(name, color, is_dashed, metrics): Line| {
+        let point = |round: &&RoundSummary| Some((round.epsilon?, (measure.value)(&metrics(round)?)?));
+        (name, color, is_dashed, rounds.iter().filter_map(point).collect())
+    };
+    Chart {
+        title: measure.against_epsilon.to_owned(),
+        note: "",
+        x: Axis { name: "Epsilon", scale: Scale::FromZero, text: plain },
+        y: Axis { name: "", scale: Scale::Within, text: measure.text },
+        series: drawn(LINES.map(curve)),
+    }
+}
+
+/// Who took part and how long it took, where that is shown.
+fn participation(rounds: &[&RoundSummary], clock: Clock) -> [Chart; 2] {
+    let shown =
+        || rounds.iter().filter_map(|round| Some((f64::from(round.round), round.participation()?, round)));
+    let asked = shown().map(|(x, (asked, _), _)| (x, f64::from(asked))).collect();
+    let answered = shown().map(|(x, (_, answered), _)| (x, f64::from(answered))).collect();
+    let took = shown().map(|(x, _, round)| (x, round.seconds)).collect();
+    let (title, note) = match clock {
+        Clock::Real => ("Seconds of a round", ""),
+        Clock::Virtual => ("Virtual seconds of a round", "by the simulation's clock"),
+    };
+    let from_zero = |text| Axis { name: "", scale: Scale::FromZero, text };
+    [
+        Chart {
+            title: "Sites asked and answered".to_owned(),
+            note: "",
+            x: ROUNDS,
+            y: from_zero(count),
+            series: drawn([("Answered", 0, false, answered), ("Asked", 1, true, asked)]),
+        },
+        Chart {
+            title: title.to_owned(),
+            note,
+            x: ROUNDS,
+            y: from_zero(duration),
+            series: drawn([("Seconds", 3, false, took)]),
+        },
+    ]
+}
+
+fn percent(share: f64, _: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+fn count(sites: f64, step: f64) -> String {
+    // Nobody is half a site.
+    if step > 0.0 && sites.fract() != 0.0 { String::new() } else { format!("{sites:.0}") }
+}
+
+/// A time as the dashboard shows it.
+pub(super) fn duration(seconds: f64, _: f64) -> String {
+    match seconds {
+        0.0 => "0 s".to_owned(),
+        _ if seconds < 0.01 => format!("{:.1} ms", seconds * 1e3),
+        _ if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
+        _ if seconds < 10.0 => format!("{seconds:.1} s"),
+        _ if seconds < 120.0 => format!("{seconds:.0} s"),
+        _ if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),
+        _ if seconds < 48.0 * 3600.0 => format!("{:.0} h", seconds / 3600.0),
+        _ => format!("{:.1} days", seconds / 86400.0),
+    }
+}
+
+/// Draws the curves of a run to `path`: accuracy where classes are predicted, RMSE where numbers are, loss, what they cost in epsilon, who
+/// answered and how long rounds took.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn draw_curves(
-    path: &Path,
-    title: &str,
-    rounds: &[RoundSummary],
-) -> Result<(), Box<dyn Error + Send + Sync>> {
-    Ok(std::fs::write(path, curves_svg(title, rounds)?)?)
-}
-
-/// The curves of `rounds` as SVG.
-pub(super) fn curves_svg(
-    title: &str,
-    rounds: &[RoundSummary],
-) -> Result<String, Box<dyn Error + Send + Sync>> {
-    let mut text = String::new();
-    let charts = if rounds.iter().any(|round| round.epsilon.is_some()) { 3 } else { 2 };
-    let root = SVGBackend::with_string(&mut text, (480 * charts, 400)).into_drawing_area();
-    draw(&root, title, rounds).map_err(|error| error.to_string())?;
-    root.present().map_err(|error| error.to_string())?;
-    drop(root);
-    Ok(text)
-}
-
-fn draw<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
-    title: &str,
-    rounds: &[RoundSummary],
-) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-    root.fill(&WHITE)?;
-    let root = root.titled(title, ("sans-serif", 20))?;
-    let width = 480;
-    let (left, rest) = root.split_horizontally(width);
-    chart(&left, "loss", rounds, |metrics| Some(metrics.loss))?;
-    if rounds.iter().all(|round| round.epsilon.is_none()) {
-        return chart(&rest, "accuracy", rounds, |metrics| metrics.accuracy);
-    }
-    let (middle, right) = rest.split_horizontally(width);
-    chart(&middle, "accuracy", rounds, |metrics| metrics.accuracy)?;
-    price(&right, rounds)
-}
-
-/// Accuracy against what it cost: epsilon of everything released so far.
-fn price<DB: DrawingBackend>(
-    area: &DrawingArea<DB, Shift>,
-    rounds: &[RoundSummary],
-) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-    let most = rounds.iter().filter_map(|round| round.epsilon).fold(0.0, f64::max).max(1e-3);
-    let mut chart = ChartBuilder::on(area)
-        .caption("accuracy against epsilon", ("sans-serif", 16))
-        .margin(8)
-        .x_label_area_size(30)
-        .y_label_area_size(50)
-        .build_cartesian_2d(0.0..most * 1.05, 0.0..1.0)?;
-    chart.configure_mesh().x_desc("epsilon").light_line_style(RGBColor(240, 240, 240)).draw()?;
-    for (_, colour, metrics) in LINES {
-        let point = |round: &RoundSummary| Some((round.epsilon?, metrics(round)?.accuracy?));
-        let points: Vec<(f64, f64)> = rounds.iter().filter_map(point).collect();
-        chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
-    }
-    Ok(())
-}
-
-fn chart<DB: DrawingBackend>(
-    area: &DrawingArea<DB, Shift>,
-    what: &str,
-    rounds: &[RoundSummary],
-    value: fn(&Metrics) -> Option<f64>,
-) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-    let points = |metrics: fn(&RoundSummary) -> Option<Metrics>| -> Vec<(u32, f64)> {
-        let point = |round: &RoundSummary| Some((round.round, value(&metrics(round)?)?));
-        rounds.iter().filter_map(point).collect()
-    };
-    let all: Vec<f64> =
-        LINES.iter().flat_map(|(_, _, metrics)| points(*metrics)).map(|(_, value)| value).collect();
-    let low = all.iter().copied().fold(f64::INFINITY, f64::min).min(1.0);
-    let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max).max(low + 1e-3);
-    let margin = (high - low) * 0.05;
-    let last = rounds.last().map_or(1, |round| round.round).max(1);
-    let mut chart = ChartBuilder::on(area)
-        .caption(what, ("sans-serif", 16))
-        .margin(8)
-        .x_label_area_size(30)
-        .y_label_area_size(50)
-        .build_cartesian_2d(0..last, low - margin..high + margin)?;
-    chart.configure_mesh().x_desc("round").light_line_style(RGBColor(240, 240, 240)).draw()?;
-    for (name, colour, metrics) in LINES {
-        let points = points(metrics);
-        if points.is_empty() {
-            continue;
-        }
-        chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
-    }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).draw()
+pub fn draw_curves(path: &Path, report: &Report<'_>) -> io::Result<()> {
+    std::fs::write(path, sheet(report.title, &report.charts()))
 }

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
-use plotters::coord::Shift;
-use plotters::prelude::*;
 use simulations::attack::{MembershipFindings, Picture, Rates};
+
+use super::chart::{Axis, Chart, Scale, Series, escaped, sheet};
 
 /// Pixels of the drawing for one picture's side, between pictures, and for a line of text.
 const PANEL: usize = 128;
@@ -92,62 +92,37 @@ fn draw_picture(svg: &mut String, picture: &Picture, left: usize, top: usize) {
     svg.push_str("</g>\n");
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
-}
-
 /// Draws true against false positives of a membership attack without and with privacy, and the most that the promise
 /// allows, to `path`.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn draw_membership(path: &Path, findings: &MembershipFindings) -> io::Result<()> {
-    let mut text = String::new();
-    {
-        let root = SVGBackend::with_string(&mut text, (560, 460)).into_drawing_area();
-        curves(&root, findings).map_err(|error| io::Error::other(error.to_string()))?;
-        root.present().map_err(|error| io::Error::other(error.to_string()))?;
-    }
-    std::fs::write(path, text)
+    let least = 1e-4;
+    let allowed = |x: f64| (findings.epsilon.exp() * x + findings.delta).min(1.0);
+    let series = |name: String, color, is_dashed, points| Series { name, color, is_dashed, points };
+    let plain = format!("No privacy, area {:.2}", findings.plain.area);
+    let private = format!("Private, area {:.2}", findings.defended.area);
+    let bound = format!("Most that epsilon {:.2} allows", findings.epsilon);
+    let axis = |name| Axis { name, scale: Scale::Logarithmic, text: power };
+    let chart = Chart {
+        title: "Who was in? The attack's true positives against its false positives".to_owned(),
+        note: "",
+        x: axis("False positives"),
+        y: axis("True positives"),
+        series: vec![
+            series(plain, 1, false, points(&findings.plain.curve, least)),
+            series(private, 0, false, points(&findings.defended.curve, least)),
+            series(bound, 3, true, spread(least).map(|x| (x, allowed(x))).collect()),
+            series("Guessing".to_owned(), 5, true, vec![(least, least), (1.0, 1.0)]),
+        ],
+    };
+    std::fs::write(path, sheet("", &[chart]))
 }
 
-fn curves<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
-    findings: &MembershipFindings,
-) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-    let least = 1e-4;
-    root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(root)
-        .caption("who was in? the attack's true against its false positives", ("sans-serif", 16))
-        .margin(8)
-        .x_label_area_size(36)
-        .y_label_area_size(56)
-        .build_cartesian_2d((least..1.0).log_scale(), (least..1.0).log_scale())?;
-    let mesh = &mut chart.configure_mesh();
-    mesh.x_desc("false positives")
-        .y_desc("true positives")
-        .light_line_style(RGBColor(240, 240, 240))
-        .draw()?;
-    let allowed = |x: f64| (findings.epsilon.exp() * x + findings.delta).min(1.0);
-    let bound: Vec<(f64, f64)> = spread(least).map(|x| (x, allowed(x))).collect();
-    let lines = [
-        (format!("no privacy, area {:.2}", findings.plain.area), RED, points(&findings.plain.curve, least)),
-        (
-            format!("private, area {:.2}", findings.defended.area),
-            RGBColor(0, 90, 181),
-            points(&findings.defended.curve, least),
-        ),
-        (format!("most that epsilon {:.2} allows", findings.epsilon), BLACK, bound),
-        ("guessing".to_owned(), RGBColor(150, 150, 150), vec![(least, least), (1.0, 1.0)]),
-    ];
-    for (name, colour, points) in lines {
-        chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
-    }
-    let labels = &mut chart.configure_series_labels();
-    labels.position(SeriesLabelPosition::LowerRight).background_style(WHITE.mix(0.8)).draw()
+/// A share on an axis of logarithms; of the last of a curve nothing is told, since all end at 1.
+fn power(share: f64, step: f64) -> String {
+    if step > 0.0 { format!("{share}") } else { String::new() }
 }
 
 /// Evenly spaced on a logarithmic axis from `least` to 1.

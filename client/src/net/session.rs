@@ -225,13 +225,13 @@ impl Workshop {
             | AgentEvent::Complained { .. }
             | AgentEvent::Refused { .. }
             | AgentEvent::Abandoned { .. }
-            | AgentEvent::Quarantined { .. } => tracing::warn!("{event}"),
+            | AgentEvent::Quarantined { .. } => tracing::warn!(target: "events", "{event}"),
             AgentEvent::Connected { .. }
             | AgentEvent::Started { .. }
             | AgentEvent::Answering { .. }
             | AgentEvent::Accepted { .. }
             | AgentEvent::Released
-            | AgentEvent::Left => tracing::info!("{event}"),
+            | AgentEvent::Left => tracing::info!(target: "events", "{event}"),
         }
         if let Some(events) = &self.events {
             let _ = events.try_send(event);

@@ -87,6 +87,11 @@ pub enum AdminRequest {
         /// The phrase of a key; everybody who waits when `None`.
         phrase: Option<String>,
     },
+    /// Send the plan of a run. Servers of earlier releases answer with an error.
+    Plan {
+        /// The run; the newest when `None`.
+        run: Option<RunId>,
+    },
 }
 
 /// What an operator wants of a run that has not ended.
@@ -155,6 +160,8 @@ pub enum AdminReply {
         /// Values that follow.
         model_len: u64,
     },
+    /// The text of a plan, as it was submitted.
+    Plan(String),
 }
 
 /// A model of a run for an operator's eyes.

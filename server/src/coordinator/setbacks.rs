@@ -67,7 +67,10 @@ impl Setbacks {
     }
 
     fn add(&mut self, client: &ClientId, why: Why, detail: &str) {
-        let known = self.reasons.iter_mut().find(|known| known.why == why && known.detail == detail);
+        // Sentences that differ by their numbers alone (a round, a batch) have one cause.
+        let shape = |words: &str| words.replace(|c: char| c.is_ascii_digit(), "");
+        let same = |known: &&mut Setback| known.why == why && shape(&known.detail) == shape(detail);
+        let known = self.reasons.iter_mut().find(same);
         let Some(known) = known else {
             if self.reasons.len() >= REASONS_MAX {
                 self.others += 1;
@@ -158,5 +161,25 @@ impl Coordinator {
             Some(reasons) if !self.hides_participation(Some(task)) => format!("; {reasons}"),
             _ => String::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_that_differ_by_their_numbers_are_one_reason() {
+        let mut setbacks = Setbacks::default();
+        let client = ClientId::new("north").unwrap();
+        for round in 1..=9 {
+            setbacks.declined(&client, Decline::NotFinite, &format!("in round {round} the loss is NaN"));
+        }
+        setbacks.declined(&client, Decline::Data, "line 3: no number");
+        let told = setbacks.describe().unwrap();
+        assert_eq!(
+            told,
+            "north declined (not_finite, 9 times): in round 1 the loss is NaN; north declined (data): line 3: no number"
+        );
     }
 }

@@ -156,6 +156,7 @@ impl Desk {
                 self.control(run, control, by).await.map(AdminReply::Run)
             }
             Ok(AdminRequest::Log { run }) => self.log(run).await.map(AdminReply::Log),
+            Ok(AdminRequest::Plan { run }) => self.plan(run).await.map(AdminReply::Plan),
             Ok(AdminRequest::Models { run }) => self.models(run).await.map(AdminReply::Models),
             Ok(AdminRequest::Model { run, choice }) => match self.model(run, choice, &mut send).await {
                 Ok(()) => return,
@@ -191,6 +192,12 @@ impl Desk {
         let read = tokio::task::spawn_blocking(move || audit::lines_of(&state, run, LOG_MAX)).await;
         read.map_err(|_| "reading the audit log panicked; the server's log has more")?
             .map_err(|error| error.to_string())
+    }
+
+    /// The plan of a run, as it was submitted.
+    async fn plan(&self, run: Option<RunId>) -> Result<String, String> {
+        let run = self.newest(run).await?;
+        self.store.plan_toml(run).await.map_err(|error| error.to_string())
     }
 
     /// The models of a run, oldest first.

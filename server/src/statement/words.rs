@@ -166,11 +166,18 @@ pub fn outside(privacy: &PrivacySpec) -> Vec<String> {
         outside = vec!["everything: this run promises no privacy, and its epsilon is infinite".to_owned()];
         return outside;
     }
+    outside.push("how long a site works on a task, and when its answer comes".to_owned());
     outside.push("the choice of the plan's settings, where it was made by looking at the data".to_owned());
     if privacy.samples_secretly() {
         outside.push(
             "how long rounds took and when models were released: it may show how many took part".to_owned(),
         );
+    }
+    if let Some(central) = &privacy.central {
+        outside.push(format!(
+            "runs of other populations than `{}`: each has a budget of its own, and whoever is in two is protected by the sum of both epsilons",
+            central.population
+        ));
     }
     if privacy.tells_metrics_outside() {
         outside.push(TOLD.to_owned());

@@ -4,7 +4,7 @@ import { get, post } from "../api.js";
 import { Chart } from "../charts.js";
 import { confirm } from "../dialogs.js";
 import { fill, h, rows, say } from "../dom.js";
-import { REASONS, STATES, duration, exact, number, percent, sentence } from "../format.js";
+import { REASONS, STATES, duration, exact, figure, number, percent, sentence } from "../format.js";
 import { badge, progress } from "./runs.js";
 
 export const title = "Run";
@@ -36,6 +36,20 @@ function reasons(counts, who) {
     h("li", {}, h("strong", {}, count), ` ${reason.replaceAll("_", " ")}`, h("div", { class: "muted" }, REASONS[reason] ?? who))));
 }
 
+/** The root of a loss that is a mean squared error. @param {any} metrics */
+function rmse(metrics) {
+  return metrics && metrics.loss >= 0 ? Math.sqrt(metrics.loss) : null;
+}
+
+/** Leaves out the columns in which no row says anything. @param {Element} body @param {Element} heads */
+function hideEmpty(body, heads) {
+  const lines = Array.from(body.children);
+  Array.from(heads.children).forEach((head, column) => {
+    const says = lines.length === 0 || lines.some((line) => !["", "–", "none"].includes(line.children[column]?.textContent ?? ""));
+    for (const line of [...lines, heads]) line.children[column]?.toggleAttribute("hidden", !says);
+  });
+}
+
 /** @param {any} site */
 function row(site) {
   return h("tr", {},
@@ -43,7 +57,8 @@ function row(site) {
     h("td", { "data-label": "Line" }, h("span", { class: "line", "data-state": site.connected ? "live" : "lost" }, h("span", { class: "dot", "aria-hidden": "true" }), site.connected ? "Connected" : "Away")),
     h("td", { class: "number", "data-label": "Answers that count" }, site.accepted ?? "–"),
     h("td", { class: "number", "data-label": "Test accuracy" }, percent(site.test?.accuracy)),
-    h("td", { class: "number", "data-label": "Test loss" }, exact(site.test?.loss)),
+    h("td", { class: "number", "data-label": "Test RMSE" }, site.squared_error ? figure(rmse(site.test)) : "–"),
+    h("td", { class: "number", "data-label": "Test loss" }, figure(site.test?.loss)),
     h("td", { "data-label": "Refused" }, site.accepted === null ? "–" : reasons(site.refused, "refused")),
     h("td", { "data-label": "Declined" }, site.accepted === null ? "–" : reasons(site.declined, "declined")));
 }
@@ -67,9 +82,11 @@ export function show({ root, argument, signal, fail }) {
 function curves() {
   return {
     accuracy: new Chart({ title: "Accuracy", format: percent }),
-    loss: new Chart({ title: "Loss", format: exact, tick: number }),
+    rmse: new Chart({ title: "RMSE", format: figure, tick: figure, note: "root of the mean squared error, in the target's unit" }),
+    loss: new Chart({ title: "Loss", format: figure, tick: figure }),
     accuracies: new Chart({ title: "Accuracy by site", format: percent }),
-    losses: new Chart({ title: "Loss by site", format: exact, tick: number }),
+    rmses: new Chart({ title: "RMSE by site", format: figure, tick: figure }),
+    losses: new Chart({ title: "Loss by site", format: figure, tick: figure }),
     epsilon: new Chart({ title: "Epsilon", format: exact, tick: number, zero: true, note: "of everything released so far" }),
     answers: new Chart({ title: "Sites asked and answered", format: (value) => number(value, 0), zero: true }),
     seconds: new Chart({ title: "Seconds of a round", format: (value) => (value === null || value === undefined ? "–" : duration(value)), zero: true }),
@@ -113,17 +130,17 @@ class RunView {
     this.sites = h("tbody", {});
     this.nobody = h("p", { class: "muted", hidden: true }, "No site has been seen in this run yet. Invite some under Sites, and see that they are running.");
     this.plan = h("pre", { tabindex: "0", "aria-label": "The plan" });
-    const heads = ["Site", "Line", "Answers that count", "Test accuracy", "Test loss", "Refused", "Declined"];
+    const heads = ["Site", "Line", "Answers that count", "Test accuracy", "Test RMSE", "Test loss", "Refused", "Declined"];
     this.element = h("div", {},
       h("a", { href: "#/runs", class: "back" }, "All runs"),
       h("div", { class: "head" }, h("div", { class: "title" }, this.name, this.state), this.buttons),
       this.facts, h("div", { class: "status" }, this.bar, this.message), this.heard, this.hidden, this.secret,
       h("h2", {}, "Curves"),
-      h("div", { class: "charts" }, charts.accuracy.element, charts.loss.element, charts.epsilon.element, charts.answers.element, charts.seconds.element),
-      this.bySite = h("section", {}, h("h2", {}, "By site"), this.choices, h("div", { class: "charts" }, charts.accuracies.element, charts.losses.element)),
+      h("div", { class: "charts" }, charts.accuracy.element, charts.rmse.element, charts.loss.element, charts.epsilon.element, charts.answers.element, charts.seconds.element),
+      this.bySite = h("section", {}, h("h2", {}, "By site"), this.choices, h("div", { class: "charts" }, charts.accuracies.element, charts.rmses.element, charts.losses.element)),
       h("h2", {}, "Sites in this run"),
       h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Sites in this run" },
-        h("table", {}, h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index > 1 && index < 5 ? "number" : null }, name)))), this.sites)),
+        h("table", {}, h("thead", {}, this.heads = h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index > 1 && index < 6 ? "number" : null }, name)))), this.sites)),
       this.nobody,
       h("details", { class: "card plan" }, h("summary", {}, "The plan"), this.plan));
   }
@@ -186,7 +203,9 @@ class RunView {
     this.drawHead();
     this.drawCurves();
     this.drawSites();
-    rows(this.sites, this.run.sites, (site) => site.site, row);
+    const sites = this.run.sites.map((/** @type {any} */ site) => ({ ...site, squared_error: this.run.squared_error }));
+    rows(this.sites, sites, (site) => site.site, row);
+    hideEmpty(this.sites, this.heads);
     this.nobody.hidden = this.run.sites.length > 0;
     fill(this.plan, this.run.plan_toml);
   }
@@ -199,6 +218,7 @@ class RunView {
     fill(this.heard, `${run.name}: ${STATES[run.state] ?? run.state}`);
     fill(this.bar, progress(run));
     fill(this.message, sentence(run.message));
+    this.message.dataset.state = run.state;
     fill(this.facts, `Run ${run.run}${run.rehearsal ? " · rehearsal: its seed is known, so it may not claim privacy" : ""} · model ${run.model_sha256.slice(0, 12) || "none yet"}`);
     const wanted = CONTROLS.filter(({ states }) => states.includes(run.state));
     const said = wanted.map(({ verb }) => verb).join(" ");
@@ -228,13 +248,14 @@ class RunView {
     const lines = [...this.lines.values()].filter((line) => line.round > 0);
     const rounds = lines.map((line) => line.round);
     const of = (/** @type {(line: any) => any} */ pick) => lines.map((line) => pick(line) ?? null);
-    const lines_of = (/** @type {string} */ what) => [
-      { name: "Sites' test records", values: of((line) => line.sites?.[what]), color: 0 },
-      { name: "Server's records", values: of((line) => line.central?.[what]), color: 1 },
-      { name: "Training records", values: of((line) => line.train?.[what]), color: 2, dash: [6, 4] },
+    const lines_of = (/** @type {(metrics: any) => any} */ value) => [
+      { name: "Sites' test records", values: of((line) => value(line.sites)), color: 0 },
+      { name: "Server's records", values: of((line) => value(line.central)), color: 1 },
+      { name: "Training records", values: of((line) => value(line.train)), color: 2, dash: [6, 4] },
     ];
-    this.charts.accuracy.show(rounds, lines_of("accuracy"));
-    this.charts.loss.show(rounds, lines_of("loss"));
+    this.charts.accuracy.show(rounds, lines_of((metrics) => metrics?.accuracy));
+    this.charts.rmse.show(rounds, lines_of(rmse));
+    this.charts.loss.show(rounds, lines_of((metrics) => metrics?.loss));
     this.charts.epsilon.show(rounds, [{ name: "Epsilon", values: of((line) => line.epsilon), color: 4 }]);
     this.charts.epsilon.element.hidden = !lines.some((line) => line.epsilon !== null);
     this.charts.answers.show(rounds, [
@@ -250,7 +271,9 @@ class RunView {
     const measured = lines.some((line) => line.train || line.sites);
     this.hidden.hidden = measured || !lines.some((line) => line.released);
     const [some, lossy] = [lines.some((line) => line.sites?.accuracy ?? line.central?.accuracy ?? line.train?.accuracy), lines.some((line) => line.sites ?? line.central ?? line.train)];
-    this.charts.accuracy.element.hidden = lines.length > 0 && !some;
+    const squared = this.run.squared_error;
+    this.charts.accuracy.element.hidden = squared || (lines.length > 0 && !some);
+    this.charts.rmse.element.hidden = !squared || (lines.length > 0 && !lossy);
     this.charts.loss.element.hidden = lines.length > 0 && !lossy;
   }
 
@@ -262,16 +285,18 @@ class RunView {
     const chosen = this.chosen ?? new Set(names.slice(0, DRAWN));
     const drawn = names.filter((name) => chosen.has(name));
     const rounds = [...new Set(drawn.flatMap((name) => [...(this.reports.get(`${kind} ${name}`)?.keys() ?? [])]))].sort((a, b) => a - b);
-    const lines_of = (/** @type {string} */ what) => drawn.map((name) => ({
+    const lines_of = (/** @type {(metrics: any) => any} */ value) => drawn.map((name) => ({
       name,
       color: names.indexOf(name) % 8,
       dash: names.indexOf(name) >= 8 ? [6, 4] : undefined,
-      values: rounds.map((round) => this.reports.get(`${kind} ${name}`)?.get(round)?.[what] ?? null),
+      values: rounds.map((round) => value(this.reports.get(`${kind} ${name}`)?.get(round)) ?? null),
     }));
-    this.charts.accuracies.show(rounds, lines_of("accuracy"));
-    this.charts.losses.show(rounds, lines_of("loss"));
+    this.charts.accuracies.show(rounds, lines_of((metrics) => metrics?.accuracy));
+    this.charts.rmses.show(rounds, lines_of(rmse));
+    this.charts.losses.show(rounds, lines_of((metrics) => metrics?.loss));
     const accurate = names.some((name) => [...(this.reports.get(`${kind} ${name}`)?.values() ?? [])].some((report) => report.accuracy !== null));
     this.charts.accuracies.element.hidden = !accurate;
+    this.charts.rmses.element.hidden = !this.run.squared_error;
     this.offer(names, chosen);
   }
 

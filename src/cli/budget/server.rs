@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::ServerFolder;
-use super::super::output::table;
+use super::super::output::{table, text_table, without_empty};
 use super::super::watch::runtime;
+
+/// Under which a restored server charges the releases that its backup does not know.
+const UNKNOWN_RUN: &str = "after-backup";
 
 /// One population's budget.
 struct Account {
@@ -47,7 +50,9 @@ fn account(population: &str, links: &[Link]) -> Result<Account, Failure> {
 
 fn lines(accounts: &[Account]) -> String {
     if accounts.is_empty() {
-        return "no run of this server has promised privacy; there is no budget".to_owned();
+        return "this server keeps no privacy budget: no run of it has [privacy.central]\nwhat [privacy.examples] and [privacy.local] promise is accounted for \
+                at each site: `consortia budget show SITE`"
+            .to_owned();
     }
     let heads = ["population", "releases", "epsilon rdp", "epsilon pld", "budget", "delta", "refused"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
@@ -74,7 +79,24 @@ fn lines(accounts: &[Account]) -> String {
             account.ledger.head()
         )
     });
-    format!("{}\n\n{}", table(&rows), heads.collect::<Vec<_>>().join("\n"))
+    let heads = heads.collect::<Vec<_>>().join("\n");
+    format!("{}\n\n{}\n\n{heads}", table(&without_empty(rows)), text_table(&charges(accounts)))
+}
+
+/// What each run has charged, heads first.
+fn charges(accounts: &[Account]) -> Vec<Vec<String>> {
+    let mut rows = vec![["population", "charged by", "releases"].map(str::to_owned).to_vec()];
+    for account in accounts {
+        let population = &account.ledger.terms().population;
+        rows.extend(account.ledger.run_charges().into_iter().map(|charge| {
+            let run = match charge.run.as_str() {
+                UNKNOWN_RUN => format!("{UNKNOWN_RUN} (lost since the backup, as it was told)"),
+                run => format!("run {run}"),
+            };
+            vec![population.clone(), run, charge.releases.to_string()]
+        }));
+    }
+    rows
 }
 
 fn object(account: &Account) -> Value {
@@ -84,6 +106,7 @@ fn object(account: &Account) -> Value {
         "unit": terms.unit,
         "relation": terms.relation,
         "releases": account.ledger.releases(),
+        "runs": account.ledger.run_charges().iter().map(|charge| json!({ "run": charge.run, "releases": charge.releases })).collect::<Vec<_>>(),
         "rdp": account.epsilon.rdp,
         "pld": account.epsilon.pld,
         "epsilon_max": terms.epsilon_max,

@@ -4,7 +4,7 @@
 
 use ::privacy::accounting::{self, Epsilon, Event, Mechanism, Relation};
 use ::privacy::ledger::Unit;
-use protocol::{CentralPrivacy, ExamplePrivacy, LocalPrivacy};
+use protocol::{CentralPrivacy, ExamplePrivacy, LocalPrivacy, Sampling};
 use server::Plan;
 
 /// One guarantee.
@@ -24,6 +24,8 @@ pub(in crate::cli) struct Promise {
     /// Where it counts on secret sampling: what all rounds amount to against whoever sees who took part, and under which
     /// relation. The budget is not kept for that.
     pub(super) seen: Option<(Relation, Epsilon)>,
+    /// In how many rounds a client may take part, where that is fewer than there are.
+    pub(super) participations_max: Option<u32>,
 }
 
 /// Epsilon after some rounds.
@@ -69,8 +71,15 @@ fn of_central(central: &CentralPrivacy, rounds: u32) -> Result<Promise, String> 
     } else {
         None
     };
+    let participations_max = match central.sampling {
+        Sampling::Availability { participations_max, .. } if participations_max < rounds => {
+            Some(participations_max)
+        }
+        Sampling::Availability { .. } | Sampling::Poisson { .. } | Sampling::Fixed { .. } => None,
+    };
     Ok(Promise {
         unit: Unit::Client,
+        participations_max,
         population: Some(central.population.clone()),
         relation: central.relation,
         against: server::against(central.sampling).to_owned(),
@@ -104,6 +113,7 @@ fn of_local(local: &LocalPrivacy, rounds: u32) -> Result<Promise, String> {
         reached: outlook.reached,
         epsilon_max: local.epsilon_max.value(),
         refused_round: outlook.refused_round,
+        participations_max: None,
         seen: None,
     })
 }
@@ -126,6 +136,7 @@ fn of_examples(examples: &ExamplePrivacy) -> Promise {
         reached: Vec::new(),
         epsilon_max: examples.epsilon_max.value(),
         refused_round: None,
+        participations_max: None,
         seen: None,
     }
 }

@@ -7,7 +7,7 @@
 //! R is a rule for choosing, not a bound: it says how far the largest possible signal reaches, and real ones are smaller.
 
 use ::privacy::adaptive::update_noise_multiplier;
-use protocol::{CentralPrivacy, Clipping, Layout, LocalPrivacy, NoiseCorrelation};
+use protocol::{CentralPrivacy, Clipping, ExamplePrivacy, Layout, LocalPrivacy, NoiseCorrelation};
 use server::Plan;
 
 /// A model is usable up to this R, and hopeless above [`HOPELESS`].
@@ -20,18 +20,58 @@ pub(super) struct Signal {
     pub(super) round: f64,
     /// Of the run, over the largest possible signal.
     pub(super) run: f64,
+    /// What the noise is added to.
+    pub(super) noised: Noised,
     clients: f64,
     dimension: usize,
 }
 
+/// What noise is added to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Noised {
+    /// Updates, at the server or at each client.
+    Updates,
+    /// The gradient of each step at a site.
+    Gradients,
+}
+
+impl Noised {
+    /// What has the mean that is compared.
+    pub(super) fn of(self) -> &'static str {
+        match self {
+            Self::Updates => "a round's updates",
+            Self::Gradients => "one step's gradients at the smallest cohort, with one step a pass",
+        }
+    }
+
+    /// When noise is added, as wide as the longer word.
+    pub(super) fn time(self) -> &'static str {
+        match self {
+            Self::Updates => "round",
+            Self::Gradients => "step ",
+        }
+    }
+
+    fn levers(self) -> &'static str {
+        match self {
+            Self::Updates => "raise the cohort",
+            Self::Gradients => "raise the batch, the passes or the cohort",
+        }
+    }
+}
+
 impl Signal {
-    /// What noise on updates does to a plan's model; `None` for plans that add none to them.
+    /// What noise does to a plan's model; `None` for plans that add none, and where all records are one batch, whose size a plan does not
+    /// know.
     pub(super) fn of(plan: &Plan, layout: &Layout) -> Result<Option<Self>, String> {
         let privacy = &plan.spec.privacy;
         match (&privacy.central, &privacy.local) {
             (Some(central), _) => Self::of_central(plan, central, layout).map(Some),
             (None, Some(local)) => Ok(Some(Self::of_local(plan, local, layout.shared_len()))),
-            (None, None) => Ok(None),
+            (None, None) => {
+                let of = |examples| Self::of_examples(plan, examples, layout.len());
+                Ok(privacy.examples.as_ref().and_then(of))
+            }
         }
     }
 
@@ -52,7 +92,7 @@ impl Signal {
         let clients = central.denominator.value();
         let round = noise * scale * (dimension as f64).sqrt() / clients;
         let run = round * draws_left(&central.noise, plan.rounds).sqrt() / f64::from(plan.rounds);
-        Ok(Self { round, run, clients, dimension })
+        Ok(Self { round, run, noised: Noised::Updates, clients, dimension })
     }
 
     /// Each of the smallest cohort adds noise of its own.
@@ -60,7 +100,25 @@ impl Signal {
         let clients = plan.cohort.size_of(plan.cohort.clients_min) as f64;
         let round = local.noise_multiplier.value() * (dimension as f64).sqrt() / clients.sqrt();
         // As much as central noise would do with the root of the clients.
-        Self { round, run: round / f64::from(plan.rounds).sqrt(), clients, dimension }
+        let run = round / f64::from(plan.rounds).sqrt();
+        Self { round, run, noised: Noised::Updates, clients, dimension }
+    }
+
+    /// Each site adds noise of its own in every step. A plan does not know how many steps a pass has at a site: with one, the noise over
+    /// the run is longest.
+    fn of_examples(plan: &Plan, examples: &ExamplePrivacy, dimension: usize) -> Option<Self> {
+        let training = &plan.spec.training;
+        let batch = training.batch_size as f64 * f64::from(training.accumulate);
+        let clients = plan.cohort.size_of(plan.cohort.clients_min).max(1) as f64;
+        let round = examples.noise_multiplier.value() * (dimension as f64).sqrt() / (batch * clients.sqrt());
+        let steps = f64::from(plan.rounds) * f64::from(training.epochs);
+        (batch > 0.0).then(|| Self {
+            round,
+            run: round / steps.sqrt(),
+            noised: Noised::Gradients,
+            clients,
+            dimension,
+        })
     }
 
     /// In one word.
@@ -83,8 +141,9 @@ impl Signal {
             );
         }
         format!(
-            "the noise is {run:.1} times longer than the largest possible signal; raise the cohort (now {}), shrink the \
+            "the noise is {run:.1} times longer than the largest possible signal; {} (now {} clients), shrink the \
              model (to about {} parameters, as things are), or allow more epsilon",
+            self.noised.levers(),
             self.clients,
             ((self.dimension as f64 / (run * run)) as u64).max(1)
         )
@@ -129,12 +188,15 @@ mod tests {
 
     #[test]
     fn the_verdict_changes_at_one_and_at_three() {
-        let word = |run| Signal { round: 1.0, run, clients: 10.0, dimension: 900 }.verdict();
+        let word = |run| {
+            Signal { round: 1.0, run, noised: Noised::Updates, clients: 10.0, dimension: 900 }.verdict()
+        };
         assert_eq!(
             [0.2, 1.0, 1.1, 3.0, 3.1].map(word),
             ["usable", "usable", "doubtful", "doubtful", "hopeless"]
         );
-        let advice = Signal { round: 30.0, run: 3.0, clients: 10.0, dimension: 900 }.advice();
+        let advice =
+            Signal { round: 30.0, run: 3.0, noised: Noised::Updates, clients: 10.0, dimension: 900 }.advice();
         assert!(advice.contains("3.0 times longer") && advice.contains("about 100 parameters"), "{advice}");
     }
 }

@@ -25,6 +25,7 @@ macro_rules! page {
 const PAGES: &[Page] = &[
     page!("index.html", "text/html; charset=utf-8"),
     page!("icon.svg", "image/svg+xml"),
+    page!("look.css", CSS),
     page!("style.css", CSS),
     page!("theme.js", JAVASCRIPT),
     page!("main.js", JAVASCRIPT),

@@ -6,12 +6,13 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use protocol::wire::{ClientSummary, Control};
-use protocol::{RunId, TaskKind};
+use protocol::{Loss, RunId, TaskKind};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::views::{Problem, RunSiteView, RunView, WholeRunView};
 use super::{Caller, Shared};
+use crate::Plan;
 use crate::net::desk::hides_participation;
 use crate::net::store::{Report, StoreError};
 
@@ -111,8 +112,10 @@ pub(super) async fn one(
         view if hidden => view.without_participation(),
         view => view,
     };
+    let squared_error = Plan::parse(&plan_toml).is_ok_and(|plan| plan.spec.loss() == Loss::MeanSquared);
     Ok(Json(WholeRunView {
         plan_toml,
+        squared_error,
         history: summary.history.iter().filter(|line| line.round >= from).map(Into::into).collect(),
         sites: summary.clients.iter().map(site).collect(),
         run: RunView::from(&summary),

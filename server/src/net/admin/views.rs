@@ -102,6 +102,8 @@ pub(super) struct WholeRunView {
     pub(super) run: RunView,
     /// The plan as it was handed in.
     pub(super) plan_toml: String,
+    /// Whether the plan predicts a number and its loss is a mean squared error.
+    pub(super) squared_error: bool,
     /// Oldest first.
     pub(super) history: Vec<RoundView>,
     /// By name.

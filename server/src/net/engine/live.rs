@@ -110,24 +110,30 @@ impl Live {
 pub(super) fn log(run: RunId, note: &Note) {
     match note {
         Note::Waiting { connected, needed } => {
-            tracing::info!("run {run} waits: {connected} of {needed} clients are connected");
+            tracing::info!(target: "events", "run {run} waits: {connected} of {needed} clients are connected");
         }
-        Note::Opened { task, cohort } => tracing::info!("{task} is put to {cohort} clients"),
-        Note::Accepted { client, task, .. } => tracing::debug!("{client} has answered {task}"),
+        Note::Opened { task, cohort } => {
+            tracing::info!(target: "events", "{task} is put to {cohort} clients")
+        }
+        Note::Accepted { client, task, .. } => {
+            tracing::debug!(target: "events", "{client} has answered {task}")
+        }
         Note::Refused { client, task, reason, detail } => {
             let task = task.map_or_else(|| "no task".to_owned(), |task| task.to_string());
-            tracing::warn!("{client} is refused for {task}: {} ({detail})", reason.name());
+            tracing::warn!(target: "events", "{client} is refused for {task}: {} ({detail})", reason.name());
         }
         Note::Declined { client, task, reason, detail } => {
             let detail: String = detail.chars().filter(|c| !c.is_control()).collect();
-            tracing::warn!("{client} declines {task}: {} ({detail})", reason.name());
+            tracing::warn!(target: "events", "{client} declines {task}: {} ({detail})", reason.name());
         }
         Note::Closed { task, answered, missing, quorum } => {
             let word = if *quorum { "enough" } else { "too few" };
-            tracing::info!("{task} is over: {answered} answers, {word}; {missing} missing");
+            tracing::info!(target: "events", "{task} is over: {answered} answers, {word}; {missing} missing");
         }
-        Note::Withheld { task, reason } => tracing::error!("{task} releases nothing: {reason}"),
-        Note::Round(summary) => tracing::info!(
+        Note::Withheld { task, reason } => {
+            tracing::error!(target: "events", "{task} releases nothing: {reason}")
+        }
+        Note::Round(summary) => tracing::info!(target: "events",
             "round {} of run {run} is stored; the model {}",
             summary.round,
             if summary.released { "moved" } else { "stood still" }
@@ -140,11 +146,13 @@ pub(super) fn log(run: RunId, note: &Note) {
 /// The last line of a run.
 pub(super) fn log_end(run: RunId, name: &str, end: &RunEnd) {
     match end {
-        RunEnd::Finished => tracing::info!("run {run} ({name}) is finished"),
-        RunEnd::Failed(reason) => tracing::error!("run {run} ({name}) has failed: {reason}"),
-        RunEnd::BudgetExhausted(reason) => {
-            tracing::warn!("run {run} ({name}) ends, its privacy budget is exhausted: {reason}");
+        RunEnd::Finished => tracing::info!(target: "events", "run {run} ({name}) is finished"),
+        RunEnd::Failed(reason) => {
+            tracing::error!(target: "events", "run {run} ({name}) has failed: {reason}")
         }
-        RunEnd::Stopped => tracing::info!("run {run} ({name}) is stopped by the operator"),
+        RunEnd::BudgetExhausted(reason) => {
+            tracing::warn!(target: "events", "run {run} ({name}) ends, its privacy budget is exhausted: {reason}");
+        }
+        RunEnd::Stopped => tracing::info!(target: "events", "run {run} ({name}) is stopped by the operator"),
     }
 }
