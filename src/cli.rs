@@ -1,5 +1,6 @@
 //! What was typed, and where it goes. Data is written to stdout; talk and progress to stderr.
 
+mod address;
 mod attack;
 mod audit;
 mod backup;

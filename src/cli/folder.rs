@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use server::net::{Approval, Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
+use super::address::{host_and_any_port, host_and_port};
 use super::failure::{Failure, Kind, OrFail};
 use super::part::refuse_unfinished;
 use super::state::StateFile;
@@ -99,9 +100,35 @@ impl ServerFolder {
         Err(Failure::new(Kind::Configuration, message))
     }
 
+    /// Refuses a folder that is no server's: whoever forgot to name theirs is told so, and not of a file that is missing.
+    pub(super) fn refuse_other(&self) -> Result<(), Failure> {
+        if self.config().exists() { Ok(()) } else { Err(self.is_none("server.toml")) }
+    }
+
+    /// The failure of a folder without `missing`, with the folder beside it that was meant, where there is one.
+    pub(super) fn is_none(&self, missing: &str) -> Failure {
+        let shown = if self.0 == Path::new(".") {
+            "the current folder".to_owned()
+        } else {
+            self.0.display().to_string()
+        };
+        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let mut others: Vec<PathBuf> =
+            entries.map(|entry| entry.path()).filter(|path| path.join("server.toml").exists()).collect();
+        others.sort();
+        let other = others.first().map(|path| path.strip_prefix(".").unwrap_or(path).display().to_string());
+        let named = other.as_deref().unwrap_or("FOLDER");
+        let message = format!(
+            "there is no {missing} in {shown}: name the folder that `consortia server init` made, by `--dir {named}`, or as `{named}` alone for \
+             `server run`, `server dashboard` and `server renew`"
+        );
+        Failure::new(Kind::Configuration, message)
+    }
+
     /// Reads and checks `server.toml`.
     pub(super) fn read(&self) -> Result<ServerFile, Failure> {
         refuse_unfinished(&self.0)?;
+        self.refuse_other()?;
         let path = self.config();
         let text = read_text(&path)?;
         ServerFile::parse(&text, &self.0).or_fail(Kind::Configuration, path.display())
@@ -213,6 +240,11 @@ impl ServerFile {
         };
         let mut file: Self = read_toml(text).map_err(hidden)?;
         file.central = resolved(text, "central", file.central, base)?;
+        // A port of 0 is that of a server whose port is told when it starts; no invite names it.
+        file.addresses
+            .iter()
+            .try_for_each(|address| host_and_any_port(address))
+            .map_err(wrong_at(text, "addresses"))?;
         Ok(file)
     }
 
@@ -327,6 +359,11 @@ impl SiteFile {
                 "name the server by `server = \"host:port\"`, or several by `servers = [...]`, and not both";
             return Err(ConfigError::of(text, &SpecError::new("servers", message.to_owned())));
         }
+        let key = if file.server.is_some() { "server" } else { "servers" };
+        file.servers()
+            .iter()
+            .try_for_each(|server| host_and_port(server).map(|_| ()))
+            .map_err(wrong_at(text, key))?;
         let data = resolved(text, "data", Some(file.data), base)?;
         let missing = || ConfigError::at(text, 0, "data: name the site's records");
         file.data = data.ok_or_else(missing)?;
@@ -342,6 +379,11 @@ impl SiteFile {
     pub(super) fn servers(&self) -> Vec<String> {
         self.server.iter().chain(&self.servers).cloned().collect()
     }
+}
+
+/// Turns what is wrong with a value into an error that points at its `key`.
+fn wrong_at<'a>(text: &'a str, key: &'a str) -> impl Fn(String) -> ConfigError + 'a {
+    move |fault| ConfigError::of(text, &SpecError::new(key, fault))
 }
 
 /// The source with its paths resolved; errors point at `key`.
@@ -387,6 +429,14 @@ mod tests {
             let error = SiteFile::parse(&wrong, Path::new(".")).unwrap_err();
             assert!(error.message.contains("not both"), "{}", error.message);
         }
+        for (old, new) in [("h:1", "h"), ("h:1", "https://h:1"), ("h:1", "0.0.0.0:1"), ("h:1", "h:0")] {
+            let error = SiteFile::parse(&text.replace(old, new), Path::new(".")).unwrap_err();
+            assert_eq!((error.line, error.message.starts_with("server")), (1, true), "{}", error.message);
+        }
+        let listed = text.replace("server = \"h:1\"", "servers = [\"h:1\", \"h\"]");
+        assert!(SiteFile::parse(&listed, Path::new(".")).unwrap_err().message.contains("no port"));
+        let addressed = "listen = \"127.0.0.1:0\"\naddresses = [\"h\"]\n";
+        assert_eq!(ServerFile::parse(addressed, Path::new(".")).unwrap_err().line, 2);
         let server =
             ServerFile::parse("listen = \"127.0.0.1:0\"\nlimits = { connections_max = 5 }\n", Path::new("."));
         assert_eq!(server.unwrap().limits().connections_max, 5);

@@ -35,7 +35,7 @@ pub(super) struct InitArgs {
     /// The folder to make; the federation's server lives in it.
     pub(super) folder: PathBuf,
     /// A DNS name or IP address under which sites reach the server; may be repeated.
-    #[arg(long = "name", value_name = "HOST")]
+    #[arg(long = "name", value_name = "HOST", value_parser = super::address::host)]
     pub(super) names: Vec<String>,
     /// Address and port to listen on (UDP, and TCP of the same number).
     #[arg(long, default_value = "0.0.0.0:4433")]
@@ -198,6 +198,7 @@ fn address(host: &str, port: u16) -> String {
 pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     folder.refuse_backup()?;
+    folder.refuse_other()?;
     let authority = args.root.open(&folder)?;
     let identity = authority.issue_site(&args.site, SystemTime::now()).or_fail(Kind::Configuration, "")?;
     let bundle = folder.site(args.site.as_str());
