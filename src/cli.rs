@@ -184,7 +184,7 @@ enum SiteCommand {
     Check(site::check::CheckArgs),
     /// Get the next certificate now, with a new key; `site run` does it by itself in time.
     Renew(renewal::RenewArgs),
-    /// Try a policy.
+    /// Write and try a policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// As the operator: list who was invited, who has joined, who is revoked.
@@ -203,6 +203,8 @@ enum SiteCommand {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
+    /// Write a policy to begin with, where there is none.
+    Init(policy::InitArgs),
     /// Say what a policy and its budget make of a plan where nothing has been spent yet; exit code 6 when a task would be declined.
     Check(policy::CheckArgs),
 }
@@ -322,6 +324,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Site(SiteCommand::Recover(args)) => site::recover::recover(args, global),
         Command::Site(SiteCommand::Audit(args)) => site::log::audit(args, global),
         Command::Site(SiteCommand::Check(args)) => site::check::check(args, global),
+        Command::Site(SiteCommand::Policy(PolicyCommand::Init(args))) => policy::init(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),
         Command::Audit(AuditCommand::Verify(args)) => audit::verify(args, global),
         Command::Budget(BudgetCommand::Show(args)) => budget::show(args, global),
