@@ -19,6 +19,7 @@ mod folder;
 #[cfg(feature = "insecure-test-noise")]
 mod insecure;
 mod join;
+mod kinds;
 mod members;
 mod model;
 mod modes;
