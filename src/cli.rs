@@ -12,6 +12,7 @@ mod control;
 mod crl;
 mod dashboard;
 mod demo;
+mod examples;
 mod explain;
 mod export;
 mod failure;
@@ -82,6 +83,8 @@ struct Global {
 enum Command {
     /// Train on four hospitals' records over QUIC on this machine, and compare.
     Demo(demo::DemoArgs),
+    /// Write the bundled examples into a folder: plans, and the records of four hospitals.
+    Examples(examples::ExamplesArgs),
     /// Make a folder to begin with: a plan, made-up records, and what to do next.
     New(new::NewArgs),
     /// Run a federation of virtual clients in this process.
@@ -295,6 +298,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
     let global = &cli.global;
     match &cli.command {
         Command::Demo(args) => demo::demo(args, global),
+        Command::Examples(args) => examples::examples(args, global),
         Command::New(args) => new::new(args, global),
         Command::Simulate(args) => simulate::simulate(args, global),
         Command::Check(args) => check::check(args, global),
