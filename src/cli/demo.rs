@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use consortia::results::{Results, write_model};
 use protocol::wire::{ModelChoice, RunState, RunSummary};
-use protocol::{ClientId, Metrics};
+use protocol::{ClientId, Metrics, RunId};
 use serde_json::{Value, json};
-use server::{FederationConfig, Plan, read_toml};
+use server::{Checkpoint, FederationConfig, Plan, read_toml};
 use simulations::{Population, Scenario};
 
 use super::Global;
@@ -198,15 +198,7 @@ async fn federate(
     if args.private {
         keep_books(folder, hospitals, results.folder())?;
     }
-    let stored = {
-        let store = server::net::Store::open(&folder.state()).await.or_fail(Kind::Run, "")?;
-        let found = store.load(run).await.or_fail(Kind::Run, "")?;
-        store.close().await;
-        found
-    };
-    let (model, checkpoint) = (folder.0.join("model.safetensors"), &stored.checkpoint);
-    write_model(&model, &stored.layout, &checkpoint.model, checkpoint.standardiser.as_deref())
-        .or_fail(Kind::Run, model.display())?;
+    let checkpoint = take_model(folder, run).await?;
     let measured: Result<(Yardstick, Population), Failure> =
         measuring.await.or_fail(Kind::Defect, "yardstick")?;
     let (mut yardstick, population) = measured?;
@@ -215,6 +207,17 @@ async fn federate(
         yardstick.together = together(&private_plan(folder)?, &population, model, standardiser);
     }
     Ok((summary, yardstick))
+}
+
+/// Writes the model of a run whose server has ended into its folder, and returns where the run stands.
+async fn take_model(folder: &ServerFolder, run: RunId) -> Result<Checkpoint, Failure> {
+    let store = server::net::Store::open(&folder.state()).await.or_fail(Kind::Run, "")?;
+    let stored = store.load(run).await.or_fail(Kind::Run, "")?;
+    store.close().await;
+    let (model, checkpoint) = (folder.0.join("model.safetensors"), stored.checkpoint);
+    write_model(&model, &stored.layout, &checkpoint.model, checkpoint.standardiser.as_deref())
+        .or_fail(Kind::Run, model.display())?;
+    Ok(checkpoint)
 }
 
 /// Copies what each hospital's promise is accounted for in, as `audit verify` reads it.
