@@ -10,7 +10,7 @@ mod processes;
 use std::path::Path;
 use std::process::Command;
 
-use processes::{Process, command, serve};
+use processes::{Process, command, serve, submit};
 use tempfile::TempDir;
 
 /// A plan of one round, without privacy.
@@ -97,6 +97,29 @@ fn whoever_forgets_to_name_the_servers_folder_is_told_which_it_is() {
         refused(folder, line, 2, &["the current folder", "--dir fed"]);
     }
     refused(folder, "run ls --dir examples", 2, &["in examples", "--dir FOLDER"]);
+}
+
+#[test]
+fn whoever_names_a_file_that_is_not_there_is_told_where_it_is_or_comes_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    for line in [
+        "simulate examples/heart.toml",
+        "run submit examples/heart_private.toml",
+        "privacy explain examples/heart.toml",
+    ] {
+        refused(folder, line, 2, &["no such file", "`consortia examples`"]);
+    }
+    let lines = ["site run", "site check", "site audit", "site pause", "site leave --yes", "site renew"];
+    for line in lines {
+        refused(folder, line, 2, &["no site.toml", "FOLDER/site.toml", "site join"]);
+    }
+    works(folder, "server init fed --name localhost");
+    works(folder, "server issue north --dir fed");
+    works(folder, "site init north --server localhost:1 --bundle fed/sites/north --policy plain");
+    refused(folder, "site audit", 2, &["`north/site.toml`"]);
+    // The folder stands for its file.
+    works(folder, "site pause north");
 }
 
 #[test]
@@ -195,6 +218,11 @@ fn a_file_of_another_kind_is_named_with_the_command_that_reads_it() {
         ("check", file("model.safetensors"), "consortia model verify"),
         ("check", "examples/data/heart_disease.csv".to_owned(), "a table"),
         ("budget show", file("ledger.jsonl"), "consortia audit verify"),
+        ("simulate", file("privacy_statement.json"), "consortia privacy verify"),
+        ("privacy explain", "examples/data/heart_disease.csv".to_owned(), "a table"),
+        ("site run", "examples/heart.toml".to_owned(), "this is a plan"),
+        ("site policy check", "examples/heart.toml examples/heart.toml".to_owned(), "this is a plan"),
+        ("model verify", "examples/heart.toml".to_owned(), "this is a plan"),
     ];
     for (reader, path, words) in others {
         let said = refused(folder, &format!("{reader} {path}"), 2, &[words]);
@@ -229,6 +257,12 @@ fn invite(folder: &Path, address: &str, site: &str) -> String {
     invites[0]["invite"].as_str().unwrap().to_owned()
 }
 
+/// A run of the plan, to its end.
+fn train(plan: &str, fed: &str, address: &str) {
+    let run = submit(plan, fed, address, None);
+    command(&["run", "watch", &run, "--dir", fed, "--server", address]);
+}
+
 fn join(folder: &Path, address: &str, site: &str, to: &str) {
     let line = invite(folder, address, site);
     works(folder, &format!("site join {line} --dir {to} --data examples/hospitals/va.csv --policy plain"));
@@ -248,7 +282,7 @@ fn a_site_that_left_and_is_invited_again_goes_on_with_its_books_as_it_is_told() 
         "--while-stdin-open",
     ]);
     let plan = folder.join("plan.toml").display().to_string();
-    command(&["run", "submit", &plan, "--dir", &fed, "--server", &address, "--watch"]);
+    train(&plan, &fed, &address);
     site.kill();
     let spent = std::fs::read_to_string(folder.join("north/state/ledger.jsonl")).unwrap();
     assert!(!spent.is_empty());
@@ -275,7 +309,7 @@ fn a_site_that_left_and_is_invited_again_goes_on_with_its_books_as_it_is_told() 
     let budget = works(folder, "budget show again");
     assert!(budget.lines().count() > 3, "{budget}");
     let site = Process::start(&["site", "run", &file.display().to_string(), "--while-stdin-open"]);
-    command(&["run", "submit", &plan, "--dir", &fed, "--server", &address, "--watch"]);
+    train(&plan, &fed, &address);
     site.kill();
     let ledger = std::fs::read_to_string(folder.join("north/state/ledger.jsonl")).unwrap();
     assert!(ledger.starts_with(&spent) && ledger.len() > spent.len(), "the books go on");

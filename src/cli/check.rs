@@ -12,7 +12,7 @@ use server::net::Database;
 use simulations::Scenario;
 
 use super::Global;
-use super::columns::read_plan_text;
+use super::columns::{read_plan_text, read_settings_text};
 use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder, SiteFile};
@@ -62,7 +62,7 @@ impl FileKind {
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
     let what = |failure| or_what_it_is(&args.file, &SETTINGS, "a plan, policy or file of settings", failure);
-    let text = read_plan_text(&args.file, None).map_err(what)?;
+    let text = read_settings_text(&args.file, None).map_err(what)?;
     let base = args.file.parent().unwrap_or_else(|| Path::new(""));
     let read = server::read_toml(&text).or_fail(Kind::Configuration, &path);
     let table: toml::Table = read.map_err(what)?;

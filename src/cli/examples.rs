@@ -68,6 +68,13 @@ fn files() -> Vec<(String, String)> {
     named.chain(own).collect()
 }
 
+/// Whether a path ends with the name of an example's plan, as texts show it.
+pub(super) fn is_one(path: &Path) -> bool {
+    let plan = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    path.parent().is_some_and(|folder| folder.ends_with("examples"))
+        && FILES.iter().any(|(name, _)| *name == plan)
+}
+
 pub(super) fn examples(args: &ExamplesArgs, global: &Global) -> Result<(), Failure> {
     let folder = &args.folder;
     let missing = missing(folder)?;

@@ -17,6 +17,7 @@ use server::{ConfigError, read_toml};
 
 use super::address::{host_and_any_port, host_and_port};
 use super::failure::{Failure, Kind, OrFail};
+use super::kinds::{FileKind, or_what_it_is};
 use super::part::refuse_unfinished;
 use super::state::StateFile;
 use super::text::read_text;
@@ -105,18 +106,14 @@ impl ServerFolder {
         if self.config().exists() { Ok(()) } else { Err(self.is_none("server.toml")) }
     }
 
-    /// The failure of a folder without `missing`, with the folder beside it that was meant, where there is one.
+    /// The failure of a folder without `missing`, with the folder within it that was meant, where there is one.
     pub(super) fn is_none(&self, missing: &str) -> Failure {
         let shown = if self.0 == Path::new(".") {
             "the current folder".to_owned()
         } else {
             self.0.display().to_string()
         };
-        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let mut others: Vec<PathBuf> =
-            entries.map(|entry| entry.path()).filter(|path| path.join("server.toml").exists()).collect();
-        others.sort();
-        let other = others.first().map(|path| path.strip_prefix(".").unwrap_or(path).display().to_string());
+        let other = folder_with("server.toml", &self.0);
         let named = other.as_deref().unwrap_or("FOLDER");
         let message = format!(
             "there is no {missing} in {shown}: name the folder that `consortia server init` made, by `--dir {named}`, or as `{named}` alone for \
@@ -341,10 +338,16 @@ fn policy_toml() -> PathBuf {
 }
 
 impl SiteFile {
+    /// Reads a site's file, or that of a site's folder.
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
+        let path = if path.is_dir() { &path.join("site.toml") } else { path };
+        if !path.exists() {
+            return Err(missing_site(path));
+        }
         let text = read_text(path)?;
         let base = path.parent().unwrap_or_else(|| Path::new(""));
-        let file = Self::parse(&text, base).or_fail(Kind::Configuration, path.display())?;
+        let what = |failure| or_what_it_is(path, &[FileKind::Site], "a site's file", failure);
+        let file = Self::parse(&text, base).or_fail(Kind::Configuration, path.display()).map_err(what)?;
         Ok(Self { path: path.to_owned(), ..file })
     }
 
@@ -379,6 +382,25 @@ impl SiteFile {
     pub(super) fn servers(&self) -> Vec<String> {
         self.server.iter().chain(&self.servers).cloned().collect()
     }
+}
+
+/// The failure of a site's file that is not there, with the one that was meant, where a folder beside it has one.
+fn missing_site(path: &Path) -> Failure {
+    let beside = path.parent().unwrap_or_else(|| Path::new(""));
+    let named = folder_with("site.toml", beside).unwrap_or_else(|| "FOLDER".to_owned());
+    let message = format!(
+        "there is no {}: name the site's file, `{named}/site.toml`; `consortia site join` and `consortia site init` make one",
+        path.display()
+    );
+    Failure::new(Kind::Configuration, message)
+}
+
+/// The first folder within `folder` that holds a file of this name.
+fn folder_with(file: &str, folder: &Path) -> Option<String> {
+    let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let entries = std::fs::read_dir(here).into_iter().flatten().flatten();
+    let found = entries.map(|entry| entry.path()).filter(|path| path.join(file).exists()).min()?;
+    Some(found.strip_prefix(".").unwrap_or(&found).display().to_string())
 }
 
 /// Turns what is wrong with a value into an error that points at its `key`.

@@ -128,25 +128,28 @@ impl FileKind {
         }
     }
 
-    /// A file of settings, by those that only it has.
+    /// A file of settings, by those that only it has. One with those of two is the one or the other with a mistake, and none here.
     fn of_settings(text: &str) -> Option<Self> {
         let table: toml::Table = toml::from_str(text).ok()?;
         let has = |names: &[&str]| names.iter().any(|name| table.contains_key(*name));
-        if has(&["rounds", "model", "simulation"]) {
-            Some(Self::Plan)
-        } else if has(&["identity"]) {
-            Some(Self::Site)
-        } else if has(&["listen"]) {
-            Some(Self::Server)
-        } else if has(&["tasks", "models", "rounds_per_day"]) {
-            Some(Self::Policy)
-        } else {
-            None
-        }
+        let is_plan = table.contains_key("rounds") && table.contains_key("model");
+        let fits = [
+            (Self::Plan, is_plan || table.contains_key("simulation")),
+            (Self::Site, has(&["identity", "server", "servers"])),
+            (Self::Server, has(&["listen", "addresses"])),
+            (Self::Policy, has(&["tasks", "rounds_per_day", "parameters_max"])),
+        ];
+        let mut found = fits.into_iter().filter_map(|(kind, fits)| fits.then_some(kind));
+        found.next().filter(|_| found.next().is_none())
     }
 
     /// Lines of as many cells as the first has.
     fn of_table(text: &str) -> Option<Self> {
+        // A file of settings with a mistake is none.
+        let is_settings = |line: &str| line.starts_with(['#', '[']) || line.contains('=');
+        if text.lines().take(2).any(is_settings) {
+            return None;
+        }
         let mut lines = text.lines();
         let (first, second) = (lines.next()?, lines.next()?);
         let is_separated = |by: char| {
@@ -250,7 +253,7 @@ mod tests {
             (b"{\n \"version\": 2,\n \"claims\": []\n}\n", FileKind::Statement, "privacy verify"),
             (b"{\"state\": 1}", FileKind::Json, ""),
             (&model, FileKind::Model, "model verify"),
-            (b"# a plan\nname = \"a\"\nrounds = 3\n", FileKind::Plan, "check"),
+            (b"# a plan\nmodel = \"a\"\nrounds = 3\n", FileKind::Plan, "check"),
             (b"identity = \"i\"\n", FileKind::Site, "check"),
             (b"listen = \"127.0.0.1:0\"\n", FileKind::Server, "check"),
             (b"tasks = [\"train\"]\n", FileKind::Policy, "check"),
@@ -269,6 +272,16 @@ mod tests {
         // A book whose first line was changed stays one for the command that finds that out.
         let changed = audit.replacen("\"sequence\"", "\"sequenze\"", 1) + &audit;
         assert_eq!(FileKind::of_bytes(changed.as_bytes()), None);
+        for mistake in [
+            "tasks = [\"train\"]\nmodel = \"any\"\nrounds = 3\n",
+            "identity = \"i\"\ntasks = []\n",
+            "model = \"any\"\n",
+            "# a, b\n# c, d\nrounds = \n",
+            "a = [1, 2\nb = [3, 4\n",
+            "[a,b]\n[c,d]\n",
+        ] {
+            assert_eq!(FileKind::of_bytes(mistake.as_bytes()), None, "{mistake}");
+        }
         for unknown in [&b"\xff\xfe\x00"[..], b"some words", b"{\"sequence\":0,\"hash\":\"\"}"] {
             assert_eq!(FileKind::of_bytes(unknown), None);
         }

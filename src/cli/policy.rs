@@ -18,6 +18,7 @@ use server::{Evaluators, Plan};
 use super::Global;
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
+use super::kinds::{FileKind, or_what_it_is};
 use super::modes::write_new;
 use super::output::table;
 use super::site::{Preset, now, policy_text};
@@ -71,7 +72,8 @@ pub(super) fn read(path: &Path) -> Result<(Policy, Digest), Failure> {
         return Err(Failure::new(Kind::Configuration, message));
     }
     let text = read_text(path)?;
-    let policy = Policy::parse(&text).or_fail(Kind::Configuration, path.display())?;
+    let what = |failure| or_what_it_is(path, &[FileKind::Policy], "a site's policy", failure);
+    let policy = Policy::parse(&text).or_fail(Kind::Configuration, path.display()).map_err(what)?;
     Ok((policy, Digest::of(text.as_bytes())))
 }
 
