@@ -2,7 +2,11 @@
 //!
 //! Everything is typed in an empty folder, as by somebody who has the program alone.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic, and wait for real time to pass"
+)]
 
 #[path = "support/processes.rs"]
 mod processes;
@@ -156,6 +160,8 @@ fn no_server_is_made_or_named_by_what_no_client_can_connect_by() {
         refused(folder, &format!("run ls --dir fed --server {server}"), 2, &["--server"]);
         refused(folder, &format!("invite create north --dir fed --address {server}"), 2, &["--address"]);
     }
+    let unnamed = works(folder, "server init unnamed --listen 127.0.0.1:0");
+    assert!(unnamed.contains("--dir unnamed --address HOST:PORT"), "{unnamed}");
     // The port of this file is told when the server starts, and is none to invite by.
     refused(folder, "invite create north --dir fed", 2, &["addresses", "port 0", "--address HOST:PORT"]);
     works(folder, "site init north --server localhost:1 --bundle fed/sites/north --policy plain");

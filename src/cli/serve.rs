@@ -171,12 +171,14 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     write_new(&folder.config(), text.as_bytes())?;
     tighten(folder.private().iter().map(PathBuf::as_path));
     part.finish()?;
+    // Without a name there is no address that invites could name.
+    let address = if args.names.is_empty() { " --address HOST:PORT" } else { "" };
     let sealed = if passphrase.is_some() { "encrypted" } else { "not encrypted (--passphrase would)" };
     global.format.say(
         || {
             format!(
                 "federation made in {shown}\nauthority fingerprint {}\n\nnext:\n  consortia server run \
-                 {shown}\n  consortia invite create SITE... --dir {shown}\n\nThe root's key, {shown}/authority/ca-key.pem, is {sealed}. It can make \
+                 {shown}\n  consortia invite create SITE... --dir {shown}{address}\n\nThe root's key, {shown}/authority/ca-key.pem, is {sealed}. It can make \
                  any identity and is not needed to run: move it to where no network reaches, with a copy elsewhere. Without it \
                  nobody can issue certificates for servers and operators when those end.",
                 authority.fingerprint()
