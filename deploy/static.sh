@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One file without libraries: deploy/static.sh builds `consortia` with glibc, TLS and SQLite in it, for this machine's kind of
-# processor. `deploy/static.sh try`, as root, then lets it work where there is nothing else: a server, a site and a run in a root with
-# the program, its records, /proc, /dev/null and the two files through which names are looked up.
+# processor, and puts it into target/out by its version and target, with its checksum in SHA256SUMS beside it. `deploy/static.sh try`, as
+# root, then lets it work where there is nothing else: a server, a site and a run in a root with the program, its records, /proc,
+# /dev/null and the two files through which names are looked up.
 #
 # It needs glibc 2.34 or newer to build, whose static library looks names up by itself. The second flag is for the entropy of keys
 # and noise: a program that is linked like this finds no getrandom() by its name, and would read /dev/urandom instead.
@@ -9,22 +10,31 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=$(uname -m)-unknown-linux-gnu
-program=${CARGO_TARGET_DIR:-target}/$target/release/consortia
+built=${CARGO_TARGET_DIR:-target}/$target/dist/consortia
+out=${CARGO_TARGET_DIR:-target}/out
 
 build() {
     RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' \
-        cargo build --release --locked --package consortia --bin consortia --target "$target"
-    if readelf --program-headers --dynamic "$program" | grep --extended-regexp 'INTERP|NEEDED'; then
-        echo "error: $program asks for a library" >&2
+        cargo build --profile dist --locked --package consortia --bin consortia --target "$target"
+    if readelf --program-headers --dynamic "$built" | grep --extended-regexp 'INTERP|NEEDED'; then
+        echo "error: $built asks for a library" >&2
         exit 1
     fi
-    echo "$program"
+    version=$("$built" --version | cut -d ' ' -f 2)
+    name=consortia-$version-$target
+    mkdir -p "$out"
+    # A program that is at work is not written over, but replaced.
+    install -m 755 "$built" "$out/$name.part"
+    mv "$out/$name.part" "$out/$name"
+    # One line a file, those of other versions and targets too.
+    (cd "$out" && sha256sum consortia-*-linux-gnu >SHA256SUMS)
+    echo "$out/$name"
 }
 
 try() {
     root=$(mktemp -d)
     mkdir "$root"/{proc,dev,etc,tmp,records}
-    cp "$program" "$root/consortia"
+    cp "$built" "$root/consortia"
     cp examples/data/heart_disease.csv "$root/records/"
     echo '127.0.0.1 localhost fed.example.org' >"$root/etc/hosts"
     touch "$root/dev/null"
@@ -49,5 +59,5 @@ try() {
 case ${1:-build} in
 build) build ;;
 try) try ;;
-*) sed --quiet '2,4s/^# //p' "$0" >&2 && exit 2 ;;
+*) sed --quiet '2,6s/^# //p' "$0" >&2 && exit 2 ;;
 esac

@@ -1,5 +1,6 @@
 //! What was typed, and where it goes. Data is written to stdout; talk and progress to stderr.
 
+mod address;
 mod attack;
 mod audit;
 mod backup;
@@ -11,6 +12,7 @@ mod control;
 mod crl;
 mod dashboard;
 mod demo;
+mod examples;
 mod explain;
 mod export;
 mod failure;
@@ -18,6 +20,7 @@ mod folder;
 #[cfg(feature = "insecure-test-noise")]
 mod insecure;
 mod join;
+mod kinds;
 mod members;
 mod model;
 mod modes;
@@ -81,6 +84,8 @@ struct Global {
 enum Command {
     /// Train on four hospitals' records over QUIC on this machine, and compare.
     Demo(demo::DemoArgs),
+    /// Write the bundled examples into a folder: plans, and the records of four hospitals.
+    Examples(examples::ExamplesArgs),
     /// Make a folder to begin with: a plan, made-up records, and what to do next.
     New(new::NewArgs),
     /// Run a federation of virtual clients in this process.
@@ -184,7 +189,7 @@ enum SiteCommand {
     Check(site::check::CheckArgs),
     /// Get the next certificate now, with a new key; `site run` does it by itself in time.
     Renew(renewal::RenewArgs),
-    /// Try a policy.
+    /// Write and try a policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// As the operator: list who was invited, who has joined, who is revoked.
@@ -203,6 +208,8 @@ enum SiteCommand {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
+    /// Write a policy to begin with, where there is none.
+    Init(policy::InitArgs),
     /// Say what a policy and its budget make of a plan where nothing has been spent yet; exit code 6 when a task would be declined.
     Check(policy::CheckArgs),
 }
@@ -308,6 +315,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
     let global = &cli.global;
     match &cli.command {
         Command::Demo(args) => demo::demo(args, global),
+        Command::Examples(args) => examples::examples(args, global),
         Command::New(args) => new::new(args, global),
         Command::Simulate(args) => simulate::simulate(args, global),
         Command::Check(args) => check::check(args, global),
@@ -338,6 +346,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Site(SiteCommand::Recover(args)) => site::recover::recover(args, global),
         Command::Site(SiteCommand::Audit(args)) => site::log::audit(args, global),
         Command::Site(SiteCommand::Check(args)) => site::check::check(args, global),
+        Command::Site(SiteCommand::Policy(PolicyCommand::Init(args))) => policy::init(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),
         Command::Audit(AuditCommand::Verify(args)) => audit::verify(args, global),
         Command::Budget(BudgetCommand::Show(args)) => budget::show(args, global),

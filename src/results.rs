@@ -3,7 +3,7 @@
 //!
 //! `resolved.toml` · `events.jsonl` (one object a line) · `metrics.csv` (one line a round) · `model.safetensors`, the last model, and
 //! `best.safetensors` · `curves.svg` · `report.html`, all of it on one page; and where the plan promises privacy
-//! `privacy_statement.json` and `ledger.jsonl`.
+//! `privacy_statement.json`, with the `ledger.jsonl` of its population where that pays.
 
 mod chart;
 mod curves;
@@ -185,12 +185,15 @@ impl Results {
     }
 
     /// Writes `privacy_statement.json` and `ledger.jsonl`: what may be said about the model's privacy, and every record it
-    /// follows from.
+    /// follows from. Where no population paid, since every site accounts for its own records, there is no ledger.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn privacy(&self, statement: &str, ledger: &[Link]) -> io::Result<()> {
         std::fs::write(self.folder.join("privacy_statement.json"), statement)?;
+        if ledger.is_empty() {
+            return Ok(());
+        }
         let mut lines = BufWriter::new(File::create(self.folder.join("ledger.jsonl"))?);
         for link in ledger {
             serde_json::to_writer(&mut lines, link)?;

@@ -257,9 +257,11 @@ fn a_site_without_a_policy_does_not_start_and_says_how_to_write_one() {
     let deployment = Deployment::new(client::PLAIN_POLICY, client::PLAIN_POLICY);
     let home = deployment.path(STRICT);
     std::fs::remove_file(home.join("policy.toml")).unwrap();
+    let site = std::fs::read_to_string(home.join("site.toml")).unwrap();
+    std::fs::write(home.join("site.toml"), site.replace("SERVER", "localhost:9")).unwrap();
     let ended = consortia(&["site", "run", text(&home.join("site.toml"))]);
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(ended.status.code() == Some(2) && said.contains("consortia site init"), "{said}");
+    assert!(ended.status.code() == Some(2) && said.contains("consortia site policy init"), "{said}");
     std::fs::write(home.join("policy.toml"), "tasks = [\"train\"]\nmodel = \"any\"\n").unwrap();
     let ended = consortia(&["site", "run", text(&home.join("site.toml"))]);
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();

@@ -1,4 +1,5 @@
-//! What README and the how-tos show is typed as it stands, each page in a folder of its own, and what comes out is compared.
+//! What README and the how-tos show is typed as it stands, each page in an empty folder of its own where nothing but the program is on the
+//! path, and what comes out is compared. Ports are another test's, and so are free ones here.
 //!
 //! In a page ```` ```console ```` is typed, `console terminal` goes on in a terminal of its own, `toml file=NAME` is written down, and
 //! `console not-run="why"` is left out and counted here. `[..]` stands for what differs, a line `...` for any lines.
@@ -22,8 +23,14 @@ use std::time::{Duration, Instant};
 use page::{Kind, Step, blocks, is_output};
 
 /// The pages whose transcripts run, and how many of their blocks do not.
-const PAGES: [(&str, usize); 4] =
-    [("README.md", 0), ("docs/own-model.md", 0), ("docs/own-data.md", 0), ("docs/privacy-choice.md", 0)];
+const PAGES: [(&str, usize); 6] = [
+    ("README.md", 1),
+    ("docs/own-model.md", 0),
+    ("docs/own-data.md", 0),
+    ("docs/privacy-choice.md", 0),
+    ("docs/federation.md", 0),
+    ("docs/operations.md", 13),
+];
 /// What stands in a page for a line that nobody can know before.
 const LINE: &str = "consortia-invite-...";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +45,8 @@ fn free_port() -> u16 {
 /// A reader at a machine: a folder, a port, and what goes on in other terminals.
 struct Reader {
     folder: tempfile::TempDir,
+    /// Holds the program, and nothing else.
+    program: tempfile::TempDir,
     port: u16,
     admin_port: u16,
     terminals: Vec<Child>,
@@ -55,28 +64,27 @@ impl Drop for Reader {
 
 impl Reader {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-        std::os::unix::fs::symlink(examples, folder.path().join("examples")).unwrap();
+        let (folder, program) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_consortia"), program.path().join("consortia"))
+            .unwrap();
         let (port, admin_port) =
             (free_port(), TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
-        Self { folder, port, admin_port, terminals: Vec::new(), invites: String::new() }
+        Self { folder, program, port, admin_port, terminals: Vec::new(), invites: String::new() }
     }
 
-    /// The page's names and ports are not this machine's.
+    /// The page's ports are not this test's.
     fn here(&self, text: &str) -> String {
-        let names = text.replace("0.0.0.0:4433", "127.0.0.1:4433").replace("fed.example.org", "localhost");
-        names.replace("4433", &self.port.to_string()).replace("4434", &self.admin_port.to_string())
+        text.replace("4433", &self.port.to_string()).replace("4434", &self.admin_port.to_string())
     }
 
     fn shell(&self, command: &str) -> Command {
-        let program = Path::new(env!("CARGO_BIN_EXE_consortia")).parent().unwrap();
-        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", self.program.path().display());
         let mut shell = Command::new("bash");
         shell.current_dir(self.folder.path()).env("PATH", path).env_remove("CONSORTIA_FORMAT");
         let mut command = self.here(&self.pasted(command));
         if let Some((before, example)) = command.split_once("cargo run --example ") {
-            let built = program.join("examples").join(example);
+            let built =
+                Path::new(env!("CARGO_BIN_EXE_consortia")).parent().unwrap().join("examples").join(example);
             // A whole `cargo test` builds them beside the program.
             assert!(built.exists(), "{} is not there: `cargo build --examples`", built.display());
             command = format!("{before}{}", built.display());
@@ -112,6 +120,45 @@ impl Reader {
             true => Ok(()),
             false => Err(format!("`{}` ended with {} and said\n{said}", step.command, output.status)),
         }
+    }
+
+    /// What a command says, which must end well.
+    fn output(&self, command: &str) -> Result<String, String> {
+        let output = self.shell(&format!("exec 2>&1; {command}")).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        if output.status.success() {
+            Ok(said)
+        } else {
+            Err(format!("ended with {} and said\n{said}", output.status))
+        }
+    }
+
+    /// Does what a line of hints says, for a site.
+    fn follow(&mut self, line: &str, hint: &str, site: &str) -> Result<(), String> {
+        if let Some((_, setting)) = line.split_once(": ").filter(|_| !line.starts_with("consortia ")) {
+            let file = self.folder.path().join(site).join("site.toml");
+            let text = std::fs::read_to_string(&file).unwrap();
+            let changed = if line.contains("at the top") {
+                let numbers =
+                    ["cleveland", "hungarian", "switzerland", "va"].iter().position(|name| *name == site);
+                let number = hint.split_once('(').unwrap().1.split(", ").nth(numbers.unwrap()).unwrap();
+                format!("{}\n{text}", setting.replace("NUMBER", number))
+            } else {
+                text.replacen("[data.csv]\n", &format!("[data.csv]\n{setting}\n"), 1)
+            };
+            std::fs::write(file, changed).unwrap();
+            return Ok(());
+        }
+        let line = line.replace("SITE", site).replace("LINE", LINE);
+        // The port is another test's.
+        let listen = if line.contains("server init") { " --listen 127.0.0.1:4433" } else { "" };
+        let step = Step { line: self.terminals.len(), command: line + listen, output: vec!["..."] };
+        if step.command.contains(" run fed") || step.command.contains("site run") {
+            let output =
+                if step.command.contains("site run") { "connected to [..]" } else { "listening on [..]" };
+            return self.open_terminal(&Step { output: vec!["...", output], ..step });
+        }
+        self.type_in(&step)
     }
 
     /// Nothing in a test listens on a fixed port.
@@ -185,6 +232,45 @@ fn the_page_on_data_does_what_it_shows() {
 #[test]
 fn the_page_on_privacy_does_what_it_shows() {
     type_page("docs/privacy-choice.md");
+}
+
+#[test]
+fn the_page_of_settings_does_what_it_shows() {
+    type_page("docs/federation.md");
+}
+
+#[test]
+fn the_page_of_operations_does_what_it_shows() {
+    type_page("docs/operations.md");
+}
+
+/// Types what the demo says at its end, in the folder in which it ran: each site's lines for each site.
+fn type_hints(demo: &str) {
+    let mut reader = Reader::new();
+    let said = reader.output(demo).unwrap();
+    let hints = said.find("\nthe same").map(|at| &said[at..]).unwrap();
+    let hints: Vec<&str> = hints.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    let sites = ["cleveland", "hungarian", "switzerland", "va"];
+    let mut typed = 0;
+    for hint in &hints {
+        let line = hint.split("   ").next().unwrap();
+        for site in sites.iter().take(if line.contains("SITE") || line.starts_with("and, ") { 4 } else { 1 })
+        {
+            typed += 1;
+            reader.follow(line, hint, site).unwrap_or_else(|fault| panic!("`{demo}` says `{hint}`: {fault}"));
+        }
+    }
+    assert!(typed > 15, "{hints:?}");
+}
+
+#[test]
+fn what_the_demo_says_to_do_next_can_be_done() {
+    type_hints("consortia demo");
+}
+
+#[test]
+fn what_the_private_demo_says_to_do_next_can_be_done() {
+    type_hints("consortia demo --private");
 }
 
 #[test]

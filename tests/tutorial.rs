@@ -24,12 +24,11 @@ fn blocks(fence: &str) -> Vec<&'static str> {
     PAGE.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap().trim()).collect()
 }
 
-/// A shell in `folder` in which `consortia` is this build, on a port of the test's own.
+/// A shell in `folder` in which `consortia` is this build, and nothing else on the path is ours, on a port of the test's own.
 fn shell(folder: &Path, port: u16, line: &str) -> Command {
-    let program = Path::new(env!("CARGO_BIN_EXE_consortia")).parent().unwrap();
-    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", folder.with_extension("program").display());
     let mut shell = Command::new("bash");
-    shell.current_dir(folder).env("PATH", path).env("CONSORTIA", env!("CARGO_MANIFEST_DIR"));
+    shell.current_dir(folder).env("PATH", path);
     shell.arg("-c").arg(line.replace(PORT, &port.to_string()));
     shell
 }
@@ -87,7 +86,11 @@ fn holds(folder: &Path, needle: &[u8]) -> bool {
 #[test]
 fn the_page_does_what_it_says() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path();
+    let folder = &dir.path().join("empty");
+    let program = folder.with_extension("program");
+    std::fs::create_dir(folder).unwrap();
+    std::fs::create_dir(&program).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_consortia"), program.join("consortia")).unwrap();
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     blocks("sh setup").into_iter().for_each(|line| drop(typed(folder, port, line)));
     std::fs::write(folder.join("heart.toml"), blocks("toml plan")[0]).unwrap();

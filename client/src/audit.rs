@@ -198,6 +198,29 @@ pub enum AuditEvent {
     },
 }
 
+impl AuditEvent {
+    /// What each kind of event is called in a log, in the order of the variants.
+    pub const NAMES: [&'static str; 17] = [
+        "started",
+        "connected",
+        "received",
+        "allowed",
+        "denied",
+        "failed",
+        "done",
+        "answered",
+        "receipt",
+        "ledger_refused",
+        "recovered",
+        "stopped",
+        "paused",
+        "resumed",
+        "quarantined",
+        "released",
+        "left",
+    ];
+}
+
 /// A site's audit log, shared by all who have something to write.
 #[derive(Clone, Debug)]
 pub struct Audit(Arc<Mutex<Log>>);
@@ -339,5 +362,12 @@ mod tests {
         let audit = Audit::new(writer, || Time::ZERO);
         assert!(audit.note(AuditEvent::Stopped).is_err());
         assert!(audit.seal(AuditEvent::Stopped).is_err());
+    }
+
+    #[test]
+    fn every_event_is_named_as_it_is_written() {
+        let unknown = serde_json::from_str::<AuditEvent>(r#"{"event": "?"}"#).unwrap_err().to_string();
+        let written: Vec<&str> = unknown.split('`').skip(1).step_by(2).skip(1).collect();
+        assert_eq!(written, AuditEvent::NAMES, "{unknown}");
     }
 }

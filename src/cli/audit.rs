@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
+use super::kinds::FileKind;
 use super::site::begun::with_path;
 use super::site::owner::refuse_books;
 
@@ -24,7 +25,7 @@ const LEDGER: &str = "ledger.jsonl";
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Audit logs and ledgers, or folders of sites and servers that hold them.
+    /// Audit logs and ledgers, or folders of sites, servers and simulations that hold them.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// A `privacy_statement.json` of the server's newest model, to compare the ledgers of sites with.
@@ -57,11 +58,22 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
             }
         }
         for file in chains(path)? {
+            // A file that was named, and is something else, is a mistake; one that stands where a book belongs is damage.
+            let kind = FileKind::of(&file);
+            if let Some(kind) =
+                kind.filter(|kind| file == *path && !kind.is_chain() && *kind != FileKind::Empty)
+            {
+                return Err(kind.is_not(&file, "an audit log or a ledger"));
+            }
             match read(&file)? {
                 Ok(verified) => {
-                    if file.file_name().is_some_and(|name| name == LEDGER) {
-                        compared = true;
-                        damaged.extend(books::site(&file, statement.as_ref())?);
+                    match kind {
+                        Some(FileKind::SiteLedger) => {
+                            compared = true;
+                            damaged.extend(books::site(&file, statement.as_ref())?);
+                        }
+                        Some(FileKind::RunLedger) => damaged.extend(books::run(&verified)),
+                        _ => {}
                     }
                     global
                         .format

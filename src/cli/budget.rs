@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
+use super::kinds::{FileKind, or_what_it_is};
 use super::output::table;
 use super::site::begun::with_path;
 use super::site::owner::refuse_books;
@@ -39,7 +40,10 @@ impl Books {
     fn of(path: &Path) -> Result<Self, Failure> {
         let site = if path.is_dir() { path.join("site.toml") } else { path.to_path_buf() };
         if site.exists() {
-            return SiteFile::read(&site).map(|file| Self::Site(Box::new(file)));
+            let what = |failure| {
+                or_what_it_is(&site, &[FileKind::Site], "the folder of a site or a server", failure)
+            };
+            return SiteFile::read(&site).map(|file| Self::Site(Box::new(file))).map_err(what);
         }
         let server = ServerFolder(path.to_path_buf());
         if server.config().exists() {

@@ -12,10 +12,11 @@ use server::net::Database;
 use simulations::Scenario;
 
 use super::Global;
-use super::columns::read_plan_text;
+use super::columns::{read_plan_text, read_settings_text};
 use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder, SiteFile};
+use super::kinds::{FileKind as Told, or_what_it_is};
 use super::modes::wide;
 use super::privacy::finite;
 
@@ -33,6 +34,9 @@ enum FileKind {
     Policy,
     Server,
 }
+
+/// What this command reads.
+const SETTINGS: [Told; 4] = [Told::Plan, Told::Site, Told::Server, Told::Policy];
 
 /// Rules of a policy, by names that no other file has.
 const RULES: [&str; 5] = ["tasks", "models", "parameters_max", "rounds_per_day", "separation_min_seconds"];
@@ -57,9 +61,11 @@ impl FileKind {
 
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
-    let text = read_plan_text(&args.file, None)?;
+    let what = |failure| or_what_it_is(&args.file, &SETTINGS, "a plan, policy or file of settings", failure);
+    let text = read_settings_text(&args.file, None).map_err(what)?;
     let base = args.file.parent().unwrap_or_else(|| Path::new(""));
-    let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
+    let read = server::read_toml(&text).or_fail(Kind::Configuration, &path);
+    let table: toml::Table = read.map_err(what)?;
     let facts = match FileKind::of(&table, &args.file) {
         FileKind::Federation => {
             let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;

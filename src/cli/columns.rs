@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::{Spanned, Value};
 
 use super::failure::{Failure, Kind, OrFail};
+use super::kinds::FileKind;
 use super::text::read_text;
 
 /// A file whose header line names the columns, and those of them by which rows are chosen.
@@ -82,8 +83,23 @@ enum Open {
 
 /// Reads a plan; columns that it does not list are those of `table`, a site's own, or else of its `[simulation]`.
 pub(super) fn read_plan_text(path: &Path, table: Option<&CsvSource>) -> Result<String, Failure> {
-    let text = read_text(path)?;
-    completed(&text, path, table)
+    if !path.exists() && super::examples::is_one(path) {
+        let message = format!(
+            "{}: there is no such file; `consortia examples` writes the examples into a folder",
+            path.display()
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    match FileKind::of(path) {
+        Some(FileKind::Plan | FileKind::Empty) | None => {}
+        Some(other) => return Err(other.is_not(path, "a plan")),
+    }
+    read_settings_text(path, table)
+}
+
+/// The same of a file that may be another kind of settings.
+pub(super) fn read_settings_text(path: &Path, table: Option<&CsvSource>) -> Result<String, Failure> {
+    completed(&read_text(path)?, path, table)
 }
 
 /// The text of a plan in which `features` is a list, where a header to complete it from is known.

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use consortia::results::{ClientMetrics, Clock, Ending, ReportTable, Results, write_model};
-use protocol::wire::{RunState, RunSummary};
-use protocol::{ClientId, Metrics};
+use protocol::wire::{ModelChoice, RunState, RunSummary};
+use protocol::{ClientId, Metrics, RunId};
 use serde_json::{Value, json};
-use server::{FederationConfig, Plan, read_toml};
+use server::{Checkpoint, FederationConfig, Plan, read_toml};
 use simulations::{Population, Scenario};
 
 use super::Global;
+use super::examples::{HEART, HEART_PRIVATE, HOSPITALS, RECORDS, hospitals};
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, open_results};
 use super::output::{Format, share, table, tell};
@@ -34,7 +35,7 @@ use yardstick::{Yardstick, measure, together};
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// The seed from which everything random follows: `simulate examples/heart.toml` with it gives the same model.
+    /// The seed from which everything random follows: `simulate examples/heart.toml` (`consortia examples`) with it gives the same model.
     #[arg(long, default_value_t = 7)]
     seed: u64,
     /// Protect every patient's record: examples/heart_private.toml, DP-SGD at each hospital. It is no rehearsal: nothing follows
@@ -49,16 +50,13 @@ pub(super) struct DemoArgs {
     keep: Option<PathBuf>,
 }
 
-const PLAN: &str = include_str!("../../examples/heart.toml");
-const PRIVATE_PLAN: &str = include_str!("../../examples/heart_private.toml");
-const RECORDS: &str = include_str!("../../examples/data/heart_disease.csv");
 impl DemoArgs {
     /// The plan that is handed in, its file, and the seed of a rehearsal.
     fn plan(&self) -> (&'static str, &'static str, Option<u64>) {
         if self.private {
-            (PRIVATE_PLAN, "examples/heart_private.toml", None)
+            (HEART_PRIVATE, "examples/heart_private.toml", None)
         } else {
-            (PLAN, "examples/heart.toml", Some(self.seed))
+            (HEART, "examples/heart.toml", Some(self.seed))
         }
     }
 }
@@ -74,7 +72,7 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
         .or_fail(Kind::Run, "temporary folder")?;
     let folder = ServerFolder(args.keep.clone().unwrap_or_else(|| temporary.path().to_path_buf()));
     std::fs::create_dir_all(&folder.0).or_fail(Kind::Configuration, folder.0.display())?;
-    let hospitals = split_records(RECORDS);
+    let hospitals = hospitals();
     let note = |text: String| {
         if global.quiet == 0 {
             tell(text);
@@ -113,23 +111,6 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
         RunState::Stopped => Err(Failure::new(Kind::Run, &summary.message)),
         _ => verdict(&summary),
     }
-}
-
-/// Each hospital's name and its own rows, header line included.
-fn split_records(csv: &str) -> Vec<(String, String)> {
-    let mut lines = csv.lines();
-    let header = lines.next().unwrap_or_default();
-    let mut hospitals: Vec<(String, String)> = Vec::new();
-    for line in lines {
-        let name = line.split(',').next().unwrap_or_default();
-        let place = hospitals.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
-            hospitals.push((name.to_owned(), format!("{header}\n")));
-            hospitals.len() - 1
-        });
-        hospitals[place].1.push_str(line);
-        hospitals[place].1.push('\n');
-    }
-    hospitals
 }
 
 /// How many of a hospital's rows are for training.
@@ -182,7 +163,7 @@ async fn federate(
         tell(format!("server on {address}, one process each for {}", sites.join(", ")));
     }
     let scenario =
-        Scenario::parse(PLAN, &folder.0, &|_| None).or_fail(Kind::Defect, "examples/heart.toml")?;
+        Scenario::parse(HEART, &folder.0, &|_| None).or_fail(Kind::Defect, "examples/heart.toml")?;
     let population = bundled_population(&scenario, folder)?;
     let seed = args.seed;
     let measuring =
@@ -215,17 +196,17 @@ async fn federate(
     if let Some(progress) = &progress {
         progress.end();
     }
+    if args.private {
+        let fetched = operator.model(Some(run), ModelChoice::Last).await.or_fail(Kind::Run, "")?;
+        let path = results.folder().join("privacy_statement.json");
+        std::fs::write(&path, fetched.statement).or_fail(Kind::Run, path.display())?;
+    }
     operator.close().await;
     processes.stop(results).await?;
-    let stored = {
-        let store = server::net::Store::open(&folder.state()).await.or_fail(Kind::Run, "")?;
-        let found = store.load(run).await.or_fail(Kind::Run, "")?;
-        store.close().await;
-        found
-    };
-    let (model, checkpoint) = (folder.0.join("model.safetensors"), &stored.checkpoint);
-    write_model(&model, &stored.layout, &checkpoint.model, checkpoint.standardiser.as_deref())
-        .or_fail(Kind::Run, model.display())?;
+    if args.private {
+        keep_books(folder, hospitals, results.folder())?;
+    }
+    let checkpoint = take_model(folder, run).await?;
     let measured: Result<(Yardstick, Population), Failure> =
         measuring.await.or_fail(Kind::Defect, "yardstick")?;
     let (mut yardstick, population) = measured?;
@@ -236,9 +217,33 @@ async fn federate(
     Ok((summary, yardstick))
 }
 
+/// Writes the model of a run whose server has ended into its folder, and returns where the run stands.
+async fn take_model(folder: &ServerFolder, run: RunId) -> Result<Checkpoint, Failure> {
+    let store = server::net::Store::open(&folder.state()).await.or_fail(Kind::Run, "")?;
+    let stored = store.load(run).await.or_fail(Kind::Run, "")?;
+    store.close().await;
+    let (model, checkpoint) = (folder.0.join("model.safetensors"), stored.checkpoint);
+    write_model(&model, &stored.layout, &checkpoint.model, checkpoint.standardiser.as_deref())
+        .or_fail(Kind::Run, model.display())?;
+    Ok(checkpoint)
+}
+
+/// Copies what each hospital's promise is accounted for in, as `audit verify` reads it.
+fn keep_books(folder: &ServerFolder, hospitals: &[(String, String)], results: &Path) -> Result<(), Failure> {
+    for (name, _) in hospitals {
+        let to = results.join(name);
+        std::fs::create_dir_all(&to).or_fail(Kind::Run, to.display())?;
+        for book in ["ledger.jsonl", "audit.jsonl", "heads.json"] {
+            let from = folder.site(name).join(book);
+            std::fs::copy(&from, to.join(book)).or_fail(Kind::Run, from.display())?;
+        }
+    }
+    Ok(())
+}
+
 /// The plan of the private demo.
 fn private_plan(folder: &ServerFolder) -> Result<Plan, Failure> {
-    let scenario = Scenario::parse(PRIVATE_PLAN, &folder.0, &|_| None);
+    let scenario = Scenario::parse(HEART_PRIVATE, &folder.0, &|_| None);
     Ok(scenario.or_fail(Kind::Defect, "examples/heart_private.toml")?.plan)
 }
 
@@ -317,40 +322,27 @@ impl Ended<'_> {
 
     fn text(&self, args: &DemoArgs, results: &Path) -> String {
         let rows = self.hospital_rows();
-        let (_, file, seed) = args.plan();
-        let again = match seed {
-            Some(seed) => {
-                format!("the same bits without a network:\n  consortia simulate {file} --seed {seed}")
-            }
-            None => format!("the same without a network, with other noise:\n  consortia simulate {file}"),
-        };
-        // The private plan takes its steps and weights from the number of records, which a site tells only where its file says so.
-        let (policy, declared) = if args.private {
-            (
-                "records",
-                "  in SITE/site.toml: public_records = NUMBER          the training records of the site\n  ",
+        let kept = if args.private {
+            let results = results.display();
+            format!(
+                "statement     {results}/privacy_statement.json\nledgers       {results}/HOSPITAL/ledger.jsonl\n"
             )
         } else {
-            ("plain", "  ")
+            String::new()
         };
         format!(
             "\ntest accuracy after {} rounds over QUIC, {:.1} s\n\n{}\n\n\
              together  one model, trained without any record leaving its hospital\n\
              alone     each hospital's own model, on its own test rows; no noise\n\
              pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
-             epsilon       {}\nmodel sha256  {}\nresults       {}\n\n{again}\n\
-             the same for real:\n  consortia server init federation --name YOUR.HOST\n  \
-             consortia server run federation\n  \
-             consortia invite create SITE --dir federation     prints a line for the site\n  \
-             consortia site join LINE --dir SITE --data RECORDS.csv --policy {policy}     at the site\n{declared}\
-             consortia site run SITE/site.toml\n  \
-             consortia run submit {file} --dir federation --watch",
+             epsilon       {}\nmodel sha256  {}\nresults       {}\n{kept}\n{}",
             self.rounds(),
             self.seconds,
             table(&rows),
             describe(self.prices),
             self.summary.model_sha256,
             results.display(),
+            next_steps(args),
         )
     }
 
@@ -373,19 +365,47 @@ impl Ended<'_> {
     }
 }
 
+/// What to type next: the same in one process, and with a server and sites of one's own. Every line works where nothing but this program is.
+fn next_steps(args: &DemoArgs) -> String {
+    let (_, file, seed) = args.plan();
+    let again = match seed {
+        Some(seed) => format!(
+            "the same bits without a network:\n  consortia examples\n  consortia simulate {file} --seed {seed}"
+        ),
+        None => format!(
+            "the same without a network, with other noise:\n  consortia examples\n  consortia simulate {file}"
+        ),
+    };
+    let hospitals = hospitals();
+    let names: Vec<&str> = hospitals.iter().map(|(name, _)| name.as_str()).collect();
+    // The private plan takes its steps and weights from the number of records, which a site tells only where its file says so.
+    let (policy, declared) = if args.private {
+        let counts: Vec<String> = hospitals.iter().map(|(_, rows)| training_rows(rows).to_string()).collect();
+        (
+            "records",
+            format!("\n  and, at the top: public_records = NUMBER   ({}, in this order)", counts.join(", ")),
+        )
+    } else {
+        ("plain", String::new())
+    };
+    format!(
+        "{again}\n\nthe same with a server and sites of your own, here; `run` goes on, in a terminal of its own:\n  \
+         consortia server init fed --name localhost        (elsewhere: the name by which sites reach it)\n  \
+         consortia server run fed\n  consortia invite create {} --dir fed\nfor each SITE of these, with the LINE that was printed for it:\n  \
+         consortia site join LINE --dir SITE --data examples/{HOSPITALS}/SITE.csv --policy {policy}\n  \
+         in SITE/site.toml, under [data.csv]: split_column = \"split\"{declared}\n  \
+         consortia site run SITE/site.toml\nand then:\n  consortia run submit {file} --dir fed --watch",
+        names.join(" "),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_hospital_gets_its_own_rows_and_the_header() {
-        let hospitals = split_records(RECORDS);
-        let names: Vec<&str> = hospitals.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["cleveland", "hungarian", "switzerland", "va"]);
-        let rows: Vec<usize> = hospitals.iter().map(|(_, rows)| rows.lines().count() - 1).collect();
-        assert_eq!(rows, [303, 261, 46, 130]);
-        assert!(hospitals.iter().all(|(_, rows)| rows.starts_with("site,split,")));
-        let training: Vec<usize> = hospitals.iter().map(|(_, rows)| training_rows(rows)).collect();
+    fn every_hospital_s_training_rows_are_counted() {
+        let training: Vec<usize> = hospitals().iter().map(|(_, rows)| training_rows(rows)).collect();
         assert_eq!(training, [199, 172, 30, 85]);
     }
 }

@@ -17,8 +17,8 @@ use super::watch::runtime;
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// The run, as `run ls` names it.
-    run: RunId,
+    /// The run, as `run ls` names it; the newest if absent.
+    run: Option<RunId>,
     /// Which model: `last`, `best`, or the number of the round that made it.
     #[arg(long, default_value = "last")]
     model: Choice,
@@ -34,7 +34,7 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
     let folder = ServerFolder(args.folder.clone());
     let released = runtime()?.block_on(async {
         let store = folder.look().await?;
-        let released = store.released(Some(args.run), args.model.0).await;
+        let released = store.released(args.run, args.model.0).await;
         store.close().await;
         released.map_err(|error| match error {
             ShelfError::Refused(_) => Failure::new(Kind::Refused, error),

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use server::net::{Approval, Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
+use super::address::{host_and_any_port, host_and_port};
 use super::failure::{Failure, Kind, OrFail};
+use super::kinds::{FileKind, or_what_it_is};
 use super::part::refuse_unfinished;
 use super::state::StateFile;
 use super::text::read_text;
@@ -99,9 +101,31 @@ impl ServerFolder {
         Err(Failure::new(Kind::Configuration, message))
     }
 
+    /// Refuses a folder that is no server's: whoever forgot to name theirs is told so, and not of a file that is missing.
+    pub(super) fn refuse_other(&self) -> Result<(), Failure> {
+        if self.config().exists() { Ok(()) } else { Err(self.is_none("server.toml")) }
+    }
+
+    /// The failure of a folder without `missing`, with the folder within it that was meant, where there is one.
+    pub(super) fn is_none(&self, missing: &str) -> Failure {
+        let shown = if self.0 == Path::new(".") {
+            "the current folder".to_owned()
+        } else {
+            self.0.display().to_string()
+        };
+        let other = folder_with("server.toml", &self.0);
+        let named = other.as_deref().unwrap_or("FOLDER");
+        let message = format!(
+            "there is no {missing} in {shown}: name the folder that `consortia server init` made, by `--dir {named}`, or as `{named}` alone for \
+             `server run`, `server dashboard` and `server renew`"
+        );
+        Failure::new(Kind::Configuration, message)
+    }
+
     /// Reads and checks `server.toml`.
     pub(super) fn read(&self) -> Result<ServerFile, Failure> {
         refuse_unfinished(&self.0)?;
+        self.refuse_other()?;
         let path = self.config();
         if !path.exists() {
             let message = format!(
@@ -222,6 +246,11 @@ impl ServerFile {
         };
         let mut file: Self = read_toml(text).map_err(hidden)?;
         file.central = resolved(text, "central", file.central, base)?;
+        // A port of 0 is that of a server whose port is told when it starts; no invite names it.
+        file.addresses
+            .iter()
+            .try_for_each(|address| host_and_any_port(address))
+            .map_err(wrong_at(text, "addresses"))?;
         Ok(file)
     }
 
@@ -318,10 +347,16 @@ fn policy_toml() -> PathBuf {
 }
 
 impl SiteFile {
+    /// Reads a site's file, or that of a site's folder.
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
+        let path = if path.is_dir() { &path.join("site.toml") } else { path };
+        if !path.exists() {
+            return Err(missing_site(path));
+        }
         let text = read_text(path)?;
         let base = path.parent().unwrap_or_else(|| Path::new(""));
-        let file = Self::parse(&text, base).or_fail(Kind::Configuration, path.display())?;
+        let what = |failure| or_what_it_is(path, &[FileKind::Site], "a site's file", failure);
+        let file = Self::parse(&text, base).or_fail(Kind::Configuration, path.display()).map_err(what)?;
         Ok(Self { path: path.to_owned(), ..file })
     }
 
@@ -336,6 +371,11 @@ impl SiteFile {
                 "name the server by `server = \"host:port\"`, or several by `servers = [...]`, and not both";
             return Err(ConfigError::of(text, &SpecError::new("servers", message.to_owned())));
         }
+        let key = if file.server.is_some() { "server" } else { "servers" };
+        file.servers()
+            .iter()
+            .try_for_each(|server| host_and_port(server).map(|_| ()))
+            .map_err(wrong_at(text, key))?;
         let data = resolved(text, "data", Some(file.data), base)?;
         let missing = || ConfigError::at(text, 0, "data: name the site's records");
         file.data = data.ok_or_else(missing)?;
@@ -351,6 +391,30 @@ impl SiteFile {
     pub(super) fn servers(&self) -> Vec<String> {
         self.server.iter().chain(&self.servers).cloned().collect()
     }
+}
+
+/// The failure of a site's file that is not there, with the one that was meant, where a folder beside it has one.
+fn missing_site(path: &Path) -> Failure {
+    let beside = path.parent().unwrap_or_else(|| Path::new(""));
+    let named = folder_with("site.toml", beside).unwrap_or_else(|| "FOLDER".to_owned());
+    let message = format!(
+        "there is no {}: name the site's file, `{named}/site.toml`; `consortia site join` and `consortia site init` make one",
+        path.display()
+    );
+    Failure::new(Kind::Configuration, message)
+}
+
+/// The first folder within `folder` that holds a file of this name.
+fn folder_with(file: &str, folder: &Path) -> Option<String> {
+    let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let entries = std::fs::read_dir(here).into_iter().flatten().flatten();
+    let found = entries.map(|entry| entry.path()).filter(|path| path.join(file).exists()).min()?;
+    Some(found.strip_prefix(".").unwrap_or(&found).display().to_string())
+}
+
+/// Turns what is wrong with a value into an error that points at its `key`.
+fn wrong_at<'a>(text: &'a str, key: &'a str) -> impl Fn(String) -> ConfigError + 'a {
+    move |fault| ConfigError::of(text, &SpecError::new(key, fault))
 }
 
 /// The source with its paths resolved; errors point at `key`.
@@ -396,6 +460,14 @@ mod tests {
             let error = SiteFile::parse(&wrong, Path::new(".")).unwrap_err();
             assert!(error.message.contains("not both"), "{}", error.message);
         }
+        for (old, new) in [("h:1", "h"), ("h:1", "https://h:1"), ("h:1", "0.0.0.0:1"), ("h:1", "h:0")] {
+            let error = SiteFile::parse(&text.replace(old, new), Path::new(".")).unwrap_err();
+            assert_eq!((error.line, error.message.starts_with("server")), (1, true), "{}", error.message);
+        }
+        let listed = text.replace("server = \"h:1\"", "servers = [\"h:1\", \"h\"]");
+        assert!(SiteFile::parse(&listed, Path::new(".")).unwrap_err().message.contains("no port"));
+        let addressed = "listen = \"127.0.0.1:0\"\naddresses = [\"h\"]\n";
+        assert_eq!(ServerFile::parse(addressed, Path::new(".")).unwrap_err().line, 2);
         let server =
             ServerFile::parse("listen = \"127.0.0.1:0\"\nlimits = { connections_max = 5 }\n", Path::new("."));
         assert_eq!(server.unwrap().limits().connections_max, 5);

@@ -12,8 +12,10 @@ use server::net::{root_sha256_of_pem, site_of_pem};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::folder::SiteFile;
 use super::members::moment;
 use super::output::tell;
+use super::site::leave::has_left;
 use super::site::{Preset, next_steps, refuse_preset, write_files};
 use super::watch::runtime;
 
@@ -65,8 +67,7 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
         Failure::new(Kind::Configuration, format!("--data: {}; {advice}; nothing was changed", error.message))
     })?;
     if folder.join("site.toml").exists() {
-        let message = format!("{} holds a site already; nothing was changed", folder.display());
-        return Err(Failure::new(Kind::Configuration, message));
+        return Err(taken(&folder));
     }
     refuse_preset(&folder, args.policy)?;
     if global.quiet == 0 {
@@ -87,6 +88,27 @@ pub(super) fn join(args: &JoinArgs, global: &Global) -> Result<(), Failure> {
         || json!({ "site": invite.site.as_str(), "file": files.site, "policy": files.policy, "phrase": invite.phrase() }),
     );
     Ok(())
+}
+
+/// The failure of joining in a folder that is a site's. One whose site has left keeps its books, which go on under the new identity.
+fn taken(folder: &Path) -> Failure {
+    let shown = folder.display();
+    let left = SiteFile::read(&folder.join("site.toml")).ok().filter(has_left);
+    let message = match left {
+        Some(left) => {
+            let state = std::path::absolute(&left.state).unwrap_or(left.state);
+            let state = toml::Value::from(state.display().to_string());
+            format!(
+                "the site in {shown} has left, and its books stay there; nothing was changed. Take this invite in another folder, `consortia site join \
+                 INVITE --dir FOLDER`, and write `state = {state}` into FOLDER/site.toml before `site run`, so that what its records have spent stays spent"
+            )
+        }
+        None => format!(
+            "{shown} holds a site already; nothing was changed. `consortia site run {shown}/site.toml` goes on with that one; for another site, or \
+             another federation, name another folder by --dir"
+        ),
+    };
+    Failure::new(Kind::Configuration, message)
 }
 
 /// Whether an earlier attempt has brought the certificate that this invite is for, and was cut off before the site's files were written.

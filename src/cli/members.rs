@@ -26,7 +26,7 @@ pub(super) struct InviteArgs {
     #[command(flatten)]
     operator: OperatorArgs,
     /// Where sites reach the server, `host:port`; may be repeated. Instead of `addresses` in `server.toml`.
-    #[arg(long = "address", value_name = "HOST:PORT")]
+    #[arg(long = "address", value_name = "HOST:PORT", value_parser = super::address::host_and_port)]
     addresses: Vec<String>,
     /// For how many hours the invites are good.
     #[arg(long, default_value_t = 72)]
@@ -87,6 +87,12 @@ pub(super) fn invite(args: &InviteArgs, global: &Global) -> Result<(), Failure> 
     if servers.is_empty() {
         let message = "an invite names the server's address as sites reach it: give --address HOST:PORT, or `addresses` in server.toml";
         return Err(Failure::new(Kind::Configuration, message));
+    }
+    for server in &servers {
+        let wrong = |fault| {
+            format!("`addresses` in server.toml: {fault}; correct it there, or give --address HOST:PORT")
+        };
+        super::address::host_and_port(server).map_err(wrong).or_fail(Kind::Configuration, "")?;
     }
     let seconds = Duration::from_secs(args.hours.saturating_mul(3600)).as_secs();
     let request = AdminRequest::Invite { sites: args.sites.clone(), servers, seconds };

@@ -19,6 +19,7 @@ use super::Global;
 use super::check::read_plan;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::SiteFile;
+use super::kinds::{FileKind, or_what_it_is};
 use super::output::table;
 use super::site::read_personal;
 use super::statement::read_statement;
@@ -91,11 +92,18 @@ enum Input {
     Prepared,
 }
 
+/// Reads a model.
+fn read_model(path: &Path) -> Result<ModelFile, Failure> {
+    let what =
+        |failure| or_what_it_is(path, &[FileKind::Model], "a model in the form of safetensors", failure);
+    ModelFile::read(path).or_fail(Kind::Configuration, "").map_err(what)
+}
+
 pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> {
     let form = args.form()?;
     let plan = read_plan(&args.plan, None)?.plan;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, args.plan.display())?;
-    let file = ModelFile::read(&args.model).or_fail(Kind::Configuration, "")?;
+    let file = read_model(&args.model)?;
     let held = file.fitted(&layout).or_fail(Kind::Configuration, "")?;
     let sha256 = file.sha256(Some(&layout)).or_fail(Kind::Configuration, "")?;
     agree(&args.model, &file, &sha256, true)?;
@@ -324,7 +332,7 @@ fn agree(path: &Path, file: &ModelFile, sha256: &str, ordered: bool) -> Result<(
 }
 
 pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
-    let file = ModelFile::read(&args.file).or_fail(Kind::Configuration, "")?;
+    let file = read_model(&args.file)?;
     let layout = match &args.plan {
         Some(path) => {
             let plan = read_plan(path, None)?.plan;

@@ -15,7 +15,8 @@ use super::failure::{Failure, Kind, OrFail};
 pub(super) fn keep_private(command: &Command) {
     match command {
         Command::Server(_) | Command::Site(_) | Command::Demo(_) => narrow(),
-        Command::New(_)
+        Command::Examples(_)
+        | Command::New(_)
         | Command::Simulate(_)
         | Command::Check(_)
         | Command::Invite(_)

@@ -1,4 +1,5 @@
-//! `consortia site policy check`: what a site's policy and budget make of a plan, before any server asks. It trains nothing.
+//! `consortia site policy`: writes one to begin with, and says what a policy and its budget make of a plan, before any server asks. It trains
+//! nothing.
 
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,10 @@ use server::{Evaluators, Plan};
 use super::Global;
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
+use super::kinds::{FileKind, or_what_it_is};
+use super::modes::write_new;
 use super::output::table;
-use super::site::now;
+use super::site::{Preset, now, policy_text};
 use super::text::read_text;
 
 #[derive(Debug, Args)]
@@ -32,18 +35,45 @@ pub(super) struct CheckArgs {
     public_records: Option<NonZeroU64>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// The file to write, which is not there yet.
+    #[arg(default_value = "policy.toml")]
+    file: PathBuf,
+    /// What the site takes part in, to begin with; without it nothing, until a person chooses in the file.
+    #[arg(long, value_name = "PRESET")]
+    policy: Option<Preset>,
+}
+
+pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
+    let shown = args.file.display();
+    if args.file.symlink_metadata().is_ok() {
+        let message = format!("{shown} exists and stays in force; nothing was changed");
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    write_new(&args.file, policy_text(args.policy).as_bytes())?;
+    let meaning =
+        args.policy.map_or("denies everything: choose there what this site takes part in", Preset::meaning);
+    global.format.say(
+        || format!("{shown} {meaning}\n\nnext:\n  consortia site policy check {shown} PLAN"),
+        || json!({ "policy": args.file }),
+    );
+    Ok(())
+}
+
 /// Reads a policy; with the SHA-256 of its text.
 pub(super) fn read(path: &Path) -> Result<(Policy, Digest), Failure> {
     if !path.exists() {
         let message = format!(
-            "{}: there is no policy, and without one this site takes part in nothing; `consortia site init` writes one to \
-             choose from, and docs/federation.md explains every rule",
-            path.display()
+            "{path}: there is no policy, and without one this site takes part in nothing; `consortia site policy init {path} --policy plain` (or \
+             records, or private) writes one, and docs/privacy-choice.md helps to choose",
+            path = path.display()
         );
         return Err(Failure::new(Kind::Configuration, message));
     }
     let text = read_text(path)?;
-    let policy = Policy::parse(&text).or_fail(Kind::Configuration, path.display())?;
+    let what = |failure| or_what_it_is(path, &[FileKind::Policy], "a site's policy", failure);
+    let policy = Policy::parse(&text).or_fail(Kind::Configuration, path.display()).map_err(what)?;
     Ok((policy, Digest::of(text.as_bytes())))
 }
 

@@ -1,5 +1,7 @@
 //! `consortia privacy`: what noise buys, before anyone starts a run. Computes; adds no noise.
 
+use std::sync::{Mutex, PoisonError};
+
 use ::privacy::accounting::calibration::calibrate;
 use ::privacy::accounting::{
     AccountingError, Event, EventError, Mechanism, Relation, pld, promised_delta, rdp,
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::progress::telling;
 
 /// Releases that are all made in the same way.
 #[derive(Debug, Args)]
@@ -138,7 +141,8 @@ pub(super) fn epsilon(args: &EpsilonArgs, global: &Global) -> Result<(), Failure
         let wanted = releases.accountant == accountant || releases.accountant == Accountant::Both;
         wanted.then(|| releases.epsilon(accountant, event)).transpose().or_fail(Kind::Configuration, "")
     };
-    let (rdp, pld) = (ask(Accountant::Rdp)?, ask(Accountant::Pld)?);
+    let both = || Ok((ask(Accountant::Rdp)?, ask(Accountant::Pld)?));
+    let (rdp, pld) = telling(global, || "computing epsilon".to_owned(), both)?;
     let text = || {
         let line = |name: &str, epsilon: Option<f64>| {
             epsilon.map_or_else(String::new, |epsilon| format!("\nepsilon by {name}  {epsilon:.6}"))
@@ -151,13 +155,34 @@ pub(super) fn epsilon(args: &EpsilonArgs, global: &Global) -> Result<(), Failure
     Ok(())
 }
 
+/// How far the search for a noise multiplier has come.
+fn stand(tried: &Mutex<Vec<(f64, f64)>>) -> String {
+    let tried = tried.lock().unwrap_or_else(PoisonError::into_inner);
+    match tried.last() {
+        Some((noise, epsilon)) => {
+            format!(
+                "searching: {} noise multipliers tried, of about 25; {noise:.4} gives epsilon {epsilon:.4}",
+                tried.len()
+            )
+        }
+        None => "searching: computing epsilon of the first noise multiplier".to_owned(),
+    }
+}
+
 pub(super) fn noise(args: &NoiseArgs, global: &Global) -> Result<(), Failure> {
     let releases = &args.releases;
     let epsilon_of = |noise_multiplier: f64| {
         let event = releases.event(noise_multiplier).map_err(|error| error.to_string())?;
         releases.epsilon(releases.accountant, event).map_err(|error| error.to_string())
     };
-    let noise = calibrate(args.epsilon, epsilon_of).or_fail(Kind::Configuration, "")?;
+    let tried = Mutex::new(Vec::new());
+    let told = |noise_multiplier: f64| {
+        let epsilon = epsilon_of(noise_multiplier)?;
+        tried.lock().unwrap_or_else(PoisonError::into_inner).push((noise_multiplier, epsilon));
+        Ok::<f64, String>(epsilon)
+    };
+    let search = || calibrate(args.epsilon, told);
+    let noise = telling(global, || stand(&tried), search).or_fail(Kind::Configuration, "")?;
     let event = releases.event(noise).or_fail(Kind::Configuration, "")?;
     let rdp = releases.epsilon(Accountant::Rdp, event).or_fail(Kind::Configuration, "")?;
     let pld = releases.epsilon(Accountant::Pld, event).or_fail(Kind::Configuration, "")?;

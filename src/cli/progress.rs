@@ -1,6 +1,7 @@
 //! Progress on stderr: a bar on a terminal, a line a round elsewhere, nothing with `-q`.
 
 use std::io::IsTerminal;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -58,6 +59,27 @@ impl Progress {
     }
 }
 
+/// How often whoever waits for a computation hears of it.
+const HEARD_EVERY: Duration = Duration::from_secs(2);
+
+/// Does `work`, and tells what it is at on stderr while it goes on.
+pub(super) fn telling<T>(global: &Global, at: impl Fn() -> String + Send, work: impl FnOnce() -> T) -> T {
+    if global.quiet > 0 {
+        return work();
+    }
+    let (working, ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while ended.recv_timeout(HEARD_EVERY) == Err(RecvTimeoutError::Timeout) {
+                super::output::tell(at());
+            }
+        });
+        let done = work();
+        drop(working);
+        done
+    })
+}
+
 /// A round in one line, without its number.
 pub(super) fn describe(summary: &RoundSummary) -> String {
     let mut parts = vec![match summary.participation() {
@@ -82,4 +104,24 @@ pub(super) fn describe(summary: &RoundSummary) -> String {
         parts.push(format!("epsilon {epsilon:.3}"));
     }
     parts.join("  ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::output::Format;
+    use super::*;
+
+    #[test]
+    fn whoever_waits_hears_how_far_it_is_and_with_q_nothing() {
+        let (asked, heard) = mpsc::channel();
+        let global = |quiet| Global { format: Format::Text, quiet, verbose: 0 };
+        let at = move || {
+            // The work may be done already.
+            let _ = asked.send(());
+            "computing".to_owned()
+        };
+        let patience = Duration::from_secs(60);
+        assert_eq!(telling(&global(0), at, || heard.recv_timeout(patience)), Ok(()));
+        assert_eq!(telling(&global(1), || unreachable!("nothing is told"), || 5), 5);
+    }
 }

@@ -22,7 +22,7 @@ pub(super) struct ServerRenewArgs {
     #[arg(default_value = ".")]
     folder: PathBuf,
     /// One more DNS name or IP address under which sites reach the server; may be repeated. The names so far stay.
-    #[arg(long = "name", value_name = "HOST")]
+    #[arg(long = "name", value_name = "HOST", value_parser = super::address::host)]
     names: Vec<String>,
     /// Renew an operator's identity in another folder, and nothing else.
     #[arg(long, value_name = "DIR", conflicts_with = "names")]
@@ -34,6 +34,9 @@ pub(super) struct ServerRenewArgs {
 pub(super) fn renew(args: &ServerRenewArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     folder.refuse_backup()?;
+    if args.operator.is_none() {
+        folder.refuse_other()?;
+    }
     let root = args.root.open(&folder)?;
     let now = SystemTime::now();
     let mut renewed = Vec::new();

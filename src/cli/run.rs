@@ -26,7 +26,7 @@ pub(super) struct OperatorArgs {
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     pub(super) folder: PathBuf,
     /// The server, `host:port`, if it is not on this machine at the port of `server.toml`.
-    #[arg(long)]
+    #[arg(long, value_parser = super::address::host_and_port)]
     server: Option<String>,
 }
 
@@ -214,6 +214,10 @@ pub(super) async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failu
     let folder = ServerFolder(args.folder.clone());
     folder.refuse_backup()?;
     let servers = match &args.server {
+        // Away from the server the folder may hold nothing but the operator's identity.
+        Some(_) if !folder.operator().exists() => {
+            return Err(folder.is_none("the operator's identity, operator/,"));
+        }
         Some(server) => vec![server.clone()],
         None => folder.read()?.servers(&folder)?,
     };

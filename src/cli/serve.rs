@@ -37,7 +37,7 @@ pub(super) struct InitArgs {
     /// The folder to make; the federation's server lives in it.
     pub(super) folder: PathBuf,
     /// A DNS name or IP address under which sites reach the server; may be repeated.
-    #[arg(long = "name", value_name = "HOST")]
+    #[arg(long = "name", value_name = "HOST", value_parser = super::address::host)]
     pub(super) names: Vec<String>,
     /// Address and port to listen on (UDP, and TCP of the same number).
     #[arg(long, default_value = "0.0.0.0:4433")]
@@ -173,12 +173,14 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     write_new(&folder.config(), text.as_bytes())?;
     tighten(folder.private().iter().map(PathBuf::as_path));
     part.finish()?;
+    // Without a name there is no address that invites could name.
+    let address = if args.names.is_empty() { " --address HOST:PORT" } else { "" };
     let sealed = if passphrase.is_some() { "encrypted" } else { "not encrypted (--passphrase would)" };
     global.format.say(
         || {
             format!(
                 "federation made in {shown}\nauthority fingerprint {}\n\nnext:\n  consortia server run \
-                 {shown}\n  consortia invite create SITE... --dir {shown}\n\nThe root's key, {shown}/authority/ca-key.pem, is {sealed}. It can make \
+                 {shown}\n  consortia invite create SITE... --dir {shown}{address}\n\nThe root's key, {shown}/authority/ca-key.pem, is {sealed}. It can make \
                  any identity and is not needed to run: move it to where no network reaches, with a copy elsewhere. Without it \
                  nobody can issue certificates for servers and operators when those end.",
                 authority.fingerprint()
@@ -200,6 +202,7 @@ fn address(host: &str, port: u16) -> String {
 pub(super) fn issue(args: &IssueArgs, global: &Global) -> Result<(), Failure> {
     let folder = ServerFolder(args.folder.clone());
     folder.refuse_backup()?;
+    folder.refuse_other()?;
     let authority = args.root.open(&folder)?;
     let identity = authority.issue_site(&args.site, SystemTime::now()).or_fail(Kind::Configuration, "")?;
     let bundle = folder.site(args.site.as_str());

@@ -38,7 +38,7 @@ pub(super) struct InitArgs {
     /// The folder to make.
     folder: PathBuf,
     /// The server, `host:port`.
-    #[arg(long)]
+    #[arg(long, value_parser = super::address::host_and_port)]
     server: String,
     /// The folder with `ca.pem`, `cert.pem` and `key.pem` that the operator handed over; it is copied.
     #[arg(long)]
@@ -133,7 +133,7 @@ impl Preset {
         }
     }
 
-    fn meaning(self) -> &'static str {
+    pub(super) fn meaning(self) -> &'static str {
         match self {
             Self::Plain => "allows everything, and asks for no privacy",
             Self::Private => "allows training whose noise hides what each client contributes",
@@ -143,7 +143,7 @@ impl Preset {
 }
 
 /// The text of a fresh `policy.toml`: a preset in force, or all of them as comments.
-fn policy_text(preset: Option<Preset>) -> String {
+pub(super) fn policy_text(preset: Option<Preset>) -> String {
     if let Some(preset) = preset {
         return format!("{POLICY_TOML}\n{}", preset.text());
     }

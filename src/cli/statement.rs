@@ -10,6 +10,7 @@ use server::{Adversary, Claim, PrivacyStatement};
 
 use super::Global;
 use super::failure::{Failure, Kind};
+use super::kinds::{FileKind, or_what_it_is};
 use super::text::read_text;
 
 #[derive(Debug, Args)]
@@ -50,13 +51,17 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
 /// A statement whose every epsilon follows from its events.
 pub(super) fn read_statement(file: &Path) -> Result<PrivacyStatement, Failure> {
     let path = file.display();
-    let text = read_text(file)?;
+    let what = |failure| or_what_it_is(file, &[FileKind::Statement], "a privacy statement", failure);
+    // Other files may be longer than any statement, or no text.
+    let text = read_text(file).map_err(what)?;
     PrivacyStatement::read(&text).map_err(|error| {
-        let kind = match error {
-            server::StatementError::Form(_) | server::StatementError::Version(_) => Kind::Configuration,
-            _ => Kind::Run,
-        };
-        Failure::new(kind, format!("{path}: {error}"))
+        let failure = |kind| Failure::new(kind, format!("{path}: {error}"));
+        match error {
+            server::StatementError::Form(_) | server::StatementError::Version(_) => {
+                what(failure(Kind::Configuration))
+            }
+            _ => failure(Kind::Run),
+        }
     })
 }
 

@@ -37,6 +37,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::desk::Desk;
+use super::endpoint::listening_advice;
 use super::metrics::Metrics;
 use super::papers::Papers;
 use super::presence::Presence;
@@ -79,7 +80,8 @@ pub enum AdminError {
     Remote(SocketAddr),
     /// The address cannot be listened on.
     #[error(
-        "the admin port cannot listen on {address}: {source}; choose another `listen` under [admin] in server.toml"
+        "the admin port cannot listen on {address}: {source}; {} (that under [admin])",
+        listening_advice(source)
     )]
     Listen {
         /// The address.

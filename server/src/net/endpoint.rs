@@ -3,6 +3,7 @@
 //! It refuses certificates of other federations, data before the handshake is done (0-RTT), and resumed sessions: a certificate
 //! is checked at every connection. Only who comes to enrol may come without one; the session sees to that.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,7 +62,7 @@ pub enum EndpointError {
     #[error("the server's identity cannot be used: {0}")]
     Tls(String),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}; {}", listening_advice(source))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -69,13 +70,32 @@ pub enum EndpointError {
         source: std::io::Error,
     },
     /// The TCP port of the same number cannot be listened on.
-    #[error("cannot listen on TCP {address}: {source}; free it, take another port, or write `tcp = false`")]
+    #[error(
+        "cannot listen on TCP {address}: {source}; {}, or write `tcp = false` there",
+        listening_advice(source)
+    )]
     ListenTcp {
         /// The address.
         address: SocketAddr,
         /// What the system says.
         source: std::io::Error,
     },
+}
+
+/// What to do about a port that the system did not give.
+pub(super) fn listening_advice(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::AddrInUse => {
+            "another program has this port, perhaps another `consortia server run`: end it, or take another port by `listen` in server.toml"
+        }
+        ErrorKind::PermissionDenied => {
+            "this user may not open ports below 1024: grant the program CAP_NET_BIND_SERVICE, or take another port by `listen` in server.toml"
+        }
+        ErrorKind::AddrNotAvailable => {
+            "this machine has no such address: take one of its own, or 0.0.0.0 for all of them, by `listen` in server.toml"
+        }
+        _ => "take another address or port by `listen` in server.toml",
+    }
 }
 
 /// Where peers come in.

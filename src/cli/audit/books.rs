@@ -13,6 +13,7 @@ use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::ServerFolder;
 use super::super::statement::read_statement;
 use super::super::watch::runtime;
+use super::Verified;
 
 /// Compares a server's books; the server may be running. What disagrees is a sentence.
 pub(super) fn server(folder: &ServerFolder) -> Result<Result<Agreement, String>, Failure> {
@@ -58,6 +59,12 @@ pub(super) fn object(folder: &Path, agreed: &Agreement) -> Value {
 /// Reads a statement.
 pub(super) fn statement(path: &Path) -> Result<PrivacyStatement, Failure> {
     read_statement(path)
+}
+
+/// Replays the ledger of a run's population, as a simulation leaves it: what contradicts itself is a sentence.
+pub(super) fn run(ledger: &Verified) -> Option<String> {
+    let fault = privacy::ledger::Ledger::replay(&ledger.links).err()?;
+    Some(format!("{}: {fault}", ledger.path.display()))
 }
 
 /// Compares the ledger of a site with itself and with a statement of its server.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use consortia::results::{Held, ModelFile};
+use consortia::results::Held;
 use learning::device::select;
 use learning::{FileSource, Models, SourceSpec, Trainer};
 use protocol::{EvaluateOrder, EvaluationRecords, LearnError, Learner, Metrics, RunId, Spec, Stop};
@@ -61,7 +61,7 @@ pub(in crate::cli) fn evaluate(args: &EvaluateArgs, global: &Global) -> Result<(
     let table = site.as_ref().and_then(|site| site.data.table());
     let plan = read_plan(&args.plan, table)?.plan;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, args.plan.display())?;
-    let file = ModelFile::read(&args.model).or_fail(Kind::Configuration, "")?;
+    let file = super::read_model(&args.model)?;
     let sha256 = file.sha256(Some(&layout)).or_fail(Kind::Configuration, "")?;
     agree(&args.model, &file, &sha256, true)?;
     let held = match (file.fitted(&layout).or_fail(Kind::Configuration, "")?, &args.site) {

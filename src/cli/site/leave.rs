@@ -90,16 +90,11 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
 
 /// Refuses to go on with a site that has left, or has never joined: there is no identity.
 pub(in crate::cli) fn refuse_left(file: &SiteFile) -> Result<(), Failure> {
-    if folders(&file.identity).iter().any(|folder| FILES.iter().any(|name| folder.join(name).exists())) {
+    if has_identity(file) {
         return Ok(());
     }
     let (identity, state) = (file.identity.display(), file.state.display());
-    let log = std::fs::read(file.state.join("audit.jsonl")).unwrap_or_default();
-    let records = read_lines(&log).map(|lines| lines.links).unwrap_or_default();
-    let is_left = |link: &Link| {
-        link.read::<AuditRecord>().is_ok_and(|record| matches!(record.event, AuditEvent::Left { .. }))
-    };
-    let message = if records.iter().any(is_left) {
+    let message = if has_left(file) {
         format!(
             "this site has left: its key and certificates were removed from {identity}. To come back, ask the operator for a new invite and take it in another \
              folder, `consortia site join INVITE --dir FOLDER`. What these records have spent stays in {state}: set `state` of the new site.toml to that \
@@ -112,6 +107,20 @@ pub(in crate::cli) fn refuse_left(file: &SiteFile) -> Result<(), Failure> {
         )
     };
     Err(Failure::new(Kind::Connection, message))
+}
+
+/// Whether this site has left: its log says so, and no identity came back.
+pub(in crate::cli) fn has_left(file: &SiteFile) -> bool {
+    let log = std::fs::read(file.state.join("audit.jsonl")).unwrap_or_default();
+    let records = read_lines(&log).map(|lines| lines.links).unwrap_or_default();
+    let is_left = |link: &Link| {
+        link.read::<AuditRecord>().is_ok_and(|record| matches!(record.event, AuditEvent::Left { .. }))
+    };
+    !has_identity(file) && records.iter().any(is_left)
+}
+
+fn has_identity(file: &SiteFile) -> bool {
+    folders(&file.identity).iter().any(|folder| FILES.iter().any(|name| folder.join(name).exists()))
 }
 
 /// The identity, and what a renewal may have left beside it.

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ::client::AuditEvent;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use privacy::chain::read_lines;
 use serde_json::Value;
 use time::{Date, Month};
@@ -22,8 +24,8 @@ pub(in crate::cli) struct AuditArgs {
     /// Only what happened since then: a day as 2026-11-30 (UTC), or 90m, 24h, 7d ago.
     #[arg(long)]
     since: Option<Since>,
-    /// Only events of this kind, such as denied or answered; may be repeated.
-    #[arg(long = "event", value_name = "EVENT")]
+    /// Only events of this kind; may be repeated.
+    #[arg(long = "event", value_name = "EVENT", value_parser = PossibleValuesParser::new(AuditEvent::NAMES))]
     events: Vec<String>,
 }
 
@@ -75,6 +77,12 @@ pub(in crate::cli) fn audit(args: &AuditArgs, global: &Global) -> Result<(), Fai
     }
     let path = file.state.join("audit.jsonl");
     let shown = path.display();
+    if !path.exists() {
+        let message = format!(
+            "{shown}: there is no audit log yet; `site run` begins it. Where it was there before, see `site check`"
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
     let text = std::fs::read(&path).or_fail(Kind::Configuration, &shown)?;
     let damaged = |fault| format!("{fault}; somebody changed it: move the file to a safe place and ask who");
     let lines = read_lines(&text).map_err(damaged).or_fail(Kind::Run, &shown)?;
