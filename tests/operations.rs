@@ -179,6 +179,18 @@ async fn a_restored_budget_is_charged_for_what_it_may_have_forgotten() {
         command(&["budget", "show", folder])["populations"][0]["releases"].clone()
     };
     assert_eq!((releases(&fed), releases(&restored)), (2.into(), 7.into()));
+    let shown = |folder: &str| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_consortia")).args(["budget", "show", folder]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(
+        shown(&restored).contains("after-backup (lost since the backup, as it was told)"),
+        "{}",
+        shown(&restored)
+    );
+    assert!(!shown(&fed).contains("after-backup") && shown(&fed).contains("run "), "{}", shown(&fed));
+    assert!(shown(&early).contains("consortia budget show SITE"), "{}", shown(&early));
 
     // A backup from before the population's first run asks as well, and its budget does not begin anew.
     let (refused, said) = attempt(&["server", "restore", &early, "--to", &fresh]);

@@ -20,6 +20,12 @@ export function figure(value) {
   return size >= 1e6 || (size > 0 && size < 1e-3) ? value.toExponential(3) : value.toFixed(4);
 }
 
+/** The same for an axis: no more digits than there are. @param {number | null | undefined} value */
+export function tick(value) {
+  const size = Math.abs(value ?? 0);
+  return size >= 1e6 || (size > 0 && size < 1e-3) ? figure(value) : number(value);
+}
+
 /** With a capital at its beginning. @param {string} text */
 export function sentence(text) {
   return text ? text[0].toUpperCase() + text.slice(1) : "";

@@ -178,7 +178,7 @@ fn facts(report: &Report<'_>, measures: &Measures) -> Vec<Value> {
     facts.push((clock.to_owned(), seconds));
     facts.push((real.to_owned(), report.real_seconds.map(|seconds| duration(seconds, 0.0))));
     let sha256 = report.model_sha256.filter(|hash| !hash.is_empty());
-    facts.push(("Model".to_owned(), sha256.map(|hash| hash.get(..12).unwrap_or(hash).to_owned())));
+    facts.push(("Model".to_owned(), sha256.map(|hash| hash.get(..16).unwrap_or(hash).to_owned())));
     facts.into_iter().filter_map(|(name, value)| Some(json!({ "name": name, "value": value? }))).collect()
 }
 

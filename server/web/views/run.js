@@ -4,7 +4,7 @@ import { get, post } from "../api.js";
 import { Chart } from "../charts.js";
 import { confirm } from "../dialogs.js";
 import { fill, h, rows, say } from "../dom.js";
-import { REASONS, STATES, duration, exact, figure, number, percent, sentence } from "../format.js";
+import { REASONS, STATES, duration, exact, figure, number, percent, sentence, tick } from "../format.js";
 import { badge, progress } from "./runs.js";
 
 export const title = "Run";
@@ -82,11 +82,11 @@ export function show({ root, argument, signal, fail }) {
 function curves() {
   return {
     accuracy: new Chart({ title: "Accuracy", format: percent }),
-    rmse: new Chart({ title: "RMSE", format: figure, tick: figure, note: "root of the mean squared error, in the target's unit" }),
-    loss: new Chart({ title: "Loss", format: figure, tick: figure }),
+    rmse: new Chart({ title: "RMSE", format: figure, tick, note: "root of the mean squared error, in the target's unit" }),
+    loss: new Chart({ title: "Loss", format: figure, tick }),
     accuracies: new Chart({ title: "Accuracy by site", format: percent }),
-    rmses: new Chart({ title: "RMSE by site", format: figure, tick: figure }),
-    losses: new Chart({ title: "Loss by site", format: figure, tick: figure }),
+    rmses: new Chart({ title: "RMSE by site", format: figure, tick }),
+    losses: new Chart({ title: "Loss by site", format: figure, tick }),
     epsilon: new Chart({ title: "Epsilon", format: exact, tick: number, zero: true, note: "of everything released so far" }),
     answers: new Chart({ title: "Sites asked and answered", format: (value) => number(value, 0), zero: true }),
     seconds: new Chart({ title: "Seconds of a round", format: (value) => (value === null || value === undefined ? "–" : duration(value)), zero: true }),
