@@ -87,6 +87,13 @@ pub enum AdminRequest {
         /// The phrase of a key; everybody who waits when `None`.
         phrase: Option<String>,
     },
+    /// List the models of a run that earlier rounds have made than this one.
+    ModelsBefore {
+        /// The run; the newest when `None`.
+        run: Option<RunId>,
+        /// The round.
+        before: u32,
+    },
 }
 
 /// What an operator wants of a run that has not ended.
