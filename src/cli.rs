@@ -265,7 +265,7 @@ enum RunCommand {
     /// Show what the server's audit log says of a run.
     Log(control::NamedArgs),
     /// List the models of a run, with what was measured of each.
-    Models(control::NamedArgs),
+    Models(control::ModelsArgs),
     /// Fetch a model of a run and its privacy statement.
     Pull(control::PullArgs),
     /// Write a run as one page: how it ended, its curves, its sites, every round.

@@ -304,6 +304,76 @@ async fn a_server_that_stood_still_finds_itself_deposed_writes_nothing_and_stand
     verify_audits(&turns.folder());
 }
 
+/// Waits until the log of a server has these words.
+fn logged(server: &Process, words: &str) {
+    let began = Instant::now();
+    while !server.errors.lock().unwrap().contains(words) {
+        assert!(began.elapsed() < PATIENCE, "no `{words}` in {}", server.errors.lock().unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_takes_no_writes_for_a_while_is_waited_out_and_the_run_goes_on() {
+    let Some(mut turns) = Turns::begin() else { return };
+    let (leads, epoch) = turns.leader_after(0);
+    let run = turns.submit(&plan(""), leads, Some(SEED));
+    let _sites = members(&turns.folder(), &turns.addresses.join(","));
+    turns.servers[leads].event("round");
+    let name = turns.url.split_once("localhost/").unwrap().1.split_once('?').unwrap().0.to_owned();
+    let switch = |on: &str| {
+        // As a failover that points at a standby does it: lines end, and new ones lead to where nothing can be written.
+        let alter = format!("ALTER DATABASE {name} SET default_transaction_read_only = {on}");
+        let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+        let elsewhere = turns.url.replace(&format!("localhost/{name}?"), "localhost/postgres?");
+        [alter, end].iter().for_each(|sql| drop(turns.database.query(&elsewhere, sql)));
+    };
+    switch("on");
+    for server in &turns.servers {
+        logged(server, "does not answer as it should");
+        logged(server, "read-only transaction");
+    }
+    switch("off");
+    let (leads, _) = turns.leader_after(epoch);
+    let end = turns.watch(&run, leads);
+    assert_eq!(end["model_sha256"], trio::simulated_model(&plan(""), SEED), "{end}");
+    for server in &mut turns.servers {
+        assert!(server.child.try_wait().unwrap().is_none(), "a server has ended");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_database_does_not_answer_ends_in_order_when_it_is_told_to() {
+    let Some(mut turns) = Turns::begin() else { return };
+    for idle in turns.servers.split_off(1) {
+        idle.kill();
+    }
+    let (leads, _) = turns.leader_after(0);
+    turns.submit(&plan(""), leads, Some(SEED));
+    let _sites = members(&turns.folder(), &turns.addresses.join(","));
+    turns.servers[leads].event("round");
+    let others =
+        "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()";
+    let stand_still = |name: &str, pids: &[String]| {
+        assert!(Command::new("kill").arg(name).args(pids).status().unwrap().success());
+    };
+    let pids: Vec<String> = turns.database.query(&turns.url, others).lines().map(str::to_owned).collect();
+    stand_still("-STOP", &pids);
+    std::thread::sleep(Duration::from_millis(200));
+    let mut server = turns.servers.remove(leads);
+    signal(&server, "-TERM");
+    // Not `wait`, which closes stdin and so tells it a second time.
+    let ended = loop {
+        match server.child.try_wait().unwrap() {
+            Some(ended) => break ended,
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    stand_still("-CONT", &pids);
+    // 1 would say that the time to end in order was over.
+    assert_eq!(ended.code(), Some(0), "{}", server.errors.lock().unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_moves_to_a_database_by_one_command_and_its_run_goes_on_there() {
     let Some(database) = postgres::Postgres::shared() else { return };

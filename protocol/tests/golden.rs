@@ -235,6 +235,8 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
     golden("control", FrameKind::AdminRequest, &AdminRequest::Control { run: RUN, control: Control::Stop });
     golden("log-request", FrameKind::AdminRequest, &AdminRequest::Log { run: Some(RUN) });
     golden("models-request", FrameKind::AdminRequest, &AdminRequest::Models { run: None });
+    let before = AdminRequest::ModelsBefore { run: None, before: 9 };
+    golden("models-before", FrameKind::AdminRequest, &before);
     let model = AdminRequest::Model { run: Some(RUN), choice: ModelChoice::Round(3) };
     golden("model-request", FrameKind::AdminRequest, &model);
     golden("plan-request", FrameKind::AdminRequest, &AdminRequest::Plan { run: None });

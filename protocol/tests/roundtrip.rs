@@ -150,6 +150,8 @@ fn request() -> impl Strategy<Value = AdminRequest> {
             .prop_map(|(run, control)| AdminRequest::Control { run: RunId(run), control }),
         any::<Option<u64>>().prop_map(|run| AdminRequest::Log { run: run.map(RunId) }),
         any::<Option<u64>>().prop_map(|run| AdminRequest::Models { run: run.map(RunId) }),
+        (any::<Option<u64>>(), any::<u32>())
+            .prop_map(|(run, before)| AdminRequest::ModelsBefore { run: run.map(RunId), before }),
         (any::<Option<u64>>(), choice())
             .prop_map(|(run, choice)| AdminRequest::Model { run: run.map(RunId), choice }),
         (client(), ".{0,80}").prop_map(|(site, reason)| AdminRequest::Quarantine { site, reason }),

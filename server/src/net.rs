@@ -21,6 +21,7 @@ mod keeper;
 mod ledgers;
 mod members;
 mod metrics;
+mod outage;
 mod outgoing;
 mod papers;
 mod paths;
@@ -81,6 +82,9 @@ use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
 const COMMANDS: usize = 1024;
+/// How long clients have to hear that the server ends, and how long where the storage has taken up the time.
+const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL_LATE: Duration = Duration::from_millis(500);
 /// What the audit log calls the program that embeds the server.
 const PROGRAM: &str = "this program";
 /// Notes that a slow listener may be behind before it misses some.
@@ -415,13 +419,17 @@ impl Server {
     /// # Errors
     /// [`ServeError`] when the server had stopped by itself; after one that [passes](ServeError::passes) it may be started again.
     pub async fn shutdown(mut self) -> Result<(), ServeError> {
+        // What it met by itself may mean that another server has taken over; one that is told to stop asks nobody.
+        let by_itself = self.stopped.is_cancelled();
         self.stop.cancel();
         self.stopped.cancelled().await;
         let thread = self.engine.take();
         let ended = tokio::task::spawn_blocking(move || thread.map(JoinHandle::join)).await;
         session::close_all(&self.endpoint, &Rejection::ShuttingDown);
-        // A client that does not answer must not hold up the end.
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
+        // A client that does not answer must not hold up the end, and less so where the storage has held it up.
+        let is_clean = matches!(ended, Ok(None | Some(Ok(Ok(())))));
+        let farewell = if is_clean { FAREWELL } else { FAREWELL_LATE };
+        let _ = tokio::time::timeout(farewell, self.endpoint.wait_idle()).await;
         if let Some(tcp) = self.tcp.take() {
             tcp.abort();
             let _ = tcp.await;
@@ -432,7 +440,8 @@ impl Server {
         };
         let ended = match (ended, lost) {
             (_, Some(lost)) => Err(lost.into()),
-            (Ok(Some(Ok(Err(met)))), None) => Err(self.store.verdict(met).await.into()),
+            (Ok(Some(Ok(Err(met)))), None) if by_itself => Err(self.store.verdict(met).await.into()),
+            (Ok(Some(Ok(Err(met)))), None) => Err(met.into()),
             (Ok(None | Some(Ok(Ok(())))), None) => Ok(()),
             (Ok(Some(Err(_))) | Err(_), None) => Err(ServeError::Died),
         };

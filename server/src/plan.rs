@@ -20,7 +20,7 @@ use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 #[cfg(feature = "net")]
-pub(crate) use privacy::{conduct_of, draws_secretly};
+pub(crate) use privacy::{calibrates, conduct_of, draws_secretly, typed_privacy};
 
 /// What was typed. Only [`Plan`] means anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -435,6 +435,20 @@ impl Plan {
         }
         let typed: FederationConfig = read_toml(text)?;
         Self::new(typed).map_err(|error| ConfigError::of(text, &error))
+    }
+
+    /// As [`Plan::parse`], of a text that was accepted before: with the noise that was found for it then, where it asks for some to be
+    /// found. That takes no time worth mentioning. `None` where noise is to be found and none is given.
+    #[cfg(feature = "net")]
+    pub(crate) fn parse_accepted(text: &str, found: Option<Positive>) -> Option<Result<Self, ConfigError>> {
+        let mut typed: FederationConfig = match read_toml(text) {
+            Ok(typed) => typed,
+            Err(error) => return Some(Err(error)),
+        };
+        if let Some(central) = typed.privacy.central.as_mut().filter(|central| central.calibrates()) {
+            central.set_noise(found?);
+        }
+        Some(Self::new(typed).map_err(|error| ConfigError::of(text, &error)))
     }
 
     /// Checks what was typed.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use ::client::net::{FetchedModel, OperatorError};
+use ::client::net::{FetchedModel, OperatorClient, OperatorError};
 use clap::Args;
 use consortia::results::{Report, write_report};
 use protocol::RunId;
@@ -40,6 +40,18 @@ pub(super) struct NamedArgs {
     run: Option<RunId>,
     #[command(flatten)]
     operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ModelsArgs {
+    #[command(flatten)]
+    named: NamedArgs,
+    /// Show the newest 1,000 models of the rounds before this one.
+    #[arg(long, value_name = "ROUND", conflicts_with = "all")]
+    before: Option<u32>,
+    /// Show every model.
+    #[arg(long)]
+    all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -109,8 +121,16 @@ pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
     let AdminReply::Log(lines) = ask(&args.operator, &AdminRequest::Log { run: args.run })? else {
         return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
     };
-    for line in lines {
-        let mut entry: Value = serde_json::from_str(&line).or_fail(Kind::Run, "the server's audit log")?;
+    let read = |line: &String| serde_json::from_str(line).or_fail(Kind::Run, "the server's audit log");
+    let entries: Vec<Value> = lines.iter().map(read).collect::<Result<_, _>>()?;
+    // A run's first line says that it was submitted.
+    if global.quiet == 0 && entries.first().is_some_and(|first| first["record"]["event"] != "submitted") {
+        let shown = entries.len();
+        tell(format_args!(
+            "the last {shown} lines of the run; those before them are in state/audit.jsonl in the server's folder"
+        ));
+    }
+    for mut entry in entries {
         let record = entry["record"].take();
         global.format.say(|| told(&record), || record.clone());
     }
@@ -128,14 +148,57 @@ fn told(record: &Value) -> String {
     format!("{}  {:<10} {}", super::members::moment(seconds), plain(&record["event"]), rest.join(" "))
 }
 
-pub(super) fn models(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Models(models) = ask(&args.operator, &AdminRequest::Models { run: args.run })? else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
-    };
+pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> {
+    let ModelsArgs { named: NamedArgs { run, operator }, before, all } = args;
+    let (models, earlier) = runtime()?.block_on(async {
+        let operator = connect(operator).await?;
+        let mut models = page(&operator, *run, *before).await?;
+        while let Some(before) = earliest(&models).filter(|_| *all) {
+            let mut longer = page(&operator, *run, Some(before)).await?;
+            if longer.is_empty() {
+                break;
+            }
+            // The best one stood alone before those that are shown, until its place is reached.
+            models.retain(|model| model.round >= before);
+            longer.append(&mut models);
+            models = longer;
+        }
+        operator.close().await;
+        let earlier = earliest(&models);
+        Ok::<_, Failure>((models, earlier))
+    })?;
+    if let Some(before) = earlier.filter(|_| !all && global.quiet == 0) {
+        tell(format_args!(
+            "models of rounds before {before} are not shown: --before {before} shows the next 1,000, --all shows all"
+        ));
+    }
     let mut rows = vec![["round", "sha256", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
     rows.extend(models.iter().map(row));
     global.format.say(|| table(&without_empty(rows)), || json!(models));
     Ok(())
+}
+
+/// The newest models of a run, of rounds before `before`; with all of them the best one, which may be older.
+async fn page(
+    operator: &OperatorClient,
+    run: Option<RunId>,
+    before: Option<u32>,
+) -> Result<Vec<ModelLine>, Failure> {
+    let request = match before {
+        Some(before) => AdminRequest::ModelsBefore { run, before },
+        None => AdminRequest::Models { run },
+    };
+    match operator.ask(&request).await.or_fail(Kind::Run, "")? {
+        AdminReply::Models(models) => Ok(models),
+        _ => Err(Failure::new(Kind::Defect, OperatorError::WrongReply)),
+    }
+}
+
+/// The earliest round from which on no model is missing; `None` where it is the first of all.
+fn earliest(models: &[ModelLine]) -> Option<u32> {
+    // One that is best may stand alone in front, and what is between it and the next one is not known.
+    let rest = if models.first().is_some_and(|first| first.best && first.round > 0) { 1 } else { 0 };
+    models.get(rest).map(|model| model.round).filter(|round| *round > 0)
 }
 
 fn row(model: &ModelLine) -> Vec<String> {
@@ -190,7 +253,14 @@ pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> 
         _ => None,
     };
     let remarks = remarks(&run);
-    let lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
+    let mut lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
+    let first = run.history.first().map_or(0, |round| round.round);
+    if first > 1 {
+        lead.push_str(&format!(
+            " (rounds {first} to {} are shown; those before them are left out)",
+            run.rounds_done
+        ));
+    }
     let report = Report {
         title: &run.name,
         state: Some(run.state),

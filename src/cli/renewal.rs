@@ -15,6 +15,8 @@ use super::folder::SiteFile;
 use super::members::moment;
 use super::watch::runtime;
 
+/// How long a certificate is kept at least, whatever the clock says.
+const KEPT: Duration = Duration::from_secs(3600);
 /// How long a certificate is not looked at, at most, and after a renewal that failed.
 const LOOK: Duration = Duration::from_secs(6 * 3600);
 const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));
@@ -71,30 +73,69 @@ pub(super) fn load(folder: &Path) -> Result<Identity, Failure> {
     }
 }
 
-/// Renews the certificate in `folder` when it is time, for as long as it is polled; new connections show what is put into `slot`.
+/// Renews the certificate in `folder` when it is time, for as long as it is polled, and at most once an hour, whatever the clock says; new
+/// connections show what is put into `slot`.
 pub(super) async fn keep_fresh(folder: &Path, servers: &[String], slot: watch::Sender<Identity>) {
     loop {
-        let wait = validity(folder).map_or(LOOK, due_in);
-        if wait.is_zero() {
-            match renew(folder, servers, SOFTWARE).await {
-                Ok(identity) => {
-                    tracing::info!("the certificate was renewed");
-                    slot.send_replace(identity);
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!("the certificate is not renewed: {error}; trying again in 6 hours")
-                }
-            }
+        let wait = validity(folder).map_or(LOOK, due_in).max(kept_for(folder)).min(LOOK);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+            continue;
         }
-        tokio::time::sleep(if wait.is_zero() { LOOK } else { wait.min(LOOK) }).await;
+        let pause = match renew(folder, servers, SOFTWARE).await {
+            Ok(identity) => {
+                tracing::info!("the certificate was renewed");
+                slot.send_replace(identity);
+                if let Some(trouble) = validity(folder).ok().and_then(|new| clock_trouble(new, now())) {
+                    tracing::warn!("{trouble}");
+                }
+                KEPT
+            }
+            Err(error) => {
+                tracing::warn!("the certificate is not renewed: {error}; trying again in 6 hours");
+                LOOK
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
+/// How long the certificate in `folder` is not old enough to be renewed, by when its file was written: a start shortly after a renewal
+/// makes no other one.
+fn kept_for(folder: &Path) -> Duration {
+    let written = std::fs::metadata(folder.join("cert.pem")).and_then(|file| file.modified());
+    let age = written.ok().and_then(|written| SystemTime::now().duration_since(written).ok());
+    age.map_or(Duration::ZERO, |age| KEPT.saturating_sub(age))
+}
+
+/// What a new certificate says of this machine's clock, by which it is due again or has not begun.
+fn clock_trouble((begins, ends): (u64, u64), now: u64) -> Option<String> {
+    let what = if now < begins {
+        "it has not begun"
+    } else if now > ends {
+        "it has ended"
+    } else if now >= due_at((begins, ends)) {
+        "it is to be renewed again"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "this machine's clock says {}: the certificate that was just given is good from {} to {}, and by this clock {what}. Set the clock (and let NTP \
+         keep it); until then the certificate is renewed once an hour at most",
+        moment(now),
+        moment(begins),
+        moment(ends)
+    ))
+}
+
 /// How long until two thirds of a certificate's life are over.
-fn due_in((begins, ends): (u64, u64)) -> Duration {
-    let due = begins + ends.saturating_sub(begins) / 3 * 2;
-    Duration::from_secs(due.saturating_sub(now()))
+fn due_in(validity: (u64, u64)) -> Duration {
+    Duration::from_secs(due_at(validity).saturating_sub(now()))
+}
+
+/// The moment when two thirds of a certificate's life are over.
+fn due_at((begins, ends): (u64, u64)) -> u64 {
+    begins + ends.saturating_sub(begins) / 3 * 2
 }
 
 fn validity(folder: &Path) -> Result<(u64, u64), Failure> {
@@ -110,6 +151,40 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_certificate_by_which_the_clock_is_wrong_is_told_with_all_three_moments() {
+        let (begins, day) = (1_700_000_000, 86_400);
+        let new = (begins, begins + 90 * day);
+        for (clock, said) in [
+            (begins - day, Some("it has not begun")),
+            (begins + 700 * day, Some("it has ended")),
+            (begins + 70 * day, Some("it is to be renewed again")),
+            (begins + day, None),
+        ] {
+            let trouble = clock_trouble(new, clock);
+            assert_eq!(trouble.is_some(), said.is_some(), "{trouble:?}");
+            if let (Some(trouble), Some(said)) = (trouble, said) {
+                let all = [said.to_owned(), moment(clock), moment(new.0), moment(new.1)];
+                assert!(all.iter().all(|part| trouble.contains(part)), "{trouble}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_was_just_written_is_kept_for_an_hour_whatever_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create(dir.path().join("cert.pem")).unwrap();
+        assert!(kept_for(dir.path()) > KEPT - Duration::from_secs(60));
+        let now = SystemTime::now();
+        file.set_modified(now - KEPT / 2).unwrap();
+        assert!((KEPT / 3..=KEPT / 2).contains(&kept_for(dir.path())));
+        // Old, or from a clock that was ahead and was set back.
+        for written in [now - 2 * KEPT, now + 9 * KEPT] {
+            file.set_modified(written).unwrap();
+            assert_eq!(kept_for(dir.path()), Duration::ZERO);
+        }
+    }
 
     #[test]
     fn a_certificate_is_renewed_in_the_last_third_of_its_life() {

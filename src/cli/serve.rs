@@ -1,5 +1,6 @@
 //! `consortia server`: a federation's authority and its server.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,6 +79,10 @@ pub(super) struct RunArgs {
 
 /// How often a server that led before tries to open its own port again.
 const PORT_RETRIES: u32 = 20;
+
+/// Between two turns of a server; longer after each that ended before it had begun.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The file without which a folder is no server's.
 const CONFIG: &str = "server.toml";
@@ -301,8 +306,9 @@ async fn turns(
         Database::Sqlite => None,
         Database::Postgres(postgres) => Some(postgres),
     };
-    let mut retries = 0;
+    let (mut retries, mut pause) = (0, PAUSE_FIRST);
     loop {
+        let mut led = false;
         if let Some(postgres) = shared {
             let (replica, database) = (postgres.replica(), postgres.to_string());
             notify.ready(&format!("standby, as replica {replica}"));
@@ -315,11 +321,11 @@ async fn turns(
         let Some(started) = stop.run_until_cancelled(starting).await else { return Ok(()) };
         let (kind, ended) = match started {
             Ok(server) => {
-                retries = PORT_RETRIES;
+                (retries, led) = (PORT_RETRIES, true);
                 note_begun(&config.state)?;
                 (Kind::Run, work(server, stop, notify, telemetry, shown).await)
             }
-            Err(error) => (Kind::Configuration, Err(error)),
+            Err(error) => (kind_of_start(&error), Err(error)),
         };
         let error = match ended {
             Ok(()) => return Ok(()),
@@ -340,7 +346,25 @@ async fn turns(
             || format!("standing back: {error}"),
             || json!({ "event": "deposed", "message": error.to_string() }),
         );
-        stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(500))).await;
+        pause = if led { PAUSE_FIRST } else { (2 * pause).min(PAUSE_MAX) };
+        stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+    }
+}
+
+/// The exit code of a start that failed: [`Kind::Configuration`] where a file is wrong, which no supervisor need try again.
+fn kind_of_start(error: &ServeError) -> Kind {
+    match error {
+        ServeError::Endpoint(
+            EndpointError::Listen { source, .. } | EndpointError::ListenTcp { source, .. },
+        )
+        | ServeError::Admin(AdminError::Listen { source, .. }) => match source.kind() {
+            // Another program has the port for now, or the network is not up yet.
+            io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Kind::Run,
+            _ => Kind::Configuration,
+        },
+        ServeError::System(_) => Kind::Run,
+        error if error.passes() => Kind::Run,
+        _ => Kind::Configuration,
     }
 }
 

@@ -44,7 +44,8 @@ pub(super) fn runtime() -> Result<CommandRuntime, Failure> {
     Ok(CommandRuntime(Some(runtime)))
 }
 
-/// Returns when the process is interrupted or told to terminate; also when stdin closes, if that is asked for. From then on the
+/// Returns when the process is interrupted or told to terminate; also when stdin closes, if that is asked for. A terminal that is closed
+/// (SIGHUP) ends nothing. From then on the
 /// process ends within [`GRACE`], whatever it does.
 pub(super) async fn until_told(while_stdin_open: bool) {
     let (told, heard) = oneshot::channel();
@@ -54,10 +55,17 @@ pub(super) async fn until_told(while_stdin_open: bool) {
             Err(error) => return tracing::warn!("no signal will be heard: {error}"),
         };
         runtime.block_on(async {
-            let mut signals = Signals::new();
-            tokio::select! {
-                () = stdin_closed(), if while_stdin_open => {}
-                () = signals.next() => {}
+            let (mut signals, mut hangups) = (Signals::new(), Hangups::new());
+            let closed = stdin_closed();
+            tokio::pin!(closed);
+            loop {
+                tokio::select! {
+                    () = &mut closed, if while_stdin_open => break,
+                    () = signals.next() => break,
+                    () = hangups.next() => tracing::info!(
+                        "SIGHUP is ignored: certificates and revocations are taken up by themselves, everything else at the next start"
+                    ),
+                }
             }
             let _ = told.send(());
             let why = tokio::select! {
@@ -111,6 +119,40 @@ async fn stdin_closed() {
         let _ = closed.send(());
     });
     let _ = wait.await;
+}
+
+/// Terminals that were closed, and service managers that ask for files to be read anew, from when it is made on.
+#[cfg(unix)]
+struct Hangups(Option<tokio::signal::unix::Signal>);
+
+#[cfg(unix)]
+impl Hangups {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = signal(SignalKind::hangup());
+        Self(listen.inspect_err(|error| tracing::warn!("SIGHUP will end this program: {error}")).ok())
+    }
+
+    async fn next(&mut self) {
+        match &mut self.0 {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Hangups;
+
+#[cfg(not(unix))]
+impl Hangups {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) {
+        std::future::pending().await
+    }
 }
 
 /// Interrupts and wishes to terminate, from when it is made on.

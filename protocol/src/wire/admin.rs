@@ -92,6 +92,13 @@ pub enum AdminRequest {
         /// The run; the newest when `None`.
         run: Option<RunId>,
     },
+    /// List the models of a run that earlier rounds have made than this one.
+    ModelsBefore {
+        /// The run; the newest when `None`.
+        run: Option<RunId>,
+        /// The round.
+        before: u32,
+    },
 }
 
 /// What an operator wants of a run that has not ended.

@@ -9,11 +9,11 @@ pub(crate) mod witness;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read as _, Write};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use privacy::chain::{ChainWriter, DamagedLine, LINE_MAX, WriteError, read_lines};
+use privacy::chain::{Chain, ChainWriter, DamagedLine, LINE_MAX, WriteError, read_lines};
 use protocol::wire::{Control, RunState};
 use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
@@ -30,6 +30,9 @@ use crate::{Note, RunEnd};
 const RECORD_MAX: usize = 1 << 16;
 /// Bytes that are kept of each text in a longer record. One byte takes up to six in JSON, and no event has more than eight texts.
 const TEXT_MAX: usize = 1 << 12;
+
+/// Bytes that are read at a time, from the end of a log.
+const BLOCK: u64 = 256 << 10;
 
 /// Why an audit log cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +57,14 @@ pub enum AuditError {
     /// A record could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// Whether what was written is on the disk is not known any more.
+    #[error("{}: what was written could not be made durable ({fault}); the next start reads what the disk has", path.display())]
+    Sync {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        fault: WriteError,
+    },
 }
 
 /// One line.
@@ -66,7 +77,7 @@ struct Entry<'a> {
     /// The version of the database that was committed before.
     database: i64,
     #[serde(flatten)]
-    event: Event<'a>,
+    event: &'a Event<'a>,
 }
 
 /// What happened. A field has one type, whatever the event.
@@ -210,6 +221,11 @@ impl Write for Synced {
 /// The log of one server, open for writing.
 pub(crate) struct AuditLog {
     writer: ChainWriter<Synced>,
+    path: PathBuf,
+    /// Bytes of whole lines.
+    len: u64,
+    /// The chain before a line of which only a part may have been written.
+    torn: Option<Chain>,
     name: String,
     cross: Arc<CrossCheck>,
 }
@@ -231,16 +247,17 @@ impl AuditLog {
             tracing::warn!("{}: a crash left half a line; it is cut off", path.display());
             file.set_len((text.len() - lines.torn) as u64).map_err(failed)?;
         }
-        let mut log = Self { writer: ChainWriter::new(lines.chain, Synced(file)), name, cross };
+        let (writer, len) = (ChainWriter::new(lines.chain, Synced(file)), lines.whole as u64);
+        let mut log = Self { writer, path, len, torn: None, name, cross };
         let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
-        log.write(now, None, Event::Started { software })?;
+        log.write(now, None, &Event::Started { software })?;
         log.sync()?;
         Ok(log)
     }
 
     /// Makes everything durable, and lets the database know how far that is.
     fn sync(&mut self) -> Result<(), AuditError> {
-        self.writer.sync()?;
+        self.writer.sync().map_err(|fault| AuditError::Sync { path: self.path.clone(), fault })?;
         let chain = self.writer.chain();
         let (log, records, head) = (self.name.clone(), chain.len(), chain.head());
         self.cross.note(AuditHead { log, records, head });
@@ -255,7 +272,7 @@ impl AuditLog {
         round: u32,
         model_sha256: &str,
     ) -> Result<(), AuditError> {
-        self.write(now, Some(run), Event::Released { round, model_sha256, recovered: false })?;
+        self.write(now, Some(run), &Event::Released { round, model_sha256, recovered: false })?;
         self.sync()
     }
 
@@ -263,22 +280,39 @@ impl AuditLog {
     pub(crate) fn recover(&mut self, now: Time, releases: &[Unlogged]) -> Result<(), AuditError> {
         for Unlogged { run, round, model_sha256 } in releases {
             let round = *round;
-            self.write(now, Some(*run), Event::Released { round, model_sha256, recovered: true })?;
+            self.write(now, Some(*run), &Event::Released { round, model_sha256, recovered: true })?;
         }
         self.sync()
     }
 
-    /// Adds a record.
+    /// Adds a record. After an error nothing of it stands in the log, and it may be added again.
     pub(crate) fn write(
         &mut self,
         now: Time,
         run: Option<RunId>,
-        event: Event<'_>,
+        event: &Event<'_>,
     ) -> Result<(), AuditError> {
+        self.mend()?;
         let (run, database) = (run.map(|run| run.to_string()), self.cross.version());
         let record = record_of(&Entry { time: now.as_micros(), run, database, event });
-        self.writer.append(&record)?;
+        let before = self.writer.chain();
+        let link = self.writer.append(&record).inspect_err(|_| self.torn = Some(before))?;
+        let line = serde_json::to_vec(&link).map_err(|error| self.failed(error.into()))?;
+        self.len += line.len() as u64 + 1;
         Ok(())
+    }
+
+    /// Cuts off what a write that failed has left of its line.
+    fn mend(&mut self) -> Result<(), AuditError> {
+        let Some(chain) = self.torn else { return Ok(()) };
+        let file = private::options().append(true).open(&self.path).map_err(|error| self.failed(error))?;
+        file.set_len(self.len).map_err(|error| self.failed(error))?;
+        (self.writer, self.torn) = (ChainWriter::new(chain, Synced(file)), None);
+        Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> AuditError {
+        AuditError::File { path: self.path.clone(), source }
     }
 
     /// Adds what happened to the membership, durably.
@@ -317,7 +351,7 @@ impl AuditLog {
                 Event::ApprovalRefused { client: site.as_str(), key_sha256, by }
             }
         };
-        self.write(now, None, event)?;
+        self.write(now, None, &event)?;
         self.sync()
     }
 
@@ -354,7 +388,7 @@ impl AuditLog {
                 Event::Ended { state: end.state(), reason }
             }
         };
-        self.write(now, Some(run), event)?;
+        self.write(now, Some(run), &event)?;
         if matches!(note, Note::Round(_) | Note::Ended(_)) {
             self.sync()?;
         }
@@ -418,30 +452,54 @@ pub(crate) fn logs_in(state: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// From the end of the file back to where `bytes` bytes are found or the run begins: what is shown of a long log does not cost more, the
+/// longer it is.
 fn lines_in(path: &Path, run: RunId, bytes: usize) -> Result<VecDeque<String>, AuditError> {
     let failed = |source| AuditError::File { path: path.to_owned(), source };
-    let named = format!("\"run\":\"{run}\"");
-    let (mut lines, mut held) = (VecDeque::new(), 0);
-    let mut reader = BufReader::new(File::open(path).map_err(failed)?);
-    for number in 1u64.. {
-        let mut line = String::new();
+    let (named, begun) = (format!("\"run\":\"{run}\""), "\"event\":\"submitted\"");
+    let mut file = File::open(path).map_err(failed)?;
+    let mut end = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let (mut lines, mut held, mut is_last) = (VecDeque::new(), 0, true);
+    // The beginning of what was read, up to its first line feed: the end of a line that begins earlier.
+    let mut tail: Vec<u8> = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK);
+        let mut block = vec![0; usize::try_from(end - start).expect("a block fits into memory")];
+        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut block)).map_err(failed)?;
+        block.append(&mut tail);
+        end = start;
+        let first = match block.iter().position(|byte| *byte == b'\n') {
+            _ if start == 0 => 0,
+            Some(at) => at + 1,
+            None => block.len(),
+        };
+        for line in block[first..].split_inclusive(|byte| *byte == b'\n').rev() {
+            // A line without its end is being written, or was cut off by a crash.
+            let is_whole = line.ends_with(b"\n");
+            if !std::mem::take(&mut is_last) && !is_whole {
+                return Err(failed(io::Error::other("a line has no end")));
+            }
+            let line = String::from_utf8_lossy(line);
+            let line = line.trim_end_matches(['\n', '\r']);
+            if !is_whole || !line.contains(&named) {
+                continue;
+            }
+            if held + line.len() > bytes {
+                return Ok(lines);
+            }
+            held += line.len();
+            lines.push_front(line.to_owned());
+            if line.contains(begun) {
+                return Ok(lines);
+            }
+        }
+        block.truncate(first);
         // A line that is longer would be taken into memory before anybody sees what it is.
-        let read = reader.by_ref().take(LINE_MAX as u64 + 1).read_line(&mut line).map_err(failed)?;
-        if read == 0 {
-            break;
+        if block.len() > LINE_MAX {
+            let what = format!("a line near byte {end} has more than {LINE_MAX} bytes");
+            return Err(failed(io::Error::other(what)));
         }
-        if read > LINE_MAX {
-            return Err(failed(io::Error::other(format!("line {number} has more than {LINE_MAX} bytes"))));
-        }
-        line.truncate(line.trim_end_matches(['\n', '\r']).len());
-        if !line.contains(&named) {
-            continue;
-        }
-        held += line.len();
-        lines.push_back(line);
-        while held > bytes {
-            held -= lines.pop_front().map_or(held, |line: String| line.len());
-        }
+        tail = block;
     }
     Ok(lines)
 }

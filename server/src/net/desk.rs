@@ -20,7 +20,7 @@ use super::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
 use super::members::{Members, Verdict};
 use super::session::{OPENING, reject_on};
 use super::shelf::Shelved;
-use super::store::Store;
+use super::store::{Store, StoreError};
 use super::{ModelRoom, audit};
 use crate::Plan;
 use crate::plan::draws_secretly;
@@ -31,6 +31,9 @@ const REQUESTS: u32 = 16;
 const PLAN_MAX: usize = HEADER_MAX / 2;
 /// Bytes of an audit log's lines in a reply.
 const LOG_MAX: usize = ADMIN_MAX / 2;
+
+/// Models in a reply.
+const MODELS_MAX: i64 = 1000;
 
 /// Characters of a run's message in a list of runs.
 const LISTED_MAX: usize = 300;
@@ -86,12 +89,18 @@ impl Desk {
 
     /// One run as it is now.
     pub(crate) async fn current(&self, run: Option<RunId>) -> Result<RunSummary, String> {
-        let stored = self.store.summary(run).await.map_err(|error| error.to_string())?;
-        let stored = stored.ok_or_else(|| match run {
-            Some(run) => format!("there is no run {run} here"),
-            None => "there is no run here yet".to_owned(),
-        })?;
-        let current = self.live.borrow().get(&stored.run).map_or(stored, |live| (**live).clone());
+        let live = |run: &RunId| self.live.borrow().get(run).map(|live| (**live).clone());
+        let current = match run.as_ref().and_then(live) {
+            Some(current) => current,
+            None => {
+                let stored = self.store.summary(run).await.map_err(|error| error.to_string())?;
+                let stored = stored.ok_or_else(|| match run {
+                    Some(run) => format!("there is no run {run} here"),
+                    None => "there is no run here yet".to_owned(),
+                })?;
+                live(&stored.run).unwrap_or(stored)
+            }
+        };
         let plan_toml = self.store.plan_toml(current.run).await.map_err(|error| error.to_string())?;
         Ok(if hides_participation(&current, &plan_toml) { without_participation(current) } else { current })
     }
@@ -157,7 +166,10 @@ impl Desk {
             }
             Ok(AdminRequest::Log { run }) => self.log(run).await.map(AdminReply::Log),
             Ok(AdminRequest::Plan { run }) => self.plan(run).await.map(AdminReply::Plan),
-            Ok(AdminRequest::Models { run }) => self.models(run).await.map(AdminReply::Models),
+            Ok(AdminRequest::Models { run }) => self.models(run, None).await.map(AdminReply::Models),
+            Ok(AdminRequest::ModelsBefore { run, before }) => {
+                self.models(run, Some(before)).await.map(AdminReply::Models)
+            }
             Ok(AdminRequest::Model { run, choice }) => match self.model(run, choice, &mut send).await {
                 Ok(()) => return,
                 Err(error) => Err(error),
@@ -200,10 +212,25 @@ impl Desk {
         self.store.plan_toml(run).await.map_err(|error| error.to_string())
     }
 
-    /// The models of a run, oldest first.
-    pub(crate) async fn models(&self, run: Option<RunId>) -> Result<Vec<ModelLine>, String> {
+    /// The newest models of a run, of rounds before `before` where that is given, oldest first: as many as a reply holds. Without `before`
+    /// the best one is among them, however old it is.
+    pub(crate) async fn models(
+        &self,
+        run: Option<RunId>,
+        before: Option<u32>,
+    ) -> Result<Vec<ModelLine>, String> {
         let run = self.newest(run).await?;
-        let models = self.store.models(run).await.map_err(|error| error.to_string())?;
+        let models = async {
+            let mut models = self.store.models_before(run, before, MODELS_MAX).await?;
+            if before.is_none()
+                && !models.iter().any(|model| model.line.best)
+                && let Some(best) = self.store.model(run, ModelChoice::Best).await?
+            {
+                models.insert(0, best);
+            }
+            Ok(models)
+        };
+        let models = models.await.map_err(|error: StoreError| error.to_string())?;
         Ok(models.into_iter().map(|model| model.line).collect())
     }
 
@@ -285,9 +312,14 @@ fn shorten(message: &mut String) {
     }
 }
 
-/// The frame of a summary, with as many clients as fit into one.
+/// The frame of a summary, with as many clients as fit into one. Its message says so where some are left out.
 fn fitting(mut summary: RunSummary) -> Vec<u8> {
+    let (clients, message) = (summary.clients.len(), summary.message.clone());
     loop {
+        if summary.clients.len() < clients {
+            let shown = summary.clients.len();
+            summary.message = format!("{message} ({shown} of {clients} clients are listed)");
+        }
         let frame = encode(FrameKind::AdminReply, &AdminReply::Run(summary.clone()));
         if frame.len() <= FRAME_HEAD + ADMIN_MAX || summary.clients.is_empty() {
             return frame;
@@ -351,6 +383,8 @@ mod tests {
             clients: (0..50_000).map(client).collect(),
         };
         let frame = fitting(summary);
+        let said = String::from_utf8_lossy(&frame);
+        assert!(said.contains(" of 50000 clients are listed)"));
         assert!((ADMIN_MAX / 4..=FRAME_HEAD + ADMIN_MAX).contains(&frame.len()), "{}", frame.len());
     }
 }

@@ -7,6 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is the shell that tells the coordinator the time")]
 
+mod calibration;
 mod conduct;
 mod live;
 mod quarantine;
@@ -19,7 +20,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use protocol::wire::{Control, Receipt, Rejection, RunSummary};
-use protocol::{Answer, ClientId, Layout, Metrics, Refusal, Round, RunId, Seed, Task, TaskId, Time};
+use protocol::{
+    Answer, ClientId, Layout, Metrics, Positive, Refusal, Round, RunId, Seed, Task, TaskId, Time,
+};
 use quinn::Connection;
 use rand::TryRngCore;
 use tokio::runtime::Handle;
@@ -31,6 +34,7 @@ use super::central::Evaluator;
 use super::crash;
 use super::members::Verdict;
 use super::metrics::Metrics as Meter;
+use super::outage::Patience;
 use super::outgoing::Broadcast;
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError};
@@ -57,6 +61,8 @@ pub(crate) enum Command {
     Control { run: RunId, control: Control, by: String, reply: oneshot::Sender<Result<(), String>> },
     /// An operator holds a site back from every run, or ends that.
     Hold { client: ClientId, held: bool, reply: oneshot::Sender<()> },
+    /// The search for the noise of a run's plan is over.
+    Calibrated { run: RunId, plan_toml: String, found: Result<Positive, String> },
     /// Something for the audit log that no run knows of.
     Record(Record),
 }
@@ -192,6 +198,7 @@ struct Active {
 /// See the module.
 pub(crate) struct Engine {
     store: Arc<Store>,
+    storage: Patience,
     room: Arc<dyn ModelRoom>,
     nerves: Nerves,
     handle: Handle,
@@ -199,6 +206,8 @@ pub(crate) struct Engine {
     links: BTreeMap<ClientId, Link>,
     held: BTreeSet<ClientId>,
     active: BTreeMap<RunId, Active>,
+    /// The run for whose plan noise is being searched, on a thread of its own.
+    calibrating: Option<RunId>,
     /// How many runs may be worked on side by side.
     runs_max: usize,
     /// Whether there may be a run in the queue that could begin.
@@ -237,14 +246,31 @@ impl Engine {
         let mut audit = AuditLog::open(audit, store.cross_check(), clock.now())?;
         audit.recover(clock.now(), &store.take_unlogged())?;
         let held = std::mem::take(&mut nerves.held);
-        Ok(Self { store, room, nerves, handle, clock, links, held, active, runs_max, look: true, audit })
+        let storage = Patience::new(nerves.stop.clone(), store.lease_life().is_none());
+        Ok(Self {
+            store,
+            storage,
+            room,
+            nerves,
+            handle,
+            clock,
+            links,
+            held,
+            active,
+            calibrating: None,
+            runs_max,
+            look: true,
+            audit,
+        })
     }
 
     /// Works until told to stop. An action that has begun is always finished.
     pub(crate) fn run(mut self, mut inbox: mpsc::Receiver<Command>) -> Result<(), StoreError> {
         let ended = self.work(&mut inbox);
-        if let Err(error) = &ended {
-            tracing::error!("the server stops: {error}");
+        match &ended {
+            Err(error @ StoreError::Stopping) => tracing::warn!("{error}"),
+            Err(error) => tracing::error!("the server stops: {error}"),
+            Ok(()) => {}
         }
         ended
     }
@@ -342,7 +368,11 @@ impl Engine {
                 let _ = reply.send(());
                 Ok(())
             }
-            Command::Record(record) => Ok(self.audit.member(self.clock.now(), &record)?),
+            Command::Calibrated { run, plan_toml, found } => self.calibrated(run, &plan_toml, found),
+            Command::Record(record) => {
+                let (now, audit) = (self.clock.now(), &mut self.audit);
+                self.storage.wait_for(async || Ok(audit.member(now, &record)?))
+            }
         }
     }
 
@@ -404,7 +434,7 @@ impl Engine {
             Action::Receipt { client, task, receipt } => self.order(&client, Order::Receipt(task, receipt)),
             Action::Book(booking) => {
                 crash::point("reservation-due");
-                self.handle.block_on(self.store.book(&booking))?;
+                self.storage.wait_for(async || self.store.book(&booking).await)?;
                 crash::point("reserved");
                 self.event(run, Event::Booked)?;
             }
@@ -426,10 +456,7 @@ impl Engine {
             }
             Action::Note(note) => {
                 live::log(run, &note);
-                self.audit.note(self.clock.now(), run, &note)?;
-                self.nerves.meter.note(self.clock.now(), run, &note);
-                // Nobody may be listening.
-                let _ = self.nerves.notes.send((run, note));
+                self.note(run, note)?;
             }
             Action::Ended(end) => {
                 live::log_end(run, &active.plan.name, &end);
@@ -442,6 +469,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Writes a note into the audit log, and tells it to whoever listens.
+    fn note(&mut self, run: RunId, note: Note) -> Result<(), StoreError> {
+        let (now, audit) = (self.clock.now(), &mut self.audit);
+        self.storage.wait_for(async || Ok(audit.note(now, run, &note)?))?;
+        self.nerves.meter.note(now, run, &note);
+        // Nobody may be listening.
+        let _ = self.nerves.notes.send((run, note));
+        Ok(())
+    }
+
     fn order(&self, client: &ClientId, order: Order) {
         let Some(link) = self.links.get(client) else { return };
         if let Err(mpsc::error::TrySendError::Full(_)) = link.orders.try_send(order) {
@@ -451,11 +488,17 @@ impl Engine {
 
     fn commit(&mut self, run: RunId, commit: Commit) -> Result<(), StoreError> {
         let Some(active) = self.active.get_mut(&run) else { return Ok(()) };
-        let (now, audit) = (self.clock.now(), &mut self.audit);
-        // On disk in the log before anybody can read it: what was released is known to two books, whatever becomes of one.
-        let released = |sha256: &str| Ok(audit.released(now, run, commit.summary.round, sha256)?);
-        let stored = self.store.commit_then(run, &active.layout, &commit, released);
-        let model_sha256 = self.handle.block_on(stored)?;
+        let (now, store, storage) = (self.clock.now(), Arc::clone(&self.store), &self.storage);
+        let mut prepared = storage.wait_for(async || store.prepare(run, &active.layout, &commit).await)?;
+        let is_new = storage.wait_for(async || store.write(&mut prepared).await)?;
+        let model_sha256 = store.written(prepared);
+        if is_new {
+            // On disk in the log before anybody can read it: what was released is known to two books, whatever becomes of one.
+            let (audit, round) = (&mut self.audit, commit.summary.round);
+            storage.wait_for(async || Ok(audit.released(now, run, round, &model_sha256)?))?;
+            crash::point("release-logged");
+        }
+        storage.wait_for(async || store.finish(run).await)?;
         self.nerves.meter.committed(self.clock.now(), run, commit.summary.seconds);
         active.live.committed(&commit, model_sha256);
         active.live.publish(self.clock.now(), &active.coordinator, &self.nerves.live);

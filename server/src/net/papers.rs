@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::Endpoint;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
@@ -52,6 +54,15 @@ impl Papers {
         own.into_iter().chain(above).collect()
     }
 
+    /// What certificates there are and when they begin, in seconds since the Unix epoch.
+    fn begins(&self) -> Vec<(&'static str, u64)> {
+        let own = self.cert.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let issuing = self.members.issuing();
+        let above = issuing.iter().flat_map(|one| [("issuing", one.pem()), ("root", one.root_pem())]);
+        let all = [("server", own)].into_iter().chain(above.map(|(name, pem)| (name, pem.into())));
+        all.filter_map(|(name, pem)| Some((name, validity_of_pem(&pem).ok()?.0))).collect()
+    }
+
     /// Takes up what is new on the disk and warns of what ends, until `stop`.
     pub(crate) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         let mut warned = 0;
@@ -94,6 +105,9 @@ impl Papers {
     }
 
     fn warn(&self) {
+        if let Some(trouble) = clock_trouble(&self.begins(), now()) {
+            tracing::error!("{trouble}");
+        }
         for (name, ends) in self.ends().into_iter().filter(|(_, ends)| *ends < now() + WARNED_BEFORE) {
             let days = ends.saturating_sub(now()) / DAY;
             let then = match name {
@@ -101,6 +115,38 @@ impl Papers {
                 _ => "`consortia server renew` renews it, and sites stay",
             };
             tracing::warn!("the {name} certificate ends in {days} days: {then}");
+        }
+    }
+}
+
+/// What certificates say of a clock that is before the beginning of one of them.
+fn clock_trouble(begins: &[(&'static str, u64)], now: u64) -> Option<String> {
+    let (name, latest) =
+        begins.iter().filter(|(_, begins)| now < *begins).max_by_key(|(_, begins)| *begins)?;
+    let shown = |seconds: u64| {
+        let moment =
+            i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+        moment.and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
+    };
+    Some(format!(
+        "this machine's clock says {}, and the {name} certificate begins {}: no site with a right clock has a certificate that is good here, and \
+         invites and leases are reckoned by a wrong time. Set the clock and start the server again",
+        shown(now),
+        shown(*latest)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_before_the_certificates_is_told_with_both_moments() {
+        let begins = [("server", 1_700_000_000), ("issuing", 1_600_000_000)];
+        assert_eq!(clock_trouble(&begins, 1_700_000_000), None);
+        let trouble = clock_trouble(&begins, 1_500_000_000).unwrap();
+        for said in ["2017-07-14T02:40:00Z", "server certificate", "2023-11-14T22:13:20Z"] {
+            assert!(trouble.contains(said), "{trouble}");
         }
     }
 }

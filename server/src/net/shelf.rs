@@ -1,9 +1,11 @@
 //! Models as they may leave a server: tensors, and beside them what may be said about their privacy. No model leaves without that.
 
 use protocol::wire::{ModelChoice, ModelLine};
-use protocol::{Layout, Parameters, RunId, Standardiser};
+use protocol::{Layout, Parameters, Positive, RunId, Standardiser};
 
 use super::store::{Described, Store, StoreError};
+use crate::plan::typed_privacy;
+use crate::plan::{EvaluationPlan, Evaluators};
 use crate::{Plan, PrivacyStatement, StatementError, Subject};
 
 /// A model that may leave.
@@ -36,6 +38,16 @@ pub enum ShelfError {
     /// The run has no such model.
     #[error("run {0} has no such model; `run models` lists those it has")]
     NoModel(RunId),
+    /// None of its models was measured.
+    #[error(
+        "run {run} has no best model: {why}; `--model last` takes the newest, `--model ROUND` any that `run models` lists"
+    )]
+    NoBest {
+        /// The run.
+        run: RunId,
+        /// Why none was.
+        why: String,
+    },
     /// Its file was given up.
     #[error("the model of round {0} is no longer kept (`[models] keep_last` in server.toml)")]
     GivenUp(u32),
@@ -69,7 +81,10 @@ impl Store {
         };
         let Described { plan_toml, seed, layout, standardiser } = self.description(run).await?;
         let unreadable = |what, message| ShelfError::Unreadable { run, what, message };
-        let stored = self.model(run, choice).await?.ok_or(ShelfError::NoModel(run))?;
+        let stored = self.model(run, choice).await?.ok_or_else(|| match choice {
+            ModelChoice::Best => ShelfError::NoBest { run, why: why_unmeasured(&plan_toml) },
+            ModelChoice::Last | ModelChoice::Round(_) => ShelfError::NoModel(run),
+        })?;
         let (line, round) = (&stored.line, stored.line.round);
         if !line.kept {
             return Err(ShelfError::GivenUp(round));
@@ -99,8 +114,39 @@ impl Store {
 
 /// Whether a run's plan has no promise of privacy.
 fn promises_nothing(plan_toml: &str) -> Result<bool, String> {
-    let plan = Plan::parse(plan_toml).map_err(|error| error.to_string())?;
-    Ok(plan.spec.privacy.is_none())
+    let typed = typed_privacy(plan_toml).map_err(|error| error.to_string())?;
+    Ok(typed.central.is_none() && typed.local.is_none() && typed.examples.is_none())
+}
+
+/// Why no model of a run with this plan was measured.
+fn why_unmeasured(plan_toml: &str) -> String {
+    // The noise says nothing about evaluations: it is not searched for.
+    let noise = Positive::new(1.0).ok();
+    let Some(Ok(Plan { evaluation, rounds, spec, .. })) = Plan::parse_accepted(plan_toml, noise) else {
+        return "none of its models was evaluated".to_owned();
+    };
+    let EvaluationPlan { every, sites, central, .. } = evaluation;
+    match (sites, central) {
+        (Evaluators::None, false) => {
+            "its plan has neither sites nor server evaluate ([evaluation] sites = \"none\", central = false)".to_owned()
+        }
+        (Evaluators::None, true) if spec.privacy.hides_metrics() => {
+            "its plan keeps the sites' metrics at the sites ([privacy] metrics), and this server has no test records ([central.csv] in server.toml)"
+                .to_owned()
+        }
+        (Evaluators::None, true) => {
+            "its plan has no site evaluate ([evaluation] sites = \"none\"), and this server has no test records ([central.csv] in server.toml)"
+                .to_owned()
+        }
+        (Evaluators::All, _) => {
+            let due = match every {
+                0 => format!("its plan has only the model of round {rounds} evaluated ([evaluation] every = 0)"),
+                1 => "its plan has every model evaluated".to_owned(),
+                every => format!("its plan has the model of every {every}th round evaluated, and of the last one"),
+            };
+            format!("{due}, and no evaluation has brought a number so far; sites without test records measure nothing")
+        }
+    }
 }
 
 /// Whether a model with this fingerprint may leave with this statement.
@@ -118,6 +164,30 @@ fn may_leave(statement: &PrivacyStatement, model_sha256: &str) -> Result<(), She
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_without_a_best_model_says_why_it_has_none() {
+        let plan = |more: &str| {
+            format!(
+                "name = \"p\"\nrounds = 30\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\ntarget = {{ classes = 2 }}\n\
+                 [training]\nbatch_size = 8\noptimizer = {{ sgd = {{ learning_rate = 0.05 }} }}\n{more}"
+            )
+        };
+        let private = "[cohort]\nclients_min = 10\n[privacy.central]\ndelta = 1e-5\nepsilon_max = 8.0\nepsilon = 4.0\n\
+                       denominator = 10\nsampling = { availability = { participations_max = 30, separation_min = 1 } }\n";
+        for (more, said) in [
+            ("[evaluation]\nsites = \"none\"\ncentral = false\n", "neither sites nor server"),
+            ("[evaluation]\nsites = \"none\"\n", "no site evaluate"),
+            ("[evaluation]\nevery = 0\n", "only the model of round 30"),
+            ("[evaluation]\nevery = 7\n", "every 7th round"),
+            ("", "no evaluation has brought a number"),
+            (private, "keeps the sites' metrics"),
+        ] {
+            let why = why_unmeasured(&plan(more));
+            assert!(why.contains(said), "{more}: {why}");
+        }
+        assert_eq!(why_unmeasured("rounds = 3"), "none of its models was evaluated");
+    }
 
     #[test]
     fn a_model_with_noise_that_can_be_predicted_or_with_another_model_s_statement_does_not_leave() {

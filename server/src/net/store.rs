@@ -7,6 +7,8 @@
 
 mod backup;
 mod blobs;
+pub(crate) mod calibrated;
+mod committing;
 mod compare;
 mod database;
 mod error;
@@ -24,10 +26,11 @@ mod reports;
 pub(crate) mod rows;
 mod sealing;
 mod secrets;
+mod sweeping;
 mod transaction;
 mod transfer;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -37,8 +40,7 @@ use protocol::{ClientId, Layout, Parameters, RunId, Standardiser};
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row};
 
-use super::crash;
-use crate::{Checkpoint, ClientRecord, Commit};
+use crate::{Checkpoint, ClientRecord};
 use backup::Copying;
 pub use backup::{BackupError, BroughtBack, Lost};
 pub use blobs::BlobError;
@@ -57,12 +59,16 @@ pub use objects::{Objects, ObjectsError};
 pub(crate) use queue::Queued;
 pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
+use sweeping::{Needed, Sweep};
 pub(crate) use transaction::{AuditHead, CrossCheck};
 pub use transfer::{TransferError, Transferred};
 
 /// Runs and rounds that a summary tells at most.
 const RUNS_MAX: i64 = 200;
 pub(crate) const HISTORY_MAX: i64 = 1000;
+
+/// How long connections may take to end.
+const CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The state folder of one server.
 pub struct Store {
@@ -71,7 +77,8 @@ pub struct Store {
     secrets: Secrets,
     last: Mutex<Last>,
     keep_last: Option<u32>,
-    medians: models::Medians,
+    opinions: models::Opinions,
+    sweep: Sweep,
     copying: Copying,
     cross: Arc<CrossCheck>,
     /// Releases of which the audit log says nothing, until the log takes them up.
@@ -110,6 +117,8 @@ pub struct Submission<'a> {
     pub plan_toml: &'a str,
     /// Makes it a rehearsal.
     pub seed: Option<u64>,
+    /// The noise multiplier that was found for the plan, where it names a target epsilon instead.
+    pub calibrated: Option<protocol::Positive>,
     /// Names and shapes of the model's tensors.
     pub layout: &'a Layout,
     /// Where the run begins.
@@ -154,10 +163,11 @@ impl Store {
         self
     }
 
-    /// Closes the database, and gives the lease back where there is one.
+    /// Closes the database, and gives the lease back where there is one. Not longer than some seconds: a database that does not answer
+    /// is left.
     pub async fn close(&self) {
         self.release().await;
-        self.pool.close().await;
+        let _ = tokio::time::timeout(CLOSE_MAX, self.pool.close()).await;
     }
 
     /// Takes in a new run. Writes files on the calling thread.
@@ -170,91 +180,22 @@ impl Store {
         let files = self.write_files(new.run, new.layout, new.checkpoint, Readable::AtOnce).await?;
         let mut transaction = self.begin().await?;
         sqlx::query(
-            "INSERT INTO runs (run, name, rounds, plan_toml, seed, tensors) VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO runs (run, name, rounds, plan_toml, seed, tensors, calibrated) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
+        .persistent(false)
         .bind(new.run.to_string())
         .bind(new.name)
         .bind(i64::from(new.rounds))
         .bind(new.plan_toml)
         .bind(new.seed.map(|seed| seed.to_string()))
         .bind(tensors)
+        .bind(new.calibrated.map(|found| calibrated::write(new.plan_toml, found)))
         .execute(&mut *transaction)
         .await?;
-        rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files, None).await?;
+        // Nothing was there before it.
+        let _ = rows::write_checkpoint(&mut transaction, new.run, new.checkpoint, &files, None).await?;
         models::add(&mut transaction, new.run, 0, &files, None).await?;
         Ok(transaction.commit().await?)
-    }
-
-    /// Stores a commit in one transaction, publishes what it releases, then removes the files nobody needs any more; returns the
-    /// model's fingerprint. Writes files on the calling thread.
-    ///
-    /// # Errors
-    /// [`StoreError`] when it cannot be written; what was stored before stands then.
-    pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
-        self.commit_then(run, layout, commit, |_| Ok(())).await
-    }
-
-    /// The same, and calls `released` with the fingerprint of a model that this commit released, once it is paid for and before anybody
-    /// can read it. Where a plan's release is paid from a ledger, its files are encrypted until then, so that a crash
-    /// before the payment leaves nothing that is readable, and one after it leaves all that is needed to publish the same bytes.
-    pub(crate) async fn commit_then(
-        &self,
-        run: RunId,
-        layout: &Layout,
-        commit: &Commit,
-        released: impl FnOnce(&str) -> Result<(), StoreError>,
-    ) -> Result<String, StoreError> {
-        let readable = if commit.booking.is_some() { Readable::OncePaid } else { Readable::AtOnce };
-        let files = self.write_files(run, layout, &commit.checkpoint, readable).await?;
-        crash::point("model-on-disk");
-        let mut transaction = self.begin().await?;
-        let statement = commit.statement.as_deref();
-        rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, &files, statement).await?;
-        let mut is_new = false;
-        if commit.summary.released {
-            is_new = models::add(&mut transaction, run, commit.summary.round, &files, statement).await?;
-        }
-        publishing::announce(&mut transaction, &files.sealed).await?;
-        if let Some(booking) = &commit.booking {
-            ledger::append(&mut transaction, booking).await?;
-            crash::point("spent-uncommitted");
-        }
-        rows::write_round(&mut transaction, run, &commit.summary).await?;
-        for (client, task, metrics) in &commit.reports {
-            rows::write_report(&mut transaction, run, client, *task, metrics).await?;
-        }
-        ledgers::add(&mut transaction, &self.unwritten.take()).await?;
-        if is_new || !commit.summary.released {
-            self.count_secret_round(&mut transaction, run).await?;
-        }
-        for (client, record) in &commit.clients {
-            rows::write_client(&mut transaction, run, client, record).await?;
-        }
-        crash::point("transaction-full");
-        transaction.commit().await?;
-        crash::point("transaction-done");
-        if is_new {
-            released(&files.model_sha256)?;
-            crash::point("release-logged");
-        }
-        self.publish(None).await?;
-        self.sweep(run).await?;
-        Ok(files.model_sha256)
-    }
-
-    /// Removes the files that nobody needs any more, of models beyond those that are kept, too.
-    async fn sweep(&self, run: RunId) -> Result<(), StoreError> {
-        if let Some(last) = self.keep_last {
-            self.thin(run, last).await?;
-        }
-        match self.collect().await {
-            // What stays for now is removed after a later commit; this one is made.
-            Err(StoreError::Blob(error @ BlobError::Storage { remote: true, .. })) => {
-                tracing::warn!("what nobody needs any more is not removed yet: {error}");
-                Ok(())
-            }
-            other => other,
-        }
     }
 
     /// All that is needed to go on with a run. Reads files on the calling thread.
@@ -459,42 +400,10 @@ impl Store {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes the files that nobody needs any more; another time, while a copy is being made.
-    async fn collect(&self) -> Result<(), StoreError> {
-        let Some(_nobody_copies) = self.copying.is_over()? else { return Ok(()) };
-        let Needed { blobs, sealed, secrets } = self.needed().await?;
-        let sealed = sealed.into_values().map(|sealed| sealed.name).collect();
-        self.blobs.collect(&blobs, &sealed).await?;
-        self.secrets.collect(&secrets).await
+    /// The next commit writes its files, whatever was written before.
+    fn forget_last(&self) {
+        *self.last() = Last::default();
     }
-
-    async fn needed(&self) -> Result<Needed, StoreError> {
-        let mut kept = BTreeSet::new();
-        for sql in [
-            "SELECT model FROM checkpoints",
-            "SELECT blob FROM models WHERE kept = 1",
-            "SELECT optimizer FROM checkpoints WHERE optimizer IS NOT NULL",
-            "SELECT model_before FROM checkpoints WHERE model_before IS NOT NULL",
-            "SELECT optimizer_before FROM checkpoints WHERE optimizer_before IS NOT NULL",
-        ] {
-            for row in sqlx::query(sql).fetch_all(&self.pool).await? {
-                kept.insert(row.try_get::<String, _>(0)?);
-            }
-        }
-        let noise = sqlx::query("SELECT noise FROM checkpoints WHERE noise IS NOT NULL")
-            .fetch_all(&self.pool)
-            .await?;
-        let secrets: Result<BTreeSet<String>, _> = noise.iter().map(|row| row.try_get(0)).collect();
-        Ok(Needed { blobs: kept, sealed: self.unpublished().await?, secrets: secrets? })
-    }
-}
-
-/// The files that rows of the database name.
-struct Needed {
-    blobs: BTreeSet<String>,
-    /// Those of them that are not published yet.
-    sealed: BTreeMap<String, Sealed>,
-    secrets: BTreeSet<String>,
 }
 
 /// The files of a checkpoint, by hash.

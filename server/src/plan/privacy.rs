@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CohortPlan;
 #[cfg(feature = "net")]
-use super::{FederationConfig, read_toml};
+use super::{ConfigError, FederationConfig, read_toml};
 
 /// `[privacy]`, as typed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -257,6 +257,34 @@ impl ClippingConfig {
         let (norm_min, norm_max) = (norm_min.unwrap_or(least), norm_max.unwrap_or(most));
         Ok(Clipping::Adaptive { quantile, rate, count_noise, norm_min, norm_max })
     }
+}
+
+#[cfg(feature = "net")]
+impl CentralConfig {
+    /// Whether the noise is to be found for a target epsilon, which takes seconds to minutes.
+    pub(super) fn calibrates(&self) -> bool {
+        self.noise_multiplier.is_none() && self.epsilon.is_some()
+    }
+
+    /// Takes this noise in the place of a search for it.
+    pub(super) fn set_noise(&mut self, found: Positive) {
+        (self.noise_multiplier, self.epsilon) = (Some(found), None);
+    }
+}
+
+/// Whether reading the text of a plan searches for its noise.
+#[cfg(feature = "net")]
+pub(crate) fn calibrates(plan_toml: &str) -> bool {
+    typed_privacy(plan_toml).is_ok_and(|typed| typed.central.is_some_and(|central| central.calibrates()))
+}
+
+/// What the text of a plan says of privacy, as typed: no noise is searched for.
+///
+/// # Errors
+/// The text is no plan of this release.
+#[cfg(feature = "net")]
+pub(crate) fn typed_privacy(plan_toml: &str) -> Result<PrivacyConfig, ConfigError> {
+    read_toml(plan_toml).map(|typed: FederationConfig| typed.privacy)
 }
 
 /// Whether the text of a plan draws clients by secret chance. A text that is not understood is taken as if it did: whoever asks

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Receipt, RunState, RunSummary};
-use server::net::{Limits, LiveRuns, Server, Store};
+use protocol::{Layout, Parameters, RunId};
+use server::Checkpoint;
+use server::net::{Limits, LiveRuns, Server, Store, Submission};
 
 use super::federation::{Federation, PLAN, Site, admin_reply};
 
@@ -178,4 +179,71 @@ async fn a_plan_that_makes_no_sense_is_answered_with_its_line() {
     assert!(message.starts_with("line 2"), "{message}");
     assert!(server.runs().await.unwrap().is_empty());
     server.shutdown().await.unwrap();
+}
+
+/// A plan whose noise takes a while to be found.
+const HARD: &str = "name = \"hard\"\nrounds = 1000000\nmodel = \"linear\"\n\
+    [data.table]\nlabel = \"y\"\ntarget = \"real\"\nfeatures = [\"a\"]\n\
+    [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.1 } }\n\
+    [privacy.central]\ndelta = 1e-6\nepsilon_max = 8.0\nepsilon = 4.0\ndenominator = 10.0\nsampling = { poisson = { rate = 0.001 } }\n";
+
+/// The noise that is kept beside a run's plan.
+async fn kept_noise(state: &Path, run: RunId) -> Option<String> {
+    use sqlx::{AnyConnection, Connection as _, Row as _};
+    sqlx::any::install_default_drivers();
+    let url = format!("sqlite:{}?mode=ro", state.join("state.sqlite").display());
+    let mut look = AnyConnection::connect(&url).await.unwrap();
+    let found = sqlx::query("SELECT calibrated FROM runs WHERE run = $1").bind(run.to_string());
+    let found = found.fetch_one(&mut look).await.unwrap().try_get(0).unwrap();
+    look.close().await.unwrap();
+    found
+}
+
+/// Puts a run into a state as releases did that kept no noise.
+async fn submitted_before(state: &Path, run: RunId, plan_toml: &str) {
+    let layout = Layout::new([("weight".to_owned(), vec![1, 1]), ("bias".to_owned(), vec![1])]).unwrap();
+    let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; 2]));
+    let (name, rounds, seed, calibrated) = ("hard", 1_000_000, None, None);
+    let (layout, checkpoint) = (&layout, &checkpoint);
+    let new = Submission { run, name, rounds, plan_toml, seed, calibrated, layout, checkpoint };
+    let store = Store::open(state).await.unwrap();
+    store.submit(&new).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_noise_must_still_be_found_holds_up_no_other_run() {
+    let federation = Federation::new();
+    submitted_before(&federation.state(), RunId(1), HARD).await;
+    let server = federation.serve().await;
+    let run = server.submit(PLAN.to_owned(), Some(7)).await.unwrap();
+    let sites = federation.sites(&server).await;
+    for _ in 0..3 {
+        round(&sites).await;
+    }
+    let mut live = server.watch();
+    let ended = live.wait_for(|live| live.get(&run).is_some_and(|run| run.state == RunState::Finished));
+    drop(ended.await.unwrap());
+    let waits = server.run(Some(RunId(1))).await.unwrap();
+    assert_eq!(waits.state, RunState::Queued, "the older run has begun before its noise was found");
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn noise_is_kept_with_an_accepted_plan_and_found_once_for_one_that_came_without_it() {
+    let plan = HARD.replace("1000000", "5");
+    let federation = Federation::new();
+    submitted_before(&federation.state(), RunId(1), &plan).await;
+    let server = federation.serve().await;
+    let fresh = server.submit(plan.replace("hard", "fresh"), None).await.unwrap();
+    let typed = plan.replace("hard", "typed").replace("epsilon = 4.0", "noise_multiplier = 1.0");
+    let typed = server.submit(typed, None).await.unwrap();
+    let mut live = server.watch();
+    drop(live.wait_for(|live| live.contains_key(&RunId(1)) && live.contains_key(&fresh)).await.unwrap());
+    server.shutdown().await.unwrap();
+    let state = federation.state();
+    let noise = async |run| Some(kept_noise(&state, run).await?.split_once(' ')?.0.to_owned());
+    assert!(noise(fresh).await.is_some());
+    assert_eq!(noise(RunId(1)).await, noise(fresh).await, "the same promise takes the same noise");
+    assert_eq!(noise(typed).await, None);
 }

@@ -138,7 +138,7 @@ fn every_kind_of_record_is_read_by_the_servers_own_readers_whatever_its_texts() 
         let mut log = AuditLog::open(&path, Arc::default(), NOW).unwrap();
         let mut count = 1;
         for event in events(&text) {
-            log.write(NOW, Some(RUN), event).unwrap();
+            log.write(NOW, Some(RUN), &event).unwrap();
             count += 1;
         }
         for record in records(&text) {
@@ -192,7 +192,7 @@ fn fields_of_kinds_that_are_not_compared_cannot_make_a_log_unreadable() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.jsonl");
     let (mut good, mut bad) = (Vec::new(), Vec::new());
-    let mut writer = ChainWriter::new(privacy::chain::Chain::new(), &mut good);
+    let mut writer = ChainWriter::new(Chain::new(), &mut good);
     let strange = json!({ "a": [1] });
     let later = json!({
         "event": "of_a_later_release", "time": 1, "database": 4, "round": "first", "released": strange, "model_sha256": 1,
@@ -210,4 +210,66 @@ fn fields_of_kinds_that_are_not_compared_cannot_make_a_log_unreadable() {
     std::fs::write(&path, [good, bad].concat()).unwrap();
     let said = Witness::read(dir.path()).unwrap_err().to_string();
     assert!(said.contains("line 3") && said.contains("not understood"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_record_that_the_disk_has_no_room_for_is_added_once_when_there_is_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let mut log = AuditLog::open(&path, Arc::default(), NOW).unwrap();
+    for round in 1..4 {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        log.writer = ChainWriter::new(log.writer.chain(), Synced(full));
+        let error = StoreError::from(log.released(NOW, RUN, round, "ab").unwrap_err());
+        assert!(error.may_be_tried_again() && error.passes(), "{error}");
+        // A part of the line is on the disk.
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(b"{\"sequence\":").unwrap();
+        log.released(NOW, RUN, round, "ab").unwrap();
+    }
+    let lines = read_lines(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!((lines.torn, lines.links.len(), lines.chain.len()), (0, 4, log.writer.chain().len()));
+}
+
+#[test]
+fn the_last_lines_of_a_run_are_found_from_the_end_of_a_log_of_many_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let mut log = AuditLog::open(&path, Arc::default(), NOW).unwrap();
+    let other = RunId(8);
+    let reason = "x".repeat(700);
+    for round in 0..2500u64 {
+        let now = Time::from_micros(round);
+        if round == 300 {
+            let (name, plan_sha256) = ("p", String::new());
+            let event = Event::Submitted { name, plan_sha256, rehearsal: false, by: "ada" };
+            log.write(now, Some(RUN), &event).unwrap();
+        }
+        let run = if round % 3 == 0 { other } else { RUN };
+        log.write(now, Some(run), &Event::Withheld { task: format!("train {round}"), reason: &reason })
+            .unwrap();
+    }
+    log.sync().unwrap();
+    // A line that is being written.
+    File::options().append(true).open(&path).unwrap().write_all(b"{\"run\":\"0000000000000007\"").unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.len() as u64 > 6 * BLOCK);
+    for run in [RUN, other, RunId(9)] {
+        let named = format!("\"run\":\"{run}\"");
+        let all: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+        let all: Vec<&str> =
+            all.iter().map(|line| line.trim_end()).filter(|line| line.contains(&named)).collect();
+        let begun = all.iter().position(|line| line.contains("submitted")).unwrap_or(0);
+        for bytes in [0, 500, 5000, 1 << 19, usize::MAX] {
+            let found = lines_of(dir.path(), run, bytes).unwrap();
+            let mut held = 0;
+            let fit = all[begun..].iter().rev().take_while(|line| {
+                held += line.len();
+                held <= bytes
+            });
+            let expected = &all[all.len() - fit.count()..];
+            assert!(found == expected, "{run}, {bytes}: {} and {}", found.len(), expected.len());
+        }
+    }
 }

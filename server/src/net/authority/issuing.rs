@@ -90,6 +90,11 @@ impl Issuing {
         Ok((next.issuer_pem != self.issuer_pem).then_some(next))
     }
 
+    /// Its certificate, as PEM.
+    pub(crate) fn pem(&self) -> &str {
+        &self.issuer_pem
+    }
+
     /// When its certificate ends, in seconds since the Unix epoch.
     pub(crate) fn ends(&self) -> u64 {
         u64::try_from(self.ends.unix_timestamp()).unwrap_or(0)

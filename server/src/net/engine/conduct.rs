@@ -18,8 +18,8 @@ impl Engine {
     /// Declares the runs of every ledger of which nothing is declared yet. A damaged ledger is passed over: a run that needs it
     /// will say so.
     pub(super) fn declare_earlier_runs(&self) -> Result<(), StoreError> {
-        for population in self.handle.block_on(self.store.populations())? {
-            let links = match self.handle.block_on(self.store.ledger(&population)) {
+        for population in self.storage.wait_for(async || self.store.populations().await)? {
+            let links = match self.storage.wait_for(async || self.store.ledger(&population).await) {
                 Err(StoreError::Ledger { .. }) => continue,
                 links => links?,
             };
@@ -44,7 +44,8 @@ impl Engine {
                 continue;
             }
             // A run that is not here counts as known, as does one that declares so.
-            let Some((plan_toml, is_seeded)) = self.handle.block_on(self.store.origin(&run))? else {
+            let origin = self.storage.wait_for(async || self.store.origin(&run).await)?;
+            let Some((plan_toml, is_seeded)) = origin else {
                 continue;
             };
             links.extend(ledger.declare(&run, conduct_of(&plan_toml, is_seeded)));
@@ -57,6 +58,7 @@ impl Engine {
         if links.is_empty() {
             return Ok(());
         }
-        self.handle.block_on(self.store.book(&Booking { population, links }))
+        let booking = Booking { population, links };
+        self.storage.wait_for(async || self.store.book(&booking).await)
     }
 }

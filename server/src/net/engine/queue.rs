@@ -16,6 +16,7 @@ use super::super::outgoing::Broadcast;
 use super::super::store::{BackupError, Opened, Queued, StoreError, StoredRun, Submission};
 use super::live::Live;
 use super::{Active, Engine, NewRun, entropy, seed_of};
+use crate::plan::calibrates;
 use crate::{Chance, Checkpoint, Coordinator, Event, Plan, Purse, RunEnd, Setup};
 
 impl Engine {
@@ -23,20 +24,24 @@ impl Engine {
     pub(super) fn submit(&mut self, new: NewRun, by: &str) -> Result<RunId, StoreError> {
         let NewRun { plan, plan_toml, seed, initial: InitialModel { layout, shared } } = new;
         let run = RunId(u64::from_le_bytes(entropy()));
+        let found = plan.spec.privacy.central.as_ref().filter(|_| calibrates(&plan_toml));
         let submission = Submission {
             run,
             name: &plan.name,
             rounds: plan.rounds,
             plan_toml: &plan_toml,
             seed,
+            calibrated: found.map(|central| central.noise_multiplier),
             layout: &layout,
             checkpoint: &Checkpoint::begin(shared),
         };
-        self.handle.block_on(self.store.submit(&submission))?;
+        // A fault that passes is told to whoever asked, instead of keeping all runs waiting.
+        self.storage.once(self.store.submit(&submission))?;
         let plan_sha256 = privacy::chain::Digest::of(plan_toml.as_bytes()).to_string();
         let (name, rehearsal) = (plan.name.as_str(), seed.is_some());
         let submitted = audit::Event::Submitted { name, plan_sha256, rehearsal, by };
-        self.audit.write(self.clock.now(), Some(run), submitted)?;
+        let (now, audit) = (self.clock.now(), &mut self.audit);
+        self.storage.wait_for(async || Ok(audit.write(now, Some(run), &submitted)?))?;
         tracing::info!("run {run} ({}) is in the queue", plan.name);
         self.look = true;
         Ok(run)
@@ -49,7 +54,7 @@ impl Engine {
         control: Control,
         by: &str,
     ) -> Result<Result<(), String>, StoreError> {
-        let Some(summary) = self.handle.block_on(self.store.summary(Some(run)))? else {
+        let Some(summary) = self.storage.wait_for(async || self.store.summary(Some(run)).await)? else {
             return Ok(Err(format!("there is no run {run} here")));
         };
         if summary.state.is_over() {
@@ -59,8 +64,10 @@ impl Engine {
             )));
         }
         tracing::info!("operator {by} wants of run {run} ({}): {control:?}", summary.name);
-        self.audit.write(self.clock.now(), Some(run), audit::Event::Controlled { control, by })?;
-        self.handle.block_on(self.store.wish(run, control))?;
+        let (now, audit) = (self.clock.now(), &mut self.audit);
+        let controlled = audit::Event::Controlled { control, by };
+        self.storage.wait_for(async || Ok(audit.write(now, Some(run), &controlled)?))?;
+        self.storage.wait_for(async || self.store.wish(run, control).await)?;
         if self.active.contains_key(&run) {
             self.event(run, Event::Control(control))?;
             if let Some(active) = self.active.get_mut(&run) {
@@ -78,12 +85,8 @@ impl Engine {
 
     /// Ends a run that is not being worked on.
     fn end(&mut self, run: RunId, end: &RunEnd) -> Result<(), StoreError> {
-        self.handle.block_on(self.store.end(run, end))?;
-        let note = crate::Note::Ended(end.clone());
-        self.audit.note(self.clock.now(), run, &note)?;
-        self.nerves.meter.note(self.clock.now(), run, &note);
-        // Nobody may be listening.
-        let _ = self.nerves.notes.send((run, note));
+        self.storage.wait_for(async || self.store.end(run, end).await)?;
+        self.note(run, crate::Note::Ended(end.clone()))?;
         // Whoever watches that run looks again.
         self.nerves.live.send_modify(|_| {});
         Ok(())
@@ -91,7 +94,9 @@ impl Engine {
 
     /// Begins the oldest runs that wait, as many as there are places for.
     pub(super) fn begin_queued(&mut self) -> Result<(), StoreError> {
-        for Queued { run, plan_toml, control } in self.handle.block_on(self.store.queue())? {
+        for Queued { run, plan_toml, calibrated, control } in
+            self.storage.wait_for(async || self.store.queue().await)?
+        {
             let working = |active: &&Active| active.coordinator.control() != Control::Pause;
             if self.active.values().filter(working).count() >= self.runs_max {
                 return Ok(());
@@ -99,17 +104,19 @@ impl Engine {
             if self.active.contains_key(&run) || control == Control::Pause {
                 continue;
             }
-            let plan = match Plan::parse(&plan_toml) {
-                Ok(plan) => plan,
-                Err(error) => {
-                    self.give_up(run, error.to_string())?;
+            let plan = match self.accepted(run, plan_toml, calibrated.as_deref()) {
+                Some(Ok(plan)) => plan,
+                // Its noise is being searched.
+                None => continue,
+                Some(Err(reason)) => {
+                    self.give_up(run, reason)?;
                     continue;
                 }
             };
             if population(&plan).is_some_and(|one| self.populations().contains(one)) {
                 continue;
             }
-            let stored = self.handle.block_on(self.store.load(run)).map_err(Unable::from);
+            let stored = self.storage.wait_for(async || self.store.load(run).await).map_err(Unable::from);
             match stored.and_then(|stored| self.activate(run, Arc::new(plan), stored)) {
                 Ok(active) => self.begin(run, active, control)?,
                 Err(Unable::Run(reason)) => self.give_up(run, reason)?,
@@ -131,7 +138,7 @@ impl Engine {
         connected.into_iter().try_for_each(|client| self.event(run, Event::Joined(client)))
     }
 
-    fn give_up(&mut self, run: RunId, reason: String) -> Result<(), StoreError> {
+    pub(super) fn give_up(&mut self, run: RunId, reason: String) -> Result<(), StoreError> {
         tracing::error!("run {run} cannot go on: {reason}");
         let reason = format!(
             "{reason}. This run has ended and the others go on; `consortia run models {run}` lists the models that it has left"
@@ -186,8 +193,12 @@ impl Engine {
         let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
         let population = central.population.clone();
         let charge = central.charge();
-        let opened = self.store.open_ledger(central.terms(), &charge);
-        let Opened { mut ledger, charged } = self.handle.block_on(opened)?;
+        let opened =
+            self.storage.wait_for(async || match self.store.open_ledger(central.terms(), &charge).await {
+                Err(BackupError::Store(error)) => Err(error),
+                opened => Ok(opened),
+            })?;
+        let Opened { mut ledger, charged } = opened?;
         if charged > 0 {
             tracing::warn!(
                 "the ledger of `{population}` begins with {charged} releases charged: this state was restored from a backup, and does not know \
@@ -202,7 +213,7 @@ impl Engine {
 
     /// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.
     fn stored_history(&self, run: RunId) -> Option<RunSummary> {
-        self.handle.block_on(self.store.summary(Some(run))).ok().flatten()
+        self.storage.once(self.store.summary(Some(run))).ok().flatten()
     }
 }
 

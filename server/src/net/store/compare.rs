@@ -18,8 +18,8 @@ use sqlx::Row as _;
 
 use super::blobs::{Sealed, is_later};
 use super::{Needed, Store, StoreError, database, rows};
-use crate::Plan;
 use crate::net::audit::witness::{Place, Witness};
+use crate::plan::typed_privacy;
 
 /// Why a state is not worked with.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -420,13 +420,13 @@ impl Store {
 
 /// Whether a run pays for its releases. A plan of an earlier release may not be read any more, and its run has paid all the same.
 fn pays(plan_toml: &str) -> bool {
-    match Plan::parse(plan_toml) {
-        Ok(plan) => plan.spec.privacy.central.is_some(),
-        Err(_) => {
+    typed_privacy(plan_toml).map_or_else(
+        |_| {
             let table: toml::Table = toml::from_str(plan_toml).unwrap_or_default();
             table.get("privacy").is_some_and(|privacy| privacy.get("central").is_some())
-        }
-    }
+        },
+        |typed| typed.central.is_some(),
+    )
 }
 
 /// What ledgers say was paid for.

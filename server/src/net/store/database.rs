@@ -27,7 +27,7 @@ impl Step {
 }
 
 /// Every step of the schema, oldest first; a database knows how many of them it has taken.
-pub(super) const MIGRATIONS: [Step; 10] = [
+pub(super) const MIGRATIONS: [Step; 11] = [
     Step::of(include_str!("../../../migrations/0001_runs.sql")),
     Step {
         both: include_str!("../../../migrations/0002_privacy.sql"),
@@ -42,6 +42,7 @@ pub(super) const MIGRATIONS: [Step; 10] = [
     Step::of(include_str!("../../../migrations/0008_ledgers.sql")),
     Step::of(include_str!("../../../migrations/0009_books.sql")),
     Step::of(include_str!("../../../migrations/0010_copies.sql")),
+    Step::of(include_str!("../../../migrations/0011_long_runs.sql")),
 ];
 pub(super) const SCHEMA: i64 = MIGRATIONS.len() as i64;
 
@@ -59,8 +60,8 @@ const WORDS: [(&str, &str); 5] = [
 const MIGRATING: i64 = 0x636f_6e73_6f72_7469;
 /// How long a connection may take to come.
 const ACQUIRE: Duration = Duration::from_secs(10);
-/// What SQLite is told first. A commit is synced before it counts.
-const SQLITE: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000";
+/// What SQLite is told first. A commit is synced before it counts. A lock that lasts longer is told, and waited out where rounds are run.
+const SQLITE: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 3000";
 /// The usual life of a lease.
 const LEASE: Duration = Duration::from_secs(10);
 /// The shortest, below which a server that collects a large model's files loses its lease to a pause.
@@ -253,16 +254,38 @@ pub(super) fn of_sqlite(state: &Path, error: StoreError) -> StoreError {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
             StoreError::File { path, source: std::io::Error::other(said) }
         }
-        // The extended code has the kind in its lowest byte: 5 and 6 are busy and locked.
-        sqlx::Error::Database(refused)
-            if refused
-                .code()
-                .and_then(|code| code.parse().ok())
-                .is_some_and(|code: u32| [5, 6].contains(&(code & 0xff))) =>
-        {
-            StoreError::InUse { path, message }
-        }
-        _ => BooksError::Unreadable { path, message }.into(),
+        _ => match sqlite_fault(&said) {
+            Some(SqliteFault::Locked) => StoreError::InUse { path, message },
+            Some(SqliteFault::Full) => StoreError::Full { path, message },
+            None => BooksError::Unreadable { path, message }.into(),
+        },
+    }
+}
+
+/// What SQLite says that will pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SqliteFault {
+    /// Another program holds the file locked.
+    Locked,
+    /// The disk is full.
+    Full,
+}
+
+/// `None` for everything else, and for all that PostgreSQL says.
+pub(super) fn sqlite_fault(said: &sqlx::Error) -> Option<SqliteFault> {
+    let sqlx::Error::Database(refused) = said else { return None };
+    // PostgreSQL's codes have five characters, SQLite's at most four.
+    let code: u32 = refused.code().filter(|code| code.len() < 5)?.parse().ok()?;
+    fault_of(code)
+}
+
+/// The extended code has the kind in its lowest byte (<https://sqlite.org/rescode.html>): 5 and 6 are busy and locked, 13 is full. 4874: the
+/// file of shared memory could not grow, which is what a full disk is met as first.
+fn fault_of(code: u32) -> Option<SqliteFault> {
+    match (code & 0xff, code) {
+        (5 | 6, _) => Some(SqliteFault::Locked),
+        (13, _) | (_, 4874) => Some(SqliteFault::Full),
+        _ => None,
     }
 }
 
@@ -361,6 +384,19 @@ mod tls;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_and_a_full_disk_pass_and_damage_does_not() {
+        for locked in [5, 6, 261, 517, 262] {
+            assert_eq!(fault_of(locked), Some(SqliteFault::Locked), "{locked}");
+        }
+        for full in [13, 4874] {
+            assert_eq!(fault_of(full), Some(SqliteFault::Full), "{full}");
+        }
+        for other in [1, 8, 10, 11, 14, 19, 26, 266, 778, 1034] {
+            assert_eq!(fault_of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn nothing_that_is_shown_of_a_database_holds_its_password() {

@@ -1,10 +1,13 @@
 //! Why a state cannot be read or written: each sentence says what it is about and what to do.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use privacy::chain::WriteError;
 use protocol::RunId;
 
-use super::{BlobError, BooksError};
+use super::{BlobError, BooksError, database};
+use crate::net::AuditError;
 
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,21 @@ pub enum StoreError {
         /// What SQLite says.
         message: String,
     },
+    /// There is no room for the database.
+    #[error(
+        "{}: the disk is full (SQLite says: {message}); nothing is damaged. Make room on it", path.display()
+    )]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        message: String,
+    },
+    /// The server is told to stop, and the storage does not answer.
+    #[error(
+        "the server was told to stop while its storage did not answer; what was under way is done again after the next start"
+    )]
+    Stopping,
     /// The rows are a backup's.
     #[error(
         "{}: this state is a backup, which does not know what was released after it and would spend it again; nothing was started. Restore it: \
@@ -156,7 +174,7 @@ pub enum StoreError {
     },
     /// The audit log beside the database.
     #[error(transparent)]
-    Audit(Box<crate::net::AuditError>),
+    Audit(Box<AuditError>),
     /// The books of this state contradict each other.
     #[error(transparent)]
     Books(Box<BooksError>),
@@ -204,7 +222,35 @@ fn count(files: usize) -> String {
     }
 }
 
+/// Whether a disk or a share of it is full.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|cause| {
+        let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    })
+}
+
 impl StoreError {
+    /// Whether nothing was written, and the same attempt may succeed later: another program holds a lock, a disk is full, a bucket does
+    /// not answer.
+    pub(crate) fn may_be_tried_again(&self) -> bool {
+        match self {
+            Self::InUse { .. } | Self::Full { .. } => true,
+            Self::File { source, .. } => is_full(source),
+            Self::Audit(audit) => match &**audit {
+                AuditError::File { source, .. } | AuditError::Write(WriteError::Io { source, .. }) => {
+                    is_full(source)
+                }
+                AuditError::Damaged { .. } | AuditError::Write(_) | AuditError::Sync { .. } => false,
+            },
+            Self::Blob(BlobError::File { source, .. }) => is_full(source),
+            Self::Blob(BlobError::Storage { source, remote, .. }) => *remote || is_full(&**source),
+            Self::Database(sqlx::Error::PoolTimedOut) => true,
+            Self::Database(said) => database::sqlite_fault(said).is_some(),
+            _ => false,
+        }
+    }
+
     /// Whether what one run needs is missing or damaged: that run cannot go on, however long one waits, and all others can.
     pub(crate) fn is_of_one_run(&self) -> bool {
         matches!(

@@ -15,14 +15,18 @@ use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
 use super::lease::Fence;
 use super::ledgers::Unwritten;
-use super::models::Medians;
+use super::models::Opinions;
 use super::objects::Objects;
 use super::secrets::Secrets;
+use super::sweeping::Sweep;
 use super::{Database, Postgres, Store, StoreError, compare};
-use crate::net::private;
+use crate::net::outage::Reminder;
+use crate::net::{AuditError, private};
 
 /// How long a database has to say whether there is another leader, when there is a reason to stop anyhow.
 const SECOND_LOOK: Duration = Duration::from_secs(5);
+/// How long giving the lease back may take.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
 /// The step of the schema from which on nothing readable lies in the storage before it is paid for.
 const PUBLISHING: i64 = 8;
 /// What becomes of SQLite's file when its rows move.
@@ -108,17 +112,17 @@ impl Store {
         if path.exists() {
             return Err(StoreError::TwoStates { path, database: postgres.to_string() });
         }
-        let mut known = None;
+        let (mut known, mut reminder) = (None, Reminder::default());
         loop {
             match attempt(&mut known, postgres).await {
                 Ok(Some((pool, fence))) => {
                     let store = Self::over(dir, pool, Some(fence), lock, objects)?;
                     return store.begun(dir, database, objects).await;
                 }
-                Ok(None) => {}
+                Ok(None) => reminder = Reminder::default(),
                 Err(error) if error.passes() => {
                     known = None;
-                    tracing::warn!("{postgres} does not answer as it should ({error}); trying again");
+                    reminder.tell(&format!("{postgres} does not answer as it should"), &error);
                 }
                 Err(error) => return Err(error),
             }
@@ -145,7 +149,8 @@ impl Store {
             secrets,
             last: Mutex::default(),
             keep_last: None,
-            medians: Medians::default(),
+            opinions: Opinions::default(),
+            sweep: Sweep::default(),
             copying: Copying::of(dir),
             cross: Arc::default(),
             unlogged: Mutex::default(),
@@ -330,7 +335,8 @@ impl Store {
             secrets,
             last: Mutex::default(),
             keep_last: None,
-            medians: Medians::default(),
+            opinions: Opinions::default(),
+            sweep: Sweep::default(),
             copying: Copying::of(dir),
             cross: Arc::default(),
             unlogged: Mutex::default(),
@@ -368,13 +374,15 @@ impl Store {
     pub(crate) async fn release(&self) {
         let Some(fence) = &self.fence else { return };
         // Without it the others wait a little longer.
-        let _ = timeout(fence.life(), fence.release(&self.pool)).await;
+        let _ = timeout(fence.life().min(RELEASE_MAX), fence.release(&self.pool)).await;
     }
 
     /// Why the engine could not go on, given what it met: a file that is gone, a record that has no place and a connection that the
     /// database has ended mean no damage where another server has taken over.
     pub(crate) async fn verdict(&self, met: StoreError) -> StoreError {
-        if self.fence.is_none() || matches!(met, StoreError::Deposed { .. } | StoreError::LeaseLost { .. }) {
+        if self.fence.is_none()
+            || matches!(met, StoreError::Deposed { .. } | StoreError::LeaseLost { .. } | StoreError::Stopping)
+        {
             return met;
         }
         match timeout(SECOND_LOOK, self.begin()).await {
@@ -388,19 +396,23 @@ impl Store {
 }
 
 impl StoreError {
-    /// Whether another server has taken over or the database does not answer: to be waited out where there is a lease.
+    /// Whether it needs nobody to change a file: another server has taken over, the database does not answer or takes no writes, another
+    /// program holds a lock, a disk is full.
     pub fn passes(&self) -> bool {
         match self {
-            Self::Deposed { .. } | Self::LeaseLost { .. } => true,
+            _ if self.may_be_tried_again() => true,
+            Self::Deposed { .. } | Self::LeaseLost { .. } | Self::Stopping => true,
+            Self::Audit(audit) => matches!(**audit, AuditError::Sync { .. }),
             // Another server may reach the storage, and this one later.
             Self::Blob(BlobError::Storage { remote, .. }) => *remote,
             // A certificate that does not fit will not fit later: rustls calls it invalid data.
             Self::Database(sqlx::Error::Io(error)) => error.kind() != std::io::ErrorKind::InvalidData,
             Self::Database(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
             // Class 08: the connection; 57: somebody stopped the database; 25P03: a transaction stood still for too long; 53: it is
-            // out of something; 40: it could not serialise.
+            // out of something; 40: it could not serialise; 25006: it takes no writes, as a standby does.
             Self::Database(sqlx::Error::Database(refused)) => refused.code().is_some_and(|code| {
-                ["08", "57", "53", "40"].iter().any(|class| code.starts_with(class)) || code == "25P03"
+                let is_class = |class: &&str| code.len() == 5 && code.starts_with(*class);
+                ["08", "57", "53", "40"].iter().any(is_class) || ["25P03", "25006"].contains(&&*code)
             }),
             _ => false,
         }

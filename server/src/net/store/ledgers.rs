@@ -1,9 +1,10 @@
 //! The ledgers that sites have shown, one row a site, and what may have been booked in them since.
 //!
 //! Updates are counted in memory and written in the transaction that commits their round, so that a server that is killed has
-//! forgotten none that moved a model. Of runs whose cohorts are secret no update is counted: each committed round counts for every site
+//! forgotten none that moved a model. They leave memory once that transaction is durable; one that fails leaves them to the next. Of runs whose cohorts are secret no update is counted: each committed round counts for every site
 //! that was connected, which bounds what a site has booked and does not depend on who was drawn.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,6 +12,7 @@ use privacy::chain::Digest;
 use protocol::wire::LedgerClaim;
 use protocol::{ClientId, RunId};
 use sqlx::{AnyConnection, Row};
+use tokio::sync::Notify;
 
 use super::{Store, StoreError, rows};
 use crate::plan::draws_secretly;
@@ -37,7 +39,11 @@ pub(crate) struct Showing {
 
 /// What is known of open and ended connections and is not written down yet.
 #[derive(Default)]
-pub(super) struct Unwritten(Mutex<Connections>);
+pub(super) struct Unwritten {
+    connections: Mutex<Connections>,
+    /// Told when a transaction that was to write some of it has ended, whichever way.
+    ended: Notify,
+}
 
 #[derive(Default)]
 struct Connections {
@@ -47,6 +53,12 @@ struct Connections {
     left: BTreeMap<ClientId, (LedgerClaim, BTreeSet<RunId>)>,
     /// Whether the cohorts of a run are secret.
     secret_runs: BTreeMap<RunId, bool>,
+    /// What ended sessions, and transactions that failed, have left for the next transaction.
+    owed: Vec<Addition>,
+    /// Transactions under way that write additions, by site.
+    writing: BTreeMap<ClientId, usize>,
+    /// Transactions that have ended, so that a reader notices one that began and ended meanwhile.
+    transactions: u64,
 }
 
 /// What the session of a site has brought since it showed its ledger, or since the last transaction.
@@ -66,47 +78,179 @@ pub(super) struct Addition {
     secret_rounds: u64,
 }
 
+/// Additions that one transaction writes, however often it is tried. Unless it is [written](Taken::written), the updates are owed again
+/// when this is dropped, and the secret round was none.
+pub(super) struct Taken<'a> {
+    from: &'a Unwritten,
+    updates: Vec<Addition>,
+    secret: Option<SecretRound>,
+    is_written: bool,
+}
+
+/// One round of a run with secret cohorts.
+struct SecretRound {
+    run: RunId,
+    additions: Vec<Addition>,
+    /// Sites that had left, for which this run is counted from here on.
+    counted: Vec<ClientId>,
+}
+
 impl Unwritten {
-    /// The updates that are not written down. They are lost where the transaction that writes them fails; the server ends then.
-    pub(super) fn take(&self) -> Vec<Addition> {
-        self.with(|connections| {
+    /// The updates that are not written down, of sessions that are over, too.
+    pub(super) fn take(&self) -> Taken<'_> {
+        self.taken(|connections| {
             let brought = connections.open.iter_mut().filter(|(_, brought)| brought.updates > 0);
-            let taken = brought.map(|(site, brought)| Addition {
+            let of_open = brought.map(|(site, brought)| Addition {
                 site: site.clone(),
                 claim: brought.claim,
                 updates: std::mem::take(&mut brought.updates),
                 secret_rounds: 0,
             });
-            taken.collect()
+            std::mem::take(&mut connections.owed).into_iter().chain(of_open).collect()
         })
     }
 
-    /// One round of a run with secret cohorts, for every site that is connected or has left since the round before.
-    fn take_secret_round(&self, run: RunId) -> Vec<Addition> {
-        self.with(|connections| {
-            let one =
-                |site: &ClientId, claim| Addition { site: site.clone(), claim, updates: 0, secret_rounds: 1 };
-            let mut taken: Vec<_> =
-                connections.open.iter().map(|(site, brought)| one(site, brought.claim)).collect();
-            for (site, (claim, counted)) in &mut connections.left {
-                let is_open = connections.open.get(site).is_some_and(|brought| brought.claim == *claim);
-                if counted.insert(run) && !is_open {
-                    taken.push(one(site, *claim));
-                }
+    /// Those of sessions that are over, and of transactions that failed.
+    fn take_owed(&self) -> Taken<'_> {
+        self.taken(|connections| std::mem::take(&mut connections.owed))
+    }
+
+    fn taken(&self, take: impl FnOnce(&mut Connections) -> Vec<Addition>) -> Taken<'_> {
+        let updates = self.with(|connections| {
+            let updates = take(connections);
+            connections.begin(&updates);
+            updates
+        });
+        Taken { from: self, updates, secret: None, is_written: false }
+    }
+
+    /// Waits until no transaction writes additions of this site. Gives how many transactions have ended.
+    async fn at_rest(&self, site: &ClientId) -> u64 {
+        loop {
+            // Made before the look: it hears of all that ends from here on.
+            let ended = self.ended.notified();
+            let rests = self.with(|connections| {
+                (!connections.writing.contains_key(site)).then_some(connections.transactions)
+            });
+            match rests {
+                Some(transactions) => return transactions,
+                None => ended.await,
             }
-            taken
+        }
+    }
+
+    /// Updates of a site since it showed `claim` that are in no row; `None` where a transaction of that site has begun or ended since
+    /// `transactions` had.
+    fn updates_since(&self, transactions: u64, site: &ClientId, claim: LedgerClaim) -> Option<u64> {
+        self.with(|connections| {
+            if connections.transactions != transactions || connections.writing.contains_key(site) {
+                return None;
+            }
+            let of_open = connections.open.get(site).map_or(0, |brought| brought.updates);
+            let of_ledger = |addition: &&Addition| addition.site == *site && addition.claim == claim;
+            let owed = connections.owed.iter().filter(of_ledger).map(|addition| addition.updates);
+            Some(owed.fold(of_open, u64::saturating_add))
         })
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Connections) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.connections.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Connections {
+    fn begin(&mut self, additions: &[Addition]) {
+        for addition in additions {
+            *self.writing.entry(addition.site.clone()).or_default() += 1;
+        }
+    }
+
+    fn end(&mut self, additions: &[Addition]) {
+        for addition in additions {
+            if let Entry::Occupied(mut writing) = self.writing.entry(addition.site.clone()) {
+                *writing.get_mut() -= 1;
+                if *writing.get() == 0 {
+                    writing.remove();
+                }
+            }
+        }
+    }
+
+    /// One round of a run with secret cohorts, for every site that is connected or has left since the round before.
+    fn secret_round(&mut self, run: RunId) -> SecretRound {
+        let one =
+            |site: &ClientId, claim| Addition { site: site.clone(), claim, updates: 0, secret_rounds: 1 };
+        let mut additions: Vec<_> =
+            self.open.iter().map(|(site, brought)| one(site, brought.claim)).collect();
+        let mut newly_counted = Vec::new();
+        for (site, (claim, counted)) in &mut self.left {
+            let is_open = self.open.get(site).is_some_and(|brought| brought.claim == *claim);
+            if counted.insert(run) {
+                newly_counted.push(site.clone());
+                if !is_open {
+                    additions.push(one(site, *claim));
+                }
+            }
+        }
+        SecretRound { run, additions, counted: newly_counted }
+    }
+}
+
+impl Taken<'_> {
+    /// Counts one round of a run with secret cohorts, once.
+    fn count_secret_round(&mut self, run: RunId) {
+        if self.secret.is_none() {
+            self.secret = Some(self.from.with(|connections| {
+                let round = connections.secret_round(run);
+                connections.begin(&round.additions);
+                round
+            }));
+        }
+    }
+
+    fn additions(&self) -> impl Iterator<Item = &Addition> {
+        self.updates.iter().chain(self.secret.iter().flat_map(|round| &round.additions))
+    }
+
+    /// Adds all of it to the rows.
+    pub(super) async fn add(&self, connection: &mut AnyConnection) -> Result<(), StoreError> {
+        add(connection, self.additions()).await
+    }
+
+    /// The transaction is durable: nothing of it is owed any more.
+    pub(super) fn written(mut self) {
+        self.is_written = true;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let (updates, secret) = (std::mem::take(&mut self.updates), self.secret.take());
+        self.from.with(|connections| {
+            connections.end(&updates);
+            connections.transactions += 1;
+            if !self.is_written {
+                connections.owed.extend(updates);
+            }
+            let Some(SecretRound { run, additions, counted }) = secret else { return };
+            connections.end(&additions);
+            for site in counted.iter().filter(|_| !self.is_written) {
+                if let Some((_, counted)) = connections.left.get_mut(site) {
+                    counted.remove(&run);
+                }
+            }
+        });
+        self.from.ended.notify_waiters();
     }
 }
 
 /// Adds to what is remembered of the ledger that was shown before it came. A site that has shown a later one meanwhile has booked it in
 /// that.
-pub(super) async fn add(connection: &mut AnyConnection, taken: &[Addition]) -> Result<(), StoreError> {
-    for Addition { site, claim, updates, secret_rounds } in taken {
+async fn add(
+    connection: &mut AnyConnection,
+    additions: impl Iterator<Item = &Addition>,
+) -> Result<(), StoreError> {
+    for Addition { site, claim, updates, secret_rounds } in additions {
         sqlx::query(
             "UPDATE site_ledgers SET answered = answered + $1, secret_rounds = secret_rounds + $2 \
              WHERE site = $3 AND records = $4 AND head = $5",
@@ -145,6 +289,7 @@ impl Store {
         &self,
         connection: &mut AnyConnection,
         run: RunId,
+        taken: &mut Taken<'_>,
     ) -> Result<(), StoreError> {
         let known = self.unwritten.with(|connections| connections.secret_runs.get(&run).copied());
         let is_secret = match known {
@@ -158,30 +303,50 @@ impl Store {
         };
         self.unwritten.with(|connections| connections.secret_runs.insert(run, is_secret));
         if is_secret {
-            add(connection, &self.unwritten.take_secret_round(run)).await?;
+            taken.count_secret_round(run);
         }
         Ok(())
     }
 
-    /// A session is over: what it has brought and is not written down yet is written now.
+    /// A session is over: what it has brought and is not written down yet is written now, or else with the next round.
     pub(crate) async fn end_count(&self, site: &ClientId, session: u64) -> Result<(), StoreError> {
-        let ended = self.unwritten.with(|connections| {
+        let is_owed = self.unwritten.with(|connections| {
             let is_own = connections.open.get(site).is_some_and(|brought| brought.session == session);
-            let ended = is_own.then(|| connections.open.remove(site)).flatten()?;
-            connections.left.insert(site.clone(), (ended.claim, BTreeSet::new()));
-            Some(ended)
+            let ended = is_own.then(|| connections.open.remove(site)).flatten();
+            if let Some(Brought { claim, updates, .. }) = ended {
+                connections.left.insert(site.clone(), (claim, BTreeSet::new()));
+                if updates > 0 {
+                    let site = site.clone();
+                    connections.owed.push(Addition { site, claim, updates, secret_rounds: 0 });
+                }
+            }
+            !connections.owed.is_empty()
         });
-        let Some(Brought { claim, updates, .. }) = ended.filter(|brought| brought.updates > 0) else {
+        if !is_owed {
             return Ok(());
-        };
+        }
+        let taken = self.unwritten.take_owed();
         let mut transaction = self.begin().await?;
-        let brought = Addition { site: site.clone(), claim, updates, secret_rounds: 0 };
-        add(&mut transaction, &[brought]).await?;
-        Ok(transaction.commit().await?)
+        taken.add(&mut transaction).await?;
+        transaction.commit().await?;
+        taken.written();
+        Ok(())
     }
 
-    /// The ledger that a site showed last, with what has come since then.
+    /// The ledger that a site showed last, with what has come since then: each update once, in its row or still in memory.
     pub(crate) async fn shown_ledger(&self, site: &ClientId) -> Result<Option<ShownLedger>, StoreError> {
+        loop {
+            let transactions = self.unwritten.at_rest(site).await;
+            let Some(shown) = self.shown_row(site).await? else { return Ok(None) };
+            // A transaction has come in between, and its updates may be in neither or in both.
+            let Some(unwritten) = self.unwritten.updates_since(transactions, site, shown.claim) else {
+                continue;
+            };
+            return Ok(Some(ShownLedger { answered: shown.answered.saturating_add(unwritten), ..shown }));
+        }
+    }
+
+    async fn shown_row(&self, site: &ClientId) -> Result<Option<ShownLedger>, StoreError> {
         let found =
             sqlx::query("SELECT records, head, answered, secret_rounds FROM site_ledgers WHERE site = $1");
         let Some(row) = found.bind(site.as_str()).fetch_optional(&self.pool).await? else { return Ok(None) };
@@ -190,11 +355,8 @@ impl Store {
         let text: String = row.try_get("head")?;
         let head = text.parse().map_err(|message| StoreError::Member { name: site.to_string(), message })?;
         let claim = LedgerClaim { records: number("records")?, head };
-        let unwritten = self
-            .unwritten
-            .with(|connections| connections.open.get(site).map_or(0, |brought| brought.updates));
-        let answered = number("answered")?.saturating_add(unwritten);
-        Ok(Some(ShownLedger { claim, answered, secret_rounds: number("secret_rounds")? }))
+        let (answered, secret_rounds) = (number("answered")?, number("secret_rounds")?);
+        Ok(Some(ShownLedger { claim, answered, secret_rounds }))
     }
 
     /// Remembers the ledger that a site shows now in the place of `before`. Whether that was still the one that it showed last.

@@ -2,22 +2,86 @@
 //! privacy. A server may be told to keep the files of the last ones only; the best one's is always kept.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use protocol::wire::{ModelChoice, ModelLine, RoundSummary};
 use protocol::{Parameters, RunId};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
+use super::sweeping::Unused;
 use super::{Files, Store, StoreError, rows};
 use crate::best::Score;
 
-/// Runs whose sites' opinions are remembered.
+/// Runs of which it is remembered what was measured.
 const RUNS_KNOWN: usize = 16;
+/// Rounds whose measurements are read at a time.
+const PAGE: i64 = if cfg!(test) { 3 } else { 1000 };
 
-/// What the sites say of the models of a few runs, by round.
+/// What was measured of the models of a few runs. It grows with runs, never with rounds.
 #[derive(Default)]
-pub(super) struct Medians(Mutex<BTreeMap<RunId, BTreeMap<u32, Score>>>);
+pub(super) struct Opinions(Mutex<BTreeMap<RunId, Opinion>>);
+
+/// What was measured of the models of one run.
+#[derive(Clone, Copy)]
+struct Opinion {
+    /// All rounds up to this one are in it. They are not measured again: a round is committed after the evaluation of the one before.
+    through: i64,
+    by_server: Leader,
+    by_sites: Leader,
+}
+
+/// The best of those models that have a score.
+#[derive(Clone, Copy, Default)]
+struct Leader {
+    by_accuracy: Option<(u32, f64)>,
+    by_loss: Option<(u32, f64)>,
+    /// Whether a score has no accuracy.
+    lacks_accuracy: bool,
+}
+
+impl Default for Opinion {
+    fn default() -> Self {
+        Self { through: -1, by_server: Leader::default(), by_sites: Leader::default() }
+    }
+}
+
+impl Opinion {
+    /// Adds what was measured of a later model: by the server on data of its own, and by the sites (`voices`, or, where their reports are
+    /// not kept, their mean).
+    fn add(&mut self, round: u32, server: Option<Score>, sites: Option<Score>) {
+        self.through = round.into();
+        self.by_server.add(round, server);
+        self.by_sites.add(round, sites);
+    }
+
+    /// The round of the model that the evaluations found best: by the server's own data where it has any, else by what the sites say of
+    /// it; the earlier of two equals. All are compared by one measure: by accuracy where there is one of every model, else by loss.
+    fn best(&self) -> Option<u32> {
+        self.by_server.best().or_else(|| self.by_sites.best())
+    }
+}
+
+impl Leader {
+    fn add(&mut self, round: u32, score: Option<Score>) {
+        let Some(score) = score else { return };
+        let lead = |leader: &mut Option<(u32, f64)>, good: f64| {
+            if leader.is_none_or(|(_, best)| good > best) {
+                *leader = Some((round, good));
+            }
+        };
+        lead(&mut self.by_loss, score.good(false));
+        match score.accuracy {
+            Some(_) => lead(&mut self.by_accuracy, score.good(true)),
+            None => self.lacks_accuracy = true,
+        }
+    }
+
+    fn best(&self) -> Option<u32> {
+        let leader = if self.lacks_accuracy { self.by_loss } else { self.by_accuracy };
+        leader.map(|(round, _)| round)
+    }
+}
 
 /// A model of a run and its file.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,21 +132,32 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when they cannot be read.
     pub async fn models(&self, run: RunId) -> Result<Vec<StoredModel>, StoreError> {
-        let sql = "SELECT models.*, rounds.summary FROM models LEFT JOIN rounds \
+        self.models_before(run, None, i64::MAX).await
+    }
+
+    /// The newest `limit` models of a run, of rounds before `before` where that is given, oldest first.
+    pub(crate) async fn models_before(
+        &self,
+        run: RunId,
+        before: Option<u32>,
+        limit: i64,
+    ) -> Result<Vec<StoredModel>, StoreError> {
+        let sql = "SELECT models.*, rounds.summary, \
+                   (SELECT parents.sha256 FROM models AS parents WHERE parents.run = models.run \
+                   AND parents.round < models.round ORDER BY parents.round DESC LIMIT 1) AS parent \
+                   FROM models LEFT JOIN rounds \
                    ON rounds.run = models.run AND rounds.round = models.round AND models.round > 0 \
-                   WHERE models.run = $1 ORDER BY models.round";
-        let found = sqlx::query(sql).bind(run.to_string()).fetch_all(&self.pool).await?;
-        let mut models = Vec::with_capacity(found.len());
-        for row in &found {
-            let parent = models.last().map(|before: &StoredModel| before.line.sha256.clone());
-            models.push(self.stored_model(row, parent)?);
-        }
-        let medians = self.medians(run).await?;
-        let sites = |line: &ModelLine| medians.get(&line.round).copied();
-        if let Some(best) = best(models.iter().map(|model| &model.line), sites) {
-            models[best].line.best = true;
-        }
-        Ok(models)
+                   WHERE models.run = $1 AND models.round < $2 ORDER BY models.round DESC LIMIT $3";
+        let before = before.map_or(i64::MAX, i64::from);
+        let found = sqlx::query(sql).bind(run.to_string()).bind(before).bind(limit);
+        let found = found.fetch_all(&self.pool).await?;
+        let best = self.best(run).await?;
+        found.iter().rev().map(|row| self.stored_model(row, best)).collect()
+    }
+
+    /// The round of the model that the evaluations found best; `None` where nothing was measured.
+    pub(crate) async fn best(&self, run: RunId) -> Result<Option<u32>, StoreError> {
+        Ok(self.opinion(run).await?.best())
     }
 
     /// One model of a run; `None` when the run has no such model.
@@ -90,13 +165,17 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when it cannot be read.
     pub async fn model(&self, run: RunId, choice: ModelChoice) -> Result<Option<StoredModel>, StoreError> {
-        let mut models = self.models(run).await?;
-        let wanted = |model: &StoredModel| match choice {
-            ModelChoice::Last => true,
-            ModelChoice::Best => model.line.best,
-            ModelChoice::Round(round) => model.line.round == round,
+        let round = match choice {
+            ModelChoice::Last => None,
+            ModelChoice::Best => match self.best(run).await? {
+                Some(round) => Some(round),
+                None => return Ok(None),
+            },
+            ModelChoice::Round(round) => Some(round),
         };
-        Ok(models.iter().rposition(wanted).map(|at| models.swap_remove(at)))
+        let before = round.map(|round| round.saturating_add(1));
+        let found = self.models_before(run, before, 1).await?.pop();
+        Ok(found.filter(|model| round.is_none_or(|round| model.line.round == round)))
     }
 
     /// The values of a model whose file is kept.
@@ -109,54 +188,101 @@ impl Store {
 
     /// Gives up the files of all but the last `last` models of a run and the best one.
     pub(super) async fn thin(&self, run: RunId, last: u32) -> Result<(), StoreError> {
-        let models = self.models(run).await?;
-        let old = models.len().saturating_sub(last.max(1) as usize);
+        // The newest are among those that are kept: no more of them are looked at than there may be, and the one that is new.
+        let sql = "SELECT run, round, blob FROM models WHERE run = $1 AND kept = 1 ORDER BY round DESC";
+        let kept = sqlx::query(sql).bind(run.to_string()).fetch_all(&self.pool).await?;
+        let best = self.best(run).await?;
+        let mut given_up = Vec::new();
+        for row in kept.iter().skip(last.max(1) as usize) {
+            let round = rows::number(row, "round")?;
+            if best != Some(round) {
+                given_up.push((round, row.try_get::<String, _>("blob")?));
+            }
+        }
+        if given_up.is_empty() {
+            return Ok(());
+        }
         let mut transaction = self.begin().await?;
-        for model in models[..old].iter().filter(|model| model.line.kept && !model.line.best) {
+        for (round, _) in &given_up {
             sqlx::query("UPDATE models SET kept = 0 WHERE run = $1 AND round = $2")
                 .bind(run.to_string())
-                .bind(i64::from(model.line.round))
+                .bind(i64::from(*round))
                 .execute(&mut *transaction)
                 .await?;
         }
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.sweep.add(given_up.into_iter().map(|(_, blob)| Unused::Blob(blob)));
+        Ok(())
     }
 
-    /// What the sites say of the model of each round that they evaluated. The reports of a round come at once and stay: those of
-    /// earlier rounds are not read again.
-    async fn medians(&self, run: RunId) -> Result<BTreeMap<u32, Score>, StoreError> {
-        let mut known =
-            self.medians.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&run).unwrap_or_default();
-        let after = known.last_key_value().map_or(-1, |(round, _)| i64::from(*round));
-        let sql = "SELECT round, loss, accuracy FROM reports \
-                   WHERE run = $1 AND kind = 'evaluate' AND examples > 0 AND round > $2";
-        let found = sqlx::query(sql).bind(run.to_string()).bind(after).fetch_all(&self.pool).await?;
+    /// What was measured of a run's models up to now. What was read before is not read again, but for the newest round, which an
+    /// evaluation may still change.
+    async fn opinion(&self, run: RunId) -> Result<Opinion, StoreError> {
+        let mut known = self.opinions().remove(&run).unwrap_or_default();
+        let sql = "SELECT rounds.run AS run, rounds.round AS round, rounds.summary AS summary \
+                   FROM rounds JOIN models ON models.run = rounds.run AND models.round = rounds.round \
+                   WHERE rounds.run = $1 AND rounds.round > $2 AND rounds.round > 0 ORDER BY rounds.round LIMIT $3";
+        loop {
+            let found = sqlx::query(sql).bind(run.to_string()).bind(known.through).bind(PAGE);
+            let found = found.fetch_all(&self.pool).await?;
+            let voices = self.voices(run, known.through, found.last()).await?;
+            let mut opinion = known;
+            for row in &found {
+                // All but the last.
+                known = opinion;
+                let (round, summary): (_, RoundSummary) =
+                    (rows::number(row, "round")?, rows::json(row, "summary")?);
+                let sites = voices.get(&round).and_then(|voices| Score::median(voices));
+                let sites = sites.or_else(|| summary.sites.as_ref().and_then(Score::of));
+                opinion.add(round, summary.central.as_ref().and_then(Score::of), sites);
+            }
+            if (found.len() as i64) < PAGE {
+                let mut kept = self.opinions();
+                while kept.len() >= RUNS_KNOWN {
+                    kept.pop_first();
+                }
+                kept.insert(run, known);
+                return Ok(opinion);
+            }
+        }
+    }
+
+    /// What the sites said of the models of the rounds after `after`, up to that of `last`.
+    async fn voices(
+        &self,
+        run: RunId,
+        after: i64,
+        last: Option<&AnyRow>,
+    ) -> Result<BTreeMap<u32, Vec<Score>>, StoreError> {
         let mut voices: BTreeMap<u32, Vec<Score>> = BTreeMap::new();
-        for row in &found {
+        let Some(last) = last else { return Ok(voices) };
+        let sql = "SELECT run, round, loss, accuracy FROM reports \
+                   WHERE run = $1 AND kind = 'evaluate' AND examples > 0 AND round > $2 AND round <= $3";
+        let found = sqlx::query(sql).bind(run.to_string()).bind(after);
+        for row in found.bind(last.try_get::<i64, _>("round")?).fetch_all(&self.pool).await? {
             let voice = Score { loss: row.try_get("loss")?, accuracy: row.try_get("accuracy")? };
-            voices.entry(rows::number(row, "round")?).or_default().push(voice);
+            voices.entry(rows::number(&row, "round")?).or_default().push(voice);
         }
-        known.extend(voices.iter().filter_map(|(round, voices)| Some((*round, Score::median(voices)?))));
-        let mut kept = self.medians.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while kept.len() >= RUNS_KNOWN {
-            kept.pop_first();
-        }
-        kept.insert(run, known.clone());
-        Ok(known)
+        Ok(voices)
     }
 
-    fn stored_model(&self, row: &AnyRow, parent_sha256: Option<String>) -> Result<StoredModel, StoreError> {
+    fn opinions(&self) -> MutexGuard<'_, BTreeMap<RunId, Opinion>> {
+        self.opinions.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stored_model(&self, row: &AnyRow, best: Option<u32>) -> Result<StoredModel, StoreError> {
         let measured = row.try_get::<Option<String>, _>("summary")?.is_some();
         let summary: Option<RoundSummary> = if measured { Some(rows::json(row, "summary")?) } else { None };
         let blob: String = row.try_get("blob")?;
+        let round = rows::number(row, "round")?;
         let line = ModelLine {
-            round: rows::number(row, "round")?,
+            round,
             sha256: row.try_get("sha256")?,
-            parent_sha256,
+            parent_sha256: row.try_get("parent")?,
             sites: summary.as_ref().and_then(|summary| summary.sites),
             central: summary.as_ref().and_then(|summary| summary.central),
             epsilon: summary.and_then(|summary| summary.epsilon),
-            best: false,
+            best: best == Some(round),
             kept: row.try_get::<i64, _>("kept")? != 0,
         };
         let place = self.blobs.show(&blob);
@@ -164,31 +290,25 @@ impl Store {
     }
 }
 
-/// Which model the evaluations found best: by the server's own data where it has any, else by what the sites say of it (`sites`,
-/// or, where their reports are not kept, their mean); the earlier of two equals. All are compared by one measure: by accuracy where
-/// there is one of every model, else by loss.
-fn best<'a>(
-    lines: impl Iterator<Item = &'a ModelLine> + Clone,
-    sites: impl Fn(&ModelLine) -> Option<Score>,
-) -> Option<usize> {
-    let central = |line: &ModelLine| line.central.as_ref().and_then(Score::of);
-    let is_central = lines.clone().any(|line| central(line).is_some());
-    let score = |line: &ModelLine| match is_central {
-        true => central(line),
-        false => sites(line).or_else(|| line.sites.as_ref().and_then(Score::of)),
-    };
-    let scored: Vec<(usize, Score)> =
-        lines.enumerate().filter_map(|(at, line)| Some((at, score(line)?))).collect();
-    let by_accuracy = scored.iter().all(|(_, score)| score.accuracy.is_some());
-    let goods = scored.iter().map(|(at, score)| (*at, score.good(by_accuracy)));
-    goods.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(at, _)| at)
-}
-
 #[cfg(test)]
 mod tests {
     use protocol::Metrics;
 
     use super::*;
+
+    /// Which of these models is best, given what is told of each by those that keep their reports.
+    fn best<'a>(
+        lines: impl Iterator<Item = &'a ModelLine> + Clone,
+        told: impl Fn(&ModelLine) -> Option<Score>,
+    ) -> Option<usize> {
+        let mut opinion = Opinion::default();
+        for line in lines.clone() {
+            let sites = told(line).or_else(|| line.sites.as_ref().and_then(Score::of));
+            opinion.add(line.round, line.central.as_ref().and_then(Score::of), sites);
+        }
+        let (best, mut lines) = (opinion.best()?, lines);
+        lines.position(|line| line.round == best)
+    }
 
     fn line(round: u32, sites: Option<(f64, Option<f64>)>, central: Option<f64>) -> ModelLine {
         let metrics = |(loss, accuracy)| Metrics { loss, accuracy, examples: 9, ..Metrics::default() };

@@ -13,18 +13,21 @@ use crate::RunEnd;
 pub(crate) struct Queued {
     pub(crate) run: RunId,
     pub(crate) plan_toml: String,
+    /// The noise that was found for it ([`calibrated::read`](super::calibrated::read)).
+    pub(crate) calibrated: Option<String>,
     pub(crate) control: Control,
 }
 
 impl Store {
     /// The runs that have not ended, oldest first.
     pub(crate) async fn queue(&self) -> Result<Vec<Queued>, StoreError> {
-        let sql = "SELECT run, plan_toml, wish FROM runs JOIN checkpoints USING (run) WHERE ended IS NULL \
+        let sql = "SELECT run, plan_toml, calibrated, wish FROM runs JOIN checkpoints USING (run) WHERE ended IS NULL \
                    ORDER BY sequence";
         let found = sqlx::query(sql).fetch_all(&self.pool).await?;
         let queued = |row: &AnyRow| {
             let (run, control) = (rows::run_id(row)?, rows::control(row)?);
-            Ok(Queued { run, plan_toml: row.try_get("plan_toml")?, control })
+            let (plan_toml, calibrated) = (row.try_get("plan_toml")?, row.try_get("calibrated")?);
+            Ok(Queued { run, plan_toml, calibrated, control })
         };
         found.iter().map(queued).collect()
     }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
+use super::sweeping::{Named, Unused};
 use super::{Files, StoreError};
 use crate::{Checkpoint, ClientRecord, RunEnd};
 
@@ -134,14 +135,16 @@ fn standardiser_of(bytes: &[u8]) -> Result<Standardiser, &'static str> {
     Ok(Standardiser { mean: values, std })
 }
 
-/// Puts the checkpoint in place of the one before; the files of that one become the spare ones.
+/// Puts the checkpoint in place of the one before; the files of that one become the spare ones. Gives the files that this checkpoint
+/// names no more.
 pub(super) async fn write_checkpoint(
     transaction: &mut AnyConnection,
     run: RunId,
     checkpoint: &Checkpoint,
     files: &Files,
     statement: Option<&str>,
-) -> Result<(), StoreError> {
+) -> Result<Vec<Unused>, StoreError> {
+    let before = Named::of(transaction, &run.to_string()).await?;
     let standardiser = checkpoint.standardiser.as_ref().map(|one| -> Vec<u8> {
         one.mean.iter().chain(&one.std).flat_map(|value| value.to_le_bytes()).collect()
     });
@@ -156,9 +159,10 @@ pub(super) async fn write_checkpoint(
                optimizer_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN checkpoints.model = $7 \
                THEN checkpoints.optimizer_before ELSE checkpoints.optimizer END, \
                model = $7, model_sha256 = $8, optimizer = $9, standardiser = $10, \
-               norm_max = $11, statement = $12, releases = $13, noise = $14";
+               norm_max = $11, statement = $12, releases = $13, noise = $14 \
+               RETURNING model, optimizer, model_before, optimizer_before, noise";
     // Not kept prepared: a missing number has another type there than one that is given.
-    sqlx::query(sql)
+    let row = sqlx::query(sql)
         .persistent(false)
         .bind(run.to_string())
         .bind(i64::from(checkpoint.round.0))
@@ -174,9 +178,9 @@ pub(super) async fn write_checkpoint(
         .bind(statement)
         .bind(i64::from(checkpoint.releases))
         .bind(files.noise.as_deref())
-        .execute(&mut *transaction)
+        .fetch_one(&mut *transaction)
         .await?;
-    Ok(())
+    Ok(before.without(&Named::read(&row)?))
 }
 
 fn sound(metrics: Option<Metrics>) -> Option<Metrics> {

@@ -130,6 +130,22 @@ impl Secrets {
         Ok(true)
     }
 
+    /// Removes what is known so.
+    pub(super) async fn remove(&self, known: &str) -> Result<(), StoreError> {
+        let (name, key) = parts(known);
+        let path = self.folder.join(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed(&path, source));
+            }
+            _ => {}
+        }
+        match self.objects.as_ref().filter(|_| key.is_some()) {
+            Some(objects) => objects.remove(name).await.map_err(|source| refused(objects, name, source)),
+            None => Ok(()),
+        }
+    }
+
     /// Removes all that is not kept and that no later epoch wrote.
     pub(super) async fn collect(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
         let kept: BTreeSet<&str> = kept.iter().map(|known| parts(known).0).collect();

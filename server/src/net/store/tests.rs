@@ -8,7 +8,7 @@ use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind}
 use super::place::Place;
 use super::*;
 use crate::net::members::Verdict;
-use crate::{Booking, RunEnd};
+use crate::{Booking, Commit, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;
 use privacy::ledger::{Charge, Composition, Ledger, Terms, Unit};
@@ -31,8 +31,8 @@ pub(super) fn begin(values: [f32; 3]) -> Checkpoint {
 pub(super) async fn submit(store: &Store, run: RunId, checkpoint: &Checkpoint) {
     let layout = layout();
     let (name, plan_toml) = ("hearts", "rounds = 3");
-    let new =
-        Submission { run, name, rounds: 3, plan_toml, seed: Some(u64::MAX), layout: &layout, checkpoint };
+    let (seed, calibrated, layout) = (Some(u64::MAX), None, &layout);
+    let new = Submission { run, name, rounds: 3, plan_toml, seed, calibrated, layout, checkpoint };
     store.submit(&new).await.unwrap();
 }
 
@@ -522,4 +522,53 @@ async fn a_name_that_older_releases_allowed_is_said_and_keeps_no_server_from_sta
         .unwrap();
     assert!(matches!(store.revocations().await, Err(StoreError::Member { .. })));
     store.close().await;
+}
+
+#[tokio::test]
+async fn the_best_model_that_is_known_from_commit_to_commit_is_the_one_that_is_found_from_the_beginning() {
+    let Some(dir) = place() else { return };
+    let store = dir.open().await;
+    submit(&store, RUN, &begin([0.0; 3])).await;
+    let task = |round| TaskId { run: RUN, round: Round(round), kind: TaskKind::Evaluate };
+    let measured = |at: u32, accuracy| Metrics {
+        loss: f64::from((at * 37) % 11) / 10.0,
+        accuracy,
+        examples: u64::from(at % 4),
+        seconds: 0.1,
+    };
+    let mut expected = Vec::new();
+    for round in 1..=20u32 {
+        let mut done = commit(round, [round as f32; 3]);
+        done.reports.clear();
+        store.commit(RUN, &layout(), &done).await.unwrap();
+        // The evaluation of the round comes later, or never, and of some sites only.
+        if round % 5 != 0 {
+            let accuracy = (round != 13).then(|| f64::from((round * 29) % 17) / 17.0);
+            for (at, name) in ["north", "south", "west"].iter().enumerate() {
+                let report = measured(round + at as u32, accuracy);
+                done.reports.push((ClientId::new(name).unwrap(), task(round), report));
+            }
+            done.summary.sites = Some(measured(round, accuracy));
+            store.commit(RUN, &layout(), &done).await.unwrap();
+        }
+        let fresh = Store::look_into(dir.path(), &dir.database("look")).await.unwrap();
+        let (known, found) = (store.best(RUN).await.unwrap(), fresh.best(RUN).await.unwrap());
+        fresh.close().await;
+        assert_eq!(known, found, "after round {round}");
+        expected.push(known);
+    }
+    expected.dedup();
+    assert!(expected.len() > 3, "the best model hardly changes: {expected:?}");
+    let models = store.models(RUN).await.unwrap();
+    assert_eq!(models.iter().filter(|model| model.line.best).count(), 1);
+    for (before, limit, rounds) in
+        [(None, 2, vec![19, 20]), (Some(4), 3, vec![1, 2, 3]), (Some(1), 9, vec![0]), (Some(0), 9, vec![])]
+    {
+        let page = store.models_before(RUN, before, limit).await.unwrap();
+        let found: Vec<u32> = page.iter().map(|model| model.line.round).collect();
+        assert_eq!(found, rounds);
+        for model in page {
+            assert_eq!(Some(&model), models.get(model.line.round as usize));
+        }
+    }
 }

@@ -50,11 +50,12 @@ impl Books {
         books.store.book(&Booking { population: "wards".into(), links: vec![first] }).await.unwrap();
         let (layout, checkpoint) = (layout(), &begin([0.0; 3]));
         let (run, name, plan_toml, layout) = (RUN, "hearts", PLAN, &layout);
-        let new = Submission { run, name, rounds: 9, plan_toml, seed: None, layout, checkpoint };
+        let new =
+            Submission { run, name, rounds: 9, plan_toml, seed: None, calibrated: None, layout, checkpoint };
         books.store.submit(&new).await.unwrap();
         let plan_sha256 = Digest::of(PLAN.as_bytes()).to_string();
         let submitted = Event::Submitted { name: "hearts", plan_sha256, rehearsal: false, by: "ada" };
-        books.log.write(Time::ZERO, Some(RUN), submitted).unwrap();
+        books.log.write(Time::ZERO, Some(RUN), &submitted).unwrap();
         books.revoke("south", 100).await;
         books
     }
@@ -75,12 +76,17 @@ impl Books {
         let release = Release { sha256, software: "a test".into(), norm_next: None };
         let (_, spent) = self.ledger.spend(permit, release).unwrap();
         done.booking = Some(Booking { population, links: vec![spent] });
-        let log = &mut self.log;
-        let told = |sha256: &str| match dies {
-            true => Err(StoreError::LeaseLost { seconds: 0 }),
-            false => Ok(log.released(Time::ZERO, RUN, round, sha256)?),
-        };
-        self.store.commit_then(RUN, &layout(), &done, told).await
+        let mut prepared = self.store.prepare(RUN, &layout(), &done).await?;
+        let is_new = self.store.write(&mut prepared).await?;
+        let sha256 = self.store.written(prepared);
+        if is_new && dies {
+            return Err(StoreError::LeaseLost { seconds: 0 });
+        }
+        if is_new {
+            self.log.released(Time::ZERO, RUN, round, &sha256)?;
+        }
+        self.store.finish(RUN).await?;
+        Ok(sha256)
     }
 
     async fn close(self) {

@@ -19,7 +19,18 @@ async fn submit(store: &Store, run: u64) -> Result<(), StoreError> {
     let layout = Layout::new([("w".to_owned(), vec![1])]).unwrap();
     let checkpoint = &Checkpoint::begin(Parameters::new(vec![1.0]));
     let (run, name, plan_toml, layout) = (RunId(run), "hearts", "rounds = 3", &layout);
-    store.submit(&Submission { run, name, rounds: 3, plan_toml, seed: None, layout, checkpoint }).await
+    store
+        .submit(&Submission {
+            run,
+            name,
+            rounds: 3,
+            plan_toml,
+            seed: None,
+            calibrated: None,
+            layout,
+            checkpoint,
+        })
+        .await
 }
 
 fn booking() -> Booking {

@@ -21,7 +21,16 @@ async fn stopped(dir: &Path) {
         let (run, name, plan_toml) = (RunId(run), "hearts", "rounds = 3");
         let (layout, checkpoint, seed) = (&layout, &checkpoint, Some(u64::MAX));
         store
-            .submit(&Submission { run, name, rounds: 3, plan_toml, seed, layout, checkpoint })
+            .submit(&Submission {
+                run,
+                name,
+                rounds: 3,
+                plan_toml,
+                seed,
+                calibrated: None,
+                layout,
+                checkpoint,
+            })
             .await
             .unwrap();
     }
@@ -69,7 +78,16 @@ async fn a_state_goes_on_in_its_new_database_as_it_was_and_not_in_the_old_one() 
     let (run, name, plan_toml, checkpoint) =
         (RunId(9), "new", "", &Checkpoint::begin(Parameters::new(vec![1.0])));
     there
-        .submit(&Submission { run, name, rounds: 1, plan_toml, seed: None, layout: &layout, checkpoint })
+        .submit(&Submission {
+            run,
+            name,
+            rounds: 1,
+            plan_toml,
+            seed: None,
+            calibrated: None,
+            layout: &layout,
+            checkpoint,
+        })
         .await
         .unwrap();
     assert_eq!(there.summaries().await.unwrap()[0].run, RunId(9));

@@ -1,0 +1,117 @@
+//! A commit: its files first, then one transaction, then what follows from it. Each of the three can be tried again as often as the
+//! storage refuses, and what was decided (noise, names, counts) is not decided again.
+
+use protocol::{Layout, RunId};
+
+use super::ledgers::Taken;
+use super::sweeping::Unused;
+use super::{Files, Readable, Store, StoreError, ledger, models, publishing, rows};
+use crate::Commit;
+use crate::net::crash;
+
+/// A commit whose files are durable.
+pub(crate) struct Prepared<'a> {
+    run: RunId,
+    commit: &'a Commit,
+    files: Files,
+    taken: Taken<'a>,
+}
+
+impl Store {
+    /// Stores a commit in one transaction, publishes what it releases, then removes the files nobody needs any more; returns the
+    /// model's fingerprint. Writes files on the calling thread.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be written; what was stored before stands then.
+    pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
+        let mut prepared = self.prepare(run, layout, commit).await?;
+        self.write(&mut prepared).await?;
+        let model_sha256 = self.written(prepared);
+        self.finish(run).await?;
+        Ok(model_sha256)
+    }
+
+    /// The first part: the files. Where a plan's release is paid from a ledger they are encrypted until [`Store::finish`], so that a crash
+    /// before the payment leaves nothing that is readable, and one after it leaves all that is needed to publish the same bytes.
+    pub(crate) async fn prepare<'a>(
+        &'a self,
+        run: RunId,
+        layout: &Layout,
+        commit: &'a Commit,
+    ) -> Result<Prepared<'a>, StoreError> {
+        let readable = if commit.booking.is_some() { Readable::OncePaid } else { Readable::AtOnce };
+        let written = self.write_files(run, layout, &commit.checkpoint, readable).await;
+        if written.is_err() {
+            // A file that was written under a key that is lost with this attempt is written anew.
+            self.forget_last();
+        }
+        let files = written?;
+        crash::point("model-on-disk");
+        Ok(Prepared { run, commit, files, taken: self.unwritten.take() })
+    }
+
+    /// The second part: the transaction. Whether the commit releases a model for the first time.
+    pub(crate) async fn write(&self, prepared: &mut Prepared<'_>) -> Result<bool, StoreError> {
+        let written = self.write_rows(prepared).await;
+        if written.is_err() {
+            self.forget_last();
+        }
+        written
+    }
+
+    async fn write_rows(&self, prepared: &mut Prepared<'_>) -> Result<bool, StoreError> {
+        let Prepared { run, commit, files, taken } = prepared;
+        let run = *run;
+        let mut transaction = self.begin().await?;
+        let statement = commit.statement.as_deref();
+        let unused =
+            rows::write_checkpoint(&mut transaction, run, &commit.checkpoint, files, statement).await?;
+        let mut is_new = false;
+        if commit.summary.released {
+            is_new = models::add(&mut transaction, run, commit.summary.round, files, statement).await?;
+        }
+        publishing::announce(&mut transaction, &files.sealed).await?;
+        if let Some(booking) = &commit.booking {
+            ledger::append(&mut transaction, booking).await?;
+            crash::point("spent-uncommitted");
+        }
+        rows::write_round(&mut transaction, run, &commit.summary).await?;
+        for (client, task, metrics) in &commit.reports {
+            rows::write_report(&mut transaction, run, client, *task, metrics).await?;
+        }
+        if is_new || !commit.summary.released {
+            self.count_secret_round(&mut transaction, run, taken).await?;
+        }
+        taken.add(&mut transaction).await?;
+        for (client, record) in &commit.clients {
+            rows::write_client(&mut transaction, run, client, record).await?;
+        }
+        crash::point("transaction-full");
+        transaction.commit().await?;
+        crash::point("transaction-done");
+        self.sweep.add(unused);
+        // The same bytes may have been sealed before, in a commit that an evaluation has repeated.
+        self.sweep.add(files.sealed.values().map(|sealed| Unused::Sealed(sealed.name.clone())));
+        Ok(is_new)
+    }
+
+    /// The transaction is durable: what it has written is owed no more. Gives the model's fingerprint.
+    pub(crate) fn written(&self, prepared: Prepared<'_>) -> String {
+        prepared.taken.written();
+        prepared.files.model_sha256
+    }
+
+    /// The third part: publishes what is paid for, and removes the files that nobody needs any more.
+    pub(crate) async fn finish(&self, run: RunId) -> Result<(), StoreError> {
+        self.publish(None).await?;
+        if let Some(last) = self.keep_last {
+            self.thin(run, last).await?;
+        }
+        self.sweep().await;
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests;
