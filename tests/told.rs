@@ -342,10 +342,10 @@ fn a_port_that_is_taken_is_named_with_what_to_do() {
     let folder = dir.path();
     works(folder, "server init other --name localhost --listen 127.0.0.1:0");
     let line = format!("server run other --listen {address}");
-    refused(folder, &line, 2, &[&address, "another program has this port", "server.toml"]);
+    refused(folder, &line, 1, &[&address, "another program has this port", "server.toml"]);
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let held = std::net::TcpListener::bind(held).unwrap();
     let admin = held.local_addr().unwrap().to_string();
     let line = format!("server run other --listen 127.0.0.1:0 --admin-listen {admin}");
-    refused(folder, &line, 2, &[&admin, "another program has this port", "[admin]"]);
+    refused(folder, &line, 1, &[&admin, "another program has this port", "[admin]"]);
 }

@@ -155,7 +155,7 @@ impl Reader {
         let step = Step { line: self.terminals.len(), command: line + listen, output: vec!["..."] };
         if step.command.contains(" run fed") || step.command.contains("site run") {
             let output =
-                if step.command.contains("site run") { "connected to [..]" } else { "listening on [..]" };
+                if step.command.contains("site run") { "[..]connected to [..]" } else { "listening on [..]" };
             return self.open_terminal(&Step { output: vec!["...", output], ..step });
         }
         self.type_in(&step)

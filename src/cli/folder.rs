@@ -127,15 +127,6 @@ impl ServerFolder {
         refuse_unfinished(&self.0)?;
         self.refuse_other()?;
         let path = self.config();
-        if !path.exists() {
-            let message = format!(
-                "{}: there is no such file, so {} is no folder of a server: name the folder with `--dir DIR`, or behind `consortia server \
-                 COMMAND`; `consortia server init DIR` makes one",
-                path.display(),
-                self.0.display()
-            );
-            return Err(Failure::new(Kind::Configuration, message));
-        }
         let text = read_text(&path)?;
         ServerFile::parse(&text, &self.0).or_fail(Kind::Configuration, path.display())
     }
