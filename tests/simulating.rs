@@ -214,3 +214,30 @@ fn every_client_has_its_numbers_in_the_table_the_report_and_on_request() {
     assert!(page.contains(client), "the report names {client}");
     assert!(talk(&output).lines().any(|line| line.trim_start().starts_with(client)), "{}", talk(&output));
 }
+
+#[test]
+fn ids_that_would_be_one_client_are_refused_with_both_and_an_id_that_is_no_name_is_shown_as_it_stands() {
+    let plan = "name = \"trial\"\nrounds = 1\nmodel = \"logistic\"\n\
+        [data.table]\nlabel = \"ill\"\ntarget = { classes = 2 }\nfeatures = [\"age\"]\n\
+        [training]\nbatch_size = 4\noptimizer = { sgd = { learning_rate = 0.05 } }\n\
+        [simulation]\ndataset = { files = { csv = { train = \"h.csv\", test_fraction = 0.3 } } }\n\
+        partition = { natural = { column = \"hospital\" } }\n";
+    let (dir, file) = planned(plan);
+    let simulate = |hospitals: [&str; 3]| {
+        let mut table = "hospital,age,ill\n".to_owned();
+        for row in 0..60 {
+            table.push_str(&format!("{},{},{}\n", hospitals[row % 3], 40 + row, row % 2));
+        }
+        std::fs::write(dir.path().join("h.csv"), table).unwrap();
+        let output = consortia(&["simulate", text(&file), "--out", text(&dir.path().join("runs"))]);
+        (output.status.code().unwrap(), talk(&output))
+    };
+    for alike in [["Müller", "Möller", "Mainz"], ["St Mary", "st_mary", "Mainz"]] {
+        let (code, said) = simulate(alike);
+        assert!(code == 2 && said.contains(alike[0]) && said.contains(alike[1]), "{code} {said}");
+    }
+    let (code, said) = simulate(["-->", "Muller", "Mainz"]);
+    assert!(code == 2 && said.contains("the id `-->` in the data"), "{code} {said}");
+    let (code, said) = simulate(["Muller", "Moller", "Mainz"]);
+    assert_eq!(code, 0, "{said}");
+}

@@ -1,5 +1,6 @@
 //! Who holds what: virtual clients as rows of one data set in memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use learning::device::Device;
@@ -41,8 +42,26 @@ pub enum PopulationError {
     #[error("simulation.partition: {0}")]
     Partition(#[from] PartitionError),
     /// An id in the data is no client's name.
-    #[error("simulation.partition: an id in the data: {0}")]
-    Name(#[from] IdError),
+    #[error("simulation.partition: the id `{id}` in the data, as a name: {fault}")]
+    Name {
+        /// As it stands there.
+        id: String,
+        /// What is wrong with what becomes of it.
+        fault: IdError,
+    },
+    /// Two ids in the data would be one client's.
+    #[error(
+        "simulation.partition: `{one}` and `{other}` in the data would both be the client `{name}`, since names have letters a to z, digits, `.`, `_` \
+         and `-` alone; write them alike if they mean the same, or so that they differ by such letters"
+    )]
+    Alike {
+        /// The name.
+        name: ClientId,
+        /// One of them, as it stands there.
+        one: String,
+        /// The other.
+        other: String,
+    },
     /// Nothing could be measured.
     #[error(
         "simulation.dataset: the plan evaluates on validation records and there are none; set `validation_fraction` or `validation` \
@@ -66,8 +85,13 @@ impl Population {
             let found = load_measured_with_ids(source, &spec.data, spec.evaluation_records, ids)?;
             let (train, test) = (Arc::clone(&found.train), measured(found.test.clone(), spec)?);
             let (mut clients, mut sites) = (Vec::new(), Vec::new());
+            let mut ids = BTreeMap::new();
             for natural in found.clients() {
-                clients.push(ClientId::new(&plain_name(&natural.id))?);
+                let name = name_of(&natural.id)?;
+                if let Some(other) = ids.insert(name.clone(), natural.id.clone()) {
+                    return Err(PopulationError::Alike { name, one: other, other: natural.id });
+                }
+                clients.push(name);
                 sites.push(natural.data);
             }
             let has_tests = sites.iter().any(|site: &SiteData| site.test.is_some());
@@ -87,7 +111,10 @@ impl Population {
         };
         let parts = partition(&train.labels, &config.partition, config.clients.unwrap_or(0), seed)?;
         let digits = parts.len().to_string().len();
-        let name = |number: usize| ClientId::new(&format!("client-{number:0digits$}"));
+        let name = |number: usize| {
+            let name = format!("client-{number:0digits$}");
+            called(&name, &name)
+        };
         let clients = (1..=parts.len()).map(name).collect::<Result<_, _>>()?;
         let site = |rows: Vec<u32>| {
             let train = View { dataset: Arc::clone(&train), rows: rows.into() };
@@ -103,7 +130,8 @@ impl Population {
         let originals = self.clients.len();
         for copy in 2..=copies {
             for index in 0..originals {
-                self.clients.push(ClientId::new(&format!("{}.{copy}", self.clients[index]))?);
+                let name = format!("{}.{copy}", self.clients[index]);
+                self.clients.push(called(&name, &name)?);
                 self.sites.push(self.sites[index].clone());
             }
         }
@@ -162,11 +190,15 @@ fn measured(found: Option<Arc<Dataset>>, spec: &Spec) -> Result<Option<Arc<Datas
     }
 }
 
-/// Ids in data may have letters that names may not.
-fn plain_name(id: &str) -> String {
+/// The client of an id in the data, which may have letters that names may not.
+fn name_of(id: &str) -> Result<ClientId, PopulationError> {
     let plain =
         |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '_' };
-    id.trim().chars().map(plain).collect()
+    called(&id.trim().chars().map(plain).collect::<String>(), id)
+}
+
+fn called(name: &str, id: &str) -> Result<ClientId, PopulationError> {
+    ClientId::new(name).map_err(|fault| PopulationError::Name { id: id.to_owned(), fault })
 }
 
 fn central_data(
@@ -282,7 +314,7 @@ impl Population {
     /// # Errors
     /// [`PopulationError::Name`] when `name` is no client's name.
     pub fn alone(&self, name: &str, data: SiteData) -> Result<Self, PopulationError> {
-        let mut alone = Self::of(vec![(ClientId::new(name)?, data)], None, self.device.clone());
+        let mut alone = Self::of(vec![(called(name, name)?, data)], None, self.device.clone());
         alone.models = self.models.clone();
         Ok(alone)
     }
