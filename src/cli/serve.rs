@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use server::Note;
 use server::net::{
     AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
-    Server, ServerConfig, Store,
+    Server, ServerConfig, Store, StoreError,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -362,7 +362,8 @@ fn kind_of_start(error: &ServeError) -> Kind {
             io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Kind::Run,
             _ => Kind::Configuration,
         },
-        ServeError::System(_) => Kind::Run,
+        // The other server may be one that is still ending.
+        ServeError::System(_) | ServeError::Store(StoreError::Locked(_)) => Kind::Run,
         error if error.passes() => Kind::Run,
         _ => Kind::Configuration,
     }

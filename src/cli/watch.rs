@@ -62,7 +62,7 @@ pub(super) async fn until_told(while_stdin_open: bool) {
                 tokio::select! {
                     () = &mut closed, if while_stdin_open => break,
                     () = signals.next() => break,
-                    () = hangups.next() => tracing::info!(
+                    () = hangups.next() => tracing::warn!(
                         "SIGHUP is ignored: certificates and revocations are taken up by themselves, everything else at the next start"
                     ),
                 }

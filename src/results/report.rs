@@ -211,14 +211,15 @@ impl Measures {
             if each.is_empty() { NONE.to_owned() } else { each.join(", ") }
         };
         let row = |client: &ClientSummary| {
+            let test = client.test.filter(|metrics| metrics.examples > 0);
             vec![
                 client.client.to_string(),
                 if hidden { NONE.to_owned() } else { client.accepted.to_string() },
                 counts(&client.refused),
                 counts(&client.declined),
-                client.test.map_or_else(|| NONE.to_owned(), |metrics| metrics.examples.to_string()),
-                self.of(client.test),
-                loss(client.test),
+                test.map_or_else(|| NONE.to_owned(), |metrics| metrics.examples.to_string()),
+                self.of(test),
+                loss(test),
             ]
         };
         let measure = format!("Test {}", if self.is_squared { "RMSE" } else { "accuracy" });

@@ -122,7 +122,7 @@ fn promises_nothing(plan_toml: &str) -> Result<bool, String> {
 fn why_unmeasured(plan_toml: &str) -> String {
     // The noise says nothing about evaluations: it is not searched for.
     let noise = Positive::new(1.0).ok();
-    let Some(Ok(Plan { evaluation, rounds, spec, .. })) = Plan::parse_accepted(plan_toml, noise) else {
+    let Some(Ok(Plan { evaluation, rounds, .. })) = Plan::parse_accepted(plan_toml, noise) else {
         return "none of its models was evaluated".to_owned();
     };
     let EvaluationPlan { every, sites, central, .. } = evaluation;
@@ -130,12 +130,9 @@ fn why_unmeasured(plan_toml: &str) -> String {
         (Evaluators::None, false) => {
             "its plan has neither sites nor server evaluate ([evaluation] sites = \"none\", central = false)".to_owned()
         }
-        (Evaluators::None, true) if spec.privacy.hides_metrics() => {
-            "its plan keeps the sites' metrics at the sites ([privacy] metrics), and this server has no test records ([central.csv] in server.toml)"
-                .to_owned()
-        }
         (Evaluators::None, true) => {
-            "its plan has no site evaluate ([evaluation] sites = \"none\"), and this server has no test records ([central.csv] in server.toml)"
+            "no site evaluates ([evaluation] sites = \"none\" in its plan, or metrics that a promise of privacy keeps at the sites), and this server has no \
+             test records ([central.csv] in server.toml)"
                 .to_owned()
         }
         (Evaluators::All, _) => {
@@ -181,7 +178,7 @@ mod tests {
             ("[evaluation]\nevery = 0\n", "only the model of round 30"),
             ("[evaluation]\nevery = 7\n", "every 7th round"),
             ("", "no evaluation has brought a number"),
-            (private, "keeps the sites' metrics"),
+            (private, "keeps at the sites"),
         ] {
             let why = why_unmeasured(&plan(more));
             assert!(why.contains(said), "{more}: {why}");
