@@ -13,6 +13,7 @@
 #[path = "support/processes.rs"]
 mod processes;
 
+use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -136,11 +137,18 @@ struct Watch<'a> {
     admin: String,
     token: String,
     run: String,
+    reached: Cell<u64>,
 }
 
 impl Watch<'_> {
+    /// In steps, each with a limit of its own: a long run takes longer than anything else may.
     fn wait_for(&self, round: u64) {
-        self.server.next("a round", |line| line["event"] == "round" && line["round"].as_u64() >= Some(round));
+        while self.reached.get() < round {
+            let next = round.min(self.reached.get() + 1000);
+            let has_come = |line: &Value| line["event"] == "round" && line["round"].as_u64() >= Some(next);
+            let line = self.server.next("a round", has_come);
+            self.reached.set(line["round"].as_u64().unwrap());
+        }
     }
 
     fn window(&self, from: u64, to: u64) -> Window {
@@ -174,7 +182,7 @@ fn a_long_run_costs_the_same_at_its_end_as_early_on_and_what_is_shown_of_it_says
     let token = std::fs::read_to_string(fed.join("operator/admin.token")).unwrap().trim().to_owned();
     let site = stage.site(address);
     let run = submit(text(&stage.path("plan.toml")), text(&fed), address, Some(3));
-    let watch = Watch { server: &server, site: &site, admin, token, run: run.clone() };
+    let watch = Watch { server: &server, site: &site, admin, token, run: run.clone(), reached: Cell::new(0) };
     // The rounds that are shown are as many as ever from the 1,000th on.
     let span = rounds / 10;
     let early = watch.window(span, 2 * span);
