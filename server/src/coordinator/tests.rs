@@ -1,6 +1,7 @@
 //! Scripted runs, then random ones.
 
 mod control;
+mod golden;
 mod private;
 mod random;
 mod scripted;

@@ -27,7 +27,7 @@ pub(super) fn plan(rounds: u32, epsilon_max: f64, sampling: &str, more: &str) ->
 pub(super) const EVERY: &str = "{ availability = { participations_max = 1000 } }";
 
 /// Noise that follows from a number and the number of vectors drawn before.
-fn seeded(number: u8) -> Chance {
+pub(super) fn seeded(number: u8) -> Chance {
     let mut drawn = 0;
     Chance::of(move || {
         drawn += 1;
@@ -35,7 +35,7 @@ fn seeded(number: u8) -> Chance {
     })
 }
 
-fn private_setup(plan: &str, checkpoint: Checkpoint, links: &[Link], chance: Chance) -> Setup {
+pub(super) fn private_setup(plan: &str, checkpoint: Checkpoint, links: &[Link], chance: Chance) -> Setup {
     let plan = Arc::new(Plan::parse(plan).unwrap());
     let ledger = if links.is_empty() {
         Ledger::found(plan.spec.privacy.central.as_ref().unwrap().terms()).unwrap().0
@@ -206,8 +206,8 @@ fn secret_coins_are_tossed_for_all_who_are_enrolled_and_an_empty_cohort_is_relea
     assert_eq!(Ledger::replay(&stage.ledger).unwrap().releases(), 40);
 }
 
-const FIXED: &str = "{ fixed = { population = 3, sample = 2 } }";
-const COIN: &str = "{ poisson = { rate = 0.5 } }";
+pub(super) const FIXED: &str = "{ fixed = { population = 3, sample = 2 } }";
+pub(super) const COIN: &str = "{ poisson = { rate = 0.5 } }";
 
 #[test]
 fn a_round_of_a_secret_cohort_is_released_whoever_of_it_answers() {
