@@ -293,16 +293,14 @@ mod tests {
 
     #[test]
     fn clients_get_columns_of_their_own_as_long_as_they_are_few() {
-        use protocol::{ClientId, Round, RunId, TaskId, TaskKind};
+        use protocol::{ClientId, Round, RunId, StepId, TaskId};
         let csv = |count: usize| {
             let name = |number: usize| ClientId::new(&format!("c{number}")).unwrap();
             let mut clients = ClientMetrics::of((0..count).map(name));
-            let task = |kind| TaskId { run: RunId(0), round: Round(1), kind };
+            let task = |kind| TaskId::new(RunId(0), Round(1), kind);
             let metrics = Metrics { loss: 0.5, accuracy: Some(0.75), examples: 8, seconds: 0.0 };
-            clients.add(&[
-                (name(0), task(TaskKind::Train), metrics),
-                (name(1), task(TaskKind::Evaluate), metrics),
-            ]);
+            clients
+                .add(&[(name(0), task(StepId::TRAIN), metrics), (name(1), task(StepId::EVALUATE), metrics)]);
             let round = RoundSummary {
                 round: 1,
                 released: true,

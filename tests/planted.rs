@@ -22,7 +22,7 @@ use consortia::protocol::wire::{
 };
 use consortia::protocol::{
     ClientId, Decline, EvaluateOrder, Layout, LearnError, Learner, Metrics, Parameters, Round, RunId, Seed,
-    Spec, Standardiser, Statistic, Stop, Task, TaskId, TaskKind, Time, TrainOrder, Work,
+    Spec, Standardiser, Statistic, StepId, Stop, Task, TaskId, Time, TrainOrder, Work,
 };
 use consortia::server::Plan;
 use consortia::server::net::Authority;
@@ -157,11 +157,11 @@ impl FarEnd {
 
 fn task(spec: &Spec, round: u32, work: Work) -> Task {
     let kind = match work {
-        Work::Statistics { .. } => TaskKind::Statistics,
-        Work::Train { .. } => TaskKind::Train,
-        Work::Evaluate { .. } => TaskKind::Evaluate,
+        Work::Statistics { .. } => StepId::STATISTICS,
+        Work::Train { .. } => StepId::TRAIN,
+        Work::Evaluate { .. } => StepId::EVALUATE,
     };
-    let id = TaskId { run: RunId(u64::from(round)), round: Round(round), kind };
+    let id = TaskId::new(RunId(u64::from(round)), Round(round), kind);
     let standardiser = Standardiser { mean: vec![50.0, 80.0], std: vec![12.0, 11.0] };
     let (spec, standardiser) = (Arc::new(spec.clone()), Some(Arc::new(standardiser)));
     Task { id, spec, seed: Some(Seed::from_number(5)), standardiser, work }

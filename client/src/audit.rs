@@ -76,7 +76,7 @@ pub struct TaskName {
 
 impl From<TaskId> for TaskName {
     fn from(id: TaskId) -> Self {
-        Self { run: id.run.to_string(), round: id.round.0, kind: id.kind.name().to_owned() }
+        Self { run: id.run.to_string(), round: id.round.0, kind: id.step.name().into_owned() }
     }
 }
 
@@ -337,14 +337,14 @@ mod tests {
     use super::*;
     use crate::ledger::tests::Paper;
     use privacy::chain::{Chain, read_lines};
-    use protocol::{Round, RunId, TaskKind};
+    use protocol::{Round, RunId, StepId};
 
     #[test]
     fn what_is_noted_is_a_chain_of_records_with_their_moments() {
         let paper = Paper::default();
         let writer = ChainWriter::new(Chain::new(), Box::new(paper.clone()) as Box<dyn Write + Send>);
         let audit = Audit::new(writer, || Time::from_micros(7));
-        let task = TaskId { run: RunId(0xab), round: Round(3), kind: TaskKind::Train };
+        let task = TaskId::new(RunId(0xab), Round(3), StepId::TRAIN);
         let denied =
             AuditEvent::Denied { task: task.into(), rule: "hours".into(), message: "it is late".into() };
         audit.note(denied.clone()).unwrap();

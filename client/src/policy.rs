@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use protocol::{
     CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, RecordCount, Round, RunId, Spec,
-    SpecError, Task, TaskKind, Time, Weighting, Work,
+    SpecError, StepId, Task, Time, Weighting, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -224,9 +224,9 @@ impl Policy {
 
     fn judge_work(&self, task: &Task) -> Result<(), Denied> {
         let rules = &self.rules;
-        let kind = task.id.kind;
+        let kind = task.id.step;
         if !rules.tasks.contains(&kind) {
-            let allowed: Vec<&str> = rules.tasks.iter().map(|kind| kind.name()).collect();
+            let allowed: Vec<_> = rules.tasks.iter().map(|kind| kind.name()).collect();
             return denied("tasks", format!("a task `{}` came; allowed are {allowed:?}", kind.name()));
         }
         if task.seed.is_some() && !rules.rehearsals {
@@ -275,10 +275,10 @@ impl Policy {
 
     fn judge_privacy(&self, task: &Task) -> Result<(), Denied> {
         let (privacy, rules) = (&task.spec.privacy, &self.rules.privacy);
-        // The sums of a statistics round carry no noise, whatever the plan says of updates.
-        let modes = match task.id.kind {
-            TaskKind::Statistics => vec![Mode::None],
-            TaskKind::Train | TaskKind::Evaluate => Mode::all_of(privacy),
+        // The sums of statistics, and what a method asks for, carry no noise, whatever the plan says of updates.
+        let modes = match task.id.step {
+            StepId::TRAIN | StepId::EVALUATE => Mode::all_of(privacy),
+            _ => vec![Mode::None],
         };
         if !modes.iter().any(|mode| rules.require.contains(mode)) {
             let named = |modes: &[Mode]| modes.iter().map(|mode| mode.name()).collect::<Vec<_>>().join(", ");

@@ -1,10 +1,11 @@
 //! Names for who takes part and for what is being done.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A site's name: 1 to 64 of `a-z 0-9 . _ -`, the first of them a letter, a digit or `_`. In a deployment it comes from the
 /// site's certificate and from nowhere else. Names become folders and arguments of commands: one that begins with a dot would
@@ -26,6 +27,11 @@ pub enum IdError {
     /// A run id that is not 16 hexadecimal digits.
     #[error("`{0}` is not a run id; it has 16 hexadecimal digits")]
     Run(String),
+    /// A name that no step of a workflow has.
+    #[error(
+        "`{0}` is not a step; it is `statistics`, `train`, `evaluate`, or `step-` and a number from 16 to 65535"
+    )]
+    Step(String),
 }
 
 impl ClientId {
@@ -125,43 +131,134 @@ impl fmt::Display for Round {
     }
 }
 
-/// What a task asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskKind {
-    /// Named sums over the site's training data.
-    Statistics,
-    /// Local training; the answer is an update.
-    Train,
-    /// Metrics of the given model on the site's test data.
-    Evaluate,
-}
+/// A step of a run's workflow. The first three are those of training; methods number theirs from [`StepId::METHOD_MIN`] on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StepId(u16);
 
-impl TaskKind {
-    /// The kind in one word, as in logs and files.
-    pub fn name(self) -> &'static str {
+impl StepId {
+    /// Named sums over the site's training data.
+    pub const STATISTICS: Self = Self(0);
+    /// Local training; the answer is an update.
+    pub const TRAIN: Self = Self(1);
+    /// Metrics of the given model on the site's test data.
+    pub const EVALUATE: Self = Self(2);
+    /// The least number of a method's own step.
+    pub const METHOD_MIN: u16 = 16;
+
+    /// The `number`th step of a method, from 0; at most `u16::MAX - 16`.
+    ///
+    /// # Panics
+    /// When there are not as many numbers.
+    pub const fn method(number: u16) -> Self {
+        Self(Self::METHOD_MIN + number)
+    }
+
+    /// The step in one word, as in logs and files: a method's own steps are called by their number.
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Self::Statistics => "statistics",
-            Self::Train => "train",
-            Self::Evaluate => "evaluate",
+            Self::STATISTICS | Self::TRAIN | Self::EVALUATE => self.family().into(),
+            Self(number) => format!("step-{number}").into(),
+        }
+    }
+
+    /// The number.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
+    /// Which of few words stands for it where there may not be many, as in the labels of metrics: `method` for all steps of methods.
+    pub fn family(self) -> &'static str {
+        match self {
+            Self::STATISTICS => "statistics",
+            Self::TRAIN => "train",
+            Self::EVALUATE => "evaluate",
+            Self(_) => "method",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "statistics" => Some(Self::STATISTICS),
+            "train" => Some(Self::TRAIN),
+            "evaluate" => Some(Self::EVALUATE),
+            other => {
+                let number = other.strip_prefix("step-")?.parse().ok()?;
+                (number >= Self::METHOD_MIN && other == format!("step-{number}")).then_some(Self(number))
+            }
         }
     }
 }
 
-/// Which task: a site is asked at most once per run, round and kind, and may answer once.
+impl FromStr for StepId {
+    type Err = IdError;
+    fn from_str(name: &str) -> Result<Self, IdError> {
+        Self::named(name).ok_or_else(|| IdError::Step(name.chars().take(80).collect()))
+    }
+}
+
+/// By its name: steps stand in ledgers, policies and files, and nowhere on the wire but in a [`TaskId`].
+impl Serialize for StepId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for StepId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = Cow::<'de, str>::deserialize(deserializer)?;
+        name.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Which task: a site is asked at most once per run, round, step and attempt, and may answer once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "(RunId, Round, u32)", into = "(RunId, Round, u32)")]
 pub struct TaskId {
     /// The run.
     pub run: RunId,
     /// The round.
     pub round: Round,
-    /// The kind of work.
-    pub kind: TaskKind,
+    /// The step of the round.
+    pub step: StepId,
+    /// How often this step of this round was opened before: 0 the first time. An answer to an earlier attempt is stale.
+    pub attempt: u16,
+}
+
+impl TaskId {
+    /// The first attempt.
+    pub fn new(run: RunId, round: Round, step: StepId) -> Self {
+        Self { run, round, step, attempt: 0 }
+    }
+
+    /// The same step of the same round, put anew.
+    #[must_use]
+    pub fn next_attempt(self) -> Self {
+        Self { attempt: self.attempt.wrapping_add(1), ..self }
+    }
+}
+
+/// As it travels: step and attempt share a word, the step in its low half. So the first attempts at the steps of training look as they
+/// did before there were others.
+impl From<TaskId> for (RunId, Round, u32) {
+    fn from(id: TaskId) -> Self {
+        (id.run, id.round, u32::from(id.attempt) << 16 | u32::from(id.step.0))
+    }
+}
+
+impl From<(RunId, Round, u32)> for TaskId {
+    fn from((run, round, word): (RunId, Round, u32)) -> Self {
+        let halves = [word & 0xffff, word >> 16].map(|half| half as u16);
+        Self { run, round, step: StepId(halves[0]), attempt: halves[1] }
+    }
 }
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of round {} in run {}", self.kind.name(), self.round, self.run)
+        write!(f, "{} of round {} in run {}", self.step.name(), self.round, self.run)?;
+        match self.attempt {
+            0 => Ok(()),
+            attempt => write!(f, ", attempt {}", u32::from(attempt) + 1),
+        }
     }
 }
 
@@ -210,5 +307,32 @@ mod tests {
         let run = RunId(0xab);
         assert_eq!(run.to_string().parse(), Ok(run));
         assert!("ab".parse::<RunId>().is_err());
+    }
+
+    #[test]
+    fn a_step_reads_as_it_is_written_and_only_so() {
+        for step in [StepId::STATISTICS, StepId::TRAIN, StepId::EVALUATE, StepId::method(0), StepId(u16::MAX)]
+        {
+            assert_eq!(step.name().parse(), Ok(step));
+            assert_eq!(serde_json::from_str::<StepId>(&format!("\"{}\"", step.name())).unwrap(), step);
+        }
+        for bad in ["", "Train", "step-3", "step-016", "step-65536", "step-+16", "step-"] {
+            assert!(bad.parse::<StepId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_id_keeps_step_and_attempt_on_the_wire_and_the_first_of_training_look_as_before() {
+        let id = TaskId { attempt: 3, ..TaskId::new(RunId(1), Round(2), StepId::method(5)) };
+        let wire = crate::wire::encode(crate::wire::FrameKind::Answer, &id);
+        let body = &wire[crate::wire::FRAME_HEAD..];
+        assert_eq!(crate::wire::decode::<TaskId>(body).unwrap(), id);
+        assert_eq!(body[12..], [21, 0, 3, 0]);
+        let train = crate::wire::encode(
+            crate::wire::FrameKind::Answer,
+            &TaskId::new(RunId(1), Round(2), StepId::TRAIN),
+        );
+        assert_eq!(train[crate::wire::FRAME_HEAD..], [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(id.to_string(), "step-21 of round 2 in run 0000000000000001, attempt 4");
     }
 }

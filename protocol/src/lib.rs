@@ -30,7 +30,7 @@ pub use guarantee::{
     BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,
     PrivacySpec, Sampling,
 };
-pub use ids::{ClientId, IdError, Round, RunId, TaskId, TaskKind, is_plain_name, software_name};
+pub use ids::{ClientId, IdError, Round, RunId, StepId, TaskId, is_plain_name, software_name};
 pub use invite::{Invite, InviteError, Token, spoken};
 pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};

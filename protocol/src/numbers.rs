@@ -6,7 +6,7 @@
 //! same counts as a zero where the record is used; it is never an error.
 
 use crate::{
-    DataSpec, Decline, OptimizerSpec, Positive, Spec, Standardise, Standardiser, Task, TaskKind, Work,
+    DataSpec, Decline, OptimizerSpec, Positive, Spec, Standardise, Standardiser, StepId, Task, Work,
 };
 
 /// The largest magnitude of a cell that a training under a promise for records works on; larger ones count as this.
@@ -53,12 +53,12 @@ impl Task {
     /// [`TaskFault`] names the number at fault and its bounds.
     pub fn check_numbers(&self) -> Result<(), TaskFault> {
         let asked = match self.work {
-            Work::Statistics { .. } => TaskKind::Statistics,
-            Work::Train { .. } => TaskKind::Train,
-            Work::Evaluate { .. } => TaskKind::Evaluate,
+            Work::Statistics { .. } => StepId::STATISTICS,
+            Work::Train { .. } => StepId::TRAIN,
+            Work::Evaluate { .. } => StepId::EVALUATE,
         };
-        if self.id.kind != asked {
-            let (said, asked) = (self.id.kind.name(), asked.name());
+        if self.id.step != asked {
+            let (said, asked) = (self.id.step.name(), asked.name());
             let message = format!("the task is called `{said}` and its work is `{asked}`");
             return Err(TaskFault::unsupported(message));
         }
@@ -205,7 +205,7 @@ mod tests {
         );
         let model = Arc::new(Parameters::new(parameters.to_vec()));
         Task {
-            id: TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train },
+            id: TaskId::new(RunId(1), Round(1), StepId::TRAIN),
             spec: Arc::new(Spec::from_json(&json).unwrap()),
             seed: None,
             standardiser: None,
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_task_is_what_it_is_called() {
         let mut task = task("{}", "", &[0.0]);
-        task.id.kind = TaskKind::Evaluate;
+        task.id.step = StepId::EVALUATE;
         assert_eq!(fault(&task).unwrap(), "the task is called `evaluate` and its work is `train`");
     }
 }

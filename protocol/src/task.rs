@@ -5,7 +5,7 @@ use std::sync::Arc;
 use privacy::{Moments, WideSum};
 use serde::{Deserialize, Serialize};
 
-use crate::{EXAMPLES_MAX, Parameters, Positive, Seed, Spec, TaskId, TaskKind};
+use crate::{EXAMPLES_MAX, Parameters, Positive, Seed, Spec, StepId, TaskId};
 
 /// Mean and standard deviation of every numeric column, in the order of the plan's features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,7 +97,7 @@ impl Task {
     /// Whether nothing may show that somebody was asked to do this, since the drawn cohort is a secret. A seed that is told to
     /// the sites keeps no secret; an evaluation is put to everybody who is connected.
     pub fn hides_participation(&self) -> bool {
-        self.seed.is_none() && self.id.kind == TaskKind::Train && self.spec.privacy.samples_secretly()
+        self.seed.is_none() && self.id.step == StepId::TRAIN && self.spec.privacy.samples_secretly()
     }
 }
 

@@ -15,7 +15,7 @@ use protocol::wire::{
 };
 use protocol::{
     BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
-    Standardiser, TaskId, TaskKind, Token, UpdateCodec,
+    Standardiser, StepId, TaskId, Token, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -56,8 +56,8 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, kind:
     assert_eq!(decode::<T>(&expected[FRAME_HEAD..]).as_ref(), Ok(message), "{name}");
 }
 
-fn id(round: u32, kind: TaskKind) -> TaskId {
-    TaskId { run: RUN, round: Round(round), kind }
+fn id(round: u32, kind: StepId) -> TaskId {
+    TaskId::new(RUN, Round(round), kind)
 }
 
 fn task(id: TaskId, work: WorkHeader, model_len: u64) -> TaskHeader {
@@ -86,11 +86,11 @@ fn tasks_have_the_bytes_of_the_page() {
     let train = TaskHeader {
         seed: Some(Seed::from_number(7)),
         standardiser: Some(Standardiser { mean: vec![54.5], std: vec![9.0] }),
-        ..task(id(3, TaskKind::Train), WorkHeader::Train { learning_rate_scale: 0.5, norm_max: None }, 2)
+        ..task(id(3, StepId::TRAIN), WorkHeader::Train { learning_rate_scale: 0.5, norm_max: None }, 2)
     };
     golden("task-train", FrameKind::Task, &train);
-    golden("task-evaluate", FrameKind::Task, &task(id(3, TaskKind::Evaluate), WorkHeader::Evaluate, 2));
-    golden("task-statistics", FrameKind::Task, &task(id(0, TaskKind::Statistics), WorkHeader::Statistics, 0));
+    golden("task-evaluate", FrameKind::Task, &task(id(3, StepId::EVALUATE), WorkHeader::Evaluate, 2));
+    golden("task-statistics", FrameKind::Task, &task(id(0, StepId::STATISTICS), WorkHeader::Statistics, 0));
     let model: Vec<u8> = [1.0f32, -0.5].iter().flat_map(|value| value.to_le_bytes()).collect();
     assert_eq!(bytes("model"), model);
 }
@@ -100,19 +100,19 @@ fn answers_have_the_bytes_of_the_page() {
     let answer = |task, body| AnswerHeader { task, body };
     let metrics = Metrics { loss: 0.5, accuracy: Some(0.75), examples: 199, seconds: 1.5 };
     let trained = AnswerBody::Trained { len: 2, weight: 199, vote: 0, metrics };
-    golden("answer-trained", FrameKind::Answer, &answer(id(3, TaskKind::Train), trained));
+    golden("answer-trained", FrameKind::Answer, &answer(id(3, StepId::TRAIN), trained));
     let metrics = Metrics { loss: 0.25, accuracy: None, examples: 104, seconds: 0.0 };
     let evaluated = AnswerBody::Evaluated { metrics };
-    golden("answer-evaluated", FrameKind::Answer, &answer(id(3, TaskKind::Evaluate), evaluated));
+    golden("answer-evaluated", FrameKind::Answer, &answer(id(3, StepId::EVALUATE), evaluated));
     let counted = AnswerBody::Counted { len: 4 };
-    golden("answer-counted", FrameKind::Answer, &answer(id(0, TaskKind::Statistics), counted));
+    golden("answer-counted", FrameKind::Answer, &answer(id(0, StepId::STATISTICS), counted));
     let declined = AnswerBody::Declined { reason: Decline::Data, detail: "no file".into() };
-    golden("answer-declined", FrameKind::Answer, &answer(id(3, TaskKind::Train), declined));
+    golden("answer-declined", FrameKind::Answer, &answer(id(3, StepId::TRAIN), declined));
     let paused = AnswerBody::Declined { reason: Decline::Paused, detail: "the site has paused".into() };
-    golden("answer-paused", FrameKind::Answer, &answer(id(3, TaskKind::Train), paused));
+    golden("answer-paused", FrameKind::Answer, &answer(id(3, StepId::TRAIN), paused));
     let metrics = Metrics { loss: 0.5, accuracy: None, examples: 199, seconds: 1.5 };
     let compressed = AnswerBody::Compressed { bytes: 8, len: 4, weight: 199, vote: 0, metrics };
-    golden("answer-compressed", FrameKind::Answer, &answer(id(3, TaskKind::Train), compressed));
+    golden("answer-compressed", FrameKind::Answer, &answer(id(3, StepId::TRAIN), compressed));
 }
 
 #[test]

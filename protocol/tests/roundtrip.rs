@@ -16,7 +16,7 @@ use protocol::wire::{
 };
 use protocol::{
     Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
-    TaskId, TaskKind, UpdateCodec,
+    StepId, TaskId, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,12 +35,9 @@ const KINDS: [FrameKind; 10] = [
 ];
 
 fn task_id() -> impl Strategy<Value = TaskId> {
-    let kind = prop::sample::select(vec![TaskKind::Statistics, TaskKind::Train, TaskKind::Evaluate]);
-    (any::<u64>(), any::<u32>(), kind).prop_map(|(run, round, kind)| TaskId {
-        run: RunId(run),
-        round: Round(round),
-        kind,
-    })
+    let kind = prop::sample::select(vec![StepId::STATISTICS, StepId::TRAIN, StepId::EVALUATE]);
+    (any::<u64>(), any::<u32>(), kind)
+        .prop_map(|(run, round, kind)| TaskId::new(RunId(run), Round(round), kind))
 }
 
 fn number() -> impl Strategy<Value = f64> {
@@ -497,7 +494,7 @@ fn a_claim_of_exabytes_takes_no_memory_and_no_time() {
 #[test]
 fn the_limits_leave_room_for_the_largest_messages_that_are_sent() {
     let detail = "ä".repeat(1000);
-    let task = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+    let task = TaskId::new(RunId(1), Round(1), StepId::TRAIN);
     let declined = Answer { task, outcome: Outcome::Declined { reason: Decline::Data, detail } };
     let (header, _) = AnswerHeader::split(declined);
     let AnswerBody::Declined { detail, .. } = &header.body else { panic!("a decline stays one") };

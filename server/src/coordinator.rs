@@ -28,8 +28,8 @@ use std::time::Duration;
 use privacy::{Lattice, Sum};
 use protocol::wire::{Control, Receipt, RoundSummary};
 use protocol::{
-    BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, Task, TaskId,
-    TaskKind, Time, Work,
+    BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, StepId, Task,
+    TaskId, Time, Work,
 };
 
 use crate::optimizer::{ServerOptimizer, StateError};
@@ -415,10 +415,10 @@ impl Coordinator {
             }
             _ => return Err(Refused::new(Refusal::Stale, format!("{task} is not open"))),
         };
-        self.count(client, Some(task), |record| match task.kind {
-            TaskKind::Train => record.accepted += 1,
-            TaskKind::Evaluate => record.test = metrics,
-            TaskKind::Statistics => {}
+        self.count(client, Some(task), |record| match task.step {
+            StepId::TRAIN => record.accepted += 1,
+            StepId::EVALUATE => record.test = metrics,
+            _ => {}
         });
         self.settle(client, Standing::Answered);
         Ok(metrics)
@@ -515,10 +515,10 @@ impl Coordinator {
     fn task(&mut self, id: TaskId) -> Task {
         let sent = self.sent_model();
         let model = || Arc::clone(&sent);
-        let work = match id.kind {
-            TaskKind::Statistics => Work::Statistics { names: self.statistics.clone() },
-            TaskKind::Evaluate => Work::Evaluate { model: model() },
-            TaskKind::Train => {
+        let work = match id.step {
+            StepId::STATISTICS => Work::Statistics { names: self.statistics.clone() },
+            StepId::EVALUATE => Work::Evaluate { model: model() },
+            _ => {
                 let learning_rate_scale = self.plan.schedule.factor(id.round.0, self.plan.rounds);
                 let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
                 Work::Train { model: model(), learning_rate_scale, norm_max }

@@ -93,7 +93,7 @@ impl Weather {
             let seconds = self.config.latency_seconds.value().ln().exp().clamp(0.0, 1e9);
             return Fate::Answers(Duration::from_secs_f64(seconds));
         }
-        let mut generator = self.generator(client, task.round, 1 + task.kind as u8);
+        let mut generator = self.generator(client, task.round, 1 + stream_of(task));
         let seconds = self.latency.sample(&mut generator).clamp(0.0, 1e9);
         let latency = Duration::from_secs_f64(seconds);
         if generator.random_bool(self.config.dropout) {
@@ -103,21 +103,26 @@ impl Weather {
         }
     }
 
-    fn generator(&self, client: &ClientId, round: Round, stream: u8) -> impl Rng {
+    fn generator(&self, client: &ClientId, round: Round, stream: u64) -> impl Rng {
         let mut generator = self.seed.derive(Purpose::Weather, round, Some(client)).generator();
-        generator.set_stream(u64::from(stream));
+        generator.set_stream(stream);
         generator
     }
+}
+
+/// Every attempt at every step has chance of its own.
+fn stream_of(task: TaskId) -> u64 {
+    u64::from(task.attempt) << 16 | u64::from(task.step.number())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::{RunId, TaskKind};
+    use protocol::{RunId, StepId};
 
     #[test]
     fn without_chance_every_draw_says_the_same() {
-        let task = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+        let task = TaskId::new(RunId(1), Round(1), StepId::TRAIN);
         for seconds in [1.0, 0.3, 7.0, 1e-3, 3600.0] {
             let latency_seconds = Positive::new(seconds).unwrap();
             let plain = WeatherConfig { latency_seconds, ..WeatherConfig::default() };
@@ -144,7 +149,7 @@ mod tests {
         let share = |count: usize| count as f64 / 5000.0;
         let online = share(clients.iter().filter(|client| weather.is_online(client, 1)).count());
         assert!((online - 0.3).abs() < 0.04, "{online}");
-        let task = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+        let task = TaskId::new(RunId(1), Round(1), StepId::TRAIN);
         let fates: Vec<Fate> = clients.iter().map(|client| weather.fate(client, task)).collect();
         let left = share(fates.iter().filter(|fate| matches!(fate, Fate::Leaves(_))).count());
         assert!((left - 0.2).abs() < 0.04, "{left}");

@@ -388,11 +388,7 @@ mod tests {
     fn done(wanted: u64, order: Order) -> Vec<usize> {
         let (diary, board) = (Diary::default(), Board::default());
         let task = Arc::new(Task {
-            id: protocol::TaskId {
-                run: protocol::RunId(0),
-                round: protocol::Round(1),
-                kind: protocol::TaskKind::Evaluate,
-            },
+            id: protocol::TaskId::new(protocol::RunId(0), protocol::Round(1), protocol::StepId::EVALUATE),
             spec: Arc::clone(&plan().spec),
             seed: None,
             standardiser: None,

@@ -9,9 +9,7 @@ use ::client::{Denied, PayError, Policy, SiteAccount, SiteFacts};
 use clap::Args;
 use learning::Models;
 use privacy::chain::Digest;
-use protocol::{
-    ExampleReleases, Layout, Parameters, RecordCount, Round, RunId, Task, TaskId, TaskKind, Work,
-};
+use protocol::{ExampleReleases, Layout, Parameters, RecordCount, Round, RunId, StepId, Task, TaskId, Work};
 use serde_json::{Value, json};
 use server::{Evaluators, Plan};
 
@@ -115,7 +113,7 @@ pub(super) fn judge(
     layout: &Layout,
     records: RecordCount,
     ledger: &Ledger,
-) -> Vec<(TaskKind, Result<(), Denied>)> {
+) -> Vec<(StepId, Result<(), Denied>)> {
     let facts = SiteFacts { parameters: layout.len() as u64, records };
     let (Ledger { account, federation }, budget) = (ledger, policy.budget());
     let history = account.history();
@@ -123,14 +121,14 @@ pub(super) fn judge(
     let unpaid = |error: PayError| Denied { rule: error.rule(), message: error.to_string() };
     let pays = |task: &Task| account.would_pay(task, releases, *federation, budget).map_err(unpaid);
     let judged = |task: &Task| policy.judge(task, &facts, now(), &history).and_then(|()| pays(task));
-    tasks(plan, layout.shared_len()).iter().map(|task| (task.id.kind, judged(task))).collect()
+    tasks(plan, layout.shared_len()).iter().map(|task| (task.id.step, judged(task))).collect()
 }
 
 /// The tasks that a server sends to a site under `plan`, in their order.
 fn tasks(plan: &Plan, parameters: usize) -> Vec<Task> {
     let model = Arc::new(Parameters::new(vec![0.0; parameters]));
     let task = |round, kind, work| Task {
-        id: TaskId { run: RunId(0), round: Round(round), kind },
+        id: TaskId::new(RunId(0), Round(round), kind),
         spec: Arc::clone(&plan.spec),
         seed: None,
         standardiser: None,
@@ -139,29 +137,29 @@ fn tasks(plan: &Plan, parameters: usize) -> Vec<Task> {
     let names = plan.spec.statistics();
     let mut tasks = Vec::new();
     if !names.is_empty() {
-        tasks.push(task(0, TaskKind::Statistics, Work::Statistics { names }));
+        tasks.push(task(0, StepId::STATISTICS, Work::Statistics { names }));
     }
     let train = Work::Train { model: Arc::clone(&model), learning_rate_scale: 1.0, norm_max: None };
-    tasks.push(task(1, TaskKind::Train, train));
+    tasks.push(task(1, StepId::TRAIN, train));
     if plan.evaluation.sites == Evaluators::All {
-        tasks.push(task(1, TaskKind::Evaluate, Work::Evaluate { model }));
+        tasks.push(task(1, StepId::EVALUATE, Work::Evaluate { model }));
     }
     tasks
 }
 
-fn lines(judged: &[(TaskKind, Result<(), Denied>)]) -> String {
-    let row = |(kind, verdict): &(TaskKind, Result<(), Denied>)| {
+fn lines(judged: &[(StepId, Result<(), Denied>)]) -> String {
+    let row = |(kind, verdict): &(StepId, Result<(), Denied>)| {
         let told = match verdict {
             Ok(()) => "allowed".to_owned(),
             Err(denied) => format!("denied by {denied}"),
         };
-        vec![kind.name().to_owned(), told]
+        vec![kind.name().into_owned(), told]
     };
     table(&judged.iter().map(row).collect::<Vec<_>>())
 }
 
-fn object(judged: &[(TaskKind, Result<(), Denied>)]) -> Value {
-    let one = |(kind, verdict): &(TaskKind, Result<(), Denied>)| {
+fn object(judged: &[(StepId, Result<(), Denied>)]) -> Value {
+    let one = |(kind, verdict): &(StepId, Result<(), Denied>)| {
         let denied = verdict.as_ref().err();
         json!({
             "task": kind.name(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Metrics, TaskId, TaskKind};
+use protocol::{ClientId, Metrics, StepId, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// Clients that get columns of their own. Of more, the report shows the last metrics of those that fared worst.
@@ -41,10 +41,10 @@ impl ClientMetrics {
         }
         for (client, task, metrics) in reports {
             let measured = self.rounds.entry(task.round.0).or_default().entry(client.clone()).or_default();
-            match task.kind {
-                TaskKind::Train => measured.train = Some(*metrics),
-                TaskKind::Evaluate => measured.test = Some(*metrics),
-                TaskKind::Statistics => {}
+            match task.step {
+                StepId::TRAIN => measured.train = Some(*metrics),
+                StepId::EVALUATE => measured.test = Some(*metrics),
+                _ => {}
             }
         }
     }

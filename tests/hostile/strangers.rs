@@ -15,7 +15,7 @@ use protocol::wire::{
     ALPN, AdminReply, AdminRequest, AnswerBody, AnswerHeader, ENROL_ALPN, EnrolRequest, FRAME_HEAD,
     FrameHead, FrameKind, Greeting, Receipt, SMALL_MAX, TaskHeader, WorkHeader, decode, encode,
 };
-use protocol::{ClientId, Decline, Invite, Round, RunId, TaskId, TaskKind, Token};
+use protocol::{ClientId, Decline, Invite, Round, RunId, StepId, TaskId, Token};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint};
 use rustls::pki_types::pem::PemObject;
@@ -318,7 +318,7 @@ impl HostileServer {
 
 /// Asks for this plan to be trained; what the site answers.
 async fn ask(connection: &Connection, round: u32, spec_json: String) -> AnswerBody {
-    let id = TaskId { run: RunId(1), round: Round(round), kind: TaskKind::Train };
+    let id = TaskId::new(RunId(1), Round(round), StepId::TRAIN);
     let work = WorkHeader::Train { learning_rate_scale: 1.0, norm_max: None };
     let header = TaskHeader { id, spec_json, seed: None, standardiser: None, work, model_len: 0 };
     let (mut send, mut recv) = connection.open_bi().await.unwrap();

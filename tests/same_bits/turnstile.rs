@@ -7,7 +7,7 @@ use learning::device::Device;
 use learning::{FileSource, SourceSpec, Trainer};
 use protocol::wire::RunState;
 use protocol::{
-    EvaluateOrder, Layout, LearnError, Learner, Metrics, Seed, Spec, Statistic, Stop, TaskKind, TrainOrder,
+    EvaluateOrder, Layout, LearnError, Learner, Metrics, Seed, Spec, Statistic, StepId, Stop, TrainOrder,
 };
 use server::Note;
 use server::net::Limits;
@@ -110,7 +110,7 @@ async fn answers_in_any_order_make_the_simulated_model() {
         let mut arrivals = Vec::new();
         while let Ok((_, note)) = notes.recv().await {
             if let Note::Accepted { client, task, .. } = note
-                && task.kind == TaskKind::Train
+                && task.step == StepId::TRAIN
             {
                 let site = SITES.iter().position(|name| *name == client.as_str()).unwrap();
                 counting.count(task.round.0, site);

@@ -205,7 +205,7 @@ fn an_evaluation_that_tells_nothing_touches_no_record() {
         let mut site = site(PLAIN_POLICY, Mood::Panics);
         let model = Arc::new(Parameters::new(vec![0.5; 3]));
         let task = Task { work: Work::Evaluate { model }, ..private(1, privacy) };
-        let task = Task { id: protocol::TaskId { kind: protocol::TaskKind::Evaluate, ..task.id }, ..task };
+        let task = Task { id: protocol::TaskId { step: protocol::StepId::EVALUATE, ..task.id }, ..task };
         assert_eq!(site.answer(&task), Outcome::Evaluated { metrics: Metrics::default() });
         assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "the learner was not even prepared");
         assert_eq!((site.ledger.text().len(), site.events().last().unwrap().as_str()), (0, "done"));

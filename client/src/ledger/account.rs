@@ -156,7 +156,7 @@ impl SiteAccount {
     /// What all trainings under this number of a run belong to; `None` without one, or where they are of several federations or promises.
     pub(crate) fn origin_of(&self, run: RunId) -> Option<Origin> {
         let trained =
-            self.open.values().filter(|one| one.kind == protocol::TaskKind::Train && one.run() == Some(run));
+            self.open.values().filter(|one| one.kind == protocol::StepId::TRAIN && one.run() == Some(run));
         let mut origins =
             trained.map(|one| Origin { federation: one.federation, run, promise: one.privacy.clone() });
         let first = origins.next()?;
@@ -201,7 +201,7 @@ impl SiteAccount {
         let same_run = |one: &&Reserved| {
             one.federation == federation
                 && one.run() == Some(task.id.run)
-                && one.kind == protocol::TaskKind::Train
+                && one.kind == protocol::StepId::TRAIN
         };
         match self.open.values().filter(same_run).map(|one| one.round).max() {
             Some(latest) if task.id.round < latest => {
@@ -281,7 +281,7 @@ impl SiteAccount {
 
 /// A training as a policy sees it; none of another task.
 fn participation(one: &Reserved) -> Option<Participation> {
-    let is_training = one.kind == protocol::TaskKind::Train;
+    let is_training = one.kind == protocol::StepId::TRAIN;
     let at = Time::from_micros(one.at_micros);
     Some(Participation { at, run: one.run()?, round: one.round }).filter(|_| is_training)
 }

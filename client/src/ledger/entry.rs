@@ -3,7 +3,7 @@
 use privacy::accounting::{Event, Mechanism, Relation};
 use privacy::chain::Digest;
 use privacy::ledger::Unit;
-use protocol::{PrivacySpec, Round, RunId, Task, TaskKind, Time};
+use protocol::{PrivacySpec, Round, RunId, StepId, Task, Time};
 use serde::{Deserialize, Serialize};
 
 use super::history::LedgerHead;
@@ -77,7 +77,7 @@ pub(super) struct Reserved {
     /// 16 hexadecimal digits.
     pub(super) run: String,
     pub(super) round: Round,
-    pub(super) kind: TaskKind,
+    pub(super) kind: StepId,
     /// Whether the server knows the seed: such a training claims nothing, though it is counted.
     pub(super) rehearsal: bool,
     /// What the plan promises.
@@ -120,7 +120,7 @@ impl Reserved {
 
     /// Whether a training, and of which unit the plan protects.
     pub(super) fn protects(&self, unit: Unit) -> bool {
-        self.kind == TaskKind::Train
+        self.kind == StepId::TRAIN
             && match unit {
                 Unit::Client => self.privacy.central.is_some() || self.privacy.local.is_some(),
                 Unit::Example => self.privacy.examples.is_some(),
@@ -136,7 +136,7 @@ impl Entry {
             federation,
             run: task.id.run.to_string(),
             round: task.id.round,
-            kind: task.id.kind,
+            kind: task.id.step,
             rehearsal: task.seed.is_some(),
             privacy: task.spec.privacy.clone(),
             charges,

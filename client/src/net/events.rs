@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use protocol::{Decline, Refusal, TaskId, TaskKind};
+use protocol::{Decline, Refusal, StepId, TaskId};
 
 /// One step of an agent's life. Meant for a terminal or a log at the site: messages may name files and values of the
 /// site and are never sent.
@@ -149,10 +149,11 @@ impl std::fmt::Display for AgentEvent {
 }
 
 fn begun(task: TaskId) -> String {
-    let doing = match task.kind {
-        TaskKind::Statistics => "counting",
-        TaskKind::Train => "training",
-        TaskKind::Evaluate => "evaluating",
+    let doing = match task.step {
+        StepId::STATISTICS => "counting".into(),
+        StepId::TRAIN => "training".into(),
+        StepId::EVALUATE => "evaluating".into(),
+        other => other.name(),
     };
     format!("{doing} in round {} of run {}", task.round, task.run)
 }

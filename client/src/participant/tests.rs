@@ -8,7 +8,7 @@ use privacy::{Encoded, Released, Sum, WideSum};
 use protocol::{
     CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics,
     MetricsRule, ModelSpec, NoiseCorrelation, OptimizerSpec, Parameters, Positive, PrivacySpec, Round, RunId,
-    Sampling, Standardise, Statistic, TableSpec, Target, TaskKind, TrainOrder, TrainingSpec, UpdateCodec,
+    Sampling, Standardise, Statistic, StepId, TableSpec, Target, TrainOrder, TrainingSpec, UpdateCodec,
     UpdateSpec, Work,
 };
 use rand::RngCore;
@@ -138,11 +138,11 @@ pub(crate) fn spec() -> Spec {
 
 pub(crate) fn task(round: u32, work: Work) -> Task {
     let kind = match work {
-        Work::Statistics { .. } => TaskKind::Statistics,
-        Work::Train { .. } => TaskKind::Train,
-        Work::Evaluate { .. } => TaskKind::Evaluate,
+        Work::Statistics { .. } => StepId::STATISTICS,
+        Work::Train { .. } => StepId::TRAIN,
+        Work::Evaluate { .. } => StepId::EVALUATE,
     };
-    let id = TaskId { run: RunId(1), round: Round(round), kind };
+    let id = TaskId::new(RunId(1), Round(round), kind);
     let seed = Some(Seed::from_number(3));
     Task { id, spec: Arc::new(spec()), seed, standardiser: None, work }
 }

@@ -1,7 +1,7 @@
 //! `policy.toml` as it is typed. What is absent is denied by whoever asks; nothing is judged here.
 
 use privacy::accounting::{Relation, promised_delta};
-use protocol::{Positive, SpecError, TaskKind};
+use protocol::{Positive, SpecError, StepId};
 use serde::Deserialize;
 
 use super::{Metric, Mode};
@@ -10,7 +10,7 @@ use super::{Metric, Mode};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PolicyFile {
-    pub(super) tasks: Vec<TaskKind>,
+    pub(super) tasks: Vec<StepId>,
     pub(super) models: Option<ModelsRule>,
     pub(super) parameters_max: Option<Limit<u64>>,
     pub(super) clients_min: Option<u32>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::{Encoded, Inadmissible, Lattice, Tally, TallyError};
 use protocol::{
-    Answer, Decline, Metrics, Outcome, PrivacySpec, Refusal, Spec, TaskId, TaskKind, find_impossible,
+    Answer, Decline, Metrics, Outcome, PrivacySpec, Refusal, Spec, StepId, TaskId, find_impossible,
 };
 
 /// The checks that answers to one task must pass, whoever sent them. It may be taken to any thread: the coordinator that
@@ -24,7 +24,7 @@ impl Checker {
     /// Checks every number of an answer. Whether it was asked for, and of whom, the coordinator checks.
     pub fn check(&self, answer: Answer) -> Checked {
         let Answer { task, outcome } = answer;
-        let result = admit(outcome, task.kind, &self.lattice, self.statistics, &self.spec.privacy);
+        let result = admit(outcome, task.step, &self.lattice, self.statistics, &self.spec.privacy);
         Checked { task, result }
     }
 }
@@ -77,21 +77,21 @@ impl Refused {
 /// Checks what came for a task of `kind`: kind, shape, range, norm, weight, metrics.
 fn admit(
     outcome: Outcome,
-    kind: TaskKind,
+    kind: StepId,
     lattice: &Lattice,
     statistics: usize,
     privacy: &PrivacySpec,
 ) -> Result<Admitted, Refused> {
     match (outcome, kind) {
         (Outcome::Declined { reason, detail }, _) => Ok(Admitted::Declined { reason, detail }),
-        (Outcome::Trained { points, weight, vote, metrics }, TaskKind::Train) => {
+        (Outcome::Trained { points, weight, vote, metrics }, StepId::TRAIN) => {
             let metrics = if privacy.hides_metrics() { Metrics::default() } else { sound(metrics)? };
             let vote = counted(vote, privacy.is_adaptive())?;
             let update = Encoded::admit(points, weight, lattice)
                 .map_err(|why| Refused::new(inadmissible(&why), why.to_string()))?;
             Ok(Admitted::Update { update, vote, metrics })
         }
-        (Outcome::Counted { words }, TaskKind::Statistics) => {
+        (Outcome::Counted { words }, StepId::STATISTICS) => {
             let reason = |why: &TallyError| match why {
                 TallyError::Shape { .. } => Refusal::WrongShape,
                 _ => Refusal::OutOfRange,
@@ -104,7 +104,7 @@ fn admit(
             }
             Ok(Admitted::Tally(tally))
         }
-        (Outcome::Evaluated { metrics }, TaskKind::Evaluate) => {
+        (Outcome::Evaluated { metrics }, StepId::EVALUATE) => {
             let metrics = if privacy.hides_metrics() { Metrics::default() } else { sound(metrics)? };
             Ok(Admitted::Metrics(metrics))
         }

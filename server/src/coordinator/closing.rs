@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::{ReleaseError, Released, Sum};
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Metrics, Standardiser, TaskId, TaskKind, Time, Weighting};
+use protocol::{ClientId, Metrics, Standardiser, StepId, TaskId, Time, Weighting};
 
 use super::gate::Standing;
 use super::protection::Protection;
@@ -54,12 +54,12 @@ impl Coordinator {
         } else if self.explains(Some(gate.task)) {
             self.setbacks.missing(gate.waiting());
         }
-        match (gate.task.kind, released) {
-            (TaskKind::Statistics, Some(released)) => {
+        match (gate.task.step, released) {
+            (StepId::STATISTICS, Some(released)) => {
                 self.state.standardiser = Standardiser::from_totals(released.totals()).map(Arc::new);
             }
-            (TaskKind::Statistics, None) => {}
-            (TaskKind::Train | TaskKind::Evaluate, released) => {
+            (StepId::STATISTICS, None) => {}
+            (_, released) => {
                 let moved = released.is_some();
                 if let Some(mean) = released {
                     self.state.releases += 1;
@@ -79,7 +79,7 @@ impl Coordinator {
 
     /// Lets the sum out as the plan promises.
     fn release(&mut self, task: TaskId, sum: Sum) -> Option<Released> {
-        let Some(protection) = self.protection.as_mut().filter(|_| task.kind == TaskKind::Train) else {
+        let Some(protection) = self.protection.as_mut().filter(|_| task.step == StepId::TRAIN) else {
             return Released::unprotected(sum);
         };
         let released = protection.release(sum);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::Sum;
 use protocol::wire::{Control, RoundSummary};
-use protocol::{COHORT_MAX, ClientId, Round, Sampling, TaskId, TaskKind, Time};
+use protocol::{COHORT_MAX, ClientId, Round, Sampling, StepId, TaskId, Time};
 
 use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd};
 use crate::plan::Evaluators;
@@ -30,7 +30,7 @@ impl Coordinator {
         if !self.statistics.is_empty() && self.state.standardiser.is_none() {
             let connected = self.roster.connected(&self.clients);
             let sum = Sum::of_tallies(self.statistics.len(), self.lattice.clients_max());
-            return self.open_collection(now, Round(0), TaskKind::Statistics, &connected, sum);
+            return self.open_collection(now, Round(0), StepId::STATISTICS, &connected, sum);
         }
         if let Some(sampling) = self.protection.as_ref().map(|protection| protection.central().sampling) {
             self.reserve(sampling);
@@ -38,7 +38,7 @@ impl Coordinator {
             let round = self.state.round.next();
             let connected = self.roster.connected(&self.clients);
             let cohort = select(&connected, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn);
-            self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
+            self.open_collection(now, round, StepId::TRAIN, &cohort, Sum::new(&self.lattice));
         }
     }
 
@@ -107,7 +107,7 @@ impl Coordinator {
                 select(&eligible, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
             }
         };
-        self.open_collection(now, round, TaskKind::Train, &cohort, Sum::new(&self.lattice));
+        self.open_collection(now, round, StepId::TRAIN, &cohort, Sum::new(&self.lattice));
         self.advance(now);
     }
 
@@ -126,9 +126,9 @@ impl Coordinator {
         drawn
     }
 
-    fn open_collection(&mut self, now: Time, round: Round, kind: TaskKind, cohort: &[ClientId], sum: Sum) {
+    fn open_collection(&mut self, now: Time, round: Round, kind: StepId, cohort: &[ClientId], sum: Sum) {
         let quorum = self.plan.cohort.quorum;
-        let gate = self.open_gate(now, TaskId { run: self.run, round, kind }, cohort, quorum);
+        let gate = self.open_gate(now, TaskId::new(self.run, round, kind), cohort, quorum);
         self.phase = Phase::Collecting { gate, sum, reports: Vec::new() };
     }
 
@@ -138,7 +138,7 @@ impl Coordinator {
             Evaluators::All => self.roster.connected(&self.clients),
             Evaluators::None => Arc::default(),
         };
-        let task = TaskId { run: self.run, round, kind: TaskKind::Evaluate };
+        let task = TaskId::new(self.run, round, StepId::EVALUATE);
         let gate = self.open_gate(now, task, &cohort, 0);
         let mut central = Central::Done(None);
         if self.central {

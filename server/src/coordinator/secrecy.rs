@@ -4,20 +4,20 @@
 //!
 //! A seeded run hides nothing: every site can compute its cohorts. Evaluations are put to everybody who is connected.
 
-use protocol::{ClientId, TaskId, TaskKind};
+use protocol::{ClientId, StepId, TaskId};
 
 use super::{Action, ClientRecord, Coordinator, Note};
 
 impl Coordinator {
     /// Whether nothing may show who takes part in this task; of something that belongs to no task, whether it could be one.
     pub(super) fn hides_participation(&self, task: Option<TaskId>) -> bool {
-        let may_train = task.is_none_or(|task| task.kind == TaskKind::Train);
+        let may_train = task.is_none_or(|task| task.step == StepId::TRAIN);
         may_train && !self.rehearsal && self.plan.spec.privacy.samples_secretly()
     }
 
     /// Whether what became of an answer to this task may be kept, and can keep a round from its release.
     pub(super) fn explains(&self, task: Option<TaskId>) -> bool {
-        task.is_some_and(|task| task.kind != TaskKind::Evaluate) && !self.hides_participation(task)
+        task.is_some_and(|task| task.step != StepId::EVALUATE) && !self.hides_participation(task)
     }
 
     /// Tells what happened, unless it shows who takes part where that is a secret.

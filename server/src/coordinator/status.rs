@@ -12,7 +12,7 @@ impl Coordinator {
     /// One sentence on what it waits for.
     pub fn status(&self) -> String {
         let waiting = |gate: &Gate| {
-            let (kind, round) = (gate.task.kind.name(), gate.task.round);
+            let (kind, round) = (gate.task.step.name(), gate.task.round);
             if self.hides_participation(Some(gate.task)) {
                 return format!("round {round}, {kind}: waits for the clients that were drawn in secret");
             }

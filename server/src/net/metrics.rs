@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 use protocol::wire::RunState;
-use protocol::{Decline, Refusal, RunId, TaskKind, Time};
+use protocol::{Decline, Refusal, RunId, StepId, Time};
 
 use super::session::SOFTWARE;
 use crate::Note;
@@ -215,8 +215,8 @@ impl Metrics {
         touch(&self.ended, "state", &over.map(|(_, name)| *name).collect::<Vec<_>>());
         touch(&self.refused, "reason", &Refusal::ALL.map(Refusal::name));
         touch(&self.declined, "reason", &DECLINES.map(Decline::name));
-        let kinds = [TaskKind::Statistics, TaskKind::Train, TaskKind::Evaluate];
-        touch(&self.accepted, "task", &kinds.map(TaskKind::name));
+        let kinds = [StepId::STATISTICS, StepId::TRAIN, StepId::EVALUATE, StepId::method(0)];
+        touch(&self.accepted, "task", &kinds.map(StepId::family));
         touch(&self.enrolments, "outcome", &["issued", "renewed", "refused"]);
         touch(&self.admin_refused, "reason", &["token", "host", "rate"]);
         for phase in ["collecting", "releasing", "evaluating"] {
@@ -231,14 +231,14 @@ impl Metrics {
         };
         match note {
             Note::Waiting { .. } => {}
-            Note::Opened { task, .. } => match task.kind {
-                TaskKind::Statistics | TaskKind::Train => self.enter(run, now, Some("collecting")),
-                TaskKind::Evaluate => self.enter(run, now, Some("evaluating")),
+            Note::Opened { task, .. } => match task.step {
+                StepId::EVALUATE => self.enter(run, now, Some("evaluating")),
+                _ => self.enter(run, now, Some("collecting")),
             },
-            Note::Accepted { task, .. } => count(&self.accepted, "task", task.kind.name()),
+            Note::Accepted { task, .. } => count(&self.accepted, "task", task.step.family()),
             Note::Refused { reason, .. } => count(&self.refused, "reason", reason.name()),
             Note::Declined { reason, .. } => count(&self.declined, "reason", reason.name()),
-            Note::Closed { task, .. } if task.kind == TaskKind::Evaluate => self.enter(run, now, None),
+            Note::Closed { task, .. } if task.step == StepId::EVALUATE => self.enter(run, now, None),
             // The sum has been released before this is heard: `committed` knows when it began.
             Note::Closed { .. } => {}
             Note::Withheld { .. } => self.phase(run, |phase| phase.withheld = true),
@@ -373,8 +373,8 @@ mod tests {
         })
     }
 
-    fn task(kind: TaskKind) -> TaskId {
-        TaskId { run: RunId(1), round: Round(3), kind }
+    fn task(kind: StepId) -> TaskId {
+        TaskId::new(RunId(1), Round(3), kind)
     }
 
     fn observed() -> Observed {
@@ -394,16 +394,16 @@ mod tests {
     fn a_round_is_counted_by_its_outcome_and_timed_by_its_phases() {
         let (metrics, run) = (Metrics::new(), RunId(1));
         let at = Time::from_micros;
-        metrics.note(at(0), run, &Note::Opened { task: task(TaskKind::Train), cohort: 3 });
-        let closed = Note::Closed { task: task(TaskKind::Train), answered: 3, missing: 0, quorum: true };
+        metrics.note(at(0), run, &Note::Opened { task: task(StepId::TRAIN), cohort: 3 });
+        let closed = Note::Closed { task: task(StepId::TRAIN), answered: 3, missing: 0, quorum: true };
         metrics.note(at(2_400_000), run, &closed);
         metrics.committed(at(2_500_000), run, 2.0);
-        metrics.note(at(2_500_000), run, &Note::Opened { task: task(TaskKind::Evaluate), cohort: 3 });
+        metrics.note(at(2_500_000), run, &Note::Opened { task: task(StepId::EVALUATE), cohort: 3 });
         metrics.note(at(6_500_000), run, &round(true, 3));
         metrics.note(at(7_000_000), run, &round(false, 3));
         metrics.note(at(7_000_000), run, &round(false, 0));
         let reason = "no noise".to_owned();
-        metrics.note(at(7_000_000), run, &Note::Withheld { task: task(TaskKind::Train), reason });
+        metrics.note(at(7_000_000), run, &Note::Withheld { task: task(StepId::TRAIN), reason });
         metrics.note(at(7_000_000), run, &round(false, 3));
         let text = metrics.text(&observed());
         for line in [
@@ -442,7 +442,7 @@ mod tests {
         let lines = metrics.text(&observed()).lines().count();
         for run in 0..1000 {
             let client = protocol::ClientId::new(&format!("site-{run}")).unwrap();
-            let accepted = Note::Accepted { client, task: task(TaskKind::Train), metrics: None };
+            let accepted = Note::Accepted { client, task: task(StepId::TRAIN), metrics: None };
             metrics.note(Time::ZERO, RunId(run), &accepted);
             metrics.note(Time::ZERO, RunId(run), &Note::Ended(RunEnd::Finished));
         }

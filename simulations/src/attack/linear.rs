@@ -12,7 +12,7 @@ use learning::device::Device;
 use learning::{Dataset, Labels, ModelError, SiteData, Trainer, View, initial_parameters};
 use privacy::{Encoded, Inadmissible};
 use protocol::{
-    ClientId, IdError, Outcome, Parameters, Round, RunId, Seed, Spec, Stop, Task, TaskId, TaskKind, Work,
+    ClientId, IdError, Outcome, Parameters, Round, RunId, Seed, Spec, StepId, Stop, Task, TaskId, Work,
 };
 use server::{ConfigError, Plan};
 
@@ -227,7 +227,7 @@ fn record(picture: &Picture, label: usize) -> SiteData {
 
 fn task(spec: &Arc<Spec>, model: &Arc<Parameters>, seed: Seed) -> Task {
     let work = Work::Train { model: Arc::clone(model), learning_rate_scale: 1.0, norm_max: None };
-    let id = TaskId { run: RunId(0), round: Round(1), kind: TaskKind::Train };
+    let id = TaskId::new(RunId(0), Round(1), StepId::TRAIN);
     Task { id, spec: Arc::clone(spec), seed: Some(seed), standardiser: None, work }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use protocol::{Parameters, TaskKind};
+use protocol::{Parameters, StepId};
 use server::Commit;
 use server::best::Score;
 
@@ -24,7 +24,7 @@ impl Best {
         if !commit.checkpoint.evaluated || !summary.released || summary.round == 0 {
             return;
         }
-        let sites = commit.reports.iter().filter(|(_, task, _)| task.kind == TaskKind::Evaluate);
+        let sites = commit.reports.iter().filter(|(_, task, _)| task.step == StepId::EVALUATE);
         let voices: Vec<Score> = sites.filter_map(|(_, _, metrics)| Score::of(metrics)).collect();
         let central = summary.central.as_ref().and_then(Score::of);
         let score = central.or_else(|| Score::median(&voices));

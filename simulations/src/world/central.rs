@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::{
-    Learner, Metrics, Parameters, PrivacySpec, Round, RunId, Spec, Standardiser, Task, TaskId, TaskKind, Work,
+    Learner, Metrics, Parameters, PrivacySpec, Round, RunId, Spec, Standardiser, StepId, Task, TaskId, Work,
 };
 
 use super::{Stage, WorldError};
@@ -42,7 +42,7 @@ impl Stage<'_> {
         model: Arc<Parameters>,
         standardiser: Option<Arc<Standardiser>>,
     ) -> Result<Option<Metrics>, WorldError> {
-        let id = TaskId { run: RunId(0), round, kind: TaskKind::Evaluate };
+        let id = TaskId::new(RunId(0), round, StepId::EVALUATE);
         let spec = Arc::clone(&self.central_spec);
         let task = Arc::new(Task { id, spec, seed: None, standardiser, work: Work::Evaluate { model } });
         let parts = match &mut self.central {

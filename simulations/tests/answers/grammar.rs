@@ -1,7 +1,7 @@
 //! Hostile tasks, made as text and numbers of the wire: every field takes values that nobody sensible would send.
 
 use protocol::wire::{TaskHeader, WorkHeader};
-use protocol::{Positive, Round, RunId, Seed, Standardiser, Task, TaskId, TaskKind};
+use protocol::{Positive, Round, RunId, Seed, Standardiser, StepId, Task, TaskId};
 
 /// Repeatable chance (SplitMix64).
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Question {
             Standardiser { mean: vec![some(), some()], std: vec![some(), some()] }
         });
         let mut words: Vec<f32> = (0..width).map(|place| place as f32 * 0.1 - 0.2).collect();
-        if kind == TaskKind::Statistics {
+        if kind == StepId::STATISTICS {
             words.clear();
         } else if dice.once_in(8) {
             let place = dice.below(width);
@@ -99,7 +99,7 @@ impl Question {
         if dice.once_in(40) {
             words.push(0.0);
         }
-        let id = TaskId { run, round, kind: if dice.once_in(40) { TaskKind::Train } else { kind } };
+        let id = TaskId::new(run, round, if dice.once_in(40) { StepId::TRAIN } else { kind });
         let model_len = words.len() as u64;
         let header = TaskHeader { id, spec_json, seed, standardiser, work, model_len };
         Self { header, words, given_up: dice.once_in(60), later: dice.below(20_000) as u64 }
@@ -111,15 +111,15 @@ impl Question {
     }
 }
 
-fn work(dice: &mut Dice) -> (TaskKind, WorkHeader) {
+fn work(dice: &mut Dice) -> (StepId, WorkHeader) {
     match dice.below(20) {
-        0 => (TaskKind::Statistics, WorkHeader::Statistics),
-        1..=3 => (TaskKind::Evaluate, WorkHeader::Evaluate),
+        0 => (StepId::STATISTICS, WorkHeader::Statistics),
+        1..=3 => (StepId::EVALUATE, WorkHeader::Evaluate),
         _ => {
             let scale = dice.mostly("1", &NUMBERS, 20).parse().unwrap_or(1.0);
             let norm = dice.once_in(20).then(|| dice.pick(&NUMBERS).parse().unwrap_or(1.0));
             let norm_max = norm.and_then(|norm| Positive::new(norm).ok());
-            (TaskKind::Train, WorkHeader::Train { learning_rate_scale: scale, norm_max })
+            (StepId::TRAIN, WorkHeader::Train { learning_rate_scale: scale, norm_max })
         }
     }
 }

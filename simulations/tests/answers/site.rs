@@ -10,8 +10,8 @@ use learning::{DataSource, Dataset, Labels, SiteData, Trainer, View};
 use privacy::chain::{Chain, ChainWriter, Digest};
 use protocol::wire::{AnswerHeader, FrameKind, encode};
 use protocol::{
-    Answer, ClientId, Decline, LearnError, Learner, Outcome, RecordCount, Round, RunId, Seed, Spec, Stop,
-    Target, TaskId, TaskKind, Time,
+    Answer, ClientId, Decline, LearnError, Learner, Outcome, RecordCount, Round, RunId, Seed, Spec, StepId,
+    Stop, Target, TaskId, Time,
 };
 
 use super::grammar::Question;
@@ -202,7 +202,7 @@ impl Site {
             Outcome::Counted { words } => ("counted".to_owned(), format!("{words:?}")),
             Outcome::Declined { reason, detail } => (format!("declined {}", reason.name()), detail.clone()),
         };
-        let id = TaskId { run: RunId(0), round: Round(0), kind: TaskKind::Train };
+        let id = TaskId::new(RunId(0), Round(0), StepId::TRAIN);
         let (header, _) = AnswerHeader::split(Answer { task: id, outcome: outcome.clone() });
         let size = encode(FrameKind::Answer, &header).len();
         let text = |paper: &Paper| String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();

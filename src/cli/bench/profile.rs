@@ -10,7 +10,7 @@ use std::time::Instant;
 use client::Participant;
 use protocol::{
     ClientId, EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Round, RunId, Seed, Spec,
-    Statistic, Stop, Task, TaskId, TaskKind, TrainOrder, Work,
+    Statistic, StepId, Stop, Task, TaskId, TrainOrder, Work,
 };
 use serde_json::{Value, json};
 use server::Plan;
@@ -71,7 +71,7 @@ impl Around<'_> {
         let layout = self.first.layout.clone();
         let id = ClientId::new("client").or_fail(Kind::Defect, "a name")?;
         let mut participant = Participant::new(id, Box::new(Idler { layout, records }));
-        let id = TaskId { run: RunId(0), round: Round(1), kind: TaskKind::Train };
+        let id = TaskId::new(RunId(0), Round(1), StepId::TRAIN);
         let (model, norm_max) = (Arc::new(self.first.shared.clone()), None);
         let work = Work::Train { model, learning_rate_scale: 1.0, norm_max };
         let (spec, seed) = (Arc::clone(&self.plan.spec), Seed::from_number(1));

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
-use protocol::{EvaluateOrder, Metrics, Parameters, Seed, Stop, TaskKind};
+use protocol::{EvaluateOrder, Metrics, Parameters, Seed, StepId, Stop};
 use serde_json::{Value, json};
 use server::{Note, Plan, RunEnd};
 use simulations::{Observation, Outcome, Population, WeatherConfig, Workforce, World};
@@ -154,7 +154,7 @@ pub(super) fn run(
         Note::Opened { .. } => {
             opened.get_or_insert_with(Instant::now);
         }
-        Note::Accepted { task, metrics, .. } if task.kind == TaskKind::Train => {
+        Note::Accepted { task, metrics, .. } if task.step == StepId::TRAIN => {
             updates += 1;
             trained += metrics.map_or(0.0, |metrics| metrics.seconds);
         }

@@ -7,8 +7,8 @@ use consortia::first_model;
 use learning::device::Device;
 use learning::{SiteData, Trainer};
 use protocol::{
-    ClientId, Metrics, Outcome, Parameters, PrivacySpec, Round, RunId, Seed, Spec, Standardiser, Stop, Task,
-    TaskId, TaskKind, Work,
+    ClientId, Metrics, Outcome, Parameters, PrivacySpec, Round, RunId, Seed, Spec, Standardiser, StepId,
+    Stop, Task, TaskId, Work,
 };
 use server::{CohortPlan, EvaluationPlan, Evaluators, Plan};
 use simulations::{Population, Scenario, WeatherConfig, World};
@@ -96,7 +96,7 @@ fn train(
 fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
     let mut trainer = Trainer::without_data(Device::Cpu);
     trainer.set_site(data.clone());
-    let id = TaskId { run: RunId(0), round: Round(plan.rounds), kind: TaskKind::Evaluate };
+    let id = TaskId::new(RunId(0), Round(plan.rounds), StepId::EVALUATE);
     let work = Work::Evaluate { model: Arc::clone(&trained.model) };
     let standardiser = trained.standardiser.clone();
     // The records are at hand here; a promise would keep the answer back.

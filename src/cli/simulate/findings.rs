@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Spec, Target, TaskId, TaskKind, Weighting};
+use protocol::{ClientId, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};
 use server::Note;
 use simulations::{Observation, Population, Workforce as _};
@@ -167,9 +167,9 @@ impl Findings {
         let words = words.to_owned();
         let clients = BTreeSet::from([client.clone()]);
         self.entries.push(Entry { kind, reason, words: words.clone(), clients, answers: 1 });
-        let place = task.map_or_else(String::new, |task| match task.kind {
-            TaskKind::Statistics => " the statistics".to_owned(),
-            TaskKind::Train | TaskKind::Evaluate => format!(" round {}", task.round),
+        let place = task.map_or_else(String::new, |task| match task.step {
+            StepId::STATISTICS => " the statistics".to_owned(),
+            _ => format!(" round {}", task.round),
         });
         let outside =
             if self.is_private && self.tells_all { "outside of what the plan protects: " } else { "" };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use consortia::results::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured, Results, event_json};
 use protocol::wire::RoundSummary;
-use protocol::{Stop, TaskKind};
+use protocol::{StepId, Stop};
 use server::Note;
 use simulations::{Observation, Snapshot, Stored, Watch};
 
@@ -121,7 +121,7 @@ impl Watch for Observer<'_> {
             Note::Opened { cohort, .. } => (self.asked, self.answered) = (*cohort, 0),
             Note::Accepted { task, .. } => {
                 self.answered += 1;
-                let what = if task.kind == TaskKind::Train { "trained" } else { task.kind.name() };
+                let what = if task.step == StepId::TRAIN { "trained".into() } else { task.step.name() };
                 self.progress.within(format!("{} of {} {what}", self.answered, self.asked));
                 // One line an answer would drown a large simulation; the round's line has the counts.
                 return;

@@ -218,7 +218,7 @@ impl Health {
 mod tests {
     use std::time::Duration;
 
-    use protocol::{Decline, Round, RunId, TaskKind};
+    use protocol::{Decline, Round, RunId, StepId};
 
     use super::*;
 
@@ -228,7 +228,7 @@ mod tests {
         let path = dir.path().join("health.json");
         let read = || serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()).unwrap();
         let mut health = Health::begin(Some(path.clone()), "fed.example.org:4433", dir.path());
-        let task = TaskId { run: RunId(1), round: Round(2), kind: TaskKind::Train };
+        let task = TaskId::new(RunId(1), Round(2), StepId::TRAIN);
         assert_eq!(read()["state"], "waiting");
         let server = "127.0.0.1:1".parse().unwrap();
         health.observe(&AgentEvent::Connected {

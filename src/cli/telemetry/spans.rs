@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use ::client::net::AgentEvent;
 use opentelemetry::KeyValue;
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, RunId, TaskId, TaskKind};
+use protocol::{ClientId, RunId, StepId, TaskId};
 use server::net::LiveRuns;
 use server::{Note, RunEnd};
 use sha2::{Digest, Sha256};
@@ -80,7 +80,7 @@ struct Run {
 #[derive(Debug)]
 struct Open {
     start: SystemTime,
-    tasks: BTreeMap<TaskKind, SystemTime>,
+    tasks: BTreeMap<StepId, SystemTime>,
     /// When training was over with enough answers.
     enough: Option<SystemTime>,
     missing: usize,
@@ -118,11 +118,11 @@ impl Runs {
             }
             Note::Closed { task, missing, quorum, .. } => {
                 let open = run.open(now, *task);
-                if task.kind != TaskKind::Evaluate {
+                if task.step != StepId::EVALUATE {
                     open.missing = *missing;
                     open.quorum = *quorum;
                 }
-                if task.kind == TaskKind::Train && *quorum {
+                if task.step == StepId::TRAIN && *quorum {
                     open.enough = Some(now);
                 }
                 Vec::new()
@@ -153,7 +153,7 @@ impl Run {
             withheld: None,
             quorum: false,
         });
-        round.tasks.entry(task.kind).or_insert(now);
+        round.tasks.entry(task.step).or_insert(now);
         round
     }
 
@@ -167,7 +167,7 @@ impl Run {
         trouble: Option<String>,
     ) -> Span {
         // A late answer may come when its round is over and forgotten.
-        let sent = self.rounds.get(&task.round.0).and_then(|round| round.tasks.get(&task.kind));
+        let sent = self.rounds.get(&task.round.0).and_then(|round| round.tasks.get(&task.step));
         let mut attributes = of_task(task, outcome);
         attributes.push(KeyValue::new("consortia.site", site.as_str().to_owned()));
         attributes.extend(more);
@@ -340,7 +340,7 @@ fn of_task(task: TaskId, outcome: &'static str) -> Vec<KeyValue> {
     vec![
         KeyValue::new("consortia.run", task.run.to_string()),
         KeyValue::new("consortia.round", i64::from(task.round.0)),
-        KeyValue::new("consortia.task", task.kind.name()),
+        KeyValue::new("consortia.task", task.step.name()),
         KeyValue::new("consortia.outcome", outcome),
     ]
 }
@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn a_run_that_is_stopped_in_a_round_tells_that_round_before_itself() {
         let (mut runs, run, live) = (Runs::default(), RunId(7), LiveRuns::new());
-        let task = TaskId { run, round: Round(3), kind: TaskKind::Train };
+        let task = TaskId::new(run, Round(3), StepId::TRAIN);
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         assert!(runs.note(at(1), run, &Note::Opened { task, cohort: 2 }, &live).is_empty());
         let over = runs.note(at(5), run, &Note::Ended(RunEnd::Stopped), &live);

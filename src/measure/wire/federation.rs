@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use client::Participant;
 use client::net::{Agent, AgentConfig, AgentEvent, Identity};
 use privacy::{Encoded, Released, Sum};
-use protocol::{Outcome, Parameters, Round, RunId, Seed, Stop, Task, TaskId, TaskKind};
+use protocol::{Outcome, Parameters, Round, RunId, Seed, StepId, Stop, Task, TaskId};
 use server::net::{Server, ServerConfig};
 use server::{Note, Plan};
 use tokio::sync::mpsc;
@@ -116,7 +116,7 @@ pub(super) fn work_alone(order: Order) -> anyhow::Result<Work> {
     let Order { parameters, sites: count, .. } = order;
     let plan = Plan::parse(&plan(count, 1))?;
     let model = Arc::new(Parameters::new(vec![0.0; parameters]));
-    let id = TaskId { run: RunId(1), round: Round(1), kind: TaskKind::Train };
+    let id = TaskId::new(RunId(1), Round(1), StepId::TRAIN);
     let work = protocol::Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
     let spec = Arc::clone(&plan.spec);
     let task = Task { id, spec, seed: Some(Seed::from_number(1)), standardiser: None, work };

@@ -74,7 +74,7 @@ fn an_evaluation_that_is_stopped_keeps_what_it_has_heard() {
     stage.join(&["a", "b"]);
     stage.answer_all(1.0);
     let task = stage.take_sent().remove(0).1;
-    assert_eq!(task.id.kind, TaskKind::Evaluate);
+    assert_eq!(task.id.step, StepId::EVALUATE);
     stage.answer(&id("a"), task.id, honest(&task, 0.0, 1));
     stage.handle(Event::Control(Control::StopNow));
     assert_eq!(stage.end, Some(RunEnd::Stopped));

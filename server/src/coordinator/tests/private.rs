@@ -284,12 +284,12 @@ fn nothing_that_leaves_the_coordinator_shows_who_or_how_many_were_drawn() {
                 Note::Refused { task, .. } => *task,
                 _ => None,
             };
-            assert!(shown.is_none_or(|task| task.kind == TaskKind::Evaluate), "{note:?}");
+            assert!(shown.is_none_or(|task| task.step == StepId::EVALUATE), "{note:?}");
         }
         for Commit { summary, reports, clients, .. } in &stage.commits {
             assert_eq!((summary.cohort, summary.answered, summary.seconds), (0, 0, 0.0));
             assert!(summary.participation().is_none() && summary.train.is_none());
-            assert!(reports.iter().all(|(_, task, _)| task.kind == TaskKind::Evaluate));
+            assert!(reports.iter().all(|(_, task, _)| task.step == StepId::EVALUATE));
             for (_, record) in clients {
                 let counts = (record.accepted, record.releases, record.refused.len(), record.declined.len());
                 assert_eq!(counts, (0, 0, 0, 0));

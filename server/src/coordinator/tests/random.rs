@@ -41,7 +41,7 @@ fn name(client: usize) -> ClientId {
 }
 
 fn play(stage: &mut Stage, step: Step) {
-    let kinds = [TaskKind::Statistics, TaskKind::Train, TaskKind::Evaluate];
+    let kinds = [StepId::STATISTICS, StepId::TRAIN, StepId::EVALUATE];
     match step {
         Step::Join(client) => stage.handle(Event::Joined(name(client))),
         Step::Leave(client) => stage.handle(Event::Left(name(client))),
@@ -51,7 +51,7 @@ fn play(stage: &mut Stage, step: Step) {
         }
         Step::Honest(_) => {}
         Step::Wild { client, round, kind, points, weight } => {
-            let task = TaskId { run: RunId(1), round: Round(round), kind: kinds[kind] };
+            let task = TaskId::new(RunId(1), Round(round), kinds[kind]);
             let outcome = Outcome::Trained { points, weight, vote: 0, metrics: Metrics::default() };
             stage.answer(&name(client), task, outcome);
         }

@@ -18,7 +18,7 @@ fn a_run_gathers_trains_evaluates_and_finishes() {
     stage.join(&["b"]);
     stage.answer_all(1.0);
     near(&stage.model(), 1.0);
-    assert!(stage.sent.iter().all(|(_, task)| task.id.kind == TaskKind::Evaluate));
+    assert!(stage.sent.iter().all(|(_, task)| task.id.step == StepId::EVALUATE));
     stage.answer_all(0.0);
     stage.answer_all(3.0);
     stage.answer_all(0.0);
@@ -197,7 +197,7 @@ fn statistics_come_first_and_reach_every_later_task() {
     let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));
     stage.coordinator = Coordinator::new(Setup { plan, ..setup("", checkpoint) }).unwrap();
     stage.join(&["a", "b"]);
-    assert_eq!(stage.sent[0].1.id, TaskId { run: RunId(1), round: Round(0), kind: TaskKind::Statistics });
+    assert_eq!(stage.sent[0].1.id, TaskId::new(RunId(1), Round(0), StepId::STATISTICS));
     stage.answer_all(2.0);
     let standardiser = stage.sent[0].1.standardiser.clone().unwrap();
     assert_eq!(stage.receipts.len(), 2);

@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use protocol::wire::{ClientSummary, Control};
-use protocol::{Loss, RunId, TaskKind};
+use protocol::{Loss, RunId, StepId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -141,7 +141,7 @@ pub(super) async fn reports(
     let mut found = admin.desk.store.reports(run, from).await.map_err(Problem::ours)?;
     if hides_participation(&summary, &plan_toml) {
         // Those of an earlier version; evaluations are put to everybody.
-        found.retain(|report| report.kind == TaskKind::Evaluate.name());
+        found.retain(|report| report.kind == StepId::EVALUATE.name());
     }
     let view = |Report { round, kind, site, loss, accuracy, examples, seconds }| {
         let site = String::from(site);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Round, TaskKind};
+use protocol::{ClientId, Round, StepId};
 use serde_json::json;
 
 use super::witness::Witness;
@@ -82,7 +82,7 @@ fn records(text: &str) -> Vec<Record> {
 /// Everything that a run notes, with `text` wherever a text stands.
 fn notes(text: &str) -> Vec<Note> {
     let client = || ClientId::new("north").unwrap();
-    let task = || TaskId { run: RUN, round: Round(1), kind: TaskKind::Train };
+    let task = || TaskId::new(RUN, Round(1), StepId::TRAIN);
     let text = || text.to_owned();
     let summary = RoundSummary {
         round: 1,

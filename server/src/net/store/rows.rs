@@ -227,7 +227,7 @@ pub(super) async fn write_report(
         .persistent(false)
         .bind(run.to_string())
         .bind(i64::from(task.round.0))
-        .bind(task.kind.name())
+        .bind(task.step.name().into_owned())
         .bind(client.as_str())
         .bind(metrics.loss)
         .bind(metrics.accuracy)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use protocol::wire::{Control, EnrolRefusal, Member, ModelChoice, Quarantine, RoundSummary, RunState};
-use protocol::{Decline, Metrics, Refusal, Round, Standardiser, TaskId, TaskKind};
+use protocol::{Decline, Metrics, Refusal, Round, Standardiser, StepId, TaskId};
 
 use super::place::Place;
 use super::*;
@@ -67,7 +67,7 @@ pub(super) fn commit(round: u32, values: [f32; 3]) -> Commit {
         summary: Some(summary.clone()),
         ..begin(values)
     };
-    let task = TaskId { run: RUN, round: Round(round), kind: TaskKind::Train };
+    let task = TaskId::new(RUN, Round(round), StepId::TRAIN);
     Commit {
         checkpoint,
         summary,
@@ -114,7 +114,7 @@ async fn a_site_without_records_to_measure_on_has_no_voice_in_which_model_is_bes
     submit(&store, RUN, &begin([0.0; 3])).await;
     for (round, accuracy) in [(1u8, 0.6), (2, 0.9), (3, 0.7)] {
         let mut done = commit(round.into(), [f32::from(round); 3]);
-        let task = TaskId { run: RUN, round: Round(round.into()), kind: TaskKind::Evaluate };
+        let task = TaskId::new(RUN, Round(round.into()), StepId::EVALUATE);
         let measured = Metrics { loss: 0.3, accuracy: Some(accuracy), examples: 9, seconds: 0.1 };
         let told = [("north", measured), ("south", Metrics::default()), ("west", Metrics::default())];
         done.reports =
@@ -529,7 +529,7 @@ async fn the_best_model_that_is_known_from_commit_to_commit_is_the_one_that_is_f
     let Some(dir) = place() else { return };
     let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
-    let task = |round| TaskId { run: RUN, round: Round(round), kind: TaskKind::Evaluate };
+    let task = |round| TaskId::new(RUN, Round(round), StepId::EVALUATE);
     let measured = |at: u32, accuracy| Metrics {
         loss: f64::from((at * 37) % 11) / 10.0,
         accuracy,
