@@ -181,7 +181,7 @@ impl Stage {
         for (client, task) in open {
             debug_assert!(matches!(task.work, Work::Train { .. }));
             let metrics = Metrics { loss: 0.5, accuracy: None, examples: 10, seconds: 0.0 };
-            let outcome = Outcome::Trained { points: points.to_vec(), weight: 10, vote: 0, metrics };
+            let outcome = Outcome::trained(points.to_vec(), 10, 0, metrics);
             self.handle(Event::Answered { client, answer: Answer { task: task.id, outcome } });
         }
     }

@@ -160,6 +160,7 @@ fn task(spec: &Spec, round: u32, work: Work) -> Task {
         Work::Statistics { .. } => StepId::STATISTICS,
         Work::Train { .. } => StepId::TRAIN,
         Work::Evaluate { .. } => StepId::EVALUATE,
+        Work::Method(_) => StepId::method(0),
     };
     let id = TaskId::new(RunId(u64::from(round)), Round(round), kind);
     let standardiser = Standardiser { mean: vec![50.0, 80.0], std: vec![12.0, 11.0] };

@@ -110,7 +110,7 @@ impl Guard {
         releases: Option<ExampleReleases>,
     ) -> Result<Leave, Trouble> {
         let tells = match task.work {
-            Work::Statistics { .. } => true,
+            Work::Statistics { .. } | Work::Method(_) => true,
             Work::Evaluate { .. } => self.policy.tells_metrics(&task.spec),
             Work::Train { .. } => false,
         };

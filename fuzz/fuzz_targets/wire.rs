@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use protocol::UpdateCodec;
+use protocol::{PayloadSpec, UpdateCodec};
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
     LedgerClaim, LedgerProof, Notice, Receipt, TaskHeader, decode, encode,
@@ -27,10 +27,10 @@ fuzz_target!(|bytes: &[u8]| {
     reads::<Greeting>(FrameKind::Greeting, bytes);
     if let Some(header) = reads::<TaskHeader>(FrameKind::Task, bytes) {
         // The plan inside comes from outside as well.
-        let _ = header.into_task(Vec::new());
+        let _ = header.into_task(Vec::new(), Vec::new());
     }
     if let Some(header) = reads::<AnswerHeader>(FrameKind::Answer, bytes) {
-        let _ = (header.payload_bytes(), header.check_lengths(10, 2, UpdateCodec::Packed));
+        let _ = (header.payload_bytes(), header.check_lengths(&PayloadSpec::update(10, UpdateCodec::Packed)));
     }
     let half = UpdateCodec::TopK { fraction: 0.5 };
     for codec in [UpdateCodec::Packed, UpdateCodec::F16, UpdateCodec::Bf16, UpdateCodec::Int8, half] {

@@ -27,6 +27,9 @@ pub enum IdError {
     /// A run id that is not 16 hexadecimal digits.
     #[error("`{0}` is not a run id; it has 16 hexadecimal digits")]
     Run(String),
+    /// A name of something else with other characters, or too long, or empty, or with a dot or dash in front.
+    #[error("`{}` is not a name; use 1 to 64 letters, digits, '.', '_' and '-', neither '.' nor '-' in front", .0.escape_debug())]
+    Name(String),
     /// A name that no step of a workflow has.
     #[error(
         "`{0}` is not a step; it is `statistics`, `train`, `evaluate`, or `step-` and a number from 16 to 65535"

@@ -14,6 +14,7 @@ mod layers;
 mod layout;
 mod learner;
 mod numbers;
+mod payload;
 mod seed;
 mod spec;
 mod task;
@@ -38,11 +39,18 @@ pub use learner::{
     EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, RecordCount, Statistic, Stop, TrainOrder,
 };
 pub use numbers::{CELL_MAX, TaskFault};
+pub use payload::{
+    BLOCKS_MAX, Block, BlockHead, BlockSpec, Contribution, DType, Length, Name, PayloadSpec, SUMS, UPDATE,
+    Values,
+};
 pub use seed::{Purpose, Seed};
 pub use spec::{
     Categorical, ClassName, DataSpec, EvaluationRecords, GradientPath, Loss, Missing, ModelSpec,
     OptimizerSpec, Positive, Spec, SpecError, Standardise, TableSpec, Target, TargetSpec, TensorSpec,
     TrainingSpec, UpdateSpec, Weighting, flag_of,
 };
-pub use task::{Answer, Decline, Metrics, Outcome, Refusal, Standardiser, Task, Work, find_impossible};
+pub use task::{
+    Answer, Decline, MethodWork, Metrics, NUMBERS_MAX, Outcome, Refusal, Standardiser, Task, Work,
+    find_impossible,
+};
 pub use time::Time;

@@ -56,9 +56,10 @@ impl Task {
             Work::Statistics { .. } => StepId::STATISTICS,
             Work::Train { .. } => StepId::TRAIN,
             Work::Evaluate { .. } => StepId::EVALUATE,
+            Work::Method(_) => StepId::method(0),
         };
-        if self.id.step != asked {
-            let (said, asked) = (self.id.step.name(), asked.name());
+        if self.id.step.family() != asked.family() {
+            let (said, asked) = (self.id.step.name(), asked.family());
             let message = format!("the task is called `{said}` and its work is `{asked}`");
             return Err(TaskFault::unsupported(message));
         }
@@ -96,6 +97,13 @@ impl Task {
                 norm_max.map_or(Ok(()), |norm| norm_within("the round's update.norm_max", norm))?;
             }
             Work::Evaluate { .. } => {}
+            Work::Method(work) => {
+                let message = format!(
+                    "what the method `{}` asks for carries no noise, and this plan's promise holds against the server",
+                    work.method
+                );
+                return Err(TaskFault::unsupported(message));
+            }
         }
         self.spec.check_numbers()
     }

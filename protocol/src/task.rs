@@ -5,7 +5,10 @@ use std::sync::Arc;
 use privacy::{Moments, WideSum};
 use serde::{Deserialize, Serialize};
 
-use crate::{EXAMPLES_MAX, Parameters, Positive, Seed, Spec, StepId, TaskId};
+use crate::{
+    Block, Contribution, EXAMPLES_MAX, Name, Parameters, Positive, SUMS, Seed, Spec, StepId, TaskId, UPDATE,
+    Values,
+};
 
 /// Mean and standard deviation of every numeric column, in the order of the plan's features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,7 +104,7 @@ impl Task {
     }
 }
 
-/// The kinds of work. This list grows; a site declines what it does not know.
+/// What a site can be asked to do. It declines what it does not know.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
     /// Sum the named statistics over the training data.
@@ -123,13 +126,43 @@ pub enum Work {
         /// The model, shared part.
         model: Arc<Parameters>,
     },
+    /// What a method asks for; the site's half of the method knows how.
+    Method(Arc<MethodWork>),
+}
+
+/// One piece of a method's work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MethodWork {
+    /// The method.
+    pub method: Name,
+    /// Its version: a site does what it knows in this version, and declines the rest.
+    pub version: u16,
+    /// Named numbers, at most [`NUMBERS_MAX`].
+    pub numbers: Vec<(Name, f64)>,
+    /// Named blocks, at most [`crate::BLOCKS_MAX`].
+    pub blocks: Vec<Block>,
+}
+
+/// The most numbers of a method's work.
+pub const NUMBERS_MAX: usize = 64;
+
+impl MethodWork {
+    /// The number that is called so.
+    pub fn number(&self, name: &Name) -> Option<f64> {
+        self.numbers.iter().find(|(known, _)| known == name).map(|(_, number)| *number)
+    }
+
+    /// The values of the block that is called so.
+    pub fn block(&self, name: &Name) -> Option<&Values> {
+        self.blocks.iter().find(|block| block.name == *name).map(|block| &block.values)
+    }
 }
 
 impl Work {
     /// The model that goes with the work, if any.
     pub fn model(&self) -> Option<&Arc<Parameters>> {
         match self {
-            Self::Statistics { .. } => None,
+            Self::Statistics { .. } | Self::Method(_) => None,
             Self::Train { model, .. } | Self::Evaluate { model } => Some(model),
         }
     }
@@ -189,30 +222,11 @@ pub struct Answer {
     pub outcome: Outcome,
 }
 
-/// What came of a task. Nothing in it is trusted: a server checks every number again.
-#[derive(Clone, PartialEq)]
+/// What came of a task.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// A clipped, weighted update on the lattice.
-    Trained {
-        /// Lattice points in the order of the shared layout.
-        points: Vec<i32>,
-        /// Its weight, from 1 to the plan's bound.
-        weight: u32,
-        /// 1 when the update was within the norm before it was clipped, else -1, where the plan asks; 0 where it does not.
-        vote: i8,
-        /// Metrics of the local training.
-        metrics: Metrics,
-    },
-    /// Metrics of the model it was given.
-    Evaluated {
-        /// On the site's test data.
-        metrics: Metrics,
-    },
-    /// Words of the named statistics, four each.
-    Counted {
-        /// Three a statistic.
-        words: Vec<i64>,
-    },
+    /// The site has done it.
+    Done(Contribution),
     /// The site will not or cannot do it.
     Declined {
         /// Why.
@@ -222,15 +236,52 @@ pub enum Outcome {
     },
 }
 
-impl std::fmt::Debug for Outcome {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Outcome {
+    /// A clipped, weighted update: `points` of the lattice in the order of the shared layout, its `weight` from 1 to the plan's bound, and
+    /// the vote on the norm ([`Contribution::vote`]).
+    pub fn trained(points: Vec<i32>, weight: u32, vote: i8, metrics: Metrics) -> Self {
+        let blocks = vec![Block::new(UPDATE, Values::I32(points))];
+        Self::Done(Contribution { weight, vote, metrics: Some(metrics), blocks })
+    }
+
+    /// Metrics of the model that the site was given, on its test data.
+    pub fn evaluated(metrics: Metrics) -> Self {
+        Self::Done(Contribution { metrics: Some(metrics), ..Contribution::of(Vec::new()) })
+    }
+
+    /// Words of named sums, four each.
+    pub fn counted(words: Vec<i64>) -> Self {
+        Self::Done(Contribution::of(vec![Block::new(SUMS, Values::I64(words))]))
+    }
+
+    /// What the site has handed in, if it has done the task.
+    pub fn contribution(&self) -> Option<&Contribution> {
         match self {
-            Self::Trained { points, weight, .. } => {
-                write!(f, "Trained({} points, weight {weight})", points.len())
-            }
-            Self::Evaluated { metrics } => write!(f, "Evaluated({metrics:?})"),
-            Self::Counted { words } => write!(f, "Counted({} words)", words.len()),
-            Self::Declined { reason, detail } => write!(f, "Declined({reason:?}: {detail})"),
+            Self::Done(contribution) => Some(contribution),
+            Self::Declined { .. } => None,
+        }
+    }
+
+    /// The points of an update.
+    pub fn points(&self) -> Option<&[i32]> {
+        self.contribution()?.points()
+    }
+
+    /// The words of named sums.
+    pub fn words(&self) -> Option<&[i64]> {
+        self.contribution()?.words()
+    }
+
+    /// What was measured on the way.
+    pub fn metrics(&self) -> Option<Metrics> {
+        self.contribution()?.metrics
+    }
+
+    /// [`Outcome::contribution`], given away.
+    pub fn into_contribution(self) -> Option<Contribution> {
+        match self {
+            Self::Done(contribution) => Some(contribution),
+            Self::Declined { .. } => None,
         }
     }
 }

@@ -14,8 +14,8 @@ use protocol::wire::{
     RoundSummary, RunState, RunSummary, Seen, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
-    BroadcastCodec, ClientId, Decline, Invite, Metrics, Purpose, Refusal, Round, RunId, Seed, Spec,
-    Standardiser, StepId, TaskId, Token, UpdateCodec,
+    BlockHead, BroadcastCodec, ClientId, DType, Decline, Invite, Metrics, Name, Purpose, Refusal, Round,
+    RunId, SUMS, Seed, Spec, Standardiser, StepId, TaskId, Token, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -91,6 +91,14 @@ fn tasks_have_the_bytes_of_the_page() {
     golden("task-train", FrameKind::Task, &train);
     golden("task-evaluate", FrameKind::Task, &task(id(3, StepId::EVALUATE), WorkHeader::Evaluate, 2));
     golden("task-statistics", FrameKind::Task, &task(id(0, StepId::STATISTICS), WorkHeader::Statistics, 0));
+    let name = |name: &str| name.parse::<Name>().unwrap();
+    let method = WorkHeader::Method {
+        method: name("k-means"),
+        version: 1,
+        numbers: vec![(name("seed"), 2.0)],
+        blocks: vec![BlockHead { name: name("centres"), dtype: DType::F64, len: 2 }],
+    };
+    golden("task-method", FrameKind::Task, &task(id(3, StepId::method(0)), method, 0));
     let model: Vec<u8> = [1.0f32, -0.5].iter().flat_map(|value| value.to_le_bytes()).collect();
     assert_eq!(bytes("model"), model);
 }
@@ -110,6 +118,9 @@ fn answers_have_the_bytes_of_the_page() {
     golden("answer-declined", FrameKind::Answer, &answer(id(3, StepId::TRAIN), declined));
     let paused = AnswerBody::Declined { reason: Decline::Paused, detail: "the site has paused".into() };
     golden("answer-paused", FrameKind::Answer, &answer(id(3, StepId::TRAIN), paused));
+    let blocks = vec![BlockHead { name: SUMS, dtype: DType::I64, len: 4 }];
+    let contributed = AnswerBody::Contributed { weight: 1, vote: 0, metrics: None, blocks };
+    golden("answer-contributed", FrameKind::Answer, &answer(id(3, StepId::method(0)), contributed));
     let metrics = Metrics { loss: 0.5, accuracy: None, examples: 199, seconds: 1.5 };
     let compressed = AnswerBody::Compressed { bytes: 8, len: 4, weight: 199, vote: 0, metrics };
     golden("answer-compressed", FrameKind::Answer, &answer(id(3, StepId::TRAIN), compressed));

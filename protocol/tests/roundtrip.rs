@@ -11,12 +11,12 @@ use proptest::prelude::*;
 use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, Certificate, ClientSummary,
     CodecError, Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, LedgerClaim,
-    LedgerProof, Member, ModelChoice, ModelLine, Notice, Payload, Quarantine, REPLACED_MAX, Receipt,
-    Rejection, RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, WorkHeader, decode, encode,
+    LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, REPLACED_MAX, Receipt, Rejection,
+    RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, WorkHeader, decode, encode,
 };
 use protocol::{
-    Answer, ClientId, Decline, Metrics, Outcome, Positive, Refusal, Round, RunId, Seed, Spec, Standardiser,
-    StepId, TaskId, UpdateCodec,
+    Answer, Block, BlockHead, ClientId, Contribution, DType, Decline, Metrics, Name, Outcome, PayloadSpec,
+    Positive, Refusal, Round, RunId, SUMS, Seed, Spec, Standardiser, StepId, TaskId, UpdateCodec, Values,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -91,6 +91,9 @@ fn task_header() -> impl Strategy<Value = TaskHeader> {
             norm_max: norm_max.map(|norm| Positive::new(norm).unwrap()),
         }),
         Just(WorkHeader::Evaluate),
+        (name(), any::<u16>(), vec((name(), number()), 0..4), vec(head(), 0..4)).prop_map(
+            |(method, version, numbers, blocks)| WorkHeader::Method { method, version, numbers, blocks }
+        ),
     ];
     let standardiser = (vec(number(), 0..9), vec(number(), 0..9));
     let standardiser = standardiser.prop_map(|(mean, std)| Standardiser { mean, std });
@@ -123,6 +126,9 @@ fn answer_header() -> impl Strategy<Value = AnswerHeader> {
         ),
         any::<u64>().prop_map(|len| AnswerBody::Counted { len }),
         (decline(), ".{0,100}").prop_map(|(reason, detail)| AnswerBody::Declined { reason, detail }),
+        (any::<u32>(), any::<i8>(), option::of(metrics()), vec(head(), 0..4)).prop_map(
+            |(weight, vote, metrics, blocks)| AnswerBody::Contributed { weight, vote, metrics, blocks }
+        ),
     ];
     (task_id(), body).prop_map(|(task, body)| AnswerHeader { task, body })
 }
@@ -130,11 +136,44 @@ fn answer_header() -> impl Strategy<Value = AnswerHeader> {
 fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         (vec(any::<i32>(), 0..50), any::<u32>(), any::<i8>(), metrics())
-            .prop_map(|(points, weight, vote, metrics)| Outcome::Trained { points, weight, vote, metrics }),
-        metrics().prop_map(|metrics| Outcome::Evaluated { metrics }),
-        vec(any::<i64>(), 0..50).prop_map(|words| Outcome::Counted { words }),
+            .prop_map(|(points, weight, vote, metrics)| Outcome::trained(points, weight, vote, metrics)),
+        metrics().prop_map(|metrics| Outcome::evaluated(metrics)),
+        vec(any::<i64>(), 0..50).prop_map(|words| Outcome::counted(words)),
         (decline(), ".{0,100}").prop_map(|(reason, detail)| Outcome::Declined { reason, detail }),
+        (any::<u32>(), any::<i8>(), option::of(metrics()), vec(block(), 0..4)).prop_map(
+            |(weight, vote, metrics, blocks)| {
+                Outcome::Done(Contribution { weight, vote, metrics, blocks })
+            }
+        ),
     ]
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    prop::sample::select(vec!["update", "sums", "key", "a-share.1"]).prop_map(|name| name.parse().unwrap())
+}
+
+fn dtype() -> impl Strategy<Value = DType> {
+    use DType::{F32, F64, I32, I64, U8, U32, U64};
+    prop::sample::select(vec![I32, I64, U32, U64, F32, F64, U8])
+}
+
+fn head() -> impl Strategy<Value = BlockHead> {
+    (name(), dtype(), any::<u64>()).prop_map(|(name, dtype, len)| BlockHead { name, dtype, len })
+}
+
+/// Small integers, so that those which are floating are equal to themselves.
+fn block() -> impl Strategy<Value = Block> {
+    (name(), dtype(), vec(any::<u8>(), 0..9)).prop_map(|(name, dtype, bytes)| {
+        let bytes: Vec<u8> = bytes
+            .iter()
+            .flat_map(|byte| {
+                let mut wide = vec![0; dtype.width()];
+                wide[0] = *byte;
+                wide
+            })
+            .collect();
+        Block::new(name, Values::from_le_bytes(dtype, &bytes).unwrap())
+    })
 }
 
 fn request() -> impl Strategy<Value = AdminRequest> {
@@ -367,12 +406,7 @@ proptest! {
     fn an_answer_is_split_and_joined_without_loss(task in task_id(), outcome in outcome()) {
         let answer = Answer { task, outcome };
         let (header, payload) = AnswerHeader::split(answer.clone());
-        let sizes = match &payload {
-            Payload::None => 0,
-            Payload::Points(points) => 4 * points.len(),
-            Payload::Words(words) => 8 * words.len(),
-            Payload::Packed(bytes) => bytes.len(),
-        };
+        let sizes: usize = payload.iter().map(|values| values.len() * values.dtype().width()).sum();
         prop_assert_eq!(header.payload_bytes(), Some(sizes as u64));
         prop_assert_eq!(header.join(payload, UpdateCodec::Exact), Some(answer));
     }
@@ -380,33 +414,35 @@ proptest! {
     #[test]
     fn a_packed_answer_comes_back_and_its_lengths_are_the_plan_s(task in task_id(), points in vec(-500..500, 1..50)) {
         let metrics = Metrics::default();
-        let answer = Answer { task, outcome: Outcome::Trained { points, weight: 1, vote: 0, metrics } };
+        let answer = Answer { task, outcome: Outcome::trained(points, 1, 0, metrics) };
         let (header, payload) = AnswerHeader::pack(answer.clone(), UpdateCodec::Packed);
-        let Outcome::Trained { points, .. } = &answer.outcome else { unreachable!() };
-        if let Payload::Packed(bytes) = &payload {
+        let points = answer.outcome.points().unwrap();
+        if let [Values::U8(bytes)] = &payload[..] {
             prop_assert!(bytes.len() < 4 * points.len());
             prop_assert_eq!(header.payload_bytes(), Some(bytes.len() as u64));
             prop_assert_eq!(header.memory_bytes(), Some((bytes.len() + 4 * points.len()) as u64));
-            let check = |codec, dimension| header.check_lengths(dimension, 0, codec);
+            let check = |codec, dimension| header.check_lengths(&PayloadSpec::update(dimension, codec));
             prop_assert_eq!(check(UpdateCodec::Packed, points.len()), Ok(()));
             prop_assert_eq!(check(UpdateCodec::Exact, points.len()), Err(Refusal::WrongKind));
             prop_assert!(check(UpdateCodec::Packed, points.len() + 1).is_err());
             let mut longer = bytes.clone();
             longer.push(0);
-            prop_assert_eq!(header.clone().join(Payload::Packed(longer), UpdateCodec::Packed), None);
+            prop_assert_eq!(header.clone().join(vec![Values::U8(longer)], UpdateCodec::Packed), None);
         }
         prop_assert_eq!(header.join(payload, UpdateCodec::Packed), Some(answer));
     }
 
     #[test]
     fn only_the_planned_lengths_pass(header in answer_header(), dimension in 0usize..9, statistics in 0usize..9) {
-        let planned = match header.body {
-            AnswerBody::Trained { len, .. } => len == dimension as u64,
-            AnswerBody::Compressed { .. } => false,
-            AnswerBody::Counted { len } => len == (statistics * WORDS) as u64,
-            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => true,
-        };
-        prop_assert_eq!(header.check_lengths(dimension, statistics, UpdateCodec::Exact).is_ok(), planned);
+        let declines = matches!(header.body, AnswerBody::Declined { .. });
+        let passes = |spec: PayloadSpec| header.check_lengths(&spec).is_ok();
+        let trained = matches!(header.body, AnswerBody::Trained { len, .. } if len == dimension as u64);
+        prop_assert_eq!(passes(PayloadSpec::update(dimension, UpdateCodec::Exact)), trained || declines);
+        let words = statistics * WORDS;
+        let counted = matches!(header.body, AnswerBody::Counted { len } if len == words as u64);
+        prop_assert_eq!(passes(PayloadSpec::one(SUMS, DType::I64, words)), counted || declines);
+        let bare = header.blocks().is_empty();
+        prop_assert_eq!(passes(PayloadSpec::none()), bare);
     }
 
     #[test]
@@ -437,7 +473,7 @@ proptest! {
         reads::<TaskHeader>(FrameKind::Task, &body)?;
         if let Ok(header) = decode::<TaskHeader>(&body) {
             // Random text is no plan: it is refused, whatever the rest says.
-            prop_assert!(header.into_task(Vec::new()).is_err());
+            prop_assert!(header.into_task(Vec::new(), Vec::new()).is_err());
         }
     }
 

@@ -4,10 +4,12 @@
 //! its [`Coordinator::deadline`]. It reads no clock, draws no randomness of its own and touches no file or socket. A
 //! client that misbehaves is an event, not an error: it is refused with a reason, counted, and the round goes on.
 //!
+//! What comes next, its [`crate::workflow::Workflow`] says.
+//!
 //! ```text
-//! gathering -> [statistics] -> collecting -> committing -> [evaluating -> committing] -> ... -> ended
-//!      ^                           |
-//!      +---- too few connected ----+
+//! gathering -> [reserving] -> open -> committing -> [open -> committing] -> ... -> ended
+//!      ^                       |
+//!      +-- too few connected --+
 //! ```
 
 mod admission;
@@ -25,16 +27,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use privacy::{Lattice, Sum};
 use protocol::wire::{Control, Receipt, RoundSummary};
 use protocol::{
-    BroadcastCodec, ClientId, Metrics, Parameters, Refusal, Round, RunId, Seed, SpecError, StepId, Task,
-    TaskId, Time, Work,
+    BroadcastCodec, ClientId, Metrics, Parameters, PayloadSpec, Refusal, Round, RunId, Seed, SpecError,
+    StepId, Task, TaskId, Time,
 };
 
 use crate::optimizer::{ServerOptimizer, StateError};
-use crate::plan::{Evaluators, Plan};
-use admission::{Admitted, Refused};
+use crate::plan::Plan;
+use crate::workflow::{Collector, Refused, RunState, StepPlan, Training, Verified, Verifier, Workflow};
+use admission::Admitted;
 pub use admission::{Checked, Checker};
 use gate::{Gate, Standing};
 pub use messages::{Action, Booking, Checkpoint, ClientRecord, Commit, Event, Note, RunEnd};
@@ -100,13 +102,9 @@ pub enum SetupError {
 pub struct Coordinator {
     run: RunId,
     plan: Arc<Plan>,
-    lattice: Lattice,
-    /// How many values each part of an update has that may be clipped on its own.
-    tensors: Vec<usize>,
+    workflow: Box<dyn Workflow>,
     entropy: Seed,
     rehearsal: bool,
-    central: bool,
-    statistics: Vec<String>,
     protection: Option<Protection>,
     optimizer: Box<dyn ServerOptimizer>,
     state: Checkpoint,
@@ -122,8 +120,8 @@ pub struct Coordinator {
     rounded: Option<(Round, Arc<Parameters>)>,
     /// The fingerprint of the model, once somebody has asked for it.
     sha256: Option<String>,
-    /// The memory of the last update that was folded.
-    spent: Option<Vec<i32>>,
+    /// How often the last step that was opened had been opened before in its round.
+    attempt: Option<TaskId>,
 }
 
 /// What the coordinator is doing.
@@ -132,24 +130,31 @@ enum Phase {
     Gathering,
     /// Waits a while after a task without quorum.
     Resting { until: Time },
-    /// Waits for the disk to hold the reservation of this round.
-    Booking { round: Round },
-    /// Waits for answers to be summed.
-    Collecting { gate: Gate, sum: Sum, reports: Vec<(ClientId, TaskId, Metrics)> },
-    /// Waits for metrics of the model that was just released.
-    Evaluating {
-        gate: Gate,
-        reports: Vec<(ClientId, TaskId, Metrics)>,
-        central: Central,
-        summary: RoundSummary,
-    },
+    /// Waits for the disk to hold the reservation of this step's release.
+    Reserving(Box<StepPlan>),
+    /// Waits for contributions to a step.
+    Open(Box<OpenStep>),
     /// Waits for the disk. Nothing else happens. `told`: the round's line was told before.
     Committing { summary: RoundSummary, told: bool },
     /// Over.
     Ended,
 }
 
-/// The evaluation on the server's own data.
+/// A step that was put to a cohort.
+struct OpenStep {
+    gate: Gate,
+    /// What a client gets that comes back.
+    task: Task,
+    collector: Box<dyn Collector>,
+    verifier: Arc<dyn Verifier>,
+    expects: Arc<PayloadSpec>,
+    reports: Vec<(ClientId, TaskId, Metrics)>,
+    central: Central,
+    /// See [`StepPlan::is_round`].
+    is_round: bool,
+}
+
+/// The work on the server's own data.
 #[derive(Clone, Copy, PartialEq)]
 enum Central {
     Awaited,
@@ -163,7 +168,7 @@ impl std::fmt::Debug for Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator with the plan's own server optimizer.
+    /// A coordinator of federated training, with the plan's own server optimizer.
     ///
     /// # Errors
     /// [`SetupError`] when plan, model and checkpoint do not go together.
@@ -172,19 +177,35 @@ impl Coordinator {
         Self::with_optimizer(setup, optimizer)
     }
 
-    /// A coordinator whose model is moved by an optimizer of your own.
+    /// A coordinator of federated training whose model is moved by an optimizer of your own.
     ///
     /// # Errors
     /// [`SetupError`] when plan, model and checkpoint do not go together.
-    pub fn with_optimizer(setup: Setup, mut optimizer: Box<dyn ServerOptimizer>) -> Result<Self, SetupError> {
-        let Setup { run, plan, entropy, rehearsal, central, checkpoint, mut clients, tensors, purse } = setup;
-        let tensors = checked_tensors(tensors, &plan, checkpoint.model.len())?;
-        let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
+    pub fn with_optimizer(setup: Setup, optimizer: Box<dyn ServerOptimizer>) -> Result<Self, SetupError> {
+        let tensors = checked_tensors(&setup)?;
+        let central = setup.central && setup.plan.evaluation.central;
+        let workflow = Training::new(Arc::clone(&setup.plan), tensors, central)?;
+        Self::with_workflow(setup, optimizer, Box::new(workflow))
+    }
+
+    /// A coordinator of a workflow of your own.
+    ///
+    /// # Errors
+    /// [`SetupError`] when plan, model and checkpoint do not go together.
+    pub fn with_workflow(
+        setup: Setup,
+        mut optimizer: Box<dyn ServerOptimizer>,
+        workflow: Box<dyn Workflow>,
+    ) -> Result<Self, SetupError> {
+        let tensors = checked_tensors(&setup)?;
+        let Setup { run, plan, entropy, rehearsal, checkpoint, mut clients, purse, .. } = setup;
         optimizer.restore(checkpoint.optimizer.clone())?;
         let checkpoint = checkpoint.with_releases_counted(&plan);
+        let norm_max = plan.spec.update.norm_max;
+        let lattice = plan.spec.lattice_within(norm_max, &tensors)?;
         let promised = plan.spec.privacy.central.as_ref();
         let mut protection = promised
-            .map(|central| Protection::new(central, purse, plan.spec.update.norm_max, &lattice, &checkpoint))
+            .map(|central| Protection::new(central, purse, norm_max, &lattice, &checkpoint))
             .transpose()?;
         if let Some(protection) = protection.as_mut().filter(|_| !rehearsal) {
             protection.declare_secret(run);
@@ -193,13 +214,10 @@ impl Coordinator {
         let phase = if checkpoint.end.is_some() { Phase::Ended } else { Phase::Gathering };
         Ok(Self {
             run,
-            statistics: plan.spec.statistics(),
-            lattice,
-            tensors,
+            workflow,
             protection,
             entropy,
             rehearsal,
-            central: central && plan.evaluation.central,
             optimizer,
             state: checkpoint,
             clients,
@@ -212,7 +230,7 @@ impl Coordinator {
             actions: VecDeque::new(),
             rounded: None,
             sha256: None,
-            spent: None,
+            attempt: None,
             plan,
         })
     }
@@ -238,7 +256,7 @@ impl Coordinator {
                 let detail = "refused before it was an answer";
                 self.refuse(client, task, Refused::new(reason, detail));
             }
-            Event::Booked => self.booked(now),
+            Event::Booked => self.reserved(now),
             Event::Committed => self.committed(now),
             Event::EvaluatedCentrally { round, metrics } => self.evaluated_centrally(round, metrics),
             Event::Control(control) => self.controlled(now, control),
@@ -255,23 +273,32 @@ impl Coordinator {
     /// The memory of the last update that was folded, once. Its values have been added and mean nothing any more; a shell may
     /// receive the next update into it.
     pub fn reclaim(&mut self) -> Option<Vec<i32>> {
-        self.spent.take()
+        match &mut self.phase {
+            Phase::Open(open) => open.collector.reclaim(),
+            _ => None,
+        }
     }
 
-    /// The checks that answers to the task which is open must pass, to be made where there is time for them.
+    /// The checks that answers to the task which is open must pass, to be made where there is time for them. While none is open there is
+    /// nothing that could pass.
     pub fn checker(&self) -> Checker {
-        Checker::new(&self.lattice, self.statistics.len(), &self.plan.spec)
+        let verifier = self.open_step().map(|open| Arc::clone(&open.verifier));
+        Checker::new(verifier, self.plan.spec.privacy.hides_metrics())
+    }
+
+    /// What an answer to the open task must carry; nothing while none is open.
+    pub fn expects(&self) -> Arc<PayloadSpec> {
+        self.open_step().map_or_else(|| Arc::new(PayloadSpec::none()), |open| Arc::clone(&open.expects))
     }
 
     /// When [`Event::Tick`] is due, if nothing happens before.
     pub fn deadline(&self) -> Option<Time> {
         match &self.phase {
             Phase::Resting { until } => Some(*until),
-            Phase::Collecting { gate, .. } => Some(gate.deadline),
-            Phase::Evaluating { gate, .. } if gate.waiting() > 0 => Some(gate.deadline),
-            Phase::Evaluating { .. }
+            Phase::Open(open) if open.gate.waiting() > 0 => Some(open.gate.deadline),
+            Phase::Open(_)
             | Phase::Gathering
-            | Phase::Booking { .. }
+            | Phase::Reserving(_)
             | Phase::Committing { .. }
             | Phase::Ended => None,
         }
@@ -317,17 +344,9 @@ impl Coordinator {
         self.connected += usize::from(!record.connected);
         record.connected = true;
         self.roster.forget_connected();
-        let gate = match &self.phase {
-            Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => gate,
-            Phase::Gathering
-            | Phase::Resting { .. }
-            | Phase::Booking { .. }
-            | Phase::Committing { .. }
-            | Phase::Ended => return,
-        };
-        let open = gate.task;
-        if gate.standing(&client) == Some(Standing::Waiting) {
-            let task = self.task(open);
+        let Phase::Open(open) = &self.phase else { return };
+        if open.gate.standing(&client) == Some(Standing::Waiting) {
+            let task = open.task.clone();
             self.actions.push_back(Action::Send { client, task });
         }
     }
@@ -357,7 +376,7 @@ impl Coordinator {
                 });
                 self.note(Note::Declined { client, task, reason, detail });
             }
-            Ok(admitted) => match self.fold(&client, task, admitted) {
+            Ok(Admitted::Verified(verified)) => match self.fold(&client, task, verified) {
                 Ok(metrics) => {
                     let receipt = Receipt::Accepted;
                     self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
@@ -371,7 +390,7 @@ impl Coordinator {
 
     fn check_standing(&self, client: &ClientId, task: TaskId) -> Result<(), Refused> {
         let gate = match &self.phase {
-            Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } if gate.task == task => gate,
+            Phase::Open(open) if open.gate.task == task => &open.gate,
             _ => return Err(Refused::new(Refusal::Stale, format!("{task} is not open"))),
         };
         match gate.standing(client) {
@@ -387,38 +406,19 @@ impl Coordinator {
         &mut self,
         client: &ClientId,
         task: TaskId,
-        admitted: Admitted,
+        verified: Verified,
     ) -> Result<Option<Metrics>, Refused> {
         let hidden = self.hides_participation(Some(task));
-        let foreign = |error: privacy::SumError| Refused::new(Refusal::WrongKind, error.to_string());
-        let metrics = match (&mut self.phase, admitted) {
-            (Phase::Collecting { sum, reports, .. }, Admitted::Update { update, vote, metrics }) => {
-                sum.add(&update).map_err(foreign)?;
-                self.spent = Some(update.into_points());
-                if let Some(within) = vote {
-                    sum.count_vote(within);
-                }
-                if hidden {
-                    None
-                } else {
-                    reports.push((client.clone(), task, metrics));
-                    Some(metrics)
-                }
-            }
-            (Phase::Collecting { sum, .. }, Admitted::Tally(tally)) => {
-                sum.add_tally(&tally).map_err(foreign)?;
-                None
-            }
-            (Phase::Evaluating { reports, .. }, Admitted::Metrics(metrics)) => {
-                reports.push((client.clone(), task, metrics));
-                Some(metrics)
-            }
-            _ => return Err(Refused::new(Refusal::Stale, format!("{task} is not open"))),
+        let Phase::Open(open) = &mut self.phase else {
+            return Err(Refused::new(Refusal::Stale, format!("{task} is not open")));
         };
+        let metrics = verified.metrics.filter(|_| !hidden);
+        open.collector.fold(client, verified)?;
+        open.reports.extend(metrics.map(|metrics| (client.clone(), task, metrics)));
         self.count(client, Some(task), |record| match task.step {
-            StepId::TRAIN => record.accepted += 1,
+            StepId::STATISTICS => {}
             StepId::EVALUATE => record.test = metrics,
-            _ => {}
+            _ => record.accepted += 1,
         });
         self.settle(client, Standing::Answered);
         Ok(metrics)
@@ -447,10 +447,11 @@ impl Coordinator {
     fn controlled(&mut self, now: Time, control: Control) {
         self.control = control;
         match (&self.phase, control) {
-            (Phase::Collecting { .. }, Control::StopNow) => self.abandon_collection(),
-            (Phase::Evaluating { .. }, Control::StopNow) => {
+            (Phase::Open(_), Control::StopNow) if self.state.evaluated => self.abandon_step(),
+            // The model has moved already: what was measured of it until now is kept.
+            (Phase::Open(_), Control::StopNow) => {
                 self.state.end = Some(RunEnd::Stopped);
-                self.close_evaluation();
+                self.close_step(now);
             }
             (Phase::Resting { .. }, Control::Stop | Control::StopNow) => {
                 self.phase = Phase::Gathering;
@@ -461,11 +462,11 @@ impl Coordinator {
     }
 
     fn evaluated_centrally(&mut self, round: Round, metrics: Option<Metrics>) {
-        if let Phase::Evaluating { central, summary, .. } = &mut self.phase
-            && summary.round == round.0
-            && *central == Central::Awaited
+        if let Phase::Open(open) = &mut self.phase
+            && open.task.id.round == round
+            && open.central == Central::Awaited
         {
-            *central = Central::Done(metrics);
+            open.central = Central::Done(metrics);
         }
     }
 
@@ -483,7 +484,7 @@ impl Coordinator {
         } else if self.control == Control::StopNow {
             self.end_early(RunEnd::Stopped);
         } else if !self.state.evaluated {
-            self.open_evaluation(now, summary);
+            self.open_next(now);
         } else if !summary.released && summary.round == 0 {
             self.phase = Phase::Resting { until: now + REST };
         } else {
@@ -499,34 +500,15 @@ impl Coordinator {
                 self.phase = Phase::Gathering;
                 self.gather(now);
             }
-            Phase::Collecting { gate, .. } if gate.is_open(now) => self.close_collection(now),
-            Phase::Evaluating { gate, central: Central::Done(_), .. } if gate.is_open(now) => {
-                self.close_evaluation()
+            Phase::Open(open) if open.central != Central::Awaited && open.gate.is_open(now) => {
+                self.close_step(now);
             }
             Phase::Resting { .. }
-            | Phase::Collecting { .. }
-            | Phase::Evaluating { .. }
-            | Phase::Booking { .. }
+            | Phase::Open(_)
+            | Phase::Reserving(_)
             | Phase::Committing { .. }
             | Phase::Ended => {}
         }
-    }
-
-    fn task(&mut self, id: TaskId) -> Task {
-        let sent = self.sent_model();
-        let model = || Arc::clone(&sent);
-        let work = match id.step {
-            StepId::STATISTICS => Work::Statistics { names: self.statistics.clone() },
-            StepId::EVALUATE => Work::Evaluate { model: model() },
-            _ => {
-                let learning_rate_scale = self.plan.schedule.factor(id.round.0, self.plan.rounds);
-                let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
-                Work::Train { model: model(), learning_rate_scale, norm_max }
-            }
-        };
-        let seed = self.rehearsal.then_some(self.entropy);
-        let standardiser = self.state.standardiser.clone();
-        Task { id, spec: Arc::clone(&self.plan.spec), seed, standardiser, work }
     }
 
     /// The model from which every site starts.
@@ -542,39 +524,38 @@ impl Coordinator {
         Arc::clone(&self.rounded.insert(made).1)
     }
 
-    fn is_evaluation_due(&self, round: Round) -> bool {
-        let evaluation = &self.plan.evaluation;
-        evaluation.is_due(round.0, self.plan.rounds) && (evaluation.sites != Evaluators::None || self.central)
-    }
-
     fn record(&mut self, client: &ClientId) -> &mut ClientRecord {
         self.changed.insert(client.clone());
         self.clients.entry(client.clone()).or_default()
     }
 
     fn settle(&mut self, client: &ClientId, standing: Standing) {
-        if let Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } = &mut self.phase {
-            gate.settle(client, standing);
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.gate.settle(client, standing);
+        if standing == Standing::Out {
+            open.collector.dropped(client);
+        }
+    }
+
+    fn open_step(&self) -> Option<&OpenStep> {
+        match &self.phase {
+            Phase::Open(open) => Some(open),
+            _ => None,
         }
     }
 
     fn open_task(&self) -> Option<TaskId> {
-        match &self.phase {
-            Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => Some(gate.task),
-            Phase::Gathering
-            | Phase::Resting { .. }
-            | Phase::Booking { .. }
-            | Phase::Committing { .. }
-            | Phase::Ended => None,
-        }
+        self.open_step().map(|open| open.gate.task)
     }
 }
 
-/// The tensors of a model of `expected` values; the model as one where nothing depends on them.
-fn checked_tensors(tensors: Vec<usize>, plan: &Plan, expected: usize) -> Result<Vec<usize>, SetupError> {
+/// How many values each part of an update has that may be clipped on its own; the model as one where nothing depends on them.
+fn checked_tensors(setup: &Setup) -> Result<Vec<usize>, SetupError> {
+    let Setup { tensors, plan, checkpoint, .. } = setup;
+    let expected = checkpoint.model.len();
     let found = tensors.iter().fold(0usize, |sum, length| sum.saturating_add(*length));
     if found == expected {
-        Ok(tensors)
+        Ok(tensors.clone())
     } else if tensors.is_empty() && !plan.spec.privacy.is_per_layer() {
         Ok(vec![expected])
     } else {

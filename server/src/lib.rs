@@ -1,7 +1,7 @@
 //! Who decides: the plan, the coordinator of one run, aggregation and server optimizers; and, behind the feature `net`,
 //! the server around them.
 //!
-//! Reading order: [`Plan`] (what was typed, parsed into what it means) · [`Coordinator`] (a state machine without input
+//! Reading order: [`Plan`] (what was typed, parsed into what it means) · [`workflow`] (what comes next) · [`Coordinator`] (a state machine without input
 //! or output: [`Event`] in, [`Action`] out) · [`ServerOptimizer`] (how a released mean moves the model) · `net` (QUIC,
 //! sessions, the store).
 
@@ -13,6 +13,7 @@ mod plan;
 mod schedule;
 mod selection;
 mod statement;
+pub mod workflow;
 
 #[cfg(feature = "net")]
 pub mod net;

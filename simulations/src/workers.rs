@@ -323,10 +323,7 @@ pub(crate) fn measure(learner: &mut dyn Learner, task: &Task) -> Option<Metrics>
     let (mut personal, mut memory) = (Personal::default(), Memory::default());
     let name = ClientId::new("server").ok()?;
     let answer = perform(&name, learner, &mut personal, &mut memory, task, entropy, &stop);
-    match answer.outcome {
-        Outcome::Evaluated { metrics } => Some(metrics),
-        Outcome::Trained { .. } | Outcome::Counted { .. } | Outcome::Declined { .. } => None,
-    }
+    answer.outcome.metrics()
 }
 
 fn labour(board: &Board, workforce: &dyn Workforce, stop: Stop) {

@@ -102,7 +102,7 @@ impl Intruder {
         let header: TaskHeader = read(&mut recv, FrameKind::Task, HEADER_MAX).await?;
         let mut model = vec![0f32; header.model_len as usize];
         recv.read_exact(bytemuck::cast_slice_mut(&mut model)).await.ok()?;
-        Some(Asked { task: header.into_task(model).unwrap(), send, recv })
+        Some(Asked { task: header.into_task(model, Vec::new()).unwrap(), send, recv })
     }
 
     /// Why the server closed the connection.

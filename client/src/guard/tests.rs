@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use privacy::chain::{Chain, ChainWriter, Digest, read_lines};
 use privacy::ledger::Unit;
 use protocol::{
-    ClientId, NoiseCorrelation, Parameters, Positive, PrivacySpec, Seed, Standardiser, Stop, Weighting,
+    ClientId, Contribution, NoiseCorrelation, Parameters, Positive, PrivacySpec, Seed, Standardiser, Stop,
+    Weighting,
 };
 
 use super::*;
@@ -96,7 +97,7 @@ fn a_training_is_booked_before_it_begins_and_stays_booked_whatever_comes_of_it()
     ] {
         let mut site = site(PLAIN_POLICY, mood);
         let outcome = site.answer(&train(1, 3));
-        assert_eq!(matches!(outcome, Outcome::Trained { .. }), mood == Mood::Well, "{outcome:?}");
+        assert_eq!(outcome.points().is_some(), mood == Mood::Well, "{outcome:?}");
         let history = site.account().history();
         assert_eq!((history.attempts.len(), history.trained.len()), (1, 1));
         assert_eq!(site.events(), events.map(String::from));
@@ -109,8 +110,14 @@ fn told_in_every_mood(privacy: &PrivacySpec) -> Vec<(String, usize, Vec<String>)
     let told = |mood| {
         let mut site = site(PLAIN_POLICY, mood);
         let shape = match site.answer(&private(1, privacy.clone())) {
-            Outcome::Trained { points, weight, vote, metrics } => {
-                format!("{} {weight} {vote} {metrics:?}", points.len())
+            Outcome::Done(done) => {
+                format!(
+                    "{} {} {} {:?}",
+                    done.points().unwrap().len(),
+                    done.weight,
+                    done.vote,
+                    done.metrics.unwrap()
+                )
             }
             other => format!("{other:?}"),
         };
@@ -206,7 +213,7 @@ fn an_evaluation_that_tells_nothing_touches_no_record() {
         let model = Arc::new(Parameters::new(vec![0.5; 3]));
         let task = Task { work: Work::Evaluate { model }, ..private(1, privacy) };
         let task = Task { id: protocol::TaskId { step: protocol::StepId::EVALUATE, ..task.id }, ..task };
-        assert_eq!(site.answer(&task), Outcome::Evaluated { metrics: Metrics::default() });
+        assert_eq!(site.answer(&task), Outcome::evaluated(Metrics::default()));
         assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "the learner was not even prepared");
         assert_eq!((site.ledger.text().len(), site.events().last().unwrap().as_str()), (0, "done"));
     }
@@ -240,7 +247,9 @@ fn metrics_leave_as_the_policy_says_and_weights_do_not_betray_them() {
     let policy =
         |metrics: &str| PLAIN_POLICY.replace("[\"loss\", \"accuracy\", \"examples\", \"seconds\"]", metrics);
     let told = |metrics: &str| match site(&policy(metrics), Mood::Well).answer(&uniform) {
-        Outcome::Trained { metrics, weight: 1, .. } => (metrics.loss, metrics.examples),
+        Outcome::Done(Contribution { metrics: Some(metrics), weight: 1, .. }) => {
+            (metrics.loss, metrics.examples)
+        }
         other => panic!("{other:?}"),
     };
     assert_eq!((told("[\"loss\"]"), told("[\"examples\"]"), told("[]")), ((0.5, 0), (0.0, 5), (0.0, 0)));
@@ -248,7 +257,7 @@ fn metrics_leave_as_the_policy_says_and_weights_do_not_betray_them() {
     let model = Arc::new(Parameters::new(vec![0.5; 3]));
     let mut silent = site(&policy("[]"), Mood::Well);
     let outcome = silent.answer(&task(1, Work::Evaluate { model }));
-    assert_eq!(outcome, Outcome::Evaluated { metrics: Metrics::default() });
+    assert_eq!(outcome, Outcome::evaluated(Metrics::default()));
     assert!(silent.ledger.text().is_empty(), "what tells nothing costs nothing");
 }
 
@@ -258,7 +267,7 @@ fn an_update_that_is_noised_at_the_site_is_another_each_time_whatever_the_seed()
     let task = Task { seed: Some(Seed::from_number(3)), ..private(1, local(1e6)) };
     let (first, second) = (one.answer(&task), other.answer(&task));
     let points = |outcome: &Outcome| match outcome {
-        Outcome::Trained { points, weight: 1, metrics, .. } => (points.clone(), *metrics),
+        Outcome::Done(done) if done.weight == 1 => (done.points().unwrap().to_vec(), done.metrics.unwrap()),
         other => panic!("{other:?}"),
     };
     // The noise has 2^27 likely values a coordinate: that three agree by chance has probability below 10^-20.

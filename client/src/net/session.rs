@@ -24,7 +24,7 @@ use super::connection::explain;
 use super::events::{AgentEvent, meaning};
 use super::frames::{FrameError, Opening, read_frame, read_opening, write_frame};
 use super::pace::Pace;
-use super::values::{read_model, write_payload};
+use super::values::{read_block, read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
 use crate::{LedgerHead, LedgerHistory, Participant, Personal, Trouble, answer};
 
@@ -368,12 +368,13 @@ impl Workshop {
 
     /// The number of values that will be read, when the site allows as many.
     fn check_size(&self, header: &TaskHeader) -> Result<usize, Trouble> {
-        let bytes = header.model_len.checked_mul(size_of::<f32>() as u64);
+        let bytes = header.payload_bytes();
         let fits = bytes.is_some_and(|bytes| bytes <= self.model_bytes_max);
         usize::try_from(header.model_len).ok().filter(|_| fits).ok_or_else(|| {
+            let announced = bytes.map_or_else(|| "more".to_owned(), |bytes| format!("{bytes} bytes"));
             let message = format!(
-                "the model has {} values of 4 bytes; this site allows {} bytes (model_bytes_max)",
-                header.model_len, self.model_bytes_max
+                "the task carries {announced} of values; this site allows {} bytes (model_bytes_max)",
+                self.model_bytes_max
             );
             Trouble::open(Decline::Unsupported, message)
         })
@@ -405,8 +406,13 @@ impl Workshop {
     ) -> Result<(Result<Outcome, Trouble>, UpdateCodec), Abandoned> {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         let model = read_model(&mut stream.recv, len, spare, self.down.as_ref()).await?;
+        let mut values = Vec::new();
+        for block in header.blocks() {
+            let len = usize::try_from(block.len).map_err(|_| Abandoned::Frame(FrameError::Excess))?;
+            values.push(read_block(&mut stream.recv, (block.dtype, len), self.down.as_ref()).await?);
+        }
         // What a plan may ask for is bounded, and takes its time to be judged all the same.
-        let task = tokio::task::spawn_blocking(move || header.into_task(model)).await;
+        let task = tokio::task::spawn_blocking(move || header.into_task(model, values)).await;
         let unread = match task {
             Ok(Ok(task)) => {
                 self.report(AgentEvent::Started { task: task.id });
@@ -467,7 +473,8 @@ impl Workshop {
         if let Some(complaint) = participant.take_complaint() {
             self.report(AgentEvent::Complained { task: task.id, message: complaint.message });
         }
-        if let (Ok(Outcome::Trained { .. }), Some(keeper)) = (&outcome, &self.keeper)
+        if let (Ok(outcome), Some(keeper)) = (&outcome, &self.keeper)
+            && outcome.points().is_some()
             && !participant.personal().is_empty()
         {
             keeper(participant.personal());
@@ -511,6 +518,7 @@ fn answered(task: TaskId, header: &AnswerHeader) -> AuditEvent {
         AnswerBody::Trained { .. } | AnswerBody::Compressed { .. } => "trained",
         AnswerBody::Evaluated { .. } => "evaluated",
         AnswerBody::Counted { .. } => "counted",
+        AnswerBody::Contributed { .. } => "contributed",
         AnswerBody::Declined { .. } => "declined",
     };
     let bytes = header.payload_bytes().unwrap_or(u64::MAX);

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use protocol::wire::Payload;
+use protocol::{DType, Values};
 use quinn::{RecvStream, SendStream};
 
 use super::frames::FrameError;
@@ -25,6 +26,37 @@ pub(super) async fn read_model(
         values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
     }
     Ok(values)
+}
+
+/// Reads the values of a block. Their number was checked against what this site allows.
+pub(super) async fn read_block(
+    recv: &mut RecvStream,
+    (dtype, len): (DType, usize),
+    pace: Option<&Pace>,
+) -> Result<Values, FrameError> {
+    async fn read<T: bytemuck::Pod>(
+        recv: &mut RecvStream,
+        mut values: Vec<T>,
+        pace: Option<&Pace>,
+    ) -> Result<Vec<T>, FrameError> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        fill(recv, bytes, pace).await?;
+        if cfg!(target_endian = "big") {
+            bytemuck::cast_slice_mut::<T, u8>(&mut values)
+                .chunks_exact_mut(size_of::<T>())
+                .for_each(<[u8]>::reverse);
+        }
+        Ok(values)
+    }
+    Ok(match dtype {
+        DType::I32 => Values::I32(read(recv, vec![0; len], pace).await?),
+        DType::I64 => Values::I64(read(recv, vec![0; len], pace).await?),
+        DType::U32 => Values::U32(read(recv, vec![0; len], pace).await?),
+        DType::U64 => Values::U64(read(recv, vec![0; len], pace).await?),
+        DType::F32 => Values::F32(read(recv, vec![0.0; len], pace).await?),
+        DType::F64 => Values::F64(read(recv, vec![0.0; len], pace).await?),
+        DType::U8 => Values::U8(read(recv, vec![0; len], pace).await?),
+    })
 }
 
 /// Fills `bytes`, and refuses more.
@@ -52,26 +84,40 @@ pub(super) async fn write_payload(
     payload: Payload,
     pace: Option<&Pace>,
 ) -> Result<(), FrameError> {
-    let bytes = match payload {
-        Payload::None => return Ok(()),
-        Payload::Points(mut points) => {
-            points.iter_mut().for_each(|point| *point = point.to_le());
-            Bytes::from_owner(Raw(points))
+    for values in payload {
+        let mut rest = bytes_of(values);
+        let Some(pace) = pace else {
+            send.write_chunk(rest).await?;
+            continue;
+        };
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(pace.piece()));
+            pace.spend(piece.len()).await;
+            send.write_chunk(piece).await?;
         }
-        Payload::Packed(bytes) => Bytes::from(bytes),
-        Payload::Words(mut words) => {
-            words.iter_mut().for_each(|word| *word = word.to_le());
-            Bytes::from_owner(Raw(words))
-        }
-    };
-    let Some(pace) = pace else { return Ok(send.write_chunk(bytes).await?) };
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let piece = rest.split_to(rest.len().min(pace.piece()));
-        pace.spend(piece.len()).await;
-        send.write_chunk(piece).await?;
     }
     Ok(())
+}
+
+/// Values as little-endian bytes, in the memory they are in.
+fn bytes_of(values: Values) -> Bytes {
+    fn raw<T: bytemuck::Pod + Send>(mut values: Vec<T>) -> Bytes {
+        if cfg!(target_endian = "big") {
+            bytemuck::cast_slice_mut::<T, u8>(&mut values)
+                .chunks_exact_mut(size_of::<T>())
+                .for_each(<[u8]>::reverse);
+        }
+        Bytes::from_owner(Raw(values))
+    }
+    match values {
+        Values::I32(values) => raw(values),
+        Values::I64(values) => raw(values),
+        Values::U32(values) => raw(values),
+        Values::U64(values) => raw(values),
+        Values::F32(values) => raw(values),
+        Values::F64(values) => raw(values),
+        Values::U8(values) => Bytes::from(values),
+    }
 }
 
 /// Numbers as the bytes they are.

@@ -15,8 +15,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use privacy::noise::NoiseSource;
 use privacy::{Encoded, Lattice, Permit, Tally};
 use protocol::{
-    ClientId, Decline, EvaluateOrder, ExampleReleases, Learner, LentPermit, LocalPrivacy, Metrics, Outcome,
-    Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
+    ClientId, Decline, EvaluateOrder, ExampleReleases, Learner, LentPermit, LocalPrivacy, MethodWork,
+    Metrics, Outcome, Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting,
+    Work,
 };
 
 use super::{Memory, Trouble};
@@ -25,6 +26,13 @@ use crate::guard::Guard;
 use crate::ledger::pay_without_memory;
 use crate::personal::{Origin, gather_personal, scatter_personal};
 use crate::policy::SiteFacts;
+
+/// A method that this program does not know.
+fn unknown(work: &MethodWork) -> Trouble {
+    let MethodWork { method, version, .. } = work;
+    let message = format!("this site's software does not know the method `{method}` in version {version}");
+    Trouble::open(Decline::Unsupported, message)
+}
 
 /// Everything that is at hand while one task is done.
 pub(super) struct TaskExecution<'a> {
@@ -119,7 +127,7 @@ impl TaskExecution<'_> {
 
     /// Answers an evaluation of which nothing may be told, without touching a record.
     fn tell_nothing(&mut self) -> Result<Outcome, Trouble> {
-        let nothing = Ok(Outcome::Evaluated { metrics: Metrics::default() });
+        let nothing = Ok(Outcome::evaluated(Metrics::default()));
         match self.guard.as_mut() {
             Some(guard) => {
                 let leave = guard.reserve(self.task, None)?;
@@ -140,6 +148,7 @@ impl TaskExecution<'_> {
         let ready = Ready { releases: None, full: Vec::new(), lattice: None, records };
         match &self.task.work {
             Work::Statistics { .. } => Ok(ready),
+            Work::Method(work) => Err(unknown(work)),
             Work::Evaluate { model } => {
                 let latest = self.personal.latest(&self.origin()).map(<[f32]>::to_vec);
                 Ok(Ready { full: self.full_vector(model, latest, entropy)?, ..ready })
@@ -219,6 +228,7 @@ impl TaskExecution<'_> {
         let Ready { full, lattice, records, .. } = ready;
         let done = self.caught(|this| match &this.task.work {
             Work::Statistics { names } => this.count(names),
+            Work::Method(work) => Err(unknown(work)),
             Work::Evaluate { .. } => this.evaluate(&full),
             Work::Train { model, learning_rate_scale, .. } => {
                 let (trained, metrics) = this.train(full, *learning_rate_scale, entropy, permit)?;
@@ -348,7 +358,7 @@ impl TaskExecution<'_> {
         let order = EvaluateOrder { standardiser: self.task.standardiser.clone() };
         let metrics = self.learner.evaluate(full, &order, self.stop)?;
         self.check_metrics(&metrics)?;
-        Ok(Outcome::Evaluated { metrics: self.visible(metrics) })
+        Ok(Outcome::evaluated(self.visible(metrics)))
     }
 
     fn count(&mut self, names: &[String]) -> Result<Outcome, Trouble> {
@@ -363,7 +373,7 @@ impl TaskExecution<'_> {
             return Err(Trouble::open(Decline::Unsupported, message));
         }
         let tally = Tally::encode(statistics.iter().map(|statistic| &statistic.value));
-        Ok(Outcome::Counted { words: tally.into_words() })
+        Ok(Outcome::counted(tally.into_words()))
     }
 
     /// The model with the personal part: the kept one, or the learner's first one.
@@ -454,7 +464,7 @@ impl TaskExecution<'_> {
             Some(local) => noised(encoded, local)?,
             None => encoded.into_points(),
         };
-        Ok((Outcome::Trained { points, weight, vote, metrics }, left_out))
+        Ok((Outcome::trained(points, weight, vote, metrics), left_out))
     }
 }
 

@@ -8,8 +8,8 @@ use privacy::{Encoded, Released, Sum, WideSum};
 use protocol::{
     CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics,
     MetricsRule, ModelSpec, NoiseCorrelation, OptimizerSpec, Parameters, Positive, PrivacySpec, Round, RunId,
-    Sampling, Standardise, Statistic, StepId, TableSpec, Target, TrainOrder, TrainingSpec, UpdateCodec,
-    UpdateSpec, Work,
+    Sampling, Standardise, Statistic, StepId, TableSpec, Target, TrainOrder, TrainingSpec, UPDATE,
+    UpdateCodec, UpdateSpec, Values, Work,
 };
 use rand::RngCore;
 
@@ -141,6 +141,7 @@ pub(crate) fn task(round: u32, work: Work) -> Task {
         Work::Statistics { .. } => StepId::STATISTICS,
         Work::Train { .. } => StepId::TRAIN,
         Work::Evaluate { .. } => StepId::EVALUATE,
+        Work::Method(_) => StepId::method(0),
     };
     let id = TaskId::new(RunId(1), Round(round), kind);
     let seed = Some(Seed::from_number(3));
@@ -171,7 +172,9 @@ fn declined(mood: Mood, task: &Task) -> (Decline, String) {
 fn an_update_is_what_training_changed_on_the_lattice() {
     let task = train(1, 3);
     let answer = participant(&[], Mood::Well).perform(&task, entropy(), &Stop::default());
-    let Outcome::Trained { points, weight, metrics, .. } = answer.outcome else { panic!("{answer:?}") };
+    let done = answer.outcome.into_contribution().unwrap();
+    let (weight, metrics) = (done.weight, done.metrics.unwrap());
+    let points = done.into_points().unwrap();
     assert_eq!((answer.task, weight, metrics.examples), (task.id, 5, 5));
     let lattice = task.spec.lattice(3).unwrap();
     let mut sum = Sum::new(&lattice);
@@ -202,7 +205,9 @@ fn where_the_plan_says_so_every_tensor_that_travels_is_clipped_on_its_own() {
     spec.privacy.central = Some(central);
     spec.update.norm_max = positive(0.5);
     let answer = participant(&[], Mood::Well).perform(&task, entropy(), &Stop::default());
-    let Outcome::Trained { points, weight, .. } = answer.outcome else { panic!("{answer:?}") };
+    let done = answer.outcome.into_contribution().unwrap();
+    let weight = done.weight;
+    let points = done.into_points().unwrap();
     let lattice = task.spec.lattice_within(task.spec.update.norm_max, &[2, 1]).unwrap();
     let update = Encoded::admit(points, weight, &lattice).expect("the server clips the same tensors");
     let norm = |points: &[i32]| points.iter().map(|point| f64::from(*point).powi(2)).sum::<f64>().sqrt();
@@ -216,7 +221,7 @@ fn where_the_plan_says_so_every_tensor_that_travels_is_clipped_on_its_own() {
         entropy(),
         &Stop::default(),
     );
-    let Outcome::Trained { points, .. } = answer.outcome else { panic!("{answer:?}") };
+    let points = answer.outcome.into_contribution().unwrap().into_points().unwrap();
     assert!((norm(&points) * lattice.step() - 0.5).abs() < 1e-6);
 }
 
@@ -225,7 +230,7 @@ fn with_uniform_weights_every_update_weighs_one() {
     let mut task = train(1, 3);
     Arc::make_mut(&mut task.spec).update.weights = protocol::Weighting::Uniform;
     let answer = participant(&[], Mood::Well).perform(&task, entropy(), &Stop::default());
-    assert!(matches!(answer.outcome, Outcome::Trained { weight: 1, .. }), "{answer:?}");
+    assert_eq!(answer.outcome.contribution().map(|done| done.weight), Some(1), "{answer:?}");
 }
 
 #[test]
@@ -247,7 +252,7 @@ fn a_seeded_task_gives_the_same_bits_again_and_an_unseeded_one_uses_the_entropy(
 fn the_personal_part_stays_and_grows_from_round_to_round() {
     let (mut site, stop) = (participant(&["head"], Mood::Well), Stop::default());
     let answer = site.perform(&train(1, 2), entropy(), &stop);
-    assert!(matches!(answer.outcome, Outcome::Trained { points, .. } if points.len() == 2));
+    assert_eq!(answer.outcome.points().map(<[i32]>::len), Some(2));
     site.perform(&train(2, 2), entropy(), &stop);
     let kept = site.personal().values(RunId(1)).unwrap()[0];
     assert!((9.0..9.1).contains(&kept), "{kept}");
@@ -255,10 +260,7 @@ fn the_personal_part_stays_and_grows_from_round_to_round() {
     heir.restore_personal(site.personal().clone());
     let model = Arc::new(Parameters::new(vec![0.0; 2]));
     let answer = heir.perform(&task(2, Work::Evaluate { model }), entropy(), &stop);
-    assert!(
-        matches!(answer.outcome, Outcome::Evaluated { metrics } if metrics.loss == f64::from(kept)),
-        "{answer:?}"
-    );
+    assert_eq!(answer.outcome.metrics().map(|metrics| metrics.loss), Some(f64::from(kept)), "{answer:?}");
 }
 
 /// Where what is kept of a task without books comes from.
@@ -297,7 +299,7 @@ fn no_server_carries_what_was_made_without_noise_into_a_run_that_hides_records()
     let mut fresh = participant(&["head"], Mood::Well);
     let (answer, expected) =
         (site.perform(&hidden, entropy(), &stop), fresh.perform(&hidden, entropy(), &stop));
-    assert!(matches!(answer.outcome, Outcome::Trained { .. }), "{answer:?}");
+    assert!(answer.outcome.points().is_some(), "{answer:?}");
     assert_eq!(answer, expected, "it begins as a site that has kept nothing");
     assert_eq!(site.personal(), fresh.personal());
     let complaint = site.take_complaint().unwrap();
@@ -337,7 +339,7 @@ fn sent_over(rounds: &[u32], codec: UpdateCodec) -> (Vec<f64>, Vec<f64>, Option<
             last = task.clone();
             let client = if codec.is_lossy() { &mut client } else { &mut participant(&[], Mood::Well) };
             let answer = client.perform(&task, entropy(), &Stop::default());
-            let Outcome::Trained { points, .. } = answer.outcome else { panic!("{answer:?}") };
+            let points = answer.outcome.into_contribution().unwrap().into_points().unwrap();
             total.iter_mut().zip(points).for_each(|(total, point)| *total += f64::from(point) * step);
         }
     }
@@ -384,7 +386,7 @@ fn statistics_are_counted_when_their_names_agree() {
     let names = spec().statistics();
     let counted = task(0, Work::Statistics { names });
     let answer = participant(&[], Mood::Well).perform(&counted, entropy(), &Stop::default());
-    assert!(matches!(answer.outcome, Outcome::Counted { words } if words.len() == 12));
+    assert_eq!(answer.outcome.words().map(<[i64]>::len), Some(12));
     let other = task(0, Work::Statistics { names: vec!["count/height".into()] });
     let (reason, detail) = declined(Mood::Well, &other);
     assert!(reason == Decline::Unsupported && detail.contains("count/height"), "{detail}");
@@ -431,7 +433,7 @@ fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
     );
     toy.mood = Mood::Well;
     let answer = perform(&id, &mut toy, &mut personal, &mut memory, &train(1, 3), entropy(), &stop);
-    assert!(matches!(answer.outcome, Outcome::Trained { .. }));
+    assert!(answer.outcome.points().is_some());
     assert_eq!(toy.prepared.load(Ordering::Relaxed), 2);
 }
 
@@ -443,7 +445,10 @@ fn one_update_after_another_is_made_in_the_same_memory_and_is_the_same_as_in_new
     kept.memory.give_back(vec![9; 500]);
     let again = kept.perform(&train(2, 3), entropy(), &stop);
     assert_eq!((kept.memory.values.as_ptr(), kept.memory.points.capacity()), (values, 0));
-    assert!(matches!(&again.outcome, Outcome::Trained { points, .. } if points.capacity() >= 500));
+    let Some(Values::I32(points)) = again.outcome.contribution().and_then(|done| done.block(&UPDATE)) else {
+        panic!()
+    };
+    assert!(points.capacity() >= 500);
     assert_eq!(again, participant(&[], Mood::Well).perform(&train(2, 3), entropy(), &stop));
 }
 

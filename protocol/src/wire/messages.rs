@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use privacy::WORDS;
 use privacy::chain::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Answer, Decline, Metrics, Outcome, Parameters, Positive, Refusal, Seed, Spec, Standardiser, Task, TaskId,
-    UpdateCodec, Work,
+    Answer, BLOCKS_MAX, Block, BlockHead, Contribution, DType, Decline, MethodWork, Metrics, NUMBERS_MAX,
+    Name, Outcome, Parameters, PayloadSpec, Positive, Refusal, SUMS, Seed, Spec, Standardiser, Task, TaskId,
+    UPDATE, UpdateCodec, Values, Work,
 };
 
 /// The client's first words.
@@ -17,6 +17,15 @@ pub struct Hello {
     /// Name and version of its software, for the operator's log. Where it ends with [`PROBE`], the client only looks whether it would be
     /// let in: it gets no task, takes no other connection's place, and nothing that it claims is remembered.
     pub software: String,
+}
+
+/// Something that a program can do, in a version. Whoever hears of one that it does not know ignores it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Capability {
+    /// What it is: `attempts` for [`TaskId::attempt`]s above 0, or `method.` and the name of a method.
+    pub name: Name,
+    /// The newest version that it knows; it knows all before.
+    pub version: u16,
 }
 
 /// How a client's software ends that takes no part.
@@ -153,7 +162,8 @@ pub enum Notice {
     Released,
 }
 
-/// A task without its model. `model_len` words of 4 bytes follow: values of f32, or what the plan's broadcast codec makes of them.
+/// A task without raw values. The model's `model_len` words of 4 bytes follow: values of f32, or what the plan's broadcast codec makes of
+/// them; then the values of a method's blocks, one block after the other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskHeader {
     /// Which task.
@@ -170,7 +180,7 @@ pub struct TaskHeader {
     pub model_len: u64,
 }
 
-/// The work of a task without its model.
+/// The work of a task without raw values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum WorkHeader {
     /// [`Work::Statistics`].
@@ -184,6 +194,17 @@ pub enum WorkHeader {
     },
     /// [`Work::Evaluate`].
     Evaluate,
+    /// [`Work::Method`]; sent only to sites that have named the method among their [`Capability`]s.
+    Method {
+        /// The method.
+        method: Name,
+        /// Its version.
+        version: u16,
+        /// Named numbers.
+        numbers: Vec<(Name, f64)>,
+        /// The blocks that follow, in order.
+        blocks: Vec<BlockHead>,
+    },
 }
 
 /// Why a task's header does not make a task.
@@ -207,6 +228,12 @@ impl TaskHeader {
                 WorkHeader::Train { learning_rate_scale: *learning_rate_scale, norm_max: *norm_max }
             }
             Work::Evaluate { .. } => WorkHeader::Evaluate,
+            Work::Method(work) => WorkHeader::Method {
+                method: work.method.clone(),
+                version: work.version,
+                numbers: work.numbers.clone(),
+                blocks: work.blocks.iter().map(Block::head).collect(),
+            },
         };
         Self {
             id: task.id,
@@ -221,29 +248,63 @@ impl TaskHeader {
         }
     }
 
-    /// The task, once the model's words have come.
+    /// The blocks that follow the model.
+    pub fn blocks(&self) -> &[BlockHead] {
+        match &self.work {
+            WorkHeader::Method { blocks, .. } => blocks,
+            WorkHeader::Statistics | WorkHeader::Train { .. } | WorkHeader::Evaluate => &[],
+        }
+    }
+
+    /// Bytes of raw values that follow; `None` when no machine could hold them.
+    pub fn payload_bytes(&self) -> Option<u64> {
+        let model = self.model_len.checked_mul(size_of::<f32>() as u64)?;
+        self.blocks().iter().try_fold(model, |sum, block| sum.checked_add(block.bytes()?))
+    }
+
+    /// The task, once the model's words and the values of the blocks have come, in order.
     ///
     /// # Errors
     /// [`TaskHeaderError`] when the spec or the numbers do not make sense.
-    pub fn into_task(self, words: Vec<f32>) -> Result<Task, TaskHeaderError> {
+    pub fn into_task(self, words: Vec<f32>, values: Vec<Values>) -> Result<Task, TaskHeaderError> {
         let spec =
             Spec::from_json(&self.spec_json).map_err(|error| TaskHeaderError::Spec(error.to_string()))?;
+        let contradiction = |what| Err(TaskHeaderError::Contradiction(what));
         let model = Arc::new(Parameters::new(spec.update.broadcast.unpack(words)));
         let work = match self.work {
             WorkHeader::Statistics => Work::Statistics { names: spec.statistics() },
             WorkHeader::Train { learning_rate_scale, norm_max } => {
                 if !(learning_rate_scale.is_finite() && learning_rate_scale >= 0.0) {
-                    return Err(TaskHeaderError::Contradiction(
-                        "the learning rate's factor is not a number of at least 0",
-                    ));
+                    return contradiction("the learning rate's factor is not a number of at least 0");
                 }
                 Work::Train { model, learning_rate_scale, norm_max }
             }
             WorkHeader::Evaluate => Work::Evaluate { model },
+            WorkHeader::Method { method, version, numbers, blocks } => {
+                if numbers.len() > NUMBERS_MAX || blocks.len() > BLOCKS_MAX {
+                    return contradiction("it has more numbers or blocks than a task may have");
+                }
+                if !numbers.iter().all(|(_, number)| number.is_finite()) {
+                    return contradiction("one of its numbers is not finite");
+                }
+                let blocks = joined(blocks, values).ok_or(TaskHeaderError::Contradiction(
+                    "the values that came are not those that were announced",
+                ))?;
+                Work::Method(Arc::new(MethodWork { method, version, numbers, blocks }))
+            }
         };
         let standardiser = self.standardiser.map(Arc::new);
         Ok(Task { id: self.id, spec: Arc::new(spec), seed: self.seed, standardiser, work })
     }
+}
+
+/// The blocks that heads and values make; `None` where they do not fit.
+fn joined(heads: Vec<BlockHead>, values: Vec<Values>) -> Option<Vec<Block>> {
+    let fits = |(head, values): (&BlockHead, &Values)| {
+        head.dtype == values.dtype() && head.len == values.len() as u64
+    };
+    let fit = heads.len() == values.len() && heads.iter().zip(&values).all(fits);
+    fit.then(|| heads.into_iter().zip(values).map(|(head, values)| Block::new(head.name, values)).collect())
 }
 
 /// An answer without its raw values.
@@ -255,10 +316,11 @@ pub struct AnswerHeader {
     pub body: AnswerBody,
 }
 
-/// What came of a task, without raw values.
+/// What came of a task, without raw values. What training answers has forms of its own, which take fewer bytes than the general one and are
+/// all that sites of the first release send.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum AnswerBody {
-    /// `len` lattice points (i32) follow.
+    /// `len` lattice points (i32) follow: the block [`UPDATE`].
     Trained {
         /// Lattice points that follow.
         len: u64,
@@ -274,7 +336,7 @@ pub enum AnswerBody {
         /// Metrics of the model.
         metrics: Metrics,
     },
-    /// `len` words (i64) follow.
+    /// `len` words (i64) follow: the block [`SUMS`].
     Counted {
         /// Words that follow.
         len: u64,
@@ -299,21 +361,21 @@ pub enum AnswerBody {
         /// Metrics of the training.
         metrics: Metrics,
     },
+    /// The values of these blocks follow, one block after the other.
+    Contributed {
+        /// See [`Contribution::weight`].
+        weight: u32,
+        /// See [`Contribution::vote`].
+        vote: i8,
+        /// What was measured on the way.
+        metrics: Option<Metrics>,
+        /// The blocks that follow, in order.
+        blocks: Vec<BlockHead>,
+    },
 }
 
-/// The raw values that follow an answer's header.
-#[derive(Clone, PartialEq)]
-#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
-pub enum Payload {
-    /// No values.
-    None,
-    /// Lattice points of an update.
-    Points(Vec<i32>),
-    /// Words of statistics, four each.
-    Words(Vec<i64>),
-    /// The short form of an update.
-    Packed(Vec<u8>),
-}
+/// The raw values that follow an answer's header, one vector after the other.
+pub type Payload = Vec<Values>;
 
 /// The most bytes of a decline's detail that travel.
 const DETAIL_MAX: usize = 512;
@@ -322,21 +384,14 @@ impl AnswerHeader {
     /// Splits an answer into its header and the values that follow it.
     pub fn split(answer: Answer) -> (Self, Payload) {
         let (body, payload) = match answer.outcome {
-            Outcome::Trained { points, weight, vote, metrics } => (
-                AnswerBody::Trained { len: points.len() as u64, weight, vote, metrics },
-                Payload::Points(points),
-            ),
-            Outcome::Evaluated { metrics } => (AnswerBody::Evaluated { metrics }, Payload::None),
-            Outcome::Counted { words } => {
-                (AnswerBody::Counted { len: words.len() as u64 }, Payload::Words(words))
-            }
+            Outcome::Done(contribution) => divided(contribution),
             Outcome::Declined { reason, detail } => {
                 let end = detail
                     .char_indices()
                     .map(|(at, c)| at + c.len_utf8())
                     .take_while(|end| *end <= DETAIL_MAX);
                 let end = end.last().unwrap_or(0);
-                (AnswerBody::Declined { reason, detail: detail[..end].to_owned() }, Payload::None)
+                (AnswerBody::Declined { reason, detail: detail[..end].to_owned() }, Payload::new())
             }
         };
         (Self { task: answer.task, body }, payload)
@@ -344,14 +399,38 @@ impl AnswerHeader {
 
     /// [`AnswerHeader::split`], with an update in the short form of `codec` where it has one. Points may always travel as they are.
     pub fn pack(answer: Answer, codec: UpdateCodec) -> (Self, Payload) {
-        if let Outcome::Trained { points, weight, vote, metrics } = &answer.outcome
+        let (header, payload) = Self::split(answer);
+        if let (AnswerBody::Trained { len, weight, vote, metrics }, [Values::I32(points)]) =
+            (&header.body, &payload[..])
             && let Some(packed) = codec.pack(points)
         {
-            let (bytes, len) = (packed.len() as u64, points.len() as u64);
-            let body = AnswerBody::Compressed { bytes, len, weight: *weight, vote: *vote, metrics: *metrics };
-            return (Self { task: answer.task, body }, Payload::Packed(packed));
+            let bytes = packed.len() as u64;
+            let body =
+                AnswerBody::Compressed { bytes, len: *len, weight: *weight, vote: *vote, metrics: *metrics };
+            return (Self { task: header.task, body }, vec![Values::U8(packed)]);
         }
-        Self::split(answer)
+        (header, payload)
+    }
+
+    /// The blocks that the answer has, whatever form they travel in.
+    pub fn blocks(&self) -> Vec<BlockHead> {
+        let one = |name, dtype, len| vec![BlockHead { name, dtype, len }];
+        match &self.body {
+            AnswerBody::Trained { len, .. } | AnswerBody::Compressed { len, .. } => {
+                one(UPDATE, DType::I32, *len)
+            }
+            AnswerBody::Counted { len } => one(SUMS, DType::I64, *len),
+            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Vec::new(),
+            AnswerBody::Contributed { blocks, .. } => blocks.clone(),
+        }
+    }
+
+    /// The types and numbers of the values that follow, vector by vector.
+    pub fn values(&self) -> Vec<(DType, u64)> {
+        match &self.body {
+            AnswerBody::Compressed { bytes, .. } => vec![(DType::U8, *bytes)],
+            _ => self.blocks().iter().map(|block| (block.dtype, block.len)).collect(),
+        }
     }
 
     /// Bytes of memory that the answer takes, with its short form where it has one; `None` when no machine could hold them.
@@ -366,66 +445,76 @@ impl AnswerHeader {
 
     /// Bytes of raw values that the header announces; `None` when no machine could hold them.
     pub fn payload_bytes(&self) -> Option<u64> {
-        match self.body {
-            AnswerBody::Trained { len, .. } => len.checked_mul(size_of::<i32>() as u64),
-            AnswerBody::Counted { len } => len.checked_mul(size_of::<i64>() as u64),
-            AnswerBody::Compressed { bytes, .. } => Some(bytes),
-            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Some(0),
-        }
+        let bytes = |(dtype, len): (DType, u64)| len.checked_mul(dtype.width() as u64);
+        self.values().into_iter().try_fold(0u64, |sum, values| sum.checked_add(bytes(values)?))
     }
 
-    /// Joins the header with its values, of which a short form is `codec`'s. `None` when they are of another kind or count than
+    /// Joins the header with its values, of which a short form is `codec`'s. `None` when they are of another type or number than
     /// announced, or no short form. The caller has checked the lengths.
     pub fn join(self, payload: Payload, codec: UpdateCodec) -> Option<Answer> {
-        let outcome = match (self.body, payload) {
-            (AnswerBody::Trained { len, weight, vote, metrics }, Payload::Points(points))
-                if len == points.len() as u64 =>
-            {
-                Outcome::Trained { points, weight, vote, metrics }
+        let heads = self.blocks();
+        let outcome = match self.body {
+            AnswerBody::Declined { reason, detail } => {
+                payload.is_empty().then_some(Outcome::Declined { reason, detail })?
             }
-            (AnswerBody::Compressed { bytes, len, weight, vote, metrics }, Payload::Packed(packed))
-                if bytes == packed.len() as u64 =>
-            {
-                let points = codec.unpack(&packed, usize::try_from(len).ok()?).ok()?;
-                Outcome::Trained { points, weight, vote, metrics }
+            AnswerBody::Compressed { len, weight, vote, metrics, .. } => {
+                let [Values::U8(packed)] = &payload[..] else { return None };
+                let points = codec.unpack(packed, usize::try_from(len).ok()?).ok()?;
+                Outcome::trained(points, weight, vote, metrics)
             }
-            (AnswerBody::Evaluated { metrics }, Payload::None) => Outcome::Evaluated { metrics },
-            (AnswerBody::Counted { len }, Payload::Words(words)) if len == words.len() as u64 => {
-                Outcome::Counted { words }
+            AnswerBody::Trained { weight, vote, metrics, .. } => {
+                let blocks = joined(heads, payload)?;
+                Outcome::Done(Contribution { weight, vote, metrics: Some(metrics), blocks })
             }
-            (AnswerBody::Declined { reason, detail }, Payload::None) => Outcome::Declined { reason, detail },
-            _ => return None,
+            AnswerBody::Evaluated { metrics } => payload.is_empty().then(|| Outcome::evaluated(metrics))?,
+            AnswerBody::Counted { .. } => Outcome::Done(Contribution::of(joined(heads, payload)?)),
+            AnswerBody::Contributed { weight, vote, metrics, .. } => {
+                Outcome::Done(Contribution { weight, vote, metrics, blocks: joined(heads, payload)? })
+            }
         };
         Some(Answer { task: self.task, outcome })
     }
 
-    /// Checks an announced length against the task before any memory is taken: `dimension` shared parameters and
-    /// `statistics` names, and an update in short form against the plan's codec.
+    /// Compares what is announced with what the task expects, before any memory is taken.
     ///
     /// # Errors
     /// The reason why the answer is refused.
-    pub fn check_lengths(
-        &self,
-        dimension: usize,
-        statistics: usize,
-        codec: UpdateCodec,
-    ) -> Result<(), Refusal> {
-        let expected = match self.body {
-            AnswerBody::Compressed { .. } if codec == UpdateCodec::Exact => return Err(Refusal::WrongKind),
-            AnswerBody::Compressed { bytes, .. } if bytes > codec.bytes_max(dimension) => {
-                return Err(Refusal::Oversize);
+    pub fn check_lengths(&self, expected: &PayloadSpec) -> Result<(), Refusal> {
+        match self.body {
+            AnswerBody::Declined { .. } => return Ok(()),
+            AnswerBody::Compressed { .. } if expected.codec == UpdateCodec::Exact => {
+                return Err(Refusal::WrongKind);
             }
-            AnswerBody::Compressed { len, .. } => (len, dimension as u64),
-            AnswerBody::Trained { len, .. } => (len, dimension as u64),
-            AnswerBody::Counted { len } => (len, (statistics * WORDS) as u64),
-            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => return Ok(()),
-        };
-        match expected {
-            (found, right) if found == right => Ok(()),
-            (found, right) if found > right => Err(Refusal::Oversize),
-            _ => Err(Refusal::WrongShape),
+            _ => expected.check(&self.blocks())?,
+        }
+        match self.body {
+            AnswerBody::Compressed { bytes, len, .. }
+                if usize::try_from(len).is_ok_and(|len| bytes > expected.codec.bytes_max(len)) =>
+            {
+                Err(Refusal::Oversize)
+            }
+            _ => Ok(()),
         }
     }
+}
+
+/// The form in which a contribution travels, and its values.
+fn divided(contribution: Contribution) -> (AnswerBody, Payload) {
+    let Contribution { weight, vote, metrics, blocks } = contribution;
+    let body = match (&blocks[..], metrics) {
+        ([Block { name, values: Values::I32(points) }], Some(metrics)) if *name == UPDATE => {
+            AnswerBody::Trained { len: points.len() as u64, weight, vote, metrics }
+        }
+        ([Block { name, values: Values::I64(words) }], None) if *name == SUMS && (weight, vote) == (1, 0) => {
+            AnswerBody::Counted { len: words.len() as u64 }
+        }
+        ([], Some(metrics)) if (weight, vote) == (1, 0) => AnswerBody::Evaluated { metrics },
+        _ => {
+            let blocks = blocks.iter().map(Block::head).collect();
+            AnswerBody::Contributed { weight, vote, metrics, blocks }
+        }
+    };
+    (body, blocks.into_iter().map(|block| block.values).collect())
 }
 
 /// The server's last words on a task's stream.

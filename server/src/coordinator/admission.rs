@@ -2,30 +2,50 @@
 
 use std::sync::Arc;
 
-use privacy::{Encoded, Inadmissible, Lattice, Tally, TallyError};
-use protocol::{
-    Answer, Decline, Metrics, Outcome, PrivacySpec, Refusal, Spec, StepId, TaskId, find_impossible,
-};
+use protocol::{Answer, Contribution, Decline, Metrics, Outcome, Refusal, TaskId};
+
+use crate::workflow::{Refused, Verified, Verifier};
 
 /// The checks that answers to one task must pass, whoever sent them. It may be taken to any thread: the coordinator that
 /// gave it takes what it has [checked](Checked) as it takes what it checks itself.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Checker {
-    lattice: Lattice,
-    statistics: usize,
-    spec: Arc<Spec>,
+    verifier: Option<Arc<dyn Verifier>>,
+    /// Whether metrics stay at the sites: whatever came is forgotten.
+    hides_metrics: bool,
 }
 
 impl Checker {
-    pub(super) fn new(lattice: &Lattice, statistics: usize, spec: &Arc<Spec>) -> Self {
-        Self { lattice: lattice.clone(), statistics, spec: Arc::clone(spec) }
+    pub(super) fn new(verifier: Option<Arc<dyn Verifier>>, hides_metrics: bool) -> Self {
+        Self { verifier, hides_metrics }
     }
 
     /// Checks every number of an answer. Whether it was asked for, and of whom, the coordinator checks.
     pub fn check(&self, answer: Answer) -> Checked {
         let Answer { task, outcome } = answer;
-        let result = admit(outcome, task.step, &self.lattice, self.statistics, &self.spec.privacy);
-        Checked { task, result }
+        Checked { task, result: self.admit(task, outcome) }
+    }
+
+    fn admit(&self, task: TaskId, outcome: Outcome) -> Result<Admitted, Refused> {
+        let contribution = match outcome {
+            Outcome::Declined { reason, detail } => return Ok(Admitted::Declined { reason, detail }),
+            Outcome::Done(contribution) => contribution,
+        };
+        let metrics = match contribution.metrics {
+            Some(_) if self.hides_metrics => Some(Metrics::default()),
+            Some(metrics) => Some(sound(metrics)?),
+            None => None,
+        };
+        let Some(verifier) = &self.verifier else {
+            return Err(Refused::new(Refusal::Stale, format!("{task} is not open")));
+        };
+        verifier.verify(Contribution { metrics, ..contribution }).map(Admitted::Verified)
+    }
+}
+
+impl std::fmt::Debug for Checker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Checker(of an open task: {})", self.verifier.is_some())
     }
 }
 
@@ -55,76 +75,8 @@ impl std::fmt::Debug for Checked {
 
 /// An answer whose every number has been checked.
 pub(super) enum Admitted {
-    Update { update: Encoded, vote: Option<bool>, metrics: Metrics },
-    Tally(Tally),
-    Metrics(Metrics),
+    Verified(Verified),
     Declined { reason: Decline, detail: String },
-}
-
-/// Why an answer does not count: the reason that is counted, and the numbers for the log.
-#[derive(Debug)]
-pub(super) struct Refused {
-    pub(super) reason: Refusal,
-    pub(super) detail: String,
-}
-
-impl Refused {
-    pub(super) fn new(reason: Refusal, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
-    }
-}
-
-/// Checks what came for a task of `kind`: kind, shape, range, norm, weight, metrics.
-fn admit(
-    outcome: Outcome,
-    kind: StepId,
-    lattice: &Lattice,
-    statistics: usize,
-    privacy: &PrivacySpec,
-) -> Result<Admitted, Refused> {
-    match (outcome, kind) {
-        (Outcome::Declined { reason, detail }, _) => Ok(Admitted::Declined { reason, detail }),
-        (Outcome::Trained { points, weight, vote, metrics }, StepId::TRAIN) => {
-            let metrics = if privacy.hides_metrics() { Metrics::default() } else { sound(metrics)? };
-            let vote = counted(vote, privacy.is_adaptive())?;
-            let update = Encoded::admit(points, weight, lattice)
-                .map_err(|why| Refused::new(inadmissible(&why), why.to_string()))?;
-            Ok(Admitted::Update { update, vote, metrics })
-        }
-        (Outcome::Counted { words }, StepId::STATISTICS) => {
-            let reason = |why: &TallyError| match why {
-                TallyError::Shape { .. } => Refusal::WrongShape,
-                _ => Refusal::OutOfRange,
-            };
-            let tally =
-                Tally::admit(words, statistics).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
-            if let Some(column) = find_impossible(&tally.sums().collect::<Vec<_>>()) {
-                let detail = format!("no records have the statistics of numeric column {column}");
-                return Err(Refused::new(Refusal::OutOfRange, detail));
-            }
-            Ok(Admitted::Tally(tally))
-        }
-        (Outcome::Evaluated { metrics }, StepId::EVALUATE) => {
-            let metrics = if privacy.hides_metrics() { Metrics::default() } else { sound(metrics)? };
-            Ok(Admitted::Metrics(metrics))
-        }
-        (outcome, kind) => {
-            let detail = format!("{outcome:?} is no answer to a task of kind {}", kind.name());
-            Err(Refused::new(Refusal::WrongKind, detail))
-        }
-    }
-}
-
-/// Whether the update was within the norm, where the plan asks.
-fn counted(vote: i8, asked: bool) -> Result<Option<bool>, Refused> {
-    match (vote, asked) {
-        (1 | -1, true) => Ok(Some(vote == 1)),
-        (0, false) => Ok(None),
-        _ => {
-            let wanted = if asked { "1 or -1" } else { "0, since the norm is fixed" };
-            Err(Refused::new(Refusal::BadVote, format!("the vote on the norm is {vote}, not {wanted}")))
-        }
-    }
 }
 
 fn sound(metrics: Metrics) -> Result<Metrics, Refused> {
@@ -132,14 +84,5 @@ fn sound(metrics: Metrics) -> Result<Metrics, Refused> {
         Ok(metrics)
     } else {
         Err(Refused::new(Refusal::BadMetrics, format!("metrics are not finite or out of range: {metrics:?}")))
-    }
-}
-
-fn inadmissible(why: &Inadmissible) -> Refusal {
-    match why {
-        Inadmissible::Shape { .. } => Refusal::WrongShape,
-        Inadmissible::Weight { .. } => Refusal::WrongWeight,
-        Inadmissible::Norm | Inadmissible::LayerNorm { .. } => Refusal::NormExceeded,
-        _ => Refusal::OutOfRange,
     }
 }

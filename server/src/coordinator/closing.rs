@@ -2,18 +2,35 @@
 
 use std::sync::Arc;
 
-use privacy::{ReleaseError, Released, Sum};
+use privacy::{Released, Sum};
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Metrics, Standardiser, StepId, TaskId, Time, Weighting};
+use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
 
 use super::gate::Standing;
 use super::protection::Protection;
 use crate::statement::{PrivacyStatement, Subject};
+use crate::workflow::{Aggregate, Close, Collector, Conclusion, Effect, Release};
 
-use super::{Action, Central, Commit, Coordinator, Gate, Note, Phase, RunEnd, empty_summary};
+use super::{Action, Central, Commit, Coordinator, Gate, Note, OpenStep, Phase, RunEnd, empty_summary};
 
 /// Failures in a row that a short run may have, too, before it ends: as many as a plan allows by default.
 const FAILURES_USUAL: u32 = 10;
+
+/// Lets sums out as they are.
+struct Unprotected;
+
+impl Release for Unprotected {
+    fn release(&mut self, sum: Sum) -> Result<Released, Option<String>> {
+        Released::unprotected(sum).ok_or(None)
+    }
+}
+
+/// Lets a sum out with the noise that the reservation has paid for.
+impl Release for Protection {
+    fn release(&mut self, sum: Sum) -> Result<Released, Option<String>> {
+        self.noised(sum).map_err(|error| Some(error.to_string()))
+    }
+}
 
 impl Coordinator {
     /// The most that one site's metrics count in a mean of several, in examples: as much as its update may.
@@ -24,67 +41,110 @@ impl Coordinator {
         }
     }
 
-    /// The round's gate is open: release and step, or let the model stand still. Either way it is committed.
-    pub(super) fn close_collection(&mut self, now: Time) {
-        let Phase::Collecting { gate, sum, reports } = std::mem::replace(&mut self.phase, Phase::Gathering)
-        else {
-            return;
-        };
+    /// Nobody is awaited any more: what the step gave changes the run, or nothing does. Either way it is committed.
+    pub(super) fn close_step(&mut self, now: Time) {
+        let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Gathering) else { return };
+        let OpenStep { gate, task, mut collector, reports, central, is_round, .. } = *open;
+        // A step of the model works in place, as long as nobody else holds it.
+        drop(task);
         self.cancel_missing(&gate);
-        // The release needs memory of its own, and nobody will receive before it is done.
-        self.spent = None;
-        let round = gate.task.round;
-        let released = if gate.has_quorum() { self.release(gate.task, sum) } else { None };
-        let mut summary = RoundSummary {
-            released: released.is_some(),
-            cohort: gate.asked() as u32,
-            answered: gate.answered() as u32,
-            train: Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max()),
-            seconds: (now - gate.opened).as_secs_f64(),
-            ..empty_summary(round)
+        gate.owing().for_each(|client| collector.dropped(client));
+        let closed = if gate.has_quorum() { self.close(gate.task, collector) } else { Close::Failed(None) };
+        let aggregate = match closed {
+            Close::Aggregate(aggregate) => Some(aggregate),
+            Close::FurtherExchange(step) => return self.open(now, *step),
+            Close::Failed(_) => None,
         };
-        if self.hides_participation(Some(gate.task)) {
-            summary = RoundSummary { released: summary.released, ..empty_summary(round) };
+        let pooled = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
+        let is_measured = matches!(aggregate, Some(Aggregate::Measured));
+        let mut summary = match self.state.summary.clone() {
+            Some(line) if is_measured => RoundSummary { sites: pooled, ..line },
+            _ => self.line_of(&gate, now, aggregate.is_some(), pooled),
+        };
+        if let (true, Central::Done(metrics)) = (is_measured, central) {
+            summary.central = metrics;
         }
-        // A round for which too few may be asked is over as planned; one that too few answer has failed.
-        let failed = released.is_none() && gate.could_have_quorum();
-        self.state.failures = if released.is_some() { 0 } else { self.state.failures + u32::from(failed) };
-        if released.is_some() {
-            self.setbacks.clear();
-        } else if self.explains(Some(gate.task)) {
-            self.setbacks.missing(gate.waiting());
-        }
-        match (gate.task.step, released) {
-            (StepId::STATISTICS, Some(released)) => {
-                self.state.standardiser = Standardiser::from_totals(released.totals()).map(Arc::new);
-            }
-            (StepId::STATISTICS, None) => {}
-            (_, released) => {
-                let moved = released.is_some();
-                if let Some(mean) = released {
-                    self.state.releases += 1;
-                    self.step(&mean);
-                    summary.epsilon = self.spend(&gate, &mean);
-                } else if let Some(protection) = &mut self.protection {
+        self.count_failures(&gate, aggregate.is_some());
+        match aggregate {
+            Some(aggregate) => summary.epsilon = self.conclude(&gate, aggregate).or(summary.epsilon),
+            None if is_round => {
+                if let Some(protection) = &mut self.protection {
                     protection.cancel();
                 }
-                self.state.round = round;
-                self.state.evaluated = !(moved && self.is_evaluation_due(round));
+                (self.state.round, self.state.evaluated) = (gate.task.round, true);
             }
+            None => {}
         }
         // What sites keep to themselves is not stored, whatever they sent.
         let reports = if self.plan.spec.privacy.hides_metrics() { Vec::new() } else { reports };
         self.commit(summary, reports);
     }
 
-    /// Lets the sum out as the plan promises.
-    fn release(&mut self, task: TaskId, sum: Sum) -> Option<Released> {
-        let Some(protection) = self.protection.as_mut().filter(|_| task.step == StepId::TRAIN) else {
-            return Released::unprotected(sum);
+    /// The line of a round that has just been collected.
+    fn line_of(&self, gate: &Gate, now: Time, released: bool, train: Option<Metrics>) -> RoundSummary {
+        let empty = RoundSummary { released, ..empty_summary(gate.task.round) };
+        if self.hides_participation(Some(gate.task)) {
+            return empty;
+        }
+        RoundSummary {
+            cohort: gate.asked() as u32,
+            answered: gate.answered() as u32,
+            train,
+            seconds: (now - gate.opened).as_secs_f64(),
+            ..empty
+        }
+    }
+
+    fn count_failures(&mut self, gate: &Gate, released: bool) {
+        // A round for which too few may be asked is over as planned; one that too few answer has failed.
+        let failed = !released && gate.could_have_quorum();
+        self.state.failures = if released { 0 } else { self.state.failures + u32::from(failed) };
+        if released {
+            self.setbacks.clear();
+        } else if self.explains(Some(gate.task)) {
+            self.setbacks.missing(gate.waiting());
+        }
+    }
+
+    /// Closes a collector; a sum leaves it as the plan promises.
+    fn close(&mut self, task: TaskId, collector: Box<dyn Collector>) -> Close {
+        let takes_permit = collector.takes_permit();
+        let closed = match self.protection.as_mut().filter(|_| takes_permit) {
+            Some(protection) => collector.close(protection),
+            None => collector.close(&mut Unprotected),
         };
-        let released = protection.release(sum);
-        let withheld = |error: ReleaseError| Note::Withheld { task, reason: error.to_string() };
-        released.map_err(|error| self.note(withheld(error))).ok()
+        if let Close::Failed(Some(reason)) = &closed {
+            self.note(Note::Withheld { task, reason: reason.clone() });
+        }
+        closed
+    }
+
+    /// Lets the run follow from what a step gave. Gives epsilon of everything so far, where something was released by a permit.
+    fn conclude(&mut self, gate: &Gate, aggregate: Aggregate) -> Option<f64> {
+        let step = gate.task.step;
+        let concluded = self.with_state(|workflow, state| workflow.concluded(step, aggregate, state));
+        let Conclusion { effect, is_round_over } = concluded;
+        let epsilon = match effect {
+            Effect::StepModel(mean) => {
+                self.state.releases += 1;
+                self.step(&mean);
+                self.spend(gate, &mean)
+            }
+            Effect::SetModel(model) => {
+                self.state.releases += 1;
+                self.state.model = Arc::new(model);
+                (self.rounded, self.sha256) = (None, None);
+                None
+            }
+            Effect::Standardise(standardiser) => {
+                self.state.standardiser = Some(Arc::new(standardiser));
+                None
+            }
+            Effect::Measured | Effect::Nothing => None,
+        };
+        self.state.round = self.state.round.max(gate.task.round);
+        self.state.evaluated = is_round_over;
+        epsilon
     }
 
     /// Books the release that has just moved the model, and who was part of it. Gives epsilon of everything so far.
@@ -116,11 +176,10 @@ impl Coordinator {
     }
 
     /// Throws away what the open round has collected and ends the run; a reservation is given back.
-    pub(super) fn abandon_collection(&mut self) {
-        if let Phase::Collecting { gate, .. } = std::mem::replace(&mut self.phase, Phase::Gathering) {
-            self.cancel_missing(&gate);
+    pub(super) fn abandon_step(&mut self) {
+        if let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Gathering) {
+            self.cancel_missing(&open.gate);
         }
-        self.spent = None;
         self.end_early(RunEnd::Stopped);
     }
 
@@ -135,21 +194,6 @@ impl Coordinator {
         let summary = self.state.summary.clone().unwrap_or_else(|| empty_summary(self.state.round));
         self.commit(summary.clone(), Vec::new());
         self.phase = Phase::Committing { summary, told: !news };
-    }
-
-    pub(super) fn close_evaluation(&mut self) {
-        let Phase::Evaluating { gate, reports, central, mut summary } =
-            std::mem::replace(&mut self.phase, Phase::Gathering)
-        else {
-            return;
-        };
-        self.cancel_missing(&gate);
-        summary.sites = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
-        if let Central::Done(metrics) = central {
-            summary.central = metrics;
-        }
-        self.state.evaluated = true;
-        self.commit(summary, reports);
     }
 
     /// Failures in a row after which the run ends. A plan that allows more of them than it has rounds would ask for statistics, which
@@ -168,7 +212,7 @@ impl Coordinator {
                 _ => format!("{failures} rounds in a row found no quorum of {quorum} clients"),
             };
             self.state.end = Some(self.failed(&what));
-        } else if self.state.round.0 >= self.plan.rounds && self.state.evaluated {
+        } else if self.with_state(|workflow, state| workflow.is_finished(state)) {
             self.state.end = Some(match self.state.releases {
                 0 => self.failed(&format!("none of the {} rounds released anything", self.plan.rounds)),
                 _ => RunEnd::Finished,

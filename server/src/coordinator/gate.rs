@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use protocol::{ClientId, TaskId, Time};
 
 use super::Coordinator;
+use crate::workflow::ClosePolicy;
 
 impl Coordinator {
     /// The open task for which this client's answer is still awaited.
@@ -20,6 +21,7 @@ pub(super) struct Gate {
     pub(super) opened: Time,
     pub(super) deadline: Time,
     quorum: usize,
+    close: ClosePolicy,
     asked: BTreeMap<ClientId, Standing>,
     waiting: usize,
     answered: usize,
@@ -40,12 +42,12 @@ impl Gate {
     pub(super) fn new(
         task: TaskId,
         cohort: &[ClientId],
-        quorum: usize,
+        (quorum, close): (usize, ClosePolicy),
         opened: Time,
         deadline: Time,
     ) -> Self {
         let asked: BTreeMap<_, _> = cohort.iter().map(|client| (client.clone(), Standing::Waiting)).collect();
-        Self { task, opened, deadline, quorum, waiting: asked.len(), asked, answered: 0 }
+        Self { task, opened, deadline, quorum, close, waiting: asked.len(), asked, answered: 0 }
     }
 
     /// Where `client` stands; `None` when it was not asked.
@@ -63,7 +65,12 @@ impl Gate {
 
     /// Whether it is time to go on.
     pub(super) fn is_open(&self, now: Time) -> bool {
-        self.waiting == 0 || now >= self.deadline
+        let is_complete = match self.close {
+            ClosePolicy::All => self.waiting == 0,
+            ClosePolicy::Target(target) => self.waiting == 0 || self.answered >= target,
+            ClosePolicy::Deadline => false,
+        };
+        is_complete || now >= self.deadline
     }
 
     /// Whether enough answers count.

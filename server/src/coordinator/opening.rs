@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use privacy::Sum;
-use protocol::wire::{Control, RoundSummary};
-use protocol::{COHORT_MAX, ClientId, Round, Sampling, StepId, TaskId, Time};
+use protocol::wire::Control;
+use protocol::{COHORT_MAX, ClientId, Round, Sampling, Task, TaskId, Time, Work};
 
-use super::{Action, Central, ClientRecord, Coordinator, Gate, Note, Phase, RunEnd};
-use crate::plan::Evaluators;
+use super::{
+    Action, Central, ClientRecord, Coordinator, Gate, Note, OpenStep, Phase, Protection, RunEnd, RunState,
+    StepPlan, Workflow,
+};
 use crate::selection::{draw, select, toss};
+use crate::workflow::CohortRule;
 
 impl Coordinator {
     /// Opens what comes next, once enough clients are there and as long as the operator wants it.
@@ -22,29 +24,31 @@ impl Coordinator {
         if self.connected < needed {
             return self.note(Note::Waiting { connected: self.connected, needed });
         }
-        if !self.state.evaluated
-            && let Some(summary) = self.state.summary.clone()
-        {
-            return self.open_evaluation(now, summary);
-        }
-        if !self.statistics.is_empty() && self.state.standardiser.is_none() {
-            let connected = self.roster.connected(&self.clients);
-            let sum = Sum::of_tallies(self.statistics.len(), self.lattice.clients_max());
-            return self.open_collection(now, Round(0), StepId::STATISTICS, &connected, sum);
-        }
-        if let Some(sampling) = self.protection.as_ref().map(|protection| protection.central().sampling) {
-            self.reserve(sampling);
-        } else {
-            let round = self.state.round.next();
-            let connected = self.roster.connected(&self.clients);
-            let cohort = select(&connected, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn);
-            self.open_collection(now, round, StepId::TRAIN, &cohort, Sum::new(&self.lattice));
+        self.open_next(now);
+    }
+
+    /// Opens what the workflow says, or reserves its release first.
+    pub(super) fn open_next(&mut self, now: Time) {
+        let step = self.with_state(|workflow, state| workflow.next(state));
+        let Some(step) = step else { return self.end_early(RunEnd::Finished) };
+        let sampling = self.protection.as_ref().map(|protection| protection.central().sampling);
+        match sampling.filter(|_| step.collector.takes_permit()) {
+            Some(sampling) => self.reserve(step, sampling),
+            None => self.open(now, step),
         }
     }
 
-    /// Reserves the release of the next round, or ends the run when the budget cannot pay or nobody may take part.
-    fn reserve(&mut self, sampling: Sampling) {
-        let round = self.state.round.next();
+    /// Asks the workflow about where the run stands.
+    pub(super) fn with_state<T>(&mut self, ask: impl FnOnce(&mut dyn Workflow, &RunState<'_>) -> T) -> T {
+        let sent_model = self.sent_model();
+        let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
+        let state = RunState { checkpoint: &self.state, sent_model: &sent_model, norm_max };
+        ask(&mut *self.workflow, &state)
+    }
+
+    /// Reserves the release of a step, or ends the run when the budget cannot pay or nobody may take part.
+    fn reserve(&mut self, step: StepPlan, sampling: Sampling) {
+        let round = step.round;
         // Before anything is drawn, and by numbers that everybody may know: afterwards nothing may depend on the cohort.
         if let Some((connected, population)) = self.missing_from_population() {
             return self.note(Note::Waiting { connected, needed: population as usize });
@@ -68,35 +72,45 @@ impl Coordinator {
         match protection.reserve(self.run, round) {
             Ok(()) => {
                 self.actions.push_back(Action::Book(protection.take_booking()));
-                self.phase = Phase::Booking { round };
+                self.phase = Phase::Reserving(Box::new(step));
             }
             Err(refused) => self.end_early(RunEnd::BudgetExhausted(refused.to_string())),
         }
     }
 
-    /// The reservation is on disk: draws the cohort and puts the round to it.
-    pub(super) fn booked(&mut self, now: Time) {
-        let Phase::Booking { round } = self.phase else { return };
+    /// The reservation is on disk: draws the cohort and puts the step to it.
+    pub(super) fn reserved(&mut self, now: Time) {
+        if !matches!(self.phase, Phase::Reserving(_)) {
+            return;
+        }
         if matches!(self.control, Control::Stop | Control::StopNow) {
             return self.end_early(RunEnd::Stopped);
         }
-        let Some(protection) = &mut self.protection else { return };
-        protection.draw();
-        let (sampling, norm_max) = (protection.central().sampling, protection.norm_max());
-        if let Some(norm_max) = norm_max {
-            // The plan had a lattice for this model, and its number of points does not depend on the norm.
-            if let Ok(lattice) = self.plan.spec.lattice_within(norm_max, &self.tensors) {
-                self.lattice = lattice;
-            }
+        let Phase::Reserving(step) = std::mem::replace(&mut self.phase, Phase::Gathering) else { return };
+        if let Some(protection) = &mut self.protection {
+            protection.draw();
         }
-        let cohort = match sampling {
-            Sampling::Poisson { rate } => self.present(toss(self.clients.keys(), rate, &self.entropy, round)),
-            Sampling::Fixed { sample, .. } => {
+        self.open(now, *step);
+        self.advance(now);
+    }
+
+    /// Whom the plan's rule draws for a round.
+    fn drawn(&mut self, round: Round) -> Vec<ClientId> {
+        let sampling = self.protection.as_ref().map(|protection| protection.central().sampling);
+        match sampling {
+            None => {
+                let connected = self.roster.connected(&self.clients);
+                select(&connected, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
+            }
+            Some(Sampling::Poisson { rate }) => {
+                self.present(toss(self.clients.keys(), rate, &self.entropy, round))
+            }
+            Some(Sampling::Fixed { sample, .. }) => {
                 let enrolled = self.roster.enrolled(&self.clients);
                 let drawn = draw(&enrolled, sample, &self.entropy, round, &mut self.roster.urn);
                 self.present(drawn)
             }
-            Sampling::Availability { participations_max, separation_min } => {
+            Some(Sampling::Availability { participations_max, separation_min }) => {
                 let next = self.state.releases + 1;
                 let may = |record: &ClientRecord| {
                     let rested = next - record.released_last >= separation_min;
@@ -106,9 +120,7 @@ impl Coordinator {
                 let eligible: Vec<ClientId> = records.map(|(client, _)| client.clone()).collect();
                 select(&eligible, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
             }
-        };
-        self.open_collection(now, round, StepId::TRAIN, &cohort, Sum::new(&self.lattice));
-        self.advance(now);
+        }
     }
 
     /// How many clients are enrolled, and how many the plan says that there are, while there are fewer.
@@ -126,38 +138,45 @@ impl Coordinator {
         drawn
     }
 
-    fn open_collection(&mut self, now: Time, round: Round, kind: StepId, cohort: &[ClientId], sum: Sum) {
-        let quorum = self.plan.cohort.quorum;
-        let gate = self.open_gate(now, TaskId::new(self.run, round, kind), cohort, quorum);
-        self.phase = Phase::Collecting { gate, sum, reports: Vec::new() };
-    }
-
-    pub(super) fn open_evaluation(&mut self, now: Time, summary: RoundSummary) {
-        let round = self.state.round;
-        let cohort = match self.plan.evaluation.sites {
-            Evaluators::All => self.roster.connected(&self.clients),
-            Evaluators::None => Arc::default(),
+    /// Puts a step to its cohort.
+    pub(super) fn open(&mut self, now: Time, step: StepPlan) {
+        let StepPlan { step, round, cohort, work, collector, quorum, close, central, is_round } = step;
+        let cohort: Arc<[ClientId]> = match cohort {
+            CohortRule::Drawn => self.drawn(round).into(),
+            CohortRule::Connected => self.roster.connected(&self.clients),
+            CohortRule::Nobody => Arc::default(),
+            CohortRule::These(clients) => self.present(clients).into(),
         };
-        let task = TaskId::new(self.run, round, StepId::EVALUATE);
-        let gate = self.open_gate(now, task, &cohort, 0);
-        let mut central = Central::Done(None);
-        if self.central {
-            central = Central::Awaited;
+        let task = self.task(TaskId::new(self.run, round, step), work);
+        let id = task.id;
+        if !cohort.is_empty() {
+            self.note(Note::Opened { task: id, cohort: cohort.len() });
+        }
+        for client in &*cohort {
+            self.actions.push_back(Action::Send { client: client.clone(), task: task.clone() });
+        }
+        let central = if central {
             let (model, standardiser) = (Arc::clone(&self.state.model), self.state.standardiser.clone());
             self.actions.push_back(Action::EvaluateCentrally { round, model, standardiser });
-        }
-        self.phase = Phase::Evaluating { gate, reports: Vec::new(), central, summary };
+            Central::Awaited
+        } else {
+            Central::Done(None)
+        };
+        let gate = Gate::new(id, &cohort, (quorum, close), now, now + self.plan.cohort.deadline);
+        let (verifier, expects) = (collector.verifier(), Arc::new(collector.expects()));
+        let reports = Vec::new();
+        let open = OpenStep { gate, task, collector, verifier, expects, reports, central, is_round };
+        self.phase = Phase::Open(Box::new(open));
         self.advance(now);
     }
 
-    fn open_gate(&mut self, now: Time, task: TaskId, cohort: &[ClientId], quorum: usize) -> Gate {
-        if !cohort.is_empty() {
-            self.note(Note::Opened { task, cohort: cohort.len() });
-        }
-        let work = self.task(task);
-        for client in cohort {
-            self.actions.push_back(Action::Send { client: client.clone(), task: work.clone() });
-        }
-        Gate::new(task, cohort, quorum, now, now + self.plan.cohort.deadline)
+    fn task(&mut self, first: TaskId, work: Work) -> Task {
+        // A step that is put again in its round asks anew: what still comes for the earlier attempt is stale.
+        let again = |last: &TaskId| (last.run, last.round, last.step) == (first.run, first.round, first.step);
+        let id = self.attempt.filter(again).map_or(first, TaskId::next_attempt);
+        self.attempt = Some(id);
+        let seed = self.rehearsal.then_some(self.entropy);
+        let standardiser = self.state.standardiser.clone();
+        Task { id, spec: Arc::clone(&self.plan.spec), seed, standardiser, work }
     }
 }

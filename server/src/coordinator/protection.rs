@@ -195,7 +195,7 @@ impl Protection {
     }
 
     /// Noises the sum. On an error nothing was released, and [`Protection::cancel`] gives the reservation back.
-    pub(super) fn release(&mut self, sum: Sum) -> Result<Released, ReleaseError> {
+    pub(super) fn noised(&mut self, sum: Sum) -> Result<Released, ReleaseError> {
         let permit = self.permit.as_mut().expect("a round opens only after its reservation");
         Released::correlated(sum, permit, &self.noising, &mut self.noise, &mut *self.purse.chance.0)
     }

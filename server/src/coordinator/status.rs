@@ -35,8 +35,8 @@ impl Coordinator {
                     self.setbacks.describe().map_or_else(String::new, |reasons| format!(": {reasons}"));
                 format!("too few clients answered; trying again soon{reasons}")
             }
-            Phase::Collecting { gate, .. } | Phase::Evaluating { gate, .. } => waiting(gate),
-            Phase::Booking { round } => format!("reserving the privacy budget of round {round}"),
+            Phase::Open(open) => waiting(&open.gate),
+            Phase::Reserving(step) => format!("reserving the privacy budget of round {}", step.round),
             Phase::Committing { summary, .. } => format!("storing round {}", summary.round),
             Phase::Ended => "ended".to_owned(),
         }

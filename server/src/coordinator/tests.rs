@@ -9,8 +9,8 @@ mod scripted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use privacy::{Encoded, Tally, WideSum};
-use protocol::{Answer, Outcome, Parameters};
+use privacy::{Encoded, Lattice, Tally, WideSum};
+use protocol::{Answer, Outcome, Parameters, Work};
 
 use super::*;
 
@@ -129,6 +129,12 @@ impl Stage {
         self.handle(Event::Tick);
     }
 
+    /// Of the plan's own norm.
+    fn lattice(&self) -> Lattice {
+        let spec = &self.coordinator.plan.spec;
+        spec.lattice_within(spec.update.norm_max, &[DIMENSION]).unwrap()
+    }
+
     fn model(&self) -> Vec<f32> {
         self.coordinator.checkpoint().model.values().to_vec()
     }
@@ -145,10 +151,11 @@ impl Stage {
 fn honest(task: &Task, value: f32, examples: u64) -> Outcome {
     let metrics = Metrics { loss: 0.5, accuracy: None, examples, seconds: 0.1 };
     match &task.work {
-        Work::Statistics { names } => Outcome::Counted {
-            words: Tally::encode(&vec![WideSum::of(value.into()).unwrap(); names.len()]).into_words(),
-        },
-        Work::Evaluate { .. } => Outcome::Evaluated { metrics },
+        Work::Statistics { names } => Outcome::counted(
+            Tally::encode(&vec![WideSum::of(value.into()).unwrap(); names.len()]).into_words(),
+        ),
+        Work::Evaluate { .. } => Outcome::evaluated(metrics),
+        Work::Method(_) => panic!("this plan has no method"),
         Work::Train { model, norm_max, .. } => {
             let norm_max = norm_max.unwrap_or(task.spec.update.norm_max);
             let lattice = task.spec.lattice_within(norm_max, &[1; DIMENSION]).unwrap();
@@ -157,7 +164,7 @@ fn honest(task: &Task, value: f32, examples: u64) -> Outcome {
             let weight = encoded.weight().value();
             let within = if clipped.norm_before() <= norm_max.value() { 1 } else { -1 };
             let vote = if task.spec.privacy.is_adaptive() { within } else { 0 };
-            Outcome::Trained { points: encoded.into_points(), weight, vote, metrics }
+            Outcome::trained(encoded.into_points(), weight, vote, metrics)
         }
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use protocol::wire::{Control, Receipt, Rejection, RunSummary};
 use protocol::{
-    Answer, ClientId, Layout, Metrics, Positive, Refusal, Round, RunId, Seed, Task, TaskId, Time,
+    Answer, ClientId, Layout, Metrics, PayloadSpec, Positive, Refusal, Round, RunId, Seed, Task, TaskId, Time,
 };
 use quinn::Connection;
 use rand::TryRngCore;
@@ -155,8 +155,7 @@ pub(crate) enum Order {
 pub(crate) struct TaskOrder {
     pub(crate) task: Task,
     pub(crate) spec_json: Arc<str>,
-    pub(crate) dimension: usize,
-    pub(crate) statistics: usize,
+    pub(crate) expects: Arc<PayloadSpec>,
     /// The model as it travels.
     pub(crate) model: Option<Bytes>,
 }
@@ -189,7 +188,6 @@ struct Active {
     layout: Layout,
     coordinator: Coordinator,
     spec_json: Arc<str>,
-    statistics: usize,
     central: Option<Evaluator>,
     live: Live,
     broadcast: Broadcast,
@@ -424,10 +422,10 @@ impl Engine {
         match action {
             Action::Send { client, task } => {
                 let spec_json = Arc::clone(&active.spec_json);
-                let (dimension, statistics) = (active.layout.shared_len(), active.statistics);
+                let expects = active.coordinator.expects();
                 crash::point("sending");
                 let model = task.work.model().map(|model| active.broadcast.bytes(model, &task));
-                let order = TaskOrder { task, spec_json, dimension, statistics, model };
+                let order = TaskOrder { task, spec_json, expects, model };
                 self.order(&client, Order::Task(Box::new(order)));
             }
             Action::Cancel { client, task } => self.order(&client, Order::Cancel(task)),

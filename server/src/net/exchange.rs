@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::wire::{AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, SMALL_MAX, TaskHeader};
-use protocol::{Answer, ClientId, Refusal, TaskId, UpdateCodec};
+use protocol::{Answer, ClientId, DType, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -36,12 +36,9 @@ pub(crate) struct Exchange {
 }
 
 /// What an answer must fit.
-#[derive(Clone, Copy)]
 struct Expected {
     task: TaskId,
-    dimension: usize,
-    statistics: usize,
-    codec: UpdateCodec,
+    payload: Arc<PayloadSpec>,
     /// Whether no number may show that this was asked and answered: the drawn cohort is a secret.
     is_hidden: bool,
 }
@@ -88,10 +85,10 @@ impl Exchange {
         send: &mut SendStream,
         recv: &mut RecvStream,
     ) -> bool {
-        let TaskOrder { task, spec_json, dimension, statistics, model } = *order;
-        let (codec, is_hidden) = (task.spec.update.codec, task.hides_participation());
-        let expected = Expected { task: task.id, dimension, statistics, codec, is_hidden };
-        let header = TaskHeader::of(&task, &spec_json);
+        let TaskOrder { task, spec_json, expects, model } = *order;
+        let expected = Expected { task: task.id, payload: expects, is_hidden: task.hides_participation() };
+        let mut header = TaskHeader::of(&task, &spec_json);
+        header.id = first_attempt(task.id);
         drop(task);
         let telling = async {
             write_frame(send, FrameKind::Task, &header).await?;
@@ -99,7 +96,7 @@ impl Exchange {
                 Some(model) => {
                     let bytes = model.len() as u64;
                     send.write_chunk(model).await?;
-                    if !is_hidden {
+                    if !expected.is_hidden {
                         self.hall.metrics.carried(Carried::Model, bytes);
                     }
                     Ok(())
@@ -124,7 +121,7 @@ impl Exchange {
             }
         };
         let answer = match answer {
-            Ok(header) => self.receive(header, expected, recv).await,
+            Ok(header) => self.receive(header, &expected, recv).await,
             Err(error) => Err(error.into()),
         };
         match answer {
@@ -152,15 +149,13 @@ impl Exchange {
     async fn receive(
         &self,
         header: AnswerHeader,
-        expected: Expected,
+        expected: &Expected,
         recv: &mut RecvStream,
     ) -> Result<Received, Fault> {
-        if header.task != expected.task {
+        if header.task != first_attempt(expected.task) {
             return Err(Fault::Refused(Refusal::Stale));
         }
-        header
-            .check_lengths(expected.dimension, expected.statistics, expected.codec)
-            .map_err(Fault::Refused)?;
+        header.check_lengths(&expected.payload).map_err(Fault::Refused)?;
         let bytes = header.payload_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
         let limits = &self.hall.limits;
         let memory = header.memory_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
@@ -176,13 +171,14 @@ impl Exchange {
         if !expected.is_hidden {
             self.hall.metrics.carried(Carried::Update, bytes);
             // What is counted is written down and decides about a copy: of a secret cohort both would show who was drawn.
-            if matches!(header.body, AnswerBody::Trained { .. } | AnswerBody::Compressed { .. }) {
+            if header.blocks().iter().any(|block| block.name == UPDATE) {
                 self.hall.ledgers.answered(&self.client, self.session);
             }
         }
-        let answer =
-            joined(header, payload, expected.codec).await.ok_or(Fault::Refused(Refusal::Malformed))?;
-        Ok((answer, room))
+        let answer = joined(header, payload, expected.payload.codec)
+            .await
+            .ok_or(Fault::Refused(Refusal::Malformed))?;
+        Ok((Answer { task: expected.task, ..answer }, room))
     }
 
     /// Lets the peer send this much ahead of our reading; dropping or narrowing the result takes that back.
@@ -226,6 +222,12 @@ impl Exchange {
     }
 }
 
+/// The task as its site knows it: programs of the first release read no attempt but the first. An answer comes on the stream of its attempt, so
+/// nothing is lost by it.
+fn first_attempt(task: TaskId) -> TaskId {
+    TaskId { attempt: 0, ..task }
+}
+
 /// A connection whose peer may send far ahead of our reading. What it was allowed stays allowed until it has come, so
 /// the window is narrowed while the last of an upload is still to come: then nothing of it is left for the next one,
 /// which has to wait for its turn.
@@ -260,25 +262,28 @@ async fn read_payload(
 ) -> Result<Payload, Fault> {
     let size = |len: u64| usize::try_from(len).map_err(|_| Fault::Refused(Refusal::Oversize));
     let near = || window.narrow();
-    Ok(match header.body {
-        AnswerBody::Trained { len, .. } => {
-            let len = size(len)?;
-            let memory = room.map_or_else(Vec::new, |room| room.points(len));
-            Payload::Points(read_values(recv, memory, pace, near).await?)
-        }
-        AnswerBody::Compressed { bytes, .. } => {
-            Payload::Packed(read_values(recv, vec![0; size(bytes)?], pace, near).await?)
-        }
-        AnswerBody::Counted { len } => {
-            Payload::Words(read_values(recv, vec![0; size(len)?], pace, near).await?)
-        }
-        AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
-    })
+    let mut payload = Payload::new();
+    for (dtype, len) in header.values() {
+        let len = size(len)?;
+        payload.push(match dtype {
+            DType::I32 => {
+                let memory = room.map_or_else(Vec::new, |room| room.points(len));
+                Values::I32(read_values(recv, memory, pace, near).await?)
+            }
+            DType::I64 => Values::I64(read_values(recv, vec![0; len], pace, near).await?),
+            DType::U32 => Values::U32(read_values(recv, vec![0; len], pace, near).await?),
+            DType::U64 => Values::U64(read_values(recv, vec![0; len], pace, near).await?),
+            DType::F32 => Values::F32(read_values(recv, vec![0.0; len], pace, near).await?),
+            DType::F64 => Values::F64(read_values(recv, vec![0.0; len], pace, near).await?),
+            DType::U8 => Values::U8(read_values(recv, vec![0; len], pace, near).await?),
+        });
+    }
+    Ok(payload)
 }
 
 /// The whole answer. A short form is read away from the threads that wait.
 async fn joined(header: AnswerHeader, payload: Payload, codec: UpdateCodec) -> Option<Answer> {
-    if matches!(payload, Payload::Packed(_)) {
+    if matches!(header.body, AnswerBody::Compressed { .. }) {
         return tokio::task::spawn_blocking(move || header.join(payload, codec)).await.ok().flatten();
     }
     header.join(payload, codec)

@@ -111,21 +111,27 @@ pub(crate) trait Raw: Pod {
     fn native(self) -> Self;
 }
 
-impl Raw for i32 {
+macro_rules! raw {
+    ($($integer:ty),*) => {$(
+        impl Raw for $integer {
+            fn native(self) -> Self {
+                Self::from_le(self)
+            }
+        }
+    )*};
+}
+
+raw!(u8, i32, u32, i64, u64);
+
+impl Raw for f32 {
     fn native(self) -> Self {
-        Self::from_le(self)
+        Self::from_bits(u32::from_le(self.to_bits()))
     }
 }
 
-impl Raw for u8 {
+impl Raw for f64 {
     fn native(self) -> Self {
-        self
-    }
-}
-
-impl Raw for i64 {
-    fn native(self) -> Self {
-        Self::from_le(self)
+        Self::from_bits(u64::from_le(self.to_bits()))
     }
 }
 

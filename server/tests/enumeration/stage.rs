@@ -160,7 +160,7 @@ impl Stage<'_> {
         let encoded = Encoded::encode(&clipped, lattice.weigh(examples), &lattice).unwrap();
         let (weight, vote) =
             (encoded.weight().value(), if task.spec.privacy.is_adaptive() { vote } else { 0 });
-        Outcome::Trained { points: encoded.into_points(), weight, vote, metrics: Metrics::default() }
+        Outcome::trained(encoded.into_points(), weight, vote, Metrics::default())
     }
 
     fn handle(&mut self, event: Event) {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use privacy::{Encoded, clip};
 use protocol::wire::{
     ALPN, AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX,
-    Hello, Payload, Receipt, SMALL_MAX, TaskHeader, decode, encode,
+    Hello, Receipt, SMALL_MAX, TaskHeader, decode, encode,
 };
 use protocol::{
     Answer, ClientId, Layout, Learner, Metrics, Outcome, Parameters, RunId, Seed, Spec, Task, Work,
@@ -173,7 +173,7 @@ impl Site {
         let header: TaskHeader = read(&mut recv, FrameKind::Task, HEADER_MAX).await;
         let mut model = vec![0f32; header.model_len as usize];
         recv.read_exact(bytemuck::cast_slice_mut(&mut model)).await.unwrap();
-        Asked { task: header.into_task(model).unwrap(), send, recv }
+        Asked { task: header.into_task(model, Vec::new()).unwrap(), send, recv }
     }
 
     /// Answers the next task as an honest site whose every delta is `value`.
@@ -224,10 +224,7 @@ pub(crate) fn honest(task: &Task, value: f32) -> Answer {
     let encoded = Encoded::encode(&clipped, lattice.weigh(1), &lattice).unwrap();
     let weight = encoded.weight().value();
     let metrics = Metrics { loss: 0.5, accuracy: None, examples: 1, seconds: 0.0 };
-    Answer {
-        task: task.id,
-        outcome: Outcome::Trained { points: encoded.into_points(), weight, vote: 0, metrics },
-    }
+    Answer { task: task.id, outcome: Outcome::trained(encoded.into_points(), weight, 0, metrics) }
 }
 
 impl Asked {
@@ -235,12 +232,7 @@ impl Asked {
     pub(crate) async fn answer(mut self, answer: Answer) -> Receipt {
         let (header, payload) = AnswerHeader::split(answer);
         let mut bytes = encode(FrameKind::Answer, &header);
-        match payload {
-            Payload::None => {}
-            Payload::Points(points) => bytes.extend(bytemuck::cast_slice::<_, u8>(&points)),
-            Payload::Words(words) => bytes.extend(bytemuck::cast_slice::<_, u8>(&words)),
-            Payload::Packed(packed) => bytes.extend(packed),
-        }
+        payload.iter().for_each(|values| bytes.extend(values.to_le_bytes()));
         self.say(&bytes).await;
         self.receipt().await
     }

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use protocol::wire::{
-    AnswerBody, AnswerHeader, FrameKind, Greeting, Hello, Payload, Receipt, Rejection, VERSION, encode,
+    AnswerBody, AnswerHeader, FrameKind, Greeting, Hello, Receipt, Rejection, VERSION, encode,
 };
-use protocol::{Answer, ClientId, Metrics, Refusal, Round};
+use protocol::{Answer, ClientId, Metrics, Refusal, Round, Values};
 use server::net::{Authority, Limits};
 
 use super::federation::{Asked, Federation, PLAN, Site, honest};
@@ -77,8 +77,8 @@ async fn a_server_with_many_handshakes_lets_in_whoever_proves_its_address() {
 /// Bytes of an honest answer, to be spoilt.
 fn bytes(answer: Answer) -> (Vec<u8>, Vec<u8>) {
     let (header, payload) = AnswerHeader::split(answer);
-    let Payload::Points(points) = payload else { panic!("only training was expected") };
-    (encode(FrameKind::Answer, &header), bytemuck::cast_slice(&points).to_vec())
+    let [points @ Values::I32(_)] = &payload[..] else { panic!("only training was expected") };
+    (encode(FrameKind::Answer, &header), points.to_le_bytes())
 }
 
 /// Lets one of three sites answer with what `spoil` makes of its answer; returns its receipt and whether the server

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerHeader, ClientSummary, FrameKind, Notice, Payload, Receipt, SMALL_MAX,
-    encode,
+    AdminReply, AdminRequest, AnswerHeader, ClientSummary, FrameKind, Notice, Receipt, SMALL_MAX, encode,
 };
-use protocol::{ClientId, RunId};
+use protocol::{ClientId, RunId, Values};
 use serde_json::json;
 use server::net::Server;
 
@@ -61,7 +60,7 @@ async fn a_site_in_quarantine_gets_no_task_and_what_it_owed_is_refused() {
     let (mut north, mut west) = (sites[0].next_task().await, sites[2].next_task().await);
     assert_eq!(sites[1].train(2.0).await, Receipt::Accepted);
     let (header, payload) = AnswerHeader::split(honest(&north.task, 1.0));
-    assert!(matches!(payload, Payload::Points(_)));
+    assert!(matches!(payload[..], [Values::I32(_)]));
     north.send.write_all(&encode(FrameKind::Answer, &header)).await.unwrap();
     for (site, reason) in [("north", "odd norms"), ("west", "")] {
         assert_eq!(quarantine(&operator, site, reason).await, AdminReply::Done);

@@ -207,11 +207,13 @@ fn victims(pictures: &[Picture], seed: Seed) -> Result<Vec<Vec<f32>>, LinearErro
             seed,
             &Stop::default(),
         );
-        let (points, weight) = match answer.outcome {
-            Outcome::Trained { points, weight, .. } => (points, weight),
+        let done = match answer.outcome {
+            Outcome::Done(done) => done,
             Outcome::Declined { detail, .. } => return Err(LinearError::Declined(detail)),
-            _ => return Err(LinearError::Declined("it answered something else".to_owned())),
         };
+        let weight = done.weight;
+        let points = done.into_points();
+        let points = points.ok_or_else(|| LinearError::Declined("it answered something else".to_owned()))?;
         let admitted = Encoded::admit(points, weight, &lattice)?;
         let value = |point: &i32| (f64::from(*point) * lattice.step()) as f32;
         updates.push(admitted.points().iter().map(value).collect());

@@ -107,7 +107,7 @@ impl Question {
 
     /// The task, where the wire takes it.
     pub(crate) fn task(&self) -> Result<Task, String> {
-        self.header.clone().into_task(self.words.clone()).map_err(|error| error.to_string())
+        self.header.clone().into_task(self.words.clone(), Vec::new()).map_err(|error| error.to_string())
     }
 }
 

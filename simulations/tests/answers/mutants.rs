@@ -5,8 +5,8 @@ use std::sync::Arc;
 use learning::device::Device;
 use learning::{DataSource, Trainer};
 use protocol::{
-    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Outcome, RecordCount,
-    Seed, Spec, Statistic, Stop, Task, TrainOrder, Work,
+    Contribution, Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Outcome,
+    RecordCount, Seed, Spec, Statistic, Stop, Task, TrainOrder, Work,
 };
 
 use super::site::Records;
@@ -63,15 +63,17 @@ impl Mutant {
     /// Puts the flaw into an answer, where it is one of the participant's.
     pub(crate) fn change(self, outcome: &mut Outcome, task: &Task, records: &Records, declared: Option<u64>) {
         match (self, outcome) {
-            (Self::WeightTold, Outcome::Trained { weight, .. }) if declared.is_none() => {
-                *weight = u32::try_from(records.len()).unwrap();
+            (Self::WeightTold, Outcome::Done(done)) if done.points().is_some() && declared.is_none() => {
+                done.weight = u32::try_from(records.len()).unwrap();
             }
-            (Self::MetricsTold, Outcome::Trained { metrics, .. } | Outcome::Evaluated { metrics }) => {
+            (Self::MetricsTold, Outcome::Done(Contribution { metrics: Some(metrics), .. })) => {
                 if let Ok(measured) = measure(task, records) {
                     *metrics = measured;
                 }
             }
-            (Self::EvaluationReads, outcome @ Outcome::Evaluated { .. }) => {
+            (Self::EvaluationReads, outcome)
+                if outcome.contribution().is_some_and(|done| done.blocks.is_empty()) =>
+            {
                 if let Err(error) = measure(task, records) {
                     *outcome = Outcome::Declined { reason: error.reason, detail: String::new() };
                 }

@@ -10,8 +10,8 @@ use learning::{DataSource, Dataset, Labels, SiteData, Trainer, View};
 use privacy::chain::{Chain, ChainWriter, Digest};
 use protocol::wire::{AnswerHeader, FrameKind, encode};
 use protocol::{
-    Answer, ClientId, Decline, LearnError, Learner, Outcome, RecordCount, Round, RunId, Seed, Spec, StepId,
-    Stop, Target, TaskId, Time,
+    Answer, Block, ClientId, Contribution, Decline, LearnError, Learner, Outcome, RecordCount, Round, RunId,
+    Seed, Spec, StepId, Stop, Target, TaskId, Time, Values,
 };
 
 use super::grammar::Question;
@@ -195,11 +195,19 @@ impl Site {
 
     fn line(&self, outcome: &Outcome) -> Line {
         let (kind, shape) = match outcome {
-            Outcome::Trained { points, weight, vote, metrics } => {
-                ("trained".to_owned(), format!("{} {weight} {} {metrics:?}", points.len(), vote.abs()))
+            Outcome::Done(Contribution { weight, vote, metrics, blocks }) => {
+                let shown = |block: &Block| match &block.values {
+                    Values::I64(words) => format!("{words:?}"),
+                    values => format!("{}", values.len()),
+                };
+                let blocks: Vec<String> = blocks.iter().map(shown).collect();
+                let kind = match (outcome.points(), outcome.words()) {
+                    (Some(_), _) => "trained",
+                    (None, Some(_)) => "counted",
+                    (None, None) => "evaluated",
+                };
+                (kind.to_owned(), format!("{blocks:?} {weight} {} {metrics:?}", vote.abs()))
             }
-            Outcome::Evaluated { metrics } => ("evaluated".to_owned(), format!("{metrics:?}")),
-            Outcome::Counted { words } => ("counted".to_owned(), format!("{words:?}")),
             Outcome::Declined { reason, detail } => (format!("declined {}", reason.name()), detail.clone()),
         };
         let id = TaskId::new(RunId(0), Round(0), StepId::TRAIN);

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use client::Participant;
 use protocol::{
-    ClientId, EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Round, RunId, Seed, Spec,
-    Statistic, StepId, Stop, Task, TaskId, TrainOrder, Work,
+    ClientId, Contribution, EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Round, RunId, Seed,
+    Spec, Statistic, StepId, Stop, Task, TaskId, TrainOrder, Work,
 };
 use serde_json::{Value, json};
 use server::Plan;
@@ -82,7 +82,9 @@ impl Around<'_> {
             let outcome = participant.attempt(&task, seed, &Stop::default());
             let taken = began.elapsed().as_secs_f64();
             match outcome.or_fail(Kind::Defect, "an idle client")? {
-                Outcome::Trained { metrics, .. } if turn > 0 => seconds.push(taken - metrics.seconds),
+                Outcome::Done(Contribution { metrics: Some(metrics), .. }) if turn > 0 => {
+                    seconds.push(taken - metrics.seconds);
+                }
                 _ => {}
             }
         }

@@ -7,8 +7,8 @@ use consortia::first_model;
 use learning::device::Device;
 use learning::{SiteData, Trainer};
 use protocol::{
-    ClientId, Metrics, Outcome, Parameters, PrivacySpec, Round, RunId, Seed, Spec, Standardiser, StepId,
-    Stop, Task, TaskId, Work,
+    ClientId, Metrics, Parameters, PrivacySpec, Round, RunId, Seed, Spec, Standardiser, StepId, Stop, Task,
+    TaskId, Work,
 };
 use server::{CohortPlan, EvaluationPlan, Evaluators, Plan};
 use simulations::{Population, Scenario, WeatherConfig, World};
@@ -104,7 +104,7 @@ fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
     let task = Task { id, spec, seed: None, standardiser, work };
     let name = ClientId::new("yardstick").ok()?;
     let entropy = Seed::from_number(0);
-    match perform(
+    let answer = perform(
         &name,
         &mut trainer,
         &mut Personal::default(),
@@ -112,10 +112,6 @@ fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
         &task,
         entropy,
         &Stop::default(),
-    )
-    .outcome
-    {
-        Outcome::Evaluated { metrics } => Some(metrics),
-        _ => None,
-    }
+    );
+    answer.outcome.metrics()
 }

@@ -137,9 +137,9 @@ pub(super) fn work_alone(order: Order) -> anyhow::Result<Work> {
         (began, threads.into_iter().filter_map(join).collect::<Vec<_>>())
     });
     let encoded = now();
-    let Some(Outcome::Trained { points, weight, .. }) = outcomes.into_iter().next() else {
-        bail!("a site declined");
-    };
+    let done = outcomes.into_iter().next().and_then(Outcome::into_contribution).context("a site declined")?;
+    let weight = done.weight;
+    let points = done.into_points().context("a site handed in no update")?;
     let mut spans = Vec::new();
     for _ in 0..=order.rounds {
         spans.push(fold_alone(&plan, points.clone(), weight, count)?);

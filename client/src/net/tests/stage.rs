@@ -3,10 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use protocol::wire::{
-    ALPN, AnswerBody, AnswerHeader, FrameKind, Greeting, Hello, Payload, Receipt, SMALL_MAX, TaskHeader,
-};
-use protocol::{Task, UpdateCodec};
+use protocol::wire::{ALPN, AnswerHeader, FrameKind, Greeting, Hello, Receipt, SMALL_MAX, TaskHeader};
+use protocol::{Task, UpdateCodec, Values};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -119,16 +117,9 @@ pub(super) async fn read_compressed(recv: &mut RecvStream, codec: UpdateCodec) -
     let header: AnswerHeader = read_frame(recv, FrameKind::Answer, SMALL_MAX).await.unwrap().unwrap();
     let bytes = recv.read_to_end(1 << 23).await.unwrap();
     assert_eq!(header.payload_bytes(), Some(bytes.len() as u64));
-    let payload = match header.body {
-        AnswerBody::Trained { .. } => Payload::Points(
-            bytes.chunks(4).map(|four| i32::from_le_bytes(four.try_into().unwrap())).collect(),
-        ),
-        AnswerBody::Counted { .. } => Payload::Words(
-            bytes.chunks(8).map(|eight| i64::from_le_bytes(eight.try_into().unwrap())).collect(),
-        ),
-        AnswerBody::Compressed { .. } => Payload::Packed(bytes),
-        AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Payload::None,
-    };
+    let types = header.values();
+    assert!(types.len() < 2, "what training answers has one block at most");
+    let payload = types.iter().map(|(dtype, _)| Values::from_le_bytes(*dtype, &bytes).unwrap()).collect();
     header.join(payload, codec).unwrap()
 }
 

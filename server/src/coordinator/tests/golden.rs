@@ -31,7 +31,7 @@ fn answer_of(client: &ClientId, task: &Task) -> Outcome {
     let within = if clipped.norm_before() <= norm_max.value() { 1 } else { -1 };
     let vote = if task.spec.privacy.is_adaptive() { within } else { 0 };
     let metrics = Metrics { loss: 0.5, accuracy: Some(0.25), examples, seconds: 0.5 };
-    Outcome::Trained { points: encoded.into_points(), weight, vote, metrics }
+    Outcome::trained(encoded.into_points(), weight, vote, metrics)
 }
 
 /// SHA-256 of all that the run decided: who was asked for what, from which values, and what was committed. The first 16 digits.

@@ -6,7 +6,7 @@ use privacy::accounting::gaussian;
 use privacy::chain::Link;
 use privacy::ledger::{Cohorts, Conduct, Ledger, Record, SiteMetrics};
 use privacy::noise::NoiseSource;
-use protocol::Decline;
+use protocol::{Contribution, Decline};
 
 use super::*;
 
@@ -225,7 +225,7 @@ fn a_round_of_a_secret_cohort_is_released_whoever_of_it_answers() {
                         let (reason, detail) = (Decline::Stopped, String::new());
                         stage.answer(&client, task.id, Outcome::Declined { reason, detail });
                     }
-                    2 => stage.answer(&client, task.id, Outcome::Evaluated { metrics: Metrics::default() }),
+                    2 => stage.answer(&client, task.id, Outcome::evaluated(Metrics::default())),
                     _ => {}
                 }
             }
@@ -269,7 +269,7 @@ fn nothing_that_leaves_the_coordinator_shows_who_or_how_many_were_drawn() {
                     ("a", Work::Train { .. }) => {
                         Outcome::Declined { reason: Decline::Stopped, detail: String::new() }
                     }
-                    ("b", Work::Train { .. }) => Outcome::Evaluated { metrics: Metrics::default() },
+                    ("b", Work::Train { .. }) => Outcome::evaluated(Metrics::default()),
                     _ => honest(&task, 0.1, 1),
                 };
                 stage.answer(&client, task.id, outcome);
@@ -407,8 +407,8 @@ fn a_vote_that_is_none_is_refused() {
         let mut stage = private(&plan(3, 9.0, EVERY, more));
         stage.join(&["a", "b"]);
         let (client, task) = stage.take_sent().remove(0);
-        let Outcome::Trained { points, weight, metrics, .. } = honest(&task, 0.1, 1) else { panic!() };
-        stage.answer(&client, task.id, Outcome::Trained { points, weight, vote: bad, metrics });
+        let done = honest(&task, 0.1, 1).into_contribution().unwrap();
+        stage.answer(&client, task.id, Outcome::Done(Contribution { vote: bad, ..done }));
         assert_eq!(stage.refusals("a"), [(Refusal::BadVote, 1)], "{more} {bad}");
     }
 }
@@ -508,11 +508,7 @@ fn an_update_with_all_its_norm_in_one_tensor_is_refused_though_the_whole_is_with
         let flat = Lattice::plan(lattice.bound(), lattice.clients_max(), 1, 2).unwrap();
         assert!(Encoded::admit(vec![far, 0], 1, &flat).is_ok(), "as a whole it is not too long");
         let metrics = Metrics::default();
-        stage.answer(
-            &client,
-            task.id,
-            Outcome::Trained { points: vec![far, 0], weight: 1, vote: 0, metrics },
-        );
+        stage.answer(&client, task.id, Outcome::trained(vec![far, 0], 1, 0, metrics));
     }
     assert_eq!(stage.refusals("a"), [(Refusal::NormExceeded, 1)]);
     assert_eq!(stage.refusals("b"), []);

@@ -52,7 +52,7 @@ fn play(stage: &mut Stage, step: Step) {
         Step::Honest(_) => {}
         Step::Wild { client, round, kind, points, weight } => {
             let task = TaskId::new(RunId(1), Round(round), kinds[kind]);
-            let outcome = Outcome::Trained { points, weight, vote: 0, metrics: Metrics::default() };
+            let outcome = Outcome::trained(points, weight, 0, Metrics::default());
             stage.answer(&name(client), task, outcome);
         }
         Step::Broken { client, reason } => {

@@ -77,10 +77,10 @@ fn a_client_counts_once_and_only_if_asked() {
 #[test]
 fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
     let metrics = Metrics::default();
-    let trained = |points: Vec<i32>, weight| Outcome::Trained { points, weight, vote: 0, metrics };
+    let trained = |points: Vec<i32>, weight| Outcome::trained(points, weight, 0, metrics);
     let nan = Metrics { loss: f64::NAN, ..metrics };
     // The largest norm that the plan's lattice has; one point more is too long.
-    let reach = Stage::new(TWO).coordinator.lattice.reach();
+    let reach = Stage::new(TWO).lattice().reach();
     let bad = [
         (trained(vec![0], 1), Refusal::WrongShape),
         (trained(vec![0, i32::MAX], 1), Refusal::OutOfRange),
@@ -88,9 +88,9 @@ fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
         (trained(vec![reach, 1], 1), Refusal::NormExceeded),
         (trained(vec![0, 0], 0), Refusal::WrongWeight),
         (trained(vec![0, 0], 131_073), Refusal::WrongWeight),
-        (Outcome::Trained { points: vec![0, 0], weight: 1, vote: 0, metrics: nan }, Refusal::BadMetrics),
-        (Outcome::Evaluated { metrics }, Refusal::WrongKind),
-        (Outcome::Counted { words: vec![] }, Refusal::WrongKind),
+        (Outcome::trained(vec![0, 0], 1, 0, nan), Refusal::BadMetrics),
+        (Outcome::evaluated(metrics), Refusal::WrongKind),
+        (Outcome::counted(vec![]), Refusal::WrongKind),
     ];
     for (outcome, reason) in bad {
         let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
@@ -113,8 +113,8 @@ fn an_answer_that_was_checked_elsewhere_counts_as_if_it_had_been_checked_here() 
     let task = stage.take_sent().remove(0).1;
     let checker = stage.coordinator.checker();
     let check = |outcome: Outcome| checker.check(Answer { task: task.id, outcome });
-    let reach = stage.coordinator.lattice.reach();
-    let longer = Outcome::Trained { points: vec![reach, 1], weight: 1, vote: 0, metrics: Metrics::default() };
+    let reach = stage.lattice().reach();
+    let longer = Outcome::trained(vec![reach, 1], 1, 0, Metrics::default());
     stage.handle(Event::Checked { client: id("bad"), checked: check(longer) });
     assert_eq!(stage.refusals("bad"), [(Refusal::NormExceeded, 1)]);
     stage.handle(Event::Checked { client: id("nobody"), checked: check(honest(&task, 9.0, 1)) });
@@ -221,7 +221,7 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
             Coordinator::new(Setup { plan: Arc::clone(&plan), ..setup("", checkpoint) }).unwrap();
         stage.join(&["bad", "good"]);
         let task = stage.take_sent().remove(0).1;
-        stage.answer(&id("bad"), task.id, Outcome::Counted { words });
+        stage.answer(&id("bad"), task.id, Outcome::counted(words));
         assert_eq!(stage.refusals("bad"), [(reason, 1)]);
         stage.answer(&id("good"), task.id, honest(&task, 2.0, 1));
         assert!(stage.coordinator.checkpoint().standardiser.is_some());

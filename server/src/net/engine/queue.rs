@@ -175,17 +175,8 @@ impl Engine {
         };
         let coordinator = Coordinator::new(setup).map_err(|error| Unable::Run(error.to_string()))?;
         tracing::info!("run {run} ({}) begins or goes on", plan.name);
-        let (spec_json, statistics) = (plan.spec.to_json().into(), plan.spec.statistics().len());
-        Ok(Active {
-            plan,
-            layout,
-            coordinator,
-            spec_json,
-            statistics,
-            central,
-            live,
-            broadcast: Broadcast::default(),
-        })
+        let spec_json = plan.spec.to_json().into();
+        Ok(Active { plan, layout, coordinator, spec_json, central, live, broadcast: Broadcast::default() })
     }
 
     /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.

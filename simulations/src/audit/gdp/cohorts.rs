@@ -93,13 +93,13 @@ impl Play {
     fn zeros(&self, task: &Task) -> Outcome {
         let norm_max = match &task.work {
             Work::Train { norm_max, .. } => norm_max.unwrap_or(task.spec.update.norm_max),
-            Work::Statistics { .. } | Work::Evaluate { .. } => task.spec.update.norm_max,
+            Work::Statistics { .. } | Work::Evaluate { .. } | Work::Method(_) => task.spec.update.norm_max,
         };
         let lattice = task.spec.lattice_within(norm_max, &self.lengths).expect("the plan had a lattice");
         let clipped = lattice.clip(vec![0.0; lattice.dimension()]).expect("zeros are finite");
         let encoded = Encoded::encode(&clipped, lattice.weigh(1), &lattice).expect("zeros lie on a lattice");
         let (weight, vote) = (encoded.weight().value(), i8::from(task.spec.privacy.is_adaptive()));
-        Outcome::Trained { points: encoded.into_points(), weight, vote, metrics: Metrics::default() }
+        Outcome::trained(encoded.into_points(), weight, vote, Metrics::default())
     }
 
     fn handle(&mut self, event: Event, canary: &ClientId) {

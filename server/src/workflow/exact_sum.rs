@@ -1,0 +1,158 @@
+//! The collector of exact sums: updates on a lattice, or named sums in words. Integers are added, so no order of arrival changes a bit,
+//! and memory does not grow with the cohort.
+
+use std::sync::Arc;
+
+use privacy::{Encoded, Inadmissible, Lattice, Sum, SumError, Tally, TallyError, WORDS, WideSum};
+use protocol::{Block, ClientId, Contribution, DType, PayloadSpec, Refusal, SUMS, UpdateCodec, Values};
+
+use super::{Aggregate, Close, Collector, Refused, Release, Verified, Verifier};
+
+/// Whether named sums can be those of records; the sentence says why not.
+pub type Plausible = fn(&[WideSum]) -> Result<(), String>;
+
+/// See the module.
+pub struct ExactSum {
+    sum: Sum,
+    summands: Arc<Summands>,
+    /// The memory of the last update that was folded. Its values have been added and mean nothing any more.
+    spent: Option<Vec<i32>>,
+}
+
+/// What it holds is not to be seen before it is released.
+impl std::fmt::Debug for ExactSum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExactSum").field("takes_permit", &self.takes_permit()).finish_non_exhaustive()
+    }
+}
+
+/// What is summed.
+enum Summands {
+    Updates { lattice: Lattice, codec: UpdateCodec, votes: bool },
+    Totals { count: usize, plausible: Plausible },
+}
+
+/// An update that was checked, and its vote on the norm.
+struct Update(Encoded, Option<bool>);
+
+impl ExactSum {
+    /// Of updates on `lattice`, which travel in the short form of `codec` where it has one. With `votes` each carries a vote on the
+    /// clipping norm.
+    pub fn of_updates(lattice: &Lattice, codec: UpdateCodec, votes: bool) -> Self {
+        let summands = Summands::Updates { lattice: lattice.clone(), codec, votes };
+        Self { sum: Sum::new(lattice), summands: Arc::new(summands), spent: None }
+    }
+
+    /// Of `count` named sums of at most `clients_max` clients, each of which `plausible` accepts.
+    pub fn of_totals(count: usize, clients_max: u64, plausible: Plausible) -> Self {
+        let summands = Summands::Totals { count, plausible };
+        Self { sum: Sum::of_tallies(count, clients_max), summands: Arc::new(summands), spent: None }
+    }
+}
+
+impl Collector for ExactSum {
+    fn expects(&self) -> PayloadSpec {
+        match &*self.summands {
+            Summands::Updates { lattice, codec, .. } => PayloadSpec::update(lattice.dimension(), *codec),
+            Summands::Totals { count, .. } => PayloadSpec::one(SUMS, DType::I64, count * WORDS),
+        }
+    }
+
+    fn verifier(&self) -> Arc<dyn Verifier> {
+        Arc::clone(&self.summands) as Arc<dyn Verifier>
+    }
+
+    fn fold(&mut self, _: &ClientId, verified: Verified) -> Result<(), Refused> {
+        let foreign = |error: SumError| Refused::new(Refusal::WrongKind, error.to_string());
+        match &*self.summands {
+            Summands::Updates { .. } => {
+                let Update(update, vote) = verified.into_value()?;
+                self.sum.add(&update).map_err(foreign)?;
+                self.spent = Some(update.into_points());
+                if let Some(within) = vote {
+                    self.sum.count_vote(within);
+                }
+                Ok(())
+            }
+            Summands::Totals { .. } => self.sum.add_tally(&verified.into_value::<Tally>()?).map_err(foreign),
+        }
+    }
+
+    fn takes_permit(&self) -> bool {
+        matches!(*self.summands, Summands::Updates { .. })
+    }
+
+    fn close(self: Box<Self>, release: &mut dyn Release) -> Close {
+        let Self { sum, summands, spent } = *self;
+        // The release needs memory of its own, and nobody will receive before it is done.
+        drop(spent);
+        match release.release(sum) {
+            Err(why) => Close::Failed(why),
+            Ok(released) => Close::Aggregate(match *summands {
+                Summands::Updates { .. } => Aggregate::Mean(released),
+                Summands::Totals { .. } => Aggregate::Totals(released.totals().to_vec()),
+            }),
+        }
+    }
+
+    fn reclaim(&mut self) -> Option<Vec<i32>> {
+        self.spent.take()
+    }
+}
+
+impl Verifier for Summands {
+    fn verify(&self, contribution: Contribution) -> Result<Verified, Refused> {
+        let Contribution { weight, vote, metrics, blocks } = contribution;
+        let values = <[Block; 1]>::try_from(blocks).ok().map(|[block]| block.values);
+        match (self, values) {
+            (Self::Updates { lattice, votes, .. }, Some(Values::I32(points))) => {
+                let vote = checked_vote(vote, *votes)?;
+                let update = Encoded::admit(points, weight, lattice)
+                    .map_err(|why| Refused::new(reason_of(&why), why.to_string()))?;
+                Ok(Verified::new(Update(update, vote), metrics))
+            }
+            (Self::Totals { count, plausible }, Some(Values::I64(words))) => {
+                let reason = |why: &TallyError| match why {
+                    TallyError::Shape { .. } => Refusal::WrongShape,
+                    _ => Refusal::OutOfRange,
+                };
+                let tally =
+                    Tally::admit(words, *count).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
+                plausible(&tally.sums().collect::<Vec<_>>())
+                    .map_err(|detail| Refused::new(Refusal::OutOfRange, detail))?;
+                Ok(Verified::new(tally, None))
+            }
+            (_, values) => {
+                let found = values.map_or_else(
+                    || "none or several".to_owned(),
+                    |values| format!("one of {:?}", values.dtype()),
+                );
+                Err(Refused::new(
+                    Refusal::WrongKind,
+                    format!("the block of a sum is expected, and {found} came"),
+                ))
+            }
+        }
+    }
+}
+
+/// Whether the update was within the norm, where the plan asks.
+fn checked_vote(vote: i8, asked: bool) -> Result<Option<bool>, Refused> {
+    match (vote, asked) {
+        (1 | -1, true) => Ok(Some(vote == 1)),
+        (0, false) => Ok(None),
+        _ => {
+            let wanted = if asked { "1 or -1" } else { "0, since the norm is fixed" };
+            Err(Refused::new(Refusal::BadVote, format!("the vote on the norm is {vote}, not {wanted}")))
+        }
+    }
+}
+
+fn reason_of(why: &Inadmissible) -> Refusal {
+    match why {
+        Inadmissible::Shape { .. } => Refusal::WrongShape,
+        Inadmissible::Weight { .. } => Refusal::WrongWeight,
+        Inadmissible::Norm | Inadmissible::LayerNorm { .. } => Refusal::NormExceeded,
+        _ => Refusal::OutOfRange,
+    }
+}

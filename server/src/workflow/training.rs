@@ -1,0 +1,150 @@
+//! Federated training: statistics first where the plan standardises by them, then rounds of local training, each with an evaluation
+//! where one is due (McMahan et al. 2017, with server optimizers after Reddi et al. 2021).
+
+use std::sync::Arc;
+
+use privacy::{Lattice, WideSum};
+use protocol::{Positive, Round, SpecError, Standardiser, StepId, Work, find_impossible};
+
+use super::{
+    Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, ExactSum, Measurements, RunState, StepPlan,
+    Workflow,
+};
+use crate::plan::{Evaluators, Plan};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Training {
+    plan: Arc<Plan>,
+    statistics: Vec<String>,
+    /// How many values each part of an update has that may be clipped on its own.
+    tensors: Vec<usize>,
+    lattice: Lattice,
+    /// The norm that the lattice was made for, where it is not the plan's.
+    norm_max: Option<Positive>,
+    /// Whether the server evaluates on records of its own.
+    central: bool,
+}
+
+impl Training {
+    /// The workflow of a plan for a model whose `tensors` have so many values each. With `central` the server evaluates, too.
+    ///
+    /// # Errors
+    /// [`SpecError`] where the plan leaves no lattice for such a model.
+    pub fn new(plan: Arc<Plan>, tensors: Vec<usize>, central: bool) -> Result<Self, SpecError> {
+        let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
+        let statistics = plan.spec.statistics();
+        Ok(Self { plan, statistics, tensors, lattice, norm_max: None, central })
+    }
+
+    /// The lattice of the next round, which follows the clipping norm.
+    fn follow(&mut self, norm_max: Option<Positive>) {
+        let Some(norm) = norm_max.filter(|_| norm_max != self.norm_max) else { return };
+        self.norm_max = norm_max;
+        // The plan had a lattice for this model, and its number of points does not depend on the norm.
+        if let Ok(lattice) = self.plan.spec.lattice_within(norm, &self.tensors) {
+            self.lattice = lattice;
+        }
+    }
+
+    fn is_evaluation_due(&self, round: Round) -> bool {
+        let evaluation = &self.plan.evaluation;
+        evaluation.is_due(round.0, self.plan.rounds) && (evaluation.sites != Evaluators::None || self.central)
+    }
+
+    fn statistics(&self) -> StepPlan {
+        StepPlan {
+            step: StepId::STATISTICS,
+            round: Round(0),
+            cohort: CohortRule::Connected,
+            work: Work::Statistics { names: self.statistics.clone() },
+            collector: Box::new(ExactSum::of_totals(
+                self.statistics.len(),
+                self.lattice.clients_max(),
+                are_plausible,
+            )),
+            quorum: self.plan.cohort.quorum,
+            close: ClosePolicy::All,
+            central: false,
+            is_round: false,
+        }
+    }
+
+    fn round(&mut self, state: &RunState<'_>) -> StepPlan {
+        let (round, spec) = (state.checkpoint.round.next(), &self.plan.spec);
+        let learning_rate_scale = self.plan.schedule.factor(round.0, self.plan.rounds);
+        let model = Arc::clone(state.sent_model);
+        let (codec, votes) = (spec.update.codec, spec.privacy.is_adaptive());
+        StepPlan {
+            step: StepId::TRAIN,
+            round,
+            cohort: CohortRule::Drawn,
+            work: Work::Train { model, learning_rate_scale, norm_max: state.norm_max },
+            collector: Box::new(ExactSum::of_updates(&self.lattice, codec, votes)),
+            quorum: self.plan.cohort.quorum,
+            close: ClosePolicy::All,
+            central: false,
+            is_round: true,
+        }
+    }
+
+    fn evaluation(&self, state: &RunState<'_>) -> StepPlan {
+        StepPlan {
+            step: StepId::EVALUATE,
+            round: state.checkpoint.round,
+            cohort: match self.plan.evaluation.sites {
+                Evaluators::All => CohortRule::Connected,
+                Evaluators::None => CohortRule::Nobody,
+            },
+            work: Work::Evaluate { model: Arc::clone(state.sent_model) },
+            collector: Box::new(Measurements),
+            quorum: 0,
+            close: ClosePolicy::All,
+            central: self.central,
+            is_round: false,
+        }
+    }
+}
+
+impl Workflow for Training {
+    fn next(&mut self, state: &RunState<'_>) -> Option<StepPlan> {
+        if !state.checkpoint.evaluated {
+            return Some(self.evaluation(state));
+        }
+        if !self.statistics.is_empty() && state.checkpoint.standardiser.is_none() {
+            return Some(self.statistics());
+        }
+        if self.is_finished(state) {
+            return None;
+        }
+        self.follow(state.norm_max);
+        Some(self.round(state))
+    }
+
+    fn concluded(&mut self, _: StepId, aggregate: Aggregate, state: &RunState<'_>) -> Conclusion {
+        let over = |effect| Conclusion { effect, is_round_over: true };
+        match aggregate {
+            Aggregate::Mean(mean) => {
+                let is_round_over = !self.is_evaluation_due(state.checkpoint.round.next());
+                Conclusion { effect: Effect::StepModel(mean), is_round_over }
+            }
+            Aggregate::Totals(totals) => {
+                over(Standardiser::from_totals(&totals).map_or(Effect::Nothing, Effect::Standardise))
+            }
+            Aggregate::Measured => over(Effect::Measured),
+            Aggregate::Blocks(_) => over(Effect::Nothing),
+        }
+    }
+
+    fn is_finished(&self, state: &RunState<'_>) -> bool {
+        state.checkpoint.evaluated && state.checkpoint.round.0 >= self.plan.rounds
+    }
+}
+
+/// Whether records can have these statistics: a negative count, say, none has.
+fn are_plausible(sums: &[WideSum]) -> Result<(), String> {
+    match find_impossible(sums) {
+        Some(column) => Err(format!("no records have the statistics of numeric column {column}")),
+        None => Ok(()),
+    }
+}
