@@ -116,7 +116,9 @@ impl Reader {
             self.free_admin_port();
         }
         let shown: Vec<String> = step.output.iter().map(|line| self.here(line)).collect();
-        match output.status.success() && is_output(&shown, &said.lines().collect::<Vec<_>>()) {
+        // How far a search is, a command tells on slow machines alone.
+        let lines: Vec<&str> = said.lines().filter(|line| !line.starts_with("searching: ")).collect();
+        match output.status.success() && is_output(&shown, &lines) {
             true => Ok(()),
             false => Err(format!("`{}` ended with {} and said\n{said}", step.command, output.status)),
         }
