@@ -9,6 +9,7 @@ use consortia::results::{Report, write_report};
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, RunState, RunSummary};
 use serde_json::{Value, json};
+use server::{Plan, PrivacyStatement};
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
@@ -252,15 +253,10 @@ pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> 
         Ok(AdminReply::Plan(plan)) => Some(plan),
         _ => None,
     };
+    let statement =
+        if has_released_nothing(&run) { None } else { statement(operator, run.run, plan.as_deref()) };
     let remarks = remarks(&run);
-    let mut lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
-    let first = run.history.first().map_or(0, |round| round.round);
-    if first > 1 {
-        lead.push_str(&format!(
-            " (rounds {first} to {} are shown; those before them are left out)",
-            run.rounds_done
-        ));
-    }
+    let lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
     let report = Report {
         title: &run.name,
         state: Some(run.state),
@@ -270,14 +266,35 @@ pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> 
         rounds: &run.history,
         clients: &run.clients,
         model_sha256: Some(&run.model_sha256),
+        statement: statement.as_ref(),
+        written: Some(time::OffsetDateTime::now_utc()),
         ..Report::default()
     };
     write_report(&args.out, &report).or_fail(Kind::Run, args.out.display())?;
+    let first = run.history.first().map_or(0, |round| round.round);
+    let left_out = if first > 1 {
+        format!(" (rounds {first} to {} are shown; those before them are left out)", run.rounds_done)
+    } else {
+        String::new()
+    };
     global.format.say(
-        || format!("{lead}\n  {}", args.out.display()),
+        || format!("{lead}{left_out}\n  {}", args.out.display()),
         || json!({ "run": run.run.to_string(), "report": args.out }),
     );
     Ok(())
+}
+
+/// What may be said of the privacy of a run's last model, where its plan promises any.
+fn statement(operator: &OperatorArgs, run: RunId, plan: Option<&str>) -> Option<PrivacyStatement> {
+    if Plan::parse(plan?).is_ok_and(|plan| plan.spec.privacy.is_none()) {
+        return None;
+    }
+    // A model that must not leave has none, either.
+    let asked = AdminRequest::Model { run: Some(run), choice: ModelChoice::Last };
+    match ask(operator, &asked) {
+        Ok(AdminReply::Model { statement, .. }) => PrivacyStatement::read(&statement).ok(),
+        _ => None,
+    }
 }
 
 /// Why a run has not done what its plan says, site by site; nothing of a run that has.

@@ -103,6 +103,7 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
         model_sha256: &summary.model_sha256,
         clock: Clock::Real,
         real_seconds: Some(seconds),
+        now: time::OffsetDateTime::now_utc(),
     };
     let results = results.finish(&ending, &summary.history).or_fail(Kind::Run, "results")?;
     ended.tell(args, &results, global);

@@ -44,7 +44,10 @@ impl Progress {
         self.bar.set_position(u64::from(summary.round));
         self.bar.set_message(line.clone());
         if self.lines {
-            super::output::tell(format_args!("round {}/{}  {line}", summary.round, self.rounds));
+            match summary.round {
+                0 => super::output::tell(format_args!("statistics  {line}")),
+                round => super::output::tell(format_args!("round {round}/{}  {line}", self.rounds)),
+            }
         }
     }
 

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
-use consortia::results::{ClientMetrics, Clock, Ending, Results, write_model};
+use consortia::results::{ClientMetrics, Clock, Ending, Results, figure, write_model};
 use learning::device::select;
 use protocol::wire::{ClientSummary, RoundSummary};
-use protocol::{Layout, Metrics, Seed, Spec, Stop};
+use protocol::{Layout, Loss, Metrics, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
@@ -378,6 +378,7 @@ impl Ended<'_> {
             model_sha256: &outcome.model.sha256(),
             clock: Clock::Virtual,
             real_seconds: Some(seconds),
+            now: time::OffsetDateTime::now_utc(),
         };
         let folder = results.finish(&ending, &outcome.rounds).or_fail(Kind::Run, "results")?;
         self.tell(&folder, seconds, global);
@@ -409,6 +410,12 @@ impl Ended<'_> {
         let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
         let sha256 = outcome.model.sha256();
         let accuracy = test.and_then(|metrics| metrics.accuracy);
+        let measured = if spec.loss() == Loss::MeanSquared {
+            let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
+            format!("test RMSE      {rmse}")
+        } else {
+            format!("test accuracy  {}", share(accuracy))
+        };
         let speed = outcome.updates as f64 / seconds;
         let epsilon = epsilon(spec, &outcome.rounds);
         let price = describe_price(spec, epsilon);
@@ -420,11 +427,10 @@ impl Ended<'_> {
             };
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
-                "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}test accuracy  {}\n\
+                "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\n\
                  loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nmodel sha256   {sha256}\nresults        {}{}",
                 people.describe(),
                 outcome.updates,
-                share(accuracy),
                 loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
                 price,
                 outcome.elapsed.as_secs_f64(),

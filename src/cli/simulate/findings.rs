@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use consortia::results::figure;
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Spec, Target, TaskId, TaskKind, Weighting};
 use serde_json::{Value, json};
@@ -213,9 +214,15 @@ impl Findings {
         if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {
             let ran_away = loss > GROWTH_MAX * least.abs().max(f64::MIN_POSITIVE) && least > 0.0;
             if ran_away || (self.classifies && loss > CROSS_ENTROPY_MAX) {
+                let why = if self.is_private {
+                    "the training has run away, or the noise outweighs what it learns; lower the learning rate, or ask \
+                     `consortia privacy explain` how large the noise is beside an update"
+                } else {
+                    "the training has run away; lower the learning rate, standardise the features, or look at their scale"
+                };
+                let (loss, least) = (figure(loss), figure(least));
                 warnings.push(format!(
-                    "the loss of round {round} is {loss:.4e}, the least of all rounds {least:.4e}: the training has run away; lower the \
-                     learning rate, standardise the features, or look at their scale"
+                    "the loss of round {round} is {loss}, the least of all rounds {least}: {why}"
                 ));
             }
         }
