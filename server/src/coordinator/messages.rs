@@ -141,7 +141,7 @@ impl RunEnd {
         match self {
             Self::Finished => "all rounds are done",
             Self::Failed(reason) | Self::BudgetExhausted(reason) => reason,
-            Self::Stopped => "stopped by the operator; the model of the last release stands",
+            Self::Stopped => "stopped by the operator",
         }
     }
 }
