@@ -227,6 +227,7 @@ fn router(admin: Shared, guard: Arc<Guard>) -> Router {
         .routes(routes!(runs::list, runs::submit))
         .routes(routes!(runs::one))
         .routes(routes!(runs::reports))
+        .routes(routes!(runs::statement))
         .routes(routes!(runs::pause))
         .routes(routes!(runs::resume))
         .routes(routes!(runs::stop))
