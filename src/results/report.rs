@@ -152,7 +152,7 @@ fn render(report: &Report<'_>) -> io::Result<String> {
 /// A sentence as HTML: what stands between backticks is code.
 fn prose(text: &str) -> String {
     let parts: Vec<String> = text.split('`').map(escaped).collect();
-    if parts.len() % 2 == 0 {
+    if parts.len().is_multiple_of(2) {
         return escaped(text);
     }
     let parts = parts.iter().enumerate();
