@@ -282,7 +282,7 @@ mod tests {
             real_seconds: Some(0.5),
             now: OffsetDateTime::UNIX_EPOCH,
         };
-        let statistics = RoundSummary { round: 0, train: None, sites: None, epsilon: None, ..round.clone() };
+        let statistics = RoundSummary { round: 0, train: None, sites: None, epsilon: None, ..round };
         let folder = results.finish(&ending, &[statistics, round]).unwrap();
         let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
         assert!(
