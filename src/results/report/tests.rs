@@ -1,3 +1,5 @@
+//! What a page says of a run, and that it says nothing else.
+
 use super::*;
 use protocol::ClientId;
 use server::Subject;
