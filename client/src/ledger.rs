@@ -18,6 +18,7 @@ mod entry;
 mod history;
 #[cfg(feature = "net")]
 mod losses;
+mod reservations;
 
 use std::io::Write;
 
@@ -189,8 +190,8 @@ impl<W: Write> SiteLedger<W> {
     /// [`SiteLedgerError`] names the line. A torn last line is no error: read `text` with [`read_lines`] to see it, and cut
     /// it off before writing.
     pub fn open(text: &[u8], to: W, federation: Digest) -> Result<Self, SiteLedgerError> {
-        let account = SiteAccount::read(text)?;
         let lines = read_lines(text)?;
+        let account = SiteAccount::of(&lines.links)?;
         let writer = HistoryWriter::new(&lines.links, ChainWriter::new(lines.chain, to));
         Ok(Self { account, writer, federation })
     }

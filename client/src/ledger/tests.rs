@@ -10,7 +10,6 @@ use protocol::{
 };
 
 use super::*;
-use crate::History;
 use crate::participant::tests::train;
 
 /// Bytes in memory that outlive their writer.
@@ -266,8 +265,8 @@ fn what_is_booked_back_costs_nothing_and_stays_an_attempt() {
     let back = pay(&mut one, &private(2, local(1e6)), None, None).unwrap();
     assert_eq!((kept.record(), back.record()), (0, 1));
     one.cancel(back, NOW).unwrap();
-    let History { attempts, trained } = one.account().history();
-    assert_eq!((attempts.len(), trained.len(), trained[0].round.0), (2, 1, 1));
+    let trained: Vec<Round> = one.account().trained().map(|(_, round)| round).collect();
+    assert_eq!((one.account().history().attempts(), trained), (2, vec![Round(1)]));
     let again = ledger(&paper);
     assert_eq!(again.account(), one.account());
     assert_eq!(total(&again, Unit::Client).epsilon.best(), epsilon(gaussian(2.0), 1));
@@ -354,7 +353,7 @@ fn an_answer_that_tells_nothing_is_not_booked() {
     let task = crate::participant::tests::task(1, Work::Evaluate { model });
     assert!(ledger.reserve(&task, None, false, None, NOW).unwrap().is_none());
     assert!(ledger.reserve(&task, None, true, None, NOW).unwrap().is_some());
-    assert_eq!((total(&ledger, Unit::Client).unprotected, ledger.account().history().attempts.len()), (1, 0));
+    assert_eq!((total(&ledger, Unit::Client).unprotected, ledger.account().history().attempts()), (1, 0));
 }
 
 #[test]
@@ -395,7 +394,7 @@ fn what_cannot_be_written_is_not_paid() {
     let mut ledger = ledger(&paper);
     let unpaid = pay(&mut ledger, &private(1, local(1e6)), None, None);
     assert!(matches!(unpaid, Err(PayError::Write(_))));
-    assert!(ledger.account().history().attempts.is_empty());
+    assert_eq!(ledger.account().history().attempts(), 0);
 }
 
 #[test]

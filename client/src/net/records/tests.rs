@@ -84,7 +84,7 @@ fn books_go_on_after_a_restart_and_are_held_by_one_program() {
     let state = tempfile::tempdir().unwrap();
     book(state.path());
     let books = open(state.path()).unwrap();
-    assert_eq!((books.ledger.account().history().attempts.len(), books.torn.len()), (1, 0));
+    assert_eq!((books.ledger.account().history().attempts(), books.torn.len()), (1, 0));
     assert!(matches!(open(state.path()), Err(BooksError::Held(_))));
     assert!(are_books_held(state.path()).unwrap());
     assert!(matches!(open_audit(state.path(), || Time::ZERO), Err(BooksError::Held(_))));
