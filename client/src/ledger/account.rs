@@ -1,12 +1,13 @@
-//! What the records of a site's ledger add up to. Every epsilon is computed from events, each time; the events are counted as they come.
+//! What the records of a site's ledger add up to. Every epsilon is computed from events, which are counted as they come.
 
 use std::collections::BTreeMap;
 
 use privacy::accounting::{self, AccountingError, Epsilon, Event, Mechanism, Relation};
-use privacy::chain::{ChainError, Digest, Link, read_lines};
+use privacy::chain::{ChainError, Digest, Link, LinkReader};
 use privacy::ledger::Unit;
 use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, Round, RunId, Task, TaskKind, Time, Work};
 
+use super::answers::Answers;
 use super::entry::{Charge, Entry, Recovered, drawn};
 #[cfg(feature = "net")]
 use super::history::LedgerHead;
@@ -26,6 +27,8 @@ pub struct SiteAccount {
     history: History,
     /// What stands for records that were lost.
     recovered: Vec<Recovered>,
+    /// Of what was asked last.
+    pub(super) answers: Answers,
 }
 
 /// What one kind of unit has given away.
@@ -60,27 +63,28 @@ impl SiteAccount {
     /// # Errors
     /// [`SiteLedgerError`] names the line.
     pub fn read(text: &[u8]) -> Result<Self, SiteLedgerError> {
-        Self::of(&read_lines(text)?.links)
-    }
-
-    /// Of a ledger's records from the first on.
-    pub(super) fn of(links: &[Link]) -> Result<Self, SiteLedgerError> {
-        let mut account = Self::default();
-        for link in links {
-            let (sequence, line) = (link.sequence, link.sequence + 1);
-            let wrong = |fault| SiteLedgerError::Record { line, fault };
-            let entry: Entry = link.read().map_err(wrong)?;
-            if let Some(message) = entry.fault() {
-                return Err(wrong(ChainError::Record { sequence, message }));
-            }
-            if let Entry::Cancelled { reservation, .. } = entry
-                && !account.open.is_open(reservation)
-            {
-                return Err(SiteLedgerError::Cancellation { line, reservation });
-            }
-            account.book(sequence, entry);
+        let (mut reader, mut account) = (LinkReader::new(text), Self::default());
+        while let Some(link) = reader.next_in_memory()? {
+            account.read_on(&link)?;
         }
         Ok(account)
+    }
+
+    /// Checks the record that follows those that were read, and counts it.
+    pub(super) fn read_on(&mut self, link: &Link) -> Result<(), SiteLedgerError> {
+        let (sequence, line) = (link.sequence, link.sequence + 1);
+        let wrong = |fault| SiteLedgerError::Record { line, fault };
+        let entry: Entry = link.read().map_err(wrong)?;
+        if let Some(message) = entry.fault() {
+            return Err(wrong(ChainError::Record { sequence, message }));
+        }
+        if let Entry::Cancelled { reservation, .. } = entry
+            && !self.open.is_open(reservation)
+        {
+            return Err(SiteLedgerError::Cancellation { line, reservation });
+        }
+        self.book(sequence, entry);
+        Ok(())
     }
 
     /// Trainings, for the policy.
@@ -298,16 +302,5 @@ fn count(tasks: u64) -> usize {
     usize::try_from(tasks).unwrap_or(usize::MAX)
 }
 
-/// Epsilon by the tightest accountant; where the fast one is within `enough`, by that.
-pub(super) fn best(events: &[Event], delta: f64, enough: f64) -> Result<f64, AccountingError> {
-    if events.is_empty() {
-        return Ok(0.0);
-    }
-    match accounting::rdp::epsilon(events, Relation::ZeroOut, delta) {
-        Ok(epsilon) if epsilon <= enough => Ok(epsilon),
-        _ => Ok(accounting::epsilon(events, Relation::ZeroOut, delta)?.best()),
-    }
-}
-
-#[cfg(all(test, feature = "net"))]
+#[cfg(test)]
 mod tests;

@@ -427,3 +427,40 @@ fn a_round_behind_the_latest_is_refused_and_the_latest_may_be_repeated() {
         assert!(pay(&mut book, &train(round, 3), None, None).is_ok());
     }
 }
+
+/// Ratios of times of the same machine in the same second, so that a slow one changes nothing: what walks through all records takes a
+/// hundred times as long.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "it times what it measures")]
+fn a_task_is_judged_and_paid_as_fast_after_a_hundred_thousand_rounds_as_after_a_thousand() {
+    let federation = Digest::of(b"federation");
+    let policy = crate::Policy::parse(crate::PLAIN_POLICY).unwrap();
+    let facts = crate::policy::SiteFacts { parameters: 3, ..Default::default() };
+    let mut account = SiteAccount::default();
+    let mut grow = |rounds: std::ops::Range<u32>| {
+        for round in rounds {
+            let task = private(round + 1, local(1e6));
+            let charges = account.charges(&task, None, federation).unwrap();
+            let now = Time::from_micros(u64::from(round) * 1_000_000);
+            account.book(u64::from(round), Entry::of(&task, charges, federation, now));
+        }
+        account.clone()
+    };
+    let few = grow(0..1000);
+    let many = grow(1000..100_000);
+    let fastest = |account: &SiteAccount, round: u32| {
+        let task = private(round, local(1e6));
+        let now = Time::from_micros(u64::from(round) * 1_000_000);
+        let once = || {
+            let began = std::time::Instant::now();
+            for _ in 0..20 {
+                policy.judge(&task, &facts, now, account.history()).unwrap();
+                account.would_pay(&task, None, federation, None).unwrap();
+            }
+            began.elapsed()
+        };
+        (0..20).map(|_| once()).min().unwrap()
+    };
+    let (early, late) = (fastest(&few, 1001), fastest(&many, 100_001));
+    assert!(late < 10 * early, "{early:?} after 1,000 rounds, {late:?} after 100,000");
+}

@@ -1,4 +1,6 @@
 //! The account that counts records as they come, beside one that walks through all of them at every question.
+// Losses are booked with `net`.
+#![cfg(feature = "net")]
 
 use privacy::chain::{Chain, ChainWriter};
 use proptest::prelude::*;
