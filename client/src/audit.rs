@@ -21,6 +21,10 @@ use crate::ledger::{LedgerHead, LedgerHistory};
 /// The version of the records written by this code.
 pub const AUDIT_VERSION: u32 = 1;
 
+/// Bytes of the ledger's records that one record copies, so that its line stays well below [`privacy::chain::LINE_MAX`]. A longer
+/// record is copied alone, and the ledger's own line holds more than it.
+const COPIES_BYTES_MAX: usize = privacy::chain::LINE_MAX / 2;
+
 /// One line: when, and what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuditRecord {
@@ -173,6 +177,8 @@ pub enum AuditEvent {
         /// Records that are lost, and booked by what is known of them.
         lost: u64,
     },
+    /// The log was behind the ledger by more than one record holds, and takes copies of a part of it.
+    Copied,
     /// The site's program ended in order.
     Stopped,
     /// The site takes part in nothing from now on.
@@ -200,7 +206,7 @@ pub enum AuditEvent {
 
 impl AuditEvent {
     /// What each kind of event is called in a log, in the order of the variants.
-    pub const NAMES: [&'static str; 17] = [
+    pub const NAMES: [&'static str; 18] = [
         "started",
         "connected",
         "received",
@@ -212,6 +218,7 @@ impl AuditEvent {
         "receipt",
         "ledger_refused",
         "recovered",
+        "copied",
         "stopped",
         "paused",
         "resumed",
@@ -245,15 +252,36 @@ struct Witness {
 }
 
 impl Witness {
-    /// What the ledger has grown by.
-    fn growth(&mut self) -> Option<LedgerCopy> {
+    /// What the ledger has grown by, in parts that a line can hold. There is more than one only where the log has lost what it knew.
+    fn growth(&mut self) -> Vec<LedgerCopy> {
         let head = self.ledger.head();
         if head == self.copied {
-            return None;
+            return Vec::new();
         }
         let new = self.ledger.take_copies(self.copied.records);
+        let mut parts: Vec<Vec<Box<RawValue>>> = Vec::new();
+        let mut bytes = usize::MAX;
+        for record in new {
+            bytes = bytes.saturating_add(record.get().len() + 1);
+            if bytes > COPIES_BYTES_MAX {
+                parts.push(Vec::new());
+                bytes = record.get().len() + 1;
+            }
+            parts.last_mut().expect("the first record begins a part").push(record);
+        }
+        let last = parts.pop().unwrap_or_default();
+        let mut copies = Vec::new();
+        let mut records = head.records - last.len() as u64;
+        for new in parts.into_iter().rev() {
+            let head = self.ledger.head_at(records).unwrap_or_default();
+            let before = records - new.len() as u64;
+            copies.push(LedgerCopy { records, head, new });
+            records = before;
+        }
+        copies.reverse();
+        copies.push(LedgerCopy { records: head.records, head: head.head, new: last });
         self.copied = head;
-        Some(LedgerCopy { records: head.records, head: head.head, new })
+        copies
     }
 }
 
@@ -266,10 +294,11 @@ impl Audit {
         Self(Arc::new(Mutex::new(Log { writer, clock: Box::new(clock), witness: None, trouble: None })))
     }
 
-    /// Copies the records of `ledger` from now on, of which the log has those up to `copied`, and tells `sealed` where both end whenever
-    /// they are durable.
+    /// Copies the records of `ledger` from now on, of which the log has those up to `copied` and `ledger` holds the others, and tells
+    /// `sealed` where both end whenever they are durable.
     #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "books are opened with `net`"))]
     pub(crate) fn watch(&self, ledger: LedgerHistory, copied: LedgerHead, sealed: Sealed) {
+        ledger.hold_copies();
         self.log().witness = Some(Witness { ledger, copied, sealed });
     }
 
@@ -307,11 +336,14 @@ impl Audit {
 
     fn try_write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
         let mut log = self.log();
-        let ledger = log.witness.as_mut().and_then(Witness::growth);
-        let durable = durable || ledger.is_some();
-        let record =
-            AuditRecord { version: AUDIT_VERSION, at_micros: (log.clock)().as_micros(), ledger, event };
-        log.writer.append(&record)?;
+        let mut copies = log.witness.as_mut().map(Witness::growth).unwrap_or_default();
+        let last = copies.pop();
+        let durable = durable || last.is_some();
+        let parts = copies.into_iter().map(|copy| (Some(copy), AuditEvent::Copied));
+        for (ledger, event) in parts.chain([(last, event)]) {
+            let at_micros = (log.clock)().as_micros();
+            log.writer.append(&AuditRecord { version: AUDIT_VERSION, at_micros, ledger, event })?;
+        }
         if !durable {
             return Ok(());
         }

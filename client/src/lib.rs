@@ -19,6 +19,7 @@ mod participant;
 mod pause;
 mod personal;
 mod policy;
+mod rounds;
 
 pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, TaskName};
 pub use guard::Guard;

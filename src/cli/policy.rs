@@ -122,7 +122,7 @@ pub(super) fn judge(
     let releases = plan.spec.privacy.examples.and_then(|_| ExampleReleases::of(&plan.spec.training, records));
     let unpaid = |error: PayError| Denied { rule: error.rule(), message: error.to_string() };
     let pays = |task: &Task| account.would_pay(task, releases, *federation, budget).map_err(unpaid);
-    let judged = |task: &Task| policy.judge(task, &facts, now(), &history).and_then(|()| pays(task));
+    let judged = |task: &Task| policy.judge(task, &facts, now(), history).and_then(|()| pays(task));
     tasks(plan, layout.shared_len()).iter().map(|task| (task.id.kind, judged(task))).collect()
 }
 

@@ -15,12 +15,12 @@ use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest};
 use protocol::Time;
 
 use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{LedgerHead, LedgerHistory, SiteAccount, SiteLedger, SiteLedgerError};
+use crate::ledger::{LedgerHead, LedgerHistory, LedgerReading, SiteAccount, SiteLedger, SiteLedgerError};
 
 pub use compare::{Mismatch, has_books};
 pub use recovery::{Recovery, RecoveryOrder, recover_books};
 
-use compare::{Book, Found};
+use compare::{BookEnd, Found};
 
 const LEDGER: &str = "ledger.jsonl";
 const AUDIT: &str = "audit.jsonl";
@@ -125,16 +125,15 @@ pub fn open_books(
     let found = Found::read(state)?;
     found.compare(true)?;
     let mut torn = Vec::new();
-    let copied = found.knowledge.copied_of(&found.history);
-    let Found { ledger: book, audit: log, .. } = found;
+    let Found { ledger: book, audit: log, read, knowledge, .. } = found;
+    let copied = knowledge.copied_of(&read.history);
     cut(&book, &mut torn)?;
     cut(&log, &mut torn)?;
 
     let to = appended(&book.path, lock).map_err(failed(&book.path))?;
-    let ledger = SiteLedger::open(&book.text[..book.lines.whole], to, federation)
-        .map_err(|fault| BooksError::Ledger { path: book.path.clone(), fault })?;
+    let ledger = SiteLedger::resume(read, ChainWriter::new(book.chain, to), federation);
     let to = appended(&log.path, second).map_err(failed(&log.path))?;
-    let audit = Audit::new(ChainWriter::new(log.lines.chain, to), clock);
+    let audit = Audit::new(ChainWriter::new(log.chain, to), clock);
     let folder = state.to_owned();
     let sealed = move |ledger, chain| compare::write_heads(&folder, ledger, chain);
     audit.watch(ledger.history().clone(), copied, Box::new(sealed));
@@ -164,8 +163,8 @@ pub fn check_books(state: &Path) -> Result<BooksSummary, BooksError> {
     let at_rest = !are_books_held(state).map_err(failed(&state.join(LOCK)))?;
     let found = Found::read(state)?;
     found.compare(at_rest)?;
-    let audit = found.audit.lines.chain.into();
-    Ok(BooksSummary { history: found.history, audit, account: found.account })
+    let LedgerReading { account, history } = found.read;
+    Ok(BooksSummary { history, audit: found.audit.chain.into(), account })
 }
 
 /// Opens the audit log alone, for what a site's people do while its program rests.
@@ -222,23 +221,22 @@ fn continued_audit(
     torn: &mut Vec<Torn>,
 ) -> Result<Audit, BooksError> {
     let path = state.join(AUDIT);
-    let (text, lines) = Book::read(path.clone())?;
-    let lines = lines.map_err(|fault| BooksError::Audit { path: path.clone(), fault })?;
-    let book = Book { path, text, lines };
+    let damaged = |fault| BooksError::Audit { path: path.clone(), fault };
+    let book = BookEnd::read(path.clone(), damaged, |_| Ok(()))?;
     cut(&book, torn)?;
     let to = appended(&book.path, lock).map_err(failed(&book.path))?;
-    Ok(Audit::new(ChainWriter::new(book.lines.chain, to), clock))
+    Ok(Audit::new(ChainWriter::new(book.chain, to), clock))
 }
 
 /// Cuts half a line off the end of a book's file.
-fn cut(book: &Book, torn: &mut Vec<Torn>) -> Result<(), BooksError> {
-    let Book { path, lines, .. } = book;
-    if lines.torn == 0 {
+fn cut(book: &BookEnd, torn: &mut Vec<Torn>) -> Result<(), BooksError> {
+    let BookEnd { path, whole, .. } = book;
+    if book.torn == 0 {
         return Ok(());
     }
     let file = OpenOptions::new().write(true).open(path).map_err(failed(path))?;
-    file.set_len(lines.whole as u64).and_then(|()| file.sync_all()).map_err(failed(path))?;
-    torn.push(Torn { path: path.clone(), bytes: lines.torn });
+    file.set_len(*whole).and_then(|()| file.sync_all()).map_err(failed(path))?;
+    torn.push(Torn { path: path.clone(), bytes: usize::try_from(book.torn).unwrap_or(usize::MAX) });
     Ok(())
 }
 

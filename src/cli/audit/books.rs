@@ -74,7 +74,7 @@ pub(super) fn site(ledger: &Path, statement: Option<&PrivacyStatement>) -> Resul
         Ok(account) => account,
         Err(error) => return Ok(vec![format!("{}: {error}", ledger.display())]),
     };
-    let trained = account.history().trained.into_iter().map(|one| (one.run, one.round.0)).collect::<Vec<_>>();
+    let trained: Vec<(RunId, u32)> = account.trained().map(|(run, round)| (run, round.0)).collect();
     let faults = disagreements(&trained, statement);
     Ok(faults.into_iter().map(|fault| format!("{}: {fault}", ledger.display())).collect())
 }

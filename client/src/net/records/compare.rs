@@ -4,18 +4,17 @@
 //! at, has a ledger that goes on from what the log knows, both go on from what the ends say, and the log lacks the newest records of the
 //! ledger at most. Whatever is missing, shorter, or another file is found here, and named with what to do. Nothing is repaired.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Lines, read_lines};
+use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Link, LinkReader, ReadError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{AUDIT, BooksError, HEADS, LEDGER, failed};
 use crate::audit::{AuditEvent, AuditRecord};
-use crate::ledger::{LedgerHead, LedgerHistory, SiteAccount};
+use crate::ledger::{LedgerHead, LedgerHistory, LedgerReading};
 
 /// Records by which the log may be behind the ledger: a booking, and a booking back.
 pub(super) const BEHIND_MAX: u64 = 2;
@@ -106,37 +105,60 @@ pub(super) fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     }
 }
 
-/// A file of lines.
-pub(super) struct Book {
+/// Where a book's file ends.
+#[derive(Clone, Debug)]
+pub(super) struct BookEnd {
     pub(super) path: PathBuf,
-    pub(super) text: Vec<u8>,
-    pub(super) lines: Lines,
+    pub(super) chain: Chain,
+    /// How many bytes its whole lines take.
+    pub(super) whole: u64,
+    /// The bytes of half a line behind them.
+    pub(super) torn: u64,
 }
 
-impl Book {
-    /// The file, and its lines or what is wrong with them.
-    pub(super) fn read(path: PathBuf) -> Result<(Vec<u8>, Result<Lines, DamagedLine>), BooksError> {
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => read.map_err(failed(&path))?,
+impl BookEnd {
+    /// Reads a book line by line, gives each link to `each` and keeps none: a book has several kilobytes for each round that a site has
+    /// taken part in.
+    ///
+    /// # Errors
+    /// What `damaged` makes of a line that is no link, what `each` says, and [`BooksError::Io`].
+    pub(super) fn read(
+        path: PathBuf,
+        damaged: impl FnOnce(DamagedLine) -> BooksError,
+        mut each: impl FnMut(Link) -> Result<(), BooksError>,
+    ) -> Result<Self, BooksError> {
+        let file: Box<dyn Read> = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(io::empty()),
+            opened => Box::new(opened.map_err(failed(&path))?),
         };
-        let lines = read_lines(&text);
-        Ok((text, lines))
+        let mut reader = LinkReader::new(io::BufReader::with_capacity(1 << 16, file));
+        loop {
+            match reader.next_link() {
+                Ok(Some(link)) => each(link)?,
+                Ok(None) => break,
+                Err(ReadError::Damaged(line)) => return Err(damaged(line)),
+                Err(ReadError::Io(source)) => return Err(BooksError::Io { path, source }),
+                Err(other) => return Err(BooksError::Io { path, source: io::Error::other(other) }),
+            }
+        }
+        Ok(Self { chain: reader.chain(), whole: reader.whole(), torn: reader.torn(), path })
     }
 
     fn head(&self) -> LedgerHead {
-        self.lines.chain.into()
+        self.chain.into()
     }
 }
 
 /// The books as they stand in a folder.
 pub(super) struct Found {
-    pub(super) ledger: Book,
-    pub(super) audit: Book,
-    pub(super) account: SiteAccount,
-    pub(super) history: LedgerHistory,
+    pub(super) ledger: BookEnd,
+    pub(super) audit: BookEnd,
+    /// What follows from the ledger. Its history holds the texts of the records that the log has not copied.
+    pub(super) read: LedgerReading,
     pub(super) knowledge: Knowledge,
     heads: Result<Option<Heads>, String>,
+    /// The head that the log had when it was as long as the remembered ends say.
+    audit_head: Option<Digest>,
 }
 
 impl Found {
@@ -146,20 +168,31 @@ impl Found {
     /// [`BooksError`] for one that cannot be read or is damaged.
     pub(super) fn read(state: &Path) -> Result<Self, BooksError> {
         let heads = read_heads(state)?;
-        let path = state.join(AUDIT);
-        let (text, lines) = Book::read(path.clone())?;
-        let lines = lines.map_err(|fault| BooksError::Audit { path: path.clone(), fault })?;
-        let knowledge =
-            Knowledge::of(&lines).map_err(|fault| BooksError::AuditRecord { path: path.clone(), fault })?;
-        let audit = Book { path, text, lines };
+        let remembered = heads.as_ref().ok().and_then(Option::as_ref).map_or(0, |heads| heads.audit.records);
+        let mut audit_head = (remembered == 0).then(Digest::default);
+        let (path, mut knowledge) = (state.join(AUDIT), Knowledge::default());
+        let damaged = |fault| BooksError::Audit { path: path.clone(), fault };
+        let audit = BookEnd::read(path.clone(), damaged, |link| {
+            if link.sequence + 1 == remembered {
+                audit_head = Some(link.hash);
+            }
+            let wrong = |fault| BooksError::AuditRecord { path: path.clone(), fault };
+            knowledge.learn(&link).map(|_| ()).map_err(wrong)
+        })?;
 
-        let path = state.join(LEDGER);
+        let (path, mut read) = (state.join(LEDGER), LedgerReading::default());
         let wrong = |fault| BooksError::Ledger { path: path.clone(), fault };
-        let (text, lines) = Book::read(path.clone())?;
-        let lines = lines.map_err(|fault| wrong(fault.into()))?;
-        let account = SiteAccount::read(&text).map_err(wrong)?;
-        let history = LedgerHistory::read(&text).map_err(wrong)?;
-        Ok(Self { ledger: Book { path, text, lines }, audit, account, history, knowledge, heads })
+        let ledger = BookEnd::read(
+            path.clone(),
+            |fault| wrong(fault.into()),
+            |link| {
+                if link.sequence == knowledge.covered {
+                    read.history.hold_copies();
+                }
+                read.read_on(&link).map_err(wrong)
+            },
+        )?;
+        Ok(Self { ledger, audit, read, knowledge, heads, audit_head })
     }
 
     /// Compares each with each. `at_rest` says that no program writes meanwhile.
@@ -167,18 +200,18 @@ impl Found {
         self.compare_heads()?;
         let (found, known) = (self.ledger.head(), &self.knowledge);
         if let Some(head) = known.ledger {
-            goes_on(&self.ledger, head, AUDIT, |records| self.history.head_at(records))?;
+            goes_on(&self.ledger, head, AUDIT, |records| self.read.history.head_at(records))?;
         } else if found.records < known.booked {
             return Err(short(&self.ledger, AUDIT, known.booked));
         }
         let behind = match known.ledger {
             // A log that says nothing of the ledger's head was written by an older release, or nothing is left of it.
-            None if self.audit.lines.links.is_empty() => found.records,
-            None => self.account.open_from(known.booked).saturating_sub(1),
+            None if self.audit.chain.is_empty() => found.records,
+            None => self.read.account.open_from(known.booked).saturating_sub(1),
             Some(head) => (found.records - head.records).saturating_sub(BEHIND_MAX),
         };
         if at_rest && behind > 0 {
-            let records = self.audit.lines.chain.len();
+            let records = self.audit.chain.len();
             return Err(Mismatch::Short {
                 book: self.audit.path.clone(),
                 found: records,
@@ -198,8 +231,8 @@ impl Found {
             let fault = "the file is missing, though the audit log tells of bookings".to_owned();
             return if is_due { Err(Mismatch::Heads { book, fault }) } else { Ok(()) };
         };
-        goes_on(&self.ledger, heads.ledger, HEADS, |records| self.history.head_at(records))?;
-        goes_on(&self.audit, heads.audit, HEADS, |records| head_at(&self.audit.lines, records))
+        goes_on(&self.ledger, heads.ledger, HEADS, |records| self.read.history.head_at(records))?;
+        goes_on(&self.audit, heads.audit, HEADS, |_| self.audit_head)
     }
 }
 
@@ -241,15 +274,8 @@ fn first_line(path: &Path) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn head_at(lines: &Lines, records: u64) -> Option<Digest> {
-    match usize::try_from(records).ok()?.checked_sub(1) {
-        None => Some(Digest::default()),
-        Some(last) => lines.links.get(last).map(|link| link.hash),
-    }
-}
-
 fn goes_on(
-    book: &Book,
+    book: &BookEnd,
     known: LedgerHead,
     witness: &'static str,
     head_at: impl FnOnce(u64) -> Option<Digest>,
@@ -263,8 +289,15 @@ fn goes_on(
     }
 }
 
-fn short(book: &Book, witness: &'static str, known: u64) -> Mismatch {
-    Mismatch::Short { book: book.path.clone(), found: book.lines.chain.len(), witness, known }
+fn short(book: &BookEnd, witness: &'static str, known: u64) -> Mismatch {
+    Mismatch::Short { book: book.path.clone(), found: book.chain.len(), witness, known }
+}
+
+/// Records of the ledger that a record of the log copies.
+pub(super) struct Copies {
+    /// The place of the first.
+    pub(super) from: u64,
+    pub(super) texts: Vec<Box<RawValue>>,
 }
 
 /// What the audit log knows of the ledger.
@@ -274,8 +307,8 @@ pub(super) struct Knowledge {
     pub(super) ledger: Option<LedgerHead>,
     /// Records that bookings name.
     booked: u64,
-    /// Copies of its records, by their places.
-    pub(super) copies: BTreeMap<u64, Box<RawValue>>,
+    /// Up to which place the log has a copy of every record.
+    covered: u64,
     /// The ledger that a server remembered when it refused this one, and the updates that it has had since then.
     pub(super) refused: Option<(LedgerHead, u64)>,
     /// How long the ledger was when a server last let it in.
@@ -283,24 +316,21 @@ pub(super) struct Knowledge {
 }
 
 impl Knowledge {
+    /// Takes the log's next record into account. Gives the records of the ledger that it copies: those that were copied before from the
+    /// same place on are no longer the ledger's.
+    ///
     /// # Errors
     /// [`ChainError::Record`] for a record that is not of this program.
-    pub(super) fn of(lines: &Lines) -> Result<Self, ChainError> {
-        let mut known = Self::default();
-        for link in &lines.links {
-            known.learn(link.read()?);
-        }
-        Ok(known)
-    }
-
-    fn learn(&mut self, record: AuditRecord) {
-        if let Some(copy) = record.ledger {
+    pub(super) fn learn(&mut self, link: &Link) -> Result<Option<Copies>, ChainError> {
+        let record: AuditRecord = link.read()?;
+        let copied = record.ledger.map(|copy| {
             let from = copy.records.saturating_sub(copy.new.len() as u64);
-            // Where the ledger was put in order it may have become shorter.
-            drop(self.copies.split_off(&from));
             self.ledger = Some(copy.head());
-            self.copies.extend((from..).zip(copy.new));
-        }
+            if from <= self.covered {
+                self.covered = from + copy.new.len() as u64;
+            }
+            Copies { from, texts: copy.new }
+        });
         match record.event {
             AuditEvent::Allowed { booking: Some(booking), .. } => {
                 self.booked = self.booked.max(booking.saturating_add(1));
@@ -312,6 +342,7 @@ impl Knowledge {
             AuditEvent::LedgerRefused { known, answered, .. } => self.refused = Some((known, answered)),
             _ => {}
         }
+        Ok(copied)
     }
 
     /// How many records it knows of.
@@ -319,14 +350,9 @@ impl Knowledge {
         self.ledger.map_or(self.booked, |head| head.records)
     }
 
-    /// Up to which place it has a copy of every record.
-    pub(super) fn covered(&self) -> u64 {
-        (0..).zip(self.copies.keys()).take_while(|(place, copied)| place == *copied).count() as u64
-    }
-
     /// The ledger's head as far as the log has copied it, where the ledger goes on from there.
     pub(super) fn copied_of(&self, history: &LedgerHistory) -> LedgerHead {
-        let records = self.covered().min(history.head().records);
+        let records = self.covered.min(history.head().records);
         LedgerHead { records, head: history.head_at(records).unwrap_or_default() }
     }
 }

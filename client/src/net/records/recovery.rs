@@ -4,16 +4,17 @@
 //! copy is left of is charged, by the guess that costs most; nothing is ever forgotten in the site's favour. Files that are replaced stay in the
 //! folder under another name. Killed at any instant, it leaves books that are in order or that are refused as before, and can be run again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{Chain, ChainWriter, Digest, Lines, Link, read_lines};
+use privacy::chain::{Chain, ChainWriter, DamagedLine, Digest, Lines, Link, read_lines};
 use privacy::ledger::Unit;
 use protocol::Time;
 use protocol::wire::LedgerClaim;
 use serde_json::value::RawValue;
 
-use super::compare::{self, Book, Found, Knowledge};
+use super::compare::{self, Copies, Found, Knowledge};
 use super::{AUDIT, BooksError, LEDGER, appended, failed, hold};
 use crate::audit::{Audit, AuditEvent};
 use crate::ledger::{LedgerHead, LedgerHistory, Losses, SiteAccount, charges_in, lost_records};
@@ -78,7 +79,7 @@ pub fn recover_books(
     let whole = remains.audit_text[..remains.audit.whole].to_vec();
     replace(&remains.audit_path, &remains.audit_text, &whole, now, &mut done.kept)?;
 
-    let history = LedgerHistory::read(&ledger.text)
+    let history = LedgerHistory::read_uncopied(&ledger.text, ledger.copied.records)
         .map_err(|fault| BooksError::Ledger { path: remains.ledger_path.clone(), fault })?;
     let to = appended(&remains.audit_path, lock).map_err(failed(&remains.audit_path))?;
     let audit = Audit::new(ChainWriter::new(remains.audit.chain, to), clock);
@@ -112,6 +113,16 @@ fn replace(
     compare::write_whole(path, text).map_err(failed(path))
 }
 
+/// The text of a book, and its lines or what is wrong with them.
+fn read_book(path: &Path) -> Result<(Vec<u8>, Result<Lines, DamagedLine>), BooksError> {
+    let text = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(failed(path))?,
+    };
+    let lines = read_lines(&text);
+    Ok((text, lines))
+}
+
 /// What can be read of the books.
 struct Remains {
     ledger_path: PathBuf,
@@ -124,6 +135,8 @@ struct Remains {
     /// Whether a line of the log is damaged, so that what stood behind it is not known.
     is_audit_damaged: bool,
     knowledge: Knowledge,
+    /// The log's copies of the ledger's records, by their places.
+    copies: BTreeMap<u64, Box<RawValue>>,
     remembered: Option<LedgerHead>,
 }
 
@@ -140,13 +153,21 @@ struct Rebuilt {
 impl Remains {
     fn read(state: &Path) -> Result<Self, BooksError> {
         let (ledger_path, audit_path) = (state.join(LEDGER), state.join(AUDIT));
-        let (ledger_text, ledger) = Book::read(ledger_path.clone())?;
+        let (ledger_text, ledger) = read_book(&ledger_path)?;
         let ledger = ledger.unwrap_or_else(|damaged| before(&ledger_text, damaged.line));
-        let (audit_text, audit) = Book::read(audit_path.clone())?;
+        let (audit_text, audit) = read_book(&audit_path)?;
         let is_audit_damaged = audit.is_err();
         let audit = audit.unwrap_or_else(|damaged| before(&audit_text, damaged.line));
-        let knowledge = Knowledge::of(&audit)
-            .map_err(|fault| BooksError::AuditRecord { path: audit_path.clone(), fault })?;
+        let (mut knowledge, mut copies) = (Knowledge::default(), BTreeMap::new());
+        for link in &audit.links {
+            let new = knowledge.learn(link);
+            let new = new.map_err(|fault| BooksError::AuditRecord { path: audit_path.clone(), fault })?;
+            if let Some(Copies { from, texts }) = new {
+                // Where the ledger was put in order it may have become shorter.
+                drop(copies.split_off(&from));
+                copies.extend((from..).zip(texts));
+            }
+        }
         let remembered = compare::remembered(state)?;
         Ok(Self {
             ledger_path,
@@ -157,6 +178,7 @@ impl Remains {
             audit,
             is_audit_damaged,
             knowledge,
+            copies,
             remembered,
         })
     }
@@ -202,17 +224,17 @@ impl Remains {
         let set_aside: Vec<Link> = self.ledger.links[agreed..].to_vec();
         let mut links: Vec<Link> = self.ledger.links[..agreed].to_vec();
         let (mut chain, kept) = (end_of(&links), links.len() as u64);
-        while let Some(copy) = self.knowledge.copies.get(&chain.len()).filter(|_| !is_booked) {
+        while let Some(copy) = self.copies.get(&chain.len()).filter(|_| !is_booked) {
             links.push(chain.append(&copy));
         }
         let restored = chain.len() - kept;
         let mut losses = Losses::default();
         // Copies behind a gap, and records that belong to another ledger, cannot stand in their own place.
-        let beyond = self.knowledge.copies.range(chain.len()..).map(|(place, text)| (*place, &**text));
+        let beyond = self.copies.range(chain.len()..).map(|(place, text)| (*place, &**text));
         let beyond: Vec<(u64, &RawValue)> = if is_booked { Vec::new() } else { beyond.collect() };
         losses.known.extend(charges_in(beyond.iter().copied()).map_err(record)?);
-        let others =
-            set_aside.iter().filter(|link| !links.iter().any(|one| one.record.get() == link.record.get()));
+        let kept: BTreeSet<&str> = links.iter().map(|link| link.record.get()).collect();
+        let others = set_aside.iter().filter(|link| !kept.contains(link.record.get()));
         losses.known.extend(charges_in(others.map(|link| (link.sequence, &*link.record))).map_err(record)?);
         if !is_booked && known.records > chain.len() {
             losses.unknown = (known.records - chain.len()).saturating_sub(beyond.len() as u64);
@@ -254,7 +276,7 @@ impl Remains {
     /// How many of the ledger's records are those that the log has copied; all behind the last copy are.
     fn agreed(&self) -> usize {
         let differs = self.ledger.links.iter().position(|link| {
-            let copy = self.knowledge.copies.get(&link.sequence);
+            let copy = self.copies.get(&link.sequence);
             copy.is_some_and(|copy| copy.get() != link.record.get())
         });
         differs.unwrap_or(self.ledger.links.len())
@@ -263,7 +285,7 @@ impl Remains {
     /// How much of these records the log has copied from the first on.
     fn copied(&self, links: &[Link]) -> LedgerHead {
         let same = links.iter().take_while(|link| {
-            self.knowledge.copies.get(&link.sequence).is_some_and(|copy| copy.get() == link.record.get())
+            self.copies.get(&link.sequence).is_some_and(|copy| copy.get() == link.record.get())
         });
         let records = same.count() as u64;
         LedgerHead { records, head: head_of(links, records).unwrap_or_default() }

@@ -84,7 +84,7 @@ fn books_go_on_after_a_restart_and_are_held_by_one_program() {
     let state = tempfile::tempdir().unwrap();
     book(state.path());
     let books = open(state.path()).unwrap();
-    assert_eq!((books.ledger.account().history().attempts.len(), books.torn.len()), (1, 0));
+    assert_eq!((books.ledger.account().history().attempts(), books.torn.len()), (1, 0));
     assert!(matches!(open(state.path()), Err(BooksError::Held(_))));
     assert!(are_books_held(state.path()).unwrap());
     assert!(matches!(open_audit(state.path(), || Time::ZERO), Err(BooksError::Held(_))));
@@ -331,6 +331,36 @@ fn the_books_of_the_release_before_are_taken_over_and_missed_when_they_are_gone(
     let state = folder(&copied);
     assert_eq!(recover(state.path()).unwrap().restored, 3);
     assert_eq!(files(state.path())[LEDGER], before[LEDGER]);
+}
+
+/// One record of the log holds a mebibyte, and a long ledger is longer.
+#[test]
+fn a_long_ledger_is_copied_again_where_the_log_is_lost() {
+    let paper = crate::ledger::tests::Paper::default();
+    let mut ledger = crate::ledger::tests::ledger(&paper);
+    for round in 1..=5000 {
+        let _ = ledger.reserve(&costly(round), None, false, None, Time::ZERO).unwrap();
+    }
+    assert!(paper.text().len() > 2 * privacy::chain::LINE_MAX);
+    let state = folder(&Files::from([(LEDGER.to_owned(), paper.text())]));
+    assert!(open(state.path()).unwrap_err().to_string().contains("site recover"));
+    let recovery = recover(state.path()).unwrap();
+    assert_eq!((recovery.restored, recovery.is_uncounted), (0, true));
+    assert!(recover(state.path()).is_none());
+    pay_again(state.path());
+    // The log has all of it now.
+    let mut gone = files(state.path());
+    let before = gone.remove(LEDGER).unwrap();
+    let state = folder(&gone);
+    assert_eq!(recover(state.path()).unwrap().restored, 5003);
+    assert_eq!(files(state.path())[LEDGER], before);
+}
+
+/// Two trainings that no budget limits.
+fn pay_again(state: &Path) {
+    let mut books = open(state).unwrap();
+    pay(&mut books, &train(5001, 3));
+    pay(&mut books, &train(5002, 3));
 }
 
 #[test]
