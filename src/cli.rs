@@ -35,6 +35,7 @@ mod progress;
 mod reference;
 mod renew;
 mod renewal;
+mod request;
 mod root;
 mod run;
 mod serve;

@@ -28,6 +28,7 @@ mod paths;
 mod peer;
 mod presence;
 mod private;
+mod request;
 mod session;
 mod shelf;
 mod store;
@@ -284,6 +285,7 @@ impl Server {
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
         let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new(tunnels)));
+        let fault = request::StorageFault::default();
         let nerves = Nerves {
             commands: commands.downgrade(),
             live,
@@ -292,6 +294,7 @@ impl Server {
             spare: Arc::clone(&spare),
             meter: Arc::clone(&metrics),
             held: store.quarantines().await?.into_keys().collect(),
+            fault: fault.clone(),
         };
         let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);
@@ -314,6 +317,7 @@ impl Server {
             live: watched,
             state: config.state.clone(),
             members: Arc::clone(&members),
+            fault,
         });
         let hall = Arc::new(Hall {
             limits: config.limits,

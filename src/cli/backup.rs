@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use privacy::chain::Digest;
 use serde_json::json;
-use server::net::{BackupError, BroughtBack, HANDED_OVER, Lost, Store};
+use server::net::{BroughtBack, HANDED_OVER, Lost, Store};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SUMS, ServerFolder};
 use super::output::table;
 use super::part::{MADE, MARK, Part, refuse_unfinished};
@@ -104,9 +104,9 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
     }
     // All that is owed is booked before the folder has a name by which a server could be started.
     let brought = runtime()?.block_on(Store::bring_back(&part.path().join("state"), args.lost_releases));
-    let brought = brought.map_err(|error| match error {
-        BackupError::LostUnknown | BackupError::TooFew { .. } => Failure::new(Kind::Refused, error),
-        error => Failure::new(Kind::Run, format!("nothing was restored: {error}")),
+    let brought = brought.map_err(|error| match error.kind() {
+        Kind::Refused => error.blamed(),
+        _ => Failure::new(Kind::Run, format!("nothing was restored: {error}")),
     })?;
     if !is_backup {
         // Before the new folder has its name: at no instant may a server start in both.
@@ -142,7 +142,7 @@ fn hold(folder: &Path) -> Result<fs::File, Failure> {
     let opened = fs::File::options().create(true).truncate(false).write(true).open(&path);
     let lock = opened.or_fail(Kind::Configuration, path.display())?;
     let running = format!("{}: a server works here; stop it first", folder.display());
-    lock.try_lock().map_err(|_| Failure::new(Kind::Configuration, running))?;
+    lock.try_lock().map_err(|_| Failure::new(Kind::Run, running))?;
     Ok(lock)
 }
 

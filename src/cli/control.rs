@@ -11,9 +11,10 @@ use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, 
 use serde_json::{Value, json};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
 use super::output::{share, table, tell, without_empty};
 use super::part::write_released;
+use super::request::put;
 use super::run::{OperatorArgs, connect, has_released_nothing, summary_json};
 use super::watch::runtime;
 
@@ -107,8 +108,8 @@ pub(super) fn stop(args: &StopArgs, global: &Global) -> Result<(), Failure> {
 
 fn control(args: &ControlArgs, control: Control, global: &Global) -> Result<(), Failure> {
     let request = AdminRequest::Control { run: args.run, control };
-    let AdminReply::Run(run) = ask(&args.operator, &request)? else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    let AdminReply::Run(run) = ask(&args.operator, &request, global)? else {
+        return Err(OperatorError::WrongReply.blamed());
     };
     global.format.say(
         || format!("run {} ({}) {}: {}", run.run, run.name, run.state.name(), run.message),
@@ -118,8 +119,8 @@ fn control(args: &ControlArgs, control: Control, global: &Global) -> Result<(), 
 }
 
 pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Log(lines) = ask(&args.operator, &AdminRequest::Log { run: args.run })? else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    let AdminReply::Log(lines) = ask(&args.operator, &AdminRequest::Log { run: args.run }, global)? else {
+        return Err(OperatorError::WrongReply.blamed());
     };
     let read = |line: &String| serde_json::from_str(line).or_fail(Kind::Run, "the server's audit log");
     let entries: Vec<Value> = lines.iter().map(read).collect::<Result<_, _>>()?;
@@ -152,9 +153,9 @@ pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> 
     let ModelsArgs { named: NamedArgs { run, operator }, before, all } = args;
     let (models, earlier) = runtime()?.block_on(async {
         let operator = connect(operator).await?;
-        let mut models = page(&operator, *run, *before).await?;
+        let mut models = page(&operator, *run, *before, global).await?;
         while let Some(before) = earliest(&models).filter(|_| *all) {
-            let mut longer = page(&operator, *run, Some(before)).await?;
+            let mut longer = page(&operator, *run, Some(before), global).await?;
             if longer.is_empty() {
                 break;
             }
@@ -183,14 +184,15 @@ async fn page(
     operator: &OperatorClient,
     run: Option<RunId>,
     before: Option<u32>,
+    global: &Global,
 ) -> Result<Vec<ModelLine>, Failure> {
     let request = match before {
         Some(before) => AdminRequest::ModelsBefore { run, before },
         None => AdminRequest::Models { run },
     };
-    match operator.ask(&request).await.or_fail(Kind::Run, "")? {
+    match put(operator, &request, global).await? {
         AdminReply::Models(models) => Ok(models),
-        _ => Err(Failure::new(Kind::Defect, OperatorError::WrongReply)),
+        _ => Err(OperatorError::WrongReply.blamed()),
     }
 }
 
@@ -219,7 +221,7 @@ fn row(model: &ModelLine) -> Vec<String> {
 pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
     let fetched = runtime()?.block_on(async {
         let operator = connect(&args.named.operator).await?;
-        let fetched = operator.model(args.named.run, args.model.0).await.or_fail(Kind::Run, "");
+        let fetched = operator.model(args.named.run, args.model.0).await.or_blame();
         operator.close().await;
         fetched
     });
@@ -244,11 +246,11 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
 
 pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> {
     let operator = &args.named.operator;
-    let AdminReply::Run(run) = ask(operator, &AdminRequest::Watch { run: args.named.run })? else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    let AdminReply::Run(run) = ask(operator, &AdminRequest::Watch { run: args.named.run }, global)? else {
+        return Err(OperatorError::WrongReply.blamed());
     };
     // A server of an earlier release does not send it.
-    let plan = match ask(operator, &AdminRequest::Plan { run: Some(run.run) }) {
+    let plan = match ask(operator, &AdminRequest::Plan { run: Some(run.run) }, global) {
         Ok(AdminReply::Plan(plan)) => Some(plan),
         _ => None,
     };
@@ -302,10 +304,10 @@ fn remarks(run: &RunSummary) -> Vec<String> {
     remarks
 }
 
-fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+fn ask(args: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<AdminReply, Failure> {
     runtime()?.block_on(async {
         let operator = connect(args).await?;
-        let reply = operator.ask(request).await.or_fail(Kind::Run, "");
+        let reply = put(&operator, request, global).await;
         operator.close().await;
         reply
     })

@@ -171,7 +171,7 @@ async fn federate(
 
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
     let (plan, _, rehearsed) = args.plan();
-    let run = hand_in(&operator, plan.to_owned(), rehearsed).await?;
+    let run = hand_in(&operator, plan.to_owned(), rehearsed, global).await?;
     let mut shown = Vec::new();
     let mut progress = None;
     let watching = operator.watch(Some(run), |summary| {

@@ -16,7 +16,7 @@ use server::net::{Approval, Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
 use super::address::{host_and_any_port, host_and_port};
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Failure, Kind, OrBlame, OrFail};
 use super::kinds::{FileKind, or_what_it_is};
 use super::part::refuse_unfinished;
 use super::state::StateFile;
@@ -66,7 +66,7 @@ impl ServerFolder {
         let file = self.read()?;
         let (database, objects) = (file.database(self, None)?, self.objects(&file)?);
         let looked = Store::look_with(&self.state(), &database, objects.as_ref()).await;
-        looked.or_fail(Kind::Configuration, "")
+        looked.or_blame()
     }
 
     /// Where models are, if not in the state folder: below the name of this federation, which is its root's fingerprint, cut short.

@@ -13,8 +13,9 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::output::table;
+use super::request::put;
 use super::run::{OperatorArgs, connect};
 use super::watch::runtime;
 
@@ -96,7 +97,7 @@ pub(super) fn invite(args: &InviteArgs, global: &Global) -> Result<(), Failure> 
     }
     let seconds = Duration::from_secs(args.hours.saturating_mul(3600)).as_secs();
     let request = AdminRequest::Invite { sites: args.sites.clone(), servers, seconds };
-    let AdminReply::Invites(invites) = ask(&args.operator, &request)? else { return Err(wrong_reply()) };
+    let AdminReply::Invites(invites) = ask(&args.operator, &request, global)? else { return Err(wrong_reply()) };
     global.format.say(|| describe(&invites), || invites.iter().map(invite_json).collect());
     Ok(())
 }
@@ -117,7 +118,7 @@ fn invite_json(invite: &InviteText) -> Value {
 }
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Members(members) = ask(args, &AdminRequest::Members)? else { return Err(wrong_reply()) };
+    let AdminReply::Members(members) = ask(args, &AdminRequest::Members, global)? else { return Err(wrong_reply()) };
     let heads = ["site", "state", "connected", "certificates", "invited", "joined", "remark"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -187,8 +188,8 @@ fn state(member: &Member, now: u64) -> &'static str {
 }
 
 pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> {
-    look_for(&args.operator, &args.site, args.unseen)?;
-    done(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })?;
+    look_for(&args.operator, &args.site, args.unseen, global)?;
+    done(&args.operator, &AdminRequest::Revoke { site: args.site.clone() }, global)?;
     global.format.say(
         || {
             format!(
@@ -202,9 +203,9 @@ pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> 
 }
 
 pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), Failure> {
-    look_for(&args.operator, &args.site, args.unseen)?;
+    look_for(&args.operator, &args.site, args.unseen, global)?;
     let (site, reason) = (args.site.clone(), args.reason.clone());
-    done(&args.operator, &AdminRequest::Quarantine { site, reason })?;
+    done(&args.operator, &AdminRequest::Quarantine { site, reason }, global)?;
     global.format.say(
         || {
             format!(
@@ -218,7 +219,7 @@ pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), F
 }
 
 pub(super) fn release(args: &ReleaseArgs, global: &Global) -> Result<(), Failure> {
-    done(&args.operator, &AdminRequest::Release { site: args.site.clone() })?;
+    done(&args.operator, &AdminRequest::Release { site: args.site.clone() }, global)?;
     global.format.say(
         || format!("{} is released from quarantine: the next round may ask it", args.site),
         || json!({ "site": args.site.as_str(), "quarantined": false }),
@@ -232,7 +233,7 @@ pub(super) fn approve(args: &DecideArgs, global: &Global) -> Result<(), Failure>
         None => Some(heard(&args.site)?),
         phrase => phrase.clone(),
     };
-    done(&args.operator, &AdminRequest::Approve { site: args.site.clone(), phrase })?;
+    done(&args.operator, &AdminRequest::Approve { site: args.site.clone(), phrase }, global)?;
     global.format.say(
         || format!("{} is approved: it gets its certificate when it asks again, within seconds", args.site),
         || json!({ "site": args.site.as_str(), "approved": true }),
@@ -256,7 +257,7 @@ fn heard(site: &ClientId) -> Result<String, Failure> {
 
 pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> {
     let (site, phrase) = (args.site.clone(), args.phrase.clone());
-    done(&args.operator, &AdminRequest::Refuse { site, phrase })?;
+    done(&args.operator, &AdminRequest::Refuse { site, phrase }, global)?;
     global.format.say(
         || {
             format!(
@@ -270,8 +271,13 @@ pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> 
 }
 
 /// Refuses a name that nobody has: the site that is meant would stay as it is.
-fn look_for(operator: &OperatorArgs, site: &ClientId, is_unseen: bool) -> Result<(), Failure> {
-    let AdminReply::Members(members) = ask(operator, &AdminRequest::Members)? else {
+fn look_for(
+    operator: &OperatorArgs,
+    site: &ClientId,
+    is_unseen: bool,
+    global: &Global,
+) -> Result<(), Failure> {
+    let AdminReply::Members(members) = ask(operator, &AdminRequest::Members, global)? else {
         return Err(wrong_reply());
     };
     // One whose certificate was made by `server issue` and that has never come is in no list.
@@ -288,27 +294,24 @@ fn look_for(operator: &OperatorArgs, site: &ClientId, is_unseen: bool) -> Result
     Err(Failure::new(Kind::Configuration, message))
 }
 
-fn done(operator: &OperatorArgs, request: &AdminRequest) -> Result<(), Failure> {
-    match ask(operator, request)? {
+fn done(operator: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<(), Failure> {
+    match ask(operator, request, global)? {
         AdminReply::Done => Ok(()),
         _ => Err(wrong_reply()),
     }
 }
 
-fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+fn ask(args: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<AdminReply, Failure> {
     runtime()?.block_on(async {
         let operator: OperatorClient = connect(args).await?;
-        let reply = operator.ask(request).await;
+        let reply = put(&operator, request, global).await;
         operator.close().await;
-        match reply {
-            Err(error @ OperatorError::Server(_)) => Err(Failure::new(Kind::Configuration, error)),
-            reply => reply.or_fail(Kind::Connection, ""),
-        }
+        reply
     })
 }
 
 fn wrong_reply() -> Failure {
-    Failure::new(Kind::Defect, OperatorError::WrongReply)
+    OperatorError::WrongReply.blamed()
 }
 
 /// Seconds since the Unix epoch for a person.

@@ -14,10 +14,11 @@ use server::Plan;
 
 use super::Global;
 use super::columns::read_plan_text;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::ServerFolder;
 use super::output::{share, table, text_table, without_empty};
 use super::progress::Progress;
+use super::request::put;
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -62,7 +63,7 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     Plan::parse(&plan_toml).or_fail(Kind::Configuration, &path)?;
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
-        let run = hand_in(&operator, plan_toml, args.seed).await?;
+        let run = hand_in(&operator, plan_toml, args.seed, global).await?;
         let (text, object) = (format!("run {run} is in the queue"), json!({ "run": run.to_string() }));
         if args.watch {
             super::output::tell(text);
@@ -79,12 +80,11 @@ pub(super) async fn hand_in(
     operator: &OperatorClient,
     plan_toml: String,
     seed: Option<u64>,
+    global: &Global,
 ) -> Result<RunId, Failure> {
-    match operator.ask(&AdminRequest::Submit { plan_toml, seed }).await {
-        Ok(AdminReply::Submitted { run }) => Ok(run),
-        Ok(_) => Err(Failure::new(Kind::Defect, OperatorError::WrongReply)),
-        Err(error @ OperatorError::Server(_)) => Err(Failure::new(Kind::Configuration, error)),
-        Err(error) => Err(Failure::new(Kind::Connection, error)),
+    match put(operator, &AdminRequest::Submit { plan_toml, seed }, global).await? {
+        AdminReply::Submitted { run } => Ok(run),
+        _ => Err(OperatorError::WrongReply.blamed()),
     }
 }
 
@@ -187,11 +187,9 @@ impl Shown {
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let reply = runtime()?.block_on(async {
         let operator = connect(args).await?;
-        operator.ask(&AdminRequest::List).await.or_fail(Kind::Connection, "")
+        put(&operator, &AdminRequest::List, global).await
     })?;
-    let AdminReply::Runs(runs) = reply else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
-    };
+    let AdminReply::Runs(runs) = reply else { return Err(OperatorError::WrongReply.blamed()) };
     let mut rows = vec![["run", "name", "state", "rounds", "message"].map(str::to_owned).to_vec()];
     rows.extend(runs.iter().map(|run| {
         let rounds = format!("{}/{}", run.rounds_done, run.rounds);

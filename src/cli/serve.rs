@@ -16,13 +16,13 @@ use serde_json::{Value, json};
 use server::Note;
 use server::net::{
     AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
-    Server, ServerConfig, Store, StoreError,
+    Server, ServerConfig, Store,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
 use super::modes::{tighten, write_new};
 use super::notify::Notify;
@@ -362,9 +362,8 @@ fn kind_of_start(error: &ServeError) -> Kind {
             io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Kind::Run,
             _ => Kind::Configuration,
         },
-        // The other server may be one that is still ending.
-        ServeError::System(_) | ServeError::Store(StoreError::Locked(_)) => Kind::Run,
-        error if error.passes() => Kind::Run,
+        ServeError::System(_) => Kind::Run,
+        ServeError::Store(error) => error.kind(),
         _ => Kind::Configuration,
     }
 }

@@ -12,7 +12,7 @@ pub(super) mod recover;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, BooksError, Identity, open_books};
+use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, open_books};
 use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal, RECORDS_POLICY};
 use clap::{Args, ValueEnum};
 use learning::device::select;
@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
 use super::modes::{tighten, write_new};
 use super::output::{Format, timestamp};
@@ -360,16 +360,6 @@ fn failure_of(error: AgentError, file: &SiteFile) -> Failure {
     }
 }
 
-/// What kind of failure it is when the books cannot be opened: a disk that is full may have room at the next start, wrong files are
-/// wrong then, too.
-fn kind_of(error: &BooksError) -> Kind {
-    use std::io::ErrorKind::{NotFound, PermissionDenied};
-    match error {
-        BooksError::Io { source, .. } if !matches!(source.kind(), NotFound | PermissionDenied) => Kind::Run,
-        _ => Kind::Configuration,
-    }
-}
-
 /// Starts this program anew where `[limits]` wants another number of threads: the libraries that compute and wait read theirs
 /// from the environment, before anything else. The process stays the same.
 #[cfg(unix)]
@@ -407,7 +397,7 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     owner::refuse_books(file, Kind::Configuration)?;
     let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
     let books =
-        books.map_err(|error| Failure::new(kind_of(&error), begun::with_path(&error.to_string(), file)))?;
+        books.map_err(|error| Failure::new(error.kind(), begun::with_path(&error.to_string(), file)))?;
     begun::note(&file.state);
     owner::note(file)?;
     for torn in &books.torn {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::Global;
-use super::super::failure::{Failure, Kind, OrFail};
+use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::policy;
 use super::begun;
@@ -57,10 +57,10 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
     };
     let recovery = recover_books(&file.state, &order, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
-            Kind::Configuration,
+            error.kind(),
             "`site run` is at work on this site; end it first, nothing was changed",
         ),
-        error => Failure::new(Kind::Configuration, begun::with_path(&error.to_string(), &file)),
+        _ => Failure::new(error.kind(), begun::with_path(&error.to_string(), &file)),
     })?;
     let Some(recovery) = recovery else {
         global.format.say(
