@@ -39,6 +39,7 @@ mod request;
 mod root;
 mod run;
 mod serve;
+mod shell;
 mod simulate;
 mod site;
 mod state;

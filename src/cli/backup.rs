@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use privacy::accounting::Figure;
 use privacy::chain::Digest;
 use serde_json::json;
 use server::net::{BroughtBack, HANDED_OVER, Lost, Store};
@@ -14,6 +15,7 @@ use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SUMS, ServerFolder};
 use super::output::table;
 use super::part::{MADE, MARK, Part, refuse_unfinished};
+use super::shell::quoted;
 use super::watch::runtime;
 
 /// More releases than any server makes.
@@ -116,7 +118,7 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
     part.finish()?;
     let shown = args.to.display();
     global.format.say(
-        || format!("{shown} is as the backup was{}\nnext:\n  consortia server run {shown}", describe(&brought)),
+        || format!("{shown} is as the backup was{}\nnext:\n  consortia server run {}", describe(&brought), quoted(&args.to)),
         || {
             let charged = |one: &Lost| {
                 json!({ "population": one.population, "charged": one.charged, "epsilon": one.epsilon, "epsilon_max": one.epsilon_max })
@@ -152,7 +154,8 @@ fn describe(brought: &BroughtBack) -> String {
     if !charged.is_empty() {
         let mut rows = vec![["population", "charged", "epsilon", "budget"].map(str::to_owned).to_vec()];
         rows.extend(charged.iter().map(|one| {
-            let (epsilon, budget) = (format!("{:.4}", one.epsilon), one.epsilon_max.to_string());
+            let (epsilon, budget) =
+                (format!("{:.4}", Figure(one.epsilon)), Figure(one.epsilon_max).to_string());
             vec![one.population.clone(), one.charged.to_string(), epsilon, budget]
         }));
         said = format!(", and its budgets are charged for what it does not know of\n{}", table(&rows));

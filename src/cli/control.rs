@@ -6,16 +6,17 @@ use std::str::FromStr;
 use ::client::net::{FetchedModel, OperatorClient, OperatorError};
 use clap::Args;
 use consortia::results::{Report, write_report};
+use privacy::accounting::Figure;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, RunState, RunSummary};
 use serde_json::{Value, json};
 
 use super::Global;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
-use super::output::{share, table, tell, without_empty};
+use super::output::{fields, listed, share, table, tell, without_empty};
 use super::part::write_released;
 use super::request::put;
-use super::run::{OperatorArgs, connect, has_released_nothing, summary_json};
+use super::run::{OperatorArgs, connect, has_released_nothing, stop_hint, summary_json};
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -111,8 +112,9 @@ fn control(args: &ControlArgs, control: Control, global: &Global) -> Result<(), 
     let AdminReply::Run(run) = ask(&args.operator, &request, global)? else {
         return Err(OperatorError::WrongReply.blamed());
     };
+    let hint = stop_hint(&run).map_or_else(String::new, |hint| format!("\n{hint}"));
     global.format.say(
-        || format!("run {} ({}) {}: {}", run.run, run.name, run.state.name(), run.message),
+        || format!("run {} ({}) {}: {}{hint}", run.run, run.name, run.state.name(), run.message),
         || summary_json(&run),
     );
     Ok(())
@@ -140,13 +142,14 @@ pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
 
 /// A record of the audit log for a person: when, what, and the rest.
 fn told(record: &Value) -> String {
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let seconds = record["time"].as_u64().unwrap_or_default() / 1_000_000;
-    let rest = record.as_object().into_iter().flatten().filter(|(name, value)| {
-        !["time", "run", "event", "database"].contains(&name.as_str()) && !value.is_null() && *value != ""
-    });
-    let rest: Vec<String> = rest.map(|(name, value)| format!("{name}={}", plain(value))).collect();
-    format!("{}  {:<10} {}", super::members::moment(seconds), plain(&record["event"]), rest.join(" "))
+    let mut rest = record.clone();
+    if let Value::Object(object) = &mut rest {
+        object.retain(|_, value| *value != "");
+    }
+    let rest = fields(&rest, &["time", "run", "event", "database"]);
+    let event = record["event"].as_str().unwrap_or_default();
+    format!("{}  {event:<10} {rest}", super::members::moment(seconds))
 }
 
 pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> {
@@ -173,9 +176,15 @@ pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> 
             "models of rounds before {before} are not shown: --before {before} shows the next 1,000, --all shows all"
         ));
     }
-    let mut rows = vec![["round", "sha256", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["round", "sha256 of parameters", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
     rows.extend(models.iter().map(row));
-    global.format.say(|| table(&without_empty(rows)), || json!(models));
+    let none = match before {
+        Some(before) => format!("there is no model of a round before {before}"),
+        None => "there is no model of this run".to_owned(),
+    };
+    let lines = || listed(&without_empty(rows), &none, table);
+    global.format.say(lines, || json!(models));
     Ok(())
 }
 
@@ -213,7 +222,7 @@ fn row(model: &ModelLine) -> Vec<String> {
         model.sha256.get(..16).unwrap_or(&model.sha256).to_owned(),
         accuracy(model.sites),
         accuracy(model.central),
-        model.epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{epsilon:.3}")),
+        model.epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{:.3}", Figure(epsilon))),
         remarks.join(", "),
     ]
 }
@@ -234,7 +243,7 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
     global.format.say(
         || {
             format!(
-                "run {run}, model of round {round}, sha256 {sha256}\n  {}\n  {}",
+                "run {run}, model of round {round}, sha256 of its parameters {sha256}\n  {}\n  {}",
                 to.display(),
                 beside.display()
             )

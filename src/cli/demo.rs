@@ -335,7 +335,7 @@ impl Ended<'_> {
              together  one model, trained without any record leaving its hospital\n\
              alone     each hospital's own model, on its own test rows; no noise\n\
              pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
-             epsilon       {}\nmodel sha256  {}\nresults       {}\n{kept}\n{}",
+             epsilon       {}\nparameters    sha256 {}\nresults       {}\n{kept}\n{}",
             self.rounds(),
             self.seconds,
             table(&rows),

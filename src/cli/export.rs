@@ -43,7 +43,13 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
         write_released(&args.out, &statement.to_json(), &layout, &model, standardiser.as_ref())?;
     let (round, sha256) = (line.round, &line.sha256);
     global.format.say(
-        || format!("model of round {round}, sha256 {sha256}\n  {}\n  {}", to.display(), beside.display()),
+        || {
+            format!(
+                "model of round {round}, sha256 of its parameters {sha256}\n  {}\n  {}",
+                to.display(),
+                beside.display()
+            )
+        },
         || json!({ "model": to, "statement": beside, "round": round, "model_sha256": sha256 }),
     );
     Ok(())

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::client::net::{OperatorClient, OperatorError};
 use clap::Args;
 use protocol::ClientId;
-use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member, Seen};
+use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member, RunSummary, Seen};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -14,7 +14,7 @@ use time::macros::format_description;
 
 use super::Global;
 use super::failure::{Blame, Failure, Kind, OrFail};
-use super::output::table;
+use super::output::{listed, text_table, without_empty};
 use super::request::put;
 use super::run::{OperatorArgs, connect};
 use super::watch::runtime;
@@ -97,7 +97,9 @@ pub(super) fn invite(args: &InviteArgs, global: &Global) -> Result<(), Failure> 
     }
     let seconds = Duration::from_secs(args.hours.saturating_mul(3600)).as_secs();
     let request = AdminRequest::Invite { sites: args.sites.clone(), servers, seconds };
-    let AdminReply::Invites(invites) = ask(&args.operator, &request, global)? else { return Err(wrong_reply()) };
+    let AdminReply::Invites(invites) = ask(&args.operator, &request, global)? else {
+        return Err(wrong_reply());
+    };
     global.format.say(|| describe(&invites), || invites.iter().map(invite_json).collect());
     Ok(())
 }
@@ -118,8 +120,20 @@ fn invite_json(invite: &InviteText) -> Value {
 }
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Members(members) = ask(args, &AdminRequest::Members, global)? else { return Err(wrong_reply()) };
-    let heads = ["site", "state", "connected", "certificates", "invited", "joined", "remark"];
+    let (members, newest) = runtime()?.block_on(async {
+        let operator = connect(args).await?;
+        let members = put(&operator, &AdminRequest::Members, global).await?;
+        // Where there is no run yet, this is refused.
+        let newest = operator.ask(&AdminRequest::Watch { run: None }).await.ok();
+        operator.close().await;
+        Ok::<_, Failure>((members, newest))
+    })?;
+    let AdminReply::Members(members) = members else { return Err(wrong_reply()) };
+    let newest = match newest {
+        Some(AdminReply::Run(newest)) => Some(newest),
+        _ => None,
+    };
+    let heads = ["site", "state", "connected", "certificates", "invited", "joined", "declined", "remark"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     rows.extend(members.iter().map(|member| {
@@ -131,16 +145,32 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
             member.certificates.len().to_string(),
             time(member.invited),
             time(member.joined.unwrap_or(0)),
+            declined(&member.site, newest.as_ref()).unwrap_or_else(|| "-".to_owned()),
             remark(member),
         ]
     }));
     let object = |member: &Member| {
         let mut object = serde_json::to_value(member).unwrap_or_default();
         object["state"] = state(member, now).into();
+        object["declined"] = declined(&member.site, newest.as_ref()).into();
         object
     };
-    global.format.say(|| table(&rows), || members.iter().map(object).collect());
+    let none = "nobody was invited yet, and nobody has come: `consortia invite create SITE` invites";
+    let lines = || listed(&rows, none, |rows| text_table(&without_empty(rows.to_vec())));
+    global.format.say(lines, || members.iter().map(object).collect());
     Ok(())
+}
+
+/// What a site has declined of the newest run, or was refused: `None` where all that it was asked has counted, or where the run hides who was
+/// asked.
+fn declined(site: &ClientId, newest: Option<&RunSummary>) -> Option<String> {
+    let run = newest?;
+    let client = run.clients.iter().find(|client| client.client == *site)?;
+    let told = |counts: &[(String, u32)], verb: &str| -> Vec<String> {
+        counts.iter().map(|(reason, count)| format!("{reason}{verb} {count}")).collect()
+    };
+    let reasons = [told(&client.declined, ""), told(&client.refused, " (refused)")].concat();
+    (!reasons.is_empty()).then(|| format!("{} in run {}", reasons.join(", "), run.run))
 }
 
 /// Since when and from where a site is connected, or when it was last.

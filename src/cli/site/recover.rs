@@ -12,6 +12,7 @@ use super::super::Global;
 use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::policy;
+use super::super::shell::quoted;
 use super::begun;
 use super::now;
 use super::owner;
@@ -104,7 +105,7 @@ fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
     lines.push(format!(
         "next: start the site. If the server refuses it because it remembers more of the ledger, run `consortia site recover --believe-server {}`, \
          which charges that, too",
-        site.display()
+        quoted(site)
     ));
     lines.push("`consortia budget show` says what is left".to_owned());
     lines.join("\n")
