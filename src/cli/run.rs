@@ -379,4 +379,23 @@ mod tests {
         assert_eq!(waiting("paused by the operator"), "paused by the operator");
         assert_eq!(waiting("1 of 3 clients are connected"), "waits: 1 of 3 clients are connected");
     }
+
+    #[test]
+    fn a_run_that_is_to_stop_is_told_with_what_does_not_wait() {
+        let run = |state| RunSummary {
+            run: RunId(7),
+            name: "a run".into(),
+            state,
+            message: "round 3, train: 0 of 3 clients have answered; waits for 3".into(),
+            rounds_done: 2,
+            rounds: 9,
+            rehearsal: false,
+            model_sha256: String::new(),
+            history: Vec::new(),
+            clients: Vec::new(),
+        };
+        let hint = stop_hint(&run(RunState::Stopping)).unwrap();
+        assert!(hint.contains(&format!("`consortia run stop {} --now`", RunId(7))), "{hint}");
+        assert_eq!([RunState::Running, RunState::Stopped].map(|state| stop_hint(&run(state))), [None, None]);
+    }
 }
