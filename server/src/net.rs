@@ -28,6 +28,7 @@ mod paths;
 mod peer;
 mod presence;
 mod private;
+mod request;
 mod session;
 mod shelf;
 mod store;
@@ -221,6 +222,19 @@ impl ServeError {
     }
 }
 
+/// Lets the engine work on a thread of its own; `stopped` is cancelled with its end.
+fn on_its_thread(
+    engine: Engine,
+    inbox: mpsc::Receiver<engine::Command>,
+    stopped: &CancellationToken,
+) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
+    let guard = stopped.clone().drop_guard();
+    std::thread::Builder::new().name("coordinator".into()).spawn(move || {
+        let _stopped = guard;
+        engine.run(inbox)
+    })
+}
+
 /// A server that runs. Dropping it stops it without waiting, as a crash would; [`Server::shutdown`] is the polite way.
 #[derive(Debug)]
 pub struct Server {
@@ -284,6 +298,7 @@ impl Server {
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
         let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new(tunnels)));
+        let fault = request::StorageFault::default();
         let nerves = Nerves {
             commands: commands.downgrade(),
             live,
@@ -292,16 +307,13 @@ impl Server {
             spare: Arc::clone(&spare),
             meter: Arc::clone(&metrics),
             held: store.quarantines().await?.into_keys().collect(),
+            fault: fault.clone(),
         };
         let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);
         let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &audit, runs_max)?;
         let keeper = Some(Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
-        let guard = stopped.clone().drop_guard();
-        let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
-            let _stopped = guard;
-            engine.run(inbox)
-        })?;
+        let engine = Some(on_its_thread(engine, inbox, &stopped)?);
         let (keys, eyes) = ((config.issuing, config.approval), (Arc::clone(&metrics), Arc::clone(&presence)));
         let members = Members::new(Arc::clone(&store), keys, eyes, commands.clone());
         let members = Arc::new(members.await?);
@@ -314,6 +326,7 @@ impl Server {
             live: watched,
             state: config.state.clone(),
             members: Arc::clone(&members),
+            fault,
         });
         let hall = Arc::new(Hall {
             limits: config.limits,
@@ -335,7 +348,6 @@ impl Server {
             tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");
-        let engine = Some(engine);
         Ok(Self { address, admin, endpoint, tcp, desk, store, notes, stop, stopped, engine, keeper })
     }
 

@@ -172,7 +172,7 @@ async fn federate(
 
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
     let (plan, _, rehearsed) = args.plan();
-    let run = hand_in(&operator, plan.to_owned(), rehearsed).await?;
+    let run = hand_in(&operator, plan.to_owned(), rehearsed, global).await?;
     let mut shown = Vec::new();
     let mut progress = None;
     let watching = operator.watch(Some(run), |summary| {
@@ -336,7 +336,7 @@ impl Ended<'_> {
              together  one model, trained without any record leaving its hospital\n\
              alone     each hospital's own model, on its own test rows; no noise\n\
              pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
-             epsilon       {}\nmodel sha256  {}\nresults       {}\n{kept}\n{}",
+             epsilon       {}\nparameters    sha256 {}\nresults       {}\n{kept}\n{}",
             self.rounds(),
             self.seconds,
             table(&rows),

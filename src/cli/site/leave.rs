@@ -15,7 +15,7 @@ use privacy::chain::{Digest, Link, read_lines};
 use serde_json::json;
 
 use super::super::Global;
-use super::super::failure::{Failure, Kind, OrFail};
+use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::begun::with_path;
 use super::now;
@@ -47,10 +47,10 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
     // Held to the end, so that no `site run` begins in between.
     let (audit, _) = open_audit(&file.state, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
-            Kind::Configuration,
+            error.kind(),
             "`site run` is at work on this site; end it first, nothing was changed",
         ),
-        error => Failure::new(Kind::Configuration, with_path(&error.to_string(), &file)),
+        _ => Failure::new(error.kind(), with_path(&error.to_string(), &file)),
     })?;
     if !args.yes {
         confirm(&file.identity)?;

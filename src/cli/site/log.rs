@@ -14,6 +14,7 @@ use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::members::moment;
+use super::super::output::fields;
 use super::{now, owner};
 
 #[derive(Debug, Args)]
@@ -123,10 +124,7 @@ fn told(record: &Value) -> String {
         let records = copy.get("records").map(plain).unwrap_or_default();
         rest.push(format!("ledger={records}"));
     }
-    let more = record.as_object().into_iter().flatten().filter(|(name, value)| {
-        !["version", "at_micros", "event", "task", "ledger"].contains(&name.as_str()) && !value.is_null()
-    });
-    rest.extend(more.map(|(name, value)| format!("{name}={}", plain(value))));
+    rest.push(fields(record, &["version", "at_micros", "event", "task", "ledger"]));
     format!("{}  {:<9} {}", moment(seconds(record)), plain(&record["event"]), rest.join(" "))
         .trim_end()
         .to_owned()
@@ -155,7 +153,7 @@ mod tests {
         });
         assert_eq!(
             told(&record),
-            "1970-01-02 00:00 UTC  denied    train in round 3 of run ab message=it is late rule=hours"
+            "1970-01-02 00:00 UTC  denied    train in round 3 of run ab message=\"it is late\" rule=hours"
         );
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use privacy::chain::WriteError;
 use protocol::RunId;
 
+use super::database::SqliteFault;
 use super::{BlobError, BooksError, database};
 use crate::net::AuditError;
 
@@ -63,7 +64,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The database refuses.
-    #[error("the state's database: {0}")]
+    #[error("the state's database: {said}{}", remedy(.0), said = .0)]
     Database(#[from] sqlx::Error),
     /// Another program keeps SQLite's file locked.
     #[error(
@@ -212,6 +213,17 @@ pub enum StoreError {
     /// No such run.
     #[error("there is no run {0} here")]
     NoSuchRun(RunId),
+}
+
+/// What helps against what a database says while a server works.
+fn remedy(said: &sqlx::Error) -> &'static str {
+    match database::sqlite_fault(said) {
+        Some(SqliteFault::Locked) => {
+            "; another program (sqlite3, a copy, a scanner) holds it locked: end that one"
+        }
+        Some(SqliteFault::Full) => "; make room on its disk",
+        None => "",
+    }
 }
 
 fn count(files: usize) -> String {
