@@ -92,6 +92,14 @@ impl<W: Write> ChainWriter<W> {
     }
 }
 
+impl<W> ChainWriter<W> {
+    /// What it writes to.
+    #[cfg(test)]
+    pub(super) fn to_mut(&mut self) -> &mut W {
+        &mut self.to
+    }
+}
+
 impl<W> fmt::Debug for ChainWriter<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ChainWriter({:?})", self.chain)
@@ -99,8 +107,10 @@ impl<W> fmt::Debug for ChainWriter<W> {
 }
 
 /// The links of a text and what is left of an unfinished one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Lines {
+    /// The end of the chain before the first of them: that of a chain without links, but for a segment that goes on from another file.
+    pub start: Chain,
     /// All whole links, in order.
     pub links: Vec<Link>,
     /// Their end.
@@ -144,7 +154,12 @@ pub enum Damage {
 /// # Errors
 /// [`DamagedLine`] at the first line that is no link, or does not follow.
 pub fn read_lines(text: &[u8]) -> Result<Lines, DamagedLine> {
-    let mut lines = Lines { links: Vec::new(), chain: Chain::new(), whole: 0, torn: 0 };
+    read_lines_after(Chain::new(), text)
+}
+
+/// The same of lines that go on behind `start`.
+pub(super) fn read_lines_after(start: Chain, text: &[u8]) -> Result<Lines, DamagedLine> {
+    let mut lines = Lines { start, links: Vec::new(), chain: start, whole: 0, torn: 0 };
     for (line, bytes) in (1..).zip(text.split_inclusive(|byte| *byte == b'\n')) {
         let damaged = |fault| DamagedLine { line, fault };
         if bytes.len() > LINE_MAX {

@@ -279,12 +279,7 @@ fn named_as_lost(known: LedgerHead, answered: u64) -> LedgerHead {
 /// The lines before this one, counted from 1; those were in order.
 fn before(text: &[u8], line: usize) -> Lines {
     let whole: usize = text.split_inclusive(|byte| *byte == b'\n').take(line - 1).map(<[u8]>::len).sum();
-    read_lines(&text[..whole]).unwrap_or_else(|_| Lines {
-        links: Vec::new(),
-        chain: Chain::new(),
-        whole: 0,
-        torn: 0,
-    })
+    read_lines(&text[..whole]).unwrap_or_default()
 }
 
 fn head_of(links: &[Link], records: u64) -> Option<Digest> {
