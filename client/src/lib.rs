@@ -20,7 +20,7 @@ mod pause;
 mod personal;
 mod policy;
 
-pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, TaskName};
+pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, RefusedLedger, TaskName};
 pub use guard::Guard;
 pub use ledger::{
     Booking, Charge, LedgerHead, LedgerHistory, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount,

@@ -9,12 +9,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Lines, read_lines};
+use privacy::chain::segments::{KnownHead, Segment, SegmentFault, Snapshot, files_of};
+use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Lines, Link, read_lines};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{AUDIT, BooksError, HEADS, LEDGER, failed};
-use crate::audit::{AuditEvent, AuditRecord};
+use crate::audit::{AuditRecord, LogSummary};
 use crate::ledger::{LedgerHead, LedgerHistory, SiteAccount};
 
 /// Records by which the log may be behind the ledger: a booking, and a booking back.
@@ -132,6 +133,9 @@ impl Book {
 /// The books as they stand in a folder.
 pub(super) struct Found {
     pub(super) ledger: Book,
+    /// The files of the log.
+    log: Snapshot,
+    /// Its newest segment.
     pub(super) audit: Book,
     pub(super) account: SiteAccount,
     pub(super) history: LedgerHistory,
@@ -147,11 +151,16 @@ impl Found {
     pub(super) fn read(state: &Path) -> Result<Self, BooksError> {
         let heads = read_heads(state)?;
         let path = state.join(AUDIT);
-        let (text, lines) = Book::read(path.clone())?;
-        let lines = lines.map_err(|fault| BooksError::Audit { path: path.clone(), fault })?;
-        let knowledge =
-            Knowledge::of(&lines).map_err(|fault| BooksError::AuditRecord { path: path.clone(), fault })?;
-        let audit = Book { path, text, lines };
+        let mut log = Snapshot::of(&path)?;
+        let lines = match log.newest() {
+            Ok(Segment { lines, .. }) => lines,
+            // That the end of the log is missing, the other books tell.
+            Err(SegmentFault::NoCurrent { .. }) => Lines::default(),
+            Err(fault) => return Err(fault.into()),
+        };
+        let known = Knowledge::of([&lines.links[..]]);
+        let knowledge = known.map_err(|fault| BooksError::AuditRecord { path: path.clone(), fault })?;
+        let audit = Book { path, text: std::mem::take(&mut log.text), lines };
 
         let path = state.join(LEDGER);
         let wrong = |fault| BooksError::Ledger { path: path.clone(), fault };
@@ -159,17 +168,17 @@ impl Found {
         let lines = lines.map_err(|fault| wrong(fault.into()))?;
         let account = SiteAccount::read(&text).map_err(wrong)?;
         let history = LedgerHistory::read(&text).map_err(wrong)?;
-        Ok(Self { ledger: Book { path, text, lines }, audit, account, history, knowledge, heads })
+        Ok(Self { ledger: Book { path, text, lines }, log, audit, account, history, knowledge, heads })
     }
 
     /// Compares each with each. `at_rest` says that no program writes meanwhile.
-    pub(super) fn compare(&self, at_rest: bool) -> Result<(), Mismatch> {
+    pub(super) fn compare(&self, at_rest: bool) -> Result<(), BooksError> {
         self.compare_heads()?;
-        let (found, known) = (self.ledger.head(), &self.knowledge);
+        let (found, known) = (self.ledger.head(), &self.knowledge.said);
         if let Some(head) = known.ledger {
             goes_on(&self.ledger, head, AUDIT, |records| self.history.head_at(records))?;
         } else if found.records < known.booked {
-            return Err(short(&self.ledger, AUDIT, known.booked));
+            return Err(short(&self.ledger, AUDIT, known.booked).into());
         }
         let behind = match known.ledger {
             // A log that says nothing of the ledger's head was written by an older release, or nothing is left of it.
@@ -184,22 +193,29 @@ impl Found {
                 found: records,
                 witness: LEDGER,
                 known: records + behind,
-            });
+            }
+            .into());
         }
         Ok(())
     }
 
-    fn compare_heads(&self) -> Result<(), Mismatch> {
+    fn compare_heads(&self) -> Result<(), BooksError> {
         let book = self.audit.path.with_file_name(HEADS);
         let heads = self.heads.clone().map_err(|fault| Mismatch::Heads { book: book.clone(), fault })?;
         let Some(heads) = heads else {
             // They are written before the first booking.
-            let is_due = self.knowledge.ledger.is_some_and(|head| head.records > 0);
+            let is_due = self.knowledge.said.ledger.is_some_and(|head| head.records > 0);
             let fault = "the file is missing, though the audit log tells of bookings".to_owned();
-            return if is_due { Err(Mismatch::Heads { book, fault }) } else { Ok(()) };
+            return if is_due { Err(Mismatch::Heads { book, fault }.into()) } else { Ok(()) };
         };
         goes_on(&self.ledger, heads.ledger, HEADS, |records| self.history.head_at(records))?;
-        goes_on(&self.audit, heads.audit, HEADS, |records| head_at(&self.audit.lines, records))
+        let known = match self.log.head_at(&self.audit.lines, heads.audit.records)? {
+            KnownHead::Is(head) => Some(head),
+            KnownHead::Beyond => None,
+            // In a segment that was moved away: the newest one goes on from it.
+            KnownHead::Elsewhere => Some(heads.audit.head),
+        };
+        Ok(goes_on(&self.audit, heads.audit, HEADS, |_| known)?)
     }
 }
 
@@ -231,7 +247,9 @@ pub fn has_books(state: &Path) -> bool {
         Ok(line) => line.ends_with(b"\n"),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     };
-    has_line(LEDGER) || has_line(AUDIT) || !matches!(remembered(state), Ok(None))
+    let log = state.join(AUDIT);
+    let has_closed = files_of(&log).is_ok_and(|files| files.iter().any(|file| *file != log));
+    has_line(LEDGER) || has_line(AUDIT) || has_closed || !matches!(remembered(state), Ok(None))
 }
 
 /// The first line of a file; without its end where it is torn.
@@ -239,13 +257,6 @@ fn first_line(path: &Path) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     io::BufReader::new(File::open(path)?).read_until(b'\n', &mut line)?;
     Ok(line)
-}
-
-fn head_at(lines: &Lines, records: u64) -> Option<Digest> {
-    match usize::try_from(records).ok()?.checked_sub(1) {
-        None => Some(Digest::default()),
-        Some(last) => lines.links.get(last).map(|link| link.hash),
-    }
 }
 
 fn goes_on(
@@ -270,63 +281,42 @@ fn short(book: &Book, witness: &'static str, known: u64) -> Mismatch {
 /// What the audit log knows of the ledger.
 #[derive(Debug, Default)]
 pub(super) struct Knowledge {
-    /// Its head; `None` in a log of a release that did not write it down.
-    pub(super) ledger: Option<LedgerHead>,
-    /// Records that bookings name.
-    booked: u64,
-    /// Copies of its records, by their places.
+    pub(super) said: LogSummary,
+    /// Copies of its records, by their places, as far as the segments have them that were read.
     pub(super) copies: BTreeMap<u64, Box<RawValue>>,
-    /// The ledger that a server remembered when it refused this one, and the updates that it has had since then.
-    pub(super) refused: Option<(LedgerHead, u64)>,
-    /// How long the ledger was when a server last let it in.
-    pub(super) accepted: u64,
 }
 
 impl Knowledge {
+    /// What these segments say together.
+    ///
     /// # Errors
     /// [`ChainError::Record`] for a record that is not of this program.
-    pub(super) fn of(lines: &Lines) -> Result<Self, ChainError> {
+    pub(super) fn of<'a>(segments: impl IntoIterator<Item = &'a [Link]>) -> Result<Self, ChainError> {
         let mut known = Self::default();
-        for link in &lines.links {
+        for link in segments.into_iter().flatten() {
             known.learn(link.read()?);
         }
         Ok(known)
     }
 
     fn learn(&mut self, record: AuditRecord) {
+        self.said.learn(&record);
         if let Some(copy) = record.ledger {
             let from = copy.records.saturating_sub(copy.new.len() as u64);
             // Where the ledger was put in order it may have become shorter.
             drop(self.copies.split_off(&from));
-            self.ledger = Some(copy.head());
             self.copies.extend((from..).zip(copy.new));
-        }
-        match record.event {
-            AuditEvent::Allowed { booking: Some(booking), .. } => {
-                self.booked = self.booked.max(booking.saturating_add(1));
-            }
-            AuditEvent::Connected { .. } => {
-                self.accepted = self.ledger.map_or(0, |head| head.records);
-                self.refused = None;
-            }
-            AuditEvent::LedgerRefused { known, answered, .. } => self.refused = Some((known, answered)),
-            _ => {}
         }
     }
 
     /// How many records it knows of.
     pub(super) fn records(&self) -> u64 {
-        self.ledger.map_or(self.booked, |head| head.records)
-    }
-
-    /// Up to which place it has a copy of every record.
-    pub(super) fn covered(&self) -> u64 {
-        (0..).zip(self.copies.keys()).take_while(|(place, copied)| place == *copied).count() as u64
+        self.said.ledger.map_or(self.said.booked, |head| head.records)
     }
 
     /// The ledger's head as far as the log has copied it, where the ledger goes on from there.
     pub(super) fn copied_of(&self, history: &LedgerHistory) -> LedgerHead {
-        let records = self.covered().min(history.head().records);
+        let records = self.said.copied.min(history.head().records);
         LedgerHead { records, head: history.head_at(records).unwrap_or_default() }
     }
 }

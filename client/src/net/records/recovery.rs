@@ -7,15 +7,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{Chain, ChainWriter, Digest, Lines, Link, read_lines};
+use privacy::chain::segments::{ClosedSegment, Segment, SegmentBytes, SegmentWriter, Snapshot, read_segment};
+use privacy::chain::{Chain, DamagedLine, Digest, Lines, Link, read_lines};
 use privacy::ledger::Unit;
 use protocol::Time;
 use protocol::wire::LedgerClaim;
 use serde_json::value::RawValue;
 
 use super::compare::{self, Book, Found, Knowledge};
-use super::{AUDIT, BooksError, LEDGER, appended, failed, hold};
-use crate::audit::{Audit, AuditEvent};
+use super::{AUDIT, BooksError, LEDGER, failed, hold};
+use crate::audit::{Audit, AuditEvent, RefusedLedger};
 use crate::ledger::{LedgerHead, LedgerHistory, Losses, SiteAccount, charges_in, lost_records};
 
 /// What a recovery is told.
@@ -32,6 +33,8 @@ pub struct RecoveryOrder {
     /// How many records are lost, as a person says, where no book is left that knows; `None` charges a loss without a bound then. Where
     /// a book knows, this plays no part.
     pub lost: Option<u64>,
+    /// Whether to go on where copies that are needed are in closed segments of the audit log that are not here: what only they hold is charged.
+    pub without_segments: bool,
 }
 
 /// What was done to the books.
@@ -80,8 +83,8 @@ pub fn recover_books(
 
     let history = LedgerHistory::read(&ledger.text)
         .map_err(|fault| BooksError::Ledger { path: remains.ledger_path.clone(), fault })?;
-    let to = appended(&remains.audit_path, lock).map_err(failed(&remains.audit_path))?;
-    let audit = Audit::new(ChainWriter::new(remains.audit.chain, to), clock);
+    let writer = remains.writer()?;
+    let audit = Audit::in_segments(writer, lock, remains.knowledge.said, clock);
     let folder = state.to_owned();
     let sealed = move |ledger, chain| compare::write_heads(&folder, ledger, chain);
     audit.watch(history, ledger.copied, Box::new(sealed));
@@ -119,8 +122,13 @@ struct Remains {
     /// The ledger's records up to the first that is damaged.
     ledger: Lines,
     audit_path: PathBuf,
+    /// Of the newest segment of the log.
     audit_text: Vec<u8>,
     audit: Lines,
+    /// The closed segment before it, and where that ends.
+    closed: Option<(ClosedSegment, Chain)>,
+    /// Numbers of closed segments that are not here.
+    missing: Vec<u64>,
     /// Whether a line of the log is damaged, so that what stood behind it is not known.
     is_audit_damaged: bool,
     knowledge: Knowledge,
@@ -142,10 +150,21 @@ impl Remains {
         let (ledger_path, audit_path) = (state.join(LEDGER), state.join(AUDIT));
         let (ledger_text, ledger) = Book::read(ledger_path.clone())?;
         let ledger = ledger.unwrap_or_else(|damaged| before(&ledger_text, damaged.line));
-        let (audit_text, audit) = Book::read(audit_path.clone())?;
-        let is_audit_damaged = audit.is_err();
-        let audit = audit.unwrap_or_else(|damaged| before(&audit_text, damaged.line));
-        let knowledge = Knowledge::of(&audit)
+        let mut log = Snapshot::of(&audit_path)?;
+        log.settle()?;
+        let (newest, is_audit_damaged) = readable(&log.text);
+        let number = (!newest.lines.links.is_empty()).then_some(newest.number);
+        let missing = log.missing(number);
+        let (mut segments, mut closed) = (Vec::new(), None);
+        for one in log.closed {
+            let text = std::fs::read(&one.path).map_err(failed(&one.path))?;
+            let (segment, _) = readable(&text);
+            closed = Some((one, segment.lines.chain));
+            segments.push(segment.lines.links);
+        }
+        let (audit, audit_text) = (newest.lines, log.text);
+        let all = segments.iter().chain([&audit.links]).map(|links| &links[..]);
+        let knowledge = Knowledge::of(all)
             .map_err(|fault| BooksError::AuditRecord { path: audit_path.clone(), fault })?;
         let remembered = compare::remembered(state)?;
         Ok(Self {
@@ -155,10 +174,24 @@ impl Remains {
             audit_path,
             audit_text,
             audit,
+            closed,
+            missing,
             is_audit_damaged,
             knowledge,
             remembered,
         })
+    }
+
+    /// The log as it goes on, once the whole lines alone are left of its newest segment.
+    fn writer(&self) -> Result<SegmentWriter, BooksError> {
+        let (path, segment) = (&self.audit_path, SegmentBytes::default());
+        match &self.closed {
+            // Nothing is left of the newest one: another is begun in its place.
+            Some((closed, end)) if self.audit.links.is_empty() => {
+                Ok(SegmentWriter::open_behind(path, segment, closed, *end)?)
+            }
+            _ => Ok(SegmentWriter::open(path, segment)?.0),
+        }
     }
 
     /// Whether a book is left that knows how long the ledger was. It does not know itself: its end may have been cut off. The ends do, and a
@@ -178,12 +211,12 @@ impl Remains {
 
     /// Whether a server's refusal is to be settled.
     fn is_refused(&self, order: &RecoveryOrder) -> bool {
-        order.believes_server && self.knowledge.refused.is_some() && self.of_the_server().is_some()
+        order.believes_server && self.knowledge.said.refused.is_some() && self.of_the_server().is_some()
     }
 
     /// The ledger that a server remembers and this one neither goes on from nor has booked.
     fn of_the_server(&self) -> Option<(LedgerHead, u64)> {
-        let (known, answered) = self.knowledge.refused?;
+        let RefusedLedger { known, answered } = self.knowledge.said.refused?;
         let text = &self.ledger_text[..self.ledger.whole];
         let goes_on = answered == 0 && head_of(&self.ledger.links, known.records) == Some(known.head);
         let named = named_as_lost(known, answered);
@@ -206,6 +239,12 @@ impl Remains {
             links.push(chain.append(&copy));
         }
         let restored = chain.len() - kept;
+        let is_copied = known.records > chain.len() && self.knowledge.said.copied > chain.len();
+        if !is_booked && is_copied && !self.missing.is_empty() && !order.without_segments {
+            let missing: Vec<String> = self.missing.iter().map(u64::to_string).collect();
+            let (path, missing) = (self.audit_path.clone(), missing.join(", "));
+            return Err(BooksError::SegmentsAway { path, missing });
+        }
         let mut losses = Losses::default();
         // Copies behind a gap, and records that belong to another ledger, cannot stand in their own place.
         let beyond = self.knowledge.copies.range(chain.len()..).map(|(place, text)| (*place, &**text));
@@ -222,7 +261,7 @@ impl Remains {
         }
         if let Some((known, answered)) = self.of_the_server().filter(|_| order.believes_server) {
             // Of what was there when a server last let this ledger in, it is known that both have it.
-            let more = known.records.saturating_add(answered).saturating_sub(self.knowledge.accepted);
+            let more = known.records.saturating_add(answered).saturating_sub(self.knowledge.said.accepted);
             losses.unknown = losses.unknown.saturating_add(more.max(1));
             losses.replaced.push(named_as_lost(known, answered));
         }
@@ -247,7 +286,8 @@ impl Remains {
     /// The longest ledger that another book knows of.
     fn strongest(&self) -> LedgerHead {
         let records = self.knowledge.records();
-        let logged = self.knowledge.ledger.unwrap_or_else(|| LedgerHead { records, head: Digest::default() });
+        let logged =
+            self.knowledge.said.ledger.unwrap_or_else(|| LedgerHead { records, head: Digest::default() });
         self.remembered.filter(|remembered| remembered.records > logged.records).unwrap_or(logged)
     }
 
@@ -262,6 +302,13 @@ impl Remains {
 
     /// How much of these records the log has copied from the first on.
     fn copied(&self, links: &[Link]) -> LedgerHead {
+        // Where the log's end of the ledger is in the ledger, all before it is the same, whichever segments are here.
+        let said = self.knowledge.said;
+        if let Some(end) = said.ledger.filter(|end| end.records <= said.copied)
+            && head_of(links, end.records) == Some(end.head)
+        {
+            return end;
+        }
         let same = links.iter().take_while(|link| {
             self.knowledge.copies.get(&link.sequence).is_some_and(|copy| copy.get() == link.record.get())
         });
@@ -280,6 +327,19 @@ fn named_as_lost(known: LedgerHead, answered: u64) -> LedgerHead {
 fn before(text: &[u8], line: usize) -> Lines {
     let whole: usize = text.split_inclusive(|byte| *byte == b'\n').take(line - 1).map(<[u8]>::len).sum();
     read_lines(&text[..whole]).unwrap_or_default()
+}
+
+/// What can be read of a segment, up to the first line that is damaged, and whether one is.
+fn readable(text: &[u8]) -> (Segment, bool) {
+    read_segment(text).map_or_else(
+        |DamagedLine { line, .. }| {
+            let whole: usize =
+                text.split_inclusive(|byte| *byte == b'\n').take(line - 1).map(<[u8]>::len).sum();
+            let lines = Lines::default();
+            (read_segment(&text[..whole]).unwrap_or(Segment { number: 1, lines }), true)
+        },
+        |segment| (segment, false),
+    )
 }
 
 fn head_of(links: &[Link], records: u64) -> Option<Digest> {

@@ -1,10 +1,11 @@
 //! Books on a disk: kept, killed in the middle of a write, damaged, exchanged, put in order.
 
 mod damage;
+mod segments;
 
 use std::collections::BTreeMap;
 
-use privacy::chain::read_lines;
+use privacy::chain::{ChainWriter, read_lines};
 use privacy::ledger::Unit;
 use protocol::Task;
 
@@ -53,7 +54,14 @@ fn recover(state: &Path) -> Option<Recovery> {
 
 fn recover_with(state: &Path, believes_server: bool) -> Option<Recovery> {
     let (delta, is_all_lost) = (1e-5, false);
-    let order = RecoveryOrder { by: "ada".into(), believes_server, delta, is_all_lost, lost: None };
+    let order = RecoveryOrder {
+        by: "ada".into(),
+        believes_server,
+        delta,
+        is_all_lost,
+        lost: None,
+        without_segments: false,
+    };
     recover_books(state, &order, || Time::from_micros(11)).unwrap()
 }
 
@@ -69,8 +77,12 @@ fn lived(rounds: u32) -> (tempfile::TempDir, Vec<Files>) {
 }
 
 fn open(state: &Path) -> Result<Books, BooksError> {
+    open_with(state, SegmentBytes::default())
+}
+
+fn open_with(state: &Path, segment: SegmentBytes) -> Result<Books, BooksError> {
     let digest = Digest::of(b"federation");
-    open_books(state, digest, digest, "test", || Time::from_micros(5))
+    open_books(state, digest, digest, "test", segment, || Time::from_micros(5))
 }
 
 fn book(state: &Path) {
@@ -213,7 +225,9 @@ fn where_no_book_is_left_that_knows_how_long_the_ledger_was_a_loss_without_a_bou
     }
     let state = folder(&[cut(LEDGER, 1)].into());
     let (delta, is_all_lost, lost) = (1e-5, false, Some(2));
-    let order = RecoveryOrder { by: "ada".into(), believes_server: false, delta, is_all_lost, lost };
+    let (believes_server, without_segments) = (false, false);
+    let order =
+        RecoveryOrder { by: "ada".into(), believes_server, delta, is_all_lost, lost, without_segments };
     assert_eq!(recover_books(state.path(), &order, || Time::ZERO).unwrap().unwrap().lost, 2);
     assert_eq!(epsilon(open(state.path()).unwrap().ledger.account()), whole);
 }
