@@ -127,7 +127,7 @@ pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
     if global.quiet == 0 && entries.first().is_some_and(|first| first["record"]["event"] != "submitted") {
         let shown = entries.len();
         tell(format_args!(
-            "the last {shown} lines of the run; those before them are in state/audit.jsonl in the server's folder"
+            "the last {shown} lines of the run; those before them are in state/audit*.jsonl in the server's folder"
         ));
     }
     for mut entry in entries {
