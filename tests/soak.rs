@@ -240,7 +240,7 @@ fn says_what_it_leaves_out(stage: &Stage, at: &[&str], run: &str, rounds: u64) {
     let log = consortia(&[&["run", "log", run][..], at].concat());
     let (lines, said) = (String::from_utf8_lossy(&log.stdout), String::from_utf8_lossy(&log.stderr));
     assert!(lines.trim_end().ends_with("state=finished"), "{lines}");
-    assert!(said.contains("lines of the run; those before them are in state/audit.jsonl"), "{said}");
+    assert!(said.contains("lines of the run; those before them are in state/audit*.jsonl"), "{said}");
     let page = stage.path("report.html");
     let report = consortia(&[&["run", "report", run, "--out", text(&page)][..], at].concat());
     let said = String::from_utf8_lossy(&report.stdout).into_owned();

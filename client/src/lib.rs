@@ -21,7 +21,7 @@ mod personal;
 mod policy;
 mod rounds;
 
-pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, TaskName};
+pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, RefusedLedger, TaskName};
 pub use guard::Guard;
 pub use ledger::{
     Booking, Charge, LedgerHead, LedgerHistory, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount,

@@ -6,6 +6,7 @@
 //! elsewhere for that.
 
 mod lines;
+pub mod segments;
 
 use std::fmt;
 use std::str::FromStr;

@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use privacy::chain::segments::SegmentBytes;
 use protocol::wire::{Control, Rejection, RunSummary};
 use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
@@ -50,7 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Note;
-use admin::{Admin, Door};
+use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
 pub use authority::{
@@ -136,6 +137,8 @@ pub struct ServerConfig {
     pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
     pub limits: Limits,
+    /// From which size on a file of the audit log is closed and the next one begun.
+    pub audit_segment: SegmentBytes,
     /// Where operators look in over HTTP, if they may.
     pub admin: Option<AdminConfig>,
 }
@@ -155,6 +158,7 @@ impl ServerConfig {
             approval: Approval::default(),
             models_kept: None,
             limits,
+            audit_segment: SegmentBytes::default(),
             admin: None,
         }
     }
@@ -309,9 +313,9 @@ impl Server {
             held: store.quarantines().await?.into_keys().collect(),
             fault: fault.clone(),
         };
-        let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);
-        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &audit, runs_max)?;
+        let (runs_max, log) = (config.limits.runs_max.max(1), (&*audit, config.audit_segment));
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, log, runs_max)?;
         let keeper = Some(Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
         let engine = Some(on_its_thread(engine, inbox, &stopped)?);
         let (keys, eyes) = ((config.issuing, config.approval), (Arc::clone(&metrics), Arc::clone(&presence)));
@@ -343,8 +347,8 @@ impl Server {
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
         if let Some(door) = door {
-            let (desk, state) = (Arc::clone(&desk), config.state);
-            let view = Admin::new(desk, metrics, presence, papers, state, address);
+            let (desk, places) = (Arc::clone(&desk), Places { state: config.state, audit });
+            let view = Admin::new(desk, metrics, presence, papers, places, address);
             tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");

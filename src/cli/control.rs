@@ -131,7 +131,7 @@ pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
     if global.quiet == 0 && entries.first().is_some_and(|first| first["record"]["event"] != "submitted") {
         let shown = entries.len();
         tell(format_args!(
-            "the last {shown} lines of the run; those before them are in state/audit.jsonl in the server's folder"
+            "the last {shown} lines of the run; those before them are in state/audit*.jsonl in the server's folder"
         ));
     }
     for mut entry in entries {
@@ -265,7 +265,7 @@ pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> 
         _ => None,
     };
     let statement =
-        if has_released_nothing(&run) { None } else { statement(operator, run.run, plan.as_deref()) };
+        if has_released_nothing(&run) { None } else { statement(operator, run.run, plan.as_deref(), global) };
     let remarks = remarks(&run);
     let lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
     let report = Report {
@@ -296,13 +296,18 @@ pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> 
 }
 
 /// What may be said of the privacy of a run's last model, where its plan promises any.
-fn statement(operator: &OperatorArgs, run: RunId, plan: Option<&str>) -> Option<PrivacyStatement> {
+fn statement(
+    operator: &OperatorArgs,
+    run: RunId,
+    plan: Option<&str>,
+    global: &Global,
+) -> Option<PrivacyStatement> {
     if Plan::parse(plan?).is_ok_and(|plan| plan.spec.privacy.is_none()) {
         return None;
     }
     // A model that must not leave has none, either.
     let asked = AdminRequest::Model { run: Some(run), choice: ModelChoice::Last };
-    match ask(operator, &asked) {
+    match ask(operator, &asked, global) {
         Ok(AdminReply::Model { statement, .. }) => PrivacyStatement::read(&statement).ok(),
         _ => None,
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use consortia::results::{ClientMetrics, Clock, Ending, ReportTable, Results, write_model};
+use privacy::chain::segments::files_of;
 use protocol::wire::{ModelChoice, RunState, RunSummary};
 use protocol::{ClientId, Metrics, RunId};
 use serde_json::{Value, json};
@@ -234,9 +235,11 @@ fn keep_books(folder: &ServerFolder, hospitals: &[(String, String)], results: &P
     for (name, _) in hospitals {
         let to = results.join(name);
         std::fs::create_dir_all(&to).or_fail(Kind::Run, to.display())?;
-        for book in ["ledger.jsonl", "audit.jsonl", "heads.json"] {
-            let from = folder.site(name).join(book);
-            std::fs::copy(&from, to.join(book)).or_fail(Kind::Run, from.display())?;
+        let own = ["ledger.jsonl", "heads.json"].map(|book| folder.site(name).join(book));
+        let log = folder.site(name).join("audit.jsonl");
+        for from in files_of(&log).or_fail(Kind::Run, log.display())?.iter().chain(&own) {
+            let book = from.file_name().unwrap_or_default();
+            std::fs::copy(from, to.join(book)).or_fail(Kind::Run, from.display())?;
         }
     }
     Ok(())

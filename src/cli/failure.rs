@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Defect = 5,
     /// A policy does not allow it, or a privacy budget cannot pay.
     Refused = 6,
+    /// What was there is in order, and not all of it was there.
+    Incomplete = 7,
 }
 
 /// A failure for the user's eyes.

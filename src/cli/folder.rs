@@ -8,6 +8,7 @@ use ::client::net::Transport;
 use consortia::results::Results;
 use learning::SourceSpec;
 use privacy::chain::Digest;
+use privacy::chain::segments::SegmentBytes;
 use protocol::{RecordCount, SpecError};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -221,10 +222,16 @@ pub(super) struct LimitsFile {
     connections_max: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upload_bytes_max: Option<u64>,
+    #[serde(skip_serializing_if = "is_usual")]
+    pub(super) audit_segment_bytes_max: SegmentBytes,
 }
 
 fn yes() -> bool {
     true
+}
+
+fn is_usual(segment: &SegmentBytes) -> bool {
+    *segment == SegmentBytes::default()
 }
 
 fn auto() -> String {
@@ -335,6 +342,9 @@ pub(super) struct SiteLimits {
     /// What a task's model may take of the line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) download_bytes_per_second: Option<NonZeroU64>,
+    /// From which size on a file of the audit log is closed and the next one begun.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub(super) audit_segment_bytes_max: SegmentBytes,
 }
 
 fn policy_toml() -> PathBuf {

@@ -279,6 +279,7 @@ async fn serve(
         approval: file.enrolment.approval(),
         models_kept: file.models.keep_last,
         limits: file.limits(),
+        audit_segment: file.limits.audit_segment_bytes_max,
         admin: admin(folder, file)?,
     };
     let stop = CancellationToken::new();

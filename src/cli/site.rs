@@ -397,7 +397,8 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     let authority = std::fs::read(&authority).or_fail(Kind::Connection, authority.display())?;
     let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
     owner::refuse_books(file, Kind::Configuration)?;
-    let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
+    let segment = file.limits.audit_segment_bytes_max;
+    let books = open_books(&file.state, Digest::of(&authority), digest, &software, segment, now);
     let books =
         books.map_err(|error| Failure::new(error.kind(), begun::with_path(&error.to_string(), file)))?;
     begun::note(&file.state);

@@ -11,10 +11,11 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest};
+use privacy::chain::segments::{SegmentBytes, SegmentFault, SegmentWriter};
+use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, Link};
 use protocol::Time;
 
-use crate::audit::{Audit, AuditEvent};
+use crate::audit::{Audit, AuditEvent, AuditRecord, LogSummary};
 use crate::ledger::{LedgerHead, LedgerHistory, LedgerReading, SiteAccount, SiteLedger, SiteLedgerError};
 
 pub use compare::{Mismatch, has_books};
@@ -79,6 +80,20 @@ pub enum BooksError {
         /// What is wrong.
         fault: DamagedLine,
     },
+    /// The files of the audit log are not one chain.
+    #[error("{0} (docs/operations.md, Audit logs in segments)")]
+    Segments(SegmentFault),
+    /// Copies that a recovery needs are in closed segments that are not here.
+    #[error(
+        "{}: closed segments of this audit log are not here ({missing}), and with them copies of records that the ledger lacks; put them back from \
+         their archive and run this again, or give --without-segments, which charges what only they hold", path.display()
+    )]
+    SegmentsAway {
+        /// The log.
+        path: PathBuf,
+        /// Their numbers.
+        missing: String,
+    },
     /// A record of the audit log that this program does not write.
     #[error("{path}: {fault}")]
     AuditRecord {
@@ -90,6 +105,16 @@ pub enum BooksError {
     /// The books do not fit together.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+}
+
+impl From<SegmentFault> for BooksError {
+    fn from(fault: SegmentFault) -> Self {
+        match fault {
+            SegmentFault::File { path, source } => Self::Io { path, source },
+            SegmentFault::Damaged { path, fault } => Self::Audit { path, fault },
+            other => Self::Segments(other),
+        }
+    }
 }
 
 /// A file whose flush is durable.
@@ -109,7 +134,8 @@ impl Write for Synced {
 }
 
 /// Opens the books in `state`, or begins them, and notes that the site's program has started. `federation` is the SHA-256
-/// of the authority's certificate, `policy` that of the policy's text; `clock` gives the time since the Unix epoch.
+/// of the authority's certificate, `policy` that of the policy's text; a file of the audit log is closed when it has more than `segment` bytes;
+/// `clock` gives the time since the Unix epoch.
 ///
 /// # Errors
 /// [`BooksError`].
@@ -118,6 +144,7 @@ pub fn open_books(
     federation: Digest,
     policy: Digest,
     software: &str,
+    segment: SegmentBytes,
     clock: impl Fn() -> Time + Send + 'static,
 ) -> Result<Books, BooksError> {
     let lock = hold(state)?;
@@ -125,15 +152,13 @@ pub fn open_books(
     let found = Found::read(state)?;
     found.compare(true)?;
     let mut torn = Vec::new();
-    let Found { ledger: book, audit: log, read, knowledge, .. } = found;
-    let copied = knowledge.copied_of(&read.history);
+    let copied = found.copied();
+    let Found { ledger: book, audit: log, read, .. } = found;
     cut(&book, &mut torn)?;
-    cut(&log, &mut torn)?;
 
     let to = appended(&book.path, lock).map_err(failed(&book.path))?;
     let ledger = SiteLedger::resume(read, ChainWriter::new(book.chain, to), federation);
-    let to = appended(&log.path, second).map_err(failed(&log.path))?;
-    let audit = Audit::new(ChainWriter::new(log.chain, to), clock);
+    let audit = continued_audit(&log.path, segment, second, clock, &mut torn)?;
     let folder = state.to_owned();
     let sealed = move |ledger, chain| compare::write_heads(&folder, ledger, chain);
     audit.watch(ledger.history().clone(), copied, Box::new(sealed));
@@ -176,7 +201,7 @@ pub fn open_audit(
     clock: impl Fn() -> Time + Send + 'static,
 ) -> Result<(Audit, Vec<Torn>), BooksError> {
     let (lock, mut torn) = (hold(state)?, Vec::new());
-    let audit = continued_audit(state, lock, clock, &mut torn)?;
+    let audit = continued_audit(&state.join(AUDIT), SegmentBytes::default(), lock, clock, &mut torn)?;
     Ok((audit, torn))
 }
 
@@ -214,18 +239,34 @@ fn hold(state: &Path) -> Result<File, BooksError> {
     }
 }
 
+/// The audit log, open where it ended. What was cut off its end is told.
 fn continued_audit(
-    state: &Path,
+    path: &Path,
+    segment: SegmentBytes,
     lock: File,
     clock: impl Fn() -> Time + Send + 'static,
     torn: &mut Vec<Torn>,
 ) -> Result<Audit, BooksError> {
-    let path = state.join(AUDIT);
-    let damaged = |fault| BooksError::Audit { path: path.clone(), fault };
-    let book = BookEnd::read(path.clone(), damaged, |_| Ok(()))?;
-    cut(&book, torn)?;
-    let to = appended(&book.path, lock).map_err(failed(&book.path))?;
-    Ok(Audit::new(ChainWriter::new(book.chain, to), clock))
+    let (writer, lines) = SegmentWriter::open(path, segment)?;
+    if lines.torn > 0 {
+        torn.push(Torn { path: path.to_owned(), bytes: lines.torn });
+    }
+    Ok(Audit::in_segments(writer, lock, said_in(path, &lines.links)?, clock))
+}
+
+/// What a segment says, which begins with what those before have said.
+fn said_in(path: &Path, links: &[Link]) -> Result<LogSummary, BooksError> {
+    let mut said = LogSummary::default();
+    for record in records_in(path, links) {
+        said.learn(&record?);
+    }
+    Ok(said)
+}
+
+/// The records of a segment.
+fn records_in(path: &Path, links: &[Link]) -> impl Iterator<Item = Result<AuditRecord, BooksError>> {
+    let wrong = |fault| BooksError::AuditRecord { path: path.to_owned(), fault };
+    links.iter().map(move |link| link.read().map_err(wrong))
 }
 
 /// Cuts half a line off the end of a book's file.

@@ -92,6 +92,14 @@ impl<W: Write> ChainWriter<W> {
     }
 }
 
+impl<W> ChainWriter<W> {
+    /// What it writes to.
+    #[cfg(test)]
+    pub(super) fn to_mut(&mut self) -> &mut W {
+        &mut self.to
+    }
+}
+
 impl<W> fmt::Debug for ChainWriter<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ChainWriter({:?})", self.chain)
@@ -99,8 +107,10 @@ impl<W> fmt::Debug for ChainWriter<W> {
 }
 
 /// The links of a text and what is left of an unfinished one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Lines {
+    /// The end of the chain before the first of them: that of a chain without links, but for a segment that goes on from another file.
+    pub start: Chain,
     /// All whole links, in order.
     pub links: Vec<Link>,
     /// Their end.
@@ -156,6 +166,8 @@ pub enum ReadError {
 pub struct LinkReader<R> {
     from: R,
     line: Vec<u8>,
+    /// The end of the chain before the first line.
+    start: Chain,
     chain: Chain,
     whole: u64,
     torn: u64,
@@ -164,7 +176,12 @@ pub struct LinkReader<R> {
 impl<R: BufRead> LinkReader<R> {
     /// Reads from the first line on.
     pub fn new(from: R) -> Self {
-        Self { from, line: Vec::new(), chain: Chain::new(), whole: 0, torn: 0 }
+        Self::after(Chain::new(), from)
+    }
+
+    /// Reads lines that go on behind `start`.
+    fn after(start: Chain, from: R) -> Self {
+        Self { from, line: Vec::new(), start, chain: start, whole: 0, torn: 0 }
     }
 
     /// The next whole link; `None` behind the last.
@@ -177,7 +194,8 @@ impl<R: BufRead> LinkReader<R> {
         }
         self.line.clear();
         self.from.by_ref().take(LINE_MAX as u64 + 1).read_until(b'\n', &mut self.line)?;
-        let line = usize::try_from(self.chain.len()).unwrap_or(usize::MAX).saturating_add(1);
+        let before = self.chain.len() - self.start.len();
+        let line = usize::try_from(before).unwrap_or(usize::MAX).saturating_add(1);
         let damaged = |fault| DamagedLine { line, fault };
         if self.line.len() > LINE_MAX {
             let rest = if self.line.ends_with(b"\n") { 0 } else { skip_line(&mut self.from)? };
@@ -247,13 +265,18 @@ fn skip_line(from: &mut impl BufRead) -> io::Result<usize> {
 /// # Errors
 /// [`DamagedLine`] at the first line that is no link, or does not follow.
 pub fn read_lines(text: &[u8]) -> Result<Lines, DamagedLine> {
-    let (mut reader, mut links) = (LinkReader::new(text), Vec::new());
+    read_lines_after(Chain::new(), text)
+}
+
+/// The same of lines that go on behind `start`.
+pub(super) fn read_lines_after(start: Chain, text: &[u8]) -> Result<Lines, DamagedLine> {
+    let (mut reader, mut links) = (LinkReader::after(start, text), Vec::new());
     while let Some(link) = reader.next_in_memory()? {
         links.push(link);
     }
     let of_the_text = |bytes: u64| usize::try_from(bytes).expect("a part of a text that is in memory");
     let (whole, torn) = (of_the_text(reader.whole), of_the_text(reader.torn));
-    Ok(Lines { links, chain: reader.chain, whole, torn })
+    Ok(Lines { start, links, chain: reader.chain, whole, torn })
 }
 
 #[cfg(test)]

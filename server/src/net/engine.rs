@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use privacy::chain::segments::SegmentBytes;
 use protocol::wire::{Control, Receipt, Rejection, RunSummary};
 use protocol::{
     Answer, ClientId, Layout, Metrics, Positive, Refusal, Round, RunId, Seed, Task, TaskId, Time,
@@ -247,12 +248,12 @@ impl Engine {
         store: Arc<Store>,
         room: Arc<dyn ModelRoom>,
         mut nerves: Nerves,
-        audit: &Path,
+        (audit, segment): (&Path, SegmentBytes),
         runs_max: usize,
     ) -> Result<Self, StoreError> {
         let (links, active, handle, clock) =
             (BTreeMap::new(), BTreeMap::new(), Handle::current(), Clock::new());
-        let mut audit = AuditLog::open(audit, store.cross_check(), clock.now())?;
+        let mut audit = AuditLog::open(audit, segment, store.cross_check(), clock.now())?;
         audit.recover(clock.now(), &store.take_unlogged())?;
         let held = std::mem::take(&mut nerves.held);
         let storage = Patience::new(nerves.stop.clone(), store.lease_life().is_none(), nerves.fault.clone());

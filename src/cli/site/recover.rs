@@ -31,6 +31,10 @@ pub(in crate::cli) struct RecoverArgs {
     /// a bound is charged then. Where a file is left that knows, its word holds.
     #[arg(long, value_name = "NUMBER")]
     lost_records: Option<u64>,
+    /// Go on where closed segments of the audit log that hold copies of lost records are gone for good: those records are charged by the guess
+    /// that costs most.
+    #[arg(long)]
+    without_segments: bool,
 }
 
 /// The delta at which guesses are compared where the policy names none.
@@ -55,6 +59,7 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
         delta,
         is_all_lost,
         lost: args.lost_records,
+        without_segments: args.without_segments,
     };
     let recovery = recover_books(&file.state, &order, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(

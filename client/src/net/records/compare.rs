@@ -8,13 +8,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Link, LinkReader, ReadError};
+use privacy::chain::segments::{KnownHead, SegmentFault, Snapshot, files_of};
+use privacy::chain::{Chain, Digest, Lines, LinkReader, ReadError};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
-use super::{AUDIT, BooksError, HEADS, LEDGER, failed};
-use crate::audit::{AuditEvent, AuditRecord};
-use crate::ledger::{LedgerHead, LedgerHistory, LedgerReading};
+use super::{AUDIT, BooksError, HEADS, LEDGER, failed, said_in};
+use crate::audit::LogSummary;
+use crate::ledger::{LedgerHead, LedgerReading};
 
 /// Records by which the log may be behind the ledger: a booking, and a booking back.
 pub(super) const BEHIND_MAX: u64 = 2;
@@ -116,48 +116,17 @@ pub(super) struct BookEnd {
     pub(super) torn: u64,
 }
 
-impl BookEnd {
-    /// Reads a book line by line, gives each link to `each` and keeps none: a book has several kilobytes for each round that a site has
-    /// taken part in.
-    ///
-    /// # Errors
-    /// What `damaged` makes of a line that is no link, what `each` says, and [`BooksError::Io`].
-    pub(super) fn read(
-        path: PathBuf,
-        damaged: impl FnOnce(DamagedLine) -> BooksError,
-        mut each: impl FnMut(Link) -> Result<(), BooksError>,
-    ) -> Result<Self, BooksError> {
-        let file: Box<dyn Read> = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(io::empty()),
-            opened => Box::new(opened.map_err(failed(&path))?),
-        };
-        let mut reader = LinkReader::new(io::BufReader::with_capacity(1 << 16, file));
-        loop {
-            match reader.next_link() {
-                Ok(Some(link)) => each(link)?,
-                Ok(None) => break,
-                Err(ReadError::Damaged(line)) => return Err(damaged(line)),
-                Err(ReadError::Io(source)) => return Err(BooksError::Io { path, source }),
-                Err(other) => return Err(BooksError::Io { path, source: io::Error::other(other) }),
-            }
-        }
-        Ok(Self { chain: reader.chain(), whole: reader.whole(), torn: reader.torn(), path })
-    }
-
-    fn head(&self) -> LedgerHead {
-        self.chain.into()
-    }
-}
-
 /// The books as they stand in a folder.
 pub(super) struct Found {
     pub(super) ledger: BookEnd,
+    /// The newest segment of the log.
     pub(super) audit: BookEnd,
     /// What follows from the ledger. Its history holds the texts of the records that the log has not copied.
     pub(super) read: LedgerReading,
-    pub(super) knowledge: Knowledge,
+    /// What the log says.
+    said: LogSummary,
     heads: Result<Option<Heads>, String>,
-    /// The head that the log had when it was as long as the remembered ends say.
+    /// The head that the log had when it was as long as the remembered ends say; `None` where it is shorter.
     audit_head: Option<Digest>,
 }
 
@@ -168,41 +137,28 @@ impl Found {
     /// [`BooksError`] for one that cannot be read or is damaged.
     pub(super) fn read(state: &Path) -> Result<Self, BooksError> {
         let heads = read_heads(state)?;
-        let remembered = heads.as_ref().ok().and_then(Option::as_ref).map_or(0, |heads| heads.audit.records);
-        let mut audit_head = (remembered == 0).then(Digest::default);
-        let (path, mut knowledge) = (state.join(AUDIT), Knowledge::default());
-        let damaged = |fault| BooksError::Audit { path: path.clone(), fault };
-        let audit = BookEnd::read(path.clone(), damaged, |link| {
-            if link.sequence + 1 == remembered {
-                audit_head = Some(link.hash);
-            }
-            let wrong = |fault| BooksError::AuditRecord { path: path.clone(), fault };
-            knowledge.learn(&link).map(|_| ()).map_err(wrong)
-        })?;
+        let (audit, said, audit_head) =
+            read_log(state.join(AUDIT), heads.as_ref().ok().and_then(Option::as_ref))?;
 
-        let (path, mut read) = (state.join(LEDGER), LedgerReading::default());
-        let wrong = |fault| BooksError::Ledger { path: path.clone(), fault };
-        let ledger = BookEnd::read(
-            path.clone(),
-            |fault| wrong(fault.into()),
-            |link| {
-                if link.sequence == knowledge.covered {
-                    read.history.hold_copies();
-                }
-                read.read_on(&link).map_err(wrong)
-            },
-        )?;
-        Ok(Self { ledger, audit, read, knowledge, heads, audit_head })
+        let (ledger, read) = read_ledger(state.join(LEDGER), said.copied)?;
+        Ok(Self { ledger, audit, read, said, heads, audit_head })
+    }
+
+    /// How much of the ledger the log has copied.
+    pub(super) fn copied(&self) -> LedgerHead {
+        let history = &self.read.history;
+        let records = self.said.copied.min(history.head().records);
+        LedgerHead { records, head: history.head_at(records).unwrap_or_default() }
     }
 
     /// Compares each with each. `at_rest` says that no program writes meanwhile.
-    pub(super) fn compare(&self, at_rest: bool) -> Result<(), Mismatch> {
+    pub(super) fn compare(&self, at_rest: bool) -> Result<(), BooksError> {
         self.compare_heads()?;
-        let (found, known) = (self.ledger.head(), &self.knowledge);
+        let (found, known) = (LedgerHead::from(self.ledger.chain), &self.said);
         if let Some(head) = known.ledger {
             goes_on(&self.ledger, head, AUDIT, |records| self.read.history.head_at(records))?;
         } else if found.records < known.booked {
-            return Err(short(&self.ledger, AUDIT, known.booked));
+            return Err(short(&self.ledger, AUDIT, known.booked).into());
         }
         let behind = match known.ledger {
             // A log that says nothing of the ledger's head was written by an older release, or nothing is left of it.
@@ -217,7 +173,8 @@ impl Found {
                 found: records,
                 witness: LEDGER,
                 known: records + behind,
-            });
+            }
+            .into());
         }
         Ok(())
     }
@@ -227,13 +184,65 @@ impl Found {
         let heads = self.heads.clone().map_err(|fault| Mismatch::Heads { book: book.clone(), fault })?;
         let Some(heads) = heads else {
             // They are written before the first booking.
-            let is_due = self.knowledge.ledger.is_some_and(|head| head.records > 0);
+            let is_due = self.said.ledger.is_some_and(|head| head.records > 0);
             let fault = "the file is missing, though the audit log tells of bookings".to_owned();
             return if is_due { Err(Mismatch::Heads { book, fault }) } else { Ok(()) };
         };
         goes_on(&self.ledger, heads.ledger, HEADS, |records| self.read.history.head_at(records))?;
         goes_on(&self.audit, heads.audit, HEADS, |_| self.audit_head)
     }
+}
+
+/// Reads the newest segment of the log at `path` and what it says. Of the log, the hash of the record at which it ended by `heads` is told,
+/// as well; that may be in a segment before.
+fn read_log(
+    path: PathBuf,
+    heads: Option<&Heads>,
+) -> Result<(BookEnd, LogSummary, Option<Digest>), BooksError> {
+    let log = Snapshot::of(&path)?;
+    let lines = match log.newest() {
+        Ok(segment) => segment.lines,
+        // That the end of the log is missing, the other books tell.
+        Err(SegmentFault::NoCurrent { .. }) => Lines::default(),
+        Err(fault) => return Err(fault.into()),
+    };
+    let known = match heads.map(|heads| log.head_at(&lines, heads.audit.records)).transpose()? {
+        Some(KnownHead::Is(head)) => Some(head),
+        // In a segment that was moved away: the newest one goes on from it.
+        Some(KnownHead::Elsewhere) => heads.map(|heads| heads.audit.head),
+        Some(KnownHead::Beyond) | None => None,
+    };
+    let said = said_in(&path, &lines.links)?;
+    let (whole, torn) = (lines.whole as u64, lines.torn as u64);
+    Ok((BookEnd { path, chain: lines.chain, whole, torn }, said, known))
+}
+
+/// Reads the ledger at `path` line by line and keeps no line: it has a record for each round that the site has taken part in, and is never
+/// divided. The texts of the records from `copied` on are held for whoever copies them.
+fn read_ledger(path: PathBuf, copied: u64) -> Result<(BookEnd, LedgerReading), BooksError> {
+    let file: Box<dyn Read> = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(io::empty()),
+        opened => Box::new(opened.map_err(failed(&path))?),
+    };
+    let (mut reader, mut read) =
+        (LinkReader::new(io::BufReader::with_capacity(1 << 16, file)), LedgerReading::default());
+    let wrong = |fault| BooksError::Ledger { path: path.clone(), fault };
+    loop {
+        match reader.next_link() {
+            Ok(Some(link)) => {
+                if link.sequence == copied {
+                    read.history.hold_copies();
+                }
+                read.read_on(&link).map_err(wrong)?;
+            }
+            Ok(None) => break,
+            Err(ReadError::Damaged(line)) => return Err(wrong(line.into())),
+            Err(ReadError::Io(source)) => return Err(BooksError::Io { path, source }),
+            Err(other) => return Err(BooksError::Io { path, source: io::Error::other(other) }),
+        }
+    }
+    let (chain, whole, torn) = (reader.chain(), reader.whole(), reader.torn());
+    Ok((BookEnd { path, chain, whole, torn }, read))
 }
 
 fn read_heads(state: &Path) -> Result<Result<Option<Heads>, String>, BooksError> {
@@ -264,7 +273,9 @@ pub fn has_books(state: &Path) -> bool {
         Ok(line) => line.ends_with(b"\n"),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     };
-    has_line(LEDGER) || has_line(AUDIT) || !matches!(remembered(state), Ok(None))
+    let log = state.join(AUDIT);
+    let has_closed = files_of(&log).is_ok_and(|files| files.iter().any(|file| *file != log));
+    has_line(LEDGER) || has_line(AUDIT) || has_closed || !matches!(remembered(state), Ok(None))
 }
 
 /// The first line of a file; without its end where it is torn.
@@ -291,68 +302,4 @@ fn goes_on(
 
 fn short(book: &BookEnd, witness: &'static str, known: u64) -> Mismatch {
     Mismatch::Short { book: book.path.clone(), found: book.chain.len(), witness, known }
-}
-
-/// Records of the ledger that a record of the log copies.
-pub(super) struct Copies {
-    /// The place of the first.
-    pub(super) from: u64,
-    pub(super) texts: Vec<Box<RawValue>>,
-}
-
-/// What the audit log knows of the ledger.
-#[derive(Debug, Default)]
-pub(super) struct Knowledge {
-    /// Its head; `None` in a log of a release that did not write it down.
-    pub(super) ledger: Option<LedgerHead>,
-    /// Records that bookings name.
-    booked: u64,
-    /// Up to which place the log has a copy of every record.
-    covered: u64,
-    /// The ledger that a server remembered when it refused this one, and the updates that it has had since then.
-    pub(super) refused: Option<(LedgerHead, u64)>,
-    /// How long the ledger was when a server last let it in.
-    pub(super) accepted: u64,
-}
-
-impl Knowledge {
-    /// Takes the log's next record into account. Gives the records of the ledger that it copies: those that were copied before from the
-    /// same place on are no longer the ledger's.
-    ///
-    /// # Errors
-    /// [`ChainError::Record`] for a record that is not of this program.
-    pub(super) fn learn(&mut self, link: &Link) -> Result<Option<Copies>, ChainError> {
-        let record: AuditRecord = link.read()?;
-        let copied = record.ledger.map(|copy| {
-            let from = copy.records.saturating_sub(copy.new.len() as u64);
-            self.ledger = Some(copy.head());
-            if from <= self.covered {
-                self.covered = from + copy.new.len() as u64;
-            }
-            Copies { from, texts: copy.new }
-        });
-        match record.event {
-            AuditEvent::Allowed { booking: Some(booking), .. } => {
-                self.booked = self.booked.max(booking.saturating_add(1));
-            }
-            AuditEvent::Connected { .. } => {
-                self.accepted = self.ledger.map_or(0, |head| head.records);
-                self.refused = None;
-            }
-            AuditEvent::LedgerRefused { known, answered, .. } => self.refused = Some((known, answered)),
-            _ => {}
-        }
-        Ok(copied)
-    }
-
-    /// How many records it knows of.
-    pub(super) fn records(&self) -> u64 {
-        self.ledger.map_or(self.booked, |head| head.records)
-    }
-
-    /// The ledger's head as far as the log has copied it, where the ledger goes on from there.
-    pub(super) fn copied_of(&self, history: &LedgerHistory) -> LedgerHead {
-        let records = self.covered.min(history.head().records);
-        LedgerHead { records, head: history.head_at(records).unwrap_or_default() }
-    }
 }

@@ -253,7 +253,10 @@ impl StoreError {
                 AuditError::File { source, .. } | AuditError::Write(WriteError::Io { source, .. }) => {
                     is_full(source)
                 }
-                AuditError::Damaged { .. } | AuditError::Write(_) | AuditError::Sync { .. } => false,
+                AuditError::Damaged { .. }
+                | AuditError::Segments(_)
+                | AuditError::Write(_)
+                | AuditError::Sync { .. } => false,
             },
             Self::Blob(BlobError::File { source, .. }) => is_full(source),
             Self::Blob(BlobError::Storage { source, remote, .. }) => *remote || is_full(&**source),
