@@ -30,7 +30,7 @@ impl Display for Figure {
             None if (SMALL..LARGE).contains(&size) => self.0.to_string(),
             None => format!("{:e}", self.0),
             Some(decimals) => {
-                let least = 0.1f64.powi(i32::try_from(decimals).unwrap_or(i32::MAX));
+                let least = 1.0 / 10f64.powi(i32::try_from(decimals).unwrap_or(i32::MAX));
                 if (least..LARGE).contains(&size) {
                     format!("{:.decimals$}", self.0)
                 } else {
