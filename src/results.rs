@@ -23,6 +23,7 @@ use server::PrivacyStatement;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+pub use chart::figure;
 pub use curves::{Clock, draw_curves};
 pub use events::event_json;
 pub use gallery::{Gallery, draw_membership};
@@ -59,6 +60,8 @@ pub struct Ending<'a> {
     pub clock: Clock,
     /// Seconds that it took by the world's clock.
     pub real_seconds: Option<f64>,
+    /// When that is.
+    pub now: OffsetDateTime,
 }
 
 /// The file that keeps room on the disk for the model until it is written.
@@ -215,7 +218,7 @@ impl Results {
         let statement = self.written("privacy_statement.json")?;
         let statement: Option<PrivacyStatement> =
             statement.map(|text| PrivacyStatement::read(&text)).transpose().map_err(io::Error::other)?;
-        let Ending { title, state, lead, remarks, model_sha256, clock, real_seconds } = *ending;
+        let Ending { title, state, lead, remarks, model_sha256, clock, real_seconds, now } = *ending;
         let report = Report {
             title,
             state: Some(state),
@@ -229,6 +232,7 @@ impl Results {
             plan: plan.as_deref(),
             clock,
             real_seconds,
+            written: Some(now),
         };
         draw_curves(&self.folder.join("curves.svg"), &report)?;
         write_report(&self.folder.join("report.html"), &report)?;
@@ -276,18 +280,22 @@ mod tests {
             model_sha256: "ab12",
             clock: Clock::Virtual,
             real_seconds: Some(0.5),
+            now: OffsetDateTime::UNIX_EPOCH,
         };
-        let folder = results.finish(&ending, &[round]).unwrap();
+        let statistics = RoundSummary { round: 0, train: None, sites: None, epsilon: None, ..round };
+        let folder = results.finish(&ending, &[statistics, round]).unwrap();
         let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
-        assert!(page.contains("ab12") && page.contains("rounds = 1"), "{page}");
+        assert!(
+            page.contains("ab12") && page.contains("rounds = 1") && page.contains("on 1970-01-01 00:00 UTC"),
+            "{page}"
+        );
         assert!(folder.ends_with("1970-01-01-000000-t-00ab"));
         let csv = std::fs::read_to_string(folder.join("metrics.csv")).unwrap();
-        let line = csv.lines().nth(1).unwrap();
+        assert_eq!(csv.lines().nth(1), Some("statistics,true,2,2,,,,,,,,1.000000,"));
+        let line = csv.lines().nth(2).unwrap();
         assert_eq!(line, "1,true,2,2,0.500000,0.250000,0.500000,0.250000,8,,,1.000000,0.125000");
         let svg = std::fs::read_to_string(folder.join("curves.svg")).unwrap();
-        assert!(
-            svg.contains("<svg") && svg.contains("Accuracy") && svg.contains("Virtual seconds of a round")
-        );
+        assert!(svg.contains("<svg") && svg.contains("Accuracy") && svg.contains("Virtual time of a round"));
         assert_eq!(std::fs::read_to_string(folder.join("events.jsonl")).unwrap(), "{\"event\":\"x\"}\n");
     }
 

@@ -100,6 +100,16 @@ impl Federation {
         let watched = command(&["run", "watch", &run, "--dir", &self.folder(), "--server", &self.address]);
         assert_eq!(watched["state"], "finished", "{watched}");
     }
+
+    /// A run that is stopped while it waits for more sites than there are.
+    fn stop_one_that_has_not_begun(&self) {
+        let path = self.write(
+            "waiting.toml",
+            &plan("ward-waiting", 5, 1, "\"logistic\"").replace("clients_min = 3", "clients_min = 9"),
+        );
+        let run = submit(&path, &self.folder(), &self.address, None);
+        command(&["run", "stop", &run, "--dir", &self.folder(), "--server", &self.address]);
+    }
 }
 
 fn serve(folder: &str, listen: &str, admin: &str) -> (Process, String, String) {
@@ -195,6 +205,7 @@ fn an_operator_watches_pauses_stops_and_revokes_in_a_browser() {
     }
     let mut federation = Federation::new();
     federation.train_privately();
+    federation.stop_one_that_has_not_begun();
     let live = federation.write("live.toml", &plan("ward-model", 5000, 60, "{ mlp = { hidden = [64] } }"));
     let shots = std::env::var("CONSORTIA_PICTURES");
     let shots = shots.unwrap_or_else(|_| federation.dir.path().display().to_string());

@@ -11,6 +11,8 @@
 
 #[path = "support/chance.rs"]
 mod chance;
+#[path = "support/deployed.rs"]
+mod deployed;
 #[path = "support/member.rs"]
 mod member;
 #[path = "support/processes.rs"]
@@ -22,8 +24,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chance::draw;
-use member::Member;
-use processes::{Process, command, serve, submit};
+use deployed::{federation, members};
+use processes::{Process, serve, submit};
 use serde_json::Value;
 
 /// Times that the server is killed.
@@ -43,16 +45,6 @@ fn plan() -> String {
          [cohort]\nclients_min = 3\n\
          [evaluation]\nevery = 3\n"
     )
-}
-
-/// The three sites, greeted by the server at `address`.
-async fn members(folder: &Path, address: &str) -> Vec<Member> {
-    let mut members = Vec::new();
-    for (name, data) in trio::sites() {
-        let identity = folder.join("sites").join(name.as_str());
-        members.push(Member::join(address, &identity, name.as_str(), trio::learner(data)).await);
-    }
-    members
 }
 
 /// The rounds that these lines say are over.
@@ -79,10 +71,7 @@ async fn a_server_killed_at_any_instant_ends_with_the_same_model() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("federation");
     let shown = folder.to_str().unwrap();
-    command(&["server", "init", shown, "--listen", "127.0.0.1:0"]);
-    for (name, _) in trio::sites() {
-        command(&["server", "issue", name.as_str(), "--dir", shown]);
-    }
+    federation(&folder);
     let file = dir.path().join("federation.toml");
     std::fs::write(&file, plan()).unwrap();
     let (server, mut address) = serve(shown, "127.0.0.1:0");

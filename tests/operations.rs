@@ -7,6 +7,8 @@
     reason = "tests may panic, and wait for real time to pass"
 )]
 
+#[path = "support/deployed.rs"]
+mod deployed;
 #[path = "support/member.rs"]
 mod member;
 #[path = "support/processes.rs"]
@@ -35,21 +37,13 @@ fn plan(rounds: u32, more: &str) -> String {
 
 /// A federation's folder with the bundles of the three sites.
 fn federation(dir: &Path) -> String {
-    let folder = dir.join("fed").to_str().unwrap().to_owned();
-    command(&["server", "init", &folder, "--name", "localhost"]);
-    for (site, _) in trio::sites() {
-        command(&["server", "issue", site.as_str(), "--dir", &folder]);
-    }
-    folder
+    let folder = dir.join("fed");
+    deployed::federation(&folder);
+    folder.to_str().unwrap().to_owned()
 }
 
 async fn members(bundles: &str, address: &str) -> Vec<Member> {
-    let mut members = Vec::new();
-    for (name, data) in trio::sites() {
-        let identity = Path::new(bundles).join("sites").join(name.as_str());
-        members.push(Member::join(address, &identity, name.as_str(), trio::learner(data)).await);
-    }
-    members
+    deployed::members(Path::new(bundles), address).await
 }
 
 fn write_plan(dir: &Path, text: &str) -> String {
@@ -400,7 +394,8 @@ async fn a_run_that_was_stopped_before_its_first_round_says_so_wherever_it_is_lo
     let (_server, address) = serve(&fed, "127.0.0.1:0");
     let run = submit(&write_plan(dir.path(), &plan(3, "")), &fed, &address, None);
     let at = ["--dir", &fed, "--server", &address];
-    command(&[&["run", "stop", &run][..], &at].concat());
+    let stopped = command(&[&["run", "stop", &run][..], &at].concat());
+    assert_eq!(stopped["message"], "stopped by the operator before anything was released");
     let (watched, said) = attempt(&[&["run", "watch", &run][..], &at].concat());
     assert!(
         watched.status.code() == Some(1) && said.contains("before any round released anything"),

@@ -6,6 +6,8 @@
     reason = "tests may panic, and wait for real time to pass"
 )]
 
+#[path = "support/deployed.rs"]
+mod deployed;
 #[path = "support/member.rs"]
 mod member;
 #[path = "support/processes.rs"]
@@ -15,9 +17,9 @@ mod trio;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use member::Member;
 use processes::{PATIENCE, Process, command, serve, submit};
 use server::net::Authority;
 use sqlx::any::install_default_drivers;
@@ -72,15 +74,10 @@ async fn lock(fed: &Path) -> AnyConnection {
 async fn a_lock_on_the_database_is_waited_out_and_the_run_ends_with_the_model_of_one_without_it() {
     let dir = tempfile::tempdir().unwrap();
     let (fed, plan) = (dir.path().join("fed"), dir.path().join("plan.toml"));
-    command(&["server", "init", text(&fed), "--name", "localhost"]);
+    deployed::federation(&fed);
     std::fs::write(&plan, PLAN).unwrap();
     let (server, address) = serve(text(&fed), "127.0.0.1:0");
-    let mut sites = Vec::new();
-    for (name, data) in trio::sites() {
-        command(&["server", "issue", name.as_str(), "--dir", text(&fed)]);
-        let identity = fed.join("sites").join(name.as_str());
-        sites.push(Member::join(&address, &identity, name.as_str(), trio::learner(data)).await);
-    }
+    let sites = deployed::members(&fed, &address).await;
     let run = submit(text(&plan), text(&fed), &address, Some(SEED));
     server.event("round");
     let other = lock(&fed).await;
@@ -92,6 +89,14 @@ async fn a_lock_on_the_database_is_waited_out_and_the_run_ends_with_the_model_of
     assert_eq!(end["model_sha256"], trio::simulated_model(PLAN, SEED), "{end}");
     let told = server.errors.lock().unwrap().matches("every run waits").count();
     assert_eq!(told, 1, "{}", server.errors.lock().unwrap());
+
+    // Whoever looks later is not shown all that was.
+    let again = Process::start(&watch);
+    let later = Arc::clone(&again.errors);
+    again.last_line();
+    let later = later.lock().unwrap().clone();
+    assert!(later.contains("40 of 40 rounds are done; those up to 35 are not shown"), "{later}");
+    assert_eq!(later.lines().filter(|line| line.starts_with("round ")).count(), 5, "{later}");
 
     // A server that is told to stop waits for nobody.
     let other = lock(&fed).await;
@@ -109,6 +114,81 @@ async fn a_lock_on_the_database_is_waited_out_and_the_run_ends_with_the_model_of
         "{said}"
     );
     drop(other);
+    for site in sites {
+        site.leave().await;
+    }
+}
+
+/// A command that was begun, once it has ended: its exit code, and what it said on stderr.
+fn ended(mut process: Process) -> (Option<i32>, String) {
+    let errors = Arc::clone(&process.errors);
+    let began = Instant::now();
+    let code = loop {
+        if let Some(ended) = process.child.try_wait().unwrap() {
+            break ended.code();
+        }
+        assert!(began.elapsed() < PATIENCE, "it does not end: {}", errors.lock().unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    // Nothing is written any more once stdout has ended, too.
+    process.rest();
+    std::thread::sleep(Duration::from_millis(100));
+    let said = errors.lock().unwrap().clone();
+    (code, said)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_under_a_lock_is_told_to_wait_and_does_not_happen_once_it_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (fed, plan) = (dir.path().join("fed"), dir.path().join("plan.toml"));
+    deployed::federation(&fed);
+    std::fs::write(&plan, PLAN.replace("rounds = 40", "rounds = 100000")).unwrap();
+    let (server, address) = serve(text(&fed), "127.0.0.1:0");
+    let sites = deployed::members(&fed, &address).await;
+    let run = submit(text(&plan), text(&fed), &address, Some(SEED));
+    server.event("round");
+    let at = ["--dir", text(&fed), "--server", &address];
+    let begin = |words: &[&str]| Process::start(&[words, &at].concat());
+    let other = lock(&fed).await;
+    logged(&server, "every run waits");
+
+    // One who does not want to wait.
+    let submitting = begin(&["run", "submit", text(&plan)]);
+    logged(&submitting, "the server has not answered yet: it may be waiting for its database");
+    signal(&submitting, "-INT");
+    let (code, said) = ended(submitting);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("interrupted before the server answered") && said.contains("consortia run ls"),
+        "{said}"
+    );
+    // Those who do are told what the server waits for, and that nothing was done.
+    let asking = [
+        begin(&["run", "submit", text(&plan)]),
+        begin(&["run", "stop", &run]),
+        begin(&["invite", "create", "east", "--address", "localhost:1"]),
+        begin(&["site", "revoke", "north"]),
+    ];
+    for (place, process) in asking.into_iter().enumerate() {
+        let (code, said) = ended(process);
+        assert!(code == Some(1) && said.contains("holds it locked"), "{place}: {said}");
+        if place < 2 {
+            assert!(
+                said.contains("nothing was done, and nothing of it will be done later"),
+                "{place}: {said}"
+            );
+        }
+    }
+
+    sqlx::Connection::close(other).await.unwrap();
+    logged(&server, "the state can be used again");
+    for _ in 0..3 {
+        server.event("round");
+    }
+    let runs = command(&[&["run", "ls"][..], &at].concat());
+    assert_eq!((runs.as_array().unwrap().len(), &runs[0]["state"]), (1, &"running".into()), "{runs}");
+    let stopped = command(&[&["run", "stop", &run, "--now"][..], &at].concat());
+    assert_eq!(stopped["run"], run, "{stopped}");
     for site in sites {
         site.leave().await;
     }

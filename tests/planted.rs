@@ -29,6 +29,7 @@ use consortia::server::net::Authority;
 use learning::device::Device;
 use learning::{FileSource, Models, SourceSpec, Trainer};
 use privacy::chain::Digest;
+use privacy::chain::segments::SegmentBytes;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint, RecvStream};
 use rustls::pki_types::pem::PemObject;
@@ -208,7 +209,7 @@ async fn nothing_that_was_planted_in_a_site_s_records_leaves_it() {
     let state = dir.path().join("state");
     std::fs::create_dir_all(&state).unwrap();
     let digest = Digest::of(b"");
-    let books = open_books(&state, digest, digest, "test", || Time::ZERO).unwrap();
+    let books = open_books(&state, digest, digest, "test", SegmentBytes::default(), || Time::ZERO).unwrap();
     let guard = Guard::new(Policy::parse(PLAIN_POLICY).unwrap(), books.ledger, books.audit, || Time::ZERO);
     let trainer = Trainer::new(Box::new(FileSource::new(source)), Device::Cpu);
     let endpoint = listen(&authority);

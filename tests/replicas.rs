@@ -11,6 +11,8 @@
 
 #[path = "support/chance.rs"]
 mod chance;
+#[path = "support/deployed.rs"]
+mod deployed;
 #[path = "support/member.rs"]
 mod member;
 #[path = "support/postgres.rs"]
@@ -73,15 +75,6 @@ struct Turns {
     database: Arc<postgres::Postgres>,
 }
 
-/// A folder with a federation and its three sites.
-fn federation(folder: &Path) {
-    let shown = folder.to_str().unwrap();
-    command(&["server", "init", shown, "--listen", "127.0.0.1:0"]);
-    for (name, _) in trio::sites() {
-        command(&["server", "issue", name.as_str(), "--dir", shown]);
-    }
-}
-
 /// The three sites, which look for a server at these addresses, with commas between them.
 fn members(folder: &Path, addresses: &str) -> Vec<Member> {
     let member = |(name, data): (protocol::ClientId, _)| {
@@ -97,7 +90,7 @@ impl Turns {
         let database = postgres::Postgres::shared()?;
         let url = database.database();
         let dir = tempfile::tempdir().unwrap();
-        federation(&dir.path().join("federation"));
+        deployed::federation(&dir.path().join("federation"));
         let file = dir.path().join("federation/server.toml");
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, format!("{text}\n[state]\ndatabase = \"{url}\"\nlease_seconds = 1\n")).unwrap();
@@ -197,7 +190,7 @@ impl Turns {
 fn undisturbed(plan: &str) -> Value {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("federation");
-    federation(&folder);
+    deployed::federation(&folder);
     let file = dir.path().join("federation.toml");
     std::fs::write(&file, plan).unwrap();
     let shown = folder.to_str().unwrap();
@@ -274,12 +267,7 @@ async fn a_server_that_stood_still_finds_itself_deposed_writes_nothing_and_stand
     let Some(turns) = Turns::begin() else { return };
     let (leads, epoch) = turns.leader_after(0);
     let run = turns.submit(&plan(""), leads, Some(SEED));
-    let mut sites = Vec::new();
-    for (name, data) in trio::sites() {
-        let (addresses, identity) =
-            (turns.addresses.join(","), turns.folder().join("sites").join(name.as_str()));
-        sites.push(Member::join(&addresses, &identity, name.as_str(), trio::learner(data)).await);
-    }
+    let _sites = deployed::members(&turns.folder(), &turns.addresses.join(",")).await;
     let stopped = &turns.servers[leads];
     stopped.event("round");
     signal(stopped, "-STOP");
@@ -379,7 +367,7 @@ async fn a_state_moves_to_a_database_by_one_command_and_its_run_goes_on_there() 
     let Some(database) = postgres::Postgres::shared() else { return };
     let (url, dir) = (database.database(), tempfile::tempdir().unwrap());
     let folder = dir.path().join("federation");
-    federation(&folder);
+    deployed::federation(&folder);
     let (file, shown) = (dir.path().join("federation.toml"), folder.to_str().unwrap());
     std::fs::write(&file, plan("")).unwrap();
     let (server, address) = serve(shown, "127.0.0.1:0");

@@ -380,7 +380,10 @@ fn a_site_leaves_without_its_key_and_keeps_its_books() {
     site.event("connected");
     let refused = stage.site("leave", &["--yes"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("`site run` is at work"));
-    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(refused.status.code(), Some(1), "another program that ends, and no wrong file");
+    let second = stage.site("run", &[]);
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another program has this site's books open"));
+    assert_eq!(second.status.code(), Some(1));
     site.kill();
     let unasked = stage.site("leave", &[]);
     assert!(String::from_utf8_lossy(&unasked.stderr).contains("--yes"));

@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests may panic, and measure time")]
 
+#[path = "support/deployed.rs"]
+mod deployed;
 #[path = "support/member.rs"]
 mod member;
 #[path = "support/postgres.rs"]
@@ -20,7 +22,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use member::{Member, PATIENCE};
+use member::PATIENCE;
 use processes::{Process, command, serve, submit};
 
 const PLAN: &str = "name = \"moving\"\nrounds = 40\nmodel = \"logistic\"\n\
@@ -43,10 +45,7 @@ fn start(folder: &str, address: &str, replica: &str) -> Process {
 fn folders(dir: &Path, database: &str, storage: &str) -> [String; 2] {
     let names = ["one", "two"].map(|name| dir.join(name).to_str().unwrap().to_owned());
     let [one, two] = &names;
-    command(&["server", "init", one, "--listen", "127.0.0.1:0"]);
-    for (name, _) in trio::sites() {
-        command(&["server", "issue", name.as_str(), "--dir", one]);
-    }
+    deployed::federation(Path::new(one));
     let config = Path::new(one).join("server.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     let state = format!("[state]\ndatabase = \"{database}\"\nlease_seconds = {}\n", lease());
@@ -79,11 +78,7 @@ async fn a_run_outlives_the_machine_of_its_server(dir: &Path, storage: &str) {
     let stands_by = start(&two, &second, "two");
     let run = submit(plan.to_str().unwrap(), &one, &first, Some(SEED));
     let addresses = format!("{first},{second}");
-    let mut sites = Vec::new();
-    for (name, data) in trio::sites() {
-        let identity = Path::new(&one).join("sites").join(name.as_str());
-        sites.push(Member::join(&addresses, &identity, name.as_str(), trio::learner(data)).await);
-    }
+    let sites = deployed::members(Path::new(&one), &addresses).await;
     for _ in 0..5 {
         leads.event("round");
     }

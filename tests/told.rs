@@ -36,12 +36,14 @@ quorum = 1
 
 /// What a command ended with, and what it said on stdout and stderr.
 fn typed(folder: &Path, line: &str) -> (i32, String) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    given(folder, &words)
+}
+
+/// The same of a command with these arguments.
+fn given(folder: &Path, words: &[&str]) -> (i32, String) {
     let mut program = Command::new(env!("CARGO_BIN_EXE_consortia"));
-    program
-        .current_dir(folder)
-        .args(line.split_whitespace())
-        .env_remove("CONSORTIA_FORMAT")
-        .env_remove("RUST_LOG");
+    program.current_dir(folder).args(words).env_remove("CONSORTIA_FORMAT").env_remove("RUST_LOG");
     let output = program.output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code().unwrap(), String::from_utf8(said).unwrap())
@@ -138,6 +140,13 @@ fn no_server_is_made_or_named_by_what_no_client_can_connect_by() {
         "fed..org",
         "*.example.org",
         "256.1.1.1",
+        "..",
+        "::ffff:0.0.0.0",
+        "0.0.0.1",
+        "0x7f000001",
+        "2130706433",
+        "127.1",
+        "010.0.0.1",
     ] {
         refused(folder, &format!("server init fed --name {name}"), 2, &["--name"]);
     }
@@ -348,4 +357,215 @@ fn a_port_that_is_taken_is_named_with_what_to_do() {
     let admin = held.local_addr().unwrap().to_string();
     let line = format!("server run other --listen 127.0.0.1:0 --admin-listen {admin}");
     refused(folder, &line, 1, &[&admin, "another program has this port", "[admin]"]);
+}
+
+#[test]
+fn a_path_in_a_hint_is_typed_as_a_shell_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, program) = (dir.path(), env!("CARGO_BIN_EXE_consortia"));
+    let shell = |line: &str| {
+        let line = line.trim().replacen("consortia", program, 1);
+        let done = Command::new("sh").args(["-c", &line]).current_dir(folder).output().unwrap();
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let said = given(folder, &["examples", "my plans"]).1;
+    let next = said.lines().find(|line| line.contains("consortia simulate")).unwrap();
+    assert!(next.contains("'my plans/heart.toml'"), "{next}");
+    shell(&format!("{next} --set rounds=1 -q"));
+    assert_eq!(given(folder, &["server", "init", "our fed", "--name", "localhost"]).0, 0);
+    works(folder, "server init fed --name localhost");
+    works(folder, "server issue north --dir fed");
+    let made = given(
+        folder,
+        &[
+            "site",
+            "init",
+            "it's north",
+            "--server",
+            "localhost:1",
+            "--bundle",
+            "fed/sites/north",
+            "--policy",
+            "plain",
+        ],
+    );
+    let next = made.1.lines().find(|line| line.contains("consortia site check")).unwrap().to_owned();
+    std::fs::copy(folder.join("my plans/hospitals/va.csv"), folder.join("it's north/data.csv")).unwrap();
+    shell(&format!("{next} --offline"));
+}
+
+#[test]
+fn what_is_in_the_way_of_a_file_is_named_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    std::fs::create_dir(folder.join("linked")).unwrap();
+    std::os::unix::fs::symlink("nowhere/heart.toml", folder.join("linked/heart.toml")).unwrap();
+    refused(
+        folder,
+        "examples linked",
+        2,
+        &["linked/heart.toml is a link to nowhere/heart.toml", "nothing was changed"],
+    );
+    assert!(folder.join("linked/heart.toml").is_symlink() && !folder.join("linked/data").exists());
+    works(folder, "examples");
+    std::fs::write(folder.join("runs"), "ours").unwrap();
+    refused(folder, "simulate examples/heart.toml --set rounds=1", 1, &["runs", "is a file and no folder"]);
+    refused(
+        folder,
+        "site policy init examples",
+        2,
+        &["examples is a folder", "site policy init examples/policy.toml"],
+    );
+    refused(
+        folder,
+        "site policy check examples examples/heart.toml",
+        2,
+        &["it is a folder", "name a file in it"],
+    );
+    refused(folder, "check examples", 2, &["it is a folder"]);
+    works(folder, "server init fed --name localhost");
+    let file = folder.join("fed/server.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    for (listen, words) in [("localhost:4433", "names are not looked up"), ("0.0.0.0", "write 0.0.0.0:4433")]
+    {
+        std::fs::write(&file, text.replacen("0.0.0.0:4433", listen, 1)).unwrap();
+        for line in ["check fed/server.toml", "server run fed"] {
+            refused(folder, line, 2, &["server.toml: line", "is no IP address with a port", words]);
+        }
+    }
+    refused(folder, "server run fed --listen 4433", 2, &["--listen", "write 0.0.0.0:4433"]);
+    std::fs::write(&file, text.replace("[\"localhost:4433\"]", "[]")).unwrap();
+    let checked = works(folder, "check fed/server.toml");
+    assert!(checked.contains("no address is named") && checked.contains("--address"), "{checked}");
+}
+
+#[test]
+fn numbers_of_privacy_are_read_and_written_in_one_way_by_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    works(folder, "examples");
+    let explained = works(folder, "privacy explain examples/heart_private.toml");
+    for part in ["at most 1 at delta 1e-5", "Signal and noise", "usable where sites have", "hopeless below"] {
+        assert!(explained.contains(part), "{part}: {explained}");
+    }
+    // A delta that a plan takes is taken wherever one is typed, and no number is longer than one reads.
+    let text = std::fs::read_to_string(folder.join("examples/heart_private.toml")).unwrap();
+    std::fs::write(folder.join("examples/tiny.toml"), text.replace("delta = 1e-5", "delta = 1e-300"))
+        .unwrap();
+    for line in [
+        "check examples/tiny.toml",
+        "privacy explain examples/tiny.toml",
+        "privacy epsilon --noise-multiplier 1e300 --rounds 1 --delta 1e-300",
+        "privacy noise --epsilon 1e300 --rounds 1 --delta 1e-5",
+        "privacy epsilon --noise-multiplier 1e8 --rounds 10 --delta 1e-5",
+    ] {
+        let said = works(folder, line);
+        let longest = said.split(|letter: char| !letter.is_ascii_digit()).map(str::len).max().unwrap_or(0);
+        assert!(longest < 20, "{line}: {said}");
+        assert!(!said.contains("0.000000"), "{line}: {said}");
+    }
+    refused(
+        folder,
+        "privacy epsilon --noise-multiplier 1 --rounds 1 --delta 1e-300 --accountant pld",
+        2,
+        &["1e-12", "1e-300"],
+    );
+    // Every column of what `check` says begins at one place.
+    let checked = works(folder, "check examples/heart.toml");
+    let values: std::collections::BTreeSet<Option<usize>> =
+        checked.lines().skip(1).map(|line| line.rfind("  ").map(|gap| gap + 2)).collect();
+    assert_eq!(values.len(), 1, "{checked}");
+}
+
+#[test]
+fn a_simulation_names_its_statistics_and_tells_a_reason_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    works(folder, "examples");
+    let said = works(folder, "simulate examples/heart.toml --set rounds=2");
+    assert!(
+        said.contains("\nstatistics  4 of 4 answered") || said.starts_with("statistics  4 of 4 answered"),
+        "{said}"
+    );
+    assert!(!said.contains("round 0/"), "{said}");
+    let sum = said.lines().find(|line| line.starts_with("parameters ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(sum.contains("sha256"), "{sum}");
+    // One hospital has a cell that is no number.
+    let table = folder.join("examples/data/heart_disease.csv");
+    let text = std::fs::read_to_string(&table).unwrap();
+    let at = text.find("\nva,train,").unwrap() + "\nva,train,".len();
+    let end = at + text[at..].find(',').unwrap();
+    std::fs::write(&table, format!("{}no number{}", &text[..at], &text[end..])).unwrap();
+    let (_, said) = typed(
+        folder,
+        "simulate examples/heart.toml --set rounds=2 --set cohort.clients_min=3 --set cohort.quorum=3",
+    );
+    assert_eq!(said.matches("no number").count(), 1, "{said}");
+}
+
+#[test]
+fn a_server_of_another_federation_and_another_port_are_told_from_a_wrong_certificate() {
+    let (dir, server, address) = federation();
+    let folder = dir.path();
+    drop(server);
+    works(folder, "server init other --name localhost --listen 127.0.0.1:0");
+    let other = folder.join("other").display().to_string();
+    let started = Process::start(&["server", "run", &other, "--listen", "127.0.0.1:0", "--while-stdin-open"]);
+    let listening = started.event("listening");
+    let (there, admin) = (listening["address"].as_str().unwrap(), listening["admin"].as_str().unwrap());
+    let words = ["of another federation", "fingerprint", "`consortia check`"];
+    refused(folder, &format!("run ls --dir fed --server {there}"), 3, &words);
+    let site = folder.join("north/site.toml");
+    let text = std::fs::read_to_string(&site).unwrap();
+    std::fs::write(&site, text.replace(&address, there)).unwrap();
+    refused(folder, "site check north/site.toml", 3, &words);
+    // What is to be compared.
+    let shown = ["north/site.toml", "fed/server.toml", "other/server.toml"].map(|file| {
+        let said = works(folder, &format!("check {file}"));
+        said.lines().find_map(|line| line.strip_prefix("federation ")).unwrap().trim().to_owned()
+    });
+    assert!(shown[0] == shown[1] && shown[0] != shown[2] && shown[0].len() == 64, "{shown:?}");
+    refused(folder, &format!("run ls --dir other --server {admin}"), 3, &["admin port", "`listen`"]);
+}
+
+#[test]
+fn a_site_that_is_revoked_says_so_and_ends() {
+    let (dir, _server, address) = federation();
+    let folder = dir.path();
+    let site = folder.join("north/site.toml").display().to_string();
+    let mut site = Process::start(&["site", "run", &site, "--while-stdin-open"]);
+    site.event("connected");
+    let shown = works(folder, &format!("site ls --dir fed --server {address}"));
+    assert!(shown.contains("north") && !shown.contains("declined"), "nobody has declined anything: {shown}");
+    let nothing = works(folder, &format!("run ls --dir fed --server {address}"));
+    assert!(nothing.contains("there is no run yet"), "{nothing}");
+    works(folder, &format!("site revoke north --dir fed --server {address}"));
+    let lines = site.rest();
+    let code = site.child.wait().unwrap().code();
+    let said = format!("{lines:?} {}", site.errors.lock().unwrap());
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("revoked") && !said.contains("trying again"), "{said}");
+}
+
+#[test]
+fn the_list_of_sites_has_what_each_declined_of_the_newest_run() {
+    let (dir, _server, address) = federation();
+    let folder = dir.path();
+    std::fs::remove_file(folder.join("north/policy.toml")).unwrap();
+    works(folder, "site policy init north/policy.toml");
+    let site = folder.join("north/site.toml").display().to_string();
+    let site = Process::start(&["site", "run", &site, "--while-stdin-open"]);
+    site.event("connected");
+    let plan = folder.join("plan.toml").display().to_string();
+    std::fs::write(&plan, PLAN).unwrap();
+    let fed = folder.join("fed").display().to_string();
+    let run = submit(&plan, &fed, &address, None);
+    site.event("declined");
+    let (_, said) = typed(folder, &format!("run watch {run} --dir fed --server {address}"));
+    let shown = works(folder, &format!("site ls --dir fed --server {address}"));
+    assert!(shown.contains("declined") && shown.contains(&format!(" in run {run}")), "{shown}\n{said}");
+    let models = works(folder, &format!("run models {run} --before 0 --dir fed --server {address}"));
+    assert!(models.contains("there is no model of a round before 0"), "{models}");
+    let line = format!("run report {run} --out nodir/below/x.html --dir fed --server {address}");
+    refused(folder, &line, 1, &["nodir/below/x.html", "there is no folder nodir: make it"]);
 }

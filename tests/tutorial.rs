@@ -123,7 +123,7 @@ fn the_page_does_what_it_says() {
     let checks: Vec<&str> = blocks("sh check").into_iter().flat_map(str::lines).collect();
     let said: Vec<String> = checks.iter().map(|command| typed(folder, port, command)).collect();
     let statement = std::fs::read_to_string(folder.join("model/privacy_statement.json")).unwrap();
-    assert!(statement.contains("epsilon at most 1 at delta 0.00001"), "{statement}");
+    assert!(statement.contains("epsilon at most 1 at delta 1e-5"), "{statement}");
     assert!(
         said[4].lines().count() >= 7,
         "the operator's log, and a log and a ledger of each site: {}",

@@ -10,6 +10,8 @@
 
 #[path = "support/chance.rs"]
 mod chance;
+#[path = "support/deployed.rs"]
+mod deployed;
 #[path = "support/member.rs"]
 #[expect(dead_code, reason = "nobody says goodbye here")]
 mod member;
@@ -169,14 +171,9 @@ async fn a_backup_an_init_and_a_bundle_that_are_killed_are_whole_or_not_there() 
 
 /// A server of a new federation, its address, and three sites.
 async fn with_three_sites(folder: &Path) -> (Process, String, Vec<Member>) {
-    command(&["server", "init", text(folder), "--name", "localhost"]);
+    deployed::federation(folder);
     let (server, address) = serve(text(folder), "127.0.0.1:0");
-    let mut members = Vec::new();
-    for (name, data) in trio::sites() {
-        command(&["server", "issue", name.as_str(), "--dir", text(folder)]);
-        let identity = folder.join("sites").join(name.as_str());
-        members.push(Member::join(&address, &identity, name.as_str(), trio::learner(data)).await);
-    }
+    let members = deployed::members(folder, &address).await;
     (server, address, members)
 }
 

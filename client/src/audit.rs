@@ -8,10 +8,12 @@
 //! durable at once. So the ledger is never behind the log, the log is behind the ledger by what is being written at most, and either can
 //! be told from one that was cut, exchanged or replaced by an older copy.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use privacy::chain::{Chain, ChainWriter, Digest, WriteError};
+use privacy::chain::segments::{Continuation, RotateError, SegmentWriter};
+use privacy::chain::{Chain, ChainWriter, Digest, Link, WriteError};
 use protocol::{Decline, Refusal, TaskId, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -20,6 +22,10 @@ use crate::ledger::{LedgerHead, LedgerHistory};
 
 /// The version of the records written by this code.
 pub const AUDIT_VERSION: u32 = 1;
+
+/// Bytes of the ledger's records that one record copies, so that its line stays well below [`privacy::chain::LINE_MAX`]. A longer
+/// record is copied alone, and the ledger's own line holds more than it.
+const COPIES_BYTES_MAX: usize = privacy::chain::LINE_MAX / 2;
 
 /// One line: when, and what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -173,6 +179,8 @@ pub enum AuditEvent {
         /// Records that are lost, and booked by what is known of them.
         lost: u64,
     },
+    /// The log was behind the ledger by more than one record holds, and takes copies of a part of it.
+    Copied,
     /// The site's program ended in order.
     Stopped,
     /// The site takes part in nothing from now on.
@@ -196,11 +204,36 @@ pub enum AuditEvent {
         /// SHA-256 of the certificate that was removed.
         certificate: Digest,
     },
+    /// A file of the log begins that goes on from another: what a start must know of those before. The ledger's end stands beside it.
+    Continued {
+        /// From which.
+        #[serde(flatten)]
+        of: Continuation,
+        /// Records of the ledger that bookings name.
+        booked: u64,
+        /// From the ledger's first on, of how many records there are copies.
+        copied: u64,
+        /// Records of the ledger when a server last let it in.
+        accepted: u64,
+        /// The refusal that no server has taken back since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refused: Option<RefusedLedger>,
+    },
+}
+
+/// The ledger that a server remembered when it refused this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefusedLedger {
+    /// Where it ends.
+    pub known: LedgerHead,
+    /// Updates that the server has had since then.
+    pub answered: u64,
 }
 
 impl AuditEvent {
     /// What each kind of event is called in a log, in the order of the variants.
-    pub const NAMES: [&'static str; 17] = [
+    pub const NAMES: [&'static str; 19] = [
         "started",
         "connected",
         "received",
@@ -212,12 +245,14 @@ impl AuditEvent {
         "receipt",
         "ledger_refused",
         "recovered",
+        "copied",
         "stopped",
         "paused",
         "resumed",
         "quarantined",
         "released",
         "left",
+        "continued",
     ];
 }
 
@@ -225,8 +260,93 @@ impl AuditEvent {
 #[derive(Clone, Debug)]
 pub struct Audit(Arc<Mutex<Log>>);
 
+/// Where a log is written to.
+enum Sink {
+    Plain(ChainWriter<Box<dyn Write + Send>>),
+    /// Files, closed when they are long; the lock is held as long as they are open.
+    Segments {
+        writer: SegmentWriter,
+        _lock: File,
+    },
+}
+
+impl Sink {
+    fn append(&mut self, record: &AuditRecord) -> Result<Link, WriteError> {
+        match self {
+            Self::Plain(writer) => writer.append(record),
+            Self::Segments { writer, .. } => writer.append(record),
+        }
+    }
+    fn sync(&mut self) -> Result<(), WriteError> {
+        match self {
+            Self::Plain(writer) => writer.sync(),
+            Self::Segments { writer, .. } => writer.sync(),
+        }
+    }
+    fn chain(&self) -> Chain {
+        match self {
+            Self::Plain(writer) => writer.chain(),
+            Self::Segments { writer, .. } => writer.chain(),
+        }
+    }
+}
+
+/// What a log has said up to now that a start must know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogSummary {
+    /// The ledger's end; `None` in a log of a release that did not write it down.
+    pub(crate) ledger: Option<LedgerHead>,
+    /// Records that bookings name.
+    pub(crate) booked: u64,
+    /// From the ledger's first on, of how many records there are copies.
+    pub(crate) copied: u64,
+    /// How long the ledger was when a server last let it in.
+    pub(crate) accepted: u64,
+    /// The ledger that a server remembered when it refused this one.
+    pub(crate) refused: Option<RefusedLedger>,
+}
+
+impl LogSummary {
+    /// Takes a record in.
+    pub(crate) fn learn(&mut self, record: &AuditRecord) {
+        if let Some(copy) = &record.ledger {
+            self.ledger = Some(copy.head());
+            // Behind a gap nothing counts. Where the ledger was put in order it may have become shorter.
+            if copy.records.saturating_sub(copy.new.len() as u64) <= self.copied {
+                self.copied = copy.records;
+            }
+        }
+        match &record.event {
+            AuditEvent::Allowed { booking: Some(booking), .. } => {
+                self.booked = self.booked.max(booking.saturating_add(1));
+            }
+            AuditEvent::Connected { .. } => {
+                self.accepted = self.ledger.map_or(0, |head| head.records);
+                self.refused = None;
+            }
+            AuditEvent::LedgerRefused { known, answered, .. } => {
+                self.refused = Some(RefusedLedger { known: *known, answered: *answered });
+            }
+            AuditEvent::Continued { booked, copied, accepted, refused, .. } => {
+                (self.booked, self.copied) = (*booked, *copied);
+                (self.accepted, self.refused) = (*accepted, *refused);
+            }
+            _ => {}
+        }
+    }
+
+    /// What a segment begins with.
+    fn opening(&self, of: Continuation, at_micros: u64) -> AuditRecord {
+        let Self { ledger, booked, copied, accepted, refused } = *self;
+        let ledger = ledger.map(|LedgerHead { records, head }| LedgerCopy { records, head, new: Vec::new() });
+        let event = AuditEvent::Continued { of, booked, copied, accepted, refused };
+        AuditRecord { version: AUDIT_VERSION, at_micros, ledger, event }
+    }
+}
+
 struct Log {
-    writer: ChainWriter<Box<dyn Write + Send>>,
+    to: Sink,
+    said: LogSummary,
     clock: Box<dyn Fn() -> Time + Send>,
     witness: Option<Witness>,
     /// Why the site's books can be kept no longer.
@@ -245,15 +365,36 @@ struct Witness {
 }
 
 impl Witness {
-    /// What the ledger has grown by.
-    fn growth(&mut self) -> Option<LedgerCopy> {
+    /// What the ledger has grown by, in parts that a line can hold. There is more than one only where the log has lost what it knew.
+    fn growth(&mut self) -> Vec<LedgerCopy> {
         let head = self.ledger.head();
         if head == self.copied {
-            return None;
+            return Vec::new();
         }
         let new = self.ledger.take_copies(self.copied.records);
+        let mut parts: Vec<Vec<Box<RawValue>>> = Vec::new();
+        let mut bytes = usize::MAX;
+        for record in new {
+            bytes = bytes.saturating_add(record.get().len() + 1);
+            if bytes > COPIES_BYTES_MAX {
+                parts.push(Vec::new());
+                bytes = record.get().len() + 1;
+            }
+            parts.last_mut().expect("the first record begins a part").push(record);
+        }
+        let last = parts.pop().unwrap_or_default();
+        let mut copies = Vec::new();
+        let mut records = head.records - last.len() as u64;
+        for new in parts.into_iter().rev() {
+            let head = self.ledger.head_at(records).unwrap_or_default();
+            let before = records - new.len() as u64;
+            copies.push(LedgerCopy { records, head, new });
+            records = before;
+        }
+        copies.reverse();
+        copies.push(LedgerCopy { records: head.records, head: head.head, new: last });
         self.copied = head;
-        Some(LedgerCopy { records: head.records, head: head.head, new })
+        copies
     }
 }
 
@@ -263,13 +404,30 @@ impl Audit {
         writer: ChainWriter<Box<dyn Write + Send>>,
         clock: impl Fn() -> Time + Send + 'static,
     ) -> Self {
-        Self(Arc::new(Mutex::new(Log { writer, clock: Box::new(clock), witness: None, trouble: None })))
+        Self::over(Sink::Plain(writer), LogSummary::default(), clock)
     }
 
-    /// Copies the records of `ledger` from now on, of which the log has those up to `copied`, and tells `sealed` where both end whenever
-    /// they are durable.
+    /// A log in files, which has said as much as `said` up to now and holds `lock` while it lives.
+    #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "books are opened with `net`"))]
+    pub(crate) fn in_segments(
+        writer: SegmentWriter,
+        lock: File,
+        said: LogSummary,
+        clock: impl Fn() -> Time + Send + 'static,
+    ) -> Self {
+        Self::over(Sink::Segments { writer, _lock: lock }, said, clock)
+    }
+
+    fn over(to: Sink, said: LogSummary, clock: impl Fn() -> Time + Send + 'static) -> Self {
+        let (clock, witness, trouble) = (Box::new(clock), None, None);
+        Self(Arc::new(Mutex::new(Log { to, said, clock, witness, trouble })))
+    }
+
+    /// Copies the records of `ledger` from now on, of which the log has those up to `copied` and `ledger` holds the others, and tells
+    /// `sealed` where both end whenever they are durable.
     #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "books are opened with `net`"))]
     pub(crate) fn watch(&self, ledger: LedgerHistory, copied: LedgerHead, sealed: Sealed) {
+        ledger.hold_copies();
         self.log().witness = Some(Witness { ledger, copied, sealed });
     }
 
@@ -307,16 +465,23 @@ impl Audit {
 
     fn try_write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
         let mut log = self.log();
-        let ledger = log.witness.as_mut().and_then(Witness::growth);
-        let durable = durable || ledger.is_some();
-        let record =
-            AuditRecord { version: AUDIT_VERSION, at_micros: (log.clock)().as_micros(), ledger, event };
-        log.writer.append(&record)?;
+        let at_micros = (log.clock)().as_micros();
+        // First, since a rotation that fails may be tried again and the copies are taken once. The ends are to be those of the newest file.
+        let is_begun = log.rotate(at_micros)?;
+        let mut copies = log.witness.as_mut().map(Witness::growth).unwrap_or_default();
+        let last = copies.pop();
+        let durable = durable || is_begun || last.is_some();
+        let parts = copies.into_iter().map(|copy| (Some(copy), AuditEvent::Copied));
+        for (ledger, event) in parts.chain([(last, event)]) {
+            let record = AuditRecord { version: AUDIT_VERSION, at_micros, ledger, event };
+            log.to.append(&record)?;
+            log.said.learn(&record);
+        }
         if !durable {
             return Ok(());
         }
-        log.writer.sync()?;
-        let chain = log.writer.chain();
+        log.to.sync()?;
+        let chain = log.to.chain();
         let told = log.witness.as_ref().map_or(Ok(()), |witness| (witness.sealed)(witness.copied, chain));
         told.map_err(|source| WriteError::Io { sequence: chain.len().saturating_sub(1), source })
     }
@@ -326,9 +491,39 @@ impl Audit {
     }
 }
 
+impl Log {
+    /// Closes a file that is long and begins the next one; whether it did. Where that is not possible the log goes on in the one that it has.
+    fn rotate(&mut self, at_micros: u64) -> Result<bool, WriteError> {
+        let Sink::Segments { writer, .. } = &mut self.to else { return Ok(false) };
+        if !writer.is_due() {
+            return Ok(false);
+        }
+        let sequence = writer.chain().len();
+        let opening = self.said.opening(writer.continuation(), at_micros);
+        let opening = serde_json::value::to_raw_value(&opening).expect("records have a JSON form");
+        match writer.rotate(&[opening]) {
+            Ok(()) => Ok(true),
+            Err(error @ RotateError::Postponed { .. }) => {
+                warn_of(&error);
+                Ok(false)
+            }
+            Err(error) => Err(WriteError::Io { sequence, source: io::Error::other(error) }),
+        }
+    }
+}
+
+#[cfg(feature = "net")]
+fn warn_of(error: &RotateError) {
+    tracing::warn!("{error}");
+}
+
+/// Without `net` no book is a file.
+#[cfg(not(feature = "net"))]
+fn warn_of(_: &RotateError) {}
+
 impl std::fmt::Debug for Log {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Log({:?})", self.writer)
+        write!(f, "Log({:?})", self.to.chain())
     }
 }
 

@@ -94,7 +94,7 @@ impl Guard {
             return Err(self.deny(task, "numbers", &message, fault.into()));
         }
         let history = self.ledger.account().history();
-        let judged = self.policy.judge(task, facts, (self.clock)(), &history);
+        let judged = self.policy.judge(task, facts, (self.clock)(), history);
         judged.or_else(|denied| self.deny_by(task, &denied))
     }
 

@@ -14,16 +14,18 @@
 //! It writes to whatever it is given and opens no file. It trusts no record whose chain is broken.
 
 mod account;
+mod answers;
 mod entry;
 mod history;
 #[cfg(feature = "net")]
 mod losses;
+mod reservations;
 
 use std::io::Write;
 
 use privacy::Permit;
 use privacy::accounting::{AccountingError, Event, Mechanism, Relation};
-use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, WriteError, read_lines};
+use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, Link, LinkReader, WriteError};
 use privacy::ledger::{Composition, ReserveError, Terms, Unit};
 use protocol::{Decline, ExamplePrivacy, ExampleReleases, Round, RunId, Task, Time, Work};
 
@@ -33,6 +35,7 @@ pub use history::{LedgerHead, LedgerHistory};
 #[cfg(feature = "net")]
 pub(crate) use losses::{Losses, charges_in, lost_records};
 
+use answers::Answers;
 use entry::Entry;
 use history::HistoryWriter;
 
@@ -174,6 +177,22 @@ impl Booking {
     }
 }
 
+/// What follows from the records of a ledger, as they are read one by one.
+#[derive(Debug, Default)]
+pub(crate) struct LedgerReading {
+    pub(crate) account: SiteAccount,
+    pub(crate) history: LedgerHistory,
+}
+
+impl LedgerReading {
+    /// Checks the record that follows those that were read, and counts it.
+    pub(crate) fn read_on(&mut self, link: &Link) -> Result<(), SiteLedgerError> {
+        self.account.read_on(link)?;
+        self.history.push(link);
+        Ok(())
+    }
+}
+
 /// A site's own ledger.
 pub struct SiteLedger<W = Box<dyn Write + Send>> {
     account: SiteAccount,
@@ -186,13 +205,21 @@ impl<W: Write> SiteLedger<W> {
     /// `flush` makes them durable. `federation` is the fingerprint of the authority whose servers are obeyed from now on.
     ///
     /// # Errors
-    /// [`SiteLedgerError`] names the line. A torn last line is no error: read `text` with [`read_lines`] to see it, and cut
-    /// it off before writing.
+    /// [`SiteLedgerError`] names the line. A torn last line is no error: read `text` with [`privacy::chain::read_lines`] to see it,
+    /// and cut it off before writing.
     pub fn open(text: &[u8], to: W, federation: Digest) -> Result<Self, SiteLedgerError> {
-        let account = SiteAccount::read(text)?;
-        let lines = read_lines(text)?;
-        let writer = HistoryWriter::new(&lines.links, ChainWriter::new(lines.chain, to));
-        Ok(Self { account, writer, federation })
+        let mut read = LedgerReading::default();
+        let mut reader = LinkReader::new(text);
+        while let Some(link) = reader.next_in_memory()? {
+            read.read_on(&link)?;
+        }
+        Ok(Self::resume(read, ChainWriter::new(reader.chain(), to), federation))
+    }
+
+    /// Goes on with a ledger that was read.
+    pub(crate) fn resume(read: LedgerReading, writer: ChainWriter<W>, federation: Digest) -> Self {
+        let LedgerReading { account, history } = read;
+        Self { account, writer: HistoryWriter::new(history, writer), federation }
     }
 
     /// What has been given away.
@@ -325,11 +352,11 @@ impl SiteAccount {
         if self.is_unbounded(unit) {
             return Err(PayError::Lost { whose, unit, lost: self.lost(), epsilon_max });
         }
-        let next = account::best(&self.events(unit, None, charges), delta, epsilon_max)?;
+        let next = self.answers.best(&self.events(unit, None, charges), delta, epsilon_max)?;
         if next <= epsilon_max {
             return Ok(());
         }
-        let spent = account::best(&self.events(unit, None, &[]), delta, f64::NEG_INFINITY)?;
+        let spent = self.answers.best(&self.events(unit, None, &[]), delta, f64::NEG_INFINITY)?;
         Err(PayError::Exhausted { whose, unit, spent, next, epsilon_max, delta })
     }
 }
@@ -352,7 +379,7 @@ pub(crate) fn pay_without_memory(
         // As in the books: an exchange moves an update twice as far.
         let mechanism = Mechanism::Gaussian { noise_multiplier: local.noise_multiplier.value() / 2.0 };
         let epsilon_of = |count| match Event::new(mechanism, count) {
-            Ok(event) => Ok(account::best(&[event], delta, epsilon_max)?),
+            Ok(event) => Ok(Answers::default().best(&[event], delta, epsilon_max)?),
             Err(_) if count == 0 => Ok(0.0),
             Err(error) => Err(PayError::Spec(error.to_string())),
         };

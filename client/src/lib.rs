@@ -19,8 +19,9 @@ mod participant;
 mod pause;
 mod personal;
 mod policy;
+mod rounds;
 
-pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, TaskName};
+pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, RefusedLedger, TaskName};
 pub use guard::Guard;
 pub use ledger::{
     Booking, Charge, LedgerHead, LedgerHistory, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount,

@@ -5,14 +5,15 @@
 //! be overridden by a server, whose plan is only what it is asked to judge. It does not judge models by their content.
 
 mod file;
-
-use std::time::Duration;
+mod history;
 
 use protocol::{
-    CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, RecordCount, Round, RunId, Spec,
-    SpecError, StepId, Task, Time, Weighting, Work,
+    CentralPrivacy, ConfigError, Metrics, ModelSpec, Positive, PrivacySpec, RecordCount, Spec, SpecError,
+    StepId, Task, Time, Weighting, Work,
 };
 use serde::{Deserialize, Serialize};
+
+pub use history::{History, Participation};
 
 use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile};
 
@@ -22,8 +23,6 @@ pub const PLAIN_POLICY: &str = include_str!("policy/plain.toml");
 pub const PRIVATE_POLICY: &str = include_str!("policy/private.toml");
 /// The text of a policy for sites that take part only in training whose noise hides each single record.
 pub const RECORDS_POLICY: &str = include_str!("policy/records.toml");
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Why a site's policy does not allow a task. For the site's eyes: the server is told that it was the policy, and no more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,26 +86,6 @@ impl Mode {
     }
 }
 
-/// A training that the site did or began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Participation {
-    /// When it began.
-    pub at: Time,
-    /// The run.
-    pub run: RunId,
-    /// The round.
-    pub round: Round,
-}
-
-/// What a site has trained before, over all servers, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct History {
-    /// Trainings that were booked, whatever came of them.
-    pub attempts: Vec<Participation>,
-    /// Those of them for which records may have been read.
-    pub trained: Vec<Participation>,
-}
-
 /// What is known of a site outside of it, beside its policy and its books.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SiteFacts {
@@ -115,23 +94,6 @@ pub struct SiteFacts {
     pub parameters: u64,
     /// Training records, as far as anybody may know.
     pub records: RecordCount,
-}
-
-impl History {
-    /// Trainings that began less than a day before `now`. Those that a clock put into the future count.
-    pub fn of_the_day(&self, now: Time) -> usize {
-        self.attempts.iter().filter(|one| now - one.at < DAY).count()
-    }
-
-    /// The rounds of `run` that were trained, each once, without `round` itself: a round that is repeated is one round.
-    fn other_rounds(&self, run: RunId, round: Round) -> Vec<Round> {
-        let mut rounds: Vec<Round> =
-            self.trained.iter().filter(|one| one.run == run).map(|one| one.round).collect();
-        rounds.sort_unstable();
-        rounds.dedup();
-        rounds.retain(|other| *other != round);
-        rounds
-    }
 }
 
 /// A site's policy.
@@ -333,9 +295,8 @@ impl Policy {
         let Some(least) = self.rules.separation_min_seconds else {
             return unwritten("separation_min_seconds");
         };
-        let since =
-            history.attempts.iter().map(|one| (now - one.at).as_secs_f64()).fold(f64::INFINITY, f64::min);
-        if since < least {
+        let since = history.since_the_last(now).map(|since| since.as_secs_f64());
+        if let Some(since) = since.filter(|since| *since < least) {
             let message = format!("the last training began {since:.0} seconds ago; at least {least}");
             return denied("separation_min_seconds", message);
         }
@@ -382,12 +343,11 @@ fn judge_participation(task: &Task, history: &History) -> Result<(), Denied> {
     }
     let Some((times, apart)) = central.participation() else { return Ok(()) };
     let others = history.other_rounds(run, round);
-    if others.len() >= times as usize {
-        let message =
-            format!("the plan promises at most {times} rounds to each site, and {} are done", others.len());
+    if others >= u64::from(times) {
+        let message = format!("the plan promises at most {times} rounds to each site, and {others} are done");
         return denied("participation", message);
     }
-    if let Some(near) = others.iter().find(|other| other.0.abs_diff(round.0) < apart) {
+    if let Some(near) = history.round_near(run, round, apart) {
         let message =
             format!("the plan promises {apart} rounds between two of a site, and round {near} is done");
         return denied("participation", message);

@@ -10,6 +10,7 @@ pub mod calibration;
 mod conversion;
 pub mod distributed;
 mod event;
+mod figure;
 pub mod gaussian;
 pub mod matrix;
 pub mod pld;
@@ -21,6 +22,7 @@ pub mod zcdp;
 
 pub(crate) use accountant::Accountant;
 pub use event::{AccountingError, EVENT_VERSION, Event, EventError, Mechanism, Relation};
+pub use figure::Figure;
 pub use promise::{
     DELTA_MAX, MULTIPLIER_MAX, MULTIPLIER_MIN, PromiseError, promised_delta, promised_multiplier,
 };

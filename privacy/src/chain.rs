@@ -6,6 +6,7 @@
 //! elsewhere for that.
 
 mod lines;
+pub mod segments;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-pub use lines::{ChainWriter, Damage, DamagedLine, LINE_MAX, Lines, WriteError, read_lines};
+pub use lines::{
+    ChainWriter, Damage, DamagedLine, LINE_MAX, Lines, LinkReader, ReadError, WriteError, read_lines,
+};
 
 /// 32 bytes of SHA-256; in text 64 digits of 0-9 a-f.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ pub use records::{
 
 use std::collections::BTreeMap;
 
-use crate::accounting::{Accountant, AccountingError, Epsilon, Event, Relation};
+use crate::accounting::{Accountant, AccountingError, Epsilon, Event, Figure, Relation};
 use crate::chain::{Chain, ChainError, Digest, Link};
 use crate::noise::Provenance;
 
@@ -66,8 +66,8 @@ pub enum LedgerError {
     #[error(
         "population `{population}` has a budget of epsilon {} at delta {} for {} ({}), and this asks for epsilon {} at delta {} \
          for {} ({}); a budget is not changed afterwards: keep its terms, or name another population",
-        .booked.epsilon_max, .booked.delta, .booked.unit, .booked.relation,
-        .asked.epsilon_max, .asked.delta, .asked.unit, .asked.relation
+        Figure(.booked.epsilon_max), Figure(.booked.delta), .booked.unit, .booked.relation,
+        Figure(.asked.epsilon_max), Figure(.asked.delta), .asked.unit, .asked.relation
     )]
     OtherTerms {
         /// Whose book it is.
@@ -88,8 +88,12 @@ pub enum LedgerError {
 pub enum ReserveError {
     /// The budget cannot pay.
     #[error(
-        "the privacy budget of `{population}` is exhausted: epsilon is {spent:.4} and the next release would bring it to \
-         {next:.4}, above {epsilon_max} at delta {delta}"
+        "the privacy budget of `{population}` is exhausted: epsilon is {:.4} and the next release would bring it to \
+         {:.4}, above {} at delta {}",
+        Figure(*spent),
+        Figure(*next),
+        Figure(*epsilon_max),
+        Figure(*delta)
     )]
     Exhausted {
         /// Whose budget.

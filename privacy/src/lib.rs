@@ -4,7 +4,7 @@
 //! [`Clipped`] by [`clip`] (or [`Lattice::clip`], layer by layer), [`Encoded`] by [`Encoded::encode`] (at a client) or [`Encoded::admit`] (at a server, which
 //! trusts no client), [`Sum`] by folding `Encoded` values, [`Released`] from a `Sum`. Only a `Released` moves a model.
 //!
-//! This crate works on slices. It knows nothing of learning, networks, files or clocks.
+//! This crate works on slices. It knows nothing of learning, networks or clocks, and of files only [`chain::segments`] does.
 
 pub mod accounting;
 pub mod adaptive;

@@ -28,6 +28,7 @@ mod paths;
 mod peer;
 mod presence;
 mod private;
+mod request;
 mod session;
 mod shelf;
 mod store;
@@ -41,6 +42,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use privacy::chain::segments::SegmentBytes;
 use protocol::wire::{Control, Rejection, RunSummary};
 use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
@@ -49,7 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Note;
-use admin::{Admin, Door};
+use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
 pub use authority::{
@@ -135,6 +137,8 @@ pub struct ServerConfig {
     pub models_kept: Option<u32>,
     /// What clients may ask of this machine.
     pub limits: Limits,
+    /// From which size on a file of the audit log is closed and the next one begun.
+    pub audit_segment: SegmentBytes,
     /// Where operators look in over HTTP, if they may.
     pub admin: Option<AdminConfig>,
 }
@@ -154,6 +158,7 @@ impl ServerConfig {
             approval: Approval::default(),
             models_kept: None,
             limits,
+            audit_segment: SegmentBytes::default(),
             admin: None,
         }
     }
@@ -221,6 +226,19 @@ impl ServeError {
     }
 }
 
+/// Lets the engine work on a thread of its own; `stopped` is cancelled with its end.
+fn on_its_thread(
+    engine: Engine,
+    inbox: mpsc::Receiver<engine::Command>,
+    stopped: &CancellationToken,
+) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
+    let guard = stopped.clone().drop_guard();
+    std::thread::Builder::new().name("coordinator".into()).spawn(move || {
+        let _stopped = guard;
+        engine.run(inbox)
+    })
+}
+
 /// A server that runs. Dropping it stops it without waiting, as a crash would; [`Server::shutdown`] is the polite way.
 #[derive(Debug)]
 pub struct Server {
@@ -284,6 +302,7 @@ impl Server {
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
         let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new(tunnels)));
+        let fault = request::StorageFault::default();
         let nerves = Nerves {
             commands: commands.downgrade(),
             live,
@@ -292,16 +311,13 @@ impl Server {
             spare: Arc::clone(&spare),
             meter: Arc::clone(&metrics),
             held: store.quarantines().await?.into_keys().collect(),
+            fault: fault.clone(),
         };
-        let runs_max = config.limits.runs_max.max(1);
         let audit = config.database.audit_file(&config.state);
-        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, &audit, runs_max)?;
+        let (runs_max, log) = (config.limits.runs_max.max(1), (&*audit, config.audit_segment));
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, log, runs_max)?;
         let keeper = Some(Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
-        let guard = stopped.clone().drop_guard();
-        let engine = std::thread::Builder::new().name("coordinator".into()).spawn(move || {
-            let _stopped = guard;
-            engine.run(inbox)
-        })?;
+        let engine = Some(on_its_thread(engine, inbox, &stopped)?);
         let (keys, eyes) = ((config.issuing, config.approval), (Arc::clone(&metrics), Arc::clone(&presence)));
         let members = Members::new(Arc::clone(&store), keys, eyes, commands.clone());
         let members = Arc::new(members.await?);
@@ -314,6 +330,7 @@ impl Server {
             live: watched,
             state: config.state.clone(),
             members: Arc::clone(&members),
+            fault,
         });
         let hall = Arc::new(Hall {
             limits: config.limits,
@@ -330,12 +347,11 @@ impl Server {
         });
         tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
         if let Some(door) = door {
-            let (desk, state) = (Arc::clone(&desk), config.state);
-            let view = Admin::new(desk, metrics, presence, papers, state, address);
+            let (desk, places) = (Arc::clone(&desk), Places { state: config.state, audit });
+            let view = Admin::new(desk, metrics, presence, papers, places, address);
             tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");
-        let engine = Some(engine);
         Ok(Self { address, admin, endpoint, tcp, desk, store, notes, stop, stopped, engine, keeper })
     }
 

@@ -5,11 +5,15 @@ import { sentence } from "./format.js";
 
 /** @typedef {{ name: string, values: (number | null)[], color?: number, dash?: number[] }} Series */
 /** @typedef {(value: number | null | undefined) => string} Formatter */
+/** @typedef {(value: number, step: number) => string} TickFormatter */
 
 /** Colours that are told apart, also by people who see fewer; the style sheet has both themes'. */
 const COLORS = 8;
 /** Rows of a table that are drawn at most, the newest ones. */
 const ROWS = 200;
+/** Distances of two lines of a grid in seconds. */
+const SECONDS = [...[1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1].flatMap((unit) => [unit, 2 * unit, 5 * unit]), 10, 20, 30, 60, 120, 300, 600, 1200, 1800,
+  3600, 7200, 10800, 21600, 43200, ...[1, 10, 100].flatMap((unit) => [86400 * unit, 172800 * unit, 432000 * unit])];
 
 /** The colour that a custom property stands for, in the theme that is shown. @param {string} name */
 function color(name) {
@@ -23,14 +27,15 @@ function color(name) {
 
 export class Chart {
   /**
-   * @param {{ title: string, format: Formatter, tick?: Formatter, x?: string, zero?: boolean, note?: string }} options
+   * @param {{ title: string, format: Formatter, tick: TickFormatter, x?: string, zero?: boolean, seconds?: boolean, whole?: boolean, note?: string }} options
    */
-  constructor({ title, format, tick = format, x = "round", zero = false, note = "" }) {
+  constructor({ title, format, tick, x = "round", zero = false, seconds = false, whole = false, note = "" }) {
     this.title = title;
     this.format = format;
     this.tick = tick;
     this.x = x;
     this.zero = zero;
+    this.increments = seconds ? SECONDS : whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] : null;
     /** @type {any} */
     this.plot = null;
     /** @type {number[]} */
@@ -117,8 +122,11 @@ export class Chart {
         },
       },
       axes: [
-        { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000], space: 48, size: 28, label: sentence(this.x), labelFont: font, labelSize: 18, labelGap: 2 },
-        { ...axis, size: 64, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => this.tick(value)) },
+        { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000], space: 48, size: 28, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(String), label: sentence(this.x), labelFont: font, labelSize: 18, labelGap: 2 },
+        {
+          ...axis, size: 64, ...(this.increments && { incrs: this.increments }),
+          values: (/** @type {any} */ _, /** @type {number[]} */ ticks, /** @type {any} */ _axis, /** @type {any} */ _space, /** @type {number} */ step) => ticks.map((value) => this.tick(value, step)),
+        },
       ],
       series: [{}, ...this.series.map((one, index) => ({
         label: one.name,
@@ -150,10 +158,11 @@ export class Chart {
     if (!this.details.open) return;
     const { format } = this;
     const from = Math.max(0, this.rounds.length - ROWS);
+    const left_out = from > 0 && h("p", { class: "muted" }, `The last ${ROWS} of ${this.rounds.length}.`);
     const lines = this.rounds.slice(from).map((round, index) => h("tr", {},
       h("th", { scope: "row" }, round),
       this.series.map(({ values }) => h("td", { class: "number" }, format(values[from + index])))));
-    fill(this.table, h("table", {},
+    fill(this.table, left_out, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, this.x), this.series.map(({ name }) => h("th", { scope: "col", class: "number" }, name)))),
       h("tbody", {}, lines.reverse())));
   }

@@ -1,5 +1,7 @@
 // Elements without markup: nothing that a server or a site says is ever read as HTML.
 
+import { sentence } from "./format.js";
+
 /** @typedef {Node | string | number | null | undefined | false} Child */
 
 /**
@@ -31,6 +33,17 @@ function nodes(children) {
     found.push(typeof child === "number" ? String(child) : child);
   }
   return found;
+}
+
+/**
+ * A sentence of the server's: with a capital at its beginning, and what stands between backticks as code.
+ * @param {string} text
+ * @returns {(Node | string)[]}
+ */
+export function prose(text) {
+  const parts = sentence(text).split("`");
+  if (parts.length % 2 === 0) return [sentence(text)];
+  return parts.map((part, place) => (place % 2 === 0 ? part : h("code", {}, part)));
 }
 
 /**

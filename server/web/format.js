@@ -20,10 +20,28 @@ export function figure(value) {
   return size >= 1e6 || (size > 0 && size < 1e-3) ? value.toExponential(3) : value.toFixed(4);
 }
 
-/** The same for an axis: no more digits than there are. @param {number | null | undefined} value */
-export function tick(value) {
-  const size = Math.abs(value ?? 0);
-  return size >= 1e6 || (size > 0 && size < 1e-3) ? figure(value) : number(value);
+/** A number on an axis: all of them with as many digits as tell two apart. @param {number} value @param {number} step between two */
+export function tick(value, step) {
+  const size = Math.max(Math.abs(value), step);
+  if (size >= 1e6 || step < 1e-5) return value.toExponential(1);
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  // 2.5 has one digit more than its size says.
+  const exact = Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) < 1e-6;
+  return value.toLocaleString("en", { minimumFractionDigits: exact ? digits : digits + 1, maximumFractionDigits: exact ? digits : digits + 1 });
+}
+
+/** A share on an axis. @param {number} value @param {number} step */
+export function percentTick(value, step) {
+  return `${tick(100 * value, 100 * step)} %`;
+}
+
+/** Seconds on an axis, all in one unit. @param {number} value @param {number} step */
+export function durationTick(value, step) {
+  if (step < 0.1) return `${tick(1000 * value, 1000 * step)} ms`;
+  if (step < 60) return `${tick(value, step)} s`;
+  if (step < 3600) return `${Math.round(value / 60)} min`;
+  if (step < 86400) return `${Math.round(value / 3600)} h`;
+  return `${Math.round(value / 86400)} days`;
 }
 
 /** With a capital at its beginning. @param {string} text */
@@ -34,6 +52,11 @@ export function sentence(text) {
 /** @param {number | null | undefined} value */
 export function percent(value) {
   return value === null || value === undefined ? DASH : `${(100 * value).toFixed(1)} %`;
+}
+
+/** A delta, as a power of ten. @param {number} value */
+export function delta(value) {
+  return value.toExponential().replace(/e-0*/, "e-");
 }
 
 /** @param {number | null | undefined} value */
@@ -54,13 +77,21 @@ export function duration(seconds) {
   return `${Math.round(seconds / 86400)} days`;
 }
 
-/** A moment in this browser's zone. @param {number | null | undefined} seconds since the Unix epoch */
+/** How far this browser's clock is from UTC at a moment, as `UTC+1`; logs and commands tell UTC. @param {Date} date */
+function zone(date) {
+  const minutes = -date.getTimezoneOffset();
+  if (minutes === 0) return "UTC";
+  const [hours, rest] = [Math.floor(Math.abs(minutes) / 60), Math.abs(minutes) % 60];
+  return `UTC${minutes < 0 ? "−" : "+"}${hours}${rest ? `:${String(rest).padStart(2, "0")}` : ""}`;
+}
+
+/** A moment in this browser's zone, which is named. @param {number | null | undefined} seconds since the Unix epoch */
 export function moment(seconds) {
   if (!seconds) return DASH;
   const date = new Date(1000 * seconds);
   const two = (/** @type {number} */ part) => String(part).padStart(2, "0");
   const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
-  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
+  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())} ${zone(date)}`;
 }
 
 /** How long ago. @param {number | null | undefined} seconds since the Unix epoch */
@@ -86,6 +117,9 @@ export const STATES = {
   failed: "Failed",
   budget_exhausted: "Budget spent",
 };
+
+/** Whom a promise of privacy protects. @type {Record<string, string>} */
+export const UNITS = { client: "one site as a whole", example: "one record" };
 
 /** What a state of a site is called. @type {Record<string, string>} */
 export const MEMBERSHIPS = {

@@ -3,7 +3,10 @@
 //! What no client could connect by is refused where it is written, with what to write instead, and not when the first site fails. No name
 //! is looked up here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::de::Error as _;
+use serde::{Deserialize as _, Deserializer};
 
 /// The longest name of the DNS, and the longest part between two points.
 const NAME_MAX: usize = 253;
@@ -23,6 +26,39 @@ pub(super) fn host(text: &str) -> Result<String, String> {
     }
     fits(text)?;
     Ok(text.to_owned())
+}
+
+/// Where a server listens: what `listen`, `--listen` and `--admin-listen` take.
+pub(super) fn listening(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.trim().parse() {
+        return Ok(address);
+    }
+    let text = text.trim();
+    let meant = match text.parse::<IpAddr>() {
+        Ok(address) => format!("it has no port: write {}", SocketAddr::new(address, 4433)),
+        Err(_) => match text.rsplit_once(':') {
+            _ if text.parse::<u16>().is_ok() => format!("it has no IP address: write 0.0.0.0:{text}"),
+            Some(("" | "*", port)) => format!("it has no IP address: write 0.0.0.0:{port}"),
+            Some((host, _)) if host.parse::<IpAddr>().is_ok() => {
+                "the port is a number from 0 to 65535".to_owned()
+            }
+            Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => format!("write [{host}]:{port}"),
+            Some((host, _)) if host.contains(|letter: char| letter.is_ascii_alphabetic()) => {
+                "names are not looked up here: write the IP address of one of this machine's interfaces"
+                    .to_owned()
+            }
+            _ => "write both".to_owned(),
+        },
+    };
+    Err(format!(
+        "`{text}` is no IP address with a port; {meant}. 0.0.0.0:4433 stands for every IPv4 address of this machine, [::]:4433 for every address of it, \
+         127.0.0.1:4433 for this machine alone"
+    ))
+}
+
+/// The same in a file.
+pub(super) fn listening_in_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    listening(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// `host:port` by which clients connect: what `server`, `servers`, `addresses`, `--server` and `--address` take.
@@ -52,9 +88,25 @@ fn split(text: &str) -> Result<u16, String> {
         (host, port.strip_prefix(':').ok_or_else(lacks_port)?)
     } else {
         if text.parse::<Ipv6Addr>().is_ok() {
+            // `::1:4433` is an address, and whoever wrote it hardly meant that.
+            if let Some((host, port)) = text.rsplit_once(':')
+                && host.parse::<Ipv6Addr>().is_ok()
+                && port.parse::<u16>().is_ok_and(|port| port > 0)
+            {
+                return Err(format!(
+                    "`{text}`: an IPv6 address stands in brackets before its port: write [{host}]:{port}, or [{text}]:4433 if all of it is the address"
+                ));
+            }
             return Err(format!("`{text}`: write an IPv6 address in brackets and a port, [{text}]:4433"));
         }
-        text.rsplit_once(':').ok_or_else(lacks_port)?
+        let (host, port) = text.rsplit_once(':').ok_or_else(lacks_port)?;
+        // Not a valid address either, so that no port can be told from it.
+        if host.contains(':') {
+            return Err(format!(
+                "`{text}`: `{host}` is no IPv6 address, and no host has a colon; an IPv6 address stands in brackets before its port, [2001:db8::7]:4433"
+            ));
+        }
+        (host, port)
     };
     fits(host)?;
     let is_number = !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit());
@@ -73,6 +125,11 @@ fn refuse_surroundings(text: &str) -> Result<(), String> {
         return Err(
             "give the DNS name or IP address by which sites reach the server, such as fed.example.org".into(),
         );
+    }
+    if text.chars().all(|letter| letter == '.') {
+        return Err(format!(
+            "`{text}` is a folder, and no host: give the DNS name or IP address by which sites reach the server, such as fed.example.org"
+        ));
     }
     if text.contains(char::is_whitespace) || text.contains([',', ';']) {
         return Err(format!(
@@ -120,6 +177,12 @@ fn fits(name: &str) -> Result<(), String> {
             return wrong("its parts are letters, digits, `_` and, within, `-`");
         }
     }
+    if let Some(address) = historic_ipv4(name) {
+        reaches(IpAddr::V4(address)).map_err(|fault| format!("`{name}`: {fault}"))?;
+        return wrong(&format!(
+            "some resolvers take it for an IPv4 address in an old notation, and others for a name; write {address} if that is meant"
+        ));
+    }
     let last = name.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|digit| digit.is_ascii_digit()) {
         return wrong("the last part of a name is no number, and an IP address has four numbers up to 255");
@@ -127,8 +190,41 @@ fn fits(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The address that a host means in one of the notations of `inet_aton`: one to four numbers, decimal, octal after `0` or hexadecimal after
+/// `0x`, of which the last fills what is left. RFC 6943, section 3.1.1, tells why nobody should write these.
+fn historic_ipv4(name: &str) -> Option<Ipv4Addr> {
+    let number = |part: &str| match part.strip_prefix("0x").or_else(|| part.strip_prefix("0X")) {
+        Some("") => Some(0),
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None if part.len() > 1 && part.starts_with('0') => u32::from_str_radix(part, 8).ok(),
+        None => part.parse().ok(),
+    };
+    let parts: Vec<u32> = name.split('.').map(number).collect::<Option<_>>()?;
+    let (last, first) = parts.split_last().filter(|(_, first)| first.len() < 4)?;
+    let bits = 32 - 8 * first.len() as u32;
+    if first.iter().any(|part| *part > 255) || u64::from(*last) >> bits != 0 {
+        return None;
+    }
+    let front = first.iter().enumerate().map(|(place, part)| part << (24 - 8 * place)).sum::<u32>();
+    Some(Ipv4Addr::from(front | last))
+}
+
 /// Whether packets to this address arrive at one machine.
 fn reaches(address: IpAddr) -> Result<(), String> {
+    if let IpAddr::V6(six) = address
+        && let Some(four) = six.to_ipv4_mapped()
+    {
+        reaches(IpAddr::V4(four))?;
+        return Err(format!("{address} is the IPv4 address {four} in a dress of IPv6; write {four}"));
+    }
+    if let IpAddr::V4(four) = address
+        && four.octets()[0] == 0
+        && !four.is_unspecified()
+    {
+        return Err(format!(
+            "no site can connect to {address}: addresses that begin with 0 stand for this network, and are nobody's"
+        ));
+    }
     if address.is_unspecified() {
         return Err(format!(
             "no site can connect to {address}: it stands for every address of this machine, and is for `--listen`; write the name or the \
@@ -147,7 +243,7 @@ mod tests {
     use super::*;
 
     /// Hosts by which nobody can connect, and a word of what is said of each.
-    const NOBODYS: [(&str, &str); 24] = [
+    const NOBODYS: [(&str, &str); 44] = [
         ("", "DNS name"),
         (" ", "DNS name"),
         ("0.0.0.0", "--listen"),
@@ -170,8 +266,28 @@ mod tests {
         ("fed.example.org.", "point at its end"),
         ("fed..example", "1 to 63"),
         ("-fed.example", "letters"),
-        ("1.2.3", "four numbers"),
+        ("1.2.3.4.5", "four numbers"),
         ("10.0.0.256", "four numbers"),
+        ("::ffff:0.0.0.0", "--listen"),
+        ("::ffff:127.0.0.1", "write 127.0.0.1"),
+        ("::ffff:7f00:1", "write 127.0.0.1"),
+        ("::ffff:255.255.255.255", "many machines"),
+        ("0.0.0.1", "begin with 0"),
+        ("0.255.3.4", "begin with 0"),
+        ("0", "--listen"),
+        ("0x0", "--listen"),
+        ("2130706433", "write 127.0.0.1"),
+        ("017700000001", "write 127.0.0.1"),
+        ("0x7f000001", "write 127.0.0.1"),
+        ("0X7F.1", "write 127.0.0.1"),
+        ("127.1", "write 127.0.0.1"),
+        ("127.0.1", "write 127.0.0.1"),
+        ("010.0.0.1", "write 8.0.0.1"),
+        ("10.0.0.010", "write 10.0.0.8"),
+        ("0x7f.0.0.0x1", "write 127.0.0.1"),
+        ("4294967296", "four numbers"),
+        ("1.2.3", "write 1.2.0.3"),
+        ("..", "folder"),
     ];
 
     #[test]
@@ -212,6 +328,27 @@ mod tests {
     }
 
     #[test]
+    fn where_a_server_listens_is_an_address_of_this_machine_and_a_port() {
+        for text in ["0.0.0.0:4433", "[::]:0", "127.0.0.1:65535"] {
+            assert_eq!(listening(text).unwrap().to_string(), text);
+        }
+        for (text, word) in [
+            ("0.0.0.0", "write 0.0.0.0:4433"),
+            ("::", "write [::]:4433"),
+            ("4433", "write 0.0.0.0:4433"),
+            (":4433", "write 0.0.0.0:4433"),
+            ("*:4433", "write 0.0.0.0:4433"),
+            ("127.0.0.1:x", "0 to 65535"),
+            ("127.0.0.1:70000", "0 to 65535"),
+            ("localhost:4433", "names are not looked up"),
+            ("", "no IP address with a port"),
+        ] {
+            let said = listening(text).unwrap_err();
+            assert!(said.contains(word) && said.contains("0.0.0.0:4433 stands for"), "{text:?}: {said}");
+        }
+    }
+
+    #[test]
     fn an_address_has_a_host_and_a_port() {
         for text in ["h:1", "fed.example.org:4433", "10.0.0.1:65535", "[::1]:443", "[2001:db8::7]:4433"] {
             assert_eq!(host_and_port(text).as_deref(), Ok(text));
@@ -225,6 +362,9 @@ mod tests {
             ("fed.example.org:0", "port 0"),
             (":4433", "host before the port"),
             ("::1", "[::1]:4433"),
+            ("::1:4433", "[::1]:4433"),
+            ("2001:db8::7:4433", "[2001:db8::7]:4433"),
+            ("2001:db8::7::4433", "[2001:db8::7]:4433"),
             ("2001:db8::7", "[2001:db8::7]:4433"),
             ("[::1]", "has no port"),
             ("[::1", "not closed"),

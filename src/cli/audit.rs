@@ -3,15 +3,20 @@
 //! A chain shows that records were changed, removed or exchanged. It does not show that its end was cut off whole; other books do. A
 //! server's database, ledgers, audit log and models are compared with one another, and a site's ledger with itself and with a
 //! statement of its server. Of all of them at once an older copy can be put back: note the heads somewhere else from time to time.
+//!
+//! Closed segments of an audit log may have been moved away. What is not here was not verified: that is no damage, and no success either.
 
 mod books;
+mod log;
 
 use std::path::{Path, PathBuf};
 
 use ::client::net::{BooksError, check_books};
 use clap::Args;
+use privacy::chain::segments::logs_in;
 use privacy::chain::{Digest, Link, read_lines};
 use serde_json::{Value, json};
+use server::PrivacyStatement;
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
@@ -31,6 +36,9 @@ pub(super) struct VerifyArgs {
     /// A `privacy_statement.json` of the server's newest model, to compare the ledgers of sites with.
     #[arg(long, value_name = "FILE")]
     statement: Option<PathBuf>,
+    /// A folder to which closed segments of the audit log were moved; may be repeated. With logs of one name, name one of them alone.
+    #[arg(long = "archive", value_name = "DIR")]
+    archives: Vec<PathBuf>,
     /// Print every record, too.
     #[arg(long)]
     records: bool,
@@ -43,51 +51,87 @@ struct Verified {
     head: Digest,
 }
 
+/// What was found, over all paths.
+#[derive(Default)]
+struct Findings {
+    damaged: Vec<String>,
+    /// What was not there to be looked at.
+    absent: Vec<String>,
+    /// Names of the logs that were read.
+    logs: Vec<std::ffi::OsString>,
+    /// Whether a site's ledger was compared with a statement.
+    compared: bool,
+}
+
 pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
-    let mut damaged = Vec::new();
+    if let Some(path) = args.archives.iter().find(|path| !path.is_dir()) {
+        let message = format!("--archive {}: there is no such folder", path.display());
+        return Err(Failure::new(Kind::Configuration, message));
+    }
+    let mut found = Findings::default();
     let statement = args.statement.as_deref().map(books::statement).transpose()?;
-    let mut compared = false;
     for path in &args.paths {
-        damaged.extend(compare_site(path)?);
+        found.damaged.extend(compare_site(path)?);
         if ServerFolder(path.clone()).config().exists() {
-            match books::server(&ServerFolder(path.clone()))? {
+            match books::server(&ServerFolder(path.clone()), &args.archives)? {
                 Ok(agreed) => {
                     global.format.say(|| books::describe(path, &agreed), || books::object(path, &agreed))
                 }
-                Err(fault) => damaged.push(fault),
+                Err(fault) => found.damaged.push(fault),
             }
         }
         for file in chains(path)? {
-            // A file that was named, and is something else, is a mistake; one that stands where a book belongs is damage.
-            let kind = FileKind::of(&file);
-            if let Some(kind) =
-                kind.filter(|kind| file == *path && !kind.is_chain() && *kind != FileKind::Empty)
-            {
-                return Err(kind.is_not(&file, "an audit log or a ledger"));
-            }
-            match read(&file)? {
-                Ok(verified) => {
-                    match kind {
-                        Some(FileKind::SiteLedger) => {
-                            compared = true;
-                            damaged.extend(books::site(&file, statement.as_ref())?);
-                        }
-                        Some(FileKind::RunLedger) => damaged.extend(books::run(&verified)),
-                        _ => {}
-                    }
-                    global
-                        .format
-                        .say(|| describe(&verified, args.records), || object(&verified, args.records));
-                }
-                Err(fault) => damaged.push(format!("{}: {fault}", file.display())),
-            }
+            verify_file(&file, path, statement.as_ref(), args, global, &mut found)?;
         }
     }
-    if statement.is_some() && !compared {
+    if statement.is_some() && !found.compared {
         let message = "--statement is compared with a site's ledger, and none of these paths has one";
         return Err(Failure::new(Kind::Configuration, message));
     }
-    if damaged.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Run, damaged.join("\n"))) }
+    if found.damaged.is_empty() && found.absent.is_empty() {
+        return Ok(());
+    }
+    let kind = if found.damaged.is_empty() { Kind::Incomplete } else { Kind::Run };
+    found.damaged.dedup();
+    found.damaged.extend(found.absent);
+    Err(Failure::new(kind, found.damaged.join("\n")))
+}
+
+/// Verifies one file, and of an audit log all of its segments.
+fn verify_file(
+    file: &Path,
+    path: &Path,
+    statement: Option<&PrivacyStatement>,
+    args: &VerifyArgs,
+    global: &Global,
+    found: &mut Findings,
+) -> Result<(), Failure> {
+    let kind = FileKind::of(file);
+    if log::is_closed(file, kind) {
+        return log::verify_alone(file, args, global, found);
+    }
+    if log::is_log(file, kind) {
+        return log::verify(file, args, global, found);
+    }
+    // A file that was named, and is something else, is a mistake; one that stands where a book belongs is damage.
+    if let Some(kind) = kind.filter(|kind| file == path && !kind.is_chain() && *kind != FileKind::Empty) {
+        return Err(kind.is_not(file, "an audit log or a ledger"));
+    }
+    match read(file)? {
+        Ok(verified) => {
+            match kind {
+                Some(FileKind::SiteLedger) => {
+                    found.compared = true;
+                    found.damaged.extend(books::site(file, statement)?);
+                }
+                Some(FileKind::RunLedger) => found.damaged.extend(books::run(&verified)),
+                _ => {}
+            }
+            global.format.say(|| describe(&verified, args.records), || object(&verified, args.records));
+        }
+        Err(fault) => found.damaged.push(format!("{}: {fault}", file.display())),
+    }
+    Ok(())
 }
 
 /// What is wrong between the books of a site, where the path is a site's folder or its state.
@@ -104,8 +148,10 @@ fn compare_site(path: &Path) -> Result<Option<String>, Failure> {
         return Ok(None);
     };
     match check_books(&state) {
-        // Damage of one file is named below, line by line.
-        Ok(_) | Err(BooksError::Ledger { .. } | BooksError::Audit { .. }) => Ok(None),
+        // Damage of one book is named below, line by line.
+        Ok(_) | Err(BooksError::Ledger { .. } | BooksError::Audit { .. } | BooksError::Segments(_)) => {
+            Ok(None)
+        }
         Err(fault) => {
             let fault = fault.to_string();
             Ok(Some(site_file.map_or_else(|| fault.clone(), |file| with_path(&fault, &file))))
@@ -124,7 +170,10 @@ fn chains(path: &Path) -> Result<Vec<PathBuf>, Failure> {
         folders.push(SiteFile::read(&site)?.state);
     }
     let ledgers = folders.iter().map(|folder| folder.join(LEDGER)).filter(|file| file.exists());
-    let mut found: Vec<PathBuf> = folders.iter().flat_map(|folder| logs_in(folder)).chain(ledgers).collect();
+    let mut found: Vec<PathBuf> = ledgers.collect();
+    for folder in &folders {
+        found.extend(logs_in(folder).or_fail(Kind::Configuration, folder.display())?);
+    }
     found.sort();
     found.dedup();
     if found.is_empty() {
@@ -132,16 +181,6 @@ fn chains(path: &Path) -> Result<Vec<PathBuf>, Failure> {
         return Err(Failure::new(Kind::Configuration, message));
     }
     Ok(found)
-}
-
-/// The audit logs in a folder: one, or one of each server that takes turns on it.
-pub(super) fn logs_in(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let ours = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name == "audit.jsonl" || name.starts_with("audit-") && name.ends_with(".jsonl")
-    };
-    entries.map(|entry| entry.path()).filter(ours).collect()
 }
 
 /// The chain in a file, or what is wrong with it.
@@ -161,24 +200,27 @@ fn read(path: &Path) -> Result<Result<Verified, String>, Failure> {
     Ok(Ok(Verified { path: path.to_path_buf(), head: lines.chain.head(), links: lines.links }))
 }
 
+/// Every record, a line each, where they are wanted.
+fn told(links: &[Link], records: bool) -> String {
+    let links = if records { links } else { &[] };
+    links.iter().map(|link| format!("{:>6}  {}\n", link.sequence, link.record.get())).collect()
+}
+
+/// The records, as JSON.
+fn entries(links: &[Link]) -> impl Iterator<Item = Value> {
+    links.iter().map(|link| serde_json::from_str(link.record.get()).unwrap_or_default())
+}
+
 fn describe(verified: &Verified, records: bool) -> String {
     let Verified { path, links, head } = verified;
-    let mut text = String::new();
-    if records {
-        for link in links {
-            text.push_str(&format!("{:>6}  {}\n", link.sequence, link.record.get()));
-        }
-    }
-    text + &format!("{}: {} records in order, head {head}", path.display(), links.len())
+    told(links, records) + &format!("{}: {} records in order, head {head}", path.display(), links.len())
 }
 
 fn object(verified: &Verified, records: bool) -> Value {
     let Verified { path, links, head } = verified;
     let mut object = json!({ "file": path, "records": links.len(), "head": head });
     if records {
-        let records: Vec<Value> =
-            links.iter().map(|link| serde_json::from_str(link.record.get()).unwrap_or_default()).collect();
-        object["entries"] = Value::Array(records);
+        object["entries"] = entries(links).collect();
     }
     object
 }

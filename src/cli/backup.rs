@@ -5,15 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use privacy::accounting::Figure;
 use privacy::chain::Digest;
 use serde_json::json;
-use server::net::{BackupError, BroughtBack, HANDED_OVER, Lost, Store};
+use server::net::{BroughtBack, HANDED_OVER, Lost, Store};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SUMS, ServerFolder};
 use super::output::table;
 use super::part::{MADE, MARK, Part, refuse_unfinished};
+use super::shell::quoted;
 use super::watch::runtime;
 
 /// More releases than any server makes.
@@ -104,9 +106,9 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
     }
     // All that is owed is booked before the folder has a name by which a server could be started.
     let brought = runtime()?.block_on(Store::bring_back(&part.path().join("state"), args.lost_releases));
-    let brought = brought.map_err(|error| match error {
-        BackupError::LostUnknown | BackupError::TooFew { .. } => Failure::new(Kind::Refused, error),
-        error => Failure::new(Kind::Run, format!("nothing was restored: {error}")),
+    let brought = brought.map_err(|error| match error.kind() {
+        Kind::Refused => error.blamed(),
+        _ => Failure::new(Kind::Run, format!("nothing was restored: {error}")),
     })?;
     if !is_backup {
         // Before the new folder has its name: at no instant may a server start in both.
@@ -116,7 +118,7 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
     part.finish()?;
     let shown = args.to.display();
     global.format.say(
-        || format!("{shown} is as the backup was{}\nnext:\n  consortia server run {shown}", describe(&brought)),
+        || format!("{shown} is as the backup was{}\nnext:\n  consortia server run {}", describe(&brought), quoted(&args.to)),
         || {
             let charged = |one: &Lost| {
                 json!({ "population": one.population, "charged": one.charged, "epsilon": one.epsilon, "epsilon_max": one.epsilon_max })
@@ -142,7 +144,7 @@ fn hold(folder: &Path) -> Result<fs::File, Failure> {
     let opened = fs::File::options().create(true).truncate(false).write(true).open(&path);
     let lock = opened.or_fail(Kind::Configuration, path.display())?;
     let running = format!("{}: a server works here; stop it first", folder.display());
-    lock.try_lock().map_err(|_| Failure::new(Kind::Configuration, running))?;
+    lock.try_lock().map_err(|_| Failure::new(Kind::Run, running))?;
     Ok(lock)
 }
 
@@ -152,7 +154,8 @@ fn describe(brought: &BroughtBack) -> String {
     if !charged.is_empty() {
         let mut rows = vec![["population", "charged", "epsilon", "budget"].map(str::to_owned).to_vec()];
         rows.extend(charged.iter().map(|one| {
-            let (epsilon, budget) = (format!("{:.4}", one.epsilon), one.epsilon_max.to_string());
+            let (epsilon, budget) =
+                (format!("{:.4}", Figure(one.epsilon)), Figure(one.epsilon_max).to_string());
             vec![one.population.clone(), one.charged.to_string(), epsilon, budget]
         }));
         said = format!(", and its budgets are charged for what it does not know of\n{}", table(&rows));

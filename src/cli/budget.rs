@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ::client::net::check_books;
 use ::client::{Policy, SiteAccount, Total};
 use clap::Args;
-use privacy::accounting::AccountingError;
+use privacy::accounting::{AccountingError, Figure};
 use privacy::ledger::Unit;
 use protocol::RunId;
 use serde_json::{Value, json};
@@ -138,6 +138,7 @@ impl Spending {
         rows.extend(self.runs.iter().chain([&self.whole]).map(Line::row));
         let allowed = match self.budget {
             Some((epsilon, delta)) => {
+                let (epsilon, delta) = (Figure(epsilon), Figure(delta));
                 format!("epsilon {epsilon} at delta {delta}, for the client and for its records each")
             }
             None => "whatever the plans ask".to_owned(),

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use learning::device::Device;
 use learning::{CsvSource, Models, gradient_path};
+use privacy::accounting::Figure;
+use privacy::chain::Digest;
 use protocol::{DataSpec, Spec, Weighting};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use server::Plan;
 use server::net::Database;
@@ -18,7 +22,9 @@ use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder, SiteFile};
 use super::kinds::{FileKind as Told, or_what_it_is};
 use super::modes::wide;
+use super::output::text_table;
 use super::privacy::finite;
+use super::shell::quoted;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -92,7 +98,9 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
             };
             vec![
                 ("kind", json!("server")),
+                ("federation", json!(federation(&base.join("identity"))?)),
                 ("listens on", json!(file.listen.to_string())),
+                ("sites reach it at", json!(reached(&file.addresses))),
                 ("keeps its rows in", json!(state)),
                 (
                     "admin port",
@@ -105,9 +113,9 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     };
     let text = || {
         let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let lines: Vec<String> =
-            facts.iter().map(|(name, value)| format!("{name:<30} {}", plain(value))).collect();
-        format!("{path} is in order\n{}", lines.join("\n"))
+        let rows: Vec<Vec<String>> =
+            facts.iter().map(|(name, value)| vec![(*name).to_owned(), plain(value)]).collect();
+        format!("{path} is in order\n{}", text_table(&rows))
     };
     let object = || {
         let named = facts.iter().map(|(name, value)| (name.replace(' ', "_"), value.clone()));
@@ -115,6 +123,22 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     };
     global.format.say(text, object);
     Ok(())
+}
+
+/// The fingerprint of the federation whose root is in an identity's folder, as `server init` has printed it.
+fn federation(identity: &Path) -> Result<String, Failure> {
+    let root = identity.join("ca.pem");
+    let der = CertificateDer::from_pem_file(&root).or_fail(Kind::Configuration, root.display())?;
+    Ok(Digest::of(&der).to_string())
+}
+
+/// Where sites reach a server.
+fn reached(addresses: &[String]) -> String {
+    if addresses.is_empty() {
+        return "no address is named (`addresses`): `consortia invite create` needs --address HOST:PORT"
+            .to_owned();
+    }
+    addresses.join(", ")
 }
 
 /// Names what others on this machine have rights on.
@@ -207,7 +231,7 @@ fn privacy_facts(plan: &Plan) -> Result<Facts, String> {
             ("epsilon budget", json!(promise.epsilon_max)),
         ]);
     } else if let Some(promise) = promises.first() {
-        let (most, delta) = (promise.epsilon_max, promise.delta);
+        let (most, delta) = (Figure(promise.epsilon_max), Figure(promise.delta));
         let said =
             format!("at most {most} at delta {delta} for {}, as each site accounts for it", promise.unit);
         facts.push(("epsilon", json!(said)));
@@ -240,13 +264,13 @@ fn policy_facts(path: &Path) -> Result<Facts, Failure> {
     let allows = if policy.allows_nothing() { "no task" } else { "tasks that keep its rules" };
     let budget = policy.budget().map_or_else(
         || "no limit of the site's own".to_owned(),
-        |(epsilon, delta)| format!("epsilon {epsilon} at delta {delta}"),
+        |(epsilon, delta)| format!("epsilon {} at delta {}", Figure(epsilon), Figure(delta)),
     );
     Ok(vec![
         ("kind", json!("policy")),
         ("allows", json!(allows)),
         ("budget", json!(budget)),
-        ("for a plan", json!(format!("consortia site policy check {} PLAN", path.display()))),
+        ("for a plan", json!(format!("consortia site policy check {} PLAN", quoted(path)))),
     ])
 }
 
@@ -263,6 +287,7 @@ fn site_facts(path: &Path) -> Result<Facts, Failure> {
     Ok(vec![
         ("kind", json!("site")),
         ("name", json!(name.as_str())),
+        ("federation", json!(federation(&file.identity)?)),
         ("server", json!(file.servers().join(", "))),
         ("trains on", json!(format!("{device:?}"))),
     ])

@@ -6,15 +6,18 @@ use std::str::FromStr;
 use ::client::net::{FetchedModel, OperatorClient, OperatorError};
 use clap::Args;
 use consortia::results::{Report, write_report};
+use privacy::accounting::Figure;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, RunState, RunSummary};
 use serde_json::{Value, json};
+use server::{Plan, PrivacyStatement};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
-use super::output::{share, table, tell, without_empty};
+use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
+use super::output::{fields, listed, share, table, tell, without_empty};
 use super::part::write_released;
-use super::run::{OperatorArgs, connect, has_released_nothing, summary_json};
+use super::request::put;
+use super::run::{OperatorArgs, connect, has_released_nothing, stop_hint, summary_json};
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
@@ -107,19 +110,20 @@ pub(super) fn stop(args: &StopArgs, global: &Global) -> Result<(), Failure> {
 
 fn control(args: &ControlArgs, control: Control, global: &Global) -> Result<(), Failure> {
     let request = AdminRequest::Control { run: args.run, control };
-    let AdminReply::Run(run) = ask(&args.operator, &request)? else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    let AdminReply::Run(run) = ask(&args.operator, &request, global)? else {
+        return Err(OperatorError::WrongReply.blamed());
     };
+    let hint = stop_hint(&run).map_or_else(String::new, |hint| format!("\n{hint}"));
     global.format.say(
-        || format!("run {} ({}) {}: {}", run.run, run.name, run.state.name(), run.message),
+        || format!("run {} ({}) {}: {}{hint}", run.run, run.name, run.state.name(), run.message),
         || summary_json(&run),
     );
     Ok(())
 }
 
 pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Log(lines) = ask(&args.operator, &AdminRequest::Log { run: args.run })? else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    let AdminReply::Log(lines) = ask(&args.operator, &AdminRequest::Log { run: args.run }, global)? else {
+        return Err(OperatorError::WrongReply.blamed());
     };
     let read = |line: &String| serde_json::from_str(line).or_fail(Kind::Run, "the server's audit log");
     let entries: Vec<Value> = lines.iter().map(read).collect::<Result<_, _>>()?;
@@ -127,7 +131,7 @@ pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
     if global.quiet == 0 && entries.first().is_some_and(|first| first["record"]["event"] != "submitted") {
         let shown = entries.len();
         tell(format_args!(
-            "the last {shown} lines of the run; those before them are in state/audit.jsonl in the server's folder"
+            "the last {shown} lines of the run; those before them are in state/audit*.jsonl in the server's folder"
         ));
     }
     for mut entry in entries {
@@ -139,22 +143,23 @@ pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
 
 /// A record of the audit log for a person: when, what, and the rest.
 fn told(record: &Value) -> String {
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let seconds = record["time"].as_u64().unwrap_or_default() / 1_000_000;
-    let rest = record.as_object().into_iter().flatten().filter(|(name, value)| {
-        !["time", "run", "event", "database"].contains(&name.as_str()) && !value.is_null() && *value != ""
-    });
-    let rest: Vec<String> = rest.map(|(name, value)| format!("{name}={}", plain(value))).collect();
-    format!("{}  {:<10} {}", super::members::moment(seconds), plain(&record["event"]), rest.join(" "))
+    let mut rest = record.clone();
+    if let Value::Object(object) = &mut rest {
+        object.retain(|_, value| *value != "");
+    }
+    let rest = fields(&rest, &["time", "run", "event", "database"]);
+    let event = record["event"].as_str().unwrap_or_default();
+    format!("{}  {event:<10} {rest}", super::members::moment(seconds))
 }
 
 pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> {
     let ModelsArgs { named: NamedArgs { run, operator }, before, all } = args;
     let (models, earlier) = runtime()?.block_on(async {
         let operator = connect(operator).await?;
-        let mut models = page(&operator, *run, *before).await?;
+        let mut models = page(&operator, *run, *before, global).await?;
         while let Some(before) = earliest(&models).filter(|_| *all) {
-            let mut longer = page(&operator, *run, Some(before)).await?;
+            let mut longer = page(&operator, *run, Some(before), global).await?;
             if longer.is_empty() {
                 break;
             }
@@ -172,9 +177,15 @@ pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> 
             "models of rounds before {before} are not shown: --before {before} shows the next 1,000, --all shows all"
         ));
     }
-    let mut rows = vec![["round", "sha256", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["round", "sha256 of parameters", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
     rows.extend(models.iter().map(row));
-    global.format.say(|| table(&without_empty(rows)), || json!(models));
+    let none = match before {
+        Some(before) => format!("there is no model of a round before {before}"),
+        None => "there is no model of this run".to_owned(),
+    };
+    let lines = || listed(&without_empty(rows), &none, table);
+    global.format.say(lines, || json!(models));
     Ok(())
 }
 
@@ -183,14 +194,15 @@ async fn page(
     operator: &OperatorClient,
     run: Option<RunId>,
     before: Option<u32>,
+    global: &Global,
 ) -> Result<Vec<ModelLine>, Failure> {
     let request = match before {
         Some(before) => AdminRequest::ModelsBefore { run, before },
         None => AdminRequest::Models { run },
     };
-    match operator.ask(&request).await.or_fail(Kind::Run, "")? {
+    match put(operator, &request, global).await? {
         AdminReply::Models(models) => Ok(models),
-        _ => Err(Failure::new(Kind::Defect, OperatorError::WrongReply)),
+        _ => Err(OperatorError::WrongReply.blamed()),
     }
 }
 
@@ -211,7 +223,7 @@ fn row(model: &ModelLine) -> Vec<String> {
         model.sha256.get(..16).unwrap_or(&model.sha256).to_owned(),
         accuracy(model.sites),
         accuracy(model.central),
-        model.epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{epsilon:.3}")),
+        model.epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{:.3}", Figure(epsilon))),
         remarks.join(", "),
     ]
 }
@@ -219,7 +231,7 @@ fn row(model: &ModelLine) -> Vec<String> {
 pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
     let fetched = runtime()?.block_on(async {
         let operator = connect(&args.named.operator).await?;
-        let fetched = operator.model(args.named.run, args.model.0).await.or_fail(Kind::Run, "");
+        let fetched = operator.model(args.named.run, args.model.0).await.or_blame();
         operator.close().await;
         fetched
     });
@@ -232,7 +244,7 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
     global.format.say(
         || {
             format!(
-                "run {run}, model of round {round}, sha256 {sha256}\n  {}\n  {}",
+                "run {run}, model of round {round}, sha256 of its parameters {sha256}\n  {}\n  {}",
                 to.display(),
                 beside.display()
             )
@@ -244,23 +256,18 @@ pub(super) fn pull(args: &PullArgs, global: &Global) -> Result<(), Failure> {
 
 pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> {
     let operator = &args.named.operator;
-    let AdminReply::Run(run) = ask(operator, &AdminRequest::Watch { run: args.named.run })? else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
+    let AdminReply::Run(run) = ask(operator, &AdminRequest::Watch { run: args.named.run }, global)? else {
+        return Err(OperatorError::WrongReply.blamed());
     };
     // A server of an earlier release does not send it.
-    let plan = match ask(operator, &AdminRequest::Plan { run: Some(run.run) }) {
+    let plan = match ask(operator, &AdminRequest::Plan { run: Some(run.run) }, global) {
         Ok(AdminReply::Plan(plan)) => Some(plan),
         _ => None,
     };
+    let statement =
+        if has_released_nothing(&run) { None } else { statement(operator, run.run, plan.as_deref(), global) };
     let remarks = remarks(&run);
-    let mut lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
-    let first = run.history.first().map_or(0, |round| round.round);
-    if first > 1 {
-        lead.push_str(&format!(
-            " (rounds {first} to {} are shown; those before them are left out)",
-            run.rounds_done
-        ));
-    }
+    let lead = format!("run {}, {}: {}", run.run, run.state.name(), run.message);
     let report = Report {
         title: &run.name,
         state: Some(run.state),
@@ -270,14 +277,40 @@ pub(super) fn report(args: &ReportArgs, global: &Global) -> Result<(), Failure> 
         rounds: &run.history,
         clients: &run.clients,
         model_sha256: Some(&run.model_sha256),
+        statement: statement.as_ref(),
+        written: Some(time::OffsetDateTime::now_utc()),
         ..Report::default()
     };
     write_report(&args.out, &report).or_fail(Kind::Run, args.out.display())?;
+    let first = run.history.first().map_or(0, |round| round.round);
+    let left_out = if first > 1 {
+        format!(" (rounds {first} to {} are shown; those before them are left out)", run.rounds_done)
+    } else {
+        String::new()
+    };
     global.format.say(
-        || format!("{lead}\n  {}", args.out.display()),
+        || format!("{lead}{left_out}\n  {}", args.out.display()),
         || json!({ "run": run.run.to_string(), "report": args.out }),
     );
     Ok(())
+}
+
+/// What may be said of the privacy of a run's last model, where its plan promises any.
+fn statement(
+    operator: &OperatorArgs,
+    run: RunId,
+    plan: Option<&str>,
+    global: &Global,
+) -> Option<PrivacyStatement> {
+    if Plan::parse(plan?).is_ok_and(|plan| plan.spec.privacy.is_none()) {
+        return None;
+    }
+    // A model that must not leave has none, either.
+    let asked = AdminRequest::Model { run: Some(run), choice: ModelChoice::Last };
+    match ask(operator, &asked, global) {
+        Ok(AdminReply::Model { statement, .. }) => PrivacyStatement::read(&statement).ok(),
+        _ => None,
+    }
 }
 
 /// Why a run has not done what its plan says, site by site; nothing of a run that has.
@@ -302,10 +335,10 @@ fn remarks(run: &RunSummary) -> Vec<String> {
     remarks
 }
 
-fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+fn ask(args: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<AdminReply, Failure> {
     runtime()?.block_on(async {
         let operator = connect(args).await?;
-        let reply = operator.ask(request).await.or_fail(Kind::Run, "");
+        let reply = put(&operator, request, global).await;
         operator.close().await;
         reply
     })

@@ -8,7 +8,7 @@ use serde_json::json;
 use server::net::{Issuing, RevocationList};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
 use super::modes;
 use super::watch::runtime;
@@ -29,7 +29,7 @@ pub(super) fn crl(args: &CrlArgs, global: &Global) -> Result<(), Failure> {
     let issuing = Issuing::open(&folder.authority()).or_fail(Kind::Configuration, "")?;
     let list =
         runtime()?.block_on(RevocationList::read(&folder.state(), &database, &issuing, SystemTime::now()));
-    let RevocationList { pem, entries, .. } = list.or_fail(Kind::Configuration, "")?;
+    let RevocationList { pem, entries, .. } = list.or_blame()?;
     if let Some(path) = &args.output {
         let mut beside = path.clone().into_os_string();
         beside.push(".new");

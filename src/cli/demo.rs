@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use consortia::results::{ClientMetrics, Clock, Ending, ReportTable, Results, write_model};
+use privacy::chain::segments::files_of;
 use protocol::wire::{ModelChoice, RunState, RunSummary};
 use protocol::{ClientId, Metrics, RunId};
 use serde_json::{Value, json};
@@ -103,6 +104,7 @@ pub(super) fn demo(args: &DemoArgs, global: &Global) -> Result<(), Failure> {
         model_sha256: &summary.model_sha256,
         clock: Clock::Real,
         real_seconds: Some(seconds),
+        now: time::OffsetDateTime::now_utc(),
     };
     let results = results.finish(&ending, &summary.history).or_fail(Kind::Run, "results")?;
     ended.tell(args, &results, global);
@@ -171,7 +173,7 @@ async fn federate(
 
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
     let (plan, _, rehearsed) = args.plan();
-    let run = hand_in(&operator, plan.to_owned(), rehearsed).await?;
+    let run = hand_in(&operator, plan.to_owned(), rehearsed, global).await?;
     let mut shown = Vec::new();
     let mut progress = None;
     let watching = operator.watch(Some(run), |summary| {
@@ -233,9 +235,11 @@ fn keep_books(folder: &ServerFolder, hospitals: &[(String, String)], results: &P
     for (name, _) in hospitals {
         let to = results.join(name);
         std::fs::create_dir_all(&to).or_fail(Kind::Run, to.display())?;
-        for book in ["ledger.jsonl", "audit.jsonl", "heads.json"] {
-            let from = folder.site(name).join(book);
-            std::fs::copy(&from, to.join(book)).or_fail(Kind::Run, from.display())?;
+        let own = ["ledger.jsonl", "heads.json"].map(|book| folder.site(name).join(book));
+        let log = folder.site(name).join("audit.jsonl");
+        for from in files_of(&log).or_fail(Kind::Run, log.display())?.iter().chain(&own) {
+            let book = from.file_name().unwrap_or_default();
+            std::fs::copy(from, to.join(book)).or_fail(Kind::Run, from.display())?;
         }
     }
     Ok(())
@@ -335,7 +339,7 @@ impl Ended<'_> {
              together  one model, trained without any record leaving its hospital\n\
              alone     each hospital's own model, on its own test rows; no noise\n\
              pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
-             epsilon       {}\nmodel sha256  {}\nresults       {}\n{kept}\n{}",
+             epsilon       {}\nparameters    sha256 {}\nresults       {}\n{kept}\n{}",
             self.rounds(),
             self.seconds,
             table(&rows),

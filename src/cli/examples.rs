@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::shell::quoted;
 
 #[derive(Debug, Args)]
 pub(super) struct ExamplesArgs {
@@ -93,9 +94,10 @@ pub(super) fn examples(args: &ExamplesArgs, global: &Global) -> Result<(), Failu
              heart_private.toml   the same with every patient's record protected\n  \
              heterogeneous.toml, many_clients.toml: made-up records; the other plans read MNIST from $CONSORTIA_DATA\n  \
              data, {HOSPITALS}      the records of all hospitals, and each hospital's own (CC BY 4.0, see data/README.md)\n\n\
-             next:\n  consortia simulate {shown}/heart.toml",
+             next:\n  consortia simulate {}",
             missing.len(),
-            files().len() - missing.len()
+            files().len() - missing.len(),
+            quoted(folder.join("heart.toml"))
         )
     };
     let written: Vec<PathBuf> = missing.iter().map(|(name, _)| folder.join(name)).collect();
@@ -117,11 +119,25 @@ fn missing(folder: &Path) -> Result<Vec<(String, String)>, Failure> {
                 );
                 return Err(Failure::new(Kind::Configuration, message));
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => missing.push((name, text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                refuse_link(&path)?;
+                missing.push((name, text));
+            }
             Err(error) => return Err(error).or_fail(Kind::Configuration, path.display()),
         }
     }
     Ok(missing)
+}
+
+/// Refuses a link that leads nowhere: what is at its end may be on a disk that is not there for now, and the link is somebody's.
+fn refuse_link(path: &Path) -> Result<(), Failure> {
+    let Ok(to) = fs::read_link(path) else { return Ok(()) };
+    let message = format!(
+        "{} is a link to {}, where nothing is; nothing was changed: remove the link, or name another folder, `consortia examples FOLDER`",
+        path.display(),
+        to.display()
+    );
+    Err(Failure::new(Kind::Configuration, message))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod signal;
 
 use std::path::PathBuf;
 
+use ::privacy::accounting::Figure;
 use clap::Args;
 use learning::Models;
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use server::Plan;
 
 use self::promise::Reached;
 pub(super) use self::promise::{Promise, promises};
-use self::signal::Signal;
+use self::signal::{Heard, Signal};
 use super::Global;
 use super::check::{PlanFile, read_plan};
 use super::failure::{Failure, Kind, OrFail};
@@ -33,7 +34,7 @@ struct Explanation {
     promises: Vec<Promise>,
     assumes: Vec<String>,
     outside: Vec<String>,
-    signal: Option<Signal>,
+    signal: Option<Heard>,
 }
 
 pub(super) fn explain(args: &ExplainArgs, global: &Global) -> Result<(), Failure> {
@@ -79,19 +80,7 @@ impl Explanation {
             parts.push(list("Assumed", &self.assumes));
         }
         parts.push(list("Outside", &self.outside));
-        if let Some(signal) = &self.signal {
-            parts.push(format!(
-                "Signal and noise (in clipping norms, for the mean of {})\n  \
-                 noise of one {}    {:.3}\n  noise over the run    {:.3} for each unit of the largest possible signal\n  \
-                 {}: {}",
-                signal.noised.of(),
-                signal.noised.time(),
-                signal.round,
-                signal.run,
-                signal.verdict(),
-                signal.advice()
-            ));
-        }
+        parts.extend(self.signal.as_ref().map(signal_lines));
         parts.join("\n\n")
     }
 
@@ -103,14 +92,53 @@ impl Explanation {
             "promises": self.promises.iter().map(promise_object).collect::<Vec<_>>(),
             "assumes": self.assumes,
             "outside": self.outside,
-            "signal_to_noise": self.signal.as_ref().map(|signal| json!({
-                "of": signal.noised.of(),
-                "noise_per_round": signal.round,
-                "noise_over_run": signal.run,
-                "verdict": signal.verdict(),
-                "advice": signal.advice(),
-            })),
+            "signal_to_noise": self.signal.as_ref().map(signal_object),
         })
+    }
+}
+
+fn signal_lines(heard: &Heard) -> String {
+    match heard {
+        Heard::Is(signal) => format!(
+            "Signal and noise (in clipping norms, for the mean of {})\n  \
+             noise of one {}    {:.3}\n  noise over the run    {:.3} for each unit of the largest possible signal\n  \
+             {}: {}",
+            signal.noised.of(),
+            signal.noised.time(),
+            signal.round,
+            signal.run,
+            signal.verdict(),
+            signal.advice()
+        ),
+        Heard::ByRecords(by) => format!(
+            "Signal and noise (in clipping norms, for the mean of one step's gradients at the smallest cohort)\n  \
+             noise of one step     {:.3} over the number of a site's training records, which are one batch (batch_size = 0)\n  \
+             noise over the run    {:.3} over that number, for each unit of the largest possible signal\n  \
+             usable where sites have {} training records or more each, hopeless below {}",
+            by.step,
+            by.run,
+            by.usable(),
+            by.hopeless()
+        ),
+    }
+}
+
+fn signal_object(heard: &Heard) -> Value {
+    match heard {
+        Heard::Is(signal) => json!({
+            "of": signal.noised.of(),
+            "noise_per_round": signal.round,
+            "noise_over_run": signal.run,
+            "verdict": signal.verdict(),
+            "advice": signal.advice(),
+        }),
+        Heard::ByRecords(by) => json!({
+            "of": "one step's gradients at the smallest cohort, for a site with one training record",
+            "noise_per_round": by.step,
+            "noise_over_run": by.run,
+            "records_usable": by.usable(),
+            "records_hopeless_below": by.hopeless(),
+        }),
     }
 }
 
@@ -121,22 +149,23 @@ fn promise_lines(promise: &Promise) -> String {
         format!("  mechanism  {}", promise.mechanism),
     ];
     if promise.reached.is_empty() {
-        let (most, delta) = (promise.epsilon_max, promise.delta);
+        let (most, delta) = (Figure(promise.epsilon_max), Figure(promise.delta));
         lines.push(format!(
             "  epsilon    at most {most} at delta {delta}: each site accounts for it, since it depends on how many \
              records the site has"
         ));
         return lines.join("\n");
     }
-    let number =
-        |epsilon: Option<f64>| epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{epsilon:.4}"));
+    let number = |epsilon: Option<f64>| {
+        epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{:.4}", Figure(epsilon)))
+    };
     let head = ["  rounds", "epsilon by rdp", "by pld"].map(str::to_owned).to_vec();
     let row = |reached: &Reached| {
         vec![format!("  {}", reached.rounds), number(reached.epsilon.rdp), number(reached.epsilon.pld)]
     };
     let rows: Vec<_> = std::iter::once(head).chain(promise.reached.iter().map(row)).collect();
     lines.push(table(&rows));
-    let (most, delta) = (promise.epsilon_max, promise.delta);
+    let (most, delta) = (Figure(promise.epsilon_max), Figure(promise.delta));
     lines.push(match promise.refused_round {
         Some(round) => format!("  budget     {most} at delta {delta}: round {round} would be refused"),
         None => match promise.participations_max {
@@ -148,7 +177,10 @@ fn promise_lines(promise: &Promise) -> String {
     });
     lines.extend(promise.seen.as_ref().map(|(relation, epsilon)| {
         let best = epsilon.best();
-        format!("  seen       {best:.4} ({relation}) against whoever sees who takes part; no budget is kept for that")
+        format!(
+            "  seen       {:.4} ({relation}) against whoever sees who takes part; no budget is kept for that",
+            Figure(best)
+        )
     }));
     lines.join("\n")
 }

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 use protocol::RunId;
 use serde_json::json;
-use server::net::{ShelfError, Shelved};
+use server::net::Shelved;
 
 use super::Global;
 use super::control::Choice;
-use super::failure::{Failure, Kind};
+use super::failure::{Failure, OrBlame};
 use super::folder::ServerFolder;
 use super::part::write_released;
 use super::watch::runtime;
@@ -36,18 +36,20 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
         let store = folder.look().await?;
         let released = store.released(args.run, args.model.0).await;
         store.close().await;
-        released.map_err(|error| match error {
-            ShelfError::Refused(_) => Failure::new(Kind::Refused, error),
-            ShelfError::Statement(_) | ShelfError::Unreadable { .. } => Failure::new(Kind::Run, error),
-            other => Failure::new(Kind::Configuration, other),
-        })
+        released.or_blame()
     });
     let Shelved { line, statement, layout, model, standardiser, .. } = released?;
     let (to, beside) =
         write_released(&args.out, &statement.to_json(), &layout, &model, standardiser.as_ref())?;
     let (round, sha256) = (line.round, &line.sha256);
     global.format.say(
-        || format!("model of round {round}, sha256 {sha256}\n  {}\n  {}", to.display(), beside.display()),
+        || {
+            format!(
+                "model of round {round}, sha256 of its parameters {sha256}\n  {}\n  {}",
+                to.display(),
+                beside.display()
+            )
+        },
         || json!({ "model": to, "statement": beside, "round": round, "model_sha256": sha256 }),
     );
     Ok(())

@@ -8,6 +8,7 @@ use ::client::net::Transport;
 use consortia::results::Results;
 use learning::SourceSpec;
 use privacy::chain::Digest;
+use privacy::chain::segments::SegmentBytes;
 use protocol::{RecordCount, SpecError};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -15,10 +16,11 @@ use serde::{Deserialize, Serialize};
 use server::net::{Approval, Database, Limits, Objects, Store};
 use server::{ConfigError, read_toml};
 
-use super::address::{host_and_any_port, host_and_port};
-use super::failure::{Failure, Kind, OrFail};
+use super::address::{host_and_any_port, host_and_port, listening_in_file};
+use super::failure::{Failure, Kind, OrBlame, OrFail};
 use super::kinds::{FileKind, or_what_it_is};
 use super::part::refuse_unfinished;
+use super::shell::quoted;
 use super::state::StateFile;
 use super::text::read_text;
 
@@ -66,7 +68,7 @@ impl ServerFolder {
         let file = self.read()?;
         let (database, objects) = (file.database(self, None)?, self.objects(&file)?);
         let looked = Store::look_with(&self.state(), &database, objects.as_ref()).await;
-        looked.or_fail(Kind::Configuration, "")
+        looked.or_blame()
     }
 
     /// Where models are, if not in the state folder: below the name of this federation, which is its root's fingerprint, cut short.
@@ -96,7 +98,8 @@ impl ServerFolder {
         let shown = self.0.display();
         let message = format!(
             "{shown}: this folder is a backup (it has {SUMS}), and nothing was changed: its ledgers do not know what was released after it was made. \
-             Make a server's folder of it: `consortia server restore {shown} --to NEW --lost-releases N` charges N releases (docs/operations.md, Copies)"
+             Make a server's folder of it: `consortia server restore {} --to NEW --lost-releases N` charges N releases (docs/operations.md, Copies)",
+            quoted(&self.0)
         );
         Err(Failure::new(Kind::Configuration, message))
     }
@@ -137,6 +140,7 @@ impl ServerFolder {
 #[serde(deny_unknown_fields)]
 pub(super) struct ServerFile {
     /// Address and port to listen on: UDP, and TCP of the same number.
+    #[serde(deserialize_with = "listening_in_file")]
     pub(super) listen: SocketAddr,
     /// Whether sites whose network lets no UDP out may come over TCP.
     #[serde(default = "yes")]
@@ -172,6 +176,7 @@ pub(super) struct ServerFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct AdminFile {
     /// Address and TCP port to listen on.
+    #[serde(deserialize_with = "listening_in_file")]
     pub(super) listen: SocketAddr,
     /// Whether other machines may reach it.
     #[serde(default)]
@@ -217,10 +222,16 @@ pub(super) struct LimitsFile {
     connections_max: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upload_bytes_max: Option<u64>,
+    #[serde(skip_serializing_if = "is_usual")]
+    pub(super) audit_segment_bytes_max: SegmentBytes,
 }
 
 fn yes() -> bool {
     true
+}
+
+fn is_usual(segment: &SegmentBytes) -> bool {
+    *segment == SegmentBytes::default()
 }
 
 fn auto() -> String {
@@ -331,6 +342,9 @@ pub(super) struct SiteLimits {
     /// What a task's model may take of the line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) download_bytes_per_second: Option<NonZeroU64>,
+    /// From which size on a file of the audit log is closed and the next one begun.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub(super) audit_segment_bytes_max: SegmentBytes,
 }
 
 fn policy_toml() -> PathBuf {
@@ -387,20 +401,25 @@ impl SiteFile {
 /// The failure of a site's file that is not there, with the one that was meant, where a folder beside it has one.
 fn missing_site(path: &Path) -> Failure {
     let beside = path.parent().unwrap_or_else(|| Path::new(""));
-    let named = folder_with("site.toml", beside).unwrap_or_else(|| "FOLDER".to_owned());
+    let named = found_with("site.toml", beside).map(|folder| quoted(folder.join("site.toml")));
+    let named = named.unwrap_or_else(|| "FOLDER/site.toml".to_owned());
     let message = format!(
-        "there is no {}: name the site's file, `{named}/site.toml`; `consortia site join` and `consortia site init` make one",
+        "there is no {}: name the site's file, `{named}`; `consortia site join` and `consortia site init` make one",
         path.display()
     );
     Failure::new(Kind::Configuration, message)
 }
 
-/// The first folder within `folder` that holds a file of this name.
+/// The first folder within `folder` that holds a file of this name, as it is typed.
 fn folder_with(file: &str, folder: &Path) -> Option<String> {
+    found_with(file, folder).map(quoted)
+}
+
+fn found_with(file: &str, folder: &Path) -> Option<PathBuf> {
     let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let entries = std::fs::read_dir(here).into_iter().flatten().flatten();
     let found = entries.map(|entry| entry.path()).filter(|path| path.join(file).exists()).min()?;
-    Some(found.strip_prefix(".").unwrap_or(&found).display().to_string())
+    Some(found.strip_prefix(".").unwrap_or(&found).to_owned())
 }
 
 /// Turns what is wrong with a value into an error that points at its `key`.

@@ -11,10 +11,11 @@ use serde_json::json;
 use server::net::{root_sha256_of_pem, site_of_pem};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::SiteFile;
 use super::members::moment;
 use super::output::tell;
+use super::shell::quoted;
 use super::site::leave::has_left;
 use super::site::{Preset, next_steps, refuse_preset, write_files};
 use super::watch::runtime;
@@ -104,8 +105,9 @@ fn taken(folder: &Path) -> Failure {
             )
         }
         None => format!(
-            "{shown} holds a site already; nothing was changed. `consortia site run {shown}/site.toml` goes on with that one; for another site, or \
-             another federation, name another folder by --dir"
+            "{shown} holds a site already; nothing was changed. `consortia site run {}` goes on with that one; for another site, or \
+             another federation, name another folder by --dir",
+            quoted(folder.join("site.toml"))
         ),
     };
     Failure::new(Kind::Configuration, message)
@@ -182,7 +184,6 @@ fn failure(error: EnrolError, invite: &Invite) -> Failure {
             let message = format!("{error}; it was good until {}", moment(invite.expires));
             Failure::new(Kind::Connection, message)
         }
-        EnrolError::Exists(_) | EnrolError::File { .. } => Failure::new(Kind::Configuration, error),
-        error => Failure::new(Kind::Connection, error),
+        error => error.blamed(),
     }
 }

@@ -10,6 +10,7 @@ use privacy::chain::Link;
 use serde_json::Value;
 
 use super::failure::{Failure, Kind};
+use super::shell::quoted;
 
 /// Bytes of a file that are looked at.
 const HEAD_MAX: u64 = 1 << 20;
@@ -204,7 +205,7 @@ impl FileKind {
                 return None;
             }
         };
-        Some(format!("`consortia {command} {shown}` reads it"))
+        Some(format!("`consortia {command} {}` reads it", quoted(shown)))
     }
 
     /// The failure of a command that wanted `wanted` and got this.

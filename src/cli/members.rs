@@ -6,15 +6,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::client::net::{OperatorClient, OperatorError};
 use clap::Args;
 use protocol::ClientId;
-use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member, Seen};
+use protocol::wire::{AdminReply, AdminRequest, Applicant, InviteText, Member, RunSummary, Seen};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
-use super::output::table;
+use super::failure::{Blame, Failure, Kind, OrFail};
+use super::output::{listed, text_table, without_empty};
+use super::request::put;
 use super::run::{OperatorArgs, connect};
 use super::watch::runtime;
 
@@ -96,7 +97,9 @@ pub(super) fn invite(args: &InviteArgs, global: &Global) -> Result<(), Failure> 
     }
     let seconds = Duration::from_secs(args.hours.saturating_mul(3600)).as_secs();
     let request = AdminRequest::Invite { sites: args.sites.clone(), servers, seconds };
-    let AdminReply::Invites(invites) = ask(&args.operator, &request)? else { return Err(wrong_reply()) };
+    let AdminReply::Invites(invites) = ask(&args.operator, &request, global)? else {
+        return Err(wrong_reply());
+    };
     global.format.say(|| describe(&invites), || invites.iter().map(invite_json).collect());
     Ok(())
 }
@@ -117,8 +120,20 @@ fn invite_json(invite: &InviteText) -> Value {
 }
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
-    let AdminReply::Members(members) = ask(args, &AdminRequest::Members)? else { return Err(wrong_reply()) };
-    let heads = ["site", "state", "connected", "certificates", "invited", "joined", "remark"];
+    let (members, newest) = runtime()?.block_on(async {
+        let operator = connect(args).await?;
+        let members = put(&operator, &AdminRequest::Members, global).await?;
+        // Where there is no run yet, this is refused.
+        let newest = operator.ask(&AdminRequest::Watch { run: None }).await.ok();
+        operator.close().await;
+        Ok::<_, Failure>((members, newest))
+    })?;
+    let AdminReply::Members(members) = members else { return Err(wrong_reply()) };
+    let newest = match newest {
+        Some(AdminReply::Run(newest)) => Some(newest),
+        _ => None,
+    };
+    let heads = ["site", "state", "connected", "certificates", "invited", "joined", "declined", "remark"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     rows.extend(members.iter().map(|member| {
@@ -130,16 +145,32 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
             member.certificates.len().to_string(),
             time(member.invited),
             time(member.joined.unwrap_or(0)),
+            declined(&member.site, newest.as_ref()).unwrap_or_else(|| "-".to_owned()),
             remark(member),
         ]
     }));
     let object = |member: &Member| {
         let mut object = serde_json::to_value(member).unwrap_or_default();
         object["state"] = state(member, now).into();
+        object["declined"] = declined(&member.site, newest.as_ref()).into();
         object
     };
-    global.format.say(|| table(&rows), || members.iter().map(object).collect());
+    let none = "nobody was invited yet, and nobody has come: `consortia invite create SITE` invites";
+    let lines = || listed(&rows, none, |rows| text_table(&without_empty(rows.to_vec())));
+    global.format.say(lines, || members.iter().map(object).collect());
     Ok(())
+}
+
+/// What a site has declined of the newest run, or was refused: `None` where all that it was asked has counted, or where the run hides who was
+/// asked.
+fn declined(site: &ClientId, newest: Option<&RunSummary>) -> Option<String> {
+    let run = newest?;
+    let client = run.clients.iter().find(|client| client.client == *site)?;
+    let told = |counts: &[(String, u32)], verb: &str| -> Vec<String> {
+        counts.iter().map(|(reason, count)| format!("{reason}{verb} {count}")).collect()
+    };
+    let reasons = [told(&client.declined, ""), told(&client.refused, " (refused)")].concat();
+    (!reasons.is_empty()).then(|| format!("{} in run {}", reasons.join(", "), run.run))
 }
 
 /// Since when and from where a site is connected, or when it was last.
@@ -187,8 +218,8 @@ fn state(member: &Member, now: u64) -> &'static str {
 }
 
 pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> {
-    look_for(&args.operator, &args.site, args.unseen)?;
-    done(&args.operator, &AdminRequest::Revoke { site: args.site.clone() })?;
+    look_for(&args.operator, &args.site, args.unseen, global)?;
+    done(&args.operator, &AdminRequest::Revoke { site: args.site.clone() }, global)?;
     global.format.say(
         || {
             format!(
@@ -202,9 +233,9 @@ pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> 
 }
 
 pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), Failure> {
-    look_for(&args.operator, &args.site, args.unseen)?;
+    look_for(&args.operator, &args.site, args.unseen, global)?;
     let (site, reason) = (args.site.clone(), args.reason.clone());
-    done(&args.operator, &AdminRequest::Quarantine { site, reason })?;
+    done(&args.operator, &AdminRequest::Quarantine { site, reason }, global)?;
     global.format.say(
         || {
             format!(
@@ -218,7 +249,7 @@ pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), F
 }
 
 pub(super) fn release(args: &ReleaseArgs, global: &Global) -> Result<(), Failure> {
-    done(&args.operator, &AdminRequest::Release { site: args.site.clone() })?;
+    done(&args.operator, &AdminRequest::Release { site: args.site.clone() }, global)?;
     global.format.say(
         || format!("{} is released from quarantine: the next round may ask it", args.site),
         || json!({ "site": args.site.as_str(), "quarantined": false }),
@@ -232,7 +263,7 @@ pub(super) fn approve(args: &DecideArgs, global: &Global) -> Result<(), Failure>
         None => Some(heard(&args.site)?),
         phrase => phrase.clone(),
     };
-    done(&args.operator, &AdminRequest::Approve { site: args.site.clone(), phrase })?;
+    done(&args.operator, &AdminRequest::Approve { site: args.site.clone(), phrase }, global)?;
     global.format.say(
         || format!("{} is approved: it gets its certificate when it asks again, within seconds", args.site),
         || json!({ "site": args.site.as_str(), "approved": true }),
@@ -256,7 +287,7 @@ fn heard(site: &ClientId) -> Result<String, Failure> {
 
 pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> {
     let (site, phrase) = (args.site.clone(), args.phrase.clone());
-    done(&args.operator, &AdminRequest::Refuse { site, phrase })?;
+    done(&args.operator, &AdminRequest::Refuse { site, phrase }, global)?;
     global.format.say(
         || {
             format!(
@@ -270,8 +301,13 @@ pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> 
 }
 
 /// Refuses a name that nobody has: the site that is meant would stay as it is.
-fn look_for(operator: &OperatorArgs, site: &ClientId, is_unseen: bool) -> Result<(), Failure> {
-    let AdminReply::Members(members) = ask(operator, &AdminRequest::Members)? else {
+fn look_for(
+    operator: &OperatorArgs,
+    site: &ClientId,
+    is_unseen: bool,
+    global: &Global,
+) -> Result<(), Failure> {
+    let AdminReply::Members(members) = ask(operator, &AdminRequest::Members, global)? else {
         return Err(wrong_reply());
     };
     // One whose certificate was made by `server issue` and that has never come is in no list.
@@ -288,27 +324,24 @@ fn look_for(operator: &OperatorArgs, site: &ClientId, is_unseen: bool) -> Result
     Err(Failure::new(Kind::Configuration, message))
 }
 
-fn done(operator: &OperatorArgs, request: &AdminRequest) -> Result<(), Failure> {
-    match ask(operator, request)? {
+fn done(operator: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<(), Failure> {
+    match ask(operator, request, global)? {
         AdminReply::Done => Ok(()),
         _ => Err(wrong_reply()),
     }
 }
 
-fn ask(args: &OperatorArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+fn ask(args: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<AdminReply, Failure> {
     runtime()?.block_on(async {
         let operator: OperatorClient = connect(args).await?;
-        let reply = operator.ask(request).await;
+        let reply = put(&operator, request, global).await;
         operator.close().await;
-        match reply {
-            Err(error @ OperatorError::Server(_)) => Err(Failure::new(Kind::Configuration, error)),
-            reply => reply.or_fail(Kind::Connection, ""),
-        }
+        reply
     })
 }
 
 fn wrong_reply() -> Failure {
-    Failure::new(Kind::Defect, OperatorError::WrongReply)
+    OperatorError::WrongReply.blamed()
 }
 
 /// Seconds since the Unix epoch for a person.

@@ -136,7 +136,7 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
                 Form::Onnx => format!("onnx, opset {OPSET}"),
                 Form::Safetensors => "safetensors".to_owned(),
             };
-            format!("{to}: {form}, {parameters} parameters, sha256 {sha256}")
+            format!("{to}: {form}, {parameters} parameters of sha256 {sha256}")
         },
         || {
             json!({ "model": args.to, "as": form.name(), "parameters": parameters, "model_sha256": sha256,
@@ -377,7 +377,7 @@ fn tell(path: &Path, file: &ModelFile, sha256: &str, statement: Option<&PrivacyS
             format!("\nstatement     is about this model, round {round} of run {run}{void}")
         });
         format!(
-            "{}\n{}\n\nparameters    {parameters}, all finite\nsha256        {sha256}{said}\nstandardises  {scaled}{about}",
+            "{}\n{}\n\nparameters    {parameters}, all finite\nof sha256     {sha256}{said}\nstandardises  {scaled}{about}",
             path.display(),
             table(&rows)
         )

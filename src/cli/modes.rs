@@ -10,6 +10,7 @@ use consortia::results::{Existing, write_whole};
 
 use super::Command;
 use super::failure::{Failure, Kind, OrFail};
+use super::shell::quoted;
 
 /// Makes whatever this process writes from now on readable by its owner alone, where the command keeps secrets.
 pub(super) fn keep_private(command: &Command) {
@@ -55,7 +56,8 @@ impl std::fmt::Display for Wide {
         let wanted = if self.is_folder { "700" } else { "600" };
         write!(
             f,
-            "{shown} has mode {mode:03o}, so that others on this machine may use it; run `chmod {wanted} {shown}`"
+            "{shown} has mode {mode:03o}, so that others on this machine may use it; run `chmod {wanted} {}`",
+            quoted(&self.path)
         )
     }
 }

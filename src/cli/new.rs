@@ -13,6 +13,7 @@ use server::Plan;
 use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::part::{Access, Part};
+use super::shell::quoted;
 use made_up::{Chance, File};
 
 #[derive(Debug, Args)]
@@ -124,7 +125,7 @@ pub(super) fn new(args: &NewArgs, global: &Global) -> Result<(), Failure> {
     let plan = args.folder.join("federation.toml");
     global.format.say(
         || {
-            let plan = plan.display();
+            let plan = quoted(&plan);
             format!("{shown} made, with made-up records\n\nnext:\n  consortia check {plan}\n  consortia simulate {plan}")
         },
         || json!({ "folder": args.folder, "plan": plan, "files": files.iter().map(|(name, _)| name).collect::<Vec<_>>() }),

@@ -71,6 +71,24 @@ pub(super) fn timestamp() -> String {
     now.format(&Rfc3339).unwrap_or_default()
 }
 
+/// A value as a field of a line for people shows it: words with spaces and the like within quotes, so that one sees where it ends.
+pub(super) fn field(value: &Value) -> String {
+    let is_plain =
+        |letter: char| !letter.is_whitespace() && !letter.is_control() && !['"', '=', '\\'].contains(&letter);
+    match value {
+        Value::String(text) if !text.is_empty() && text.chars().all(is_plain) => text.clone(),
+        // A string's JSON is its text within quotes, and what could be misread escaped.
+        other => other.to_string(),
+    }
+}
+
+/// `name=value` for each field of an object that is not among those left out, and not null.
+pub(super) fn fields(object: &Value, left_out: &[&str]) -> String {
+    let shown = object.as_object().into_iter().flatten();
+    let shown = shown.filter(|(name, value)| !left_out.contains(&name.as_str()) && !value.is_null());
+    shown.map(|(name, value)| format!("{name}={}", field(value))).collect::<Vec<_>>().join(" ")
+}
+
 /// Writes a question to stderr; the answer is typed behind it.
 pub(super) fn ask(question: impl Display) {
     let mut err = stderr().lock();
@@ -106,6 +124,15 @@ pub(super) fn text_table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// `lines`, or where `rows` has its heads alone, that there is `none`: heads over nothing leave open whether anything went wrong.
+pub(super) fn listed(
+    rows: &[Vec<String>],
+    none: &str,
+    lines: impl FnOnce(&[Vec<String>]) -> String,
+) -> String {
+    if rows.len() > 1 { lines(rows) } else { none.to_owned() }
+}
+
 /// `rows` without the columns in which no row below the heads says anything.
 pub(super) fn without_empty(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
     let columns = rows.first().map_or(0, Vec::len);
@@ -135,6 +162,24 @@ mod tests {
         let rows = [vec!["a".to_owned(), "10".to_owned()], vec!["long".to_owned(), "9".to_owned()]];
         assert_eq!(table(&rows), "a     10\nlong   9");
         assert_eq!(text_table(&rows), "a     10\nlong  9");
+    }
+
+    #[test]
+    fn a_field_of_several_words_stands_within_quotes() {
+        let event = serde_json::json!({
+            "event": "ended", "message": "stopped by the operator", "state": "stopped", "round": 3, "said": "a='b'", "why": "", "left": null,
+        });
+        let line = fields(&event, &["event"]);
+        for (name, value) in [
+            ("message", "\"stopped by the operator\""),
+            ("state", "stopped"),
+            ("round", "3"),
+            ("said", "\"a='b'\""),
+            ("why", "\"\""),
+        ] {
+            assert!(line.contains(&format!("{name}={value}")), "{name}: {line}");
+        }
+        assert!(!line.contains("left") && !line.contains("event"), "{line}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::failure::{Failure, Kind, OrFail};
 use super::kinds::{FileKind, or_what_it_is};
 use super::modes::write_new;
 use super::output::table;
+use super::shell::quoted;
 use super::site::{Preset, now, policy_text};
 use super::text::read_text;
 
@@ -45,6 +46,14 @@ pub(super) struct InitArgs {
 
 pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     let shown = args.file.display();
+    if args.file.is_dir() {
+        let file = args.file.join("policy.toml");
+        let message = format!(
+            "{shown} is a folder: name the file to write, `consortia site policy init {}`; nothing was changed",
+            quoted(file)
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
     if args.file.symlink_metadata().is_ok() {
         let message = format!("{shown} exists and stays in force; nothing was changed");
         return Err(Failure::new(Kind::Configuration, message));
@@ -53,7 +62,7 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     let meaning =
         args.policy.map_or("denies everything: choose there what this site takes part in", Preset::meaning);
     global.format.say(
-        || format!("{shown} {meaning}\n\nnext:\n  consortia site policy check {shown} PLAN"),
+        || format!("{shown} {meaning}\n\nnext:\n  consortia site policy check {} PLAN", quoted(&args.file)),
         || json!({ "policy": args.file }),
     );
     Ok(())
@@ -63,9 +72,10 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
 pub(super) fn read(path: &Path) -> Result<(Policy, Digest), Failure> {
     if !path.exists() {
         let message = format!(
-            "{path}: there is no policy, and without one this site takes part in nothing; `consortia site policy init {path} --policy plain` (or \
+            "{path}: there is no policy, and without one this site takes part in nothing; `consortia site policy init {typed} --policy plain` (or \
              records, or private) writes one, and docs/privacy-choice.md helps to choose",
-            path = path.display()
+            path = path.display(),
+            typed = quoted(path)
         );
         return Err(Failure::new(Kind::Configuration, message));
     }
@@ -120,7 +130,7 @@ pub(super) fn judge(
     let releases = plan.spec.privacy.examples.and_then(|_| ExampleReleases::of(&plan.spec.training, records));
     let unpaid = |error: PayError| Denied { rule: error.rule(), message: error.to_string() };
     let pays = |task: &Task| account.would_pay(task, releases, *federation, budget).map_err(unpaid);
-    let judged = |task: &Task| policy.judge(task, &facts, now(), &history).and_then(|()| pays(task));
+    let judged = |task: &Task| policy.judge(task, &facts, now(), history).and_then(|()| pays(task));
     tasks(plan, layout.shared_len()).iter().map(|task| (task.id.step, judged(task))).collect()
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ::privacy::accounting::calibration::calibrate;
 use ::privacy::accounting::{
-    AccountingError, Event, EventError, Mechanism, Relation, pld, promised_delta, rdp,
+    AccountingError, Event, EventError, Figure, Mechanism, Relation, pld, promised_delta, rdp,
 };
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -105,6 +105,30 @@ impl Releases {
         }
     }
 
+    /// Whether the accountant of the privacy loss distribution can resolve so small a delta. Every command takes every delta that a plan
+    /// takes; below this one Renyi differential privacy answers alone, as in a run's ledger.
+    fn is_resolved(&self) -> bool {
+        self.delta >= pld::DELTA_MIN
+    }
+
+    /// Which accountant decides where both are asked.
+    fn decides(&self) -> Accountant {
+        match self.accountant {
+            Accountant::Both if self.is_resolved() => Accountant::Pld,
+            Accountant::Both => Accountant::Rdp,
+            one => one,
+        }
+    }
+
+    /// Epsilon by this accountant, where it is asked and can tell.
+    fn asked(&self, accountant: Accountant, event: Event) -> Result<Option<f64>, Failure> {
+        let is_asked = match self.accountant {
+            Accountant::Both => accountant == Accountant::Rdp || self.is_resolved(),
+            one => one == accountant,
+        };
+        is_asked.then(|| self.epsilon(accountant, event)).transpose().or_fail(Kind::Configuration, "")
+    }
+
     fn json(&self, noise_multiplier: f64, rdp: Option<f64>, pld: Option<f64>) -> Value {
         json!({
             "noise_multiplier": noise_multiplier,
@@ -121,11 +145,12 @@ impl Releases {
         let sampling = if self.sampling_rate == 1.0 {
             "every client may be in every round (no amplification claimed)".to_owned()
         } else {
-            let rate = self.sampling_rate;
+            let rate = Figure(self.sampling_rate);
             format!("each client in each round with probability {rate}, by a coin that nobody sees")
         };
         let relation = Relation::from(self.relation);
-        format!("{} rounds; {sampling}; to {relation}; delta {}", self.rounds, self.delta)
+        let rounds = if self.rounds == 1 { "1 round".to_owned() } else { format!("{} rounds", self.rounds) };
+        format!("{rounds}; {sampling}; to {relation}; delta {}", Figure(self.delta))
     }
 }
 
@@ -137,22 +162,23 @@ pub(super) fn finite(epsilon: f64) -> Value {
 pub(super) fn epsilon(args: &EpsilonArgs, global: &Global) -> Result<(), Failure> {
     let releases = &args.releases;
     let event = releases.event(args.noise_multiplier).or_fail(Kind::Configuration, "")?;
-    let ask = |accountant| {
-        let wanted = releases.accountant == accountant || releases.accountant == Accountant::Both;
-        wanted.then(|| releases.epsilon(accountant, event)).transpose().or_fail(Kind::Configuration, "")
-    };
-    let both = || Ok((ask(Accountant::Rdp)?, ask(Accountant::Pld)?));
+    let both = || Ok((releases.asked(Accountant::Rdp, event)?, releases.asked(Accountant::Pld, event)?));
     let (rdp, pld) = telling(global, || "computing epsilon".to_owned(), both)?;
     let text = || {
-        let line = |name: &str, epsilon: Option<f64>| {
-            epsilon.map_or_else(String::new, |epsilon| format!("\nepsilon by {name}  {epsilon:.6}"))
-        };
-        let noise = args.noise_multiplier;
+        let noise = Figure(args.noise_multiplier);
         let described = releases.describe();
-        format!("noise multiplier {noise}; {described}{}{}", line("rdp", rdp), line("pld", pld))
+        format!("noise multiplier {noise}; {described}{}", lines(rdp, pld))
     };
     global.format.say(text, || releases.json(args.noise_multiplier, rdp, pld));
     Ok(())
+}
+
+/// The epsilons of those accountants that have one.
+fn lines(rdp: Option<f64>, pld: Option<f64>) -> String {
+    let line = |name: &str, epsilon: Option<f64>| {
+        epsilon.map_or_else(String::new, |epsilon| format!("\nepsilon by {name}  {:.6}", Figure(epsilon)))
+    };
+    format!("{}{}", line("rdp", rdp), line("pld", pld))
 }
 
 /// How far the search for a noise multiplier has come.
@@ -161,8 +187,10 @@ fn stand(tried: &Mutex<Vec<(f64, f64)>>) -> String {
     match tried.last() {
         Some((noise, epsilon)) => {
             format!(
-                "searching: {} noise multipliers tried, of about 25; {noise:.4} gives epsilon {epsilon:.4}",
-                tried.len()
+                "searching: {} noise multipliers tried, of about 25; {:.4} gives epsilon {:.4}",
+                tried.len(),
+                Figure(*noise),
+                Figure(*epsilon)
             )
         }
         None => "searching: computing epsilon of the first noise multiplier".to_owned(),
@@ -173,7 +201,7 @@ pub(super) fn noise(args: &NoiseArgs, global: &Global) -> Result<(), Failure> {
     let releases = &args.releases;
     let epsilon_of = |noise_multiplier: f64| {
         let event = releases.event(noise_multiplier).map_err(|error| error.to_string())?;
-        releases.epsilon(releases.accountant, event).map_err(|error| error.to_string())
+        releases.epsilon(releases.decides(), event).map_err(|error| error.to_string())
     };
     let tried = Mutex::new(Vec::new());
     let told = |noise_multiplier: f64| {
@@ -185,14 +213,17 @@ pub(super) fn noise(args: &NoiseArgs, global: &Global) -> Result<(), Failure> {
     let noise = telling(global, || stand(&tried), search).or_fail(Kind::Configuration, "")?;
     let event = releases.event(noise).or_fail(Kind::Configuration, "")?;
     let rdp = releases.epsilon(Accountant::Rdp, event).or_fail(Kind::Configuration, "")?;
-    let pld = releases.epsilon(Accountant::Pld, event).or_fail(Kind::Configuration, "")?;
+    let pld = releases.is_resolved().then(|| releases.epsilon(Accountant::Pld, event));
+    let pld = pld.transpose().or_fail(Kind::Configuration, "")?;
     let text = || {
         let described = releases.describe();
         format!(
-            "noise multiplier {noise:.6} keeps epsilon at {}; {described}\nepsilon by rdp  {rdp:.6}\nepsilon by pld  {pld:.6}",
-            args.epsilon
+            "noise multiplier {:.6} keeps epsilon at {}; {described}{}",
+            Figure(noise),
+            Figure(args.epsilon),
+            lines(Some(rdp), pld)
         )
     };
-    global.format.say(text, || releases.json(noise, Some(rdp), Some(pld)));
+    global.format.say(text, || releases.json(noise, Some(rdp), pld));
     Ok(())
 }

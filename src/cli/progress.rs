@@ -5,6 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use privacy::accounting::Figure;
 use protocol::wire::RoundSummary;
 
 use super::Global;
@@ -44,8 +45,13 @@ impl Progress {
         self.bar.set_position(u64::from(summary.round));
         self.bar.set_message(line.clone());
         if self.lines {
-            super::output::tell(format_args!("round {}/{}  {line}", summary.round, self.rounds));
+            super::output::tell(format_args!("{}  {line}", self.name(summary.round)));
         }
+    }
+
+    /// What a round is called: the one before the first collects statistics.
+    fn name(&self, round: u32) -> String {
+        if round == 0 { "statistics".to_owned() } else { format!("round {round}/{}", self.rounds) }
     }
 
     /// A line of its own, above the bar.
@@ -101,7 +107,7 @@ pub(super) fn describe(summary: &RoundSummary) -> String {
         }
     }
     if let Some(epsilon) = summary.epsilon {
-        parts.push(format!("epsilon {epsilon:.3}"));
+        parts.push(format!("epsilon {:.3}", Figure(epsilon)));
     }
     parts.join("  ")
 }
@@ -110,6 +116,12 @@ pub(super) fn describe(summary: &RoundSummary) -> String {
 mod tests {
     use super::super::output::Format;
     use super::*;
+
+    #[test]
+    fn the_round_before_the_first_is_called_by_what_it_does() {
+        let progress = Progress::new(&Global { format: Format::Text, quiet: 1, verbose: 0 }, 20);
+        assert_eq!([0, 1, 20].map(|round| progress.name(round)), ["statistics", "round 1/20", "round 20/20"]);
+    }
 
     #[test]
     fn whoever_waits_hears_how_far_it_is_and_with_q_nothing() {

@@ -14,11 +14,12 @@ use server::Plan;
 
 use super::Global;
 use super::columns::read_plan_text;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
-use super::output::{share, table, text_table, without_empty};
+use super::output::{listed, share, table, text_table, without_empty};
 use super::progress::Progress;
-use super::watch::runtime;
+use super::request::put;
+use super::watch::{interrupted, runtime};
 
 #[derive(Debug, Args)]
 pub(super) struct OperatorArgs {
@@ -62,7 +63,14 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     Plan::parse(&plan_toml).or_fail(Kind::Configuration, &path)?;
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
-        let run = hand_in(&operator, plan_toml, args.seed).await?;
+        let run = match hand_in(&operator, plan_toml, args.seed, global).await {
+            Ok(run) => run,
+            // What is given up is taken back as soon as the server knows that nobody waits for it.
+            Err(failure) => {
+                operator.close().await;
+                return Err(failure);
+            }
+        };
         let (text, object) = (format!("run {run} is in the queue"), json!({ "run": run.to_string() }));
         if args.watch {
             super::output::tell(text);
@@ -79,12 +87,11 @@ pub(super) async fn hand_in(
     operator: &OperatorClient,
     plan_toml: String,
     seed: Option<u64>,
+    global: &Global,
 ) -> Result<RunId, Failure> {
-    match operator.ask(&AdminRequest::Submit { plan_toml, seed }).await {
-        Ok(AdminReply::Submitted { run }) => Ok(run),
-        Ok(_) => Err(Failure::new(Kind::Defect, OperatorError::WrongReply)),
-        Err(error @ OperatorError::Server(_)) => Err(Failure::new(Kind::Configuration, error)),
-        Err(error) => Err(Failure::new(Kind::Connection, error)),
+    match put(operator, &AdminRequest::Submit { plan_toml, seed }, global).await? {
+        AdminReply::Submitted { run } => Ok(run),
+        _ => Err(OperatorError::WrongReply.blamed()),
     }
 }
 
@@ -97,9 +104,22 @@ pub(super) fn watch(args: &WatchArgs, global: &Global) -> Result<(), Failure> {
 
 /// Shows a run until it ends; its failure is the command's.
 async fn follow(operator: &OperatorClient, run: Option<RunId>, global: &Global) -> Result<(), Failure> {
-    let mut shown = Shown { progress: None, rounds: 0, waiting: String::new(), uncounted: BTreeMap::new() };
-    let last = operator.watch(run, |summary| shown.update(summary, global)).await;
-    let summary = last.or_fail(Kind::Connection, "")?;
+    let (mut shown, mut watched) = (Shown::default(), run);
+    let following = operator.watch(run, |summary| {
+        watched = Some(summary.run);
+        shown.update(summary, global);
+    });
+    let last = tokio::select! {
+        last = following => Some(last),
+        () = interrupted() => None,
+    };
+    let Some(last) = last else {
+        if let Some(progress) = &shown.progress {
+            progress.end();
+        }
+        return Err(Failure::new(Kind::Run, given_up(watched)));
+    };
+    let summary = last.or_blame()?;
     if let Some(progress) = &shown.progress {
         progress.end();
     }
@@ -125,11 +145,23 @@ pub(super) fn has_released_nothing(run: &RunSummary) -> bool {
     trained >= run.rounds_done as usize && !run.history.iter().any(|round| round.round > 0 && round.released)
 }
 
+/// Whoever ends this command ends no run.
+fn given_up(run: Option<RunId>) -> String {
+    let run = run.map_or_else(String::new, |run| format!(" {run}"));
+    format!(
+        "no longer watched; the run goes on: `consortia run watch{run}` follows it, `consortia run stop{run}` ends it"
+    )
+}
+
+#[derive(Default)]
 struct Shown {
+    has_begun: bool,
     progress: Option<Progress>,
     rounds: u32,
     /// What was told last of what the run waits for.
     waiting: String,
+    /// Whether it was told what helps a run that is to stop.
+    told_stop: bool,
     /// The answers that did not count, of every client.
     uncounted: BTreeMap<(ClientId, String), u32>,
 }
@@ -137,6 +169,7 @@ struct Shown {
 impl Shown {
     fn update(&mut self, summary: &RunSummary, global: &Global) {
         self.tell_reasons(summary, global);
+        self.begin(summary, global);
         let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
         progress.within(summary.message.clone());
         let ended = summary.state.is_over();
@@ -154,7 +187,31 @@ impl Shown {
     }
 }
 
+/// Rounds that are shown of what was before somebody began to watch.
+const ROUNDS_BEFORE: usize = 5;
+
 impl Shown {
+    /// Says of a run that has begun long ago how far it is, so that what happens now does not stand behind all that has happened.
+    fn begin(&mut self, summary: &RunSummary, global: &Global) {
+        let before: Vec<&RoundSummary> = summary.history.iter().filter(|round| round.round > 0).collect();
+        let Some(left_out) = before.len().checked_sub(ROUNDS_BEFORE + 1).filter(|_| !self.has_begun) else {
+            self.has_begun = true;
+            return;
+        };
+        let (last, run) = (before[left_out].round, summary.run);
+        (self.has_begun, self.rounds) = (true, last);
+        if global.quiet == 0 {
+            let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
+            progress.line(format!(
+                "run {run} ({}) {}: {} of {} rounds are done; those up to {last} are not shown (`consortia run report {run}` has them)",
+                summary.name,
+                summary.state.name(),
+                summary.rounds_done,
+                summary.rounds
+            ));
+        }
+    }
+
     /// A line for every client that has declined or was refused since the last time, and one for what the run waits for while no round
     /// is open.
     fn tell_reasons(&mut self, summary: &RunSummary, global: &Global) {
@@ -178,28 +235,54 @@ impl Shown {
         // While a round is open its answers come in by and by; its line says what came of it.
         let is_open = summary.message.starts_with("round ") || summary.message.starts_with("storing ");
         if !summary.state.is_over() && !is_open && summary.message != self.waiting {
-            progress.line(format!("waits: {}", summary.message));
+            progress.line(waiting(&summary.message));
             self.waiting.clone_from(&summary.message);
+        }
+        if let Some(hint) = stop_hint(summary).filter(|_| !self.told_stop) {
+            progress.line(hint);
+            self.told_stop = true;
         }
     }
 }
 
+/// What a run waits for, in one line. Some messages say themselves that it waits, or why it does not.
+fn waiting(message: &str) -> String {
+    if message.starts_with("waits ") || message.starts_with("paused ") {
+        message.to_owned()
+    } else {
+        format!("waits: {message}")
+    }
+}
+
+/// What helps where a run that is to stop waits for an open round, which may take as long as the plan's deadline.
+pub(super) fn stop_hint(run: &RunSummary) -> Option<String> {
+    let is_stopping = run.state == RunState::Stopping;
+    is_stopping.then(|| {
+        format!(
+            "it stops when its open round is over: when its clients have answered, or at its deadline where they are gone; `consortia run stop {} --now` \
+             drops that round",
+            run.run
+        )
+    })
+}
+
+const NO_RUNS: &str = "there is no run yet: `consortia run submit PLAN` hands one in";
+
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let reply = runtime()?.block_on(async {
         let operator = connect(args).await?;
-        operator.ask(&AdminRequest::List).await.or_fail(Kind::Connection, "")
+        put(&operator, &AdminRequest::List, global).await
     })?;
-    let AdminReply::Runs(runs) = reply else {
-        return Err(Failure::new(Kind::Defect, OperatorError::WrongReply));
-    };
+    let AdminReply::Runs(runs) = reply else { return Err(OperatorError::WrongReply.blamed()) };
     let mut rows = vec![["run", "name", "state", "rounds", "message"].map(str::to_owned).to_vec()];
     rows.extend(runs.iter().map(|run| {
         let rounds = format!("{}/{}", run.rounds_done, run.rounds);
         vec![run.run.to_string(), run.name.clone(), run.state.name().into(), rounds, run.message.clone()]
     }));
-    global
-        .format
-        .say(|| text_table(&rows), || Value::from(runs.iter().map(summary_json).collect::<Vec<_>>()));
+    global.format.say(
+        || listed(&rows, NO_RUNS, text_table),
+        || Value::from(runs.iter().map(summary_json).collect::<Vec<_>>()),
+    );
     Ok(())
 }
 
@@ -241,7 +324,7 @@ pub(super) async fn connect_to(servers: &[String], folder: &ServerFolder) -> Res
 /// A run for a person.
 fn describe(run: &RunSummary) -> String {
     let mut text = format!(
-        "run {} ({}) {}: {}\nrounds {}/{}{}\nmodel sha256 {}",
+        "run {} ({}) {}: {}\nrounds {}/{}{}\nsha256 of the parameters {}",
         run.run,
         run.name,
         run.state.name(),
@@ -284,4 +367,35 @@ pub(super) fn summary_json(run: &RunSummary) -> Value {
     let mut object = serde_json::to_value(run).unwrap_or_default();
     object["run"] = run.run.to_string().into();
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_to_wait_twice() {
+        assert_eq!(waiting("waits for a place"), "waits for a place");
+        assert_eq!(waiting("paused by the operator"), "paused by the operator");
+        assert_eq!(waiting("1 of 3 clients are connected"), "waits: 1 of 3 clients are connected");
+    }
+
+    #[test]
+    fn a_run_that_is_to_stop_is_told_with_what_does_not_wait() {
+        let run = |state| RunSummary {
+            run: RunId(7),
+            name: "a run".into(),
+            state,
+            message: "round 3, train: 0 of 3 clients have answered; waits for 3".into(),
+            rounds_done: 2,
+            rounds: 9,
+            rehearsal: false,
+            model_sha256: String::new(),
+            history: Vec::new(),
+            clients: Vec::new(),
+        };
+        let hint = stop_hint(&run(RunState::Stopping)).unwrap();
+        assert!(hint.contains(&format!("`consortia run stop {} --now`", RunId(7))), "{hint}");
+        assert_eq!([RunState::Running, RunState::Stopped].map(|state| stop_hint(&run(state))), [None, None]);
+    }
 }

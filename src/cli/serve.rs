@@ -16,20 +16,22 @@ use serde_json::{Value, json};
 use server::Note;
 use server::net::{
     AdminConfig, AdminError, AdminToken, Authority, Database, EndpointError, Issuing, ModelRoom, ServeError,
-    Server, ServerConfig, Store, StoreError,
+    Server, ServerConfig, Store,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::address::listening;
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
 use super::modes::{tighten, write_new};
 use super::notify::Notify;
-use super::output::{Format, timestamp};
+use super::output::{Format, fields, timestamp};
 use super::part::Part;
 use super::progress::describe;
 use super::root::{RootArgs, SealArgs};
+use super::shell::quoted;
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 
@@ -64,10 +66,10 @@ pub(super) struct RunArgs {
     #[arg(default_value = ".")]
     folder: PathBuf,
     /// Listen here instead of where `server.toml` says; port 0 takes a free one. The admin port then takes a free one, too.
-    #[arg(long)]
+    #[arg(long, value_parser = listening)]
     listen: Option<SocketAddr>,
     /// Open the admin port here instead of where `server.toml` says; port 0 takes a free one.
-    #[arg(long)]
+    #[arg(long, value_parser = listening)]
     admin_listen: Option<SocketAddr>,
     /// This server's name among those that share a PostgreSQL database, instead of what `server.toml` says.
     #[arg(long, env = "CONSORTIA_REPLICA")]
@@ -97,7 +99,7 @@ const SERVER_TOML: &str = r#"# The server of a federation. Paths are relative to
 # port of the same number: open that, too, and take 443 if their firewalls let nothing else through. `tcp = false` closes it.
 listen = "LISTEN"
 
-# Where sites reach it, host:port; invites name these, to be tried in this order.
+# Where sites reach it, host:port; invites name these, to be tried in this order. While the list is empty, `invite create` needs --address.
 addresses = ADDRESSES
 
 # Where the server evaluates, when it has test records of its own: auto, cpu, cuda, cuda:N or metal.
@@ -183,9 +185,10 @@ pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     let sealed = if passphrase.is_some() { "encrypted" } else { "not encrypted (--passphrase would)" };
     global.format.say(
         || {
+            let typed = quoted(&args.folder);
             format!(
                 "federation made in {shown}\nauthority fingerprint {}\n\nnext:\n  consortia server run \
-                 {shown}\n  consortia invite create SITE... --dir {shown}{address}\n\nThe root's key, {shown}/authority/ca-key.pem, is {sealed}. It can make \
+                 {typed}\n  consortia invite create SITE... --dir {typed}{address}\n\nThe root's key, {shown}/authority/ca-key.pem, is {sealed}. It can make \
                  any identity and is not needed to run: move it to where no network reaches, with a copy elsewhere. Without it \
                  nobody can issue certificates for servers and operators when those end.",
                 authority.fingerprint()
@@ -276,6 +279,7 @@ async fn serve(
         approval: file.enrolment.approval(),
         models_kept: file.models.keep_last,
         limits: file.limits(),
+        audit_segment: file.limits.audit_segment_bytes_max,
         admin: admin(folder, file)?,
     };
     let stop = CancellationToken::new();
@@ -362,9 +366,8 @@ fn kind_of_start(error: &ServeError) -> Kind {
             io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Kind::Run,
             _ => Kind::Configuration,
         },
-        // The other server may be one that is still ending.
-        ServeError::System(_) | ServeError::Store(StoreError::Locked(_)) => Kind::Run,
-        error if error.passes() => Kind::Run,
+        ServeError::System(_) => Kind::Run,
+        ServeError::Store(error) => error.kind(),
         _ => Kind::Configuration,
     }
 }
@@ -500,13 +503,8 @@ fn line(note: &Note, event: &Value) -> String {
 
 /// The same as fields: its kind, then what it holds.
 fn tell(event: &Value) -> String {
-    let Value::Object(object) = event else { return event.to_string() };
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let field = |(name, value): (&String, &Value)| format!("{name}={}", plain(value));
-    let shown =
-        object.iter().filter(|(name, value)| !["event", "time"].contains(&name.as_str()) && !value.is_null());
-    let kind = object.get("event").map(plain).unwrap_or_default();
-    format!("{kind:<9} {}", shown.map(field).collect::<Vec<_>>().join(" "))
+    let kind = event["event"].as_str().unwrap_or_default();
+    format!("{kind:<9} {}", fields(event, &["event", "time"]))
 }
 
 fn unix_seconds() -> f64 {

@@ -11,10 +11,11 @@ use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
-use consortia::results::{ClientMetrics, Clock, Ending, Results, write_model};
+use consortia::results::{ClientMetrics, Clock, Ending, Results, figure, write_model};
 use learning::device::select;
+use privacy::accounting::Figure;
 use protocol::wire::{ClientSummary, RoundSummary};
-use protocol::{Layout, Metrics, Seed, Spec, Stop};
+use protocol::{Layout, Loss, Metrics, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
@@ -23,7 +24,7 @@ use simulations::audit::AuditReport;
 use simulations::{Outcome, Population, Scenario, Workforce, World};
 
 use audit::{Audit, with_canaries};
-use findings::Findings;
+use findings::{Findings, Remark};
 use observer::{Observer, tell_of_crowd};
 use saved::Saved;
 
@@ -32,6 +33,7 @@ use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
 use super::output::{share, tell};
 use super::progress::Progress;
+use super::shell::quoted;
 use super::watch::stop_at_signal;
 use super::{Global, Setting};
 
@@ -235,13 +237,19 @@ fn cut_short(results: &Results, file: &str, error: &std::io::Error, outcome: &Ou
     Failure::new(Kind::Run, message)
 }
 
+/// How many of its rounds released a model.
+fn releases(outcome: &Outcome) -> u32 {
+    let released = outcome.rounds.iter().filter(|round| round.round > 0 && round.released).count();
+    u32::try_from(released).unwrap_or(u32::MAX)
+}
+
 /// The user has ended it.
 fn interrupted(folder: &Path, outcome: &Outcome, rounds: u32) -> Failure {
     let done = outcome.rounds.last().map_or(0, |round| round.round);
     let message = if folder.join(saved::FILE).exists() {
         format!(
             "interrupted after round {done} of {rounds}; `consortia simulate --resume {}` goes on from there",
-            folder.display()
+            quoted(folder)
         )
     } else {
         format!("interrupted before the end of round 1 of {rounds}; nothing was released")
@@ -276,7 +284,8 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
         let message = format!(
             "{path}: the plan has no [simulation] table, which says whose records are trained on: add one, such as\n\n  [simulation]\n  \
              clients = 10\n  dataset = {{ synthetic = {{ rows = 1000 }} }}\n\n(docs/federation.md has all of it), or hand the plan to a server: \
-             `consortia run submit {path} --dir DIR`"
+             `consortia run submit {} --dir DIR`",
+            quoted(&path)
         );
         return Err(Failure::new(Kind::Configuration, message));
     }
@@ -333,12 +342,16 @@ impl People {
 /// What the run would have cost, had it been no simulation.
 fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
     let bounded = |what: &str, epsilon_max: f64, delta: f64| {
-        format!("at most {epsilon_max} at delta {delta:e} for {what}, where each site stops")
+        format!(
+            "at most {} at delta {} for {what}, where each site stops",
+            Figure(epsilon_max),
+            Figure(delta)
+        )
     };
     match (epsilon, &spec.privacy.examples, &spec.privacy.local) {
         (Some(0.0), ..) => "0: nothing was released".to_owned(),
         (Some(epsilon), ..) => {
-            format!("{epsilon:.4}, if this were no simulation; see privacy_statement.json")
+            format!("{:.4}, if this were no simulation; see privacy_statement.json", Figure(epsilon))
         }
         (None, Some(examples), _) => bounded("each record", examples.epsilon_max.value(), examples.delta),
         (None, None, Some(local)) => bounded("each client", local.epsilon_max.value(), local.delta),
@@ -366,18 +379,20 @@ impl Ended<'_> {
     ) -> Result<(), Failure> {
         let outcome = self.outcome;
         let lead = match &outcome.end {
-            RunEnd::Stopped => "interrupted; the model of the last round stands",
-            end => end.message(),
+            RunEnd::Stopped if releases(outcome) == 0 => "interrupted before anything was released",
+            RunEnd::Stopped => "interrupted; the model of the last release stands",
+            end => end.message(releases(outcome)),
         };
         let seconds = started.elapsed().as_secs_f64();
         let ending = Ending {
             title: &plan.name,
             state: outcome.end.state(),
             lead,
-            remarks: &self.remarks(),
+            remarks: &self.remarks().into_iter().map(|remark| remark.whole).collect::<Vec<_>>(),
             model_sha256: &outcome.model.sha256(),
             clock: Clock::Virtual,
             real_seconds: Some(seconds),
+            now: time::OffsetDateTime::now_utc(),
         };
         let folder = results.finish(&ending, &outcome.rounds).or_fail(Kind::Run, "results")?;
         self.tell(&folder, seconds, global);
@@ -390,13 +405,12 @@ impl Ended<'_> {
     }
 
     /// What there is to warn of, but for the reasons that the end of the run gives already.
-    fn remarks(&self) -> Vec<String> {
-        let end = self.outcome.end.message();
-        let is_told = |warning: &String| {
-            let reason = warning.split_once("): ").map(|(_, reason)| reason);
-            reason.is_some_and(|reason| !reason.is_empty() && end.contains(reason))
+    fn remarks(&self) -> Vec<Remark> {
+        let end = self.outcome.end.message(releases(self.outcome));
+        let is_told = |remark: &Remark| {
+            remark.reason.as_ref().is_some_and(|reason| !reason.is_empty() && end.contains(reason.as_str()))
         };
-        self.findings.warnings().into_iter().filter(|warning| !is_told(warning)).collect()
+        self.findings.remarks().into_iter().filter(|remark| !is_told(remark)).collect()
     }
 
     /// Says what came of it.
@@ -409,6 +423,12 @@ impl Ended<'_> {
         let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
         let sha256 = outcome.model.sha256();
         let accuracy = test.and_then(|metrics| metrics.accuracy);
+        let measured = if spec.loss() == Loss::MeanSquared {
+            let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
+            format!("test RMSE      {rmse}")
+        } else {
+            format!("test accuracy  {}", share(accuracy))
+        };
         let speed = outcome.updates as f64 / seconds;
         let epsilon = epsilon(spec, &outcome.rounds);
         let price = describe_price(spec, epsilon);
@@ -420,11 +440,10 @@ impl Ended<'_> {
             };
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
-                "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}test accuracy  {}\n\
-                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nmodel sha256   {sha256}\nresults        {}{}",
+                "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\n\
+                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
                 people.describe(),
                 outcome.updates,
-                share(accuracy),
                 loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
                 price,
                 outcome.elapsed.as_secs_f64(),
@@ -437,7 +456,7 @@ impl Ended<'_> {
             json!({
                 "model_sha256": sha256,
                 "state": self.outcome.end.state(),
-                "message": self.outcome.end.message(),
+                "message": self.outcome.end.message(releases(outcome)),
                 "rounds": rounds,
                 "best_round": best,
                 "clients": people.clients,
@@ -457,7 +476,11 @@ impl Ended<'_> {
         };
         global.format.say(text, object);
         if global.quiet < 2 {
-            self.remarks().iter().for_each(|warning| tell(format_args!("warning: {warning}")));
+            for Remark { whole, count, .. } in self.remarks() {
+                // Without `-q` each reason was told when it was met first.
+                let said = count.filter(|_| global.quiet == 0).unwrap_or(whole);
+                tell(format_args!("warning: {said}"));
+            }
         }
     }
 
@@ -468,7 +491,9 @@ impl Ended<'_> {
         }
         match &self.outcome.end {
             RunEnd::Finished => Ok(()),
-            end @ (RunEnd::Failed(_) | RunEnd::Stopped) => Err(Failure::new(Kind::Run, end.message())),
+            end @ (RunEnd::Failed(_) | RunEnd::Stopped) => {
+                Err(Failure::new(Kind::Run, end.message(releases(self.outcome))))
+            }
             RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
         }
     }

@@ -3,6 +3,7 @@
 pub(super) mod begun;
 pub(super) mod check;
 mod health;
+mod in_force;
 pub(super) mod leave;
 pub(super) mod log;
 pub(super) mod owner;
@@ -12,7 +13,7 @@ pub(super) mod recover;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, BooksError, Identity, open_books};
+use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, open_books};
 use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal, RECORDS_POLICY};
 use clap::{Args, ValueEnum};
 use learning::device::select;
@@ -25,13 +26,15 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
 use super::modes::{tighten, write_new};
 use super::output::{Format, timestamp};
+use super::shell::quoted;
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 use health::Health;
+use in_force::PolicyInForce;
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -254,18 +257,20 @@ fn addresses(servers: &[String]) -> String {
 
 /// What is left to do at a fresh site.
 pub(super) fn next_steps(files: &SiteFiles, has_data: bool, preset: Option<Preset>) -> String {
-    let (site, policy) = (files.site.display(), files.policy.display());
+    let (policy, typed) = (files.policy.display(), quoted(&files.policy));
     let told = match preset {
         _ if files.policy_kept => {
             format!(
-                "{policy} was there and is kept: `consortia site policy check {policy} PLAN` says what it makes of a plan"
+                "{policy} was there and is kept: `consortia site policy check {typed} PLAN` says what it makes of a plan"
             )
         }
         Some(preset) => format!("{policy} {}", preset.meaning()),
         None => format!("{policy} denies everything: choose there what this site takes part in"),
     };
-    let first = if has_data { String::new() } else { format!(" set [data.csv] in {site}, then") };
-    format!("{told}\n\nnext:{first}\n  consortia check {site}\n  consortia site run {site}")
+    let first =
+        if has_data { String::new() } else { format!(" set [data.csv] in {}, then", files.site.display()) };
+    let site = quoted(&files.site);
+    format!("{told}\n\nnext:{first}\n  consortia site check {site}\n  consortia site run {site}")
 }
 
 pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
@@ -288,14 +293,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let mut participant =
         Participant::new(name, Box::new(trainer)).with_guard(guard).with_pause(pause.clone());
     let kept = file.state.join("personal.json");
-    if let Some(personal) = read_personal(&kept)? {
-        for run in participant.restore_personal(personal) {
-            tracing::warn!(
-                "{}: nothing shows which federation and which promise of privacy the personal layers of run {run} are of; they are not used, and begin anew",
-                kept.display()
-            );
-        }
-    }
+    restore_personal(&mut participant, &kept)?;
     let (sender, mut events) = mpsc::channel(256);
     let keep = move |personal: &Personal| {
         if let Err(error) = write_personal(&kept, personal) {
@@ -322,6 +320,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         let _ = tell.send(holds);
     });
     let telemetry = Telemetry::from_environment("consortia-site");
+    let mut policy = PolicyInForce::of(&file.policy);
     let mut health = Health::begin(file.health.clone(), &servers.join(", "), &file.identity);
     let mut beats = tokio::time::interval(health.every());
     tokio::pin!(told, fresh, paused);
@@ -330,7 +329,10 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
             () = &mut told, if !shutdown.is_cancelled() => shutdown.cancel(),
             () = &mut fresh, if !shutdown.is_cancelled() => {}
             () = &mut paused, if !shutdown.is_cancelled() => {}
-            _ = beats.tick() => health.beat(),
+            _ = beats.tick() => {
+                health.beat();
+                policy.look();
+            }
             Ok(()) = told_paused.changed() => health.pause(*told_paused.borrow_and_update()),
             event = events.recv() => match event {
                 Some(event) => {
@@ -357,16 +359,6 @@ fn failure_of(error: AgentError, file: &SiteFile) -> Failure {
         // Its supervisor starts it again, and then there may be room.
         error @ AgentError::Unwritten(_) => Failure::new(Kind::Run, error),
         error => Failure::new(Kind::Connection, error),
-    }
-}
-
-/// What kind of failure it is when the books cannot be opened: a disk that is full may have room at the next start, wrong files are
-/// wrong then, too.
-fn kind_of(error: &BooksError) -> Kind {
-    use std::io::ErrorKind::{NotFound, PermissionDenied};
-    match error {
-        BooksError::Io { source, .. } if !matches!(source.kind(), NotFound | PermissionDenied) => Kind::Run,
-        _ => Kind::Configuration,
     }
 }
 
@@ -405,9 +397,10 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     let authority = std::fs::read(&authority).or_fail(Kind::Connection, authority.display())?;
     let software = format!("consortia {}", env!("CARGO_PKG_VERSION"));
     owner::refuse_books(file, Kind::Configuration)?;
-    let books = open_books(&file.state, Digest::of(&authority), digest, &software, now);
+    let segment = file.limits.audit_segment_bytes_max;
+    let books = open_books(&file.state, Digest::of(&authority), digest, &software, segment, now);
     let books =
-        books.map_err(|error| Failure::new(kind_of(&error), begun::with_path(&error.to_string(), file)))?;
+        books.map_err(|error| Failure::new(error.kind(), begun::with_path(&error.to_string(), file)))?;
     begun::note(&file.state);
     owner::note(file)?;
     for torn in &books.torn {
@@ -473,6 +466,18 @@ pub(super) fn read_personal(path: &Path) -> Result<Option<Personal>, Failure> {
     let doing =
         format!("{}: what stays at this site cannot be read; restore it or move it away", path.display());
     serde_json::from_slice(&text).map(Some).or_fail(Kind::Configuration, doing)
+}
+
+/// Gives a participant back what stays at the site, from the file at `kept`.
+fn restore_personal(participant: &mut Participant, kept: &Path) -> Result<(), Failure> {
+    let Some(personal) = read_personal(kept)? else { return Ok(()) };
+    for run in participant.restore_personal(personal) {
+        tracing::warn!(
+            "{}: nothing shows which federation and which promise of privacy the personal layers of run {run} are of; they are not used, and begin anew",
+            kept.display()
+        );
+    }
+    Ok(())
 }
 
 /// Written beside and renamed, so that a crash leaves the old or the new one.

@@ -11,7 +11,7 @@ use serde_json::json;
 use server::net::{Database, Postgres, Store};
 
 use super::Global;
-use super::failure::{Failure, Kind, OrFail};
+use super::failure::{Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
 use super::watch::runtime;
 
@@ -115,7 +115,7 @@ pub(super) fn migrate(args: &MigrateArgs, global: &Global) -> Result<(), Failure
     let password = password.or_fail(Kind::Configuration, "--password-file")?;
     let target = postgres(&args.to, password.as_deref(), &machine()).or_fail(Kind::Configuration, "--to")?;
     let done = runtime()?.block_on(Store::transfer(&folder.state(), &target));
-    let done = done.or_fail(Kind::Configuration, "")?;
+    let done = done.or_blame()?;
     let rows: i64 = done.rows.iter().map(|(_, rows)| rows).sum();
     global.format.say(
         || {

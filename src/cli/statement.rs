@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use privacy::accounting::Figure;
 use serde_json::json;
 use server::{Adversary, Claim, PrivacyStatement};
 
@@ -74,8 +75,10 @@ fn claim_line(claim: &Claim) -> String {
         Adversary::SeesParticipants => "sees who took part",
     };
     format!(
-        "for {unit} of {population} ({relation}), against an adversary who {adversary}: epsilon {epsilon:.6} at delta {delta} \
-         after {releases} releases, {runs} charges"
+        "for {unit} of {population} ({relation}), against an adversary who {adversary}: epsilon {:.6} at delta {} \
+         after {releases} releases, {runs} charges",
+        Figure(epsilon),
+        Figure(delta)
     )
 }
 

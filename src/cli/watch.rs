@@ -88,6 +88,11 @@ pub(super) async fn until_told(while_stdin_open: bool) {
     }
 }
 
+/// Returns when the process is interrupted or told to terminate. From the first call on, neither ends the process by itself.
+pub(super) async fn interrupted() {
+    Signals::new().next().await;
+}
+
 /// Sets `stop` when the process is interrupted or told to terminate; a second signal ends the process where it is.
 pub(super) fn stop_at_signal(stop: &Stop) {
     let stop = stop.clone();

@@ -17,6 +17,10 @@ const GROUND: &str = "#ffffff";
 const LETTER: f64 = 7.2;
 /// Pixels for the legend's line of a drawing that stands alone, and for its title.
 const LINE: f64 = 24.0;
+/// Seconds of a day, and distances of two lines of a grid between 20 seconds and a day.
+const DAY: f64 = 86400.0;
+const STEPS: [f64; 12] =
+    [30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 10800.0, 21600.0, 43200.0];
 /// Where an axis of logarithms begins at the lowest.
 const LEAST: f64 = 1e-12;
 
@@ -51,6 +55,8 @@ pub(super) enum Scale {
     Within,
     /// From 0.
     FromZero,
+    /// The same for seconds: lines of the grid lie at whole minutes, hours and days.
+    Seconds,
     /// Logarithms, from a power of ten to a power of ten.
     Logarithmic,
 }
@@ -97,7 +103,9 @@ impl Span {
             Scale::Whole if width > 0.0 => {}
             Scale::Whole => (low, high) = (low - 1.0, high + 1.0),
             Scale::Within => (low, high) = (low - pad, high + pad),
-            Scale::FromZero => (low, high) = (0.0, if high > 0.0 { high * 1.08 } else { 1.0 }),
+            Scale::FromZero | Scale::Seconds => {
+                (low, high) = (0.0, if high > 0.0 { high * 1.08 } else { 1.0 });
+            }
             Scale::Logarithmic => {
                 low = low.max(LEAST).log10().floor();
                 high = high.max(LEAST).log10().ceil().max(low + 1.0);
@@ -113,21 +121,30 @@ impl Span {
     }
 
     /// Values for lines of a grid, at most about `most`, and their distance.
-    fn ticks(self, most: f64, whole: bool) -> (Vec<f64>, f64) {
+    fn ticks(self, most: f64, scale: Scale) -> (Vec<f64>, f64) {
         if self.is_logarithmic {
             let powers = (self.low as i32..=self.high as i32).map(|power| 10f64.powi(power));
             return (powers.collect(), 1.0);
         }
-        let rough = (self.high - self.low) / most.max(1.0);
-        let power = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|unit| unit * power).find(|step| *step >= rough);
-        let mut step = step.unwrap_or(rough);
-        if whole {
-            step = step.max(1.0);
-        }
+        let step = distance((self.high - self.low) / most.max(1.0), scale);
         let first = (self.low / step).ceil();
         let count = ((self.high / step).floor() - first).max(0.0) as u32;
         ((0..=count).map(|place| (first + f64::from(place)) * step).collect(), step)
+    }
+}
+
+/// The distance of two lines of a grid that people count in, at least `rough`.
+fn distance(rough: f64, scale: Scale) -> f64 {
+    let decimal = |rough: f64| {
+        let power = 10f64.powf(rough.log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|unit| unit * power).find(|step| *step >= rough);
+        step.unwrap_or(rough)
+    };
+    match scale {
+        Scale::Whole => decimal(rough).max(1.0),
+        Scale::Seconds if rough > DAY => DAY * decimal(rough / DAY),
+        Scale::Seconds if rough > 20.0 => STEPS.into_iter().find(|step| *step >= rough).unwrap_or(DAY),
+        Scale::Seconds | Scale::Within | Scale::FromZero | Scale::Logarithmic => decimal(rough),
     }
 }
 
@@ -205,8 +222,7 @@ impl Chart {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Span::of(self.x.scale, points().map(|(x, _)| *x));
         let y = Span::of(self.y.scale, points().map(|(_, y)| *y));
-        let is_whole = |axis: &Axis| axis.scale == Scale::Whole;
-        let (rows, row) = y.ticks(height / 38.0, is_whole(&self.y));
+        let (rows, row) = y.ticks(height / 38.0, self.y.scale);
         let labels: Vec<String> = rows.iter().map(|value| (self.y.text)(*value, row)).collect();
         let letters = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
         let margin = 12.0 + letters as f64 * LETTER;
@@ -225,7 +241,7 @@ impl Chart {
             line(svg, (frame.left, y), (right, y));
             text(svg, (frame.left - 8.0, y + 4.0), "end", &label);
         }
-        let (columns, column) = x.ticks(frame.width / 64.0, is_whole(&self.x));
+        let (columns, column) = x.ticks(frame.width / 64.0, self.x.scale);
         for value in columns {
             let (x, _) = frame.at(value, 0.0);
             line(svg, (x, frame.top), (x, bottom));
@@ -348,7 +364,7 @@ pub(super) fn plain(value: f64, step: f64) -> String {
 }
 
 /// A number beside others: four digits behind the point, or powers of ten where that says nothing.
-pub(super) fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     let size = value.abs();
     if size >= 1e6 || (size > 0.0 && size < 1e-3) { format!("{value:.3e}") } else { format!("{value:.4}") }
 }
@@ -378,12 +394,12 @@ mod tests {
     #[test]
     fn lines_of_the_grid_lie_at_round_numbers_and_rounds_at_whole_ones() {
         let within = Span::of(Scale::Within, [0.42, 0.58].into_iter());
-        let (ticks, step) = within.ticks(5.0, false);
+        let (ticks, step) = within.ticks(5.0, Scale::Within);
         let told: Vec<String> = ticks.iter().map(|value| plain(*value, step)).collect();
         assert_eq!(told, ["0.45", "0.50", "0.55"]);
-        let (ticks, _) = Span::of(Scale::Whole, [1.0, 3.0].into_iter()).ticks(8.0, true);
+        let (ticks, _) = Span::of(Scale::Whole, [1.0, 3.0].into_iter()).ticks(8.0, Scale::Whole);
         assert_eq!(ticks, [1.0, 2.0, 3.0]);
-        let (ticks, _) = Span::of(Scale::Logarithmic, [2e-3, 0.5].into_iter()).ticks(8.0, false);
+        let (ticks, _) = Span::of(Scale::Logarithmic, [2e-3, 0.5].into_iter()).ticks(8.0, Scale::Logarithmic);
         assert_eq!(ticks, [0.001, 0.01, 0.1, 1.0]);
         assert_eq!(plain(3e9, 1e9), "3.0e9");
     }

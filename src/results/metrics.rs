@@ -117,6 +117,7 @@ pub(super) fn write_metrics(
         let seconds = shown.map_or_else(String::new, |_| format!("{seconds:.6}"));
         let (epsilon, each) = (number(round.epsilon), clients.line(*place));
         let columns = columns.join(",");
+        let place = if *place == 0 { "statistics".to_owned() } else { place.to_string() };
         writeln!(csv, "{place},{released},{cohort},{answered},{columns},{seconds},{epsilon}{each}")?;
     }
     Ok(())

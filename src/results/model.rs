@@ -124,7 +124,8 @@ pub fn write_whole(
     existing: Existing,
     write: impl FnOnce(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    let is_in_the_way = || existing == Existing::Kept && path.exists();
+    // A link that leads nowhere is there, too.
+    let is_in_the_way = || existing == Existing::Kept && path.symlink_metadata().is_ok();
     let exists = || io::Error::new(io::ErrorKind::AlreadyExists, "the file exists; nothing was changed");
     if is_in_the_way() {
         return Err(exists());

@@ -327,6 +327,46 @@ await step("all runs are listed", async () => {
   await picture(page, "runs");
 });
 
+await step("a private run shows its promise, what was spent and the statement of its model", async () => {
+  await page.getByRole("link", { name: "ward-private" }).click();
+  const privacy = page.getByRole("region", { name: "Privacy of this run" });
+  const facts = await privacy.locator("dl").innerText();
+  for (const said of [/Protects\s+one site as a whole/, /Epsilon\s+[0-3]\.\d+ of 4/, /Delta\s+1e-5/, /Noise multiplier\s+12/, /Population\s+wards/]) assert.match(facts, said);
+  await privacy.getByText("Privacy statement of the last model").click();
+  await privacy.getByText(/^Epsilon [0-3]\.\d+ at delta 1e-5/).waitFor();
+  await privacy.getByText("Outside of every claim").waitFor();
+  await accessible(page, "a private run");
+  await fits(page, "a private run");
+  await page.getByRole("link", { name: "All runs" }).click();
+});
+
+await step("a run that was stopped before it began shows no empty curves and no empty table", async () => {
+  await page.getByRole("link", { name: "ward-waiting" }).click();
+  await page.getByText("No site took part.").waitFor();
+  for (const empty of [".chart", "table"]) assert.equal(await page.locator(`main ${empty} >> visible=true`).count(), 0, empty);
+  await page.getByText("model it began with").waitFor();
+  await page.getByRole("link", { name: "All runs" }).click();
+  await page.getByRole("row", { name: /^ward-waiting.*Stopped by the operator/ }).waitFor();
+});
+
+await step("a moment says in which zone it is", async () => {
+  const far = await open({ timezoneId: "Asia/Kathmandu" });
+  await far.goto(CONSORTIA_URL);
+  await far.getByRole("link", { name: "Audit log" }).click();
+  await far.locator("tbody tr").first().waitFor();
+  assert.match(await far.locator("tbody tr").first().innerText(), /\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\+5:45/);
+  await far.context().close();
+});
+
+await step("a telephone shows why a run ended", async () => {
+  const small = await open({ viewport: { width: 390, height: 844 } });
+  await small.goto(CONSORTIA_URL);
+  await small.getByRole("row", { name: /^ward-waiting/ }).getByText("Stopped by the operator").waitFor();
+  await small.getByRole("row", { name: /^ward-private/ }).getByText("20 / 20").waitFor();
+  await fits(small, "the runs at 390 pixels");
+  await small.context().close();
+});
+
 await step("a lost line is said, and comes back by itself", async () => {
   const told = createInterface({ input: process.stdin });
   const next = () => new Promise((resolve) => { told.once("line", resolve); });

@@ -44,12 +44,14 @@ fn copy(from: &Path, to: &Path) {
 }
 
 impl Stage {
-    /// Lets a site train in one run of the plan.
+    /// Lets a site train in one run of the plan, to its end: an answer that is still on its way when the site ends is in its books and not
+    /// in the server's.
     fn train(&self, site: &Process, address: &str) {
-        submit(text(&self.path("plan.toml")), text(&self.path("fed")), address, None);
-        for _ in 0..2 {
-            site.event("accepted");
-        }
+        let fed = self.path("fed");
+        let run = submit(text(&self.path("plan.toml")), text(&fed), address, None);
+        let end = command(&["run", "watch", &run, "--dir", text(&fed), "--server", address]);
+        assert_eq!(end["state"], "finished", "{end}");
+        site.event("accepted");
     }
 
     /// Answers in the ledger of the site in `folder`.

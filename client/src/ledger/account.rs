@@ -1,15 +1,17 @@
-//! What the records of a site's ledger add up to. Every epsilon is computed from events, each time.
+//! What the records of a site's ledger add up to. Every epsilon is computed from events, which are counted as they come.
 
 use std::collections::BTreeMap;
 
 use privacy::accounting::{self, AccountingError, Epsilon, Event, Mechanism, Relation};
-use privacy::chain::{ChainError, Digest, read_lines};
+use privacy::chain::{ChainError, Digest, Link, LinkReader};
 use privacy::ledger::Unit;
-use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, Round, RunId, Task, Time, Work};
+use protocol::{CentralPrivacy, ExampleReleases, NoiseCorrelation, Round, RunId, StepId, Task, Time, Work};
 
-use super::entry::{Charge, Entry, Recovered, Reserved, drawn};
+use super::answers::Answers;
+use super::entry::{Charge, Entry, Recovered, drawn};
 #[cfg(feature = "net")]
 use super::history::LedgerHead;
+use super::reservations::Reservations;
 use super::{PayError, SiteLedgerError};
 use crate::personal::Origin;
 use crate::policy::{History, Participation};
@@ -17,15 +19,16 @@ use crate::policy::{History, Participation};
 /// Lost records that count as trainings of the day on which they were booked, at most.
 const LOST_COUNTED_MAX: usize = 10_000;
 
-/// Everything a site has booked and not taken back.
+/// Everything a site has booked and not taken back. What a task asks of it takes the same time however many were booked before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SiteAccount {
-    /// By the place of their records.
-    open: BTreeMap<u64, Reserved>,
-    /// Trainings that were booked, those among them that were booked back.
-    attempts: Vec<Participation>,
+    open: Reservations,
+    /// Trainings that were booked, those among them that were booked back, and what was lost.
+    history: History,
     /// What stands for records that were lost.
     recovered: Vec<Recovered>,
+    /// Of what was asked last.
+    pub(super) answers: Answers,
 }
 
 /// What one kind of unit has given away.
@@ -60,35 +63,39 @@ impl SiteAccount {
     /// # Errors
     /// [`SiteLedgerError`] names the line.
     pub fn read(text: &[u8]) -> Result<Self, SiteLedgerError> {
-        let mut account = Self::default();
-        for link in read_lines(text)?.links {
-            let (sequence, line) = (link.sequence, link.sequence + 1);
-            let wrong = |fault| SiteLedgerError::Record { line, fault };
-            let entry: Entry = link.read().map_err(wrong)?;
-            if let Some(message) = entry.fault() {
-                return Err(wrong(ChainError::Record { sequence, message }));
-            }
-            if let Entry::Cancelled { reservation, .. } = entry
-                && !account.open.contains_key(&reservation)
-            {
-                return Err(SiteLedgerError::Cancellation { line, reservation });
-            }
-            account.book(sequence, entry);
+        let (mut reader, mut account) = (LinkReader::new(text), Self::default());
+        while let Some(link) = reader.next_in_memory()? {
+            account.read_on(&link)?;
         }
         Ok(account)
     }
 
+    /// Checks the record that follows those that were read, and counts it.
+    pub(super) fn read_on(&mut self, link: &Link) -> Result<(), SiteLedgerError> {
+        let (sequence, line) = (link.sequence, link.sequence + 1);
+        let wrong = |fault| SiteLedgerError::Record { line, fault };
+        let entry: Entry = link.read().map_err(wrong)?;
+        if let Some(message) = entry.fault() {
+            return Err(wrong(ChainError::Record { sequence, message }));
+        }
+        if let Entry::Cancelled { reservation, .. } = entry
+            && !self.open.is_open(reservation)
+        {
+            return Err(SiteLedgerError::Cancellation { line, reservation });
+        }
+        self.book(sequence, entry);
+        Ok(())
+    }
+
     /// Trainings, for the policy.
-    pub fn history(&self) -> History {
-        let trained = self.open.values().filter_map(participation).collect();
-        // What was lost may have been trainings of today.
-        let lost = self.recovered.iter().flat_map(|one| {
-            let at = Time::from_micros(one.at_micros);
-            let count = usize::try_from(one.lost).unwrap_or(usize::MAX).min(LOST_COUNTED_MAX);
-            std::iter::repeat_n(Participation { at, run: RunId(0), round: Round(0) }, count)
-        });
-        let attempts = self.attempts.iter().copied().chain(lost).collect();
-        History { attempts, trained }
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The rounds for which records may have been read, with their runs, in the order in which they were booked.
+    pub fn trained(&self) -> impl Iterator<Item = (RunId, Round)> {
+        let trained = self.open.from(0).filter(|(terms, _)| terms.kind == StepId::TRAIN);
+        trained.map(|(terms, round)| (terms.run, round))
     }
 
     /// What one kind of unit has given away at `delta`, in all or in one run.
@@ -96,8 +103,7 @@ impl SiteAccount {
     /// # Errors
     /// [`AccountingError`] when no accountant has a bound.
     pub fn total(&self, unit: Unit, run: Option<RunId>, delta: f64) -> Result<Total, AccountingError> {
-        let booked = || self.open.values().filter(|one| run.is_none_or(|run| one.run() == Some(run)));
-        let protected = booked().filter(|one| one.protects(unit)).count();
+        let (booked, protected) = self.counts(unit, run);
         let events = self.events(unit, run, &[]);
         let epsilon = if self.is_unbounded(unit) {
             Epsilon { rdp: Some(f64::INFINITY), pld: Some(f64::INFINITY) }
@@ -108,21 +114,29 @@ impl SiteAccount {
         };
         let lost = self.recovered.iter().map(|one| usize::try_from(one.lost).unwrap_or(usize::MAX));
         let lost = lost.fold(0, usize::saturating_add);
-        let unprotected = booked().count() - protected;
-        Ok(Total { protected: protected.saturating_add(lost), unprotected, epsilon })
+        Ok(Total { protected: protected.saturating_add(lost), unprotected: booked - protected, epsilon })
+    }
+
+    /// Answers in all or in one run, and how many of them are trainings with a guarantee for this unit.
+    fn counts(&self, unit: Unit, run: Option<RunId>) -> (usize, usize) {
+        let (mut booked, mut protected) = (0, 0);
+        for terms in self.open.terms(run) {
+            booked += count(terms.count);
+            protected += if terms.protects(unit) { count(terms.count) } else { 0 };
+        }
+        (booked, protected)
     }
 
     /// The runs, by federation and number.
     pub fn runs(&self) -> Vec<RunAccount> {
         let mut runs: BTreeMap<(Digest, RunId), RunAccount> = BTreeMap::new();
-        for one in self.open.values() {
-            let Some(run) = one.run() else { continue };
-            let federation = one.federation;
+        for terms in self.open.terms(None) {
+            let (federation, run) = (terms.federation, terms.run);
             let empty = RunAccount { federation, run, delta: None, tasks: 0, rehearsals: 0 };
             let account = runs.entry((federation, run)).or_insert(empty);
-            account.tasks += 1;
-            account.rehearsals += usize::from(one.rehearsal);
-            let privacy = &one.privacy;
+            account.tasks += count(terms.count);
+            account.rehearsals += if terms.rehearsal { count(terms.count) } else { 0 };
+            let privacy = &terms.privacy;
             let deltas = [
                 privacy.central.as_ref().map(|central| central.delta),
                 privacy.local.map(|local| local.delta),
@@ -137,14 +151,11 @@ impl SiteAccount {
 
     /// The events of one kind of unit together with `more`, equal ones as one, under [`Relation::ZeroOut`].
     pub(super) fn events(&self, unit: Unit, run: Option<RunId>, more: &[Charge]) -> Vec<Event> {
-        let booked = self.open.values().filter(|one| run.is_none_or(|run| one.run() == Some(run)));
-        let booked = booked.flat_map(Reserved::true_charges);
+        let mut counts: Vec<(Mechanism, u64)> = self.open.releases(unit, run).collect();
         // What was lost may have been of any run.
-        let recovered = self.recovered.iter().flat_map(|one| one.charges.iter().copied());
-        let charges = booked.chain(recovered).chain(more.iter().copied());
-        let charges = charges.filter(|charge| charge.unit == unit);
-        let mut counts: Vec<(Mechanism, u64)> = Vec::new();
-        for (mechanism, count) in charges.map(|charge| charge.as_zero_out()) {
+        let recovered = self.recovered.iter().flat_map(|one| &one.charges);
+        let charges = recovered.chain(more).filter(|charge| charge.unit == unit);
+        for (mechanism, count) in charges.map(Charge::as_zero_out) {
             match counts.iter_mut().find(|(known, _)| *known == mechanism) {
                 Some((_, total)) => *total = total.saturating_add(count),
                 None => counts.push((mechanism, count)),
@@ -155,10 +166,9 @@ impl SiteAccount {
 
     /// What all trainings under this number of a run belong to; `None` without one, or where they are of several federations or promises.
     pub(crate) fn origin_of(&self, run: RunId) -> Option<Origin> {
-        let trained =
-            self.open.values().filter(|one| one.kind == protocol::StepId::TRAIN && one.run() == Some(run));
+        let trained = self.open.terms(Some(run)).filter(|terms| terms.kind == StepId::TRAIN);
         let mut origins =
-            trained.map(|one| Origin { federation: one.federation, run, promise: one.privacy.clone() });
+            trained.map(|terms| Origin { federation: terms.federation, run, promise: terms.privacy.clone() });
         let first = origins.next()?;
         origins.all(|other| other == first).then_some(first)
     }
@@ -176,7 +186,7 @@ impl SiteAccount {
     /// Bookings from the record `place` on that are not taken back.
     #[cfg(feature = "net")]
     pub(crate) fn open_from(&self, place: u64) -> u64 {
-        self.open.range(place..).count() as u64
+        self.open.from(place).count() as u64
     }
 
     /// Whether the loss of a ledger with this head is booked.
@@ -189,7 +199,8 @@ impl SiteAccount {
     #[cfg(feature = "net")]
     pub(crate) fn all_charges(&self) -> Vec<Charge> {
         let recovered = self.recovered.iter().flat_map(|one| one.charges.iter().copied());
-        self.open.values().flat_map(Reserved::true_charges).chain(recovered).collect()
+        let open = self.open.from(0).flat_map(|(terms, _)| terms.charges().iter().copied());
+        open.chain(recovered).collect()
     }
 
     /// A task is refused that goes back behind what this site has trained in its run: an honest server repeats no round but its
@@ -198,12 +209,9 @@ impl SiteAccount {
         if task.spec.privacy.is_none() {
             return Ok(());
         }
-        let same_run = |one: &&Reserved| {
-            one.federation == federation
-                && one.run() == Some(task.id.run)
-                && one.kind == protocol::StepId::TRAIN
-        };
-        match self.open.values().filter(same_run).map(|one| one.round).max() {
+        let same_run = self.open.terms(Some(task.id.run)).filter(|terms| terms.federation == federation);
+        let trained = same_run.filter(|terms| terms.kind == StepId::TRAIN);
+        match trained.filter_map(|terms| terms.rounds.latest()).max() {
             Some(latest) if task.id.round < latest => {
                 Err(PayError::Past { run: task.id.run, round: task.id.round, latest })
             }
@@ -257,42 +265,42 @@ impl SiteAccount {
     /// Whether the server's noise of this task is paid for: correlated noise by any round of the run, independent noise by
     /// the same round, whose sum a server releases once. A plan that promises something else than before pays anew.
     fn is_paid(&self, central: &CentralPrivacy, task: &Task, federation: Digest) -> bool {
-        self.open.values().any(|one| {
-            let same_run = one.federation == federation && one.run() == Some(task.id.run);
-            let same_round = one.round == task.id.round || central.noise != NoiseCorrelation::Independent;
-            let paid = one.protects(Unit::Client) && one.privacy.central.as_ref() == Some(central);
-            same_run && same_round && paid
+        self.open.terms(Some(task.id.run)).any(|terms| {
+            let same_round =
+                central.noise != NoiseCorrelation::Independent || terms.rounds.contains(task.id.round);
+            let paid = terms.protects(Unit::Client) && terms.privacy.central.as_ref() == Some(central);
+            terms.federation == federation && same_round && paid
         })
     }
 
     pub(super) fn book(&mut self, sequence: u64, entry: Entry) {
         match entry {
             Entry::Reserved(reserved) => {
-                self.attempts.extend(participation(&reserved));
-                self.open.insert(sequence, *reserved);
+                if reserved.kind == StepId::TRAIN {
+                    let at = Time::from_micros(reserved.at_micros);
+                    self.history.begin(Participation { at, run: reserved.run, round: reserved.round });
+                }
+                self.open.add(sequence, *reserved);
             }
             Entry::Cancelled { reservation, .. } => {
-                self.open.remove(&reservation);
+                if let Some((StepId::TRAIN, run, round)) = self.open.cancel(reservation) {
+                    self.history.end_unread(run, round);
+                }
             }
-            Entry::Recovered(recovered) => self.recovered.push(*recovered),
+            Entry::Recovered(recovered) => {
+                // What was lost may have been trainings of that day.
+                let lost = usize::try_from(recovered.lost).unwrap_or(usize::MAX).min(LOST_COUNTED_MAX);
+                self.history.attempt(Time::from_micros(recovered.at_micros), lost);
+                self.recovered.push(*recovered);
+            }
         }
     }
 }
 
-/// A training as a policy sees it; none of another task.
-fn participation(one: &Reserved) -> Option<Participation> {
-    let is_training = one.kind == protocol::StepId::TRAIN;
-    let at = Time::from_micros(one.at_micros);
-    Some(Participation { at, run: one.run()?, round: one.round }).filter(|_| is_training)
+/// What fits into memory can be counted.
+fn count(tasks: u64) -> usize {
+    usize::try_from(tasks).unwrap_or(usize::MAX)
 }
 
-/// Epsilon by the tightest accountant; where the fast one is within `enough`, by that.
-pub(super) fn best(events: &[Event], delta: f64, enough: f64) -> Result<f64, AccountingError> {
-    if events.is_empty() {
-        return Ok(0.0);
-    }
-    match accounting::rdp::epsilon(events, Relation::ZeroOut, delta) {
-        Ok(epsilon) if epsilon <= enough => Ok(epsilon),
-        _ => Ok(accounting::epsilon(events, Relation::ZeroOut, delta)?.best()),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -74,8 +74,8 @@ pub(super) struct Reserved {
     pub(super) at_micros: u64,
     /// SHA-256 of the authority's certificate.
     pub(super) federation: Digest,
-    /// 16 hexadecimal digits.
-    pub(super) run: String,
+    #[serde(with = "run_text")]
+    pub(super) run: RunId,
     pub(super) round: Round,
     pub(super) kind: StepId,
     /// Whether the server knows the seed: such a training claims nothing, though it is counted.
@@ -106,25 +106,11 @@ pub(super) struct Recovered {
 }
 
 impl Reserved {
-    /// The run.
-    pub(super) fn run(&self) -> Option<RunId> {
-        self.run.parse().ok()
-    }
-
     /// What it costs for whoever it costs most: the server that has given a seed knows which records were drawn into which batch. Records of
     /// earlier versions have written such charges with their sampling.
     pub(super) fn true_charges(&self) -> impl Iterator<Item = Charge> + '_ {
         let known = |charge: &Charge| if self.rehearsal { charge.with_known_draws() } else { *charge };
         self.charges.iter().map(known)
-    }
-
-    /// Whether a training, and of which unit the plan protects.
-    pub(super) fn protects(&self, unit: Unit) -> bool {
-        self.kind == StepId::TRAIN
-            && match unit {
-                Unit::Client => self.privacy.central.is_some() || self.privacy.local.is_some(),
-                Unit::Example => self.privacy.examples.is_some(),
-            }
     }
 }
 
@@ -134,7 +120,7 @@ impl Entry {
             version: SITE_LEDGER_VERSION,
             at_micros: now.as_micros(),
             federation,
-            run: task.id.run.to_string(),
+            run: task.id.run,
             round: task.id.round,
             kind: task.id.step,
             rehearsal: task.seed.is_some(),
@@ -166,14 +152,21 @@ impl Entry {
             Self::Cancelled { version, .. } => *version,
             Self::Recovered(recovered) => recovered.version,
         };
-        match self {
-            _ if version != SITE_LEDGER_VERSION => {
-                Some(format!("version {version} is unknown, this code reads {SITE_LEDGER_VERSION}"))
-            }
-            Self::Reserved(reserved) if reserved.run().is_none() => {
-                Some(format!("`{}` is not a run", reserved.run))
-            }
-            Self::Reserved(_) | Self::Cancelled { .. } | Self::Recovered(_) => None,
-        }
+        (version != SITE_LEDGER_VERSION)
+            .then(|| format!("version {version} is unknown, this code reads {SITE_LEDGER_VERSION}"))
+    }
+}
+
+/// A run as 16 hexadecimal digits.
+mod run_text {
+    use protocol::RunId;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(run: &RunId, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(run)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<RunId, D::Error> {
+        String::deserialize(from)?.parse().map_err(de::Error::custom)
     }
 }

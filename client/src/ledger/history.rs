@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use privacy::chain::{Chain, ChainWriter, Digest, Link, WriteError, read_lines};
+use privacy::chain::{Chain, ChainWriter, Digest, Link, LinkReader, WriteError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -53,8 +53,8 @@ struct State {
     hashes: Vec<Digest>,
     /// Heads of ledgers whose loss this one has booked.
     replaced: Vec<Digest>,
-    /// The newest records, until somebody has taken a copy of them.
-    copies: Vec<Box<RawValue>>,
+    /// The newest records, until somebody has taken a copy of them; `None` where nobody will.
+    copies: Option<Vec<Box<RawValue>>>,
 }
 
 impl LedgerHistory {
@@ -63,8 +63,18 @@ impl LedgerHistory {
     /// # Errors
     /// [`SiteLedgerError`] names the line.
     pub fn read(text: &[u8]) -> Result<Self, SiteLedgerError> {
-        let history = Self::default();
-        read_lines(text)?.links.iter().for_each(|link| history.push(link));
+        Self::read_uncopied(text, u64::MAX)
+    }
+
+    /// The same, which holds the texts of the records from `copied` on for whoever takes copies of them.
+    pub(crate) fn read_uncopied(text: &[u8], copied: u64) -> Result<Self, SiteLedgerError> {
+        let (history, mut reader) = (Self::default(), LinkReader::new(text));
+        while let Some(link) = reader.next_in_memory()? {
+            if link.sequence == copied {
+                history.hold_copies();
+            }
+            history.push(&link);
+        }
         Ok(history)
     }
 
@@ -95,19 +105,26 @@ impl LedgerHistory {
         self.state().replaced.iter().rev().copied().collect()
     }
 
+    /// Holds the texts of the records that are new from now on, for whoever takes copies of them.
+    pub(crate) fn hold_copies(&self) {
+        self.state().copies.get_or_insert_default();
+    }
+
     /// The texts of the records from `from` on, in order, as far as they are still held; they are let go.
     pub(crate) fn take_copies(&self, from: u64) -> Vec<Box<RawValue>> {
         let mut state = self.state();
-        let first = state.hashes.len() - state.copies.len();
+        let copies = state.copies.as_mut().map(std::mem::take).unwrap_or_default();
+        let first = state.hashes.len() - copies.len();
         let known = usize::try_from(from).unwrap_or(usize::MAX).saturating_sub(first);
-        let copies = std::mem::take(&mut state.copies);
         copies.into_iter().skip(known).collect()
     }
 
-    fn push(&self, link: &Link) {
+    pub(super) fn push(&self, link: &Link) {
         let mut state = self.state();
         state.hashes.push(link.hash);
-        state.copies.push(link.record.clone());
+        if let Some(copies) = &mut state.copies {
+            copies.push(link.record.clone());
+        }
         if let Ok(Entry::Recovered(recovered)) = link.read() {
             state.replaced.extend(recovered.replaced.iter().map(|known| known.head));
         }
@@ -126,9 +143,8 @@ pub(super) struct HistoryWriter<W> {
 }
 
 impl<W: Write> HistoryWriter<W> {
-    pub(super) fn new(links: &[Link], writer: ChainWriter<W>) -> Self {
-        let history = LedgerHistory::default();
-        links.iter().for_each(|link| history.push(link));
+    /// Goes on with the history of what `writer` has written.
+    pub(super) fn new(history: LedgerHistory, writer: ChainWriter<W>) -> Self {
         Self { writer, pending: Vec::new(), history }
     }
 
@@ -179,6 +195,12 @@ mod tests {
         let longer = LedgerHead { records: 4, ..heads[3] };
         let other = LedgerHead { head: heads[1].head, ..heads[2] };
         assert!(!read.extends(longer) && !read.extends(other));
+        assert_eq!(read.take_copies(0).len(), 0, "nobody asked for copies");
+        let read = LedgerHistory::read_uncopied(&paper.text(), 1).unwrap();
         assert_eq!((read.take_copies(1).len(), read.take_copies(0).len()), (2, 0));
+        history.hold_copies();
+        let _ = book.reserve(&train(4, 3), None, false, None, Time::ZERO).unwrap();
+        let _ = book.reserve(&train(5, 3), None, false, None, Time::ZERO).unwrap();
+        assert_eq!((history.take_copies(4).len(), history.take_copies(0).len()), (1, 0));
     }
 }

@@ -11,7 +11,7 @@ use privacy::ledger::Unit;
 use protocol::Time;
 use serde_json::value::RawValue;
 
-use super::account::{SiteAccount, best};
+use super::account::SiteAccount;
 use super::entry::{Charge, Entry};
 use super::history::LedgerHead;
 
@@ -59,7 +59,7 @@ pub(crate) fn lost_records(
     now: Time,
 ) -> (impl serde::Serialize + use<>, Vec<Unit>) {
     let Losses { replaced, known, unknown, is_uncounted } = losses;
-    let (mut charges, mut unbounded) = (known.clone(), Vec::new());
+    let (mut charges, mut unbounded) = (summed(&known), Vec::new());
     if is_uncounted {
         unbounded.extend([Unit::Client, Unit::Example]);
     } else if unknown > 0 {
@@ -72,6 +72,25 @@ pub(crate) fn lost_records(
         }
     }
     (Entry::recovered(replaced, unknown, charges, unbounded.clone(), now), unbounded)
+}
+
+/// Charges of the same kind as one: a record has one line, however many it stands for.
+fn summed(charges: &[Charge]) -> Vec<Charge> {
+    let mut sums: Vec<Charge> = Vec::new();
+    for charge in charges {
+        let is_same = |sum: &&mut Charge| {
+            (sum.unit, sum.relation, sum.event.mechanism())
+                == (charge.unit, charge.relation, charge.event.mechanism())
+        };
+        match sums.iter_mut().find(is_same) {
+            Some(sum) => {
+                let count = sum.event.count().saturating_add(charge.event.count());
+                sum.event = Event::new(sum.event.mechanism(), count).unwrap_or(sum.event);
+            }
+            None => sums.push(*charge),
+        }
+    }
+    sums
 }
 
 /// `times` the charge that raises epsilon most among those of which there is an example; `None` without one.
@@ -95,7 +114,8 @@ fn dearest(
         let event = Event::new(charge.event.mechanism(), count).ok()?;
         let many = Charge { event, ..charge };
         let together: Vec<Charge> = known.iter().copied().chain([many]).collect();
-        let epsilon = best(&account.events(unit, None, &together), delta, f64::NEG_INFINITY).ok()?;
+        let events = account.events(unit, None, &together);
+        let epsilon = account.answers.best(&events, delta, f64::NEG_INFINITY).ok()?;
         if dearest.is_none_or(|(most, _)| epsilon > most) {
             dearest = Some((epsilon, many));
         }
@@ -142,6 +162,22 @@ mod tests {
         let (kept, _) = with_losses(&[8.0, 4.0, 6.0, 4.0, 4.0, 4.0], 0);
         assert_eq!(epsilon(&lost), epsilon(&kept));
         assert_eq!((lost.account().lost(), unbounded), (3, vec![Unit::Example]));
+    }
+
+    #[test]
+    fn what_is_known_of_many_lost_records_fits_into_one() {
+        let charge = |noise_multiplier, count| Charge {
+            unit: Unit::Client,
+            relation: privacy::accounting::Relation::ReplaceOne,
+            event: Event::new(Mechanism::Gaussian { noise_multiplier }, count).unwrap(),
+        };
+        let known = (0..30_000).map(|place| charge(if place % 3 == 0 { 4.0 } else { 8.0 }, 1)).collect();
+        let losses = Losses { known, ..Losses::default() };
+        let (entry, _) = lost_records(&SiteAccount::default(), losses, 1e-5, Time::ZERO);
+        let paper = Paper::default();
+        ChainWriter::new(Chain::new(), paper.clone()).append(&entry).unwrap();
+        let account = SiteAccount::read(&paper.text()).unwrap();
+        assert_eq!(account.all_charges(), [charge(4.0, 10_000), charge(8.0, 20_000)]);
     }
 
     #[test]

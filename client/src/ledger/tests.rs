@@ -10,7 +10,6 @@ use protocol::{
 };
 
 use super::*;
-use crate::History;
 use crate::participant::tests::train;
 
 /// Bytes in memory that outlive their writer.
@@ -266,8 +265,8 @@ fn what_is_booked_back_costs_nothing_and_stays_an_attempt() {
     let back = pay(&mut one, &private(2, local(1e6)), None, None).unwrap();
     assert_eq!((kept.record(), back.record()), (0, 1));
     one.cancel(back, NOW).unwrap();
-    let History { attempts, trained } = one.account().history();
-    assert_eq!((attempts.len(), trained.len(), trained[0].round.0), (2, 1, 1));
+    let trained: Vec<Round> = one.account().trained().map(|(_, round)| round).collect();
+    assert_eq!((one.account().history().attempts(), trained), (2, vec![Round(1)]));
     let again = ledger(&paper);
     assert_eq!(again.account(), one.account());
     assert_eq!(total(&again, Unit::Client).epsilon.best(), epsilon(gaussian(2.0), 1));
@@ -354,7 +353,7 @@ fn an_answer_that_tells_nothing_is_not_booked() {
     let task = crate::participant::tests::task(1, Work::Evaluate { model });
     assert!(ledger.reserve(&task, None, false, None, NOW).unwrap().is_none());
     assert!(ledger.reserve(&task, None, true, None, NOW).unwrap().is_some());
-    assert_eq!((total(&ledger, Unit::Client).unprotected, ledger.account().history().attempts.len()), (1, 0));
+    assert_eq!((total(&ledger, Unit::Client).unprotected, ledger.account().history().attempts()), (1, 0));
 }
 
 #[test]
@@ -395,7 +394,7 @@ fn what_cannot_be_written_is_not_paid() {
     let mut ledger = ledger(&paper);
     let unpaid = pay(&mut ledger, &private(1, local(1e6)), None, None);
     assert!(matches!(unpaid, Err(PayError::Write(_))));
-    assert!(ledger.account().history().attempts.is_empty());
+    assert_eq!(ledger.account().history().attempts(), 0);
 }
 
 #[test]
@@ -427,4 +426,41 @@ fn a_round_behind_the_latest_is_refused_and_the_latest_may_be_repeated() {
     for round in [2, 1] {
         assert!(pay(&mut book, &train(round, 3), None, None).is_ok());
     }
+}
+
+/// Ratios of times of the same machine in the same second, so that a slow one changes nothing: what walks through all records takes a
+/// hundred times as long.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "it times what it measures")]
+fn a_task_is_judged_and_paid_as_fast_after_a_hundred_thousand_rounds_as_after_a_thousand() {
+    let federation = Digest::of(b"federation");
+    let policy = crate::Policy::parse(crate::PLAIN_POLICY).unwrap();
+    let facts = crate::policy::SiteFacts { parameters: 3, ..Default::default() };
+    let mut account = SiteAccount::default();
+    let mut grow = |rounds: std::ops::Range<u32>| {
+        for round in rounds {
+            let task = private(round + 1, local(1e6));
+            let charges = account.charges(&task, None, federation).unwrap();
+            let now = Time::from_micros(u64::from(round) * 1_000_000);
+            account.book(u64::from(round), Entry::of(&task, charges, federation, now));
+        }
+        account.clone()
+    };
+    let few = grow(0..1000);
+    let many = grow(1000..100_000);
+    let fastest = |account: &SiteAccount, round: u32| {
+        let task = private(round, local(1e6));
+        let now = Time::from_micros(u64::from(round) * 1_000_000);
+        let once = || {
+            let began = std::time::Instant::now();
+            for _ in 0..20 {
+                policy.judge(&task, &facts, now, account.history()).unwrap();
+                account.would_pay(&task, None, federation, None).unwrap();
+            }
+            began.elapsed()
+        };
+        (0..20).map(|_| once()).min().unwrap()
+    };
+    let (early, late) = (fastest(&few, 1001), fastest(&many, 100_001));
+    assert!(late < 10 * early, "{early:?} after 1,000 rounds, {late:?} after 100,000");
 }

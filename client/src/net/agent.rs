@@ -14,7 +14,7 @@ use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
 use super::events::AgentEvent;
 use super::identity::Identity;
 use super::pace::Pace;
-use super::session::{GreetError, Workshop, greet};
+use super::session::{GreetError, Workshop, ended_for_good, greet};
 use crate::audit::AuditEvent;
 use crate::{LedgerHead, LedgerHistory, Participant, Personal};
 
@@ -171,6 +171,10 @@ impl Agent {
                         link.leave().await;
                         continue;
                     };
+                    if let Some(rejection) = ended_for_good(&error) {
+                        self.workshop.note_the_end().await;
+                        return Err(AgentError::Rejected(rejection));
+                    }
                     failures = if since.elapsed() < GOOD_LIFE { failures } else { 0 };
                     explain(&error)
                 }

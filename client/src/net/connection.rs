@@ -246,6 +246,15 @@ impl Troubles {
     }
 }
 
+/// The TLS alerts of a certificate that leads to another root: of another name, and of the same name, which the roots of all federations
+/// have, so that a signature does not fit.
+const UNKNOWN_CA: u8 = 48;
+const DECRYPT_ERROR: u8 = 51;
+/// What a server's certificate means that leads to another root.
+pub(super) const OTHER_FEDERATION: &str = "the server there is of another federation, or its federation was made anew: its certificate does not lead to ca.pem \
+     here. Is it the right address? `consortia check` shows the federation's fingerprint, of `site.toml` here and of `server.toml` there: they must be \
+     the same";
+
 /// What a lost connection means and what to do, in one sentence.
 pub(super) fn explain(error: &ConnectionError) -> String {
     let alert = match error {
@@ -258,6 +267,7 @@ pub(super) fn explain(error: &ConnectionError) -> String {
         (Some(120), _) => {
             "what answers there does not speak this protocol; compare address, port and release"
         }
+        (Some(DECRYPT_ERROR | UNKNOWN_CA), true) => OTHER_FEDERATION,
         (Some(_), true) => {
             "the server's certificate is not accepted here; compare ca.pem, server_name and this machine's clock"
         }

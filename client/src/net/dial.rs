@@ -10,6 +10,7 @@ use std::time::Duration;
 use protocol::wire::DATAGRAM_MAX;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
@@ -18,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel::ClientSocket;
 
-use super::connection::{ConnectError, Link};
+use super::connection::{ConnectError, Link, OTHER_FEDERATION};
 
 /// A handshake that takes longer has failed.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -170,15 +171,31 @@ impl Dial {
 /// A TLS error in the words that are used for QUIC's, and others in the system's.
 fn describe(error: &std::io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        )) => {
+            format!(
+                "{OTHER_FEDERATION}; where they are, a proxy opens TLS on the way, and must leave this address alone"
+            )
+        }
+        Some(rustls::Error::InvalidMessage(_)) => NO_TLS.to_owned(),
         Some(rustls::Error::InvalidCertificate(why)) => format!(
             "the server's certificate is not accepted here ({why}); a proxy that opens TLS must leave this address alone"
         ),
         Some(rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol)) => {
             "what answers there does not speak this protocol".to_owned()
         }
+        _ if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            format!("it was closed before TLS was agreed on; {PORT}")
+        }
         _ => error.to_string(),
     }
 }
+
+/// What an answer means that is no TLS, as of an HTTP server.
+const NO_TLS: &str = "what answers there speaks no TLS, as the server's admin port (HTTP) and other web servers do; take the port of `listen` in server.toml, \
+     which is 4433 unless somebody chose another, and not that of [admin]";
+const PORT: &str = "is it the port of `listen` in server.toml, and not that of [admin]?";
 
 fn takes() -> EndpointConfig {
     let mut takes = EndpointConfig::default();

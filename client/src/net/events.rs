@@ -119,7 +119,12 @@ impl std::fmt::Display for AgentEvent {
                 write!(f, "connected to {server}{how} ({software}) as {you}")
             }
             Self::Waiting { trouble, retry_in } => {
-                write!(f, "not connected: {trouble}; trying again in {:.1} s", retry_in.as_secs_f64())
+                let seconds = retry_in.as_secs_f64();
+                // Shorter than one could read it.
+                if seconds < 0.05 {
+                    return write!(f, "not connected: {trouble}; trying again at once");
+                }
+                write!(f, "not connected: {trouble}; trying again in {seconds:.1} s")
             }
             Self::Started { task } => write!(f, "{}", begun(*task)),
             Self::Answering { task } => write!(f, "answering the {task}"),

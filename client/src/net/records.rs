@@ -11,16 +11,17 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest};
+use privacy::chain::segments::{SegmentBytes, SegmentFault, SegmentWriter};
+use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, Link};
 use protocol::Time;
 
-use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{LedgerHead, LedgerHistory, SiteAccount, SiteLedger, SiteLedgerError};
+use crate::audit::{Audit, AuditEvent, AuditRecord, LogSummary};
+use crate::ledger::{LedgerHead, LedgerHistory, LedgerReading, SiteAccount, SiteLedger, SiteLedgerError};
 
 pub use compare::{Mismatch, has_books};
 pub use recovery::{Recovery, RecoveryOrder, recover_books};
 
-use compare::{Book, Found};
+use compare::{BookEnd, Found};
 
 const LEDGER: &str = "ledger.jsonl";
 const AUDIT: &str = "audit.jsonl";
@@ -79,6 +80,20 @@ pub enum BooksError {
         /// What is wrong.
         fault: DamagedLine,
     },
+    /// The files of the audit log are not one chain.
+    #[error("{0} (docs/operations.md, Audit logs in segments)")]
+    Segments(SegmentFault),
+    /// Copies that a recovery needs are in closed segments that are not here.
+    #[error(
+        "{}: closed segments of this audit log are not here ({missing}), and with them copies of records that the ledger lacks; put them back from \
+         their archive and run this again, or give --without-segments, which charges what only they hold", path.display()
+    )]
+    SegmentsAway {
+        /// The log.
+        path: PathBuf,
+        /// Their numbers.
+        missing: String,
+    },
     /// A record of the audit log that this program does not write.
     #[error("{path}: {fault}")]
     AuditRecord {
@@ -90,6 +105,16 @@ pub enum BooksError {
     /// The books do not fit together.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+}
+
+impl From<SegmentFault> for BooksError {
+    fn from(fault: SegmentFault) -> Self {
+        match fault {
+            SegmentFault::File { path, source } => Self::Io { path, source },
+            SegmentFault::Damaged { path, fault } => Self::Audit { path, fault },
+            other => Self::Segments(other),
+        }
+    }
 }
 
 /// A file whose flush is durable.
@@ -109,7 +134,8 @@ impl Write for Synced {
 }
 
 /// Opens the books in `state`, or begins them, and notes that the site's program has started. `federation` is the SHA-256
-/// of the authority's certificate, `policy` that of the policy's text; `clock` gives the time since the Unix epoch.
+/// of the authority's certificate, `policy` that of the policy's text; a file of the audit log is closed when it has more than `segment` bytes;
+/// `clock` gives the time since the Unix epoch.
 ///
 /// # Errors
 /// [`BooksError`].
@@ -118,6 +144,7 @@ pub fn open_books(
     federation: Digest,
     policy: Digest,
     software: &str,
+    segment: SegmentBytes,
     clock: impl Fn() -> Time + Send + 'static,
 ) -> Result<Books, BooksError> {
     let lock = hold(state)?;
@@ -125,16 +152,13 @@ pub fn open_books(
     let found = Found::read(state)?;
     found.compare(true)?;
     let mut torn = Vec::new();
-    let copied = found.knowledge.copied_of(&found.history);
-    let Found { ledger: book, audit: log, .. } = found;
+    let copied = found.copied();
+    let Found { ledger: book, audit: log, read, .. } = found;
     cut(&book, &mut torn)?;
-    cut(&log, &mut torn)?;
 
     let to = appended(&book.path, lock).map_err(failed(&book.path))?;
-    let ledger = SiteLedger::open(&book.text[..book.lines.whole], to, federation)
-        .map_err(|fault| BooksError::Ledger { path: book.path.clone(), fault })?;
-    let to = appended(&log.path, second).map_err(failed(&log.path))?;
-    let audit = Audit::new(ChainWriter::new(log.lines.chain, to), clock);
+    let ledger = SiteLedger::resume(read, ChainWriter::new(book.chain, to), federation);
+    let audit = continued_audit(&log.path, segment, second, clock, &mut torn)?;
     let folder = state.to_owned();
     let sealed = move |ledger, chain| compare::write_heads(&folder, ledger, chain);
     audit.watch(ledger.history().clone(), copied, Box::new(sealed));
@@ -164,8 +188,8 @@ pub fn check_books(state: &Path) -> Result<BooksSummary, BooksError> {
     let at_rest = !are_books_held(state).map_err(failed(&state.join(LOCK)))?;
     let found = Found::read(state)?;
     found.compare(at_rest)?;
-    let audit = found.audit.lines.chain.into();
-    Ok(BooksSummary { history: found.history, audit, account: found.account })
+    let LedgerReading { account, history } = found.read;
+    Ok(BooksSummary { history, audit: found.audit.chain.into(), account })
 }
 
 /// Opens the audit log alone, for what a site's people do while its program rests.
@@ -177,7 +201,7 @@ pub fn open_audit(
     clock: impl Fn() -> Time + Send + 'static,
 ) -> Result<(Audit, Vec<Torn>), BooksError> {
     let (lock, mut torn) = (hold(state)?, Vec::new());
-    let audit = continued_audit(state, lock, clock, &mut torn)?;
+    let audit = continued_audit(&state.join(AUDIT), SegmentBytes::default(), lock, clock, &mut torn)?;
     Ok((audit, torn))
 }
 
@@ -215,30 +239,45 @@ fn hold(state: &Path) -> Result<File, BooksError> {
     }
 }
 
+/// The audit log, open where it ended. What was cut off its end is told.
 fn continued_audit(
-    state: &Path,
+    path: &Path,
+    segment: SegmentBytes,
     lock: File,
     clock: impl Fn() -> Time + Send + 'static,
     torn: &mut Vec<Torn>,
 ) -> Result<Audit, BooksError> {
-    let path = state.join(AUDIT);
-    let (text, lines) = Book::read(path.clone())?;
-    let lines = lines.map_err(|fault| BooksError::Audit { path: path.clone(), fault })?;
-    let book = Book { path, text, lines };
-    cut(&book, torn)?;
-    let to = appended(&book.path, lock).map_err(failed(&book.path))?;
-    Ok(Audit::new(ChainWriter::new(book.lines.chain, to), clock))
+    let (writer, lines) = SegmentWriter::open(path, segment)?;
+    if lines.torn > 0 {
+        torn.push(Torn { path: path.to_owned(), bytes: lines.torn });
+    }
+    Ok(Audit::in_segments(writer, lock, said_in(path, &lines.links)?, clock))
+}
+
+/// What a segment says, which begins with what those before have said.
+fn said_in(path: &Path, links: &[Link]) -> Result<LogSummary, BooksError> {
+    let mut said = LogSummary::default();
+    for record in records_in(path, links) {
+        said.learn(&record?);
+    }
+    Ok(said)
+}
+
+/// The records of a segment.
+fn records_in(path: &Path, links: &[Link]) -> impl Iterator<Item = Result<AuditRecord, BooksError>> {
+    let wrong = |fault| BooksError::AuditRecord { path: path.to_owned(), fault };
+    links.iter().map(move |link| link.read().map_err(wrong))
 }
 
 /// Cuts half a line off the end of a book's file.
-fn cut(book: &Book, torn: &mut Vec<Torn>) -> Result<(), BooksError> {
-    let Book { path, lines, .. } = book;
-    if lines.torn == 0 {
+fn cut(book: &BookEnd, torn: &mut Vec<Torn>) -> Result<(), BooksError> {
+    let BookEnd { path, whole, .. } = book;
+    if book.torn == 0 {
         return Ok(());
     }
     let file = OpenOptions::new().write(true).open(path).map_err(failed(path))?;
-    file.set_len(lines.whole as u64).and_then(|()| file.sync_all()).map_err(failed(path))?;
-    torn.push(Torn { path: path.clone(), bytes: lines.torn });
+    file.set_len(*whole).and_then(|()| file.sync_all()).map_err(failed(path))?;
+    torn.push(Torn { path: path.clone(), bytes: usize::try_from(book.torn).unwrap_or(usize::MAX) });
     Ok(())
 }
 

@@ -142,6 +142,15 @@ fn rejection(text: &str) -> GreetError {
     fixed.map_or_else(|| GreetError::Lost(text.to_owned()), GreetError::Rejected)
 }
 
+/// Why the server has closed a connection, where no other one will do better.
+pub(super) fn ended_for_good(error: &ConnectionError) -> Option<Rejection> {
+    let ConnectionError::ApplicationClosed(close) = error else { return None };
+    match rejection(&String::from_utf8_lossy(&close.reason)) {
+        GreetError::Rejected(rejection) => Some(rejection),
+        GreetError::Version(_) | GreetError::Lost(_) => None,
+    }
+}
+
 /// Takes what a participant keeps to wherever the shell wants it.
 pub(super) type Keeper = Arc<dyn Fn(&Personal) + Send + Sync>;
 

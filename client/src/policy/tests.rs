@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use privacy::accounting::Relation;
-use protocol::{MetricsRule, NoiseCorrelation, Parameters, PrivacySpec, Sampling, Seed};
+use protocol::{MetricsRule, NoiseCorrelation, Parameters, PrivacySpec, Round, RunId, Sampling, Seed};
 
 use super::*;
 use crate::ledger::tests::{central, examples, local, private};
@@ -50,7 +50,9 @@ fn judge(policy: &str, task: &Task, now: Time, history: &History) -> Result<(), 
 
 /// Trainings that were begun and brought to an end.
 fn history(trained: Vec<Participation>) -> History {
-    History { attempts: trained.clone(), trained }
+    let mut history = History::default();
+    trained.into_iter().for_each(|training| history.begin(training));
+    history
 }
 
 fn rule(policy: &str, task: &Task) -> &'static str {
@@ -210,7 +212,11 @@ fn only_listed_metrics_leave_and_none_where_the_plan_hides_them() {
 
 #[test]
 fn an_attempt_counts_for_how_often_is_trained_and_only_a_training_for_what_the_plan_promises() {
-    let begun = |seconds_ago| History { attempts: vec![trained(seconds_ago, 1, 4)], trained: Vec::new() };
+    let begun = |seconds_ago| {
+        let mut history = history(vec![trained(seconds_ago, 1, 4)]);
+        history.end_unread(RunId(1), Round(4));
+        history
+    };
     let denied = |policy: &str, history| judge(policy, &asked(), NOW, &history).err().map(|why| why.rule);
     assert_eq!(denied(TIGHT, begun(59)), Some("separation_min_seconds"));
     let once = TIGHT.replace("rounds_per_day = 2", "rounds_per_day = 1");

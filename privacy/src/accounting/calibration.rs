@@ -4,6 +4,8 @@
 //! that is given as a function. The answer is the end that keeps the promise, never the other. It refuses targets that
 //! no noise within its range reaches, and it trusts no epsilon that is NaN.
 
+use super::Figure;
+
 /// How near to the least noise the answer is, relatively.
 const PRECISION: f64 = 1e-6;
 const NOISE_LEAST: f64 = 1e-3;
@@ -14,11 +16,13 @@ const NOISE_MOST: f64 = 1e9;
 #[non_exhaustive]
 pub enum CalibrationError<E> {
     /// The promise is not a positive finite number.
-    #[error("the target epsilon must be finite and above 0, not {0}; give what may be given away in all")]
+    #[error("the target epsilon must be finite and above 0, not {}; give what may be given away in all", Figure(*.0))]
     Target(f64),
     /// Even very much noise gives away too much.
     #[error(
-        "even a noise multiplier of {noise:e} gives epsilon {epsilon}, above {target}; allow more, or release less often"
+        "even a noise multiplier of {noise:e} gives epsilon {:.6}, above {}; allow more, or release less often",
+        Figure(*epsilon),
+        Figure(*target)
     )]
     OutOfReach {
         /// The most that was tried.

@@ -12,6 +12,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Figure;
+
 /// The version of the serialised form written by this code.
 pub const EVENT_VERSION: u32 = 1;
 
@@ -197,11 +199,12 @@ pub struct Event {
 pub enum EventError {
     /// A noise multiplier that is negative, infinite or NaN.
     #[error(
-        "a noise multiplier must be finite and at least 0, not {0}; give the noise over the clipping norm"
+        "a noise multiplier must be finite and at least 0, not {}; give the noise over the clipping norm",
+        Figure(*.0)
     )]
     NoiseMultiplier(f64),
     /// A sampling rate outside 0 to 1.
-    #[error("a sampling rate must lie between 0 and 1, not {0}; give each client's chance to be asked")]
+    #[error("a sampling rate must lie between 0 and 1, not {}; give each client's chance to be asked", Figure(*.0))]
     SamplingRate(f64),
     /// A sample that is empty or larger than its population.
     #[error("a sample of {sample} from {population} is impossible; give a size between 1 and the population")]
@@ -289,7 +292,7 @@ impl TryFrom<Record> for Event {
 pub enum AccountingError {
     /// Delta outside the open interval from 0 to 1, or below what the accountant can resolve.
     #[error(
-        "delta must lie between {least:e} and 1, both excluded, not {delta}; give less than one over the population"
+        "delta must be above {least:e} and below 1 for this accountant, not {}; give less than one over the population", Figure(*delta)
     )]
     Delta {
         /// What was asked for.

@@ -3,6 +3,8 @@
 //! An accountant computes with any delta between 0 and 1, since that is mathematics. A promise needs more: delta is the chance
 //! that a unit may lose all protection, so that a large one promises nothing whatever epsilon is. Nothing is computed here.
 
+use super::Figure;
+
 /// The largest delta of a promise: one in a hundred. Anything above is no protection of a person, and for a population of more
 /// than a hundred delta belongs well below one over its number.
 pub const DELTA_MAX: f64 = 0.01;
@@ -18,12 +20,13 @@ pub const MULTIPLIER_MAX: f64 = 1e6;
 pub enum PromiseError {
     /// A delta that is no number above 0, or too large.
     #[error(
-        "delta is {0}; it must be above 0 and at most {DELTA_MAX}, and well below one over the number of those protected: it is \
-         the chance that one of them loses all protection"
+        "delta is {}; it must be above 0 and at most {DELTA_MAX}, and well below one over the number of those protected: it is \
+         the chance that one of them loses all protection",
+        Figure(*.0)
     )]
     Delta(f64),
     /// Noise that protects nothing, or leaves nothing.
-    #[error("the noise multiplier is {0}; it must be from {MULTIPLIER_MIN} to {MULTIPLIER_MAX}")]
+    #[error("the noise multiplier is {}; it must be from {MULTIPLIER_MIN} to {MULTIPLIER_MAX}", Figure(*.0))]
     Multiplier(f64),
 }
 

@@ -5,7 +5,7 @@
 //! its end; that much is cut off and said. Nothing else is ever repaired: damage is an error that names the line.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, BufRead, Read as _, Write};
 
 use serde::Serialize;
 
@@ -92,6 +92,14 @@ impl<W: Write> ChainWriter<W> {
     }
 }
 
+impl<W> ChainWriter<W> {
+    /// What it writes to.
+    #[cfg(test)]
+    pub(super) fn to_mut(&mut self) -> &mut W {
+        &mut self.to
+    }
+}
+
 impl<W> fmt::Debug for ChainWriter<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ChainWriter({:?})", self.chain)
@@ -99,8 +107,10 @@ impl<W> fmt::Debug for ChainWriter<W> {
 }
 
 /// The links of a text and what is left of an unfinished one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Lines {
+    /// The end of the chain before the first of them: that of a chain without links, but for a segment that goes on from another file.
+    pub start: Chain,
     /// All whole links, in order.
     pub links: Vec<Link>,
     /// Their end.
@@ -136,31 +146,137 @@ pub enum Damage {
     Chain(#[from] ChainError),
 }
 
-/// Reads lines and checks that they follow one another from the first on.
+/// Why lines could not be read on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The system.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A line that is no link of the chain.
+    #[error(transparent)]
+    Damaged(#[from] DamagedLine),
+}
+
+/// Reads links line by line, each checked against the one before, and holds one line at a time.
 ///
 /// A last line without its line feed counts as torn when it is the beginning of a record; a whole record that lacks the
 /// line feed alone is torn as well, since nobody was told that it had been written.
+#[derive(Debug)]
+pub struct LinkReader<R> {
+    from: R,
+    line: Vec<u8>,
+    /// The end of the chain before the first line.
+    start: Chain,
+    chain: Chain,
+    whole: u64,
+    torn: u64,
+}
+
+impl<R: BufRead> LinkReader<R> {
+    /// Reads from the first line on.
+    pub fn new(from: R) -> Self {
+        Self::after(Chain::new(), from)
+    }
+
+    /// Reads lines that go on behind `start`.
+    fn after(start: Chain, from: R) -> Self {
+        Self { from, line: Vec::new(), start, chain: start, whole: 0, torn: 0 }
+    }
+
+    /// The next whole link; `None` behind the last.
+    ///
+    /// # Errors
+    /// [`ReadError`]; a [`DamagedLine`] is the first line that is no link, or does not follow.
+    pub fn next_link(&mut self) -> Result<Option<Link>, ReadError> {
+        if self.torn > 0 {
+            return Ok(None);
+        }
+        self.line.clear();
+        self.from.by_ref().take(LINE_MAX as u64 + 1).read_until(b'\n', &mut self.line)?;
+        let before = self.chain.len() - self.start.len();
+        let line = usize::try_from(before).unwrap_or(usize::MAX).saturating_add(1);
+        let damaged = |fault| DamagedLine { line, fault };
+        if self.line.len() > LINE_MAX {
+            let rest = if self.line.ends_with(b"\n") { 0 } else { skip_line(&mut self.from)? };
+            return Err(damaged(Damage::TooLong(self.line.len() + rest)).into());
+        }
+        if self.line.is_empty() {
+            return Ok(None);
+        }
+        let read = serde_json::from_slice::<Link>(&self.line);
+        if !self.line.ends_with(b"\n") && read.as_ref().err().is_none_or(serde_json::Error::is_eof) {
+            self.torn = self.line.len() as u64;
+            return Ok(None);
+        }
+        let link = read.map_err(|error| damaged(Damage::Text(error.to_string())))?;
+        self.chain.follow(&link).map_err(|error| damaged(error.into()))?;
+        self.whole += self.line.len() as u64;
+        Ok(Some(link))
+    }
+
+    /// The end of the chain as far as it was read.
+    pub fn chain(&self) -> Chain {
+        self.chain
+    }
+
+    /// How many bytes the whole links take that were read.
+    pub fn whole(&self) -> u64 {
+        self.whole
+    }
+
+    /// The bytes of an unfinished line behind them, once the end was reached.
+    pub fn torn(&self) -> u64 {
+        self.torn
+    }
+}
+
+impl LinkReader<&[u8]> {
+    /// [`LinkReader::next_link`] of bytes that no system has to read.
+    ///
+    /// # Errors
+    /// [`DamagedLine`].
+    pub fn next_in_memory(&mut self) -> Result<Option<Link>, DamagedLine> {
+        self.next_link().map_err(|error| match error {
+            ReadError::Damaged(damaged) => damaged,
+            ReadError::Io(error) => unreachable!("bytes in memory can be read: {error}"),
+        })
+    }
+}
+
+/// Passes over the rest of a line and says how long it is.
+fn skip_line(from: &mut impl BufRead) -> io::Result<usize> {
+    let mut passed = 0;
+    loop {
+        let bytes = from.fill_buf()?;
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(bytes.len(), |end| end + 1);
+        let is_over = end.is_some() || bytes.is_empty();
+        from.consume(taken);
+        passed += taken;
+        if is_over {
+            return Ok(passed);
+        }
+    }
+}
+
+/// All lines of a text, as [`LinkReader`] reads them.
 ///
 /// # Errors
 /// [`DamagedLine`] at the first line that is no link, or does not follow.
 pub fn read_lines(text: &[u8]) -> Result<Lines, DamagedLine> {
-    let mut lines = Lines { links: Vec::new(), chain: Chain::new(), whole: 0, torn: 0 };
-    for (line, bytes) in (1..).zip(text.split_inclusive(|byte| *byte == b'\n')) {
-        let damaged = |fault| DamagedLine { line, fault };
-        if bytes.len() > LINE_MAX {
-            return Err(damaged(Damage::TooLong(bytes.len())));
-        }
-        let read = serde_json::from_slice::<Link>(bytes);
-        if !bytes.ends_with(b"\n") && read.as_ref().err().is_none_or(serde_json::Error::is_eof) {
-            lines.torn = bytes.len();
-            break;
-        }
-        let link = read.map_err(|error| damaged(Damage::Text(error.to_string())))?;
-        lines.chain.follow(&link).map_err(|error| damaged(error.into()))?;
-        lines.links.push(link);
-        lines.whole += bytes.len();
+    read_lines_after(Chain::new(), text)
+}
+
+/// The same of lines that go on behind `start`.
+pub(super) fn read_lines_after(start: Chain, text: &[u8]) -> Result<Lines, DamagedLine> {
+    let (mut reader, mut links) = (LinkReader::after(start, text), Vec::new());
+    while let Some(link) = reader.next_in_memory()? {
+        links.push(link);
     }
-    Ok(lines)
+    let of_the_text = |bytes: u64| usize::try_from(bytes).expect("a part of a text that is in memory");
+    let (whole, torn) = (of_the_text(reader.whole), of_the_text(reader.torn));
+    Ok(Lines { start, links, chain: reader.chain, whole, torn })
 }
 
 #[cfg(test)]
@@ -226,6 +342,31 @@ mod tests {
             let long = [&text[..], &vec![b'x'; LINE_MAX + 1], end.as_bytes()].concat();
             let fault = read_lines(&long).unwrap_err();
             assert!(fault.line == 2 && matches!(fault.fault, Damage::TooLong(_)), "{fault}");
+        }
+    }
+
+    #[test]
+    fn lines_that_come_in_pieces_of_any_size_are_read_as_those_of_a_text() {
+        let text = [text(), b"{\"sequence\":3,".to_vec()].concat();
+        let long = [&text[..], &vec![b'x'; LINE_MAX + 9], b"\n"].concat();
+        for size in [1, 2, 7, 64, 1 << 16] {
+            let mut reader = LinkReader::new(io::BufReader::with_capacity(size, &text[..]));
+            let mut links = Vec::new();
+            while let Some(link) = reader.next_link().unwrap() {
+                links.push(link);
+            }
+            let lines = read_lines(&text).unwrap();
+            assert_eq!((links, reader.chain()), (lines.links, lines.chain));
+            assert_eq!((reader.whole(), reader.torn()), (lines.whole as u64, lines.torn as u64));
+            assert!(reader.torn() == 14 && reader.next_link().unwrap().is_none());
+            let mut reader = LinkReader::new(io::BufReader::with_capacity(size, &long[..]));
+            let fault = loop {
+                match reader.next_link() {
+                    Ok(link) => assert!(link.is_some()),
+                    Err(error) => break error.to_string(),
+                }
+            };
+            assert_eq!(fault, read_lines(&long).unwrap_err().to_string());
         }
     }
 

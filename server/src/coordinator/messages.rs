@@ -136,11 +136,12 @@ impl RunEnd {
         }
     }
 
-    /// One sentence.
-    pub fn message(&self) -> &str {
+    /// One sentence, for a run that has made so many `releases`.
+    pub fn message(&self, releases: u32) -> &str {
         match self {
             Self::Finished => "all rounds are done",
             Self::Failed(reason) | Self::BudgetExhausted(reason) => reason,
+            Self::Stopped if releases == 0 => "stopped by the operator before anything was released",
             Self::Stopped => "stopped by the operator; the model of the last release stands",
         }
     }

@@ -91,13 +91,21 @@ pub enum AdminError {
     },
 }
 
+/// Where the server keeps what is shown.
+pub(crate) struct Places {
+    /// The state folder.
+    pub(crate) state: PathBuf,
+    /// This server's audit log.
+    pub(crate) audit: PathBuf,
+}
+
 /// What requests are answered from.
 pub(crate) struct Admin {
     pub(crate) desk: Arc<Desk>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) papers: Arc<Papers>,
-    pub(crate) state: PathBuf,
+    pub(crate) places: Places,
     /// Where the server listens for sites.
     pub(crate) address: SocketAddr,
     books: Books,
@@ -112,7 +120,7 @@ impl Admin {
         metrics: Arc<Metrics>,
         presence: Arc<Presence>,
         papers: Arc<Papers>,
-        state: PathBuf,
+        places: Places,
         address: SocketAddr,
     ) -> Self {
         let (books, started) = (Books::new(Arc::clone(&desk.store)), super::members::now());
@@ -122,7 +130,7 @@ impl Admin {
             metrics,
             presence,
             papers,
-            state,
+            places,
             address,
             books,
             addresses: Vec::new(),
@@ -227,6 +235,7 @@ fn router(admin: Shared, guard: Arc<Guard>) -> Router {
         .routes(routes!(runs::list, runs::submit))
         .routes(routes!(runs::one))
         .routes(routes!(runs::reports))
+        .routes(routes!(runs::statement))
         .routes(routes!(runs::pause))
         .routes(routes!(runs::resume))
         .routes(routes!(runs::stop))

@@ -4,16 +4,19 @@
 //! release stands in both: in the ledger, in the transaction that pays, and then here, durably, before anybody can read it. Every record
 //! names the version of the state that was committed before it. So the database is never behind this log, and whoever turns
 //! it back is found ([`witness`]). The story around it is made durable at the end of every round.
+//!
+//! A file that has become long is closed, and the next one begins with what a start must know of those before ([`carried`]).
 
+mod carried;
+mod tail;
 pub(crate) mod witness;
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use privacy::chain::{Chain, ChainWriter, DamagedLine, LINE_MAX, WriteError, read_lines};
+use privacy::chain::segments::{Continuation, RotateError, SegmentBytes, SegmentFault, SegmentWriter};
+use privacy::chain::{DamagedLine, WriteError};
 use protocol::wire::{Control, RunState};
 use protocol::{Decline, Refusal, RunId, TaskId, Time};
 use serde::Serialize;
@@ -22,17 +25,16 @@ use serde_json::value::RawValue;
 
 use super::engine::Record;
 use super::members::Verdict;
-use super::private;
 use super::store::{AuditHead, CrossCheck, StoreError, Unlogged};
 use crate::{Note, RunEnd};
+
+use carried::Carried;
+pub(crate) use tail::lines_of;
 
 /// Bytes of a record whose texts are written whole.
 const RECORD_MAX: usize = 1 << 16;
 /// Bytes that are kept of each text in a longer record. One byte takes up to six in JSON, and no event has more than eight texts.
 const TEXT_MAX: usize = 1 << 12;
-
-/// Bytes that are read at a time, from the end of a log.
-const BLOCK: u64 = 256 << 10;
 
 /// Why an audit log cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,9 @@ pub enum AuditError {
         /// What is wrong.
         fault: DamagedLine,
     },
+    /// The files of the log are not one chain.
+    #[error("{0} (docs/operations.md, Audit logs in segments)")]
+    Segments(SegmentFault),
     /// A record could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -65,6 +70,16 @@ pub enum AuditError {
         /// What the system says.
         fault: WriteError,
     },
+}
+
+impl From<SegmentFault> for AuditError {
+    fn from(fault: SegmentFault) -> Self {
+        match fault {
+            SegmentFault::File { path, source } => Self::File { path, source },
+            SegmentFault::Damaged { path, fault } => Self::Damaged { path, fault },
+            other => Self::Segments(other),
+        }
+    }
 }
 
 /// One line.
@@ -204,51 +219,50 @@ pub(crate) enum Event<'a> {
         key_sha256: &'a str,
         by: &'a str,
     },
-}
-
-/// A file whose flush is durable.
-struct Synced(File);
-
-impl Write for Synced {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.sync_data()
-    }
+    /// The first record of a segment that goes on from another.
+    Continued {
+        #[serde(flatten)]
+        of: Continuation,
+    },
+    /// Behind it: what the segments before say of a run.
+    RunCarried {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        plan_sha256: Option<&'a str>,
+        /// The last that was released; 0 where none was.
+        round: u32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        model_sha256: Option<&'a str>,
+    },
+    /// And of a site whose certificates are void.
+    RevocationCarried {
+        client: &'a str,
+        before: u64,
+    },
 }
 
 /// The log of one server, open for writing.
 pub(crate) struct AuditLog {
-    writer: ChainWriter<Synced>,
-    path: PathBuf,
-    /// Bytes of whole lines.
-    len: u64,
-    /// The chain before a line of which only a part may have been written.
-    torn: Option<Chain>,
+    segments: SegmentWriter,
     name: String,
     cross: Arc<CrossCheck>,
+    carried: Carried,
 }
 
 impl AuditLog {
-    /// Goes on with the log at `path`, or begins it. Half a line that a crash left is cut off.
-    pub(crate) fn open(path: &Path, cross: Arc<CrossCheck>, now: Time) -> Result<Self, AuditError> {
-        let path = path.to_owned();
+    /// Goes on with the log at `path`, or begins it. Half a line that a crash left is cut off. A file is closed when it has more than
+    /// `segment` bytes.
+    pub(crate) fn open(
+        path: &Path,
+        segment: SegmentBytes,
+        cross: Arc<CrossCheck>,
+        now: Time,
+    ) -> Result<Self, AuditError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let failed = |source| AuditError::File { path: path.clone(), source };
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(failed(error)),
-        };
-        let lines = read_lines(&text).map_err(|fault| AuditError::Damaged { path: path.clone(), fault })?;
-        let file = private::options().create(true).append(true).open(&path).map_err(failed)?;
+        let (segments, lines) = SegmentWriter::open(path, segment)?;
         if lines.torn > 0 {
             tracing::warn!("{}: a crash left half a line; it is cut off", path.display());
-            file.set_len((text.len() - lines.torn) as u64).map_err(failed)?;
         }
-        let (writer, len) = (ChainWriter::new(lines.chain, Synced(file)), lines.whole as u64);
-        let mut log = Self { writer, path, len, torn: None, name, cross };
+        let mut log = Self { segments, name, cross, carried: Carried::of(&lines.links) };
         let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
         log.write(now, None, &Event::Started { software })?;
         log.sync()?;
@@ -257,8 +271,9 @@ impl AuditLog {
 
     /// Makes everything durable, and lets the database know how far that is.
     fn sync(&mut self) -> Result<(), AuditError> {
-        self.writer.sync().map_err(|fault| AuditError::Sync { path: self.path.clone(), fault })?;
-        let chain = self.writer.chain();
+        let synced = self.segments.sync();
+        synced.map_err(|fault| AuditError::Sync { path: self.segments.path().to_owned(), fault })?;
+        let chain = self.segments.chain();
         let (log, records, head) = (self.name.clone(), chain.len(), chain.head());
         self.cross.note(AuditHead { log, records, head });
         Ok(())
@@ -292,27 +307,39 @@ impl AuditLog {
         run: Option<RunId>,
         event: &Event<'_>,
     ) -> Result<(), AuditError> {
-        self.mend()?;
+        let mended = self.segments.mend();
+        mended.map_err(|source| AuditError::File { path: self.segments.path().to_owned(), source })?;
+        if self.segments.is_due() {
+            self.rotate(now)?;
+        }
+        let record = self.record(now, run, event);
+        let link = self.segments.append(&record)?;
+        self.carried.learn(&link);
+        Ok(())
+    }
+
+    /// Closes the current file and begins the next one. Where that is not possible the log goes on in the one that it has.
+    fn rotate(&mut self, now: Time) -> Result<(), AuditError> {
+        let mut opening =
+            vec![self.record(now, None, &Event::Continued { of: self.segments.continuation() })];
+        opening.extend(self.carried.events().map(|(run, event)| self.record(now, run, &event)));
+        match self.segments.rotate(&opening) {
+            Ok(()) => self.sync(),
+            Err(error @ RotateError::Postponed { .. }) => {
+                tracing::warn!("{error}");
+                Ok(())
+            }
+            Err(RotateError::Unfinished { path, source }) => Err(AuditError::File { path, source }),
+            Err(error) => {
+                let path = self.segments.path().to_owned();
+                Err(AuditError::File { path, source: io::Error::other(error) })
+            }
+        }
+    }
+
+    fn record(&self, now: Time, run: Option<RunId>, event: &Event<'_>) -> Box<RawValue> {
         let (run, database) = (run.map(|run| run.to_string()), self.cross.version());
-        let record = record_of(&Entry { time: now.as_micros(), run, database, event });
-        let before = self.writer.chain();
-        let link = self.writer.append(&record).inspect_err(|_| self.torn = Some(before))?;
-        let line = serde_json::to_vec(&link).map_err(|error| self.failed(error.into()))?;
-        self.len += line.len() as u64 + 1;
-        Ok(())
-    }
-
-    /// Cuts off what a write that failed has left of its line.
-    fn mend(&mut self) -> Result<(), AuditError> {
-        let Some(chain) = self.torn else { return Ok(()) };
-        let file = private::options().append(true).open(&self.path).map_err(|error| self.failed(error))?;
-        file.set_len(self.len).map_err(|error| self.failed(error))?;
-        (self.writer, self.torn) = (ChainWriter::new(chain, Synced(file)), None);
-        Ok(())
-    }
-
-    fn failed(&self, source: io::Error) -> AuditError {
-        AuditError::File { path: self.path.clone(), source }
+        record_of(&Entry { time: now.as_micros(), run, database, event })
     }
 
     /// Adds what happened to the membership, durably.
@@ -396,7 +423,7 @@ impl AuditLog {
     }
 }
 
-/// The record as it is written. Texts come from outside, and a line beyond [`LINE_MAX`] would be refused by the writer and by every
+/// The record as it is written. Texts come from outside, and a line beyond [`privacy::chain::LINE_MAX`] would be refused by the writer and by every
 /// reader: of a record that is long, each text is cut.
 fn record_of(entry: &Entry<'_>) -> Box<RawValue> {
     let written = "an audit record has a JSON form";
@@ -415,103 +442,6 @@ fn record_of(entry: &Entry<'_>) -> Box<RawValue> {
         }
     }
     serde_json::value::to_raw_value(&fields).expect(written)
-}
-
-/// The last lines of the logs in `state` that are about `run`, oldest first, of at most `bytes` bytes together. Servers that took
-/// turns have a log each.
-pub(crate) fn lines_of(state: &Path, run: RunId, bytes: usize) -> Result<Vec<String>, AuditError> {
-    let failed = |source| AuditError::File { path: state.to_owned(), source };
-    let mut lines = Vec::new();
-    for path in logs_in(state).map_err(failed)? {
-        lines.extend(lines_in(&path, run, bytes)?);
-    }
-    lines.sort_by_key(|line| time_of(line));
-    let mut held = 0;
-    let fit = lines.iter().rev().take_while(|line| {
-        held += line.len();
-        held <= bytes
-    });
-    Ok(lines[lines.len() - fit.count()..].to_vec())
-}
-
-/// The audit logs in a state folder, by name: one, or one of each server that has taken turns on it.
-pub(crate) fn logs_in(state: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(state) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name == "audit.jsonl" || name.starts_with("audit-") && name.ends_with(".jsonl") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// From the end of the file back to where `bytes` bytes are found or the run begins: what is shown of a long log does not cost more, the
-/// longer it is.
-fn lines_in(path: &Path, run: RunId, bytes: usize) -> Result<VecDeque<String>, AuditError> {
-    let failed = |source| AuditError::File { path: path.to_owned(), source };
-    let (named, begun) = (format!("\"run\":\"{run}\""), "\"event\":\"submitted\"");
-    let mut file = File::open(path).map_err(failed)?;
-    let mut end = file.seek(SeekFrom::End(0)).map_err(failed)?;
-    let (mut lines, mut held, mut is_last) = (VecDeque::new(), 0, true);
-    // The beginning of what was read, up to its first line feed: the end of a line that begins earlier.
-    let mut tail: Vec<u8> = Vec::new();
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        let mut block = vec![0; usize::try_from(end - start).expect("a block fits into memory")];
-        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut block)).map_err(failed)?;
-        block.append(&mut tail);
-        end = start;
-        let first = match block.iter().position(|byte| *byte == b'\n') {
-            _ if start == 0 => 0,
-            Some(at) => at + 1,
-            None => block.len(),
-        };
-        for line in block[first..].split_inclusive(|byte| *byte == b'\n').rev() {
-            // A line without its end is being written, or was cut off by a crash.
-            let is_whole = line.ends_with(b"\n");
-            if !std::mem::take(&mut is_last) && !is_whole {
-                return Err(failed(io::Error::other("a line has no end")));
-            }
-            let line = String::from_utf8_lossy(line);
-            let line = line.trim_end_matches(['\n', '\r']);
-            if !is_whole || !line.contains(&named) {
-                continue;
-            }
-            if held + line.len() > bytes {
-                return Ok(lines);
-            }
-            held += line.len();
-            lines.push_front(line.to_owned());
-            if line.contains(begun) {
-                return Ok(lines);
-            }
-        }
-        block.truncate(first);
-        // A line that is longer would be taken into memory before anybody sees what it is.
-        if block.len() > LINE_MAX {
-            let what = format!("a line near byte {end} has more than {LINE_MAX} bytes");
-            return Err(failed(io::Error::other(what)));
-        }
-        tail = block;
-    }
-    Ok(lines)
-}
-
-/// When a line was written.
-fn time_of(line: &str) -> Option<u64> {
-    let link: privacy::chain::Link = serde_json::from_str(line).ok()?;
-    #[derive(serde::Deserialize)]
-    struct Moment {
-        time: u64,
-    }
-    Some(serde_json::from_str::<Moment>(link.record.get()).ok()?.time)
 }
 
 impl From<AuditError> for StoreError {

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::RunId;
 use protocol::wire::{
@@ -14,10 +15,12 @@ use protocol::wire::{
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
 use super::members::{Members, Verdict};
+use super::request::{Asked, StorageFault, request};
 use super::session::{OPENING, reject_on};
 use super::shelf::Shelved;
 use super::store::{Store, StoreError};
@@ -31,6 +34,10 @@ const REQUESTS: u32 = 16;
 const PLAN_MAX: usize = HEADER_MAX / 2;
 /// Bytes of an audit log's lines in a reply.
 const LOG_MAX: usize = ADMIN_MAX / 2;
+
+/// How long a command may wait for the engine where that waits for the storage, and where it is at work.
+const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// Models in a reply.
 const MODELS_MAX: i64 = 1000;
@@ -46,6 +53,8 @@ pub(crate) struct Desk {
     pub(crate) live: watch::Receiver<LiveRuns>,
     pub(crate) state: PathBuf,
     pub(crate) members: Arc<Members>,
+    /// What the engine waits for at present.
+    pub(crate) fault: StorageFault,
 }
 
 impl std::fmt::Debug for Desk {
@@ -66,11 +75,39 @@ impl Desk {
         // Building a model may take a while.
         let built = tokio::task::spawn_blocking(move || prepare(&*room, plan_toml, seed)).await;
         let new = built.map_err(|_| "building the plan's model panicked; the server's log has more")??;
+        let (new, by) = (Box::new(new), by.to_owned());
+        self.put(|asked, reply| Command::Submit { new, by, asked, reply }).await
+    }
+
+    /// Puts a command to the engine and gives its reply. One that the engine does not come to in time is taken back, as is one whose asker
+    /// goes away meanwhile.
+    async fn put<T>(
+        &self,
+        command: impl FnOnce(Asked, oneshot::Sender<Result<T, String>>) -> Command,
+    ) -> Result<T, String> {
+        let (asking, asked) = request();
         let (reply, answer) = oneshot::channel();
-        let stopping = |_| "the server is shutting down".to_owned();
-        let submit = Command::Submit { new: Box::new(new), by: by.to_owned(), reply };
-        self.commands.send(submit).await.map_err(|_| stopping(()))?;
-        answer.await.map_err(|_| stopping(()))?
+        let command = command(asked, reply);
+        let answered = async {
+            let stopping = || "the server is shutting down".to_owned();
+            self.commands.send(command).await.map_err(|_| stopping())?;
+            answer.await.map_err(|_| stopping())?
+        };
+        tokio::pin!(answered);
+        for (patience, is_last) in [(ANSWER, false), (ANSWER_MAX.saturating_sub(ANSWER), true)] {
+            if let Ok(answer) = timeout(patience, &mut answered).await {
+                return answer;
+            }
+            let fault = self.fault.told();
+            if (is_last || fault.is_some()) && asking.withdraw() {
+                let why = fault.map_or_else(
+                    || "the server's rounds leave it no time; give the command again".to_owned(),
+                    |fault| format!("the server waits for its storage: {fault}"),
+                );
+                return Err(format!("nothing was done, and nothing of it will be done later: {why}"));
+            }
+        }
+        answered.await
     }
 
     /// The runs, newest first.
@@ -107,11 +144,8 @@ impl Desk {
 
     /// Lets a run pause, go on or stop.
     pub(crate) async fn control(&self, run: RunId, control: Control, by: &str) -> Result<RunSummary, String> {
-        let (reply, answer) = oneshot::channel();
-        let stopping = |_| "the server is shutting down".to_owned();
-        let command = Command::Control { run, control, by: by.to_owned(), reply };
-        self.commands.send(command).await.map_err(|_| stopping(()))?;
-        answer.await.map_err(|_| stopping(()))??;
+        let by = by.to_owned();
+        self.put(|asked, reply| Command::Control { run, control, by, asked, reply }).await?;
         self.current(Some(run)).await
     }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use privacy::chain::segments::SegmentBytes;
 use protocol::wire::{Control, Receipt, Rejection, RunSummary};
 use protocol::{
     Answer, ClientId, Layout, Metrics, PayloadSpec, Positive, Refusal, Round, RunId, Seed, Task, TaskId, Time,
@@ -36,6 +37,7 @@ use super::members::Verdict;
 use super::metrics::Metrics as Meter;
 use super::outage::Patience;
 use super::outgoing::Broadcast;
+use super::request::{Asked, StorageFault};
 use super::session::{CODE_MISBEHAVED, close};
 use super::store::{Store, StoreError};
 use super::uploads::{Room, Spare};
@@ -56,9 +58,15 @@ pub(crate) enum Command {
     /// The evaluation on the server's own data is done.
     Evaluated { run: RunId, round: Round, metrics: Option<Metrics> },
     /// A checked plan is to become a run.
-    Submit { new: Box<NewRun>, by: String, reply: oneshot::Sender<Result<RunId, String>> },
+    Submit { new: Box<NewRun>, by: String, asked: Asked, reply: oneshot::Sender<Result<RunId, String>> },
     /// An operator wants something of a run.
-    Control { run: RunId, control: Control, by: String, reply: oneshot::Sender<Result<(), String>> },
+    Control {
+        run: RunId,
+        control: Control,
+        by: String,
+        asked: Asked,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// An operator holds a site back from every run, or ends that.
     Hold { client: ClientId, held: bool, reply: oneshot::Sender<()> },
     /// The search for the noise of a run's plan is over.
@@ -177,6 +185,8 @@ pub(crate) struct Nerves {
     pub(crate) meter: Arc<Meter>,
     /// Sites that are in quarantine.
     pub(crate) held: BTreeSet<ClientId>,
+    /// Where it shows what it waits for.
+    pub(crate) fault: StorageFault,
 }
 
 /// The runs that are being worked on, and those that ended since the last one began, as watchers see them.
@@ -236,15 +246,15 @@ impl Engine {
         store: Arc<Store>,
         room: Arc<dyn ModelRoom>,
         mut nerves: Nerves,
-        audit: &Path,
+        (audit, segment): (&Path, SegmentBytes),
         runs_max: usize,
     ) -> Result<Self, StoreError> {
         let (links, active, handle, clock) =
             (BTreeMap::new(), BTreeMap::new(), Handle::current(), Clock::new());
-        let mut audit = AuditLog::open(audit, store.cross_check(), clock.now())?;
+        let mut audit = AuditLog::open(audit, segment, store.cross_check(), clock.now())?;
         audit.recover(clock.now(), &store.take_unlogged())?;
         let held = std::mem::take(&mut nerves.held);
-        let storage = Patience::new(nerves.stop.clone(), store.lease_life().is_none());
+        let storage = Patience::new(nerves.stop.clone(), store.lease_life().is_none(), nerves.fault.clone());
         Ok(Self {
             store,
             storage,
@@ -348,15 +358,17 @@ impl Engine {
             Command::Evaluated { run, round, metrics } => {
                 self.event(run, Event::EvaluatedCentrally { round, metrics })
             }
-            Command::Submit { new, by, reply } => {
+            Command::Submit { asked, .. } if !asked.begin() => Ok(()),
+            Command::Control { asked, .. } if !asked.begin() => Ok(()),
+            Command::Submit { new, by, reply, .. } => {
                 let submitted = self.submit(*new, &by);
-                // Whoever asked may be gone; the run is stored all the same.
+                // Whoever asked may be gone since it was begun; the run is stored all the same.
                 let _ = reply.send(submitted.map_err(|error| error.to_string()));
                 Ok(())
             }
-            Command::Control { run, control, by, reply } => {
+            Command::Control { run, control, by, reply, .. } => {
                 let done = self.control(run, control, &by)?;
-                // Whoever asked may be gone; it is done all the same.
+                // Whoever asked may be gone since it was begun; it is done all the same.
                 let _ = reply.send(done);
                 Ok(())
             }

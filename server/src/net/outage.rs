@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::request::StorageFault;
 use super::store::StoreError;
 
 /// Between two attempts.
@@ -62,12 +63,14 @@ pub(crate) struct Patience {
     stop: CancellationToken,
     /// Whether faults are waited out here. A server that shares its database stands back instead, and another one may go on.
     waits: bool,
+    /// What is waited out at present, for others to tell.
+    fault: StorageFault,
 }
 
 impl Patience {
-    /// On the current runtime.
-    pub(crate) fn new(stop: CancellationToken, waits: bool) -> Self {
-        Self { handle: Handle::current(), stop, waits }
+    /// On the current runtime; what is waited out is shown in `fault`.
+    pub(crate) fn new(stop: CancellationToken, waits: bool, fault: StorageFault) -> Self {
+        Self { handle: Handle::current(), stop, waits, fault }
     }
 
     /// The result of one attempt, whatever it is.
@@ -91,6 +94,20 @@ impl Patience {
         })
     }
 
+    /// The result of one attempt. A fault that passes is for whoever asked for it, instead of keeping all runs waiting.
+    ///
+    /// # Errors
+    /// [`StoreError`] of any other fault, and of each where faults are not waited out here.
+    pub(crate) fn once_for<T>(
+        &self,
+        attempt: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<Result<T, String>, StoreError> {
+        match self.once(attempt) {
+            Err(error) if self.waits && error.may_be_tried_again() => Ok(Err(error.to_string())),
+            done => done.map(Ok),
+        }
+    }
+
     /// The result of the first attempt that is not kept off by a fault that passes.
     ///
     /// # Errors
@@ -103,6 +120,7 @@ impl Patience {
         loop {
             match self.once(attempt()) {
                 Err(error) if self.waits && error.may_be_tried_again() => {
+                    self.fault.set(Some(error.to_string()));
                     reminder.tell("the state cannot be written or read, and every run waits", &error);
                     if self.stop.is_cancelled() {
                         return Err(StoreError::Stopping);
@@ -113,6 +131,7 @@ impl Patience {
                     });
                 }
                 done => {
+                    self.fault.set(None);
                     if let Some(lasted) = reminder.over(Instant::now()).filter(|_| done.is_ok()) {
                         tracing::warn!("the state can be used again, after {} s", lasted.as_secs());
                     }
@@ -149,8 +168,8 @@ mod tests {
             source: std::io::Error::from(std::io::ErrorKind::StorageFull),
         };
         let stop = CancellationToken::new();
-        let patience = Patience::new(stop.clone(), true);
-        let impatient = Patience::new(stop.clone(), false);
+        let patience = Patience::new(stop.clone(), true, StorageFault::default());
+        let impatient = Patience::new(stop.clone(), false, StorageFault::default());
         // As the engine does: a thread that knows nothing of the runtime.
         let tried = std::thread::spawn(move || {
             let mut attempts = 0;

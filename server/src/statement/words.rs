@@ -1,6 +1,6 @@
 //! A statement's sentences.
 
-use privacy::accounting::Mechanism;
+use privacy::accounting::{Figure, Mechanism};
 use privacy::ledger::{Composition, RunCharge};
 use protocol::{CentralPrivacy, Clipping, NoiseCorrelation, PrivacySpec, Sampling};
 
@@ -194,8 +194,8 @@ pub fn outside(privacy: &PrivacySpec) -> Vec<String> {
              epsilon at most {} at delta {}) is accounted for at the site",
             examples.noise_multiplier.value(),
             examples.norm_max.value(),
-            examples.epsilon_max.value(),
-            examples.delta
+            Figure(examples.epsilon_max.value()),
+            Figure(examples.delta)
         ));
     }
     outside

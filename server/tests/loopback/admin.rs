@@ -261,6 +261,8 @@ async fn a_run_is_handed_in_watched_and_counted() {
     let described = watched.get("/api/v1/openapi.json").await.json();
     let paths: Vec<_> = described["paths"].as_object().unwrap().keys().cloned().collect();
     assert!(paths.contains(&"/api/v1/runs/{run}/reports".to_owned()) && paths.len() >= 9, "{paths:?}");
+    assert_eq!(whole["promises"], json!([]));
+    assert_eq!(watched.get("/api/v1/runs/0000000000000007/statement").await.status, 404);
     watched.server.shutdown().await.unwrap();
 }
 
@@ -350,6 +352,11 @@ async fn a_private_run_shows_its_ledger_and_no_site_s_metrics() {
     let whole = watched.until(&path, |run| run["state"] == "finished").await;
     assert!(whole["history"][2]["epsilon"].as_f64().is_some_and(|epsilon| epsilon > 0.0), "{whole}");
     assert_eq!(watched.get(&format!("{path}/reports")).await.json(), json!([]));
+    let promise = json!({ "unit": "client", "population": "wards", "noise_multiplier": 40.0, "delta": 1e-5, "epsilon_max": 9.0 });
+    assert_eq!((&whole["promises"], &whole["evaluation_records"]), (&json!([promise]), &json!("test")));
+    let statement = watched.get(&format!("{path}/statement")).await.json();
+    assert_eq!((&statement["round"], &statement["model_sha256"]), (&json!(3), &whole["model_sha256"]));
+    assert_eq!(statement["claims"][0]["population"], "wards", "{statement}");
     let ledger = watched.get("/api/v1/ledger").await.json();
     let wards = &ledger[0];
     assert_eq!(

@@ -6,8 +6,8 @@ import { moment } from "../format.js";
 
 export const title = "Audit log";
 
-/** Fields that have a column of their own. */
-const COLUMNS = ["time", "event", "run"];
+/** Fields that have a column of their own, and the count of the database's changes, which is for `audit verify`. */
+const COLUMNS = ["time", "event", "run", "database"];
 
 /** @param {any} entry */
 function row({ sequence, hash, record }) {

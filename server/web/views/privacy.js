@@ -3,12 +3,9 @@
 import { get } from "../api.js";
 import { Chart } from "../charts.js";
 import { fill, h } from "../dom.js";
-import { exact, number } from "../format.js";
+import { UNITS, delta as power, exact, number, percent, tick } from "../format.js";
 
 export const title = "Privacy";
-
-/** @type {Record<string, string>} */
-const UNITS = { client: "one site as a whole", example: "one record" };
 
 /** @param {import("../main.js").Stage} stage @returns {import("../main.js").View} */
 export function show({ root, signal, fail }) {
@@ -62,14 +59,14 @@ export function show({ root, signal, fail }) {
 function make(name) {
   const [amount, facts, warning] = [h("p", { class: "amount" }), h("dl", { class: "facts" }), h("p", { class: "error", hidden: true })];
   const bar = h("meter", { min: "0", "aria-label": `Budget of ${name}` });
-  const chart = new Chart({ title: "Epsilon by release", format: exact, tick: number, x: "release", zero: true });
+  const chart = new Chart({ title: "Epsilon by release", format: exact, tick, x: "release", zero: true });
   const element = h("section", { class: "card population", "aria-label": name },
     h("h2", {}, name), amount, bar, warning, facts, chart.element);
   /** @param {any} population */
   const draw = (population) => {
     const { epsilon, epsilon_max: budget, delta } = population;
     const part = epsilon === null ? 1 : epsilon / budget;
-    fill(amount, h("strong", {}, number(epsilon)), ` of ${number(budget)} spent `, h("span", { class: "muted" }, `(${Math.round(100 * part)} %, at delta ${delta})`));
+    fill(amount, h("strong", {}, number(epsilon)), ` of ${number(budget)} spent `, h("span", { class: "muted" }, `(${percent(part)}, at delta ${power(delta)})`));
     Object.assign(bar, { max: budget, high: 0.9 * budget, low: 0.75 * budget, optimum: 0, value: epsilon ?? budget });
     warning.hidden = population.secure;
     fill(warning, "INSECURE: noise of a release came from a test's seed and can be taken off again. Nothing is claimed.");

@@ -3,8 +3,9 @@
 import { get, post } from "../api.js";
 import { Chart } from "../charts.js";
 import { confirm } from "../dialogs.js";
-import { fill, h, rows, say } from "../dom.js";
-import { REASONS, STATES, duration, exact, figure, number, percent, sentence, tick } from "../format.js";
+import { fill, h, prose, rows, say } from "../dom.js";
+import { REASONS, STATES, duration, durationTick, exact, figure, number, percent, percentTick, tick } from "../format.js";
+import { PromiseSection } from "./promise.js";
 import { badge, progress } from "./runs.js";
 
 export const title = "Run";
@@ -15,6 +16,8 @@ const PAUSE = 1000;
 const DRAWN = 8;
 /** Sites that can be chosen by a button each. */
 const CHOICES = 40;
+/** States that a run does not leave. */
+const OVER = ["stopped", "finished", "failed", "budget_exhausted"];
 
 /** What can be done in which state, and what it means. */
 const CONTROLS = [
@@ -54,11 +57,11 @@ function hideEmpty(body, heads) {
 function row(site) {
   return h("tr", {},
     h("th", { scope: "row" }, site.site),
-    h("td", { "data-label": "Line" }, h("span", { class: "line", "data-state": site.connected ? "live" : "lost" }, h("span", { class: "dot", "aria-hidden": "true" }), site.connected ? "Connected" : "Away")),
+    h("td", { "data-label": "Connection" }, h("span", { class: "line", "data-state": site.connected ? "live" : "lost" }, h("span", { class: "dot", "aria-hidden": "true" }), site.connected ? "Connected" : "Away")),
     h("td", { class: "number", "data-label": "Answers that count" }, site.accepted ?? "–"),
-    h("td", { class: "number", "data-label": "Test accuracy" }, percent(site.test?.accuracy)),
-    h("td", { class: "number", "data-label": "Test RMSE" }, site.squared_error ? figure(rmse(site.test)) : "–"),
-    h("td", { class: "number", "data-label": "Test loss" }, figure(site.test?.loss)),
+    h("td", { class: "number", "data-label": `${site.records} accuracy` }, percent(site.test?.accuracy)),
+    h("td", { class: "number", "data-label": `${site.records} RMSE` }, site.squared_error ? figure(rmse(site.test)) : "–"),
+    h("td", { class: "number", "data-label": `${site.records} loss` }, figure(site.test?.loss)),
     h("td", { "data-label": "Refused" }, site.accepted === null ? "–" : reasons(site.refused, "refused")),
     h("td", { "data-label": "Declined" }, site.accepted === null ? "–" : reasons(site.declined, "declined")));
 }
@@ -81,15 +84,15 @@ export function show({ root, argument, signal, fail }) {
 /** The curves of a run. */
 function curves() {
   return {
-    accuracy: new Chart({ title: "Accuracy", format: percent }),
+    accuracy: new Chart({ title: "Accuracy", format: percent, tick: percentTick }),
     rmse: new Chart({ title: "RMSE", format: figure, tick, note: "root of the mean squared error, in the target's unit" }),
     loss: new Chart({ title: "Loss", format: figure, tick }),
-    accuracies: new Chart({ title: "Accuracy by site", format: percent }),
+    accuracies: new Chart({ title: "Accuracy by site", format: percent, tick: percentTick }),
     rmses: new Chart({ title: "RMSE by site", format: figure, tick }),
     losses: new Chart({ title: "Loss by site", format: figure, tick }),
-    epsilon: new Chart({ title: "Epsilon", format: exact, tick: number, zero: true, note: "of everything released so far" }),
-    answers: new Chart({ title: "Sites asked and answered", format: (value) => number(value, 0), zero: true }),
-    seconds: new Chart({ title: "Seconds of a round", format: (value) => (value === null || value === undefined ? "–" : duration(value)), zero: true }),
+    epsilon: new Chart({ title: "Epsilon", format: exact, tick, zero: true, note: "of everything released so far" }),
+    answers: new Chart({ title: "Sites asked and answered", format: (value) => number(value, 0), tick, zero: true, whole: true }),
+    seconds: new Chart({ title: "Time of a round", format: (value) => (value === null || value === undefined ? "–" : duration(value)), tick: durationTick, zero: true, seconds: true }),
   };
 }
 
@@ -100,6 +103,7 @@ class RunView {
     this.signal = signal;
     this.fail = fail;
     this.charts = curves();
+    this.promise = new PromiseSection(id, signal);
     /** @type {any} */
     this.run = null;
     /** @type {Map<number, any>} */
@@ -128,18 +132,20 @@ class RunView {
     this.secret = h("p", { class: "card note", hidden: true }, "This plan draws sites in secret: nothing shows who, or how many, took part, so that its privacy may count on it.");
     this.choices = h("fieldset", { class: "choices", hidden: true }, h("legend", {}, "Sites in the curves"));
     this.sites = h("tbody", {});
-    this.nobody = h("p", { class: "muted", hidden: true }, "No site has been seen in this run yet. Invite some under Sites, and see that they are running.");
+    this.nobody = h("p", { class: "muted", hidden: true });
+    this.left_out = h("p", { class: "muted lead", hidden: true });
     this.plan = h("pre", { tabindex: "0", "aria-label": "The plan" });
-    const heads = ["Site", "Line", "Answers that count", "Test accuracy", "Test RMSE", "Test loss", "Refused", "Declined"];
+    const heads = ["Site", "Connection", "Answers that count", "Accuracy", "RMSE", "Loss", "Refused", "Declined"];
     this.element = h("div", {},
       h("a", { href: "#/runs", class: "back" }, "All runs"),
       h("div", { class: "head" }, h("div", { class: "title" }, this.name, this.state), this.buttons),
       this.facts, h("div", { class: "status" }, this.bar, this.message), this.heard, this.hidden, this.secret,
-      h("h2", {}, "Curves"),
-      h("div", { class: "charts" }, charts.accuracy.element, charts.rmse.element, charts.loss.element, charts.epsilon.element, charts.answers.element, charts.seconds.element),
+      this.promise.element,
+      this.curves = h("section", {}, h("h2", {}, "Curves"), this.left_out,
+        h("div", { class: "charts" }, charts.accuracy.element, charts.rmse.element, charts.loss.element, charts.epsilon.element, charts.answers.element, charts.seconds.element)),
       this.bySite = h("section", {}, h("h2", {}, "By site"), this.choices, h("div", { class: "charts" }, charts.accuracies.element, charts.rmses.element, charts.losses.element)),
       h("h2", {}, "Sites in this run"),
-      h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Sites in this run" },
+      this.table = h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Sites in this run" },
         h("table", {}, h("thead", {}, this.heads = h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index > 1 && index < 6 ? "number" : null }, name)))), this.sites)),
       this.nobody,
       h("details", { class: "card plan" }, h("summary", {}, "The plan"), this.plan));
@@ -203,10 +209,17 @@ class RunView {
     this.drawHead();
     this.drawCurves();
     this.drawSites();
-    const sites = this.run.sites.map((/** @type {any} */ site) => ({ ...site, squared_error: this.run.squared_error }));
+    const { run } = this;
+    const records = run.evaluation_records === "validation" ? "Validation" : "Test";
+    const sites = run.sites.map((/** @type {any} */ site) => ({ ...site, squared_error: run.squared_error, records }));
+    ["accuracy", "RMSE", "loss"].forEach((name, index) => fill(this.heads.children[3 + index], `${records} ${name}`));
     rows(this.sites, sites, (site) => site.site, row);
     hideEmpty(this.sites, this.heads);
-    this.nobody.hidden = this.run.sites.length > 0;
+    this.nobody.hidden = run.sites.length > 0;
+    this.table.hidden = run.sites.length === 0;
+    fill(this.nobody, OVER.includes(run.state) ? "No site took part." : "No site has been seen in this run yet. Invite some under Sites, and see that they are running.");
+    const lines = [...this.lines.values()];
+    this.promise.draw(run, lines.findLast((line) => line.epsilon !== null)?.epsilon ?? null, lines.some((line) => line.round > 0 && line.released));
     fill(this.plan, this.run.plan_toml);
   }
 
@@ -217,9 +230,9 @@ class RunView {
     fill(this.state, badge(run.state));
     fill(this.heard, `${run.name}: ${STATES[run.state] ?? run.state}`);
     fill(this.bar, progress(run));
-    fill(this.message, sentence(run.message));
+    fill(this.message, prose(run.message));
     this.message.dataset.state = run.state;
-    fill(this.facts, `Run ${run.run}${run.rehearsal ? " · rehearsal: its seed is known, so it may not claim privacy" : ""} · model ${run.model_sha256.slice(0, 12) || "none yet"}`);
+    fill(this.facts, `Run ${run.run}${run.rehearsal ? " · rehearsal: its seed is known, so it may not claim privacy" : ""} · ${this.began() ? "model it began with" : "model"} ${run.model_sha256.slice(0, 12) || "none yet"}`);
     const wanted = CONTROLS.filter(({ states }) => states.includes(run.state));
     const said = wanted.map(({ verb }) => verb).join(" ");
     if (this.buttons.dataset.said === said) return;
@@ -227,6 +240,12 @@ class RunView {
     this.buttons.dataset.said = said;
     fill(this.buttons, wanted.map((control) => h("button", { type: "button", class: control.danger ? "danger-quiet" : "", onclick: () => this.ask(control) }, control.name)));
     if (focused) (this.buttons.querySelector("button") ?? document.getElementById("main"))?.focus();
+  }
+
+  /** Whether no round has changed the model, as far as it is known. */
+  began() {
+    const lines = [...this.lines.values()].filter((line) => line.round > 0);
+    return lines.length >= this.run.rounds_done && !lines.some((line) => line.released);
   }
 
   /** @param {typeof CONTROLS[number]} control */
@@ -249,14 +268,18 @@ class RunView {
     const rounds = lines.map((line) => line.round);
     const of = (/** @type {(line: any) => any} */ pick) => lines.map((line) => pick(line) ?? null);
     const lines_of = (/** @type {(metrics: any) => any} */ value) => [
-      { name: "Sites' test records", values: of((line) => value(line.sites)), color: 0 },
+      { name: `Sites' ${this.run.evaluation_records} records`, values: of((line) => value(line.sites)), color: 0 },
       { name: "Server's records", values: of((line) => value(line.central)), color: 1 },
       { name: "Training records", values: of((line) => value(line.train)), color: 2, dash: [6, 4] },
     ];
     this.charts.accuracy.show(rounds, lines_of((metrics) => metrics?.accuracy));
     this.charts.rmse.show(rounds, lines_of(rmse));
     this.charts.loss.show(rounds, lines_of((metrics) => metrics?.loss));
-    this.charts.epsilon.show(rounds, [{ name: "Epsilon", values: of((line) => line.epsilon), color: 4 }]);
+    const budget = this.run.promises.find((/** @type {any} */ promise) => promise.population !== null)?.epsilon_max ?? null;
+    this.charts.epsilon.show(rounds, [
+      { name: "Epsilon", values: of((line) => line.epsilon), color: 4 },
+      { name: "Budget", values: of((line) => line.epsilon && budget), color: 5, dash: [6, 4] },
+    ]);
     this.charts.epsilon.element.hidden = !lines.some((line) => line.epsilon !== null);
     this.charts.answers.show(rounds, [
       { name: "Answered", values: of((line) => line.answered), color: 0 },
@@ -267,7 +290,10 @@ class RunView {
     this.charts.answers.element.hidden = !shown;
     this.charts.seconds.element.hidden = !shown;
     this.secret.hidden = shown;
-    this.charts.seconds.show(rounds, [{ name: "Seconds", values: of((line) => line.seconds), color: 3 }]);
+    this.charts.seconds.show(rounds, [{ name: "Time", values: of((line) => line.seconds), color: 3 }]);
+    this.curves.hidden = lines.length === 0 && OVER.includes(this.run.state);
+    this.left_out.hidden = !(rounds[0] > 1);
+    fill(this.left_out, `Rounds ${rounds[0]} to ${rounds.at(-1)} are shown; the ${rounds[0] - 1} rounds before them are left out.`);
     const measured = lines.some((line) => line.train || line.sites);
     this.hidden.hidden = measured || !lines.some((line) => line.released);
     const [some, lossy] = [lines.some((line) => line.sites?.accuracy ?? line.central?.accuracy ?? line.train?.accuracy), lines.some((line) => line.sites ?? line.central ?? line.train)];
@@ -284,7 +310,10 @@ class RunView {
     if (names.length === 0) return;
     const chosen = this.chosen ?? new Set(names.slice(0, DRAWN));
     const drawn = names.filter((name) => chosen.has(name));
-    const rounds = [...new Set(drawn.flatMap((name) => [...(this.reports.get(`${kind} ${name}`)?.keys() ?? [])]))].sort((a, b) => a - b);
+    // The same rounds as in the other curves.
+    const first = Math.min(...this.lines.keys());
+    const known = new Set(drawn.flatMap((name) => [...(this.reports.get(`${kind} ${name}`)?.keys() ?? [])]));
+    const rounds = [...known].filter((round) => round >= first).sort((a, b) => a - b);
     const lines_of = (/** @type {(metrics: any) => any} */ value) => drawn.map((name) => ({
       name,
       color: names.indexOf(name) % 8,

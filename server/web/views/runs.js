@@ -2,8 +2,8 @@
 
 import { get, post } from "../api.js";
 import { open } from "../dialogs.js";
-import { fill, h, rows, say } from "../dom.js";
-import { STATES, bytes, duration, sentence } from "../format.js";
+import { fill, h, prose, rows, say } from "../dom.js";
+import { STATES, bytes, duration } from "../format.js";
 
 export const title = "Runs";
 
@@ -26,18 +26,18 @@ function row(run) {
     h("th", { scope: "row" },
       h("a", { href: `#/runs/${run.run}`, "data-keep": "run" }, run.name),
       h("div", { class: "muted id" }, run.run, run.rehearsal && " · rehearsal")),
-    h("td", {}, badge(run.state)),
-    h("td", {}, progress(run)),
-    h("td", { class: "muted wide" }, sentence(run.message)));
+    h("td", { "data-label": "State" }, badge(run.state)),
+    h("td", { "data-label": "Rounds" }, progress(run)),
+    h("td", { class: "muted message" }, h("span", {}, prose(run.message))));
 }
 
 /** @param {import("../main.js").Stage} stage @returns {import("../main.js").View} */
 export function show({ root, signal, runs, fail }) {
   const facts = h("dl", { class: "facts" });
   const body = h("tbody", {});
-  const table = h("div", { class: "scroll card flush", tabindex: "0", role: "region", "aria-label": "Runs" },
+  const table = h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Runs" },
     h("table", {},
-      h("thead", {}, h("tr", {}, ["Run", "State", "Rounds"].map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col", class: "wide" }, "What it does"))),
+      h("thead", {}, h("tr", {}, ["Run", "State", "Rounds"].map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, "Message"))),
       body));
   const empty = h("div", { class: "card empty", hidden: true },
     h("h2", {}, "No run yet"),

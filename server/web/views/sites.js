@@ -36,7 +36,7 @@ function membership(site) {
 /** @param {import("../main.js").Stage} stage @returns {import("../main.js").View} */
 export function show({ root, signal, fail }) {
   const body = h("tbody", {});
-  const heads = ["Site", "Membership", "Line", "Program", "Answers that count", "Refused", "Declined", "Actions"];
+  const heads = ["Site", "Membership", "Connection", "Program", "Answers that count", "Refused", "Declined", "Actions"];
   const table = h("div", { class: "scroll stack card flush", tabindex: "0", role: "region", "aria-label": "Sites", hidden: true },
     h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col", class: name.startsWith("Answers") ? "number" : null }, name)))), body));
   const empty = h("div", { class: "card empty", hidden: true },
@@ -53,7 +53,7 @@ export function show({ root, signal, fail }) {
   const row = (site) => h("tr", {},
     h("th", { scope: "row" }, site.site),
     h("td", { "data-label": "Membership" }, h("div", {}, membership(site))),
-    h("td", { "data-label": "Line" }, h("div", {}, line(site))),
+    h("td", { "data-label": "Connection" }, h("div", {}, line(site))),
     h("td", { "data-label": "Program" }, h("div", { class: "muted" }, site.software ?? "–", site.address && h("div", { class: "id" }, site.address))),
     h("td", { class: "number", "data-label": "Answers that count" }, number(site.accepted, 0)),
     h("td", { "data-label": "Refused" }, why(site.refused)),

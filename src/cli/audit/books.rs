@@ -1,9 +1,10 @@
 //! Books that are compared with one another.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::client::SiteAccount;
+use privacy::chain::segments::logs_in;
 use protocol::RunId;
 use serde_json::{Value, json};
 use server::net::Agreement;
@@ -16,16 +17,19 @@ use super::super::watch::runtime;
 use super::Verified;
 
 /// Compares a server's books; the server may be running. What disagrees is a sentence.
-pub(super) fn server(folder: &ServerFolder) -> Result<Result<Agreement, String>, Failure> {
+pub(super) fn server(
+    folder: &ServerFolder,
+    archives: &[PathBuf],
+) -> Result<Result<Agreement, String>, Failure> {
     let rows = folder.state().join("state.sqlite");
-    let is_fresh = !rows.exists() && super::logs_in(&folder.state()).is_empty() && !folder.begun().exists();
+    let is_fresh = !rows.exists() && is_without_logs(folder) && !folder.begun().exists();
     if is_fresh && folder.read()?.is_sqlite(folder)? {
         return Ok(Ok(Agreement::default()));
     }
     let shown = folder.0.display();
     let compared = runtime()?.block_on(async {
         let store = folder.look().await?;
-        let agreed = match store.check_books(&folder.state()).await {
+        let agreed = match store.check_books_with(&folder.state(), archives).await {
             Ok(agreed) => store.check_files().await.map(|()| agreed),
             Err(error) => Err(error),
         };
@@ -37,6 +41,10 @@ pub(super) fn server(folder: &ServerFolder) -> Result<Result<Agreement, String>,
         // A database that is not there or cannot be read is a finding like others.
         Err(failure) => Ok(Err(format!("{shown}: {}", failure.message()))),
     }
+}
+
+fn is_without_logs(folder: &ServerFolder) -> bool {
+    logs_in(&folder.state()).is_ok_and(|logs| logs.is_empty())
 }
 
 pub(super) fn describe(folder: &Path, agreed: &Agreement) -> String {
@@ -74,7 +82,7 @@ pub(super) fn site(ledger: &Path, statement: Option<&PrivacyStatement>) -> Resul
         Ok(account) => account,
         Err(error) => return Ok(vec![format!("{}: {error}", ledger.display())]),
     };
-    let trained = account.history().trained.into_iter().map(|one| (one.run, one.round.0)).collect::<Vec<_>>();
+    let trained: Vec<(RunId, u32)> = account.trained().map(|(run, round)| (run, round.0)).collect();
     let faults = disagreements(&trained, statement);
     Ok(faults.into_iter().map(|fault| format!("{}: {fault}", ledger.display())).collect())
 }

@@ -1,5 +1,6 @@
 //! The server's side of `consortia budget show`: the ledger of every population, computed anew from its events.
 
+use privacy::accounting::Figure;
 use privacy::chain::Link;
 use privacy::ledger::{Epsilons, Ledger, Record};
 use serde_json::{Value, json};
@@ -58,15 +59,16 @@ fn lines(accounts: &[Account]) -> String {
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(accounts.iter().map(|account| {
         let terms = account.ledger.terms();
-        let epsilon =
-            |epsilon: Option<f64>| epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{epsilon:.4}"));
+        let epsilon = |epsilon: Option<f64>| {
+            epsilon.map_or_else(|| "-".to_owned(), |epsilon| format!("{:.4}", Figure(epsilon)))
+        };
         vec![
             terms.population.clone(),
             account.ledger.releases().to_string(),
             epsilon(account.epsilon.rdp),
             epsilon(account.epsilon.pld),
-            terms.epsilon_max.to_string(),
-            format!("{:e}", terms.delta),
+            Figure(terms.epsilon_max).to_string(),
+            Figure(terms.delta).to_string(),
             account.refused.to_string(),
         ]
     }));

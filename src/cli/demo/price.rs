@@ -1,6 +1,7 @@
 //! What the demo cost in privacy: every hospital's own ledger says.
 
 use ::client::SiteAccount;
+use privacy::accounting::Figure;
 use privacy::ledger::Unit;
 use serde_json::{Value, json};
 
@@ -40,7 +41,8 @@ pub(super) fn describe(prices: &[Price]) -> String {
     match worst.flatten() {
         Some(epsilon) => {
             format!(
-                "{epsilon:.4} at delta {DELTA:e} for every patient's record, by each hospital's own ledger"
+                "{:.4} at delta {DELTA:e} for every patient's record, by each hospital's own ledger",
+                Figure(epsilon)
             )
         }
         None => "infinite: this plan adds no noise (`demo --private` does)".to_owned(),

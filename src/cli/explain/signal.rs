@@ -60,17 +60,46 @@ impl Noised {
     }
 }
 
+/// What is known of signal and noise.
+pub(super) enum Heard {
+    /// Both.
+    Is(Signal),
+    /// What follows from the number of records of a site.
+    ByRecords(ByRecords),
+}
+
+/// Lengths of noise where a site's records are one batch: for a site with one record; with n it is the n-th part.
+pub(super) struct ByRecords {
+    /// Of one step, over the clipping norm.
+    pub(super) step: f64,
+    /// Of the run, over the largest possible signal.
+    pub(super) run: f64,
+}
+
+impl ByRecords {
+    /// From how many records at each site on the model is usable.
+    pub(super) fn usable(&self) -> u64 {
+        (self.run / USABLE).ceil() as u64
+    }
+
+    /// Below how many it is hopeless.
+    pub(super) fn hopeless(&self) -> u64 {
+        (self.run / HOPELESS).ceil() as u64
+    }
+}
+
 impl Signal {
-    /// What noise does to a plan's model; `None` for plans that add none, and where all records are one batch, whose size a plan does not
-    /// know.
-    pub(super) fn of(plan: &Plan, layout: &Layout) -> Result<Option<Self>, String> {
+    /// What noise does to a plan's model; `None` for plans that add none.
+    pub(super) fn of(plan: &Plan, layout: &Layout) -> Result<Option<Heard>, String> {
         let privacy = &plan.spec.privacy;
         match (&privacy.central, &privacy.local) {
-            (Some(central), _) => Self::of_central(plan, central, layout).map(Some),
-            (None, Some(local)) => Ok(Some(Self::of_local(plan, local, layout.shared_len()))),
+            (Some(central), _) => {
+                Self::of_central(plan, central, layout).map(|signal| Some(Heard::Is(signal)))
+            }
+            (None, Some(local)) => Ok(Some(Heard::Is(Self::of_local(plan, local, layout.shared_len())))),
             (None, None) => {
                 let of = |examples| Self::of_examples(plan, examples, layout.len());
-                Ok(privacy.examples.as_ref().and_then(of))
+                Ok(privacy.examples.as_ref().map(of))
             }
         }
     }
@@ -105,20 +134,18 @@ impl Signal {
     }
 
     /// Each site adds noise of its own in every step. A plan does not know how many steps a pass has at a site: with one, the noise over
-    /// the run is longest.
-    fn of_examples(plan: &Plan, examples: &ExamplePrivacy, dimension: usize) -> Option<Self> {
+    /// the run is longest. Where all records of a site are one batch (`batch_size = 0`), a plan does not know how many that are, either.
+    fn of_examples(plan: &Plan, examples: &ExamplePrivacy, dimension: usize) -> Heard {
         let training = &plan.spec.training;
         let batch = training.batch_size as f64 * f64::from(training.accumulate);
         let clients = plan.cohort.size_of(plan.cohort.clients_min).max(1) as f64;
-        let round = examples.noise_multiplier.value() * (dimension as f64).sqrt() / (batch * clients.sqrt());
+        let of_one = examples.noise_multiplier.value() * (dimension as f64).sqrt() / clients.sqrt();
         let steps = f64::from(plan.rounds) * f64::from(training.epochs);
-        (batch > 0.0).then(|| Self {
-            round,
-            run: round / steps.sqrt(),
-            noised: Noised::Gradients,
-            clients,
-            dimension,
-        })
+        if batch == 0.0 {
+            return Heard::ByRecords(ByRecords { step: of_one, run: of_one / steps.sqrt() });
+        }
+        let round = of_one / batch;
+        Heard::Is(Self { round, run: round / steps.sqrt(), noised: Noised::Gradients, clients, dimension })
     }
 
     /// In one word.
@@ -184,6 +211,17 @@ mod tests {
         // All of it is taken back in the next round: only the last is left.
         assert_eq!(draws_left(&bands(&[1 << 20]), 9), 1.0);
         assert_eq!(draws_left(&bands(&[1 << 19]), 3), 1.0 + 0.25 + 0.25);
+    }
+
+    #[test]
+    fn where_all_records_are_one_batch_their_number_decides() {
+        let by = ByRecords { step: 400.0, run: 90.0 };
+        assert_eq!((by.usable(), by.hopeless()), (90, 30));
+        let word = |records: f64| {
+            let (round, run) = (by.step / records, by.run / records);
+            Signal { round, run, noised: Noised::Gradients, clients: 4.0, dimension: 28 }.verdict()
+        };
+        assert_eq!([90.0, 89.0, 30.0, 29.0].map(word), ["usable", "doubtful", "doubtful", "hopeless"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use consortia::results::figure;
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};
@@ -35,6 +36,22 @@ pub(super) struct Findings {
     loss_least: Option<f64>,
     loss_last: Option<(u32, f64)>,
     notes: Vec<String>,
+}
+
+/// A sentence for the end of a simulation.
+pub(super) struct Remark {
+    /// For whoever has heard nothing of it.
+    pub(super) whole: String,
+    /// For whoever was told the words when it happened: how often it was in the end.
+    pub(super) count: Option<String>,
+    /// The words, where it is about answers.
+    pub(super) reason: Option<String>,
+}
+
+impl Remark {
+    fn new(whole: String) -> Self {
+        Self { whole, count: None, reason: None }
+    }
 }
 
 /// One reason of one kind.
@@ -186,40 +203,49 @@ impl Findings {
         self.entries.iter().filter(|entry| entry.kind == Kind::Declined).map(|entry| entry.answers).sum()
     }
 
-    /// What is to be said at the end, a sentence each.
+    /// What is to be said at the end, a sentence each, to somebody who has heard nothing before.
     pub(super) fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.notes.clone();
-        warnings.extend(self.entries.iter().map(|entry| {
+        self.remarks().into_iter().map(|remark| remark.whole).collect()
+    }
+
+    /// What is to be said at the end.
+    pub(super) fn remarks(&self) -> Vec<Remark> {
+        let mut remarks: Vec<Remark> = self.notes.iter().cloned().map(Remark::new).collect();
+        remarks.extend(self.entries.iter().map(|entry| {
             let mut names: Vec<&str> = entry.clients.iter().take(NAMES_MAX).map(ClientId::as_str).collect();
             if entry.clients.len() > NAMES_MAX {
                 names.push("others");
             }
             let answers =
                 if entry.answers == 1 { "1 task".to_owned() } else { format!("{} tasks", entry.answers) };
-            format!(
-                "{}: {answers} {} ({}): {}",
-                names.join(", "),
-                entry.kind.verb(),
-                entry.reason,
-                entry.words
-            )
+            let count = format!("{}: {answers} {} ({})", names.join(", "), entry.kind.verb(), entry.reason);
+            Remark {
+                whole: format!("{count}: {}", entry.words),
+                count: Some(format!("{count}, as was said")),
+                reason: Some(entry.words.clone()),
+            }
         }));
         if self.others > 0 {
-            warnings.push(format!(
-                "{} more answers did not count, for other reasons: see events.jsonl",
-                self.others
-            ));
+            let others =
+                format!("{} more answers did not count, for other reasons: see events.jsonl", self.others);
+            remarks.push(Remark::new(others));
         }
         if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {
             let ran_away = loss > GROWTH_MAX * least.abs().max(f64::MIN_POSITIVE) && least > 0.0;
             if ran_away || (self.classifies && loss > CROSS_ENTROPY_MAX) {
-                warnings.push(format!(
-                    "the loss of round {round} is {loss:.4e}, the least of all rounds {least:.4e}: the training has run away; lower the \
-                     learning rate, standardise the features, or look at their scale"
-                ));
+                let why = if self.is_private {
+                    "the training has run away, or the noise outweighs what it learns; lower the learning rate, or ask \
+                     `consortia privacy explain` how large the noise is beside an update"
+                } else {
+                    "the training has run away; lower the learning rate, standardise the features, or look at their scale"
+                };
+                let (loss, least) = (figure(loss), figure(least));
+                remarks.push(Remark::new(format!(
+                    "the loss of round {round} is {loss}, the least of all rounds {least}: {why}"
+                )));
             }
         }
-        warnings
+        remarks
     }
 
     /// The same for programs.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use simulations::{Scenario, Snapshot};
 
 use super::super::failure::{Failure, Kind, OrFail};
+use super::super::shell::quoted;
 use super::super::text::read_text;
 
 /// The file.
@@ -84,7 +85,7 @@ impl Saved {
                 "{}: the file was changed since the simulation was begun; a simulation goes on as it was begun, so bring it back, or \
                  begin a new one with `consortia simulate {}`",
                 resolved.display(),
-                resolved.display()
+                quoted(&resolved)
             );
             return Err(Failure::new(Kind::Configuration, message));
         }

@@ -9,6 +9,7 @@ use ::client::net::has_books;
 
 use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
+use super::super::shell::quoted;
 
 const TEXT: &str = "The folder of this name without `.begun` holds a site's books: what its records have spent. If the books are ever missing, this \
                     file keeps the site from starting without them.\n";
@@ -37,7 +38,7 @@ pub(in crate::cli) fn refuse_lost_books(file: &SiteFile, kind: Kind) -> Result<(
 
 /// A message that names commands on a site, with the site's file behind them, so that they work as they are typed from here.
 pub(in crate::cli) fn with_path(message: &str, file: &SiteFile) -> String {
-    let site = file.path.display();
+    let site = quoted(&file.path);
     COMMANDS.iter().fold(message.to_owned(), |told, command| {
         told.replace(&format!("`consortia {command}`"), &format!("`consortia {command} {site}`"))
     })
@@ -48,7 +49,7 @@ const COMMANDS: [&str; 3] = ["site recover --believe-server", "site recover", "s
 
 /// What is missing, and what to do.
 pub(in crate::cli) fn told(file: &SiteFile) -> String {
-    let (state, site) = (file.state.display(), file.path.display());
+    let (state, site) = (file.state.display(), quoted(&file.path));
     let witness = witness(&file.state);
     let (found, anew) = if witness.exists() {
         (

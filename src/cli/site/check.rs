@@ -39,6 +39,9 @@ pub(in crate::cli) struct CheckArgs {
     offline: bool,
 }
 
+/// The widest name that the others' messages stand behind.
+const NAME_WIDTH_MAX: usize = 40;
+
 /// How a matter stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -94,7 +97,9 @@ impl Findings {
     }
 
     fn lines(&self) -> String {
-        let width = self.0.iter().map(|matter| matter.name.chars().count()).max().unwrap_or(0);
+        // A longer name, as of a column or of many servers, moves nothing but its own line.
+        let widths = self.0.iter().map(|matter| matter.name.chars().count());
+        let width = widths.filter(|width| *width <= NAME_WIDTH_MAX).max().unwrap_or(0);
         let line = |matter: &Matter| {
             format!("{:<4}  {:<width$}  {}", matter.state.name(), matter.name, matter.message)
         };
@@ -296,5 +301,11 @@ mod tests {
         assert_eq!(failure.message(), "2 of 4 matters failed; see d");
         assert_eq!(findings.lines().lines().nth(1), Some("warn  b  take care"));
         assert_eq!(findings.object()["fail"], 2);
+        findings.ok("c".repeat(500), "a column with a very long name");
+        assert_eq!(
+            findings.lines().lines().nth(1),
+            Some("warn  b  take care"),
+            "no other line is moved by it"
+        );
     }
 }

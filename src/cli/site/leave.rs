@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use ::client::net::{BooksError, open_audit};
 use ::client::{AuditEvent, AuditRecord};
 use clap::Args;
-use privacy::chain::{Digest, Link, read_lines};
+use privacy::chain::segments::{files_of, read_segment};
+use privacy::chain::{Digest, Link};
 use serde_json::json;
 
 use super::super::Global;
-use super::super::failure::{Failure, Kind, OrFail};
+use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::begun::with_path;
 use super::now;
@@ -47,10 +48,10 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
     // Held to the end, so that no `site run` begins in between.
     let (audit, _) = open_audit(&file.state, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
-            Kind::Configuration,
+            error.kind(),
             "`site run` is at work on this site; end it first, nothing was changed",
         ),
-        error => Failure::new(Kind::Configuration, with_path(&error.to_string(), &file)),
+        _ => Failure::new(error.kind(), with_path(&error.to_string(), &file)),
     })?;
     if !args.yes {
         confirm(&file.identity)?;
@@ -65,9 +66,11 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
     }
     let left = audit.seal(AuditEvent::Left { by: who(), certificate });
     left.or_fail(Kind::Run, "the key is gone, but the audit log cannot be written")?;
-    let kept: Vec<PathBuf> = ["ledger.jsonl", "audit.jsonl", "heads.json", owner::NAME, "personal.json"]
+    let logs = files_of(&file.state.join("audit.jsonl")).unwrap_or_default();
+    let kept: Vec<PathBuf> = ["ledger.jsonl", "heads.json", owner::NAME, "personal.json"]
         .iter()
         .map(|name| file.state.join(name))
+        .chain(logs)
         .chain([file.policy.clone()])
         .filter(|path| path.exists())
         .collect();
@@ -112,7 +115,7 @@ pub(in crate::cli) fn refuse_left(file: &SiteFile) -> Result<(), Failure> {
 /// Whether this site has left: its log says so, and no identity came back.
 pub(in crate::cli) fn has_left(file: &SiteFile) -> bool {
     let log = std::fs::read(file.state.join("audit.jsonl")).unwrap_or_default();
-    let records = read_lines(&log).map(|lines| lines.links).unwrap_or_default();
+    let records = read_segment(&log).map(|segment| segment.lines.links).unwrap_or_default();
     let is_left = |link: &Link| {
         link.read::<AuditRecord>().is_ok_and(|record| matches!(record.event, AuditEvent::Left { .. }))
     };

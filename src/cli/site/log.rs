@@ -1,12 +1,12 @@
 //! `consortia site audit`: the site's audit log for a person, once its chain is seen to be whole.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ::client::AuditEvent;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use privacy::chain::read_lines;
+use privacy::chain::segments::{Segment, Survey, files_of, survey};
 use serde_json::Value;
 use time::{Date, Month};
 
@@ -14,6 +14,7 @@ use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::members::moment;
+use super::super::output::fields;
 use super::{now, owner};
 
 #[derive(Debug, Args)]
@@ -27,6 +28,9 @@ pub(in crate::cli) struct AuditArgs {
     /// Only events of this kind; may be repeated.
     #[arg(long = "event", value_name = "EVENT", value_parser = PossibleValuesParser::new(AuditEvent::NAMES))]
     events: Vec<String>,
+    /// A folder to which closed segments of the log were moved; may be repeated.
+    #[arg(long = "archive", value_name = "DIR")]
+    archives: Vec<PathBuf>,
 }
 
 /// A moment as it is typed.
@@ -77,30 +81,43 @@ pub(in crate::cli) fn audit(args: &AuditArgs, global: &Global) -> Result<(), Fai
     }
     let path = file.state.join("audit.jsonl");
     let shown = path.display();
-    if !path.exists() {
+    if files_of(&path).or_fail(Kind::Configuration, &shown)?.is_empty() {
         let message = format!(
             "{shown}: there is no audit log yet; `site run` begins it. Where it was there before, see `site check`"
         );
         return Err(Failure::new(Kind::Configuration, message));
     }
-    let text = std::fs::read(&path).or_fail(Kind::Configuration, &shown)?;
-    let damaged = |fault| format!("{fault}; somebody changed it: move the file to a safe place and ask who");
-    let lines = read_lines(&text).map_err(damaged).or_fail(Kind::Run, &shown)?;
-    if lines.torn > 0 {
+    // Nothing is shown before all of it is seen to be whole; then it is read again, so that one file at a time is in memory.
+    let read = |visit: &mut dyn FnMut(&Path, &Segment)| -> Result<Survey, Failure> {
+        let seen = survey(&path, &args.archives, visit).or_fail(Kind::Configuration, "")?;
+        match seen.faults.first() {
+            Some(fault) => Err(Failure::new(Kind::Run, fault)),
+            None => Ok(seen),
+        }
+    };
+    read(&mut |_, _| {})?;
+    let since = args.since.map_or(0, Since::seconds);
+    let seen = read(&mut |_, segment| {
+        for link in &segment.lines.links {
+            let record: Value = serde_json::from_str(link.record.get()).unwrap_or_default();
+            let named = record["event"].as_str().unwrap_or_default();
+            let wanted = args.events.is_empty() || args.events.iter().any(|event| event == named);
+            if wanted && seconds(&record) >= since {
+                global.format.say(|| told(&record), || record.clone());
+            }
+        }
+    })?;
+    if seen.torn > 0 {
         // A site at work may be writing this very line.
         tracing::warn!("{shown}: the last line has no end yet");
     }
-    let since = args.since.map_or(0, Since::seconds);
-    for link in &lines.links {
-        let record: Value = serde_json::from_str(link.record.get()).or_fail(Kind::Run, &shown)?;
-        let named = record["event"].as_str().unwrap_or_default();
-        let wanted = args.events.is_empty() || args.events.iter().any(|event| event == named);
-        if wanted && seconds(&record) >= since {
-            global.format.say(|| told(&record), || record.clone());
-        }
+    for absent in &seen.absent {
+        tracing::warn!(
+            "{shown}: {absent} are not here and not shown; name the folder to which they were moved by --archive DIR"
+        );
     }
     if global.quiet == 0 {
-        let (count, head) = (lines.links.len(), lines.chain.head());
+        let (count, head) = (seen.records(), seen.end().head());
         super::super::output::tell(format_args!("{shown}: {count} records in order, head {head}"));
     }
     Ok(())
@@ -123,10 +140,7 @@ fn told(record: &Value) -> String {
         let records = copy.get("records").map(plain).unwrap_or_default();
         rest.push(format!("ledger={records}"));
     }
-    let more = record.as_object().into_iter().flatten().filter(|(name, value)| {
-        !["version", "at_micros", "event", "task", "ledger"].contains(&name.as_str()) && !value.is_null()
-    });
-    rest.extend(more.map(|(name, value)| format!("{name}={}", plain(value))));
+    rest.push(fields(record, &["version", "at_micros", "event", "task", "ledger"]));
     format!("{}  {:<9} {}", moment(seconds(record)), plain(&record["event"]), rest.join(" "))
         .trim_end()
         .to_owned()
@@ -155,7 +169,7 @@ mod tests {
         });
         assert_eq!(
             told(&record),
-            "1970-01-02 00:00 UTC  denied    train in round 3 of run ab message=it is late rule=hours"
+            "1970-01-02 00:00 UTC  denied    train in round 3 of run ab message=\"it is late\" rule=hours"
         );
     }
 }

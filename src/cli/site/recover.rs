@@ -9,9 +9,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::Global;
-use super::super::failure::{Failure, Kind, OrFail};
+use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::policy;
+use super::super::shell::quoted;
 use super::begun;
 use super::now;
 use super::owner;
@@ -30,6 +31,10 @@ pub(in crate::cli) struct RecoverArgs {
     /// a bound is charged then. Where a file is left that knows, its word holds.
     #[arg(long, value_name = "NUMBER")]
     lost_records: Option<u64>,
+    /// Go on where closed segments of the audit log that hold copies of lost records are gone for good: those records are charged by the guess
+    /// that costs most.
+    #[arg(long)]
+    without_segments: bool,
 }
 
 /// The delta at which guesses are compared where the policy names none.
@@ -54,13 +59,14 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
         delta,
         is_all_lost,
         lost: args.lost_records,
+        without_segments: args.without_segments,
     };
     let recovery = recover_books(&file.state, &order, now).map_err(|error| match error {
         BooksError::Held(_) => Failure::new(
-            Kind::Configuration,
+            error.kind(),
             "`site run` is at work on this site; end it first, nothing was changed",
         ),
-        error => Failure::new(Kind::Configuration, begun::with_path(&error.to_string(), &file)),
+        _ => Failure::new(error.kind(), begun::with_path(&error.to_string(), &file)),
     })?;
     let Some(recovery) = recovery else {
         global.format.say(
@@ -104,7 +110,7 @@ fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
     lines.push(format!(
         "next: start the site. If the server refuses it because it remembers more of the ledger, run `consortia site recover --believe-server {}`, \
          which charges that, too",
-        site.display()
+        quoted(site)
     ));
     lines.push("`consortia budget show` says what is left".to_owned());
     lines.join("\n")

@@ -269,7 +269,10 @@ impl Run {
                 KeyValue::new("consortia.state", end.state().name()),
             ],
             answering: None,
-            trouble: matches!(end, RunEnd::Failed(_)).then(|| end.message().to_owned()),
+            trouble: match end {
+                RunEnd::Failed(reason) => Some(reason.clone()),
+                RunEnd::Finished | RunEnd::BudgetExhausted(_) | RunEnd::Stopped => None,
+            },
         }
     }
 }

@@ -4,18 +4,17 @@
 //! at, has a ledger that goes on from what the log knows, both go on from what the ends say, and the log lacks the newest records of the
 //! ledger at most. Whatever is missing, shorter, or another file is found here, and named with what to do. Nothing is repaired.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Lines, read_lines};
+use privacy::chain::segments::{KnownHead, SegmentFault, Snapshot, files_of};
+use privacy::chain::{Chain, Digest, Lines, LinkReader, ReadError};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
-use super::{AUDIT, BooksError, HEADS, LEDGER, failed};
-use crate::audit::{AuditEvent, AuditRecord};
-use crate::ledger::{LedgerHead, LedgerHistory, SiteAccount};
+use super::{AUDIT, BooksError, HEADS, LEDGER, failed, said_in};
+use crate::audit::LogSummary;
+use crate::ledger::{LedgerHead, LedgerReading};
 
 /// Records by which the log may be behind the ledger: a booking, and a booking back.
 pub(super) const BEHIND_MAX: u64 = 2;
@@ -106,37 +105,29 @@ pub(super) fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     }
 }
 
-/// A file of lines.
-pub(super) struct Book {
+/// Where a book's file ends.
+#[derive(Clone, Debug)]
+pub(super) struct BookEnd {
     pub(super) path: PathBuf,
-    pub(super) text: Vec<u8>,
-    pub(super) lines: Lines,
-}
-
-impl Book {
-    /// The file, and its lines or what is wrong with them.
-    pub(super) fn read(path: PathBuf) -> Result<(Vec<u8>, Result<Lines, DamagedLine>), BooksError> {
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => read.map_err(failed(&path))?,
-        };
-        let lines = read_lines(&text);
-        Ok((text, lines))
-    }
-
-    fn head(&self) -> LedgerHead {
-        self.lines.chain.into()
-    }
+    pub(super) chain: Chain,
+    /// How many bytes its whole lines take.
+    pub(super) whole: u64,
+    /// The bytes of half a line behind them.
+    pub(super) torn: u64,
 }
 
 /// The books as they stand in a folder.
 pub(super) struct Found {
-    pub(super) ledger: Book,
-    pub(super) audit: Book,
-    pub(super) account: SiteAccount,
-    pub(super) history: LedgerHistory,
-    pub(super) knowledge: Knowledge,
+    pub(super) ledger: BookEnd,
+    /// The newest segment of the log.
+    pub(super) audit: BookEnd,
+    /// What follows from the ledger. Its history holds the texts of the records that the log has not copied.
+    pub(super) read: LedgerReading,
+    /// What the log says.
+    said: LogSummary,
     heads: Result<Option<Heads>, String>,
+    /// The head that the log had when it was as long as the remembered ends say; `None` where it is shorter.
+    audit_head: Option<Digest>,
 }
 
 impl Found {
@@ -146,45 +137,44 @@ impl Found {
     /// [`BooksError`] for one that cannot be read or is damaged.
     pub(super) fn read(state: &Path) -> Result<Self, BooksError> {
         let heads = read_heads(state)?;
-        let path = state.join(AUDIT);
-        let (text, lines) = Book::read(path.clone())?;
-        let lines = lines.map_err(|fault| BooksError::Audit { path: path.clone(), fault })?;
-        let knowledge =
-            Knowledge::of(&lines).map_err(|fault| BooksError::AuditRecord { path: path.clone(), fault })?;
-        let audit = Book { path, text, lines };
+        let (audit, said, audit_head) =
+            read_log(state.join(AUDIT), heads.as_ref().ok().and_then(Option::as_ref))?;
 
-        let path = state.join(LEDGER);
-        let wrong = |fault| BooksError::Ledger { path: path.clone(), fault };
-        let (text, lines) = Book::read(path.clone())?;
-        let lines = lines.map_err(|fault| wrong(fault.into()))?;
-        let account = SiteAccount::read(&text).map_err(wrong)?;
-        let history = LedgerHistory::read(&text).map_err(wrong)?;
-        Ok(Self { ledger: Book { path, text, lines }, audit, account, history, knowledge, heads })
+        let (ledger, read) = read_ledger(state.join(LEDGER), said.copied)?;
+        Ok(Self { ledger, audit, read, said, heads, audit_head })
+    }
+
+    /// How much of the ledger the log has copied.
+    pub(super) fn copied(&self) -> LedgerHead {
+        let history = &self.read.history;
+        let records = self.said.copied.min(history.head().records);
+        LedgerHead { records, head: history.head_at(records).unwrap_or_default() }
     }
 
     /// Compares each with each. `at_rest` says that no program writes meanwhile.
-    pub(super) fn compare(&self, at_rest: bool) -> Result<(), Mismatch> {
+    pub(super) fn compare(&self, at_rest: bool) -> Result<(), BooksError> {
         self.compare_heads()?;
-        let (found, known) = (self.ledger.head(), &self.knowledge);
+        let (found, known) = (LedgerHead::from(self.ledger.chain), &self.said);
         if let Some(head) = known.ledger {
-            goes_on(&self.ledger, head, AUDIT, |records| self.history.head_at(records))?;
+            goes_on(&self.ledger, head, AUDIT, |records| self.read.history.head_at(records))?;
         } else if found.records < known.booked {
-            return Err(short(&self.ledger, AUDIT, known.booked));
+            return Err(short(&self.ledger, AUDIT, known.booked).into());
         }
         let behind = match known.ledger {
             // A log that says nothing of the ledger's head was written by an older release, or nothing is left of it.
-            None if self.audit.lines.links.is_empty() => found.records,
-            None => self.account.open_from(known.booked).saturating_sub(1),
+            None if self.audit.chain.is_empty() => found.records,
+            None => self.read.account.open_from(known.booked).saturating_sub(1),
             Some(head) => (found.records - head.records).saturating_sub(BEHIND_MAX),
         };
         if at_rest && behind > 0 {
-            let records = self.audit.lines.chain.len();
+            let records = self.audit.chain.len();
             return Err(Mismatch::Short {
                 book: self.audit.path.clone(),
                 found: records,
                 witness: LEDGER,
                 known: records + behind,
-            });
+            }
+            .into());
         }
         Ok(())
     }
@@ -194,13 +184,65 @@ impl Found {
         let heads = self.heads.clone().map_err(|fault| Mismatch::Heads { book: book.clone(), fault })?;
         let Some(heads) = heads else {
             // They are written before the first booking.
-            let is_due = self.knowledge.ledger.is_some_and(|head| head.records > 0);
+            let is_due = self.said.ledger.is_some_and(|head| head.records > 0);
             let fault = "the file is missing, though the audit log tells of bookings".to_owned();
             return if is_due { Err(Mismatch::Heads { book, fault }) } else { Ok(()) };
         };
-        goes_on(&self.ledger, heads.ledger, HEADS, |records| self.history.head_at(records))?;
-        goes_on(&self.audit, heads.audit, HEADS, |records| head_at(&self.audit.lines, records))
+        goes_on(&self.ledger, heads.ledger, HEADS, |records| self.read.history.head_at(records))?;
+        goes_on(&self.audit, heads.audit, HEADS, |_| self.audit_head)
     }
+}
+
+/// Reads the newest segment of the log at `path` and what it says. Of the log, the hash of the record at which it ended by `heads` is told,
+/// as well; that may be in a segment before.
+fn read_log(
+    path: PathBuf,
+    heads: Option<&Heads>,
+) -> Result<(BookEnd, LogSummary, Option<Digest>), BooksError> {
+    let log = Snapshot::of(&path)?;
+    let lines = match log.newest() {
+        Ok(segment) => segment.lines,
+        // That the end of the log is missing, the other books tell.
+        Err(SegmentFault::NoCurrent { .. }) => Lines::default(),
+        Err(fault) => return Err(fault.into()),
+    };
+    let known = match heads.map(|heads| log.head_at(&lines, heads.audit.records)).transpose()? {
+        Some(KnownHead::Is(head)) => Some(head),
+        // In a segment that was moved away: the newest one goes on from it.
+        Some(KnownHead::Elsewhere) => heads.map(|heads| heads.audit.head),
+        Some(KnownHead::Beyond) | None => None,
+    };
+    let said = said_in(&path, &lines.links)?;
+    let (whole, torn) = (lines.whole as u64, lines.torn as u64);
+    Ok((BookEnd { path, chain: lines.chain, whole, torn }, said, known))
+}
+
+/// Reads the ledger at `path` line by line and keeps no line: it has a record for each round that the site has taken part in, and is never
+/// divided. The texts of the records from `copied` on are held for whoever copies them.
+fn read_ledger(path: PathBuf, copied: u64) -> Result<(BookEnd, LedgerReading), BooksError> {
+    let file: Box<dyn Read> = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(io::empty()),
+        opened => Box::new(opened.map_err(failed(&path))?),
+    };
+    let (mut reader, mut read) =
+        (LinkReader::new(io::BufReader::with_capacity(1 << 16, file)), LedgerReading::default());
+    let wrong = |fault| BooksError::Ledger { path: path.clone(), fault };
+    loop {
+        match reader.next_link() {
+            Ok(Some(link)) => {
+                if link.sequence == copied {
+                    read.history.hold_copies();
+                }
+                read.read_on(&link).map_err(wrong)?;
+            }
+            Ok(None) => break,
+            Err(ReadError::Damaged(line)) => return Err(wrong(line.into())),
+            Err(ReadError::Io(source)) => return Err(BooksError::Io { path, source }),
+            Err(other) => return Err(BooksError::Io { path, source: io::Error::other(other) }),
+        }
+    }
+    let (chain, whole, torn) = (reader.chain(), reader.whole(), reader.torn());
+    Ok((BookEnd { path, chain, whole, torn }, read))
 }
 
 fn read_heads(state: &Path) -> Result<Result<Option<Heads>, String>, BooksError> {
@@ -231,7 +273,9 @@ pub fn has_books(state: &Path) -> bool {
         Ok(line) => line.ends_with(b"\n"),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     };
-    has_line(LEDGER) || has_line(AUDIT) || !matches!(remembered(state), Ok(None))
+    let log = state.join(AUDIT);
+    let has_closed = files_of(&log).is_ok_and(|files| files.iter().any(|file| *file != log));
+    has_line(LEDGER) || has_line(AUDIT) || has_closed || !matches!(remembered(state), Ok(None))
 }
 
 /// The first line of a file; without its end where it is torn.
@@ -241,15 +285,8 @@ fn first_line(path: &Path) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn head_at(lines: &Lines, records: u64) -> Option<Digest> {
-    match usize::try_from(records).ok()?.checked_sub(1) {
-        None => Some(Digest::default()),
-        Some(last) => lines.links.get(last).map(|link| link.hash),
-    }
-}
-
 fn goes_on(
-    book: &Book,
+    book: &BookEnd,
     known: LedgerHead,
     witness: &'static str,
     head_at: impl FnOnce(u64) -> Option<Digest>,
@@ -263,70 +300,6 @@ fn goes_on(
     }
 }
 
-fn short(book: &Book, witness: &'static str, known: u64) -> Mismatch {
-    Mismatch::Short { book: book.path.clone(), found: book.lines.chain.len(), witness, known }
-}
-
-/// What the audit log knows of the ledger.
-#[derive(Debug, Default)]
-pub(super) struct Knowledge {
-    /// Its head; `None` in a log of a release that did not write it down.
-    pub(super) ledger: Option<LedgerHead>,
-    /// Records that bookings name.
-    booked: u64,
-    /// Copies of its records, by their places.
-    pub(super) copies: BTreeMap<u64, Box<RawValue>>,
-    /// The ledger that a server remembered when it refused this one, and the updates that it has had since then.
-    pub(super) refused: Option<(LedgerHead, u64)>,
-    /// How long the ledger was when a server last let it in.
-    pub(super) accepted: u64,
-}
-
-impl Knowledge {
-    /// # Errors
-    /// [`ChainError::Record`] for a record that is not of this program.
-    pub(super) fn of(lines: &Lines) -> Result<Self, ChainError> {
-        let mut known = Self::default();
-        for link in &lines.links {
-            known.learn(link.read()?);
-        }
-        Ok(known)
-    }
-
-    fn learn(&mut self, record: AuditRecord) {
-        if let Some(copy) = record.ledger {
-            let from = copy.records.saturating_sub(copy.new.len() as u64);
-            // Where the ledger was put in order it may have become shorter.
-            drop(self.copies.split_off(&from));
-            self.ledger = Some(copy.head());
-            self.copies.extend((from..).zip(copy.new));
-        }
-        match record.event {
-            AuditEvent::Allowed { booking: Some(booking), .. } => {
-                self.booked = self.booked.max(booking.saturating_add(1));
-            }
-            AuditEvent::Connected { .. } => {
-                self.accepted = self.ledger.map_or(0, |head| head.records);
-                self.refused = None;
-            }
-            AuditEvent::LedgerRefused { known, answered, .. } => self.refused = Some((known, answered)),
-            _ => {}
-        }
-    }
-
-    /// How many records it knows of.
-    pub(super) fn records(&self) -> u64 {
-        self.ledger.map_or(self.booked, |head| head.records)
-    }
-
-    /// Up to which place it has a copy of every record.
-    pub(super) fn covered(&self) -> u64 {
-        (0..).zip(self.copies.keys()).take_while(|(place, copied)| place == *copied).count() as u64
-    }
-
-    /// The ledger's head as far as the log has copied it, where the ledger goes on from there.
-    pub(super) fn copied_of(&self, history: &LedgerHistory) -> LedgerHead {
-        let records = self.covered().min(history.head().records);
-        LedgerHead { records, head: history.head_at(records).unwrap_or_default() }
-    }
+fn short(book: &BookEnd, witness: &'static str, known: u64) -> Mismatch {
+    Mismatch::Short { book: book.path.clone(), found: book.chain.len(), witness, known }
 }

@@ -1,10 +1,11 @@
 //! Books on a disk: kept, killed in the middle of a write, damaged, exchanged, put in order.
 
 mod damage;
+mod segments;
 
 use std::collections::BTreeMap;
 
-use privacy::chain::read_lines;
+use privacy::chain::{ChainWriter, read_lines};
 use privacy::ledger::Unit;
 use protocol::Task;
 
@@ -53,7 +54,14 @@ fn recover(state: &Path) -> Option<Recovery> {
 
 fn recover_with(state: &Path, believes_server: bool) -> Option<Recovery> {
     let (delta, is_all_lost) = (1e-5, false);
-    let order = RecoveryOrder { by: "ada".into(), believes_server, delta, is_all_lost, lost: None };
+    let order = RecoveryOrder {
+        by: "ada".into(),
+        believes_server,
+        delta,
+        is_all_lost,
+        lost: None,
+        without_segments: false,
+    };
     recover_books(state, &order, || Time::from_micros(11)).unwrap()
 }
 
@@ -69,8 +77,12 @@ fn lived(rounds: u32) -> (tempfile::TempDir, Vec<Files>) {
 }
 
 fn open(state: &Path) -> Result<Books, BooksError> {
+    open_with(state, SegmentBytes::default())
+}
+
+fn open_with(state: &Path, segment: SegmentBytes) -> Result<Books, BooksError> {
     let digest = Digest::of(b"federation");
-    open_books(state, digest, digest, "test", || Time::from_micros(5))
+    open_books(state, digest, digest, "test", segment, || Time::from_micros(5))
 }
 
 fn book(state: &Path) {
@@ -84,7 +96,7 @@ fn books_go_on_after_a_restart_and_are_held_by_one_program() {
     let state = tempfile::tempdir().unwrap();
     book(state.path());
     let books = open(state.path()).unwrap();
-    assert_eq!((books.ledger.account().history().attempts.len(), books.torn.len()), (1, 0));
+    assert_eq!((books.ledger.account().history().attempts(), books.torn.len()), (1, 0));
     assert!(matches!(open(state.path()), Err(BooksError::Held(_))));
     assert!(are_books_held(state.path()).unwrap());
     assert!(matches!(open_audit(state.path(), || Time::ZERO), Err(BooksError::Held(_))));
@@ -213,7 +225,9 @@ fn where_no_book_is_left_that_knows_how_long_the_ledger_was_a_loss_without_a_bou
     }
     let state = folder(&[cut(LEDGER, 1)].into());
     let (delta, is_all_lost, lost) = (1e-5, false, Some(2));
-    let order = RecoveryOrder { by: "ada".into(), believes_server: false, delta, is_all_lost, lost };
+    let (believes_server, without_segments) = (false, false);
+    let order =
+        RecoveryOrder { by: "ada".into(), believes_server, delta, is_all_lost, lost, without_segments };
     assert_eq!(recover_books(state.path(), &order, || Time::ZERO).unwrap().unwrap().lost, 2);
     assert_eq!(epsilon(open(state.path()).unwrap().ledger.account()), whole);
 }
@@ -331,6 +345,40 @@ fn the_books_of_the_release_before_are_taken_over_and_missed_when_they_are_gone(
     let state = folder(&copied);
     assert_eq!(recover(state.path()).unwrap().restored, 3);
     assert_eq!(files(state.path())[LEDGER], before[LEDGER]);
+}
+
+/// A folder with a ledger alone, of more bytes than two records of the log hold.
+fn long_ledger() -> tempfile::TempDir {
+    let paper = crate::ledger::tests::Paper::default();
+    let mut ledger = crate::ledger::tests::ledger(&paper);
+    for round in 1..=5000 {
+        let _ = ledger.reserve(&costly(round), None, false, None, Time::ZERO).unwrap();
+    }
+    assert!(paper.text().len() > 2 * privacy::chain::LINE_MAX);
+    folder(&Files::from([(LEDGER.to_owned(), paper.text())]))
+}
+
+#[test]
+fn a_long_ledger_is_copied_again_where_the_log_is_lost() {
+    let state = long_ledger();
+    assert!(open(state.path()).unwrap_err().to_string().contains("site recover"));
+    let recovery = recover(state.path()).unwrap();
+    assert_eq!((recovery.restored, recovery.is_uncounted), (0, true));
+    assert!(recover(state.path()).is_none());
+    pay_again(state.path());
+    // The log has all of it now.
+    let mut gone = files(state.path());
+    let before = gone.remove(LEDGER).unwrap();
+    let state = folder(&gone);
+    assert_eq!(recover(state.path()).unwrap().restored, 5003);
+    assert_eq!(files(state.path())[LEDGER], before);
+}
+
+/// Two trainings that no budget limits.
+fn pay_again(state: &Path) {
+    let mut books = open(state).unwrap();
+    pay(&mut books, &train(5001, 3));
+    pay(&mut books, &train(5002, 3));
 }
 
 #[test]

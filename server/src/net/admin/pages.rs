@@ -36,6 +36,7 @@ const PAGES: &[Page] = &[
     page!("format.js", JAVASCRIPT),
     page!("views/audit.js", JAVASCRIPT),
     page!("views/privacy.js", JAVASCRIPT),
+    page!("views/promise.js", JAVASCRIPT),
     page!("views/run.js", JAVASCRIPT),
     page!("views/runs.js", JAVASCRIPT),
     page!("views/sites.js", JAVASCRIPT),

@@ -5,16 +5,17 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use protocol::wire::{ClientSummary, Control};
+use protocol::wire::{ClientSummary, Control, ModelChoice};
 use protocol::{Loss, RunId, StepId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::views::{Problem, RunSiteView, RunView, WholeRunView};
+use super::views::{Problem, PromiseView, RunSiteView, RunView, WholeRunView};
 use super::{Caller, Shared};
-use crate::Plan;
 use crate::net::desk::hides_participation;
+use crate::net::shelf::ShelfError;
 use crate::net::store::{Report, StoreError};
+use crate::{Plan, PrivacyStatement};
 
 /// Which rounds.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -112,10 +113,13 @@ pub(super) async fn one(
         view if hidden => view.without_participation(),
         view => view,
     };
-    let squared_error = Plan::parse(&plan_toml).is_ok_and(|plan| plan.spec.loss() == Loss::MeanSquared);
+    // A plan of an earlier version need not be one of today's.
+    let spec = Plan::parse(&plan_toml).ok().map(|plan| plan.spec);
     Ok(Json(WholeRunView {
         plan_toml,
-        squared_error,
+        squared_error: spec.as_ref().is_some_and(|spec| spec.loss() == Loss::MeanSquared),
+        evaluation_records: spec.as_ref().map(|spec| spec.evaluation_records).unwrap_or_default().name(),
+        promises: spec.as_ref().map(|spec| PromiseView::all(&spec.privacy)).unwrap_or_default(),
         history: summary.history.iter().filter(|line| line.round >= from).map(Into::into).collect(),
         sites: summary.clients.iter().map(site).collect(),
         run: RunView::from(&summary),
@@ -148,6 +152,25 @@ pub(super) async fn reports(
         ReportView { round, kind, site, loss, accuracy, examples, seconds }
     };
     Ok(Json(found.into_iter().map(view).collect()))
+}
+
+/// What may be said of the privacy of a run's last model, as `privacy_statement.json` beside the model says it.
+#[utoipa::path(
+    get,
+    path = "/api/v1/runs/{run}/statement",
+    params(("run" = String, Path, description = "16 hexadecimal digits")),
+    responses((status = OK, body = serde_json::Value), (status = NOT_FOUND, body = Problem), (status = CONFLICT, body = Problem))
+)]
+pub(super) async fn statement(
+    State(admin): State<Shared>,
+    Path(run): Path<String>,
+) -> Result<Json<PrivacyStatement>, Problem> {
+    let (run, _) = run_of(&admin, &run).await?;
+    let shelved = admin.desk.store.released(Some(run), ModelChoice::Last).await;
+    shelved.map(|shelved| Json(shelved.statement)).map_err(|error| match error {
+        ShelfError::Store(error) => Problem::ours(error),
+        error => Problem::new(StatusCode::CONFLICT, error.to_string()),
+    })
 }
 
 /// How a run is to stop.

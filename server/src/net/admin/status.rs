@@ -47,7 +47,7 @@ async fn runs_by_state(admin: &Shared) -> Result<BTreeMap<&'static str, u64>, St
 }
 
 async fn storage_bytes(admin: &Shared) -> u64 {
-    let state = admin.state.clone();
+    let state = admin.places.state.clone();
     tokio::task::spawn_blocking(move || bytes_below(&state)).await.unwrap_or(0)
 }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use protocol::Metrics;
+use privacy::ledger::Unit;
 use protocol::wire::{ClientSummary, RoundSummary, RunSummary};
+use protocol::{Metrics, PrivacySpec};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -104,10 +105,57 @@ pub(super) struct WholeRunView {
     pub(super) plan_toml: String,
     /// Whether the plan predicts a number and its loss is a mean squared error.
     pub(super) squared_error: bool,
+    /// On which records of theirs sites measure a model: test or validation.
+    pub(super) evaluation_records: &'static str,
+    /// What the plan promises of privacy; empty where it promises nothing.
+    pub(super) promises: Vec<PromiseView>,
     /// Oldest first.
     pub(super) history: Vec<RoundView>,
     /// By name.
     pub(super) sites: Vec<RunSiteView>,
+}
+
+/// A promise of privacy.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(super) struct PromiseView {
+    /// Whose data it protects: client or example.
+    #[schema(value_type = String)]
+    unit: Unit,
+    /// The population whose ledger at the server pays; null where each site accounts for itself.
+    population: Option<String>,
+    /// Noise over the clipping norm, of one release or one gradient step; of correlated noise that of the whole run as one release.
+    noise_multiplier: f64,
+    delta: f64,
+    /// The budget, at `delta`.
+    epsilon_max: f64,
+}
+
+impl PromiseView {
+    /// All that a plan promises.
+    pub(super) fn all(privacy: &PrivacySpec) -> Vec<Self> {
+        let central = privacy.central.as_ref().map(|central| Self {
+            unit: Unit::Client,
+            population: Some(central.population.clone()),
+            noise_multiplier: central.noise_multiplier.value(),
+            delta: central.delta,
+            epsilon_max: central.epsilon_max.value(),
+        });
+        let local = privacy.local.map(|local| Self {
+            unit: Unit::Client,
+            population: None,
+            noise_multiplier: local.noise_multiplier.value(),
+            delta: local.delta,
+            epsilon_max: local.epsilon_max.value(),
+        });
+        let examples = privacy.examples.map(|examples| Self {
+            unit: Unit::Example,
+            population: None,
+            noise_multiplier: examples.noise_multiplier.value(),
+            delta: examples.delta,
+            epsilon_max: examples.epsilon_max.value(),
+        });
+        central.into_iter().chain(local).chain(examples).collect()
+    }
 }
 
 /// A round.

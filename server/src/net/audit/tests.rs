@@ -1,16 +1,25 @@
 //! Whatever the server writes down, its own readers read: every kind of record, with whatever texts come from outside.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
 
+use privacy::chain::segments::{closed_path, files_of};
+use privacy::chain::{Chain, ChainWriter, Digest, LINE_MAX};
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Round, StepId};
 use serde_json::json;
 
+use super::tail::BLOCK;
 use super::witness::Witness;
 use super::*;
 
 const RUN: RunId = RunId(7);
 const NOW: Time = Time::from_micros(1);
+
+fn open(path: &Path, segment: SegmentBytes) -> Result<AuditLog, AuditError> {
+    AuditLog::open(path, segment, Arc::default(), NOW)
+}
 
 /// One of every variant; a variant without one does not compile.
 macro_rules! every {
@@ -53,6 +62,9 @@ fn events(text: &str) -> Vec<Event<'_>> {
         ApprovalAsked { client, key_sha256, address }
         ApprovalGiven { client, key_sha256, by }
         ApprovalRefused { client, key_sha256, by }
+        Continued { of: Continuation { segment: 2, follows: text.to_owned(), records: 7, head: Digest::default() } }
+        RunCarried { plan_sha256: Some(text), round: 1, model_sha256: Some(text) }
+        RevocationCarried { client, before: 1 }
     })
 }
 
@@ -135,8 +147,8 @@ fn every_kind_of_record_is_read_by_the_servers_own_readers_whatever_its_texts() 
     for text in texts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.jsonl");
-        let mut log = AuditLog::open(&path, Arc::default(), NOW).unwrap();
-        let mut count = 1;
+        let mut log = open(&path, SegmentBytes::default()).unwrap();
+        let mut count = 1u64;
         for event in events(&text) {
             log.write(NOW, Some(RUN), &event).unwrap();
             count += 1;
@@ -145,8 +157,8 @@ fn every_kind_of_record_is_read_by_the_servers_own_readers_whatever_its_texts() 
             log.member(NOW, &record).unwrap();
             count += 1;
         }
-        let read = Witness::read(dir.path()).unwrap();
-        assert_eq!(read.logs[0].hashes.len(), count);
+        let read = Witness::read(dir.path(), &[]).unwrap();
+        assert_eq!(read.logs[0].records(), count);
         assert!(read.twice.is_empty() && read.releases.len() == 1 && read.plans.len() == 1, "{read:?}");
         assert_eq!(read.revoked[&ClientId::new("north").unwrap()].0, 9);
         for note in notes(&text) {
@@ -154,11 +166,11 @@ fn every_kind_of_record_is_read_by_the_servers_own_readers_whatever_its_texts() 
         }
         log.sync().unwrap();
         drop(log);
-        let read = Witness::read(dir.path()).unwrap();
+        let read = Witness::read(dir.path(), &[]).unwrap();
         // That clients are waited for is not written down.
-        assert_eq!(read.logs[0].hashes.len(), count + notes(&text).len() - 1);
-        assert!(lines_of(dir.path(), RUN, usize::MAX).unwrap().len() > events(&text).len());
-        assert!(AuditLog::open(&path, Arc::default(), NOW).is_ok());
+        assert_eq!(read.logs[0].records(), count + notes(&text).len() as u64 - 1);
+        assert!(lines_of(dir.path(), RUN, usize::MAX).unwrap().len() >= events(&text).len());
+        assert!(open(&path, SegmentBytes::default()).is_ok());
     }
 }
 
@@ -204,39 +216,29 @@ fn fields_of_kinds_that_are_not_compared_cannot_make_a_log_unreadable() {
     let mut broken = ChainWriter::new(writer.chain(), &mut bad);
     broken.append(&json!({ "event": "revoked", "database": 5, "client": "north", "before": "now" })).unwrap();
     std::fs::write(&path, &good).unwrap();
-    let read = Witness::read(dir.path()).unwrap();
+    let read = Witness::read(dir.path(), &[]).unwrap();
     assert_eq!(read.version.unwrap().0, 5);
     assert_eq!(read.revoked[&ClientId::new("north").unwrap()].0, 0);
     std::fs::write(&path, [good, bad].concat()).unwrap();
-    let said = Witness::read(dir.path()).unwrap_err().to_string();
+    let said = Witness::read(dir.path(), &[]).unwrap_err().to_string();
     assert!(said.contains("line 3") && said.contains("not understood"), "{said}");
 }
 
+/// That nothing of the record is left in the log, and that it is added once afterwards, is the segments' own test.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_record_that_the_disk_has_no_room_for_is_added_once_when_there_is_some() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("audit.jsonl");
-    let mut log = AuditLog::open(&path, Arc::default(), NOW).unwrap();
-    for round in 1..4 {
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        log.writer = ChainWriter::new(log.writer.chain(), Synced(full));
-        let error = StoreError::from(log.released(NOW, RUN, round, "ab").unwrap_err());
-        assert!(error.may_be_tried_again() && error.passes(), "{error}");
-        // A part of the line is on the disk.
-        let mut file = File::options().append(true).open(&path).unwrap();
-        file.write_all(b"{\"sequence\":").unwrap();
-        log.released(NOW, RUN, round, "ab").unwrap();
-    }
-    let lines = read_lines(&std::fs::read(&path).unwrap()).unwrap();
-    assert_eq!((lines.torn, lines.links.len(), lines.chain.len()), (0, 4, log.writer.chain().len()));
+fn a_record_that_the_disk_has_no_room_for_may_be_tried_again() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let error = ChainWriter::new(Chain::new(), full).append(&json!({ "event": "released" })).unwrap_err();
+    let error = StoreError::from(AuditError::from(error));
+    assert!(error.may_be_tried_again() && error.passes(), "{error}");
 }
 
 #[test]
 fn the_last_lines_of_a_run_are_found_from_the_end_of_a_log_of_many_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.jsonl");
-    let mut log = AuditLog::open(&path, Arc::default(), NOW).unwrap();
+    let mut log = open(&path, SegmentBytes::default()).unwrap();
     let other = RunId(8);
     let reason = "x".repeat(700);
     for round in 0..2500u64 {
@@ -272,4 +274,66 @@ fn the_last_lines_of_a_run_are_found_from_the_end_of_a_log_of_many_blocks() {
             assert!(found == expected, "{run}, {bytes}: {} and {}", found.len(), expected.len());
         }
     }
+}
+
+/// A log of many segments: of a run that is released round by round, of one that was before, and of a site that was revoked at the start.
+fn rotated() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let mut log = open(&path, SegmentBytes::new(SegmentBytes::MIN).unwrap()).unwrap();
+    let site = ClientId::new("south").unwrap();
+    log.member(NOW, &Record::Revoked { site, before: 9, by: "ada".into() }).unwrap();
+    for (run, rounds) in [(RunId(8), 1..4), (RUN, 1..40)] {
+        let plan_sha256 = format!("plan of {run}");
+        let event = Event::Submitted { name: "p", plan_sha256, rehearsal: false, by: "ada" };
+        log.write(NOW, Some(run), &event).unwrap();
+        for round in rounds {
+            log.released(Time::from_micros(u64::from(round)), run, round, &format!("model {round}")).unwrap();
+        }
+    }
+    (dir, path)
+}
+
+#[test]
+fn the_newest_segment_says_what_all_do_of_releases_plans_and_revocations() {
+    let (dir, path) = rotated();
+    let files = files_of(&path).unwrap();
+    assert!(files.len() > 3, "{files:?}");
+    let all = Witness::read(dir.path(), &[]).unwrap();
+    for closed in &files[..files.len() - 2] {
+        std::fs::remove_file(closed).unwrap();
+    }
+    let newest = Witness::read_newest(dir.path()).unwrap();
+    assert!(newest.releases.len() < 20 && newest.twice.is_empty() && all.twice.is_empty());
+    for run in [RUN, RunId(8)] {
+        assert!((1..4).all(|round| newest.knows(run, round)));
+        assert_eq!(newest.plans[&run].0, all.plans[&run].0);
+    }
+    assert!(newest.knows(RUN, 39) && !newest.knows(RUN, 40) && !newest.knows(RunId(8), 4));
+    assert_eq!(newest.releases[&(RunId(8), 3)].0.as_deref(), Some("model 3"));
+    assert_eq!(newest.revoked[&ClientId::new("south").unwrap()].0, 9);
+    assert_eq!(newest.logs[0].records(), all.logs[0].records());
+    // The next start goes on, and what it carries is the same.
+    let mut log = open(&path, SegmentBytes::new(SegmentBytes::MIN).unwrap()).unwrap();
+    for round in 40..60 {
+        log.released(NOW, RUN, round, "later").unwrap();
+    }
+    let later = Witness::read_newest(dir.path()).unwrap();
+    assert!(
+        later.knows(RUN, 2) && later.knows(RunId(8), 3) && later.plans.len() == 2 && later.revoked.len() == 1
+    );
+}
+
+#[test]
+fn a_run_is_told_from_all_segments_and_not_what_they_say_again() {
+    let (dir, path) = rotated();
+    let lines = lines_of(dir.path(), RUN, usize::MAX).unwrap();
+    assert_eq!(lines.len(), 40, "submitted, and every release");
+    assert!(lines[0].contains("submitted") && lines[39].contains("model 39"));
+    assert_eq!(lines_of(dir.path(), RunId(8), usize::MAX).unwrap().len(), 4);
+    assert_eq!(lines_of(dir.path(), RUN, 2 * lines[39].len() + 1).unwrap().len(), 2);
+    // Of one that was moved away, what is left.
+    std::fs::remove_file(closed_path(&path, 1)).unwrap();
+    let left = lines_of(dir.path(), RUN, usize::MAX).unwrap();
+    assert!(left.len() < 40 && left.last() == lines.last());
 }

@@ -19,6 +19,7 @@ pub(super) struct Live {
     summary: RunSummary,
     changed: bool,
     published: Time,
+    releases: u32,
 }
 
 impl Live {
@@ -44,7 +45,7 @@ impl Live {
             history,
             clients: Vec::new(),
         };
-        Self { summary, changed: true, published: Time::ZERO }
+        Self { summary, changed: true, published: Time::ZERO, releases: checkpoint.releases }
     }
 
     /// Something has changed.
@@ -67,12 +68,13 @@ impl Live {
         let surplus = history.len().saturating_sub(HISTORY_MAX as usize);
         history.drain(..surplus);
         self.summary.rounds_done = commit.checkpoint.round.0;
+        self.releases = commit.checkpoint.releases;
         self.summary.model_sha256 = model_sha256;
     }
 
     /// The run is over.
     pub(super) fn end(&mut self, end: &RunEnd) {
-        (self.summary.state, self.summary.message) = (end.state(), end.message().to_owned());
+        (self.summary.state, self.summary.message) = (end.state(), end.message(self.releases).to_owned());
     }
 
     /// Publishes when something has changed and the last time was long enough ago.

@@ -54,8 +54,10 @@ impl Engine {
         control: Control,
         by: &str,
     ) -> Result<Result<(), String>, StoreError> {
-        let Some(summary) = self.storage.wait_for(async || self.store.summary(Some(run)).await)? else {
-            return Ok(Err(format!("there is no run {run} here")));
+        let summary = match self.storage.once_for(self.store.summary(Some(run)))? {
+            Ok(Some(summary)) => summary,
+            Ok(None) => return Ok(Err(format!("there is no run {run} here"))),
+            Err(fault) => return Ok(Err(fault)),
         };
         if summary.state.is_over() {
             let (name, state) = (&summary.name, summary.state.name());
@@ -64,10 +66,12 @@ impl Engine {
             )));
         }
         tracing::info!("operator {by} wants of run {run} ({}): {control:?}", summary.name);
+        if let Err(fault) = self.storage.once_for(self.store.wish(run, control))? {
+            return Ok(Err(fault));
+        }
         let (now, audit) = (self.clock.now(), &mut self.audit);
         let controlled = audit::Event::Controlled { control, by };
         self.storage.wait_for(async || Ok(audit.write(now, Some(run), &controlled)?))?;
-        self.storage.wait_for(async || self.store.wish(run, control).await)?;
         if self.active.contains_key(&run) {
             self.event(run, Event::Control(control))?;
             if let Some(active) = self.active.get_mut(&run) {

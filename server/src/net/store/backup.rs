@@ -9,7 +9,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use privacy::chain::read_lines;
+use privacy::chain::Link;
+use privacy::chain::segments::{Segment, SegmentFault, closed_in, is_opening, logs_in, survey};
 use privacy::ledger::Ledger;
 use protocol::RunId;
 
@@ -19,7 +20,6 @@ use super::founding::{book_unknown, charges_in};
 use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
 use crate::net::AuditError;
-use crate::net::audit::logs_in;
 use crate::net::audit::witness::{Witness, known_to};
 use crate::net::private;
 use crate::{Booking, RunEnd};
@@ -67,6 +67,12 @@ pub enum BackupError {
         /// What was said.
         given: u64,
     },
+    /// The database ends in a part of the audit log that is not here.
+    #[error(
+        "{}: the database ends before the first record of this file, and the segment of the audit log before it is not here; put the closed \
+         segments back from their archive and try again", .0.display()
+    )]
+    Archived(PathBuf),
     /// A ledger cannot be read.
     #[error("the ledger of `{population}`: {message}")]
     Ledger {
@@ -159,12 +165,12 @@ impl Store {
             for log in logs_in(from).map_err(|source| failed(from, source))? {
                 copy_log(&log, to, version)?;
             }
-            copy.check_books(to).await
+            Ok::<_, BackupError>(copy.check_books(to).await?)
         };
         let agreed = agreed.await;
         copy.close().await;
         database::mark_backup(to).await?;
-        Ok(agreed?)
+        agreed
     }
 
     async fn copy_state(&self, to: &Path) -> Result<(), BackupError> {
@@ -278,19 +284,14 @@ impl Store {
 
     /// Ends every audit log where the rows end, and says how many private releases were in what was taken away.
     async fn cut_logs(&self, dir: &Path) -> Result<u64, BackupError> {
-        let witness = Witness::read(dir).map_err(StoreError::from)?;
+        let witness = Witness::read(dir, &[]).map_err(StoreError::from)?;
         let (ahead, version) = (self.ahead(&witness).await?, self.read_version().await?);
-        for path in logs_in(dir).map_err(|source| failed(dir, source))? {
-            let text = std::fs::read(&path).map_err(|source| failed(&path, source))?;
-            let lines = read_lines(&text)
-                .map_err(|fault| StoreError::from(AuditError::Damaged { path: path.clone(), fault }))?;
-            let here = ahead.iter().filter(|one| one.place.log == path).map(|one| one.place.line - 1);
-            let keep = here.min().unwrap_or(usize::MAX).min(known_to(version, &lines.links));
-            let at = end_of_line(&text, keep);
-            if at < text.len() {
-                write_aside(&path, &text[at..])?;
-                write_private(&path, &text[..at])?;
-            }
+        for log in logs_in(dir).map_err(|source| failed(dir, source))? {
+            let known = KnownPart::of(&log, |path, segment| {
+                let here = ahead.iter().filter(|one| one.place.log == path).map(|one| one.place.line - 1);
+                here.min().unwrap_or(usize::MAX).min(known_to(version, &segment.lines.links))
+            })?;
+            known.replace(&log)?;
         }
         self.forget_heads().await?;
         Ok(ahead.iter().filter(|one| one.is_release).count() as u64)
@@ -363,18 +364,98 @@ impl Store {
     }
 }
 
-/// Copies as much of an audit log as a database of this version knows.
-fn copy_log(log: &Path, to: &Path, version: i64) -> Result<(), StoreError> {
-    let text = std::fs::read(log).map_err(|source| failed(log, source))?;
-    let damaged = |fault| StoreError::from(AuditError::Damaged { path: log.to_owned(), fault });
-    let lines = read_lines(&text).map_err(damaged)?;
-    let end = end_of_line(&text, known_to(version, &lines.links));
-    write_private(&to.join(log.file_name().unwrap_or_default()), &text[..end])
+/// The part of an audit log that a database knows.
+#[derive(Default)]
+struct KnownPart {
+    /// Segments before the last of them.
+    whole: Vec<PathBuf>,
+    /// The last of them: its number, its file and its text.
+    last: Option<(u64, PathBuf, Vec<u8>)>,
+    /// What stands behind.
+    rest: Vec<u8>,
 }
 
-/// Where the first `count` lines end.
-fn end_of_line(text: &[u8], count: usize) -> usize {
-    text.split_inclusive(|byte| *byte == b'\n').take(count).map(<[u8]>::len).sum()
+impl KnownPart {
+    /// Reads a log of which `keep` says how many lines of a segment are known. Behind the first line that is not, none is.
+    fn of(log: &Path, keep: impl Fn(&Path, &Segment) -> usize) -> Result<Self, BackupError> {
+        let (mut known, mut is_over, mut gap) = (Self::default(), false, None);
+        let found = survey(log, &[], &mut |path, segment| {
+            let links = &segment.lines.links;
+            let mut kept = if is_over { 0 } else { keep(path, segment).min(links.len()) };
+            // An opening is whole or not there.
+            let opening =
+                if segment.number > 1 { links.iter().take_while(|link| is_opening(link)).count() } else { 0 };
+            if kept < opening {
+                kept = 0;
+            }
+            let before = known.last.as_ref().map_or(0, |(number, ..)| *number);
+            if !is_over && kept == 0 && before + 1 < segment.number {
+                gap = Some(path.to_owned());
+            }
+            known.rest.extend(text_of(&links[kept..]));
+            if kept > 0 || (before == 0 && !is_over) {
+                let before = known.last.replace((segment.number, path.to_owned(), text_of(&links[..kept])));
+                known.whole.extend(before.map(|(_, path, _)| path));
+            }
+            is_over |= kept < links.len();
+        });
+        for fault in found.map_err(of_log)?.faults {
+            // The end of the log is missing: it goes on from what is left.
+            if !matches!(fault, SegmentFault::NoCurrent { .. }) {
+                return Err(of_log(fault).into());
+            }
+        }
+        gap.map_or(Ok(known), |path| Err(BackupError::Archived(path)))
+    }
+
+    /// Writes it into the folder `to`, its last segment as the current one.
+    fn copy(&self, log: &Path, to: &Path) -> Result<(), StoreError> {
+        for segment in &self.whole {
+            let target = to.join(segment.file_name().unwrap_or_default());
+            std::fs::copy(segment, &target).map_err(|source| failed(segment, source))?;
+            File::open(&target).and_then(|file| file.sync_all()).map_err(|source| failed(&target, source))?;
+        }
+        let text = self.last.as_ref().map_or(&[][..], |(.., text)| text);
+        write_private(&to.join(log.file_name().unwrap_or_default()), text)
+    }
+
+    /// Ends the log there, and keeps the rest beside it.
+    fn replace(&self, log: &Path) -> Result<(), StoreError> {
+        let Some((number, path, text)) = &self.last else { return Ok(()) };
+        if self.rest.is_empty() && path == log {
+            return Ok(());
+        }
+        if !self.rest.is_empty() {
+            write_aside(log, &self.rest)?;
+        }
+        write_private(log, text)?;
+        let dir = log.parent().unwrap_or_else(|| Path::new("."));
+        for closed in closed_in(dir, log).map_err(|source| failed(dir, source))? {
+            if closed.number >= *number {
+                std::fs::remove_file(&closed.path).map_err(|source| failed(&closed.path, source))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn of_log(fault: SegmentFault) -> StoreError {
+    AuditError::from(fault).into()
+}
+
+fn text_of(links: &[Link]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for link in links {
+        text.extend(serde_json::to_vec(link).expect("a link has a JSON form"));
+        text.push(b'\n');
+    }
+    text
+}
+
+/// Copies as much of an audit log as a database of this version knows.
+fn copy_log(log: &Path, to: &Path, version: i64) -> Result<(), BackupError> {
+    let known = KnownPart::of(log, |_, segment| known_to(version, &segment.lines.links))?;
+    Ok(known.copy(log, to)?)
 }
 
 /// Writes a file that only its owner may read.

@@ -8,6 +8,8 @@
 //! transaction, never behind it; the audit log at least as long as the database knows; and no model that anybody can read of which the
 //! database does not know.
 
+mod logs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,8 @@ use super::blobs::{Sealed, is_later};
 use super::{Needed, Store, StoreError, database, rows};
 use crate::net::audit::witness::{Place, Witness};
 use crate::plan::typed_privacy;
+
+pub(super) use logs::miss_database;
 
 /// Why a state is not worked with.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -163,19 +167,27 @@ impl Store {
     /// # Errors
     /// [`StoreError::Books`] says what disagrees; [`StoreError::Audit`] for a log that is damaged.
     pub async fn check_books(&self, dir: &Path) -> Result<Agreement, StoreError> {
-        self.compare_all(dir).await.map_err(|error| self.named(dir, error))
+        self.check_books_with(dir, &[]).await
     }
 
-    async fn compare_all(&self, dir: &Path) -> Result<Agreement, StoreError> {
+    /// The same where closed segments of the audit logs were moved into the folders `archives`.
+    ///
+    /// # Errors
+    /// As [`Store::check_books`].
+    pub async fn check_books_with(&self, dir: &Path, archives: &[PathBuf]) -> Result<Agreement, StoreError> {
+        self.compare_all(dir, archives).await.map_err(|error| self.named(dir, error))
+    }
+
+    async fn compare_all(&self, dir: &Path, archives: &[PathBuf]) -> Result<Agreement, StoreError> {
         self.check_integrity().await?;
         // A server that works meanwhile writes into the database first: a log that was read before it is not ahead of it, and one that
         // is read after it is not behind.
-        let before = Witness::read(dir)?;
+        let before = Witness::read(dir, archives)?;
         self.hold_still().await?;
         let known = self.known().await?;
         let (populations, paid) = self.check_ledgers(&known).await?;
         agree(&known, &before)?;
-        let witness = Witness::read(dir)?;
+        let witness = Witness::read(dir, archives)?;
         self.check_heads(dir, Path::new("audit.jsonl"), &witness).await?;
         self.check_models(&known).await?;
         self.let_go().await?;
@@ -187,17 +199,21 @@ impl Store {
             );
             return Err(BooksError::Contradiction(what).into());
         }
-        let logged = known.models.keys().filter(|at| witness.releases.contains_key(at)).count();
+        let logged = known.models.keys().filter(|(run, round)| witness.knows(*run, *round)).count();
         Ok(Agreement { populations, paid, released: known.models.len(), logged })
     }
 
     /// The same before a server begins to work. `own` is the log that it will go on with.
     pub(super) async fn compare(&self, dir: &Path, own: &Path) -> Result<(), StoreError> {
-        let witness = Witness::read(dir)?;
+        let witness = Witness::read_newest(dir)?;
         self.check_integrity().await?;
         let known = self.known().await?;
         self.check_ledgers(&known).await?;
-        agree(&known, &witness)?;
+        if agree(&known, &witness).is_err() {
+            // How much was forgotten stands in all segments.
+            agree(&known, &Witness::read(dir, &[])?)?;
+            agree(&known, &witness)?;
+        }
         self.check_heads(dir, own, &witness).await?;
         for (run, round, Place { log, line }) in &witness.twice {
             let log = log.display();
@@ -205,7 +221,7 @@ impl Store {
                 "{log}, line {line}: round {round} of run {run} was released a second time, and may not have been paid twice"
             );
         }
-        let unlogged = known.models.iter().filter(|(at, _)| !witness.releases.contains_key(at));
+        let unlogged = known.models.iter().filter(|((run, round), _)| !witness.knows(*run, *round));
         let unlogged = unlogged.map(|((run, round), sha256)| Unlogged {
             run: *run,
             round: *round,
@@ -356,32 +372,6 @@ impl Store {
         Ok((populations.len(), paid))
     }
 
-    /// Whether each audit log is at least as long as the database knows, and has the same records. A server with SQLite must have its
-    /// `own`; one of several that share a database may have lost it with its machine.
-    async fn check_heads(&self, dir: &Path, own: &Path, witness: &Witness) -> Result<(), StoreError> {
-        let is_alone = !database::is_postgres(&*self.pool.acquire().await?);
-        let own = own.file_name().and_then(|name| name.to_str()).filter(|_| is_alone);
-        for row in sqlx::query("SELECT log, records, head FROM audit_heads").fetch_all(&self.pool).await? {
-            let (name, head): (String, String) = (row.try_get("log")?, row.try_get("head")?);
-            let known = row.try_get::<i64, _>("records")?.cast_unsigned();
-            let fault = |found: String| BooksError::Log { log: dir.join(&name), known, found };
-            let Some(log) = witness.logs.iter().find(|log| log.name == name) else {
-                if own == Some(name.as_str()) {
-                    return Err(fault("the file is not there".to_owned()).into());
-                }
-                continue;
-            };
-            let at = usize::try_from(known).unwrap_or(usize::MAX);
-            match at.checked_sub(1).map(|last| log.hashes.get(last)) {
-                None => {}
-                Some(None) => return Err(fault(format!("the file has {}", log.hashes.len())).into()),
-                Some(Some(hash)) if hash.to_string() == head => {}
-                Some(Some(_)) => return Err(fault("the file has other ones".to_owned()).into()),
-            }
-        }
-        Ok(())
-    }
-
     /// Whether the database knows every private model that anybody could read.
     pub(super) async fn check_models(&self, known: &Known) -> Result<(), StoreError> {
         let mut named: BTreeSet<String> = self.needed().await?.blobs;
@@ -514,26 +504,6 @@ impl Paid {
 fn origin(source: &str) -> Option<(RunId, u32)> {
     let (run, round) = source.strip_prefix("consortia run ")?.split_once(" round ")?;
     Some((run.parse().ok()?, round.parse().ok()?))
-}
-
-/// Refuses to make a new database beside an audit log that remembers one.
-pub(super) fn miss_database(dir: &Path) -> Result<(), StoreError> {
-    let witness = Witness::read(dir)?;
-    match witness.logs.iter().find(|log| !log.hashes.is_empty()) {
-        Some(log) => Err(BooksError::NoDatabase(dir.join(&log.name)).into()),
-        None => miss_rows_of_models(&dir.join("blobs")),
-    }
-}
-
-/// A folder with models is evidence, too, where database and log are both gone.
-fn miss_rows_of_models(blobs: &Path) -> Result<(), StoreError> {
-    let Ok(entries) = std::fs::read_dir(blobs) else { return Ok(()) };
-    let is_model =
-        |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "safetensors");
-    match entries.flatten().find(is_model) {
-        Some(model) => Err(BooksError::NoDatabase(model.path()).into()),
-        None => Ok(()),
-    }
 }
 
 fn agree(known: &Known, witness: &Witness) -> Result<(), StoreError> {

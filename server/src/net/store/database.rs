@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use privacy::chain::segments::closed_by_name;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Row as _, Transaction};
 
@@ -113,7 +114,9 @@ pub enum DatabaseError {
     )]
     Url,
     /// A name that cannot be part of a file's.
-    #[error("a replica's name has 1 to 64 of a-z, 0-9, '.', '_' and '-', and `{0}` has not")]
+    #[error(
+        "a replica's name has 1 to 64 of a-z, 0-9, '.', '_' and '-', and does not end in a dot and six digits, as files of audit logs do; `{0}` is none"
+    )]
     Replica(String),
     /// A life that cannot be kept up.
     #[error("a lease lives 1 second or longer, and not {0} ms")]
@@ -137,7 +140,8 @@ impl Postgres {
         // A statement is logged nowhere: its values may be those of invites.
         options = options.disable_statement_logging();
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-        if !(1..=64).contains(&replica.len()) || !replica.bytes().all(plain) {
+        let is_closed = closed_by_name(&format!("audit-{replica}.jsonl")).is_some();
+        if !(1..=64).contains(&replica.len()) || !replica.bytes().all(plain) || is_closed {
             return Err(DatabaseError::Replica(replica.to_owned()));
         }
         Ok(Self { options, replica: replica.to_owned(), lease: LEASE })
@@ -414,8 +418,8 @@ mod tests {
     #[test]
     fn a_replica_s_name_can_be_part_of_a_file_s_and_a_lease_lives_a_second() {
         let named = |name: &str| Postgres::new("postgres://h/d", None, name);
-        assert!(named("ward-1.b_2").is_ok());
-        for name in ["", "../up", "A", "a b", &"x".repeat(65)] {
+        assert!(named("ward-1.b_2").is_ok() && named("10.0.0.1").is_ok());
+        for name in ["", "../up", "A", "a b", "a.000001", &"x".repeat(65)] {
             assert_eq!(named(name).unwrap_err(), DatabaseError::Replica(name.to_owned()));
         }
         let short = named("a").unwrap().with_lease(Duration::from_millis(999));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use privacy::chain::WriteError;
 use protocol::RunId;
 
+use super::database::SqliteFault;
 use super::{BlobError, BooksError, database};
 use crate::net::AuditError;
 
@@ -63,7 +64,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The database refuses.
-    #[error("the state's database: {0}")]
+    #[error("the state's database: {said}{}", remedy(.0), said = .0)]
     Database(#[from] sqlx::Error),
     /// Another program keeps SQLite's file locked.
     #[error(
@@ -214,6 +215,17 @@ pub enum StoreError {
     NoSuchRun(RunId),
 }
 
+/// What helps against what a database says while a server works.
+fn remedy(said: &sqlx::Error) -> &'static str {
+    match database::sqlite_fault(said) {
+        Some(SqliteFault::Locked) => {
+            "; another program (sqlite3, a copy, a scanner) holds it locked: end that one"
+        }
+        Some(SqliteFault::Full) => "; make room on its disk",
+        None => "",
+    }
+}
+
 fn count(files: usize) -> String {
     if files == 1 {
         "1 file is missing or damaged".to_owned()
@@ -241,7 +253,10 @@ impl StoreError {
                 AuditError::File { source, .. } | AuditError::Write(WriteError::Io { source, .. }) => {
                     is_full(source)
                 }
-                AuditError::Damaged { .. } | AuditError::Write(_) | AuditError::Sync { .. } => false,
+                AuditError::Damaged { .. }
+                | AuditError::Segments(_)
+                | AuditError::Write(_)
+                | AuditError::Sync { .. } => false,
             },
             Self::Blob(BlobError::File { source, .. }) => is_full(source),
             Self::Blob(BlobError::Storage { source, remote, .. }) => *remote || is_full(&**source),

@@ -311,8 +311,11 @@ pub(super) fn client(row: &AnyRow) -> Result<Option<(ClientId, ClientRecord)>, S
 
 /// A run's line without rounds and clients.
 pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
+    // A row of an older release counts the releases of private runs alone; of a run without one every round has failed.
+    let rounds = number(row, "round")?.saturating_sub(number(row, "failures")?);
+    let releases = number(row, "releases")?.max(rounds);
     let (state, message) = match (end(row)?, control(row)?) {
-        (Some(end), _) => (end.state(), end.message().to_owned()),
+        (Some(end), _) => (end.state(), end.message(releases).to_owned()),
         (None, Control::Pause) => (RunState::Paused, "paused by the operator".to_owned()),
         (None, _) => {
             let message = "waits for a place, or for the budget that another run is spending";

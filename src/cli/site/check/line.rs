@@ -14,6 +14,7 @@ use server::net::{site_of_pem, validity_of_der, validity_of_pem};
 use super::super::super::failure::Failure;
 use super::super::super::folder::SiteFile;
 use super::super::super::members::moment;
+use super::super::super::shell::quoted;
 use super::super::super::watch::runtime;
 use super::super::begun::are_books_lost;
 use super::super::owner;
@@ -70,7 +71,10 @@ fn look_at_key(key: &Path, findings: &mut Findings) {
             let mode = data.permissions().mode() & 0o777;
             findings.fail_identity(
                 "key",
-                format!("{shown} has mode {mode:04o}, so that others can read it; run `chmod 600 {shown}`"),
+                format!(
+                    "{shown} has mode {mode:04o}, so that others can read it; run `chmod 600 {}`",
+                    quoted(key)
+                ),
             );
         }
         Ok(_) => findings.ok("key", format!("{shown} is readable by its owner alone")),

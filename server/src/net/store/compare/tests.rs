@@ -2,9 +2,12 @@
 //!
 //! `CONSORTIA_THOROUGH=1` makes two hundred damages of each kind to each file instead of a few.
 
+mod segments;
+
 use std::fs;
 
 use privacy::accounting::{Mechanism, Relation};
+use privacy::chain::segments::{SegmentBytes, files_of};
 use privacy::ledger::{Charge, Composition, Release, Terms, Unit};
 use protocol::{ClientId, Time};
 
@@ -27,6 +30,12 @@ struct Books {
     log: AuditLog,
 }
 
+/// The log, in files of the least size.
+fn open_log(dir: &Path, store: &Store) -> Result<AuditLog, crate::net::AuditError> {
+    let segment = SegmentBytes::new(SegmentBytes::MIN).unwrap();
+    AuditLog::open(&dir.join("audit.jsonl"), segment, store.cross_check(), Time::ZERO)
+}
+
 fn charge() -> Charge {
     let mechanism = Mechanism::Gaussian { noise_multiplier: 20.0 };
     Charge { mechanism, composition: Composition::Each { at_most: None } }
@@ -45,7 +54,7 @@ impl Books {
         let (unit, relation) = (Unit::Client, Relation::ZeroOut);
         let terms = Terms { population: "wards".into(), unit, relation, delta: 1e-5, epsilon_max: 9.0 };
         let (ledger, first) = Ledger::found(terms).unwrap();
-        let log = AuditLog::open(&dir.join("audit.jsonl"), store.cross_check(), Time::ZERO).unwrap();
+        let log = open_log(dir, &store).unwrap();
         let mut books = Self { store, ledger, log };
         books.store.book(&Booking { population: "wards".into(), links: vec![first] }).await.unwrap();
         let (layout, checkpoint) = (layout(), &begin([0.0; 3]));
@@ -126,7 +135,7 @@ async fn an_older_database_beside_a_log_that_knows_more_is_refused_and_can_be_br
     fs::copy(dir.path().join("state.sqlite"), old.path().join("state.sqlite")).unwrap();
     let store = Store::open(dir.path()).await.unwrap();
     let ledger = Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap();
-    let log = AuditLog::open(&dir.path().join("audit.jsonl"), store.cross_check(), Time::ZERO).unwrap();
+    let log = open_log(dir.path(), &store).unwrap();
     let mut books = Books { store, ledger, log };
     for round in 2..4 {
         books.release(round, false).await.unwrap();

@@ -1,0 +1,75 @@
+//! Whether a site's policy is the one that is in force: it is read at the start of `site run`, and not again.
+
+use std::path::{Path, PathBuf};
+
+use privacy::chain::Digest;
+
+/// The policy that a running site keeps to: the file as it was at the start. What is written there later is not in force, so that one policy
+/// judges all tasks between two `started` records of the audit log.
+pub(super) struct PolicyInForce {
+    path: PathBuf,
+    /// Its text; `None` where it cannot be read.
+    text: Option<Digest>,
+    in_force: Option<Digest>,
+}
+
+impl PolicyInForce {
+    pub(super) fn of(path: &Path) -> Self {
+        let text = Self::read(path);
+        Self { path: path.to_owned(), text, in_force: text }
+    }
+
+    fn read(path: &Path) -> Option<Digest> {
+        std::fs::read(path).ok().map(|text| Digest::of(&text))
+    }
+
+    /// Warns once of each change, and of its end.
+    pub(super) fn look(&mut self) {
+        if let Some(said) = self.changed() {
+            tracing::warn!("{said}");
+        }
+    }
+
+    fn changed(&mut self) -> Option<String> {
+        let text = Self::read(&self.path);
+        if text == self.text {
+            return None;
+        }
+        self.text = text;
+        let shown = self.path.display();
+        Some(if text == self.in_force {
+            format!("{shown} is again as it was at the start of this site, and in force")
+        } else if text.is_none() {
+            format!(
+                "{shown} cannot be read any more: the policy of this site's start stays in force, and the next start needs the file"
+            )
+        } else {
+            format!(
+                "{shown} has changed and is not in force: the policy of this site's start is, until the site is started again (`consortia site pause` stops it \
+                 from taking part meanwhile)"
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_changes_under_a_running_site_is_told_once_to_be_not_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write("tasks = []\n");
+        let mut policy = PolicyInForce::of(&path);
+        assert_eq!(policy.changed(), None);
+        write("tasks = [\"train\"]\n");
+        assert!(policy.changed().unwrap().contains("has changed and is not in force"));
+        assert_eq!(policy.changed(), None, "it was told");
+        write("tasks = []\n");
+        assert!(policy.changed().unwrap().contains("in force"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(policy.changed().unwrap().contains("cannot be read"));
+    }
+}
