@@ -240,7 +240,7 @@ impl Coordinator {
         match event {
             Event::Joined(client) => self.joined(client),
             Event::JoinedTogether(clients) => self.joined_together(clients),
-            Event::Left(client) => self.left(&client),
+            Event::Left(client) => self.left(now, &client),
             Event::Answered { client, answer } => {
                 let standing = self.check_standing(&client, answer.task);
                 match standing {
@@ -295,12 +295,8 @@ impl Coordinator {
     pub fn deadline(&self) -> Option<Time> {
         match &self.phase {
             Phase::Resting { until } => Some(*until),
-            Phase::Open(open) if open.gate.waiting() > 0 => Some(open.gate.deadline),
-            Phase::Open(_)
-            | Phase::Gathering
-            | Phase::Reserving(_)
-            | Phase::Committing { .. }
-            | Phase::Ended => None,
+            Phase::Open(open) => open.gate.wakes_at(),
+            Phase::Gathering | Phase::Reserving(_) | Phase::Committing { .. } | Phase::Ended => None,
         }
     }
 
@@ -344,14 +340,18 @@ impl Coordinator {
         self.connected += usize::from(!record.connected);
         record.connected = true;
         self.roster.forget_connected();
-        let Phase::Open(open) = &self.phase else { return };
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.gate.came_back(&client);
         if open.gate.standing(&client) == Some(Standing::Waiting) {
             let task = open.task.clone();
             self.actions.push_back(Action::Send { client, task });
         }
     }
 
-    fn left(&mut self, client: &ClientId) {
+    fn left(&mut self, now: Time, client: &ClientId) {
+        if let Phase::Open(open) = &mut self.phase {
+            open.gate.left(client, now);
+        }
         if let Some(record) = self.clients.get_mut(client) {
             self.connected -= usize::from(record.connected);
             record.connected = false;
@@ -396,6 +396,9 @@ impl Coordinator {
         match gate.standing(client) {
             None => Err(Refused::new(Refusal::Unsolicited, format!("{task} was not put to this client"))),
             Some(Standing::Waiting) => Ok(()),
+            Some(Standing::Gone) => {
+                Err(Refused::new(Refusal::Stale, format!("{task} does not wait for this client any more")))
+            }
             Some(Standing::Answered | Standing::Out) => {
                 Err(Refused::new(Refusal::Duplicate, format!("{task} already has this client's answer")))
             }
@@ -494,6 +497,10 @@ impl Coordinator {
 
     /// Moves on as far as `now` and the answers allow.
     fn advance(&mut self, now: Time) {
+        if let Phase::Open(open) = &mut self.phase {
+            let gone = open.gate.settle_gone(now);
+            gone.iter().for_each(|client| open.collector.dropped(client));
+        }
         match &self.phase {
             Phase::Gathering => self.gather(now),
             Phase::Resting { until } if now >= *until => {

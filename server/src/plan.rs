@@ -231,6 +231,10 @@ pub struct CohortConfig {
     pub quorum: Option<usize>,
     /// Seconds until a round closes without those that are missing.
     pub deadline_seconds: Positive,
+    /// Seconds for which a round waits for a client whose connection is gone; until its deadline where it is left out.
+    pub grace_seconds: Option<Positive>,
+    /// How many times as many clients are asked as a round needs, from 1 to 10; it closes when as many as it needs have answered.
+    pub oversample: Option<f64>,
     /// Rounds in a row without quorum after which the run fails.
     pub failures_max: u32,
 }
@@ -243,6 +247,8 @@ impl Default for CohortConfig {
             count: None,
             quorum: None,
             deadline_seconds: positive(600.0),
+            grace_seconds: None,
+            oversample: None,
             failures_max: 10,
         }
     }
@@ -259,6 +265,10 @@ pub struct CohortPlan {
     pub quorum: usize,
     /// Time from the opening of a task until it closes.
     pub deadline: Duration,
+    /// How long a task waits for a client whose connection is gone; until the deadline where there is none.
+    pub grace: Option<Duration>,
+    /// How many times as many clients are asked as a round needs, above 1; `None` asks those and waits for all of them.
+    pub oversample: Option<f64>,
     /// Rounds in a row without quorum after which the run fails.
     pub failures_max: u32,
 }
@@ -279,7 +289,14 @@ impl Default for CohortPlan {
 }
 
 impl CohortPlan {
-    /// Clients of a round when `connected` are there.
+    /// Clients that are asked in a round when `connected` are there.
+    pub fn asked_of(&self, connected: usize) -> usize {
+        let size = self.size_of(connected);
+        let asked = self.oversample.map_or(size, |times| (size as f64 * times).ceil() as usize);
+        asked.min(connected.max(size))
+    }
+
+    /// Clients that a round needs when `connected` are there.
     pub fn size_of(&self, connected: usize) -> usize {
         match self.size {
             CohortSize::Count(count) => count.min(connected),
@@ -308,10 +325,15 @@ impl CohortConfig {
         let quorum = "with poisson or fixed sampling every round is released, whoever answered: a quorum would choose the \
                       rounds by their cohorts, and the amplification by sampling is lost; leave this out, or take \
                       sampling = { availability = ... }";
+        let surplus = "with poisson or fixed sampling everybody who is drawn counts, and leaving out the slowest is not accounted for; leave \
+                       this out";
+        let grace = "with poisson or fixed sampling a round that ends early would show that somebody who was drawn had gone; leave this out";
         let refused = [
             ("count", self.count.is_some(), capped),
             ("fraction", self.fraction.is_some(), capped),
             ("quorum", self.quorum.is_some(), quorum),
+            ("oversample", self.oversample.is_some(), surplus),
+            ("grace_seconds", self.grace_seconds.is_some(), grace),
         ];
         match refused.into_iter().find(|(_, is_typed, _)| *is_typed) {
             Some((key, _, message)) => Err(SpecError::new(format!("cohort.{key}"), message)),
@@ -347,11 +369,26 @@ impl CohortConfig {
         }
         let deadline = Duration::try_from_secs_f64(self.deadline_seconds.value())
             .map_err(|error| SpecError::new("cohort.deadline_seconds", error.to_string()))?;
+        let grace =
+            self.grace_seconds.map(|seconds| Duration::try_from_secs_f64(seconds.value())).transpose();
+        let grace = grace.map_err(|error| SpecError::new("cohort.grace_seconds", error.to_string()))?;
+        if let Some(times) = self.oversample
+            && !(1.0..=10.0).contains(&times)
+        {
+            let message = format!("{times} is not from 1 to 10");
+            return Err(SpecError::new("cohort.oversample", message));
+        }
+        if self.oversample.is_some() && size == CohortSize::Fraction(1.0) {
+            let message = "a round takes everybody who is connected, so there is nobody more to ask; give `count`, or a `fraction` below 1";
+            return Err(SpecError::new("cohort.oversample", message));
+        }
         let mut plan = CohortPlan {
             clients_min: self.clients_min,
             size,
             quorum: 0,
             deadline,
+            grace,
+            oversample: self.oversample.filter(|times| *times > 1.0),
             failures_max: self.failures_max,
         };
         let smallest = plan.size_of(self.clients_min);

@@ -39,7 +39,7 @@ pub(crate) fn select(
     round: Round,
     urn: &mut Urn,
 ) -> Vec<ClientId> {
-    let size = plan.size_of(connected.len());
+    let size = plan.asked_of(connected.len());
     let mut generator = entropy.derive(Purpose::Cohort, round, None).generator();
     let drawn = urn.draw(connected.len(), size, &mut generator);
     drawn.into_iter().map(|place| connected[place as usize].clone()).collect()

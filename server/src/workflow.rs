@@ -55,6 +55,8 @@ pub struct RunState<'a> {
     pub sent_model: &'a Arc<Parameters>,
     /// The clipping norm of the next round, where it is not the plan's.
     pub norm_max: Option<Positive>,
+    /// Clients that are connected.
+    pub connected: usize,
 }
 
 /// One step: whom it asks, for what, and how it ends.

@@ -102,7 +102,7 @@ impl Coordinator {
         if released {
             self.setbacks.clear();
         } else if self.explains(Some(gate.task)) {
-            self.setbacks.missing(gate.waiting());
+            self.setbacks.missing(gate.missing());
         }
     }
 
@@ -255,7 +255,7 @@ impl Coordinator {
         for client in gate.owing() {
             self.actions.push_back(Action::Cancel { client: client.clone(), task: gate.task });
         }
-        let (task, answered, missing) = (gate.task, gate.answered(), gate.waiting());
+        let (task, answered, missing) = (gate.task, gate.answered(), gate.missing());
         if gate.asked() > 0 {
             let quorum = gate.has_quorum();
             self.note(Note::Closed { task, answered, missing, quorum });

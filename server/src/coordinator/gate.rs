@@ -1,6 +1,7 @@
 //! Who is awaited, until when, and how many suffice.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use protocol::{ClientId, TaskId, Time};
 
@@ -23,6 +24,9 @@ pub(super) struct Gate {
     quorum: usize,
     close: ClosePolicy,
     asked: BTreeMap<ClientId, Standing>,
+    /// How long a client that has gone is awaited, and since when each of them is gone.
+    grace: Option<Duration>,
+    away: BTreeMap<ClientId, Time>,
     waiting: usize,
     answered: usize,
 }
@@ -36,6 +40,8 @@ pub(super) enum Standing {
     Answered,
     /// Has refused, or was refused: it gets no second try in this task.
     Out,
+    /// Has been gone for longer than it is awaited.
+    Gone,
 }
 
 impl Gate {
@@ -44,10 +50,11 @@ impl Gate {
         cohort: &[ClientId],
         (quorum, close): (usize, ClosePolicy),
         opened: Time,
-        deadline: Time,
+        (deadline, grace): (Duration, Option<Duration>),
     ) -> Self {
         let asked: BTreeMap<_, _> = cohort.iter().map(|client| (client.clone(), Standing::Waiting)).collect();
-        Self { task, opened, deadline, quorum, close, waiting: asked.len(), asked, answered: 0 }
+        let (away, waiting, deadline) = (BTreeMap::new(), asked.len(), opened + deadline);
+        Self { task, opened, deadline, quorum, close, asked, grace, away, waiting, answered: 0 }
     }
 
     /// Where `client` stands; `None` when it was not asked.
@@ -61,6 +68,40 @@ impl Gate {
         *now = standing;
         self.waiting -= usize::from(standing != Standing::Waiting);
         self.answered += usize::from(standing == Standing::Answered);
+        self.away.remove(client);
+    }
+
+    /// Notes that the connection of a client is gone, whose answer is awaited for a while only from now on.
+    pub(super) fn left(&mut self, client: &ClientId, now: Time) {
+        if self.grace.is_some() && self.standing(client) == Some(Standing::Waiting) {
+            self.away.insert(client.clone(), now);
+        }
+    }
+
+    /// Notes that a client is back.
+    pub(super) fn came_back(&mut self, client: &ClientId) {
+        self.away.remove(client);
+    }
+
+    /// Settles the clients that have been gone for too long, and gives them.
+    pub(super) fn settle_gone(&mut self, now: Time) -> Vec<ClientId> {
+        let Some(grace) = self.grace else { return Vec::new() };
+        let gone = self.away.iter().filter(|(_, since)| **since + grace <= now);
+        let gone: Vec<ClientId> = gone.map(|(client, _)| client.clone()).collect();
+        for client in &gone {
+            self.away.remove(client);
+            self.settle(client, Standing::Gone);
+        }
+        gone
+    }
+
+    /// When it may be time to go on though nothing has happened; `None` when nobody is awaited.
+    pub(super) fn wakes_at(&self) -> Option<Time> {
+        if self.waiting == 0 && self.close != ClosePolicy::Deadline {
+            return None;
+        }
+        let grace = self.grace.and_then(|grace| self.away.values().min().map(|since| *since + grace));
+        Some(grace.map_or(self.deadline, |grace| grace.min(self.deadline)))
     }
 
     /// Whether it is time to go on.
@@ -93,6 +134,11 @@ impl Gate {
 
     pub(super) fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// Clients that have not answered: those that are awaited, and those that are so no more.
+    pub(super) fn missing(&self) -> usize {
+        self.waiting + self.settled(Standing::Gone).count()
     }
 
     /// The clients that stand so.

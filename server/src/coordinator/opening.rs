@@ -42,7 +42,8 @@ impl Coordinator {
     pub(super) fn with_state<T>(&mut self, ask: impl FnOnce(&mut dyn Workflow, &RunState<'_>) -> T) -> T {
         let sent_model = self.sent_model();
         let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
-        let state = RunState { checkpoint: &self.state, sent_model: &sent_model, norm_max };
+        let connected = self.connected;
+        let state = RunState { checkpoint: &self.state, sent_model: &sent_model, norm_max, connected };
         ask(&mut *self.workflow, &state)
     }
 
@@ -162,7 +163,8 @@ impl Coordinator {
         } else {
             Central::Done(None)
         };
-        let gate = Gate::new(id, &cohort, (quorum, close), now, now + self.plan.cohort.deadline);
+        let gate =
+            Gate::new(id, &cohort, (quorum, close), now, (self.plan.cohort.deadline, self.plan.cohort.grace));
         let (verifier, expects) = (collector.verifier(), Arc::new(collector.expects()));
         let reports = Vec::new();
         let open = OpenStep { gate, task, collector, verifier, expects, reports, central, is_round };

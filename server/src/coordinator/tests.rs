@@ -1,5 +1,6 @@
 //! Scripted runs, then random ones.
 
+mod closing;
 mod control;
 mod golden;
 mod private;

@@ -205,3 +205,26 @@ fn only_a_run_that_nothing_biases_is_declared_secret() {
     assert_eq!(conduct_of("nonsense", false).cohorts, Cohorts::Known);
     assert!(draws_secretly(&text(&poisson)) && !draws_secretly(&text(&open)) && draws_secretly("nonsense"));
 }
+
+#[test]
+fn a_surplus_is_asked_where_there_is_somebody_to_ask_and_chance_is_no_secret() {
+    let plan = parse("[cohort]\nclients_min = 4\ncount = 10\noversample = 1.3\n").unwrap();
+    assert_eq!((plan.cohort.size_of(100), plan.cohort.asked_of(100), plan.cohort.asked_of(11)), (10, 13, 11));
+    let plan = parse("[cohort]\nfraction = 0.5\noversample = 1\n").unwrap();
+    assert_eq!((plan.cohort.asked_of(100), plan.cohort.oversample), (50, None));
+    for wrong in [
+        "count = 3\noversample = 0.9",
+        "count = 3\noversample = 11",
+        "count = 3\noversample = nan",
+        "oversample = 1.3",
+    ] {
+        let (_, message) = fault(&format!("[cohort]\n{wrong}\n"));
+        assert!(message.contains("cohort.oversample"), "{message}");
+    }
+    let secret = "[update]\nnorm_max = 1.0\n[privacy.central]\ndelta = 1e-5\nepsilon_max = 9.0\nnoise_multiplier = 4.0\n\
+                  denominator = 2\nsampling = { poisson = { rate = 0.5 } }\n";
+    for key in ["oversample = 1.3", "grace_seconds = 9"] {
+        let (_, message) = fault(&format!("[cohort]\n{key}\n{secret}"));
+        assert!(message.contains("poisson") && message.contains("leave"), "{message}");
+    }
+}

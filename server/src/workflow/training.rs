@@ -82,7 +82,10 @@ impl Training {
             work: Work::Train { model, learning_rate_scale, norm_max: state.norm_max },
             collector: Box::new(ExactSum::of_updates(&self.lattice, codec, votes)),
             quorum: self.plan.cohort.quorum,
-            close: ClosePolicy::All,
+            close: match self.plan.cohort.oversample {
+                Some(_) => ClosePolicy::Target(self.plan.cohort.size_of(state.connected)),
+                None => ClosePolicy::All,
+            },
             central: false,
             is_round: true,
         }
