@@ -63,8 +63,17 @@ impl Case {
             // Nothing is told; what is told is outside, as the statement says.
             MetricsRule::Off | MetricsRule::OutsideTheGuarantee => {}
         }
-        // Caps, quorums, deadlines and failures act through the coordinator, which is played.
-        let CohortPlan { clients_min: _, size, quorum: _, deadline: _, failures_max: _ } = cohort;
+        // Caps, quorums, deadlines and failures act through the coordinator, which is played. A surplus and a grace have no place beside
+        // secret chance: the plan refuses them.
+        let CohortPlan {
+            clients_min: _,
+            size,
+            quorum: _,
+            deadline: _,
+            grace: _,
+            oversample: _,
+            failures_max: _,
+        } = cohort;
         match size {
             CohortSize::Fraction(_) | CohortSize::Count(_) => {}
         }
