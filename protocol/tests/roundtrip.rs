@@ -137,8 +137,8 @@ fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         (vec(any::<i32>(), 0..50), any::<u32>(), any::<i8>(), metrics())
             .prop_map(|(points, weight, vote, metrics)| Outcome::trained(points, weight, vote, metrics)),
-        metrics().prop_map(|metrics| Outcome::evaluated(metrics)),
-        vec(any::<i64>(), 0..50).prop_map(|words| Outcome::counted(words)),
+        metrics().prop_map(Outcome::evaluated),
+        vec(any::<i64>(), 0..50).prop_map(Outcome::counted),
         (decline(), ".{0,100}").prop_map(|(reason, detail)| Outcome::Declined { reason, detail }),
         (any::<u32>(), any::<i8>(), option::of(metrics()), vec(block(), 0..4)).prop_map(
             |(weight, vote, metrics, blocks)| {

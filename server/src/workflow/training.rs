@@ -70,7 +70,7 @@ impl Training {
         }
     }
 
-    fn round(&mut self, state: &RunState<'_>) -> StepPlan {
+    fn round(&self, state: &RunState<'_>) -> StepPlan {
         let (round, spec) = (state.checkpoint.round.next(), &self.plan.spec);
         let learning_rate_scale = self.plan.schedule.factor(round.0, self.plan.rounds);
         let model = Arc::clone(state.sent_model);
