@@ -120,8 +120,8 @@ pub struct Coordinator {
     rounded: Option<(Round, Arc<Parameters>)>,
     /// The fingerprint of the model, once somebody has asked for it.
     sha256: Option<String>,
-    /// How often the last step that was opened had been opened before in its round.
-    attempt: Option<TaskId>,
+    /// The step that was opened last, from which the attempts at it are counted.
+    opened_last: Option<TaskId>,
 }
 
 /// What the coordinator is doing.
@@ -230,7 +230,7 @@ impl Coordinator {
             actions: VecDeque::new(),
             rounded: None,
             sha256: None,
-            attempt: None,
+            opened_last: None,
             plan,
         })
     }

@@ -175,8 +175,8 @@ impl Coordinator {
     fn task(&mut self, first: TaskId, work: Work) -> Task {
         // A step that is put again in its round asks anew: what still comes for the earlier attempt is stale.
         let again = |last: &TaskId| (last.run, last.round, last.step) == (first.run, first.round, first.step);
-        let id = self.attempt.filter(again).map_or(first, TaskId::next_attempt);
-        self.attempt = Some(id);
+        let id = self.opened_last.filter(again).map_or(first, TaskId::next_attempt);
+        self.opened_last = Some(id);
         let seed = self.rehearsal.then_some(self.entropy);
         let standardiser = self.state.standardiser.clone();
         Task { id, spec: Arc::clone(&self.plan.spec), seed, standardiser, work }
