@@ -21,8 +21,8 @@ pub use admin::{
 pub use codec::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
 pub use enrol::{EnrolRefusal, EnrolReply, EnrolRequest};
 pub use messages::{
-    AnswerBody, AnswerHeader, Capability, Greeting, Hello, LOST_WITHOUT_RECORDS, LedgerClaim, LedgerProof,
-    Notice, PROBE, Payload, REPLACED_MAX, Receipt, Rejection, TaskHeader, TaskHeaderError, WorkHeader,
+    AnswerBody, AnswerHeader, Greeting, Hello, LOST_WITHOUT_RECORDS, LedgerClaim, LedgerProof, Notice, PROBE,
+    Payload, REPLACED_MAX, Receipt, Rejection, TaskHeader, TaskHeaderError, WorkHeader,
 };
 
 /// The protocol's version. Both sides must have the same.

@@ -19,15 +19,6 @@ pub struct Hello {
     pub software: String,
 }
 
-/// Something that a program can do, in a version. Whoever hears of one that it does not know ignores it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Capability {
-    /// What it is: `attempts` for [`TaskId::attempt`]s above 0, or `method.` and the name of a method.
-    pub name: Name,
-    /// The newest version that it knows; it knows all before.
-    pub version: u16,
-}
-
 /// How a client's software ends that takes no part.
 pub const PROBE: &str = " (site check)";
 
@@ -194,7 +185,7 @@ pub enum WorkHeader {
     },
     /// [`Work::Evaluate`].
     Evaluate,
-    /// [`Work::Method`]; sent only to sites that have named the method among their [`Capability`]s.
+    /// [`Work::Method`]. A program that does not know the method declines it; one of the first release cannot read this variant.
     Method {
         /// The method.
         method: Name,
