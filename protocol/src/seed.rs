@@ -31,6 +31,8 @@ pub enum Purpose {
     Noise,
     /// What a lossy codec decides by chance.
     Codec,
+    /// What a method's work at a site draws.
+    Method,
 }
 
 impl Seed {

@@ -20,7 +20,7 @@ use privacy::chain::Link;
 use privacy::ledger::{Cohorts, Conduct, Ledger, LedgerError, SiteMetrics};
 use protocol::wire::{Control, RoundSummary};
 use protocol::{
-    CentralPrivacy, ClientId, MetricsRule, Parameters, RunId, Seed, Spec, StepId, Stop, Task, TaskId, Time,
+    CentralPrivacy, ClientId, MetricsRule, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time,
 };
 use server::{
     Action, Chance, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, Plan,
@@ -361,7 +361,7 @@ impl Stage<'_> {
                 Action::Send { client, task } => self.send(client, task),
                 Action::Cancel { client, .. } => self.cancel(&client),
                 Action::Note(note) => {
-                    let folded = matches!(&note, Note::Accepted { task, .. } if task.step == StepId::TRAIN);
+                    let folded = matches!(&note, Note::Accepted { task, .. } if task.step.is_of_round());
                     self.updates += u64::from(folded);
                     let trouble = self.trouble_of(&note);
                     watch.note(Observation { now: self.now, note: &note, trouble });
