@@ -3,8 +3,12 @@
 //! A method is a workflow at the server ([`server::Method`]) and what a site does for it ([`client::SiteMethod`]), under one name and
 //! version. It names nothing of the wire, the server or the site but the types of these traits, and nothing there names it.
 
+mod kmeans;
+
 use client::{SiteMethod, SiteMethods};
 use server::{Method, Methods};
+
+pub use kmeans::KMeans;
 
 /// Both halves of every method that a program knows. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -16,8 +20,9 @@ pub struct Registry {
 impl Registry {
     /// The methods of this crate.
     pub fn standard() -> Self {
-        // One line a method.
         Self::default()
+            // One line a method.
+            .with(KMeans)
     }
 
     /// The same, and this method; another of its name gives way.
