@@ -15,13 +15,14 @@ use std::path::{Path, PathBuf};
 use source::Source;
 
 /// Every crate of ours, and the ones of ours it may use. `consortia` sees everything.
-const IMPORTS: [(&str, &[&str]); 7] = [
+const IMPORTS: [(&str, &[&str]); 8] = [
     ("privacy", &[]),
     ("protocol", &["privacy"]),
     ("tunnel", &[]),
     ("server", &["privacy", "protocol", "tunnel"]),
     ("client", &["privacy", "protocol", "tunnel"]),
     ("learning", &["privacy", "protocol"]),
+    ("methods", &["client", "privacy", "protocol", "server"]),
     ("simulations", &["client", "learning", "privacy", "protocol", "server"]),
 ];
 /// What only a shell may link: in `server` and `client` behind the feature `net`, elsewhere not at all.
@@ -43,7 +44,7 @@ const SHELL: [&str; 15] = [
     "x509-parser",
 ];
 /// Crates that decide: they take their order from their keys and not from chance.
-const PURE: [&str; 6] = ["client", "learning", "privacy", "protocol", "server", "simulations"];
+const PURE: [&str; 7] = ["client", "learning", "methods", "privacy", "protocol", "server", "simulations"];
 const LINES_MAX: usize = 600;
 const FUNCTION_MAX: usize = 70;
 
@@ -177,10 +178,54 @@ fn feature(table: &toml::Table, name: &str) -> Vec<String> {
     texts.map(str::to_owned).collect()
 }
 
+/// Overrides of single packages are inherited with their profile: each that makes the first build faster is undone in the other.
+#[test]
+fn the_distributed_file_is_optimised_in_full() {
+    let profiles = manifest(".")["profile"].clone();
+    let levels = |profile: &str| profiles[profile]["package"].as_table().unwrap().clone();
+    let full = |level: &toml::Value| level["opt-level"].as_integer() == Some(3);
+    let dist = levels("dist");
+    let below = |name: &String, level: &toml::Value| !dist.get(name).map_or(full(level), full);
+    let faults = levels("release").iter().filter(|(name, level)| below(name, level)).map(|(name, _)| {
+        format!("Cargo.toml: `{name}` is below level 3 in profile.release.package, and so in dist; give it 3 in profile.dist.package")
+    });
+    judge(faults.collect());
+}
+
+/// Methods are registered in one place. What drives them knows none: adding one touches nothing else.
+#[test]
+fn methods_are_named_where_they_are_registered_alone() {
+    let mut faults = Vec::new();
+    let registered = sources().into_iter().find(|source| source.path == "methods/src/lib.rs").unwrap();
+    let types: Vec<String> = read("methods/src/lib.rs")
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(".with(")?.strip_suffix(')').map(str::to_owned))
+        .collect();
+    assert!(
+        !types.is_empty() && registered.is_in("methods"),
+        "no line of methods/src/lib.rs registers a method"
+    );
+    for name in types {
+        let module = name.to_lowercase();
+        for source in sources() {
+            let free = ["methods", "tests"].iter().any(|folder| source.is_in(folder));
+            for word in [&name, &module] {
+                for line in source.lines_with(word).into_iter().filter(|_| !free) {
+                    faults.push(
+                        source
+                            .fault(line, &format!("`{name}` is a method; only methods/ and tests name one")),
+                    );
+                }
+            }
+        }
+    }
+    judge(faults);
+}
+
 #[test]
 fn candle_is_learning_s_alone() {
     let mut faults = Vec::new();
-    for folder in [".", "client", "privacy", "protocol", "server", "simulations"] {
+    for folder in [".", "client", "methods", "privacy", "protocol", "server", "simulations"] {
         let table = manifest(folder);
         for name in names(&table, "dependencies").iter().filter(|name| name.starts_with("candle")) {
             let line = line_of(folder, name);

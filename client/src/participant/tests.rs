@@ -6,14 +6,16 @@ use privacy::accounting::Relation;
 use privacy::chain::Digest;
 use privacy::{Encoded, Released, Sum, WideSum};
 use protocol::{
-    CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics,
+    Block, CentralPrivacy, Clipping, DataSpec, EvaluateOrder, ExampleReleases, GradientPath, Layout, Metrics,
     MetricsRule, ModelSpec, NoiseCorrelation, OptimizerSpec, Parameters, Positive, PrivacySpec, Round, RunId,
     Sampling, Standardise, Statistic, StepId, TableSpec, Target, TrainOrder, TrainingSpec, UPDATE,
     UpdateCodec, UpdateSpec, Values, Work,
 };
+use protocol::{Contribution, MethodWork, Name, Values};
 use rand::RngCore;
 
 use super::*;
+use crate::methods::{MethodSite, MethodState, SiteMethod};
 
 /// What a [`Toy`] does when it trains.
 #[derive(Clone, Copy, PartialEq)]
@@ -490,4 +492,74 @@ fn a_stopped_task_is_declined_and_keeps_nothing() {
     });
     assert_eq!(outcome.unwrap_err().reason, Decline::Stopped);
     assert!(site.personal().is_empty());
+}
+
+/// Counts how often it was asked, in its state, and tells the count.
+struct Counts;
+
+impl SiteMethod for Counts {
+    fn name(&self) -> Name {
+        Name::literal("counts")
+    }
+
+    fn version(&self) -> u16 {
+        2
+    }
+
+    fn perform(
+        &self,
+        work: &MethodWork,
+        site: &mut MethodSite<'_>,
+    ) -> Result<Contribution, protocol::LearnError> {
+        if work.number(&Name::literal("panic")).is_some() {
+            panic!("a method went wrong");
+        }
+        let count = site.state.as_ref().map_or(0, |state| state.bytes[0]) + 1;
+        *site.state = Some(MethodState { version: 1, bytes: vec![count] });
+        let values = Values::U8(vec![count, site.seed.generator().next_u32() as u8]);
+        Ok(Contribution::of(vec![Block::new(Name::literal("count"), values)]))
+    }
+}
+
+fn method(round: u32, version: u16, numbers: Vec<(Name, f64)>) -> Task {
+    let work = MethodWork { method: Name::literal("counts"), version, numbers, blocks: Vec::new() };
+    task(round, Work::Method(Arc::new(work)))
+}
+
+#[test]
+fn a_method_is_found_by_name_and_version_and_keeps_its_state() {
+    let knowing = || participant(&[], Mood::Well).with_methods(SiteMethods::default().with(Counts));
+    let ask = |site: &mut Participant, task: &Task| site.perform(task, entropy(), &Stop::default()).outcome;
+    let counted = |outcome: Outcome| match outcome {
+        Outcome::Done(done) => match done.block(&Name::literal("count")) {
+            Some(Values::U8(values)) => (values[0], values[1]),
+            _ => panic!("{done:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    let mut site = knowing();
+    let first = counted(ask(&mut site, &method(1, 2, Vec::new())));
+    assert_eq!(first.0, 1);
+    assert_eq!(
+        counted(ask(&mut site, &method(1, 2, Vec::new()))),
+        first,
+        "a repeated task begins where it began"
+    );
+    assert_eq!(counted(ask(&mut site, &method(2, 2, Vec::new()))).0, 2);
+    // What stays is written to disk, and brought back.
+    let text = serde_json::to_string(site.personal()).unwrap();
+    let mut again = knowing();
+    again.restore_personal(serde_json::from_str(&text).unwrap());
+    assert_eq!(counted(ask(&mut again, &method(3, 2, Vec::new()))).0, 3);
+    for (site, version) in [(&mut site, 3), (&mut participant(&[], Mood::Well), 2)] {
+        let Outcome::Declined { reason, detail } = ask(site, &method(4, version, Vec::new())) else {
+            panic!()
+        };
+        assert_eq!(reason, Decline::Unsupported);
+        assert!(detail.contains(&format!("`counts` in version {version}")), "{detail}");
+    }
+    let panics = method(4, 2, vec![(Name::literal("panic"), 1.0)]);
+    let Outcome::Declined { reason, detail } = ask(&mut site, &panics) else { panic!() };
+    assert_eq!((reason, detail.contains("went wrong")), (Decline::Failed, false));
+    assert_eq!(counted(ask(&mut site, &method(4, 2, Vec::new()))).0, 3, "what failed keeps nothing");
 }

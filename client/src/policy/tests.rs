@@ -105,6 +105,40 @@ fn every_line_that_is_taken_out_denies() {
 }
 
 #[test]
+fn a_method_is_allowed_by_its_name_alone() {
+    let work = |method: &str| {
+        let (method, numbers, blocks) = (method.parse().unwrap(), Vec::new(), Vec::new());
+        Work::Method(Arc::new(protocol::MethodWork { method, version: 1, numbers, blocks }))
+    };
+    let mut asked = task(1, work("groups"));
+    Arc::make_mut(&mut asked.spec).model = ModelSpec::Values { shape: vec![2] };
+    let allowing =
+        |tasks: &str| PLAIN_POLICY.replace("tasks = [\"train\", \"evaluate\", \"statistics\"]", tasks);
+    assert!(judge(&allowing("tasks = [\"method:groups\"]"), &asked, NOW, &History::default()).is_ok());
+    for tasks in ["tasks = [\"train\", \"evaluate\", \"statistics\"]", "tasks = [\"method:group\"]"] {
+        assert_eq!(rule(&allowing(tasks), &asked), "tasks", "{tasks}");
+    }
+    // Values of a method are no model of a family: who allows no method trains none, and sums nothing for one.
+    let models = |policy: String| policy.replace("models = \"any\"", "models = [\"linear\"]");
+    let mut sums = task(1, Work::Statistics { names: Vec::new() });
+    sums.spec = Arc::clone(&asked.spec);
+    assert_eq!(rule(&models(PLAIN_POLICY.to_owned()), &sums), "models");
+    assert!(
+        judge(
+            &models(allowing("tasks = [\"statistics\", \"method:groups\"]")),
+            &sums,
+            NOW,
+            &History::default()
+        )
+        .is_ok()
+    );
+    for typed in ["method", "method:", "method:a/b", "step-16", "methods:groups"] {
+        let error = Policy::parse(&allowing(&format!("tasks = [\"{typed}\"]"))).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{typed}: {error}");
+    }
+}
+
+#[test]
 fn every_rule_denies_alone() {
     let mut rehearsal = asked();
     rehearsal.seed = Some(Seed::from_number(1));

@@ -65,6 +65,7 @@ pub(super) fn commit(round: u32, values: [f32; 3]) -> Commit {
         optimizer: vec![Arc::new(vec![0.5, -1.5, 2.5]), Arc::new(vec![9.0; 3])],
         standardiser: Some(Arc::new(Standardiser { mean: vec![0.1, third], std: vec![1e-300, 2.0] })),
         summary: Some(summary.clone()),
+        workflow: [3, 0, 255].into(),
         ..begin(values)
     };
     let task = TaskId::new(RUN, Round(round), StepId::TRAIN);
