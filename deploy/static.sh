@@ -15,7 +15,7 @@ out=${CARGO_TARGET_DIR:-target}/out
 
 build() {
     RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' \
-        cargo build --profile dist --locked --package consortia --bin consortia --target "$target"
+        cargo build --profile dist --locked --package consortia-cli --bin consortia --target "$target"
     if readelf --program-headers --dynamic "$built" | grep --extended-regexp 'INTERP|NEEDED'; then
         echo "error: $built asks for a library" >&2
         exit 1

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use command::results::{ModelFile, write_model};
 use consortia::protocol::{Layout, Parameters, PrivacySpec};
-use consortia::results::{ModelFile, write_model};
 use consortia::server::{PrivacyStatement, Subject};
 use serde_json::Value;
 

@@ -14,7 +14,7 @@ use page::{Kind, blocks, is_output};
 
 /// What `cargo build` is here: it brings the program to where the real one would, and complains of other arguments.
 const CARGO: &str = r#"#!/bin/bash
-[[ "$*" == "build --profile dist --locked --package consortia --bin consortia --target "* ]] || exit 9
+[[ "$*" == "build --profile dist --locked --package consortia-cli --bin consortia --target "* ]] || exit 9
 [[ "$RUSTFLAGS" == *crt-static* ]] || exit 8
 mkdir -p "target/${*: -1}/dist" && cp "$BUILT" "target/${*: -1}/dist/consortia"
 "#;

@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 
 use source::Source;
 
-/// Every crate of ours, and the ones of ours it may use. `consortia` sees everything.
-const IMPORTS: [(&str, &[&str]); 8] = [
+/// Every crate of ours, and the ones of ours it may use. The command sees everything.
+const IMPORTS: [(&str, &[&str]); 9] = [
+    ("facade", &["client", "learning", "methods", "privacy", "protocol", "server", "simulations"]),
     ("privacy", &[]),
     ("protocol", &["privacy"]),
     ("tunnel", &[]),
@@ -141,7 +142,7 @@ fn sources_name_no_forbidden_sibling() {
 #[test]
 fn the_network_stays_behind_its_feature() {
     let mut faults = Vec::new();
-    for (krate, _) in IMPORTS.into_iter().filter(|(krate, _)| *krate != "tunnel") {
+    for (krate, _) in IMPORTS.into_iter().filter(|(krate, _)| !["facade", "tunnel"].contains(krate)) {
         let table = manifest(krate);
         let net: Vec<String> = feature(&table, "net");
         for name in names(&table, "dependencies").iter().filter(|name| SHELL.contains(&name.as_str())) {
@@ -186,10 +187,25 @@ fn the_distributed_file_is_optimised_in_full() {
     let full = |level: &toml::Value| level["opt-level"].as_integer() == Some(3);
     let dist = levels("dist");
     let below = |name: &String, level: &toml::Value| !dist.get(name).map_or(full(level), full);
-    let faults = levels("release").iter().filter(|(name, level)| below(name, level)).map(|(name, _)| {
+    let release = levels("release");
+    let faults = release.iter().filter(|(name, level)| below(name, level)).map(|(name, _)| {
         format!("Cargo.toml: `{name}` is below level 3 in profile.release.package, and so in dist; give it 3 in profile.dist.package")
     });
     judge(faults.collect());
+}
+
+/// What a program that embeds the library has to build is what it uses: nothing of the command.
+#[test]
+fn the_library_links_the_other_crates_alone() {
+    let (table, (_, allowed)) = (manifest("facade"), IMPORTS[0]);
+    let foreign = names(&table, "dependencies").into_iter().filter(|name| !allowed.contains(&name.as_str()));
+    let fault = |name: String| {
+        let line = line_of("facade", &name);
+        format!(
+            "facade/Cargo.toml:{line}: the library links `{name}`; it belongs to the command, or into one of our crates"
+        )
+    };
+    judge(foreign.map(fault).collect());
 }
 
 /// Methods are registered in one place. What drives them knows none: adding one touches nothing else.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ::privacy::noise::NoiseSource;
 use clap::{Args, Subcommand};
-use consortia::results::{Gallery, Results, draw_membership};
+use command::results::{Gallery, Results, draw_membership};
 use protocol::Seed;
 use serde_json::{Value, json};
 use simulations::attack::{ConvolutionAttack, Leakage, LinearAttack, MembershipAttack};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ::client::net::{FetchedModel, OperatorClient, OperatorError};
 use clap::Args;
-use consortia::results::{Report, write_report};
+use command::results::{Report, write_report};
 use privacy::accounting::Figure;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, RunState, RunSummary};

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use consortia::results::{ClientMetrics, Clock, Ending, ReportTable, Results, write_model};
+use command::results::{ClientMetrics, Clock, Ending, ReportTable, Results, write_model};
 use privacy::chain::segments::files_of;
 use protocol::wire::{ModelChoice, RunState, RunSummary};
 use protocol::{ClientId, Metrics, RunId};

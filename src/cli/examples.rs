@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use consortia::results::{Existing, write_whole};
+use command::results::{Existing, write_whole};
 use serde_json::json;
 
 use super::Global;

@@ -5,7 +5,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use ::client::net::Transport;
-use consortia::results::Results;
+use command::results::Results;
 use learning::SourceSpec;
 use privacy::chain::Digest;
 use privacy::chain::segments::SegmentBytes;

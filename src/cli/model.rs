@@ -8,7 +8,7 @@ mod evaluate;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use consortia::results::{Existing, Held, ModelFile, Notes, write_tensors, write_whole};
+use command::results::{Existing, Held, ModelFile, Notes, write_tensors, write_whole};
 use learning::onnx::{Export, Inputs, OPSET, columns, export as onnx};
 use learning::{Models, layout_of};
 use protocol::{DataSpec, Layout, Placement, RunId, Spec, Standardise, Standardiser, Target, Tensor};

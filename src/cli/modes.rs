@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use consortia::results::{Existing, write_whole};
+use command::results::{Existing, write_whole};
 
 use super::Command;
 use super::failure::{Failure, Kind, OrFail};

@@ -7,7 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use consortia::results::{Existing, write_model, write_whole};
+use command::results::{Existing, write_model, write_whole};
 use protocol::{Layout, Parameters, Standardiser};
 use server::net::real_path;
 

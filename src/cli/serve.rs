@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::client::net::settle_renewal;
 use clap::Args;
+use command::results::{Existing, event_json, write_whole};
 use consortia::Room;
-use consortia::results::{Existing, event_json, write_whole};
 use learning::device::select;
 use methods::Registry;
 use protocol::ClientId;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use command::results::{ClientMetrics, Clock, Ending, Results, figure, write_model};
 use consortia::first_model;
-use consortia::results::{ClientMetrics, Clock, Ending, Results, figure, write_model};
 use learning::device::select;
 use methods::Registry;
 use privacy::accounting::Figure;

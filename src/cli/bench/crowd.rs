@@ -2,7 +2,7 @@
 
 use ::client::net::Transport;
 use clap::Args;
-use consortia::measure::{self, Program, crowd};
+use command::measure::{self, Program, crowd};
 use serde_json::{Value, json};
 
 use super::machine::machine;

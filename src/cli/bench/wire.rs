@@ -2,8 +2,8 @@
 //! where that is slower.
 
 use clap::Args;
-use consortia::measure::wire::{self, Order};
-use consortia::measure::{self, Program};
+use command::measure::wire::{self, Order};
+use command::measure::{self, Program};
 use serde_json::{Value, json};
 
 use super::machine::{load, machine};

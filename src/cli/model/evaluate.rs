@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use consortia::results::Held;
+use command::results::Held;
 use learning::device::select;
 use learning::{FileSource, Models, SourceSpec, Trainer};
 use protocol::{EvaluateOrder, EvaluationRecords, LearnError, Learner, Metrics, RunId, Spec, Stop};

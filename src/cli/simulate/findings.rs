@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use consortia::results::figure;
+use command::results::figure;
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use consortia::results::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured, Results, event_json};
+use command::results::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured, Results, event_json};
 use protocol::wire::RoundSummary;
 use protocol::{StepId, Stop};
 use server::Note;

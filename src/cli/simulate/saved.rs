@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use consortia::results::{ClientMetrics, Existing, write_whole};
+use command::results::{ClientMetrics, Existing, write_whole};
 use privacy::chain::Digest;
 use serde::{Deserialize, Serialize};
 use simulations::{Scenario, Snapshot};

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use consortia::results::{Existing, write_whole};
+use command::results::{Existing, write_whole};
 use privacy::chain::Digest;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
