@@ -64,8 +64,9 @@ fn grouped(threads: usize) -> (Outcome, Population) {
 #[test]
 fn the_centres_are_those_that_the_pooled_records_would_have() {
     let (outcome, population) = grouped(2);
-    assert!(outcome.rounds.len() < 50, "it ends when no centre moves");
-    let losses: Vec<f64> = outcome.rounds.iter().map(|line| line.train.unwrap().loss).collect();
+    assert!(outcome.rounds.last().unwrap().round < 50, "it ends when no centre moves");
+    let losses: Vec<f64> = outcome.rounds.iter().filter_map(|line| Some(line.train?.loss)).collect();
+    assert!(losses.len() > 5, "{losses:?}");
     assert!(losses.windows(2).all(|pair| pair[1] <= pair[0]), "{losses:?}");
     let standardiser = outcome.standardiser.unwrap();
     let SiteData { train, .. } = population.pooled().unwrap();
@@ -139,7 +140,9 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     let records = examples().join("data/heart_disease.csv");
     let join = |site: &str, tasks: &str| {
         let home = path(site);
-        command(&["server", "issue", site, "--dir", &folder]);
+        if !Path::new(&home).exists() {
+            command(&["server", "issue", site, "--dir", &folder]);
+        }
         std::fs::create_dir_all(Path::new(&home).join("state")).unwrap();
         let identity = Path::new(&folder).join("sites").join(site);
         let text = format!(
@@ -163,7 +166,7 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     };
     let end = watch(&run);
     assert_eq!(end["state"], "finished", "{end}");
-    assert_eq!(end["rounds_done"], simulated.rounds.len());
+    assert_eq!(end["rounds_done"], simulated.rounds.last().unwrap().round);
     assert_eq!(end["model_sha256"], simulated.model.sha256());
     // A site that trains for anybody has not allowed this.
     drop(_last);
@@ -188,7 +191,7 @@ fn a_plan_s_method_is_read_with_line_and_setting() {
         (
             "clusters = 3",
             "clusters = 1",
-            "line 14, column 1: method.kmeans.clusters: 1 is not from 2 to 1000",
+            "line 13, column 12: method.kmeans.clusters: 1 is not from 2 to 1000",
         ),
         ("clusters = 3", "cluster = 3", "unknown field `cluster`"),
         ("clusters = 3", "clusters = 3\ntolerance = -1.0", "tolerance: -1 is not 0 or more"),
@@ -310,8 +313,8 @@ async fn over_quic_two_exchanges_give_the_simulated_bits() {
     let end = tossed_over_quic(3, Conduct::Honest, None).await;
     let simulated = simulated_toss(3, WeatherConfig::default(), &mut |_| {});
     assert_eq!(
-        (end.rounds_done, end.model_sha256.as_deref()),
-        (3, Some(simulated.model.sha256().as_str())),
+        (end.rounds_done, end.model_sha256.as_str()),
+        (3, simulated.model.sha256().as_str()),
         "{end:?}"
     );
 }
@@ -329,5 +332,7 @@ async fn over_quic_a_secret_that_does_not_fit_its_commitment_is_refused() {
     let end = tossed_over_quic(1, Conduct::Cheats, None).await;
     assert_eq!((end.rounds_done, end.history[0].answered), (1, 2), "{end:?}");
     let west = end.clients.iter().find(|client| client.client.as_str() == "west").unwrap();
-    assert_eq!(west.refused, [("out_of_range".to_owned(), 1)].into());
+    let refused: Vec<(&str, u32)> =
+        west.refused.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
+    assert_eq!(refused, [("out_of_range", 1)]);
 }

@@ -536,6 +536,10 @@ impl Plan {
         evaluation.central &= typed.method.is_none();
         typed.schedule.check(typed.rounds)?;
         typed.strategy.check()?;
+        if let Some(ModelSpec::Values { .. }) = typed.model {
+            let message = "values belong to a method; give a table [method.NAME] instead";
+            return Err(SpecError::new("model.values", message));
+        }
         let (method, model, training) = match typed.method {
             None => (
                 None,
@@ -549,12 +553,6 @@ impl Plan {
                 (Some(method), ModelSpec::Values { shape }, TrainingSpec::unused())
             }
         };
-        if method.is_none() && matches!(model, ModelSpec::Values { .. }) {
-            return Err(SpecError::new(
-                "model.values",
-                "values belong to a method; give a table [method.NAME] instead",
-            ));
-        }
         let spec = Spec {
             model,
             data: typed.data,

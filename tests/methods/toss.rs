@@ -127,7 +127,7 @@ struct Commitments {
 
 impl Collector for Commitments {
     fn expects(&self) -> PayloadSpec {
-        PayloadSpec::one(COMMITMENT, DType::U8, 32)
+        PayloadSpec::one(COMMITMENT, DType::U8, 64)
     }
 
     fn verifier(&self) -> Arc<dyn Verifier> {
@@ -190,7 +190,7 @@ impl Collector for Secrets {
 }
 
 fn commitment(secret: u64) -> Vec<u8> {
-    Digest::of(&secret.to_le_bytes()).as_bytes().to_vec()
+    Digest::of(&secret.to_le_bytes()).to_string().into_bytes()
 }
 
 impl SiteMethod for Toss {

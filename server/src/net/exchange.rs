@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::wire::{AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, SMALL_MAX, TaskHeader};
-use protocol::{Answer, ClientId, DType, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values};
+use protocol::{Answer, ClientId, DType, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values, Work};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
-use super::frames::{FrameError, Pace, Patience, at_end, read_frame, read_values, write_frame};
+use super::frames::{FrameError, Pace, Patience, at_end, block_bytes, read_frame, read_values, write_frame};
 use super::metrics::Carried;
 use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
 use super::uploads::Room;
@@ -89,20 +89,21 @@ impl Exchange {
         let expected = Expected { task: task.id, payload: expects, is_hidden: task.hides_participation() };
         let mut header = TaskHeader::of(&task, &spec_json);
         header.id = first_attempt(task.id);
+        let blocks = match &task.work {
+            Work::Method(work) => block_bytes(work),
+            Work::Statistics { .. } | Work::Train { .. } | Work::Evaluate { .. } => Vec::new(),
+        };
         drop(task);
         let telling = async {
             write_frame(send, FrameKind::Task, &header).await?;
-            match model {
-                Some(model) => {
-                    let bytes = model.len() as u64;
-                    send.write_chunk(model).await?;
-                    if !expected.is_hidden {
-                        self.hall.metrics.carried(Carried::Model, bytes);
-                    }
-                    Ok(())
+            for values in model.into_iter().chain(blocks) {
+                let bytes = values.len() as u64;
+                send.write_chunk(values).await?;
+                if !expected.is_hidden {
+                    self.hall.metrics.carried(Carried::Model, bytes);
                 }
-                None => Ok(()),
             }
+            Ok(())
         };
         let patience = Patience { first: None, idle: self.hall.limits.upload_idle };
         let (told, answer) = {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytemuck::Pod;
 use bytes::Bytes;
 use protocol::wire::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
-use protocol::{Parameters, Refusal};
+use protocol::{Block, MethodWork, Parameters, Refusal, Values};
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -215,9 +215,53 @@ pub(crate) fn model_bytes(model: &Arc<Parameters>) -> Bytes {
     }
 }
 
+/// The raw bytes of a method's blocks, in order. They share the work's memory, too.
+pub(crate) fn block_bytes(work: &Arc<MethodWork>) -> Vec<Bytes> {
+    struct Shared(Arc<MethodWork>, usize);
+    impl AsRef<[u8]> for Shared {
+        fn as_ref(&self) -> &[u8] {
+            match &self.0.blocks[self.1].values {
+                Values::I32(values) => bytemuck::cast_slice(values),
+                Values::I64(values) => bytemuck::cast_slice(values),
+                Values::U32(values) => bytemuck::cast_slice(values),
+                Values::U64(values) => bytemuck::cast_slice(values),
+                Values::F32(values) => bytemuck::cast_slice(values),
+                Values::F64(values) => bytemuck::cast_slice(values),
+                Values::U8(values) => values,
+            }
+        }
+    }
+    let bytes = |(number, block): (usize, &Block)| {
+        if cfg!(target_endian = "little") {
+            Bytes::from_owner(Shared(Arc::clone(work), number))
+        } else {
+            block.values.to_le_bytes().into()
+        }
+    };
+    work.blocks.iter().enumerate().map(bytes).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bytes_of_blocks_are_their_little_endian_values() {
+        let name = |name: &'static str| protocol::Name::literal(name);
+        let values = [
+            Values::I32(vec![-2, 3]),
+            Values::I64(vec![i64::MIN]),
+            Values::U32(vec![7]),
+            Values::U64(vec![u64::MAX, 1]),
+            Values::F32(vec![-0.5]),
+            Values::F64(vec![0.1, 2.0]),
+            Values::U8(vec![1, 2, 3]),
+        ];
+        let blocks: Vec<Block> = values.into_iter().map(|values| Block::new(name("b"), values)).collect();
+        let expected: Vec<Vec<u8>> = blocks.iter().map(|block| block.values.to_le_bytes()).collect();
+        let work = Arc::new(MethodWork { method: name("m"), version: 1, numbers: Vec::new(), blocks });
+        assert_eq!(block_bytes(&work), expected);
+    }
 
     #[test]
     fn a_models_bytes_are_its_little_endian_values_in_the_same_memory() {
