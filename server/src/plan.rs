@@ -3,6 +3,7 @@
 //! A [`Plan`] that exists is consistent: every number is in range and a lattice exists for its updates. The table
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
+mod method;
 mod privacy;
 mod strategy;
 
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, Name, PLAN_BYTES_MAX, Positive,
-    PrivacySpec, Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds,
+    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive,
+    Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds,
     is_plain_name,
 };
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use crate::config::{ConfigError, read_toml};
 use crate::methods::{MethodPlan, Methods};
 use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
+use method::BesideMethod;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 #[cfg(feature = "net")]
 pub(crate) use privacy::{calibrates, conduct_of, draws_secretly, typed_privacy};
@@ -577,40 +579,6 @@ impl Plan {
             evaluation,
             method,
         })
-    }
-}
-
-/// The first setting that means something to training alone, where one was typed.
-struct BesideMethod(Option<&'static str>);
-
-impl BesideMethod {
-    fn of(typed: &FederationConfig) -> Self {
-        let of_training = [
-            ("model", typed.model.is_some()),
-            ("training", typed.training.is_some()),
-            ("strategy", typed.strategy != Strategy::default()),
-            ("schedule", typed.schedule != Schedule::default()),
-            ("update", typed.update != UpdateConfig::default()),
-            ("evaluation", typed.evaluation != EvaluationPlan::default()),
-            ("personal_layers", !typed.personal_layers.is_empty()),
-        ];
-        Self(of_training.into_iter().find(|(_, is_typed)| *is_typed).map(|(key, _)| key))
-    }
-
-    /// Refuses what a method would not do.
-    fn check(&self, method: &Name, privacy: &PrivacySpec) -> Result<(), SpecError> {
-        if let Some(key) = self.0 {
-            let message = format!(
-                "the method `{method}` trains no model by gradients, so this means nothing; leave it out"
-            );
-            return Err(SpecError::new(key, message));
-        }
-        if !privacy.is_none() {
-            let message =
-                format!("the method `{method}` adds no noise, so nothing can be promised; leave this out");
-            return Err(SpecError::new("privacy", message));
-        }
-        Ok(())
     }
 }
 
