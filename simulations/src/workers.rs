@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
 use client::{Memory, Personal, Trouble, perform, perform_aloud};
-use protocol::{ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
+use protocol::{Capabilities, ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
 use server::{Checked, Checker};
 
 /// Looks at what there is to do before a thread lies down. Between two rounds there is nothing for a moment only.
@@ -22,6 +22,11 @@ const LOOKS: u32 = 2000;
 pub trait Workforce: Sync {
     /// The clients by name. Their place in the list is their number.
     fn clients(&self) -> &[ClientId];
+
+    /// What each of them knows: nobody is asked for anything else.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::of_this_release()
+    }
 
     /// One thread's worker.
     fn worker(&self) -> Box<dyn Worker + '_>;

@@ -1,6 +1,6 @@
 //! Who is awaited, until when, and how many suffice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use protocol::{ClientId, TaskId, Time};
@@ -11,7 +11,7 @@ use crate::workflow::ClosePolicy;
 impl Coordinator {
     /// The open task for which this client's answer is still awaited.
     pub fn owed(&self, client: &ClientId) -> Option<TaskId> {
-        self.open_task().filter(|task| self.check_standing(client, *task).is_ok())
+        self.task_of(client).filter(|task| self.check_standing(client, *task).is_ok())
     }
 }
 
@@ -27,6 +27,8 @@ pub(super) struct Gate {
     /// How long a client that has gone is awaited, and since when each of them is gone.
     grace: Option<Duration>,
     away: BTreeMap<ClientId, Time>,
+    /// Clients to whom it was put once more, as the next attempt.
+    renewed: BTreeSet<ClientId>,
     waiting: usize,
     answered: usize,
 }
@@ -53,8 +55,19 @@ impl Gate {
         (deadline, grace): (Duration, Option<Duration>),
     ) -> Self {
         let asked: BTreeMap<_, _> = cohort.iter().map(|client| (client.clone(), Standing::Waiting)).collect();
-        let (away, waiting, deadline) = (BTreeMap::new(), asked.len(), opened + deadline);
-        Self { task, opened, deadline, quorum, close, asked, grace, away, waiting, answered: 0 }
+        let (away, renewed) = (BTreeMap::new(), BTreeSet::new());
+        let (waiting, deadline) = (asked.len(), opened + deadline);
+        Self { task, opened, deadline, quorum, close, asked, grace, away, renewed, waiting, answered: 0 }
+    }
+
+    /// The task as `client` has it.
+    pub(super) fn task_of(&self, client: &ClientId) -> TaskId {
+        if self.renewed.contains(client) { self.task.next_attempt() } else { self.task }
+    }
+
+    /// Grants a client that is awaited another attempt; `false` where it has had one, or is not awaited.
+    pub(super) fn renew(&mut self, client: &ClientId) -> bool {
+        self.standing(client) == Some(Standing::Waiting) && self.renewed.insert(client.clone())
     }
 
     /// Where `client` stands; `None` when it was not asked.
