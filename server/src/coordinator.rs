@@ -248,17 +248,17 @@ impl Coordinator {
             Event::Answered { client, answer } => {
                 let standing = self.check_standing(&client, answer.task);
                 match standing {
-                    Ok(()) => self.checked(client, self.checker().check(answer)),
-                    Err(refused) => self.refuse(client, Some(answer.task), refused),
+                    Ok(()) => self.checked(now, client, self.checker().check(answer)),
+                    Err(refused) => self.refuse(now, client, Some(answer.task), refused),
                 }
             }
             Event::Checked { client, checked } => match self.check_standing(&client, checked.task()) {
-                Ok(()) => self.checked(client, checked),
-                Err(refused) => self.refuse(client, Some(checked.task()), refused),
+                Ok(()) => self.checked(now, client, checked),
+                Err(refused) => self.refuse(now, client, Some(checked.task()), refused),
             },
             Event::Refused { client, task, reason } => {
                 let detail = "refused before it was an answer";
-                self.refuse(client, task, Refused::new(reason, detail));
+                self.refuse(now, client, task, Refused::new(reason, detail));
             }
             Event::Booked => self.reserved(now),
             Event::Committed => self.committed(now),
@@ -325,7 +325,7 @@ impl Coordinator {
     }
 
     /// Folds the answer of a client that owes it, or refuses it with its reason.
-    fn checked(&mut self, client: ClientId, checked: Checked) {
+    fn checked(&mut self, now: Time, client: ClientId, checked: Checked) {
         let (task, result) = checked.into_parts();
         match result {
             Ok(Admitted::Declined { reason, detail }) => {
@@ -347,9 +347,9 @@ impl Coordinator {
                     self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
                     self.note(Note::Accepted { client, task, metrics });
                 }
-                Err(refused) => self.refuse(client, Some(task), refused),
+                Err(refused) => self.refuse(now, client, Some(task), refused),
             },
-            Err(refused) => self.refuse(client, Some(task), refused),
+            Err(refused) => self.refuse(now, client, Some(task), refused),
         }
     }
 
@@ -361,7 +361,7 @@ impl Coordinator {
         match gate.standing(client) {
             None => Err(Refused::new(Refusal::Unsolicited, format!("{task} was not put to this client"))),
             Some(Standing::Waiting) => Ok(()),
-            Some(Standing::Gone) => {
+            Some(Standing::Gone | Standing::BrokenOff) => {
                 Err(Refused::new(Refusal::Stale, format!("{task} does not wait for this client any more")))
             }
             Some(Standing::Answered | Standing::Out) => {
@@ -394,20 +394,22 @@ impl Coordinator {
 
     /// Counts a refusal. What ends a client's part in the open task depends on the reason: after a transfer that broke off while the
     /// connection lived it has one more attempt; everything else was its answer.
-    fn refuse(&mut self, client: ClientId, task: Option<TaskId>, refused: Refused) {
+    fn refuse(&mut self, now: Time, client: ClientId, task: Option<TaskId>, refused: Refused) {
         let Refused { reason, detail } = refused;
         self.count(&client, task, |record| *record.refused.entry(reason).or_default() += 1);
         let is_open = task.is_some() && task == self.task_of(&client);
         if is_open && self.explains(task) {
             self.setbacks.refused(&client, reason, &detail);
         }
-        let breaks_off = is_open && reason == Refusal::Truncated;
-        // Of a client that has gone the line is what broke: it may come back for its task.
-        let is_away = breaks_off && !self.clients.get(&client).is_some_and(|record| record.connected);
-        let renewed = breaks_off && !is_away && self.renew(&client);
-        if is_open && !is_away && !renewed {
-            self.settle(&client, Standing::Out);
-        }
+        let renewed = match reason {
+            Refusal::Truncated if is_open => self.break_off(now, &client),
+            _ => {
+                if is_open {
+                    self.settle(&client, Standing::Out);
+                }
+                false
+            }
+        };
         if let Some(task) = task {
             let receipt = Receipt::Refused(reason);
             self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });

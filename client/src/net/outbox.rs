@@ -138,6 +138,8 @@ enum Place {
 
 #[derive(Debug)]
 struct Kept {
+    /// The round and step that it answers; `None` in a file of an earlier life that nobody has asked for yet.
+    step: Option<(Round, StepId)>,
     place: Place,
     bytes: u64,
     /// Counts up: the oldest goes first.
@@ -178,7 +180,7 @@ impl Outbox {
         found.sort();
         let mut outbox = Self { folder: Some(folder.to_owned()), ..Self::default() };
         for (_, run, path, bytes) in found {
-            outbox.hold(run, Place::File(path), bytes);
+            outbox.hold(run, None, Place::File(path), bytes);
         }
         Ok(outbox)
     }
@@ -208,6 +210,9 @@ impl Outbox {
         });
         match found {
             Ok(Some(mut packed)) => {
+                if let Some(kept) = self.kept.get_mut(&run) {
+                    kept.step = Some((task.id.round, task.id.step));
+                }
                 packed.header.task = task.id;
                 Ok(Some(packed))
             }
@@ -252,14 +257,16 @@ impl Outbox {
                 Place::File(path)
             }
         };
-        self.hold(run, place, packed.len());
+        self.hold(run, Some((task.id.round, task.id.step)), place, packed.len());
         Ok(())
     }
 
     /// Throws away what is kept of a task's step: it was acknowledged, or nobody wants it.
     pub(super) fn forget_task(&mut self, task: TaskId) {
-        // One answer a run, and the newest task of a run is the only one that can have one.
-        self.forget(task.run);
+        // The receipt of a task may come after the run's next one has been done.
+        if self.kept.get(&task.run).is_some_and(|kept| kept.step == Some((task.round, task.step))) {
+            self.forget(task.run);
+        }
     }
 
     fn forget(&mut self, run: RunId) {
@@ -270,9 +277,9 @@ impl Outbox {
         }
     }
 
-    fn hold(&mut self, run: RunId, place: Place, bytes: u64) {
+    fn hold(&mut self, run: RunId, step: Option<(Round, StepId)>, place: Place, bytes: u64) {
         self.serial += 1;
-        self.kept.insert(run, Kept { place, bytes, serial: self.serial });
+        self.kept.insert(run, Kept { step, place, bytes, serial: self.serial });
         let all = |kept: &BTreeMap<RunId, Kept>| kept.values().map(|kept| kept.bytes).sum::<u64>();
         while self.kept.len() > ANSWERS_MAX || (self.kept.len() > 1 && all(&self.kept) > BYTES_MAX) {
             let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.serial).map(|(run, _)| *run);

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use protocol::{Capabilities, Capability, ClientId, TaskId, Work};
+use protocol::{Capabilities, Capability, ClientId, TaskId, Time, Work};
 
-use super::{Coordinator, Note, Phase, empty_summary};
+use super::{Coordinator, Note, Phase, Standing, empty_summary};
 use crate::workflow::{CohortRule, StepPlan};
 
 /// Clients whose other versions are named when nobody has the one that is needed.
@@ -101,17 +101,28 @@ impl Coordinator {
         }
     }
 
-    /// Puts the open task to a client once more under the number of the next attempt, after its answer broke off while its connection
-    /// lived. Whether that was done: a client has one more attempt, where it knows attempts, and is out of the step where not.
-    pub(super) fn renew(&mut self, client: &ClientId) -> bool {
-        let knows = self.abilities.has(client, &Capability::attempts());
+    /// An answer to the open task broke off. Whether it is to be put to its client once more, as the next attempt: once, where the client knows
+    /// attempts, and after that it is out of the step. One that does not know them is awaited for a moment only; one that has gone may come
+    /// back, since the line is what broke.
+    pub(super) fn break_off(&mut self, now: Time, client: &ClientId) -> bool {
+        let is_connected = self.clients.get(client).is_some_and(|record| record.connected);
+        let knows_attempts = self.abilities.has(client, &Capability::attempts());
         let Phase::Open(open) = &mut self.phase else { return false };
-        if !knows || !open.gate.renew(client) {
-            return false;
+        match (is_connected, knows_attempts) {
+            (false, _) => false,
+            (true, false) => {
+                open.gate.broke_off(client, now);
+                false
+            }
+            (true, true) if open.gate.renew(client) => {
+                // What is put anew later must not be taken for this attempt.
+                self.opened_last = self.opened_last.max(Some(open.gate.task_of(client)));
+                true
+            }
+            (true, true) => {
+                self.settle(client, Standing::Out);
+                false
+            }
         }
-        let id = open.gate.task_of(client);
-        // What is put anew later must not be taken for this attempt.
-        self.opened_last = self.opened_last.max(Some(id));
-        true
     }
 }

@@ -48,7 +48,7 @@ impl Coordinator {
         // A step of the model works in place, as long as nobody else holds it.
         drop(task);
         self.cancel_missing(&gate);
-        gate.owing().for_each(|client| collector.dropped(client));
+        gate.unheard().for_each(|client| collector.dropped(client));
         let closed = if gate.has_quorum() { self.close(gate.task, collector) } else { Close::Failed(None) };
         let aggregate = match closed {
             Close::Aggregate(aggregate) => Some(aggregate),

@@ -28,9 +28,9 @@ const CODE_CANCELLED: VarInt = VarInt::from_u32(1);
 /// How long a refused peer's receipt may take the engine.
 const RECEIPT: Duration = Duration::from_secs(5);
 /// How long an answer may take to begin once its peer has stopped listening: one that declines a task unread does both at once.
-const LAST_ANSWER: Duration = Duration::from_millis(300);
+const LAST_ANSWER: Duration = Duration::from_millis(200);
 /// How long after a stream was given up its connection may take to end.
-const LEAVING: Duration = Duration::from_millis(200);
+const LEAVING: Duration = Duration::from_millis(100);
 /// Bytes a microsecond for which the window of an upload is made: 16 MiB for a peer 100 ms away.
 const RATE_PER_MICRO: u64 = 160;
 /// Whose stream it is.

@@ -172,13 +172,36 @@ fn an_answer_to_the_renewed_attempt_counts_once() {
 }
 
 #[test]
-fn a_client_of_an_earlier_release_is_out_when_its_stream_breaks_off() {
+fn a_client_of_an_earlier_release_whose_stream_breaks_off_is_not_awaited_a_moment_later() {
     let (mut stage, task) = training();
     let update = honest(&stage.take_sent()[0].1, 1.0, 1);
     breaks_off(&mut stage, "south", task);
-    assert_eq!((asked(&mut stage), stage.coordinator.owed(&id("south"))), (Vec::new(), None));
+    assert!(asked(&mut stage).is_empty());
     stage.answer(&id("north"), task, update);
-    assert_eq!((stage.coordinator.checkpoint().round, stage.now), (Round(1), Time::ZERO));
+    stage.wait_for_deadline();
+    assert!(stage.now - Time::ZERO < Duration::from_millis(500));
+    assert_eq!(stage.coordinator.checkpoint().round, Round(1));
+}
+
+#[test]
+fn a_client_of_an_earlier_release_that_comes_back_after_its_stream_broke_off_has_its_task_again() {
+    for leaves in [true, false] {
+        let (mut stage, task) = training();
+        let update = honest(&stage.take_sent()[0].1, 1.0, 1);
+        breaks_off(&mut stage, "south", task);
+        if leaves {
+            stage.handle(Event::Left(id("south")));
+        } else {
+            stage.wait_for_deadline();
+            assert_eq!(stage.coordinator.owed(&id("south")), None);
+        }
+        comes(&mut stage, "south", &Arc::new(Capabilities::of_earlier_release()));
+        assert_eq!(asked(&mut stage), [("south".to_owned(), task)]);
+        stage.answer(&id("south"), task, update.clone());
+        stage.answer(&id("north"), task, update);
+        assert_eq!(stage.coordinator.checkpoint().round, Round(1));
+        assert_eq!(stage.coordinator.clients()[&id("south")].accepted, 1, "left: {leaves}");
+    }
 }
 
 #[test]
