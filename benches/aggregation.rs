@@ -159,7 +159,7 @@ impl Stage {
         let clients: Vec<ClientId> = (0..CLIENTS).map(name).collect();
         let coordinator = Coordinator::new(setup).expect("plan and checkpoint go together");
         let mut stage = Self { coordinator, clients, open: Vec::new() };
-        stage.handle(Event::JoinedTogether(stage.clients.clone()));
+        stage.handle(Event::joined_together(stage.clients.clone()));
         stage
     }
 

@@ -9,6 +9,8 @@
 
 #[path = "site/books.rs"]
 mod books;
+#[path = "site/outbox.rs"]
+mod outbox;
 #[path = "support/processes.rs"]
 mod processes;
 

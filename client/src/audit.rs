@@ -149,7 +149,7 @@ pub enum AuditEvent {
     Answered {
         /// To which task.
         task: TaskName,
-        /// `trained`, `evaluated`, `counted` or `declined`.
+        /// `trained`, `evaluated`, `counted`, `contributed`, `declined`, or `resent` where it was computed for an earlier stream.
         outcome: String,
         /// Bytes of values behind the header; 0 for a declined task.
         bytes: u64,

@@ -10,7 +10,7 @@ use protocol::{Decline, ExampleReleases, Metrics, Outcome, Spec, Task, Time, Wor
 use crate::Trouble;
 use crate::audit::{Audit, AuditEvent};
 use crate::ledger::{Booking, LedgerHistory, PayError, SiteAccount, SiteLedger};
-use crate::policy::{Denied, Mode, Policy, SiteFacts};
+use crate::policy::{Denied, History, Mode, Policy, SiteFacts};
 
 /// A site's policy, ledger and audit log.
 pub struct Guard {
@@ -88,14 +88,26 @@ impl Guard {
 
     /// Writes down that `task` came, and asks the policy whether it may be done, before anything of the site is touched.
     pub(crate) fn judge(&self, task: &Task, facts: &SiteFacts) -> Result<(), Trouble> {
+        self.judge_by(task, |history| self.policy.judge(task, facts, (self.clock)(), history))
+    }
+
+    /// The same for a task whose answer was computed before: how often the site trains is no matter of it, since that training has counted.
+    #[cfg(feature = "net")]
+    pub(crate) fn judge_again(&self, task: &Task, facts: &SiteFacts) -> Result<(), Trouble> {
+        self.judge_by(task, |history| self.policy.judge_again(task, facts, (self.clock)(), history))
+    }
+
+    fn judge_by(
+        &self,
+        task: &Task,
+        judge: impl FnOnce(&History) -> Result<(), Denied>,
+    ) -> Result<(), Trouble> {
         self.receive(task)?;
         if let Err(fault) = task.check_numbers() {
             let message = fault.to_string();
             return Err(self.deny(task, "numbers", &message, fault.into()));
         }
-        let history = self.ledger.account().history();
-        let judged = self.policy.judge(task, facts, (self.clock)(), history);
-        judged.or_else(|denied| self.deny_by(task, &denied))
+        judge(self.ledger.account().history()).or_else(|denied| self.deny_by(task, &denied))
     }
 
     /// Asks the policy whether the model, as it turned out, is not too large.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use protocol::{
-    ClientId, Contribution, LearnError, Learner, MethodWork, Name, Round, Seed, Spec, Standardiser, StepId,
+    Capabilities, Capability, ClientId, Contribution, LearnError, Learner, MethodWork, Name, Round, Seed, Spec, Standardiser, StepId,
     Stop,
 };
 use serde::{Deserialize, Serialize};
@@ -85,9 +85,11 @@ impl SiteMethods {
         self.0.get(&(work.method.clone(), work.version))
     }
 
-    /// Names and versions, in order.
-    pub fn known(&self) -> impl Iterator<Item = (&Name, u16)> {
-        self.0.keys().map(|(name, version)| (name, *version))
+    /// What a site knows that knows them: this release, and each of them by name and version, as many as a hello may name.
+    pub fn capabilities(&self) -> Capabilities {
+        self.0.keys().fold(Capabilities::of_this_release(), |known, (name, version)| {
+            known.clone().with(Capability::method(name, *version)).unwrap_or(known)
+        })
     }
 }
 

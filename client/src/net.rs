@@ -21,8 +21,10 @@ mod dial;
 mod enrol;
 mod events;
 mod frames;
+mod greeting;
 mod identity;
 mod operator;
+mod outbox;
 mod pace;
 mod probe;
 mod records;
@@ -37,6 +39,7 @@ pub use events::AgentEvent;
 pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};
 pub use operator::{FetchedModel, OperatorClient, OperatorError};
+pub use outbox::Outbox;
 pub use probe::{Probe, ProbeError, probe};
 pub use records::{
     Books, BooksError, BooksSummary, Mismatch, Recovery, RecoveryOrder, Torn, are_books_held, check_books,

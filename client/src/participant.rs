@@ -9,7 +9,8 @@ mod execution;
 use std::sync::Arc;
 
 use protocol::{
-    Answer, ClientId, Decline, LearnError, Learner, Outcome, RunId, Seed, Spec, Stop, Task, TaskFault, TaskId,
+    Answer, Capabilities, ClientId, Decline, LearnError, Learner, Outcome, RunId, Seed, Spec, Stop, Task,
+    TaskFault, TaskId,
 };
 
 use self::execution::TaskExecution;
@@ -172,6 +173,11 @@ impl Participant {
         self.guard.as_ref().map(Guard::history)
     }
 
+    /// What it knows, as its site says in its hello. A server asks it for nothing else.
+    pub fn capabilities(&self) -> Capabilities {
+        self.methods.capabilities()
+    }
+
     /// Its name.
     pub fn id(&self) -> &ClientId {
         &self.id
@@ -199,10 +205,33 @@ impl Participant {
         pause.conclude(outcome)
     }
 
+    /// Whether the answer to `task`, which was computed and paid for before, may be sent again: not while the site pauses, and as its policy
+    /// says now. That the task has come is written down.
+    ///
+    /// # Errors
+    /// [`Trouble`], with which the task is to be declined.
+    #[cfg(feature = "net")]
+    pub(crate) fn judge_again(&mut self, task: &Task, stop: &Stop) -> Result<(), Trouble> {
+        let pause = self.pause.clone();
+        if let Some(Err(paused)) = pause.as_ref().map(|pause| pause.admit(stop)) {
+            let noted = self.guard.as_ref().map_or(Ok(()), |guard| guard.paused(task, &paused.message));
+            return pause.map_or(Ok(()), |pause| pause.conclude(Err(noted.err().unwrap_or(paused))));
+        }
+        let judged = self.execution(task, stop, false).judge_again();
+        pause.map_or(Ok(()), |pause| pause.conclude(Ok(()))).and(judged)
+    }
+
     fn attempt_now(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
         let same = |spec: &Arc<Spec>| Arc::ptr_eq(spec, &task.spec) || **spec == *task.spec;
         let prepared = self.prepared.take().filter(same);
-        let execution = TaskExecution {
+        let attempt = self.execution(task, stop, prepared.is_some()).run(entropy);
+        self.prepared = attempt.prepared.then(|| Arc::clone(&task.spec));
+        self.complaint = attempt.complaint;
+        attempt.outcome
+    }
+
+    fn execution<'a>(&'a mut self, task: &'a Task, stop: &'a Stop, prepared: bool) -> TaskExecution<'a> {
+        TaskExecution {
             lent: Lent {
                 id: &self.id,
                 learner: &mut *self.learner,
@@ -213,13 +242,9 @@ impl Participant {
             guard: self.guard.as_mut(),
             task,
             stop,
-            prepared: prepared.is_some(),
+            prepared,
             complaint: None,
-        };
-        let attempt = execution.run(entropy);
-        self.prepared = attempt.prepared.then(|| Arc::clone(&task.spec));
-        self.complaint = attempt.complaint;
-        attempt.outcome
+        }
     }
 
     /// What went wrong with the last task and was answered all the same, since nobody outside may see it: for the site's own

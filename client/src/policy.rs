@@ -123,6 +123,32 @@ impl Policy {
     /// # Errors
     /// [`Denied`] names the first rule that stands against it.
     pub fn judge(&self, task: &Task, facts: &SiteFacts, now: Time, history: &History) -> Result<(), Denied> {
+        self.judge_by(task, facts, now, history, || self.judge_frequency(now, history))
+    }
+
+    /// Whether the site lets an answer to `task` leave that it has computed before. How often it trains does not matter: that training is in
+    /// its books.
+    ///
+    /// # Errors
+    /// [`Denied`] names the first rule that stands against it.
+    pub fn judge_again(
+        &self,
+        task: &Task,
+        facts: &SiteFacts,
+        now: Time,
+        history: &History,
+    ) -> Result<(), Denied> {
+        self.judge_by(task, facts, now, history, || Ok(()))
+    }
+
+    fn judge_by(
+        &self,
+        task: &Task,
+        facts: &SiteFacts,
+        now: Time,
+        history: &History,
+        judge_frequency: impl FnOnce() -> Result<(), Denied>,
+    ) -> Result<(), Denied> {
         self.judge_work(task)?;
         self.judge_size(facts.parameters)?;
         self.judge_hour(now)?;
@@ -132,7 +158,7 @@ impl Policy {
             self.judge_norm(&task.spec, *norm_max)?;
             self.judge_weights(&task.spec)?;
             judge_records(&task.spec, facts.records)?;
-            self.judge_frequency(now, history)?;
+            judge_frequency()?;
             judge_participation(task, history)?;
         }
         Ok(())

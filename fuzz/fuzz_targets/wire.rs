@@ -5,8 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use protocol::{PayloadSpec, UpdateCodec};
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerHeader, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
-    LedgerClaim, LedgerProof, Notice, Receipt, TaskHeader, decode, encode,
+    AdminReply, AdminRequest, AnswerHeader, CapableHello, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
+    LedgerClaim, LedgerProof, Notice, Receipt, Resent, TaskHeader, UnreadTask, Unsupported, decode, encode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,10 @@ fn reads<T: Serialize + DeserializeOwned>(kind: FrameKind, bytes: &[u8]) -> Opti
 
 fuzz_target!(|bytes: &[u8]| {
     reads::<Hello>(FrameKind::Hello, bytes);
+    reads::<CapableHello>(FrameKind::Hello, bytes);
+    reads::<Unsupported>(FrameKind::Unsupported, bytes);
+    reads::<Resent>(FrameKind::Resent, bytes);
+    let _ = UnreadTask::of(bytes);
     reads::<Greeting>(FrameKind::Greeting, bytes);
     if let Some(header) = reads::<TaskHeader>(FrameKind::Task, bytes) {
         // The plan inside comes from outside as well.

@@ -5,6 +5,7 @@
 //! [`wire`] (messages per direction and their frames).
 
 mod bounds;
+mod capabilities;
 mod codec;
 mod config;
 mod guarantee;
@@ -25,6 +26,7 @@ pub use bounds::{
     BAND_ROUNDS_MAX, BANDS_MAX, COHORT_MAX, EXAMPLES_MAX, PARAMETERS_MAX, PLAN_BYTES_MAX, ROUNDS_MAX,
     VALUES_MAX, check_rounds,
 };
+pub use capabilities::{CAPABILITIES_MAX, Capabilities, CapabilitiesError, Capability};
 pub use codec::{BroadcastCodec, PackedError, UpdateCodec};
 pub use config::{ConfigError, read_toml};
 pub use guarantee::{

@@ -6,8 +6,8 @@ use privacy::{Moments, WideSum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Block, Contribution, EXAMPLES_MAX, Name, Parameters, Positive, SUMS, Seed, Spec, StepId, TaskId, UPDATE,
-    Values,
+    Block, Capability, Contribution, EXAMPLES_MAX, Name, Parameters, Positive, SUMS, Seed, Spec, StepId,
+    TaskId, UPDATE, Values,
 };
 
 /// Mean and standard deviation of every numeric column, in the order of the plan's features.
@@ -159,6 +159,16 @@ impl MethodWork {
 }
 
 impl Work {
+    /// What a site must know to do it.
+    pub fn needs(&self) -> Capability {
+        match self {
+            Self::Statistics { .. } => Capability::statistics(),
+            Self::Train { .. } => Capability::training(),
+            Self::Evaluate { .. } => Capability::evaluation(),
+            Self::Method(work) => Capability::method(&work.method, work.version),
+        }
+    }
+
     /// The model that goes with the work, if any.
     pub fn model(&self) -> Option<&Arc<Parameters>> {
         match self {

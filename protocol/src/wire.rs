@@ -13,21 +13,23 @@ mod admin;
 mod codec;
 mod enrol;
 mod messages;
+mod negotiation;
 
 pub use admin::{
     AdminReply, AdminRequest, Applicant, Certificate, ClientSummary, Control, InviteText, Member,
     ModelChoice, ModelLine, Quarantine, RoundSummary, RunState, RunSummary, Seen,
 };
-pub use codec::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
+pub use codec::{AnyHead, CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
 pub use enrol::{EnrolRefusal, EnrolReply, EnrolRequest};
 pub use messages::{
     AnswerBody, AnswerHeader, Greeting, Hello, LOST_WITHOUT_RECORDS, LedgerClaim, LedgerProof, Notice, PROBE,
     Payload, REPLACED_MAX, Receipt, Rejection, TaskHeader, TaskHeaderError, WorkHeader,
 };
+pub use negotiation::{ALPN_CAPABLE, ALPNS, CapableHello, HELLO_MAX, Resent, UnreadTask, Unsupported};
 
 /// The protocol's version. Both sides must have the same.
 pub const VERSION: u16 = 1;
-/// ALPN of the one protocol spoken on the port.
+/// ALPN of the protocol as programs of the first release speak it; see [`ALPNS`].
 pub const ALPN: &[u8] = b"consortia/1";
 /// ALPN of enrolment: the same port, the same frames, and no client certificate.
 pub const ENROL_ALPN: &[u8] = b"consortia-enrol/1";

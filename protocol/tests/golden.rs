@@ -8,14 +8,15 @@ use std::fmt::Debug;
 use privacy::chain::Digest;
 use privacy::{Encoded, Lattice, NormBound, Tally, WideSum, clip};
 use protocol::wire::{
-    AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, Certificate, ClientSummary, Control,
-    EnrolRefusal, EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello, InviteText,
-    LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, Receipt, Rejection,
-    RoundSummary, RunState, RunSummary, Seen, TaskHeader, WorkHeader, decode, encode,
+    AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, CapableHello, Certificate, ClientSummary,
+    Control, EnrolRefusal, EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello,
+    InviteText, LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, Receipt,
+    Rejection, Resent, RoundSummary, RunState, RunSummary, Seen, TaskHeader, Unsupported, WorkHeader, decode,
+    encode,
 };
 use protocol::{
-    BlockHead, BroadcastCodec, ClientId, DType, Decline, Invite, Metrics, Name, Purpose, Refusal, Round,
-    RunId, SUMS, Seed, Spec, Standardiser, StepId, TaskId, Token, UpdateCodec,
+    BlockHead, BroadcastCodec, Capabilities, Capability, ClientId, DType, Decline, Invite, Metrics, Name,
+    Purpose, Refusal, Round, RunId, SUMS, Seed, Spec, Standardiser, StepId, TaskId, Token, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -67,6 +68,13 @@ fn task(id: TaskId, work: WorkHeader, model_len: u64) -> TaskHeader {
 #[test]
 fn greetings_have_the_bytes_of_the_page() {
     golden("hello", FrameKind::Hello, &Hello { software: "example 1.0".into() });
+    let method = Capability::method(&"k-means".parse().unwrap(), 1);
+    let capabilities = Capabilities::of_this_release().with(method).unwrap();
+    let capable = CapableHello { software: "example 2.0".into(), capabilities };
+    golden("capable-hello", FrameKind::Hello, &capable);
+    let lacking = Capabilities::try_from(vec![Capability::training(), Capability::attempts()]).unwrap();
+    let lacking = CapableHello { software: "example 2.0".into(), capabilities: lacking };
+    golden("lacking-hello", FrameKind::Hello, &lacking);
     let welcome = Greeting::Welcome { software: "consortia 0.1.0".into(), you: "cleveland".into() };
     golden("welcome", FrameKind::Greeting, &welcome);
     let rejected = Greeting::Rejected(Rejection::Version { server: 1, client: 2 });
@@ -101,6 +109,12 @@ fn tasks_have_the_bytes_of_the_page() {
     golden("task-method", FrameKind::Task, &task(id(3, StepId::method(0)), method, 0));
     let model: Vec<u8> = [1.0f32, -0.5].iter().flat_map(|value| value.to_le_bytes()).collect();
     assert_eq!(bytes("model"), model);
+}
+
+#[test]
+fn what_is_not_understood_and_what_is_sent_again_have_the_bytes_of_the_page() {
+    golden("unsupported", FrameKind::Unsupported, &Unsupported { kind: 77 });
+    golden("resent", FrameKind::Resent, &Resent);
 }
 
 #[test]

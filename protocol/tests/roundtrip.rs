@@ -9,19 +9,21 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, Certificate, ClientSummary,
-    CodecError, Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello, LedgerClaim,
-    LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, REPLACED_MAX, Receipt, Rejection,
-    RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, WorkHeader, decode, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, CapableHello, Certificate,
+    ClientSummary, CodecError, Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
+    LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, REPLACED_MAX, Receipt,
+    Rejection, Resent, RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, Unsupported,
+    WorkHeader, decode, encode,
 };
 use protocol::{
-    Answer, Block, BlockHead, ClientId, Contribution, DType, Decline, Metrics, Name, Outcome, PayloadSpec,
-    Positive, Refusal, Round, RunId, SUMS, Seed, Spec, Standardiser, StepId, TaskId, UpdateCodec, Values,
+    Answer, Block, BlockHead, CAPABILITIES_MAX, Capabilities, Capability, ClientId, Contribution, DType,
+    Decline, Metrics, Name, Outcome, PayloadSpec, Positive, Refusal, Round, RunId, SUMS, Seed, Spec,
+    Standardiser, StepId, TaskId, UpdateCodec, Values,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const KINDS: [FrameKind; 10] = [
+const KINDS: [FrameKind; 12] = [
     FrameKind::Hello,
     FrameKind::Greeting,
     FrameKind::Task,
@@ -32,12 +34,20 @@ const KINDS: [FrameKind; 10] = [
     FrameKind::Notice,
     FrameKind::LedgerClaim,
     FrameKind::LedgerProof,
+    FrameKind::Unsupported,
+    FrameKind::Resent,
 ];
 
 fn task_id() -> impl Strategy<Value = TaskId> {
     let kind = prop::sample::select(vec![StepId::STATISTICS, StepId::TRAIN, StepId::EVALUATE]);
     (any::<u64>(), any::<u32>(), kind)
         .prop_map(|(run, round, kind)| TaskId::new(RunId(run), Round(round), kind))
+}
+
+fn capabilities() -> impl Strategy<Value = Capabilities> {
+    let capability = ("[!-~]{1,80}", any::<u16>()).prop_map(|(name, version)| Capability { name, version });
+    let list = prop::collection::btree_set(capability, 0..=CAPABILITIES_MAX);
+    list.prop_map(|list| Capabilities::try_from(Vec::from_iter(list)).unwrap())
 }
 
 fn number() -> impl Strategy<Value = f64> {
@@ -366,11 +376,16 @@ proptest! {
         greeting in greeting(),
         claim in claim(),
         proof in (option::of(digest()), vec(digest(), 0..=REPLACED_MAX)),
+        capabilities in capabilities(),
+        kind in any::<u8>(),
     ) {
         let (head, replaced) = proof;
         comes_back(FrameKind::LedgerClaim, &claim)?;
         comes_back(FrameKind::LedgerProof, &LedgerProof { head, replaced })?;
-        comes_back(FrameKind::Hello, &Hello { software })?;
+        comes_back(FrameKind::Hello, &Hello { software: software.clone() })?;
+        comes_back(FrameKind::Hello, &CapableHello { software, capabilities })?;
+        comes_back(FrameKind::Unsupported, &Unsupported { kind })?;
+        comes_back(FrameKind::Resent, &Resent)?;
         comes_back(FrameKind::Greeting, &greeting)?;
     }
 
@@ -448,6 +463,9 @@ proptest! {
     #[test]
     fn no_bytes_make_a_reader_panic(bytes in vec(any::<u8>(), 0..300)) {
         reads::<Hello>(FrameKind::Hello, &bytes)?;
+        reads::<CapableHello>(FrameKind::Hello, &bytes)?;
+        reads::<Unsupported>(FrameKind::Unsupported, &bytes)?;
+        reads::<Resent>(FrameKind::Resent, &bytes)?;
         reads::<Greeting>(FrameKind::Greeting, &bytes)?;
         reads::<TaskHeader>(FrameKind::Task, &bytes)?;
         reads::<AnswerHeader>(FrameKind::Answer, &bytes)?;

@@ -12,6 +12,7 @@
 //!      +-- too few connected --+
 //! ```
 
+mod abilities;
 mod admission;
 mod closing;
 mod gate;
@@ -36,6 +37,7 @@ use protocol::{
 use crate::optimizer::{ServerOptimizer, StateError};
 use crate::plan::Plan;
 use crate::workflow::{Collector, Refused, RunState, StepPlan, Training, Verified, Verifier, Workflow};
+use abilities::Abilities;
 use admission::Admitted;
 pub use admission::{Checked, Checker};
 use gate::{Gate, Standing};
@@ -116,6 +118,7 @@ pub struct Coordinator {
     clients: BTreeMap<ClientId, ClientRecord>,
     connected: usize,
     roster: Roster,
+    abilities: Abilities,
     setbacks: Setbacks,
     changed: BTreeSet<ClientId>,
     phase: Phase,
@@ -139,8 +142,8 @@ enum Phase {
     Reserving(Box<StepPlan>),
     /// Waits for contributions to a step.
     Open(Box<OpenStep>),
-    /// Waits for the disk. Nothing else happens. `told`: the round's line was told before.
-    Committing { summary: RoundSummary, told: bool },
+    /// Waits for the disk. Nothing else happens. `told`: the round's line was told before; `rests`: the next step waits a while.
+    Committing { summary: RoundSummary, told: bool, rests: bool },
     /// Over.
     Ended,
 }
@@ -232,6 +235,7 @@ impl Coordinator {
             clients,
             connected: 0,
             roster: Roster::default(),
+            abilities: Abilities::default(),
             setbacks: Setbacks::default(),
             changed: BTreeSet::new(),
             phase,
@@ -247,23 +251,23 @@ impl Coordinator {
     /// Takes in what happened at `now`. Moments never go backwards.
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
-            Event::Joined(client) => self.joined(client),
-            Event::JoinedTogether(clients) => self.joined_together(clients),
+            Event::Joined { client, capabilities } => self.joined(client, capabilities),
+            Event::JoinedTogether { clients, capabilities } => self.joined_together(clients, &capabilities),
             Event::Left(client) => self.left(now, &client),
             Event::Answered { client, answer } => {
                 let standing = self.check_standing(&client, answer.task);
                 match standing {
-                    Ok(()) => self.checked(client, self.checker().check(answer)),
-                    Err(refused) => self.refuse(client, Some(answer.task), refused),
+                    Ok(()) => self.checked(now, client, self.checker().check(answer)),
+                    Err(refused) => self.refuse(now, client, Some(answer.task), refused),
                 }
             }
             Event::Checked { client, checked } => match self.check_standing(&client, checked.task()) {
-                Ok(()) => self.checked(client, checked),
-                Err(refused) => self.refuse(client, Some(checked.task()), refused),
+                Ok(()) => self.checked(now, client, checked),
+                Err(refused) => self.refuse(now, client, Some(checked.task()), refused),
             },
             Event::Refused { client, task, reason } => {
                 let detail = "refused before it was an answer";
-                self.refuse(client, task, Refused::new(reason, detail));
+                self.refuse(now, client, task, Refused::new(reason, detail));
             }
             Event::Booked => self.reserved(now),
             Event::Committed => self.committed(now),
@@ -329,47 +333,8 @@ impl Coordinator {
         &self.state
     }
 
-    fn joined_together(&mut self, clients: Vec<ClientId>) {
-        if !self.clients.is_empty() {
-            return clients.into_iter().for_each(|client| self.joined(client));
-        }
-        // Nobody was known, so nobody owes anything. Built at once, the map of a million takes half the memory and little time.
-        let record = ClientRecord { connected: true, ..ClientRecord::default() };
-        self.clients = clients.into_iter().map(|client| (client, record.clone())).collect();
-        self.connected = self.clients.len();
-        self.roster.forget_connected();
-    }
-
-    fn joined(&mut self, client: ClientId) {
-        if self.plan.spec.privacy.samples_secretly() && !self.clients.contains_key(&client) {
-            // Who is enrolled is stored at once: it must not depend on who was drawn.
-            self.changed.insert(client.clone());
-        }
-        let record = self.clients.entry(client.clone()).or_default();
-        self.connected += usize::from(!record.connected);
-        record.connected = true;
-        self.roster.forget_connected();
-        let Phase::Open(open) = &mut self.phase else { return };
-        open.gate.came_back(&client);
-        if open.gate.standing(&client) == Some(Standing::Waiting) {
-            let task = open.task.clone();
-            self.actions.push_back(Action::Send { client, task });
-        }
-    }
-
-    fn left(&mut self, now: Time, client: &ClientId) {
-        if let Phase::Open(open) = &mut self.phase {
-            open.gate.left(client, now);
-        }
-        if let Some(record) = self.clients.get_mut(client) {
-            self.connected -= usize::from(record.connected);
-            record.connected = false;
-            self.roster.forget_connected();
-        }
-    }
-
     /// Folds the answer of a client that owes it, or refuses it with its reason.
-    fn checked(&mut self, client: ClientId, checked: Checked) {
+    fn checked(&mut self, now: Time, client: ClientId, checked: Checked) {
         let (task, result) = checked.into_parts();
         match result {
             Ok(Admitted::Declined { reason, detail }) => {
@@ -391,21 +356,21 @@ impl Coordinator {
                     self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
                     self.note(Note::Accepted { client, task, metrics });
                 }
-                Err(refused) => self.refuse(client, Some(task), refused),
+                Err(refused) => self.refuse(now, client, Some(task), refused),
             },
-            Err(refused) => self.refuse(client, Some(task), refused),
+            Err(refused) => self.refuse(now, client, Some(task), refused),
         }
     }
 
     fn check_standing(&self, client: &ClientId, task: TaskId) -> Result<(), Refused> {
         let gate = match &self.phase {
-            Phase::Open(open) if open.gate.task == task => &open.gate,
+            Phase::Open(open) if open.gate.task_of(client) == task => &open.gate,
             _ => return Err(Refused::new(Refusal::Stale, format!("{task} is not open"))),
         };
         match gate.standing(client) {
             None => Err(Refused::new(Refusal::Unsolicited, format!("{task} was not put to this client"))),
             Some(Standing::Waiting) => Ok(()),
-            Some(Standing::Gone) => {
+            Some(Standing::Gone | Standing::BrokenOff) => {
                 Err(Refused::new(Refusal::Stale, format!("{task} does not wait for this client any more")))
             }
             Some(Standing::Answered | Standing::Out) => {
@@ -436,23 +401,32 @@ impl Coordinator {
         Ok(metrics)
     }
 
-    /// Counts a refusal. What ends a client's part in the open task depends on the reason: a transfer that broke off may
-    /// be tried again by a client that comes back; everything else was its answer.
-    fn refuse(&mut self, client: ClientId, task: Option<TaskId>, refused: Refused) {
+    /// Counts a refusal. What ends a client's part in the open task depends on the reason: after a transfer that broke off while the
+    /// connection lived it has one more attempt; everything else was its answer.
+    fn refuse(&mut self, now: Time, client: ClientId, task: Option<TaskId>, refused: Refused) {
         let Refused { reason, detail } = refused;
         self.count(&client, task, |record| *record.refused.entry(reason).or_default() += 1);
-        let open = self.open_task();
-        if task == open && self.explains(task) {
+        let is_open = task.is_some() && task == self.task_of(&client);
+        if is_open && self.explains(task) {
             self.setbacks.refused(&client, reason, &detail);
         }
-        if task.is_some() && task == open && reason != Refusal::Truncated {
-            self.settle(&client, Standing::Out);
-        }
+        let renewed = match reason {
+            Refusal::Truncated if is_open => self.break_off(now, &client),
+            _ => {
+                if is_open {
+                    self.settle(&client, Standing::Out);
+                }
+                false
+            }
+        };
         if let Some(task) = task {
             let receipt = Receipt::Refused(reason);
             self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
         }
-        self.note(Note::Refused { client, task, reason, detail });
+        self.note(Note::Refused { client: client.clone(), task, reason, detail });
+        if renewed {
+            self.send_open_task(client);
+        }
     }
 
     /// Does as the operator wants, now or at the next moment where nothing is lost.
@@ -483,8 +457,8 @@ impl Coordinator {
     }
 
     fn committed(&mut self, now: Time) {
-        let Phase::Committing { summary, told } = &self.phase else { return };
-        let (summary, told) = (summary.clone(), *told);
+        let Phase::Committing { summary, told, rests } = &self.phase else { return };
+        let (summary, told, rests) = (summary.clone(), *told, *rests);
         if self.state.evaluated && !told {
             self.note(Note::Round(summary.clone()));
         }
@@ -495,10 +469,10 @@ impl Coordinator {
             self.phase = Phase::Ended;
         } else if self.control == Control::StopNow {
             self.end_early(RunEnd::Stopped);
+        } else if rests || self.state.evaluated && !summary.released && summary.round == 0 {
+            self.phase = Phase::Resting { until: now + REST };
         } else if !self.state.evaluated {
             self.open_next(now);
-        } else if !summary.released && summary.round == 0 {
-            self.phase = Phase::Resting { until: now + REST };
         } else {
             self.phase = Phase::Gathering;
         }
@@ -560,8 +534,9 @@ impl Coordinator {
         }
     }
 
-    fn open_task(&self) -> Option<TaskId> {
-        self.open_step().map(|open| open.gate.task)
+    /// The open task, as the attempt at it that `client` has.
+    fn task_of(&self, client: &ClientId) -> Option<TaskId> {
+        self.open_step().map(|open| open.gate.task_of(client))
     }
 }
 

@@ -460,7 +460,7 @@ impl Stage<'_> {
         for client in left {
             self.coordinator.handle(self.now, Event::Left(client));
         }
-        self.coordinator.handle(self.now, Event::JoinedTogether(joined));
+        self.coordinator.handle(self.now, self.roster.join(joined));
     }
 
     fn send(&mut self, client: ClientId, task: Task) {

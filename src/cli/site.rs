@@ -13,7 +13,7 @@ pub(super) mod recover;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, open_books};
+use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, Outbox, open_books};
 use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal, RECORDS_POLICY};
 use clap::{Args, ValueEnum};
 use learning::device::select;
@@ -65,6 +65,9 @@ pub(super) struct RunArgs {
     while_stdin_open: bool,
 }
 
+/// The folder, in the site's state, of answers that the server has not acknowledged.
+pub(super) const OUTBOX: &str = "outbox";
+
 /// The comments a user finds in a fresh `site.toml`.
 const SITE_TOML: &str = r#"# A site of a federation. Paths are relative to this file's folder.
 
@@ -75,7 +78,8 @@ SERVERS
 # The folder with ca.pem, cert.pem and key.pem from the operator.
 identity = "identity"
 
-# What never leaves the site: layers that the plan keeps here, the site's privacy ledger, its audit log.
+# What never leaves the site: layers that the plan keeps here, the site's privacy ledger, its audit log. And answers, until the server
+# has acknowledged them.
 state = "state"
 
 # What this site takes part in. Without this file it does not start.
@@ -310,7 +314,10 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         transport: file.transport,
         ..AgentConfig::any_of(servers.clone())
     };
-    let agent = Agent::new(participant, identity, config).with_events(sender).with_keeper(keep);
+    let outbox = file.state.join(OUTBOX);
+    let outbox = Outbox::open(&outbox).or_fail(Kind::Run, outbox.display())?;
+    let agent =
+        Agent::new(participant, identity, config).with_events(sender).with_keeper(keep).with_outbox(outbox);
     let shutdown = CancellationToken::new();
     let fresh = super::renewal::keep_fresh(&file.identity, &servers, agent.identity());
     let running = tokio::spawn(agent.run(shutdown.clone()));
@@ -432,6 +439,8 @@ fn show(event: &AgentEvent, file: &SiteFile, global: &Global) {
             AgentEvent::Connected { .. } => "connected",
             AgentEvent::Waiting { .. } => "waiting",
             AgentEvent::Started { .. } => "started",
+            AgentEvent::Resending { .. } => "resending",
+            AgentEvent::Discarded { .. } => "discarded",
             AgentEvent::Answering { .. } => "answering",
             AgentEvent::Declined { .. } => "declined",
             AgentEvent::Complained { .. } => "complained",

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use protocol::Capabilities;
 use protocol::wire::{CodecError, Rejection};
 use quinn::ConnectionError;
 use rand::TryRngCore;
@@ -12,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
 use super::events::AgentEvent;
+use super::greeting::{GreetError, ended_for_good, greet};
 use super::identity::Identity;
+use super::outbox::Outbox;
 use super::pace::Pace;
-use super::session::{GreetError, Workshop, ended_for_good, greet};
+use super::session::Workshop;
 use crate::audit::AuditEvent;
 use crate::{LedgerHead, LedgerHistory, Participant, Personal};
 
@@ -94,6 +97,8 @@ pub struct Agent {
     identity: watch::Sender<Identity>,
     workshop: Workshop,
     ledger: Option<LedgerHistory>,
+    /// What the participant knows, for the hello.
+    capabilities: Capabilities,
 }
 
 /// Why one attempt to connect failed.
@@ -106,6 +111,7 @@ impl Agent {
     /// An agent for `participant`; nothing happens before [`Agent::run`].
     pub fn new(participant: Participant, identity: Identity, config: AgentConfig) -> Self {
         let model_bytes_max = config.model_bytes_max;
+        let capabilities = participant.capabilities();
         let (audit, ledger) = (participant.audit().cloned(), participant.history().cloned());
         let participant = Arc::new(Mutex::new(participant));
         let workshop = Workshop {
@@ -113,13 +119,15 @@ impl Agent {
             audit,
             broken: CancellationToken::new(),
             keeper: None,
+            outbox: Arc::default(),
+            ledger: ledger.clone(),
             events: None,
             model_bytes_max,
             spare: Arc::default(),
             up: config.upload_bytes_per_second.map(Pace::new),
             down: config.download_bytes_per_second.map(Pace::new),
         };
-        Self { config, identity: watch::Sender::new(identity), workshop, ledger }
+        Self { config, identity: watch::Sender::new(identity), workshop, ledger, capabilities }
     }
 
     /// Where a renewed identity goes: the next connection shows it.
@@ -139,6 +147,13 @@ impl Agent {
     #[must_use]
     pub fn with_keeper(mut self, keep: impl Fn(&Personal) + Send + Sync + 'static) -> Self {
         self.workshop.keeper = Some(Arc::new(keep));
+        self
+    }
+
+    /// Keeps answers in `outbox` until they are acknowledged, so that they outlive this program. Without one they are kept in memory.
+    #[must_use]
+    pub fn with_outbox(mut self, outbox: Outbox) -> Self {
+        self.workshop.outbox = Arc::new(Mutex::new(outbox));
         self
     }
 
@@ -232,7 +247,8 @@ impl Agent {
             }
             other => Attempt::Passing(other.to_string()),
         })?;
-        match greet(&link.connection, &config.software, self.ledger.as_ref()).await {
+        let hello = (&*config.software, &self.capabilities);
+        match greet(&link.connection, hello, self.ledger.as_ref()).await {
             Ok((software, you)) => {
                 let (server, over_tcp) = (link.connection.remote_address(), link.is_over_tcp());
                 let place = if over_tcp { format!("{server} (TCP)") } else { server.to_string() };

@@ -33,6 +33,18 @@ pub enum AgentEvent {
         /// The task.
         task: TaskId,
     },
+    /// The answer to the task was computed before and is sent again as it was: nothing is trained or charged anew.
+    Resending {
+        /// The task.
+        task: TaskId,
+    },
+    /// What was kept as the answer to the task cannot be sent again and was thrown away: the task is done once more, and charged once more.
+    Discarded {
+        /// The task.
+        task: TaskId,
+        /// Why it cannot be sent.
+        why: String,
+    },
     /// The task is done and its answer leaves.
     Answering {
         /// The task.
@@ -127,6 +139,15 @@ impl std::fmt::Display for AgentEvent {
                 write!(f, "not connected: {trouble}; trying again in {seconds:.1} s")
             }
             Self::Started { task } => write!(f, "{}", begun(*task)),
+            Self::Resending { task } => {
+                write!(f, "the {task} was done before: its answer is sent again, and nothing is charged")
+            }
+            Self::Discarded { task, why } => {
+                write!(
+                    f,
+                    "the answer that was kept for the {task} is thrown away ({why}); the task is done anew, and charged again"
+                )
+            }
             Self::Answering { task } => write!(f, "answering the {task}"),
             Self::Declined { task, reason, message } => {
                 write!(f, "declined the {task} ({}): {message}", reason.name())

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use protocol::wire::ALPN;
+use protocol::wire::ALPNS;
 use rustls::RootCertStore;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
@@ -68,11 +68,11 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`] names the file at fault.
     pub fn load(folder: &Path) -> Result<Self, IdentityError> {
-        Self::load_for(folder, ALPN)
+        Self::load_for(folder, &ALPNS)
     }
 
-    /// The same, to speak another protocol.
-    pub(super) fn load_for(folder: &Path, alpn: &[u8]) -> Result<Self, IdentityError> {
+    /// The same, to speak one of these protocols, the preferred one first.
+    pub(super) fn load_for(folder: &Path, alpns: &[&[u8]]) -> Result<Self, IdentityError> {
         let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.join(name));
         let mut roots = RootCertStore::empty();
         for certificate in read_certificates(&ca)? {
@@ -84,21 +84,21 @@ impl Identity {
         let no_key = |error| pem_error(&key, "private key", error);
         let key = PrivateKeyDer::from_pem_slice(&read(&key)?).map_err(no_key)?;
         let pair = |source| IdentityError::Pair { path: folder.to_owned(), source };
-        Self::of(roots, chain, key, alpn).map_err(pair)
+        Self::of(roots, chain, key, alpns).map_err(pair)
     }
 
     fn of(
         roots: RootCertStore,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
-        alpn: &[u8],
+        alpns: &[&[u8]],
     ) -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
         // Every connection is a full handshake: a certificate is checked each time, and nothing can be replayed.
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;

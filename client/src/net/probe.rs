@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use protocol::Capabilities;
 use protocol::wire::PROBE;
 use rustls::pki_types::CertificateDer;
 
 use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
+use super::greeting::{GreetError, greet};
 use super::identity::Identity;
-use super::session::{GreetError, greet};
 use crate::LedgerHistory;
 
 /// How long a server has at least to say that it does not take our certificate; it gives a peer that says nothing ten seconds.
@@ -60,7 +61,10 @@ pub async fn probe(
     let link = Link::open_any(servers, SERVER_NAME, transport, identity.tls()).await?;
     let connected_in = began.elapsed();
     let greeting = match software {
-        Some(software) => greet(&link.connection, &format!("{software}{PROBE}"), ledger).await.map(Some),
+        Some(software) => {
+            let (software, known) = (format!("{software}{PROBE}"), Capabilities::of_this_release());
+            greet(&link.connection, (&software, &known), ledger).await.map(Some)
+        }
         // A server that does not take our certificate says so only after our side of the handshake is done.
         None => {
             let patience = REFUSAL.max(link.connection.rtt() * 3);

@@ -281,8 +281,8 @@ fn cut(book: &BookEnd, torn: &mut Vec<Torn>) -> Result<(), BooksError> {
     Ok(())
 }
 
-/// How books are opened: one that is made is its owner's alone, whatever the umask.
-fn private() -> OpenOptions {
+/// How private files are opened: one that is made is its owner's alone, whatever the umask.
+pub(super) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);

@@ -26,7 +26,7 @@ const FILES: [&str; 3] = ["key.pem", "cert.pem", "ca.pem"];
 /// [`EnrolError`]; the old identity stands then.
 pub async fn renew(folder: &Path, servers: &[String], software: &str) -> Result<Identity, EnrolError> {
     settle_renewal(folder)?;
-    let old = Identity::load_for(folder, ENROL_ALPN)?;
+    let old = Identity::load_for(folder, &[ENROL_ALPN])?;
     let kept = read(&folder.join("ca.pem"))?;
     let next = begin_renewal(folder)?;
     let request = request(&next, None, software)?;

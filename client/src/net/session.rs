@@ -1,155 +1,37 @@
-//! One connection's work: the greeting, then a stream per task.
+//! One connection's work: a stream per task.
 //!
 //! One task runs at a time, whatever run it is of. A newer task stops an older one of the same run, and so does a server that
 //! gives up the task's stream or the connection. What the server sends is read in pieces, so that memory grows with the bytes received and never with
 //! a length that was only announced. No trouble on a task's stream ends the connection.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use privacy::chain;
 use protocol::wire::{
-    AnswerBody, AnswerHeader, CodecError, FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, Notice,
-    REPLACED_MAX, Receipt, Rejection, SMALL_MAX, TaskHeader,
+    AnswerBody, AnswerHeader, FrameKind, Notice, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported,
 };
-use protocol::{Answer, Decline, Outcome, RunId, Seed, Stop, Task, TaskId, UpdateCodec, Work, software_name};
+use protocol::{Answer, Decline, Refusal, RunId, Seed, Stop, Task, TaskId, UPDATE, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::explain;
 use super::events::{AgentEvent, meaning};
 use super::frames::{FrameError, Opening, read_frame, read_opening, write_frame};
+use super::greeting::is_capable;
+use super::outbox::{self, Outbox, Packed, Unusable};
 use super::pace::Pace;
 use super::values::{read_block, read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
 use crate::{LedgerHead, LedgerHistory, Participant, Personal, Trouble, answer};
 
-/// How long the server may take to greet.
-const GREETING_MAX: Duration = Duration::from_secs(20);
 /// How long the server may take to acknowledge an answer that it has read.
 const RECEIPT_MAX: Duration = Duration::from_secs(120);
 /// The code with which a stream is given up.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
-
-/// Why the server did not greet.
-pub(super) enum GreetError {
-    /// It will not greet next time either.
-    Rejected(Rejection),
-    /// It speaks another version.
-    Version(CodecError),
-    /// It may greet next time.
-    Lost(String),
-}
-
-/// Says hello and returns the server's software and the name it knows us by.
-///
-/// A site with a ledger says how long it is, and shows the head that it had at the length that the server remembers. Nothing that a server says
-/// changes the ledger or outlives the connection: one that lies about what it remembers refuses its service, and that is all.
-pub(super) async fn greet(
-    connection: &Connection,
-    software: &str,
-    ledger: Option<&LedgerHistory>,
-) -> Result<(String, String), GreetError> {
-    let exchange = async {
-        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| explain(&error))?;
-        let said = say_hello(&mut send, software, ledger).await;
-        let heard = match read_frame(&mut recv, FrameKind::Greeting, SMALL_MAX).await {
-            Ok(Some(Greeting::Prove { records })) if ledger.is_some() => {
-                let proof = ledger.map(|ledger| prove(ledger, records));
-                let proven = write_frame(&mut send, FrameKind::LedgerProof, &proof.unwrap_or_default()).await;
-                let heard = read_frame(&mut recv, FrameKind::Greeting, SMALL_MAX).await;
-                proven.map_err(|error| error.to_string())?;
-                heard
-            }
-            heard => heard,
-        };
-        let _ = send.finish();
-        // A server that has heard enough may stop listening.
-        if !matches!(said, Ok(()) | Err(FrameError::Write(WriteError::Stopped(_)))) {
-            said.map_err(|error| error.to_string())?;
-        }
-        Ok::<_, String>(heard)
-    };
-    let lost = |fallback: String| match connection.close_reason() {
-        Some(ConnectionError::ApplicationClosed(close)) => rejection(&String::from_utf8_lossy(&close.reason)),
-        Some(error) => GreetError::Lost(explain(&error)),
-        None => GreetError::Lost(fallback),
-    };
-    match tokio::time::timeout(GREETING_MAX, exchange).await {
-        Ok(Ok(Ok(Some(Greeting::Welcome { software, you })))) => {
-            Ok((software_name(&software), software_name(&you)))
-        }
-        Ok(Ok(Ok(Some(Greeting::Rejected(rejection))))) => Err(sort(rejection)),
-        Ok(Ok(Ok(Some(Greeting::Prove { .. })))) => {
-            Err(GreetError::Lost("the server asked for a proof of the ledger that was not due".to_owned()))
-        }
-        Ok(Ok(Ok(None))) => Err(lost("the server ended the greeting".to_owned())),
-        Ok(Ok(Err(FrameError::Codec(error @ CodecError::Version { .. })))) => Err(GreetError::Version(error)),
-        Ok(Ok(Err(error))) => Err(lost(error.to_string())),
-        Ok(Err(error)) => Err(lost(error)),
-        Err(_) => Err(GreetError::Lost("the server did not greet within 20 seconds".to_owned())),
-    }
-}
-
-/// Hello, and what is claimed of the ledger. Without one there is no more to say.
-async fn say_hello(
-    send: &mut SendStream,
-    software: &str,
-    ledger: Option<&LedgerHistory>,
-) -> Result<(), FrameError> {
-    let hello = Hello { software: software.to_owned() };
-    write_frame(send, FrameKind::Hello, &hello).await?;
-    match ledger.map(LedgerHistory::head) {
-        Some(LedgerHead { records, head }) => {
-            write_frame(send, FrameKind::LedgerClaim, &LedgerClaim { records, head }).await
-        }
-        None => {
-            let _ = send.finish();
-            Ok(())
-        }
-    }
-}
-
-fn prove(ledger: &LedgerHistory, records: u64) -> LedgerProof {
-    let replaced = ledger.replaced().into_iter().take(REPLACED_MAX).collect();
-    LedgerProof { head: ledger.head_at(records), replaced }
-}
-
-/// Which rejections no waiting will heal.
-fn sort(rejection: Rejection) -> GreetError {
-    match rejection {
-        Rejection::Version { .. }
-        | Rejection::NotAHello
-        | Rejection::NotASite
-        | Rejection::Revoked
-        | Rejection::LedgerForked { .. }
-        | Rejection::LedgerMissing => GreetError::Rejected(rejection),
-        Rejection::Superseded | Rejection::ShuttingDown | Rejection::Busy | Rejection::Late => {
-            GreetError::Lost(rejection.to_string())
-        }
-    }
-}
-
-/// A rejection that came as the text of the close, because the close overtook the greeting.
-fn rejection(text: &str) -> GreetError {
-    let fixed = [Rejection::NotASite, Rejection::NotAHello, Rejection::Revoked, Rejection::LedgerMissing]
-        .into_iter()
-        .find(|known| known.to_string() == text);
-    fixed.map_or_else(|| GreetError::Lost(text.to_owned()), GreetError::Rejected)
-}
-
-/// Why the server has closed a connection, where no other one will do better.
-pub(super) fn ended_for_good(error: &ConnectionError) -> Option<Rejection> {
-    let ConnectionError::ApplicationClosed(close) = error else { return None };
-    match rejection(&String::from_utf8_lossy(&close.reason)) {
-        GreetError::Rejected(rejection) => Some(rejection),
-        GreetError::Version(_) | GreetError::Lost(_) => None,
-    }
-}
 
 /// Takes what a participant keeps to wherever the shell wants it.
 pub(super) type Keeper = Arc<dyn Fn(&Personal) + Send + Sync>;
@@ -162,6 +44,9 @@ pub(super) struct Workshop {
     /// Set once the site's books can be kept no longer.
     pub(super) broken: CancellationToken,
     pub(super) keeper: Option<Keeper>,
+    pub(super) outbox: Arc<Mutex<Outbox>>,
+    /// Where the site's ledger ends, and has ended.
+    pub(super) ledger: Option<LedgerHistory>,
     pub(super) events: Option<mpsc::Sender<AgentEvent>>,
     pub(super) model_bytes_max: u64,
     /// The memory of the last model, for the next one: fresh pages cost about as much as receiving what goes into them.
@@ -199,6 +84,22 @@ impl Drop for StopOnDrop {
 struct TaskStream {
     send: SendStream,
     recv: RecvStream,
+    /// Whether the server reads [`Resent`].
+    is_capable: bool,
+}
+
+/// An answer that is about to leave.
+struct Ready {
+    answer: Packed,
+    /// Whether it was computed for an earlier stream.
+    is_resent: bool,
+}
+
+impl Ready {
+    fn fresh(answer: Answer, codec: UpdateCodec) -> Self {
+        let (header, payload) = AnswerHeader::pack(answer, codec);
+        Self { answer: outbox::packed(header, payload), is_resent: false }
+    }
 }
 
 /// Why a task came to nothing.
@@ -210,8 +111,6 @@ enum Abandoned {
     Unwanted,
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,
-    #[error("the answer could not be packed: {0}")]
-    Unpacked(String),
     #[error("nothing leaves that is not written down: {0}")]
     Unwritten(String),
 }
@@ -234,9 +133,11 @@ impl Workshop {
             | AgentEvent::Complained { .. }
             | AgentEvent::Refused { .. }
             | AgentEvent::Abandoned { .. }
+            | AgentEvent::Discarded { .. }
             | AgentEvent::Quarantined { .. } => tracing::warn!(target: "events", "{event}"),
             AgentEvent::Connected { .. }
             | AgentEvent::Started { .. }
+            | AgentEvent::Resending { .. }
             | AgentEvent::Answering { .. }
             | AgentEvent::Accepted { .. }
             | AgentEvent::Released
@@ -255,13 +156,13 @@ impl Workshop {
         leave: &CancellationToken,
     ) -> Option<ConnectionError> {
         let mut tasks = JoinSet::new();
-        let newest = Newest::default();
+        let (newest, is_capable) = (Newest::default(), is_capable(connection));
         loop {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
                         let (workshop, newest) = (self.clone(), newest.clone());
-                        tasks.spawn(workshop.attend(TaskStream { send, recv }, newest));
+                        tasks.spawn(workshop.attend(TaskStream { send, recv, is_capable }, newest));
                     }
                     Err(error) => return Some(error),
                 },
@@ -300,23 +201,42 @@ impl Workshop {
         id: &mut Option<TaskId>,
     ) -> Result<(), Abandoned> {
         let header = match read_opening(&mut stream.recv).await?.ok_or(FrameError::Ended)? {
-            Opening::Task(header) => header,
+            Opening::Task(header) => *header,
+            Opening::Unread { task, why } => {
+                *id = Some(task.id);
+                let trouble = Trouble::open(Decline::Unsupported, why);
+                return self.decline_unread(task.id, trouble, stream).await;
+            }
+            Opening::Unknown { kind } => return self.answer_unsupported(kind, stream).await,
             Opening::Notice(notice) => {
                 let _ = stream.send.finish();
                 self.hear(notice).await;
                 return Ok(());
             }
+            Opening::UnknownNotice => {
+                let _ = stream.send.finish();
+                tracing::info!("the server gave a notice that this program does not know; it is ignored");
+                return Ok(());
+            }
         };
         let task = *id.insert(header.id);
         newest.replace(task.run, stop);
-        let (attempted, codec) = match self.check_size(&header) {
+        let attempted = match self.check_size(&header) {
             Ok(len) => self.receive_and_work(header, len, stop, stream).await?,
             Err(trouble) => return self.decline_unread(task, trouble, stream).await,
         };
-        if let Err(trouble) = &attempted {
-            self.report_declined(task, trouble);
+        let ready = attempted.unwrap_or_else(|trouble| {
+            self.report_declined(task, &trouble);
+            Ready::fresh(answer(task, Err(trouble)), UpdateCodec::Exact)
+        });
+        let delivered = self.deliver(task, ready, stream).await;
+        match &delivered {
+            // Whoever did not hear all of it may ask once more; so may a server whose line was lost.
+            Ok(Receipt::Refused(Refusal::Truncated)) => {}
+            Ok(_) | Err(Abandoned::Unwanted) => self.forget_answer(task).await,
+            Err(_) => {}
         }
-        match self.deliver(answer(task, attempted), codec, stream).await? {
+        match delivered? {
             Receipt::Accepted => {
                 self.note(AuditEvent::Receipt { task: task.into(), refused: None }).await;
                 self.report(AgentEvent::Accepted { task });
@@ -389,6 +309,18 @@ impl Workshop {
         })
     }
 
+    /// Says that a stream began with a frame of a kind that is not known here, and reads no further.
+    async fn answer_unsupported(&self, kind: u8, stream: &mut TaskStream) -> Result<(), Abandoned> {
+        let trouble = format!(
+            "the server sent a frame of kind {kind}, which this program does not know; is this site's software older than the server's?"
+        );
+        self.report(AgentEvent::Abandoned { task: None, trouble });
+        write_frame(&mut stream.send, FrameKind::Unsupported, &Unsupported { kind }).await?;
+        let _ = stream.send.finish();
+        let _ = stream.recv.stop(GIVEN_UP);
+        Ok(())
+    }
+
     /// Declines a task whose model will not be read. No receipt can be heard behind it, so none is awaited.
     async fn decline_unread(
         &self,
@@ -412,7 +344,7 @@ impl Workshop {
         len: usize,
         stop: &Stop,
         stream: &mut TaskStream,
-    ) -> Result<(Result<Outcome, Trouble>, UpdateCodec), Abandoned> {
+    ) -> Result<Result<Ready, Trouble>, Abandoned> {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         let model = read_model(&mut stream.recv, len, spare, self.down.as_ref()).await?;
         let mut values = Vec::new();
@@ -425,13 +357,12 @@ impl Workshop {
         let unread = match task {
             Ok(Ok(task)) => {
                 self.report(AgentEvent::Started { task: task.id });
-                let codec = task.spec.update.codec;
-                return Ok((self.work(task, stop, stream).await?, codec));
+                return self.work(task, stop, stream).await;
             }
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        Ok((Err(Trouble::open(Decline::Unsupported, unread)), UpdateCodec::Exact))
+        Ok(Err(Trouble::open(Decline::Unsupported, unread)))
     }
 
     /// Does the task on a thread of its own, and stops it when the server gives up the stream.
@@ -440,12 +371,12 @@ impl Workshop {
         task: Task,
         stop: &Stop,
         stream: &mut TaskStream,
-    ) -> Result<Result<Outcome, Trouble>, Abandoned> {
-        let (workshop, asked) = (self.clone(), stop.clone());
+    ) -> Result<Result<Ready, Trouble>, Abandoned> {
+        let (workshop, asked, is_capable) = (self.clone(), stop.clone(), stream.is_capable);
         let mut job = tokio::task::spawn_blocking(move || {
-            let outcome = workshop.attempt(&task, &asked);
+            let attempted = workshop.attempt(&task, &asked, is_capable);
             workshop.keep_memory(task);
-            outcome
+            attempted
         });
         let unwanted = async {
             tokio::select! {
@@ -472,12 +403,19 @@ impl Workshop {
         }
     }
 
-    fn attempt(&self, task: &Task, stop: &Stop) -> Result<Outcome, Trouble> {
+    /// What is to be sent: the answer that is kept for the task, or one that is computed now and kept before anything of it leaves. Kept it is
+    /// on this thread, so that an answer whose connection ended meanwhile is not lost.
+    fn attempt(&self, task: &Task, stop: &Stop, is_capable: bool) -> Result<Ready, Trouble> {
         let mut bytes = [0; 32];
         rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(|error| {
             Trouble::open(Decline::Failed, format!("the operating system gives no entropy: {error}"))
         })?;
         let mut participant = self.participant.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = self.kept_answer(task, is_capable) {
+            participant.judge_again(task, stop)?;
+            self.report(AgentEvent::Resending { task: task.id });
+            return Ok(Ready { answer, is_resent: true });
+        }
         let outcome = participant.attempt(task, Seed::from_entropy(bytes), stop);
         if let Some(complaint) = participant.take_complaint() {
             self.report(AgentEvent::Complained { task: task.id, message: complaint.message });
@@ -488,24 +426,75 @@ impl Workshop {
         {
             keeper(participant.personal());
         }
-        outcome
+        let ready = Ready::fresh(Answer { task: task.id, outcome: outcome? }, task.spec.update.codec);
+        let ledger = self.ledger.as_ref().map(LedgerHistory::head);
+        if let Err(error) = self.outbox().keep(task, &ready.answer, ledger) {
+            tracing::error!(
+                "the answer to the {} is not kept ({error}); if the line is lost now, the task is done and charged again",
+                task.id
+            );
+        }
+        Ok(ready)
+    }
+
+    /// The answer to the task that was computed before and can be sent again.
+    fn kept_answer(&self, task: &Task, is_capable: bool) -> Option<Packed> {
+        let holds = |then: Option<LedgerHead>| match (then, &self.ledger) {
+            (Some(head), Some(ledger)) => ledger.extends(head),
+            (None, None) => true,
+            _ => false,
+        };
+        let found = self.outbox().find(task, holds);
+        // A server of an earlier release counts every update, and finds fewer records in the ledger of a site that shows one.
+        let is_counted = |answer: &Packed| {
+            self.ledger.is_some() && answer.header.blocks().iter().any(|block| block.name == UPDATE)
+        };
+        let unusable = match found {
+            Ok(Some(answer)) if is_capable || !is_counted(&answer) => return Some(answer),
+            Ok(Some(_)) => Unusable::Earlier,
+            Ok(None) => return None,
+            Err(unusable) => unusable,
+        };
+        self.report(AgentEvent::Discarded { task: task.id, why: unusable.to_string() });
+        None
+    }
+
+    /// Throws away what is kept for a task, away from the threads that wait.
+    async fn forget_answer(&self, task: TaskId) {
+        let outbox = Arc::clone(&self.outbox);
+        let forgotten = tokio::task::spawn_blocking(move || {
+            outbox.lock().unwrap_or_else(PoisonError::into_inner).forget_task(task);
+        });
+        // Only a panic could keep it from that, and what is left is thrown away by the next task of the run.
+        let _ = forgotten.await;
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends the answer and waits for its receipt. A server that stops reading may still say why.
     async fn deliver(
         &self,
-        answer: Answer,
-        codec: UpdateCodec,
+        task: TaskId,
+        ready: Ready,
         stream: &mut TaskStream,
     ) -> Result<Receipt, Abandoned> {
-        let task = answer.task;
-        let packed = tokio::task::spawn_blocking(move || AnswerHeader::pack(answer, codec)).await;
-        let (header, payload) = packed.map_err(|error| Abandoned::Unpacked(error.to_string()))?;
-        self.written(answered(task, &header), Audit::seal).await?;
+        let Ready { answer: Packed { header, values }, is_resent } = ready;
+        let event = match (answered(task, &header), is_resent) {
+            (AuditEvent::Answered { task, bytes, .. }, true) => {
+                AuditEvent::Answered { task, outcome: "resent".to_owned(), bytes }
+            }
+            (event, _) => event,
+        };
+        self.written(event, Audit::seal).await?;
         self.report(AgentEvent::Answering { task });
         let sent = async {
+            if is_resent && stream.is_capable {
+                write_frame(&mut stream.send, FrameKind::Resent, &Resent).await?;
+            }
             write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
-            write_payload(&mut stream.send, payload, self.up.as_ref()).await?;
+            write_payload(&mut stream.send, values, self.up.as_ref()).await?;
             Ok::<_, FrameError>(())
         };
         match sent.await {

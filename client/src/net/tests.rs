@@ -1,7 +1,9 @@
 //! The agent before a server of this file's own, over loopback.
 
 mod limits;
+mod outbox;
 mod stage;
+mod unknown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +33,13 @@ struct Running {
 
 impl Running {
     fn start(participant: Participant, identity: Identity, server: &Stage) -> Self {
+        Self::start_with(participant, identity, server, Outbox::default())
+    }
+
+    fn start_with(participant: Participant, identity: Identity, server: &Stage, outbox: Outbox) -> Self {
         let (sender, events) = mpsc::channel(64);
-        let agent = Agent::new(participant, identity, AgentConfig::new(server.address())).with_events(sender);
+        let agent = Agent::new(participant, identity, AgentConfig::new(server.address()));
+        let agent = agent.with_events(sender).with_outbox(outbox);
         let shutdown = CancellationToken::new();
         let done = tokio::spawn(agent.run(shutdown.clone()));
         Self { events, shutdown, done }

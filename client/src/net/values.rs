@@ -2,7 +2,6 @@
 //! update into the packets.
 
 use bytes::Bytes;
-use protocol::wire::Payload;
 use protocol::{DType, Values};
 use quinn::{RecvStream, SendStream};
 
@@ -81,11 +80,10 @@ async fn fill(recv: &mut RecvStream, mut bytes: &mut [u8], pace: Option<&Pace>) 
 /// Writes the values from the memory they are in, which is free once the server has acknowledged them.
 pub(super) async fn write_payload(
     send: &mut SendStream,
-    payload: Payload,
+    payload: Vec<Bytes>,
     pace: Option<&Pace>,
 ) -> Result<(), FrameError> {
-    for values in payload {
-        let mut rest = bytes_of(values);
+    for mut rest in payload {
         let Some(pace) = pace else {
             send.write_chunk(rest).await?;
             continue;
@@ -100,7 +98,7 @@ pub(super) async fn write_payload(
 }
 
 /// Values as little-endian bytes, in the memory they are in.
-fn bytes_of(values: Values) -> Bytes {
+pub(super) fn bytes_of(values: Values) -> Bytes {
     fn raw<T: bytemuck::Pod + Send>(mut values: Vec<T>) -> Bytes {
         if cfg!(target_endian = "big") {
             bytemuck::cast_slice_mut::<T, u8>(&mut values)

@@ -113,13 +113,28 @@ impl TaskExecution<'_> {
         if self.guard.is_none() {
             return self.task.check_numbers().map_err(Trouble::from);
         }
-        let facts = self.caught(|this| {
+        let facts = self.facts()?;
+        self.guard.as_ref().map_or(Ok(()), |guard| guard.judge(self.task, &facts))
+    }
+
+    /// Judges a task whose answer was computed and paid for before.
+    #[cfg(feature = "net")]
+    pub(super) fn judge_again(mut self) -> Result<(), Trouble> {
+        if self.guard.is_none() {
+            return self.task.check_numbers().map_err(Trouble::from);
+        }
+        let facts = self.facts()?;
+        self.guard.as_ref().map_or(Ok(()), |guard| guard.judge_again(self.task, &facts))
+    }
+
+    /// What is known of the site outside of it.
+    fn facts(&mut self) -> Result<SiteFacts, Trouble> {
+        self.caught(|this| {
             let sent = this.task.work.model().map_or(0, |model| model.len()) as u64;
             let counted = this.lent.learner.parameter_count(&this.task.spec).unwrap_or(0);
             let records = this.lent.learner.record_count().unwrap_or(RecordCount::Hidden);
             Ok(SiteFacts { parameters: counted.max(sent), records })
-        })?;
-        self.guard.as_ref().map_or(Ok(()), |guard| guard.judge(self.task, &facts))
+        })
     }
 
     /// Whether an evaluation tells the server anything.

@@ -45,6 +45,76 @@ pub enum FrameKind {
     LedgerClaim = 12,
     /// [`super::LedgerProof`].
     LedgerProof = 13,
+    /// [`super::Unsupported`].
+    Unsupported = 14,
+    /// [`super::Resent`].
+    Resent = 15,
+}
+
+impl FrameKind {
+    /// Every kind that this program knows.
+    pub const ALL: [Self; 15] = [
+        Self::Hello,
+        Self::Greeting,
+        Self::Task,
+        Self::Answer,
+        Self::Receipt,
+        Self::AdminRequest,
+        Self::AdminReply,
+        Self::EnrolRequest,
+        Self::EnrolReply,
+        Self::Invite,
+        Self::Notice,
+        Self::LedgerClaim,
+        Self::LedgerProof,
+        Self::Unsupported,
+        Self::Resent,
+    ];
+}
+
+/// A head of this protocol and version, of whatever kind: what a reader needs that passes over frames which it does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnyHead {
+    /// The kind; `None` where this program does not know it, or does not know how the body is encoded.
+    pub kind: Option<FrameKind>,
+    /// The kind's number.
+    pub number: u8,
+    /// Bytes of the body. They have been compared with no limit.
+    pub len: usize,
+}
+
+impl AnyHead {
+    /// Checks what every frame begins with.
+    ///
+    /// # Errors
+    /// [`CodecError::Magic`] and [`CodecError::Version`].
+    pub fn parse(bytes: [u8; FRAME_HEAD]) -> Result<Self, CodecError> {
+        let [m0, m1, m2, m3, v0, v1, codec, number, l0, l1, l2, l3] = bytes;
+        if [m0, m1, m2, m3] != MAGIC {
+            return Err(CodecError::Magic);
+        }
+        let theirs = u16::from_le_bytes([v0, v1]);
+        if theirs != VERSION {
+            return Err(CodecError::Version { theirs, ours: VERSION });
+        }
+        let known = FrameKind::ALL.into_iter().find(|kind| *kind as u8 == number);
+        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        Ok(Self { kind: known.filter(|_| codec == BINCODE), number, len })
+    }
+
+    /// Checks the kind and the length.
+    ///
+    /// # Errors
+    /// [`CodecError::Kind`] and [`CodecError::Oversize`].
+    pub fn expect(self, expected: FrameKind, limit: usize) -> Result<FrameHead, CodecError> {
+        if self.kind != Some(expected) {
+            return Err(CodecError::Kind { expected, found: self.number });
+        }
+        if self.len > limit {
+            return Err(CodecError::Oversize { limit, found: self.len });
+        }
+        Ok(FrameHead { len: self.len })
+    }
 }
 
 /// A checked head.
@@ -98,19 +168,7 @@ impl FrameHead {
     /// # Errors
     /// [`CodecError`] names the first check it fails.
     pub fn parse(bytes: [u8; FRAME_HEAD], expected: FrameKind, limit: usize) -> Result<Self, CodecError> {
-        let [m0, m1, m2, m3, v0, v1, codec, kind, l0, l1, l2, l3] = bytes;
-        if [m0, m1, m2, m3] != MAGIC {
-            return Err(CodecError::Magic);
-        }
-        let theirs = u16::from_le_bytes([v0, v1]);
-        if theirs != VERSION {
-            return Err(CodecError::Version { theirs, ours: VERSION });
-        }
-        if codec != BINCODE || kind != expected as u8 {
-            return Err(CodecError::Kind { expected, found: kind });
-        }
-        let found = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        if found > limit { Err(CodecError::Oversize { limit, found }) } else { Ok(Self { len: found }) }
+        AnyHead::parse(bytes)?.expect(expected, limit)
     }
 }
 
@@ -148,4 +206,10 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
     } else {
         Err(CodecError::Body(format!("{} bytes are left over", body.len() - read)))
     }
+}
+
+/// What a body begins with; bytes that are left over are passed over.
+pub(super) fn decode_prefix<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    let limited = configuration().with_limit::<{ super::ADMIN_MAX }>();
+    bincode::serde::decode_from_slice(body, limited).ok().map(|(message, _)| message)
 }

@@ -48,7 +48,7 @@ impl Coordinator {
         // A step of the model works in place, as long as nobody else holds it.
         drop(task);
         self.cancel_missing(&gate);
-        gate.owing().for_each(|client| collector.dropped(client));
+        gate.unheard().for_each(|client| collector.dropped(client));
         let closed = if gate.has_quorum() { self.close(gate.task, collector) } else { Close::Failed(None) };
         let aggregate = match closed {
             Close::Aggregate(aggregate) => Some(aggregate),
@@ -194,7 +194,7 @@ impl Coordinator {
         self.state.end = Some(end);
         let summary = self.state.summary.clone().unwrap_or_else(|| empty_summary(self.state.round));
         self.commit(summary.clone(), Vec::new());
-        self.phase = Phase::Committing { summary, told: !news };
+        self.phase = Phase::Committing { summary, told: !news, rests: false };
     }
 
     /// Failures in a row after which the run ends. A plan that allows more of them than it has rounds would ask for statistics, which
@@ -228,7 +228,7 @@ impl Coordinator {
         let (checkpoint, line) = (self.state.clone(), summary.clone());
         let commit = Commit { checkpoint, summary: line, reports, clients, booking, statement };
         self.actions.push_back(Action::Commit(Box::new(commit)));
-        self.phase = Phase::Committing { summary, told: false };
+        self.phase = Phase::Committing { summary, told: false, rests: false };
     }
 
     /// The model's fingerprint. Of a large model it takes as long as a small round, and a private round asks for it twice.
@@ -254,7 +254,7 @@ impl Coordinator {
 
     fn cancel_missing(&mut self, gate: &Gate) {
         for client in gate.owing() {
-            self.actions.push_back(Action::Cancel { client: client.clone(), task: gate.task });
+            self.actions.push_back(Action::Cancel { client: client.clone(), task: gate.task_of(client) });
         }
         let (task, answered, missing) = (gate.task, gate.answered(), gate.missing());
         if gate.asked() > 0 {

@@ -1,6 +1,6 @@
 //! Who is awaited, until when, and how many suffice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use protocol::{ClientId, TaskId, Time};
@@ -11,7 +11,7 @@ use crate::workflow::ClosePolicy;
 impl Coordinator {
     /// The open task for which this client's answer is still awaited.
     pub fn owed(&self, client: &ClientId) -> Option<TaskId> {
-        self.open_task().filter(|task| self.check_standing(client, *task).is_ok())
+        self.task_of(client).filter(|task| self.check_standing(client, *task).is_ok())
     }
 }
 
@@ -27,6 +27,10 @@ pub(super) struct Gate {
     /// How long a client that has gone is awaited, and since when each of them is gone.
     grace: Option<Duration>,
     away: BTreeMap<ClientId, Time>,
+    /// Clients to whom it was put once more, as the next attempt.
+    renewed: BTreeSet<ClientId>,
+    /// Clients that know no further attempt, whose streams have broken off, and when.
+    broken: BTreeMap<ClientId, Time>,
     waiting: usize,
     answered: usize,
 }
@@ -42,7 +46,12 @@ pub(super) enum Standing {
     Out,
     /// Has been gone for longer than it is awaited.
     Gone,
+    /// Its stream broke off, and its connection has lived on: it is not awaited, unless it comes back by another one.
+    BrokenOff,
 }
+
+/// How long after its stream broke off a client is awaited whose connection may end, too: then it may come back.
+const BREAK: Duration = Duration::from_millis(400);
 
 impl Gate {
     pub(super) fn new(
@@ -53,8 +62,39 @@ impl Gate {
         (deadline, grace): (Duration, Option<Duration>),
     ) -> Self {
         let asked: BTreeMap<_, _> = cohort.iter().map(|client| (client.clone(), Standing::Waiting)).collect();
-        let (away, waiting, deadline) = (BTreeMap::new(), asked.len(), opened + deadline);
-        Self { task, opened, deadline, quorum, close, asked, grace, away, waiting, answered: 0 }
+        let (away, renewed, broken) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let (waiting, deadline) = (asked.len(), opened + deadline);
+        Self {
+            task,
+            opened,
+            deadline,
+            quorum,
+            close,
+            asked,
+            grace,
+            away,
+            renewed,
+            broken,
+            waiting,
+            answered: 0,
+        }
+    }
+
+    /// The task as `client` has it.
+    pub(super) fn task_of(&self, client: &ClientId) -> TaskId {
+        if self.renewed.contains(client) { self.task.next_attempt() } else { self.task }
+    }
+
+    /// Grants a client that is awaited another attempt; `false` where it has had one, or is not awaited.
+    pub(super) fn renew(&mut self, client: &ClientId) -> bool {
+        self.standing(client) == Some(Standing::Waiting) && self.renewed.insert(client.clone())
+    }
+
+    /// Notes that the stream of a client broke off that knows no further attempt.
+    pub(super) fn broke_off(&mut self, client: &ClientId, now: Time) {
+        if self.standing(client) == Some(Standing::Waiting) {
+            self.broken.insert(client.clone(), now);
+        }
     }
 
     /// Where `client` stands; `None` when it was not asked.
@@ -69,10 +109,13 @@ impl Gate {
         self.waiting -= usize::from(standing != Standing::Waiting);
         self.answered += usize::from(standing == Standing::Answered);
         self.away.remove(client);
+        self.broken.remove(client);
     }
 
     /// Notes that the connection of a client is gone, whose answer is awaited for a while only from now on.
     pub(super) fn left(&mut self, client: &ClientId, now: Time) {
+        // The line is what broke.
+        self.broken.remove(client);
         if self.grace.is_some() && self.standing(client) == Some(Standing::Waiting) {
             self.away.insert(client.clone(), now);
         }
@@ -81,10 +124,18 @@ impl Gate {
     /// Notes that a client is back.
     pub(super) fn came_back(&mut self, client: &ClientId) {
         self.away.remove(client);
+        self.broken.remove(client);
+        if let Some(standing) = self.asked.get_mut(client).filter(|now| **now == Standing::BrokenOff) {
+            *standing = Standing::Waiting;
+            self.waiting += 1;
+        }
     }
 
-    /// Settles the clients that have been gone for too long, and gives them.
+    /// Settles the clients that have been gone for too long, and gives them; and those whose streams broke off and that did not leave.
     pub(super) fn settle_gone(&mut self, now: Time) -> Vec<ClientId> {
+        let broken = self.broken.iter().filter(|(_, since)| **since + BREAK <= now);
+        let broken: Vec<ClientId> = broken.map(|(client, _)| client.clone()).collect();
+        broken.iter().for_each(|client| self.settle(client, Standing::BrokenOff));
         let Some(grace) = self.grace else { return Vec::new() };
         let gone = self.away.iter().filter(|(_, since)| **since + grace <= now);
         let gone: Vec<ClientId> = gone.map(|(client, _)| client.clone()).collect();
@@ -101,7 +152,8 @@ impl Gate {
             return None;
         }
         let grace = self.grace.and_then(|grace| self.away.values().min().map(|since| *since + grace));
-        Some(grace.map_or(self.deadline, |grace| grace.min(self.deadline)))
+        let broken = self.broken.values().min().map(|since| *since + BREAK);
+        [grace, broken].into_iter().flatten().chain([self.deadline]).min()
     }
 
     /// Whether it is time to go on.
@@ -144,6 +196,11 @@ impl Gate {
     /// The clients that stand so.
     pub(super) fn settled(&self, as_now: Standing) -> impl Iterator<Item = &ClientId> {
         self.asked.iter().filter(move |(_, standing)| **standing == as_now).map(|(client, _)| client)
+    }
+
+    /// The clients that have not answered and are not known to have given up for good: a collector is told of them at the end.
+    pub(super) fn unheard(&self) -> impl Iterator<Item = &ClientId> {
+        self.owing().chain(self.settled(Standing::BrokenOff))
     }
 
     /// The clients that still owe an answer.

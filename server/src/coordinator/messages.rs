@@ -7,7 +7,8 @@ use privacy::chain::Link;
 use privacy::correlation::NoiseMemory;
 use protocol::wire::{ClientSummary, Control, Receipt, RoundSummary, RunState};
 use protocol::{
-    Answer, ClientId, Decline, Metrics, Parameters, Positive, Refusal, Round, Standardiser, Task, TaskId,
+    Answer, Capabilities, ClientId, Decline, Metrics, Parameters, Positive, Refusal, Round, Standardiser,
+    Task, TaskId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +20,19 @@ use crate::Plan;
 #[non_exhaustive]
 pub enum Event {
     /// A client is connected (again). If it owes an answer, the task is sent once more.
-    Joined(ClientId),
+    Joined {
+        /// Who.
+        client: ClientId,
+        /// What it says that it knows.
+        capabilities: Arc<Capabilities>,
+    },
     /// These clients are connected; no round opens before all of them are known.
-    JoinedTogether(Vec<ClientId>),
+    JoinedTogether {
+        /// Who.
+        clients: Vec<ClientId>,
+        /// What each of them knows.
+        capabilities: Arc<Capabilities>,
+    },
     /// A client's connection is gone. If it owes an answer, it may come back for it until the deadline.
     Left(ClientId),
     /// A client has answered; nothing in the answer has been checked.
@@ -62,6 +73,18 @@ pub enum Event {
     Control(Control),
     /// Time has passed: at or after [`super::Coordinator::deadline`].
     Tick,
+}
+
+impl Event {
+    /// [`Event::Joined`], of a client that knows what this release does and no method.
+    pub fn joined(client: ClientId) -> Self {
+        Self::Joined { client, capabilities: Arc::new(Capabilities::of_this_release()) }
+    }
+
+    /// [`Event::JoinedTogether`], of such clients.
+    pub fn joined_together(clients: Vec<ClientId>) -> Self {
+        Self::JoinedTogether { clients, capabilities: Arc::new(Capabilities::of_this_release()) }
+    }
 }
 
 /// What the shell is to do. Actions are to be carried out in order.
@@ -328,7 +351,7 @@ pub enum Note {
         /// Whether there were enough.
         quorum: bool,
     },
-    /// A round could not be released, though enough answers had come.
+    /// A step gave nothing, though enough answers had come; or it was not opened, since no connected client knows how to do it.
     Withheld {
         /// The task.
         task: TaskId,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::wire::Control;
-use protocol::{COHORT_MAX, ClientId, Round, Sampling, Task, TaskId, Time, Work};
+use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, Task, TaskId, Time, Work};
 
 use super::{
     Action, Central, ClientRecord, Coordinator, Gate, Note, OpenStep, Phase, Protection, RunEnd, RunState,
@@ -31,6 +31,10 @@ impl Coordinator {
     pub(super) fn open_next(&mut self, now: Time) {
         let step = self.with_state(|workflow, state| workflow.next(state));
         let Some(step) = step else { return self.end_early(RunEnd::Finished) };
+        // Before anything is reserved for it. What the connected sites know is no secret, and who is drawn does not matter here.
+        if let Some(why) = self.inability(&step) {
+            return self.fail_unable(&step, why);
+        }
         let sampling = self.protection.as_ref().map(|protection| protection.central().sampling);
         match sampling.filter(|_| step.collector.takes_permit()) {
             Some(sampling) => self.reserve(step, sampling),
@@ -95,21 +99,24 @@ impl Coordinator {
         self.advance(now);
     }
 
-    /// Whom the plan's rule draws for a round.
-    fn drawn(&mut self, round: Round) -> Vec<ClientId> {
+    /// Whom the plan's rule draws for a round, of those that know what is needed.
+    fn drawn(&mut self, round: Round, needed: &Capability) -> Vec<ClientId> {
         let sampling = self.protection.as_ref().map(|protection| protection.central().sampling);
         match sampling {
             None => {
                 let connected = self.roster.connected(&self.clients);
+                let connected = self.able(connected, needed);
                 select(&connected, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
             }
             Some(Sampling::Poisson { rate }) => {
-                self.present(toss(self.clients.keys(), rate, &self.entropy, round))
+                let drawn = self.present(toss(self.clients.keys(), rate, &self.entropy, round));
+                self.able(drawn.into(), needed).to_vec()
             }
             Some(Sampling::Fixed { sample, .. }) => {
                 let enrolled = self.roster.enrolled(&self.clients);
                 let drawn = draw(&enrolled, sample, &self.entropy, round, &mut self.roster.urn);
-                self.present(drawn)
+                let drawn = self.present(drawn);
+                self.able(drawn.into(), needed).to_vec()
             }
             Some(Sampling::Availability { participations_max, separation_min }) => {
                 let next = self.state.releases + 1;
@@ -118,7 +125,8 @@ impl Coordinator {
                     record.releases < participations_max && (record.released_last == 0 || rested)
                 };
                 let records = self.clients.iter().filter(|(_, record)| record.connected && may(record));
-                let eligible: Vec<ClientId> = records.map(|(client, _)| client.clone()).collect();
+                let eligible = records.map(|(client, _)| client.clone()).collect();
+                let eligible = self.able(eligible, needed);
                 select(&eligible, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
             }
         }
@@ -134,7 +142,7 @@ impl Coordinator {
     }
 
     /// Of these, those that are connected. The others count as zeros.
-    fn present(&self, mut drawn: Vec<ClientId>) -> Vec<ClientId> {
+    pub(super) fn present(&self, mut drawn: Vec<ClientId>) -> Vec<ClientId> {
         drawn.retain(|client| self.clients.get(client).is_some_and(|record| record.connected));
         drawn
     }
@@ -142,12 +150,14 @@ impl Coordinator {
     /// Puts a step to its cohort.
     pub(super) fn open(&mut self, now: Time, step: StepPlan) {
         let StepPlan { step, round, cohort, work, collector, quorum, close, central, is_round } = step;
+        let needed = work.needs();
         let cohort: Arc<[ClientId]> = match cohort {
-            CohortRule::Drawn => self.drawn(round).into(),
+            CohortRule::Drawn => self.drawn(round, &needed).into(),
             CohortRule::Connected => self.roster.connected(&self.clients),
             CohortRule::Nobody => Arc::default(),
             CohortRule::These(clients) => self.present(clients).into(),
         };
+        let cohort = self.able(cohort, &needed);
         let task = self.task(TaskId::new(self.run, round, step), work);
         let id = task.id;
         if !cohort.is_empty() {

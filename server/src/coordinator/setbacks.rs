@@ -43,6 +43,8 @@ pub(super) struct Setbacks {
     others: u64,
     /// Clients that had not answered when their task was closed.
     missing: u64,
+    /// Why nobody could do a step, the last time that was so.
+    unable: Option<String>,
 }
 
 impl Setbacks {
@@ -59,6 +61,11 @@ impl Setbacks {
     /// So many clients have not answered.
     pub(super) fn missing(&mut self, clients: usize) {
         self.missing += clients as u64;
+    }
+
+    /// No connected client knows how to do a step.
+    pub(super) fn unable(&mut self, why: String) {
+        self.unable = Some(why);
     }
 
     /// There was a release: what came before it explains nothing any more.
@@ -89,7 +96,11 @@ impl Setbacks {
     /// Whether budgets that could not pay are all that kept answers away.
     fn is_budget_alone(&self) -> bool {
         let budget = |reason: &Setback| reason.why == Why::Declined(Decline::Budget);
-        self.missing == 0 && self.others == 0 && !self.reasons.is_empty() && self.reasons.iter().all(budget)
+        self.missing == 0
+            && self.unable.is_none()
+            && self.others == 0
+            && !self.reasons.is_empty()
+            && self.reasons.iter().all(budget)
     }
 
     /// The reasons in one sentence, the most frequent first; `None` when there are none.
@@ -97,7 +108,8 @@ impl Setbacks {
         let mut reasons: Vec<&Setback> = self.reasons.iter().collect();
         reasons.sort_by_key(|reason| std::cmp::Reverse(reason.answers));
         let untold = reasons.iter().skip(TOLD_MAX).map(|reason| reason.answers).sum::<u64>() + self.others;
-        let mut parts: Vec<String> = reasons.iter().take(TOLD_MAX).map(|reason| reason.describe()).collect();
+        let mut parts: Vec<String> = self.unable.iter().cloned().collect();
+        parts.extend(reasons.iter().take(TOLD_MAX).map(|reason| reason.describe()));
         if untold > 0 {
             parts.push(format!("{untold} answers did not count for other reasons"));
         }

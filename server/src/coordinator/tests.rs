@@ -1,5 +1,6 @@
 //! Scripted runs, then random ones.
 
+mod abilities;
 mod closing;
 mod control;
 mod golden;
@@ -106,7 +107,7 @@ impl Stage {
     }
 
     fn join(&mut self, names: &[&str]) {
-        names.iter().for_each(|name| self.handle(Event::Joined(id(name))));
+        names.iter().for_each(|name| self.handle(Event::joined(id(name))));
     }
 
     /// The tasks sent since the last call.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use privacy::chain::Digest;
 use protocol::ClientId;
-use protocol::wire::{FrameKind, Greeting, LedgerClaim, LedgerProof, Rejection, SMALL_MAX};
+use protocol::wire::{FrameKind, Greeting, LedgerClaim, LedgerProof, Rejection, SMALL_MAX, decode};
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 
 use super::engine::{Command, Record};
-use super::frames::{FrameError, Patience, read_frame, write_frame};
+use super::frames::{FrameError, Patience, read_known, write_frame};
 use super::ledgers::{Judged, Proven, check};
 use super::members::now;
 use super::session::{Hall, OPENING, close, reject_on};
@@ -37,7 +37,7 @@ impl Dialogue<'_> {
     pub(crate) async fn hear_ledger(&mut self) -> Option<()> {
         let claim = match self.read::<LedgerClaim>(FrameKind::LedgerClaim, OPENING).await {
             Ok(claim) => Some(claim),
-            // A program without a ledger, or of an older release, has no more to say.
+            // A program without a ledger, or of an older release, has no more to say. Frames of unknown kinds were passed over.
             Err(FrameError::Truncated | FrameError::TooSlow) => None,
             Err(FrameError::Lost(_)) => return None,
             Err(_) => return self.reject(Rejection::NotAHello).await,
@@ -132,7 +132,9 @@ impl Dialogue<'_> {
         first: Duration,
     ) -> Result<T, FrameError> {
         let patience = Patience { first: Some(first), idle: OPENING };
-        read_frame(&mut self.recv, kind, SMALL_MAX, patience).await
+        let (head, body) = read_known(&mut self.recv, SMALL_MAX, patience).await?;
+        head.expect(kind, SMALL_MAX)?;
+        Ok(decode(&body)?)
     }
 
     /// SHA-256 of the certificate that the site shows.

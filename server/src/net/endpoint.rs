@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use protocol::wire::{ALPN, DATAGRAM_MAX, ENROL_ALPN};
+use protocol::wire::{ALPNS, DATAGRAM_MAX, ENROL_ALPN};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
     Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, TokioRuntime, TransportConfig, VarInt,
@@ -207,7 +207,8 @@ fn tls(identity: &Path, key: PrivateKeyDer<'static>) -> Result<rustls::ServerCon
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(|error| unusable(&error))?;
-    config.alpn_protocols = vec![ALPN.to_vec(), ENROL_ALPN.to_vec()];
+    // Of what a peer offers the first of these is taken.
+    config.alpn_protocols = ALPNS.into_iter().chain([ENROL_ALPN]).map(<[u8]>::to_vec).collect();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;

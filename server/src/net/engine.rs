@@ -22,7 +22,8 @@ use bytes::Bytes;
 use privacy::chain::segments::SegmentBytes;
 use protocol::wire::{Control, Receipt, Rejection, RunSummary};
 use protocol::{
-    Answer, ClientId, Layout, Metrics, PayloadSpec, Positive, Refusal, Round, RunId, Seed, Task, TaskId, Time,
+    Answer, Capabilities, ClientId, Layout, Metrics, PayloadSpec, Positive, Refusal, Round, RunId, Seed,
+    Task, TaskId, Time,
 };
 use quinn::Connection;
 use rand::TryRngCore;
@@ -173,6 +174,8 @@ pub(crate) struct Link {
     pub(crate) session: u64,
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) connection: Connection,
+    /// What the site says that it knows.
+    pub(crate) capabilities: Arc<Capabilities>,
 }
 
 /// The engine's ties to the rest of the server.
@@ -338,7 +341,7 @@ impl Engine {
                 if self.held.contains(&client) {
                     return Ok(());
                 }
-                self.event_everywhere(|| Event::Joined(client.clone()))
+                self.join_everywhere(&client)
             }
             Command::Left { client, session } if self.is_current(&client, session) => {
                 self.links.remove(&client);
@@ -409,6 +412,14 @@ impl Engine {
             room.leave(self.active.get_mut(&task.run).and_then(|active| active.coordinator.reclaim()));
         }
         Ok(())
+    }
+
+    /// Tells every run that a site is connected, and what it knows.
+    fn join_everywhere(&mut self, client: &ClientId) -> Result<(), StoreError> {
+        let Some(link) = self.links.get(client) else { return Ok(()) };
+        let capabilities = Arc::clone(&link.capabilities);
+        let joined = || Event::Joined { client: client.clone(), capabilities: Arc::clone(&capabilities) };
+        self.event_everywhere(joined)
     }
 
     /// Tells every run.

@@ -7,8 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::wire::{AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, SMALL_MAX, TaskHeader};
-use protocol::{Answer, ClientId, DType, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values, Work};
+use protocol::wire::{
+    AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported, decode,
+};
+use protocol::{Answer, ClientId, DType, Decline, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values, Work};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
-use super::frames::{FrameError, Pace, Patience, at_end, block_bytes, read_frame, read_values, write_frame};
+use super::frames::{FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame};
 use super::metrics::Carried;
 use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
 use super::uploads::Room;
@@ -25,6 +27,10 @@ use super::uploads::Room;
 const CODE_CANCELLED: VarInt = VarInt::from_u32(1);
 /// How long a refused peer's receipt may take the engine.
 const RECEIPT: Duration = Duration::from_secs(5);
+/// How long an answer may take to begin once its peer has stopped listening: one that declines a task unread does both at once.
+const LAST_ANSWER: Duration = Duration::from_millis(200);
+/// How long after a stream was given up its connection may take to end.
+const LEAVING: Duration = Duration::from_millis(100);
 /// Bytes a microsecond for which the window of an upload is made: 16 MiB for a peer 100 ms away.
 const RATE_PER_MICRO: u64 = 160;
 /// Whose stream it is.
@@ -33,6 +39,8 @@ pub(crate) struct Exchange {
     pub(crate) connection: Connection,
     pub(crate) client: ClientId,
     pub(crate) session: u64,
+    /// Whether the site reads the number of an attempt.
+    pub(crate) knows_attempts: bool,
 }
 
 /// What an answer must fit.
@@ -55,6 +63,13 @@ impl From<FrameError> for Fault {
     fn from(error: FrameError) -> Self {
         error.refusal().map_or(Self::Lost, Self::Refused)
     }
+}
+
+/// The header of an answer.
+struct Heard {
+    header: AnswerHeader,
+    /// Whether the answer was computed for an earlier stream.
+    is_resent: bool,
 }
 
 /// A whole answer, and the room it takes.
@@ -88,7 +103,7 @@ impl Exchange {
         let TaskOrder { task, spec_json, expects, model } = *order;
         let expected = Expected { task: task.id, payload: expects, is_hidden: task.hides_participation() };
         let mut header = TaskHeader::of(&task, &spec_json);
-        header.id = first_attempt(task.id);
+        header.id = self.as_told(task.id);
         let blocks = match &task.work {
             Work::Method(work) => block_bytes(work),
             Work::Statistics { .. } | Work::Train { .. } | Work::Evaluate { .. } => Vec::new(),
@@ -105,25 +120,33 @@ impl Exchange {
             }
             Ok(())
         };
-        let patience = Patience { first: None, idle: self.hall.limits.upload_idle };
         let (told, answer) = {
-            let hearing = read_frame::<AnswerHeader>(recv, FrameKind::Answer, SMALL_MAX, patience);
+            let hearing = self.hear(&expected, recv);
             tokio::pin!(hearing);
-            tokio::select! {
+            let (told, early) = tokio::select! {
                 biased;
                 told = telling => match told {
-                    Ok(()) => (true, hearing.await),
+                    Ok(()) => (true, None),
                     Err(WriteError::ConnectionLost(_)) => return false,
                     // It does not want the rest of the model: it will say why.
-                    Err(_) => (false, hearing.await),
+                    Err(_) => (false, None),
                 },
                 // It declines before it has read the model, of which the rest is not sent.
-                early = &mut hearing => (false, early),
+                early = &mut hearing => (false, Some(early)),
+            };
+            match early {
+                Some(answer) => (told, answer),
+                None => (told, self.unless_given_up(hearing, send).await),
             }
         };
         let answer = match answer {
-            Ok(header) => self.receive(header, &expected, recv).await,
+            Ok(heard) => self.receive(heard, &expected, recv).await,
             Err(error) => Err(error.into()),
+        };
+        let answer = match answer {
+            // A peer that leaves may give its streams up just before: the end of its connection says what it meant.
+            Err(Fault::Refused(Refusal::Truncated)) if self.is_leaving().await => Err(Fault::Lost),
+            answer => answer,
         };
         match answer {
             Ok((answer, room)) => self.deliver(answer, room, receipt, send).await && told,
@@ -146,14 +169,73 @@ impl Exchange {
         }
     }
 
+    /// The header of the answer, or what stands for it.
+    async fn hear(&self, expected: &Expected, recv: &mut RecvStream) -> Result<Heard, FrameError> {
+        let idle = self.hall.limits.upload_idle;
+        let (mut is_resent, mut first) = (false, None);
+        loop {
+            let (head, body) = read_known(recv, SMALL_MAX, Patience { first, idle }).await?;
+            match head.kind {
+                Some(FrameKind::Resent) if !is_resent => {
+                    decode::<Resent>(&body)?;
+                    (is_resent, first) = (true, Some(idle));
+                }
+                Some(FrameKind::Unsupported) => {
+                    let Unsupported { kind } = decode(&body)?;
+                    let detail = format!("the site's software does not know frames of kind {kind}");
+                    let body = AnswerBody::Declined { reason: Decline::Unsupported, detail };
+                    let header = AnswerHeader { task: self.as_told(expected.task), body };
+                    return Ok(Heard { header, is_resent });
+                }
+                _ => {
+                    head.expect(FrameKind::Answer, SMALL_MAX)?;
+                    return Ok(Heard { header: decode(&body)?, is_resent });
+                }
+            }
+        }
+    }
+
+    /// What is heard; nothing, where the peer has stopped listening and says nothing soon after: it has given the task up.
+    async fn unless_given_up(
+        &self,
+        hearing: impl Future<Output = Result<Heard, FrameError>>,
+        send: &mut SendStream,
+    ) -> Result<Heard, FrameError> {
+        tokio::pin!(hearing);
+        let stopped = async {
+            if !matches!(send.stopped().await, Ok(Some(_))) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            heard = &mut hearing => heard,
+            () = stopped => {
+                let patience = LAST_ANSWER.max(self.connection.rtt() * 2);
+                timeout(patience, hearing).await.unwrap_or(Err(FrameError::Truncated))
+            }
+        }
+    }
+
+    /// Whether the connection ends, too.
+    async fn is_leaving(&self) -> bool {
+        timeout(LEAVING, self.connection.closed()).await.is_ok()
+    }
+
+    /// The task as its site knows it: programs of the first release read no attempt but the first. An answer comes on the stream of its
+    /// attempt, so nothing is lost by it.
+    fn as_told(&self, task: TaskId) -> TaskId {
+        if self.knows_attempts { task } else { TaskId { attempt: 0, ..task } }
+    }
+
     /// The values that an answer's header announces, once they have been checked against the task.
     async fn receive(
         &self,
-        header: AnswerHeader,
+        Heard { header, is_resent }: Heard,
         expected: &Expected,
         recv: &mut RecvStream,
     ) -> Result<Received, Fault> {
-        if header.task != first_attempt(expected.task) {
+        if header.task != self.as_told(expected.task) {
             return Err(Fault::Refused(Refusal::Stale));
         }
         header.check_lengths(&expected.payload).map_err(Fault::Refused)?;
@@ -172,7 +254,8 @@ impl Exchange {
         if !expected.is_hidden {
             self.hall.metrics.carried(Carried::Update, bytes);
             // What is counted is written down and decides about a copy: of a secret cohort both would show who was drawn.
-            if header.blocks().iter().any(|block| block.name == UPDATE) {
+            // What was booked for an answer that is sent again may stand in the ledger that the site has shown meanwhile.
+            if !is_resent && header.blocks().iter().any(|block| block.name == UPDATE) {
                 self.hall.ledgers.answered(&self.client, self.session);
             }
         }
@@ -221,12 +304,6 @@ impl Exchange {
         let _ = write_frame(send, FrameKind::Receipt, &Receipt::Refused(reason)).await;
         let _ = send.finish();
     }
-}
-
-/// The task as its site knows it: programs of the first release read no attempt but the first. An answer comes on the stream of its attempt, so
-/// nothing is lost by it.
-fn first_attempt(task: TaskId) -> TaskId {
-    TaskId { attempt: 0, ..task }
 }
 
 /// A connection whose peer may send far ahead of our reading. What it was allowed stays allowed until it has come, so

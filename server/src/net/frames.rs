@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytemuck::Pod;
 use bytes::Bytes;
-use protocol::wire::{CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
+use protocol::wire::{AnyHead, CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
 use protocol::{Block, MethodWork, Parameters, Refusal, Values};
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use serde::Serialize;
@@ -71,6 +71,56 @@ impl From<ReadError> for FrameError {
             | ReadError::ZeroRttRejected => Self::Truncated,
         }
     }
+}
+
+/// Frames of unknown kinds that are passed over before one is refused.
+const UNKNOWN_MAX: usize = 8;
+
+/// Reads the next frame whose kind this program knows: its head, and its body of at most `limit` bytes. Frames of kinds that it does not
+/// know are passed over by their length, a few of them, so that a later release may say more where an earlier one listens.
+pub(crate) async fn read_known(
+    stream: &mut RecvStream,
+    limit: usize,
+    patience: Patience,
+) -> Result<(AnyHead, Vec<u8>), FrameError> {
+    let (mut first, mut passed) = (patience.first, 0);
+    loop {
+        let (head, body) = read_any(stream, limit, Patience { first, ..patience }).await?;
+        if head.kind.is_some() {
+            return Ok((head, body));
+        }
+        passed += 1;
+        if passed > UNKNOWN_MAX {
+            let found = head.number;
+            return Err(CodecError::Kind { expected: FrameKind::Answer, found }.into());
+        }
+        // Whoever has begun to speak goes on.
+        first = Some(patience.idle);
+    }
+}
+
+async fn read_any(
+    stream: &mut RecvStream,
+    limit: usize,
+    patience: Patience,
+) -> Result<(AnyHead, Vec<u8>), FrameError> {
+    let mut head = [0u8; FRAME_HEAD];
+    match patience.first {
+        Some(first) => fill(stream, &mut head[..1], first).await?,
+        None if stream.read(&mut head[..1]).await?.is_none() => return Err(FrameError::Truncated),
+        None => {}
+    }
+    let rest = async {
+        fill(stream, &mut head[1..], patience.idle).await?;
+        let head = AnyHead::parse(head)?;
+        if head.len > limit {
+            return Err(CodecError::Oversize { limit, found: head.len }.into());
+        }
+        let mut body = vec![0u8; head.len];
+        fill(stream, &mut body, patience.idle).await?;
+        Ok((head, body))
+    };
+    timeout(patience.idle, rest).await.map_err(|_| FrameError::TooSlow)?
 }
 
 /// Reads one frame of this kind, whose body has at most `limit` bytes.

@@ -4,7 +4,7 @@
 //! carries no name of this federation, or more than one.
 
 use protocol::ClientId;
-use protocol::wire::ENROL_ALPN;
+use protocol::wire::{ALPN_CAPABLE, ENROL_ALPN};
 use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -55,8 +55,17 @@ impl Peer {
 
 /// Whether the other end came to enrol.
 pub(crate) fn is_enrolment(connection: &quinn::Connection) -> bool {
+    speaks(connection, ENROL_ALPN)
+}
+
+/// Whether the other end says what it knows.
+pub(crate) fn is_capable(connection: &quinn::Connection) -> bool {
+    speaks(connection, ALPN_CAPABLE)
+}
+
+fn speaks(connection: &quinn::Connection, alpn: &[u8]) -> bool {
     let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-    data.and_then(|data| data.protocol).is_some_and(|protocol| protocol == ENROL_ALPN)
+    data.and_then(|data| data.protocol).is_some_and(|protocol| protocol == alpn)
 }
 
 /// A certificate file that names no site.

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use protocol::wire::{CodecError, FrameKind, Greeting, Hello, Receipt, Rejection, SMALL_MAX, VERSION};
-use protocol::{ClientId, TaskId, software_name};
+use protocol::wire::{
+    CapableHello, CodecError, FrameKind, Greeting, HELLO_MAX, Hello, Receipt, Rejection, SMALL_MAX, VERSION,
+};
+use protocol::{Capabilities, Capability, ClientId, TaskId, software_name};
 use quinn::{Connection, Endpoint, Incoming, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -26,7 +28,7 @@ use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::ledgers::Ledgers;
 use super::members::{Members, Revocations};
 use super::metrics::Metrics;
-use super::peer::{Peer, is_enrolment};
+use super::peer::{Peer, is_capable, is_enrolment};
 use super::presence::{Displaced, Presence};
 use super::strangers::{Origin, Place, Strangers, Turn};
 use super::uploads::Uploads;
@@ -213,6 +215,8 @@ struct Greeted {
     software: String,
     /// Whether it only looks.
     is_probe: bool,
+    /// What it says that it knows.
+    capabilities: Capabilities,
 }
 
 /// The words of a site's first stream. `None` when the connection is of no use.
@@ -228,11 +232,16 @@ async fn greet(
         return None;
     };
     let patience = Patience { first: Some(OPENING), idle: OPENING };
-    let greeted = match read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await {
+    let hello = if is_capable(connection) {
+        read_frame::<CapableHello>(&mut recv, FrameKind::Hello, HELLO_MAX, patience).await
+    } else {
+        read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX, patience).await.map(CapableHello::from)
+    };
+    let greeted = match hello {
         Ok(hello) => {
-            let software = software_name(&hello.software);
+            let (software, is_probe) = (software_name(&hello.software), hello.is_probe());
             tracing::info!("{client} is connected from {address} with {software}");
-            Greeted { software, is_probe: hello.is_probe() }
+            Greeted { software, is_probe, capabilities: hello.capabilities }
         }
         Err(FrameError::Lost(_)) => return None,
         Err(FrameError::TooSlow) => {
@@ -300,11 +309,13 @@ async fn attend_site(
         }
         return;
     }
-    let software = greeted.software;
+    let Greeted { software, capabilities, .. } = greeted;
+    let capabilities = Arc::new(capabilities);
     // From here on the server opens the streams.
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
     let (orders, inbox) = mpsc::channel(ORDERS);
-    let link = Link { session, orders, connection: connection.clone() };
+    let link =
+        Link { session, orders, connection: connection.clone(), capabilities: Arc::clone(&capabilities) };
     let joined = Command::Joined { client: client.clone(), link };
     // Before the engine closes the connection that this one replaces: the end of that one must not hide it.
     let displaced = hall.presence.arrive(&client, session, address.clone(), software);
@@ -315,8 +326,16 @@ async fn attend_site(
     if let Some(displaced) = displaced {
         tell_displaced(hall, &client, address, displaced).await;
     }
-    let mut site =
-        Site { hall, connection, client, session, open: BTreeMap::new(), streams: JoinSet::new(), serial: 0 };
+    let mut site = Site {
+        hall,
+        connection,
+        client,
+        session,
+        knows_attempts: capabilities.has(&Capability::attempts()),
+        open: BTreeMap::new(),
+        streams: JoinSet::new(),
+        serial: 0,
+    };
     let why = tokio::select! {
         why = site.serve(inbox) => why,
         _ = revoked.wait_for(is_void) => {
@@ -339,6 +358,8 @@ struct Site<'a> {
     connection: &'a Connection,
     client: ClientId,
     session: u64,
+    /// Whether it reads the number of an attempt.
+    knows_attempts: bool,
     open: BTreeMap<TaskId, OpenTask>,
     streams: JoinSet<(TaskId, u64)>,
     serial: u64,
@@ -392,6 +413,7 @@ impl Site<'_> {
                     connection: self.connection.clone(),
                     client: self.client.clone(),
                     session: self.session,
+                    knows_attempts: self.knows_attempts,
                 };
                 self.streams.spawn(async move {
                     exchange.carry_out(order, receipt, cancel).await;

@@ -128,7 +128,7 @@ impl Stage<'_> {
     fn run(&mut self) {
         let there = |client: &usize| *client > 0 || self.script.is_there(0);
         let clients = (0..self.script.clients.len()).filter(there).map(name).collect();
-        self.handle(Event::JoinedTogether(clients));
+        self.handle(Event::joined_together(clients));
         while !self.over {
             let next = if self.script.backwards { self.pending.pop_back() } else { self.pending.pop_front() };
             match (next, self.coordinator.deadline()) {
@@ -209,7 +209,7 @@ impl Stage<'_> {
 
     /// The first client comes or goes before round `next` opens.
     fn turn(&mut self, next: usize) {
-        let event = if self.script.is_there(next) { Event::Joined(name(0)) } else { Event::Left(name(0)) };
+        let event = if self.script.is_there(next) { Event::joined(name(0)) } else { Event::Left(name(0)) };
         self.coordinator.handle(self.now, event);
     }
 

@@ -7,6 +7,7 @@
 )]
 
 mod admin;
+mod capabilities;
 mod control;
 mod doorstep;
 mod federation;

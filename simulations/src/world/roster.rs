@@ -1,6 +1,9 @@
 //! Every client's number, found by its name.
 
-use protocol::ClientId;
+use std::sync::Arc;
+
+use protocol::{Capabilities, ClientId};
+use server::Event;
 
 use crate::Workforce;
 
@@ -9,6 +12,7 @@ pub(super) struct Roster<'a> {
     pub(super) workforce: &'a dyn Workforce,
     /// The numbers in order of their names.
     pub(super) sorted: Vec<u32>,
+    capabilities: Arc<Capabilities>,
 }
 
 impl<'a> Roster<'a> {
@@ -16,7 +20,12 @@ impl<'a> Roster<'a> {
         let clients = workforce.clients();
         let mut sorted: Vec<u32> = (0u32..).take(clients.len()).collect();
         sorted.sort_unstable_by_key(|number| &clients[*number as usize]);
-        Self { workforce, sorted }
+        Self { workforce, sorted, capabilities: Arc::new(workforce.methods().capabilities()) }
+    }
+
+    /// What a coordinator is told when these come.
+    pub(super) fn join(&self, clients: Vec<ClientId>) -> Event {
+        Event::JoinedTogether { clients, capabilities: Arc::clone(&self.capabilities) }
     }
 
     /// The number of a client that the coordinator knows, and so was told of from here.

@@ -1,6 +1,6 @@
 //! `consortia site leave`: the key and the certificates go, the books stay.
 //!
-//! It removes nothing but the three files of an identity, and those that a renewal left beside it. The key is written over
+//! It removes nothing but the three files of an identity, those that a renewal left beside it, and answers that have not left. The key is written over
 //! first; on a disk that keeps old blocks (flash, snapshots, backups) that is no promise, and only a revocation by the operator
 //! makes the identity void.
 
@@ -64,6 +64,8 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
         // What else is in there is not ours to remove.
         let _ = std::fs::remove_dir(folder);
     }
+    // They are of no use without the key, and nothing of these records is to leave any more.
+    remove_answers(&file.state.join(super::OUTBOX))?;
     let left = audit.seal(AuditEvent::Left { by: who(), certificate });
     left.or_fail(Kind::Run, "the key is gone, but the audit log cannot be written")?;
     let logs = files_of(&file.state.join("audit.jsonl")).unwrap_or_default();
@@ -173,6 +175,18 @@ fn confirm(identity: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(Kind::Configuration, "nothing was changed"))
+}
+
+/// Removes the answers that the server has not acknowledged; what else is in their folder is not touched.
+fn remove_answers(outbox: &Path) -> Result<(), Failure> {
+    let Ok(entries) = std::fs::read_dir(outbox) else { return Ok(()) };
+    let answers = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    for path in answers.filter(|path| path.extension().is_some_and(|extension| extension == "answer")) {
+        std::fs::remove_file(&path).or_fail(Kind::Run, path.display())?;
+    }
+    // What else is in there is not ours to remove.
+    let _ = std::fs::remove_dir(outbox);
+    Ok(())
 }
 
 /// Writes zeros over a key, then removes the file.

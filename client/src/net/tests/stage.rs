@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use protocol::wire::{ALPN, AnswerHeader, FrameKind, Greeting, Hello, Receipt, SMALL_MAX, TaskHeader};
-use protocol::{Task, UpdateCodec, Values};
+use protocol::wire::{
+    ALPN, ALPNS, AnswerHeader, CapableHello, FrameKind, Greeting, HELLO_MAX, Hello, Receipt, SMALL_MAX,
+    TaskHeader,
+};
+use protocol::{Capability, Task, UpdateCodec, Values};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -13,6 +16,7 @@ use rustls::server::WebPkiClientVerifier;
 use tempfile::TempDir;
 
 use crate::net::frames::{read_frame, write_frame};
+use crate::net::greeting::is_capable;
 use crate::net::{Identity, SERVER_NAME};
 
 pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -41,7 +45,16 @@ impl Authority {
     }
 
     /// A server that this authority has issued, and that asks clients for certificates of this authority.
+    pub(super) fn capable_server(&self) -> Stage {
+        self.server_of(&ALPNS)
+    }
+
+    /// The same, of the release before.
     pub(super) fn server(&self) -> Stage {
+        self.server_of(&[ALPN])
+    }
+
+    fn server_of(&self, alpns: &[&[u8]]) -> Stage {
         let folder = self.folder(SERVER_NAME, self);
         let certificate = CertificateDer::from_pem_file(folder.path().join("cert.pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(folder.path().join("key.pem")).unwrap();
@@ -55,7 +68,7 @@ impl Authority {
             .with_client_cert_verifier(verifier.build().unwrap())
             .with_single_cert(vec![certificate], key)
             .unwrap();
-        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
         let quic = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
         let config = quinn::ServerConfig::with_crypto(Arc::new(quic));
         Stage(Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap())
@@ -81,7 +94,12 @@ impl Stage {
     pub(super) async fn hear(&self) -> (Connection, SendStream) {
         let connection = self.accept().await.unwrap();
         let (send, mut recv) = connection.accept_bi().await.unwrap();
-        let hello: Hello = read_frame(&mut recv, FrameKind::Hello, SMALL_MAX).await.unwrap().unwrap();
+        let hello = if is_capable(&connection) {
+            read_frame::<CapableHello>(&mut recv, FrameKind::Hello, HELLO_MAX).await.unwrap().unwrap()
+        } else {
+            read_frame::<Hello>(&mut recv, FrameKind::Hello, SMALL_MAX).await.unwrap().unwrap().into()
+        };
+        assert_eq!(hello.capabilities.has(&Capability::attempts()), is_capable(&connection));
         assert!(hello.software.starts_with("consortia"), "{hello:?}");
         (connection, send)
     }

@@ -51,14 +51,14 @@ fn a_client_that_is_gone_is_awaited_for_its_grace_and_no_longer() {
     assert_eq!(stage.coordinator.deadline(), Some(stage.now + Duration::from_secs(20)));
     // It comes back in time, and is gone again.
     stage.now = stage.now + Duration::from_secs(19);
-    stage.handle(Event::Joined(client.clone()));
+    stage.handle(Event::joined(client.clone()));
     assert_eq!(stage.coordinator.deadline(), Some(Time::ZERO + Duration::from_secs(600)));
     stage.handle(Event::Left(client.clone()));
     stage.wait_for_deadline();
     assert_eq!(stage.now, Time::ZERO + Duration::from_secs(139));
     assert_eq!((stage.commits[0].summary.released, stage.commits[0].summary.answered), (true, 2));
     assert!(stage.notes.iter().any(|note| matches!(note, Note::Closed { missing: 1, quorum: true, .. })));
-    stage.handle(Event::Joined(client.clone()));
+    stage.handle(Event::joined(client.clone()));
     stage.answer(&client, task.id, honest(&task, 1.0, 1));
     assert_eq!(stage.refusals(client.as_str()), [(Refusal::Stale, 1)]);
 }

@@ -43,7 +43,7 @@ fn name(client: usize) -> ClientId {
 fn play(stage: &mut Stage, step: Step) {
     let kinds = [StepId::STATISTICS, StepId::TRAIN, StepId::EVALUATE];
     match step {
-        Step::Join(client) => stage.handle(Event::Joined(name(client))),
+        Step::Join(client) => stage.handle(Event::joined(name(client))),
         Step::Leave(client) => stage.handle(Event::Left(name(client))),
         Step::Honest(which) if !stage.sent.is_empty() => {
             let (client, task) = stage.sent[which % stage.sent.len()].clone();

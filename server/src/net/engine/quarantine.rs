@@ -11,10 +11,7 @@ impl Engine {
     pub(super) fn hold(&mut self, client: ClientId, held: bool) -> Result<(), StoreError> {
         if !held {
             let was_held = self.held.remove(&client);
-            if was_held && self.links.contains_key(&client) {
-                self.event_everywhere(|| Event::Joined(client.clone()))?;
-            }
-            return Ok(());
+            return if was_held { self.join_everywhere(&client) } else { Ok(()) };
         }
         if !self.held.insert(client.clone()) {
             return Ok(());

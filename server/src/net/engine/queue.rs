@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use protocol::RunId;
 use protocol::wire::{Control, RunSummary};
-use protocol::{ClientId, RunId};
 
 use super::super::InitialModel;
 use super::super::audit;
@@ -137,9 +137,13 @@ impl Engine {
         if control != Control::Resume {
             self.event(run, Event::Control(control))?;
         }
-        let taking_part = self.links.keys().filter(|client| !self.held.contains(*client));
-        let connected: Vec<ClientId> = taking_part.cloned().collect();
-        connected.into_iter().try_for_each(|client| self.event(run, Event::Joined(client)))
+        let taking_part = self.links.iter().filter(|(client, _)| !self.held.contains(*client));
+        let joined = taking_part.map(|(client, link)| {
+            let (client, capabilities) = (client.clone(), Arc::clone(&link.capabilities));
+            Event::Joined { client, capabilities }
+        });
+        let joined: Vec<Event> = joined.collect();
+        joined.into_iter().try_for_each(|event| self.event(run, event))
     }
 
     pub(super) fn give_up(&mut self, run: RunId, reason: String) -> Result<(), StoreError> {

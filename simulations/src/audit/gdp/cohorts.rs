@@ -76,7 +76,7 @@ struct Play {
 impl Play {
     fn run(&mut self, clients: Vec<ClientId>) {
         let canary = clients[0].clone();
-        self.handle(Event::JoinedTogether(clients), &canary);
+        self.handle(Event::joined_together(clients), &canary);
         while !self.over {
             let asked = std::mem::take(&mut self.asked);
             if asked.is_empty() {

@@ -1,0 +1,128 @@
+//! What the connected clients know how to do, and steps that none of them can do.
+//!
+//! Most clients know the same, so that is kept once: a million of them take no more room than one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use protocol::{Capabilities, Capability, ClientId, TaskId, Time, Work};
+
+use super::{Coordinator, Note, Phase, Standing, empty_summary};
+use crate::workflow::{CohortRule, StepPlan};
+
+/// Clients whose other versions are named when nobody has the one that is needed.
+const NAMES_MAX: usize = 3;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Abilities {
+    /// What the first client said, and most do.
+    common: Option<Arc<Capabilities>>,
+    /// What those said that say otherwise.
+    others: BTreeMap<ClientId, Arc<Capabilities>>,
+}
+
+impl Abilities {
+    /// Takes in what a client says when it joins.
+    pub(super) fn learn(&mut self, client: &ClientId, known: Arc<Capabilities>) {
+        let common = self.common.get_or_insert_with(|| Arc::clone(&known));
+        if *common == known {
+            self.others.remove(client);
+        } else {
+            self.others.insert(client.clone(), known);
+        }
+    }
+
+    /// Whether a client that has joined knows this.
+    pub(super) fn has(&self, client: &ClientId, needed: &Capability) -> bool {
+        self.of(client).is_some_and(|known| known.has(needed))
+    }
+
+    /// Whether everybody who has joined knows this.
+    pub(super) fn all_have(&self, needed: &Capability) -> bool {
+        let common = self.common.as_ref().is_none_or(|known| known.has(needed));
+        common && self.others.values().all(|known| known.has(needed))
+    }
+
+    fn of(&self, client: &ClientId) -> Option<&Capabilities> {
+        self.others.get(client).or(self.common.as_ref()).map(|known| &**known)
+    }
+}
+
+impl Coordinator {
+    /// Of these, those that know what a step needs; all of them, and no copy, where everybody knows it.
+    pub(super) fn able(&self, clients: Arc<[ClientId]>, needed: &Capability) -> Arc<[ClientId]> {
+        if self.abilities.all_have(needed) {
+            return clients;
+        }
+        clients.iter().filter(|client| self.abilities.has(client, needed)).cloned().collect()
+    }
+
+    /// Why a step cannot be done: clients are connected that it could be put to, and none of them knows what it needs.
+    pub(super) fn inability(&mut self, step: &StepPlan) -> Option<String> {
+        let needed = step.work.needs();
+        // An evaluation that nobody can do measures nothing, and holds nothing up.
+        if matches!(step.work, Work::Evaluate { .. }) || self.abilities.all_have(&needed) {
+            return None;
+        }
+        let there = match &step.cohort {
+            CohortRule::Nobody => return None,
+            CohortRule::Drawn | CohortRule::Connected => self.roster.connected(&self.clients),
+            CohortRule::These(clients) => self.present(clients.clone()).into(),
+        };
+        if there.is_empty() || there.iter().any(|client| self.abilities.has(client, &needed)) {
+            return None;
+        }
+        let other = there.iter().filter_map(|client| {
+            let version = self.abilities.of(client)?.other_versions(&needed).max()?;
+            Some(format!("{client} knows version {version}"))
+        });
+        let others: Vec<String> = other.take(NAMES_MAX).collect();
+        let others = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
+        let who = match there.len() {
+            1 => "the one connected site does not know".to_owned(),
+            count => format!("none of the {count} connected sites knows"),
+        };
+        Some(format!("{who} {needed}{others}; install a release there that does"))
+    }
+
+    /// Ends a step before it was opened, since nobody can do it. It is tried again after a while: who can may be away for a moment only.
+    pub(super) fn fail_unable(&mut self, step: &StepPlan, why: String) {
+        let task = TaskId::new(self.run, step.round, step.step);
+        self.note(Note::Withheld { task, reason: why.clone() });
+        self.setbacks.unable(why);
+        self.state.failures += 1;
+        if step.is_round {
+            (self.state.round, self.state.evaluated) = (step.round, true);
+        }
+        self.commit(empty_summary(step.round), Vec::new());
+        if let Phase::Committing { rests, .. } = &mut self.phase {
+            *rests = true;
+        }
+    }
+
+    /// An answer to the open task broke off. Whether it is to be put to its client once more, as the next attempt: once, where the client knows
+    /// attempts, and after that it is out of the step. One that does not know them is awaited for a moment only; one that has gone may come
+    /// back, since the line is what broke.
+    pub(super) fn break_off(&mut self, now: Time, client: &ClientId) -> bool {
+        let is_connected = self.clients.get(client).is_some_and(|record| record.connected);
+        let knows_attempts = self.abilities.has(client, &Capability::attempts());
+        let Phase::Open(open) = &mut self.phase else { return false };
+        match (is_connected, knows_attempts) {
+            (false, _) => false,
+            (true, false) => {
+                open.gate.broke_off(client, now);
+                false
+            }
+            (true, true) if open.gate.renew(client) => {
+                // What is put anew later must not be taken for this attempt.
+                self.opened_last = self.opened_last.max(Some(open.gate.task_of(client)));
+                true
+            }
+            (true, true) => {
+                self.settle(client, Standing::Out);
+                false
+            }
+        }
+    }
+}
