@@ -31,6 +31,8 @@ pub enum Purpose {
     Noise,
     /// What a lossy codec decides by chance.
     Codec,
+    /// Which virtual clients of a simulation are corrupted, and what they send by chance.
+    Adversary,
 }
 
 impl Seed {
