@@ -29,6 +29,7 @@ mod notify;
 mod output;
 mod papers;
 mod part;
+mod plans;
 mod policy;
 mod privacy;
 mod progress;

@@ -10,6 +10,7 @@ mod room;
 
 pub use client;
 pub use learning;
+pub use methods;
 pub use privacy;
 pub use protocol;
 pub use room::{Room, first_model};

@@ -3,12 +3,14 @@
 use learning::device::Device;
 use learning::{FileSource, Models, SourceSpec, Trainer};
 use protocol::{Learner, Parameters, Purpose, Round, Seed, Spec};
+use server::Methods;
 use server::net::{InitialModel, ModelRoom};
 
 /// The models a server can begin, and the records it evaluates on.
 #[derive(Debug)]
 pub struct Room {
     models: Models,
+    methods: Methods,
     central: Option<SourceSpec>,
     device: Device,
 }
@@ -16,13 +18,20 @@ pub struct Room {
 impl Room {
     /// The built-in models, and no records.
     pub fn new() -> Self {
-        Self { models: Models::new(), central: None, device: Device::Cpu }
+        Self { models: Models::new(), methods: Methods::default(), central: None, device: Device::Cpu }
     }
 
     /// The same room with models of your own.
     #[must_use]
     pub fn with_models(mut self, models: Models) -> Self {
         self.models = models;
+        self
+    }
+
+    /// The same room where plans may name these methods.
+    #[must_use]
+    pub fn with_methods(mut self, methods: Methods) -> Self {
+        self.methods = methods;
         self
     }
 
@@ -62,5 +71,9 @@ impl ModelRoom for Room {
         let source = FileSource::new(self.central.clone()?);
         let trainer = Trainer::new(Box::new(source), self.device.clone()).with_models(self.models.clone());
         Some(Box::new(trainer))
+    }
+
+    fn methods(&self) -> Methods {
+        self.methods.clone()
     }
 }

@@ -1,6 +1,6 @@
 //! Who answers: the participant, which does a task with a [`protocol::Learner`], and the agent that keeps it connected.
 //!
-//! The pure half never waits: [`Participant`] (or [`perform`], where one learner serves many clients) turns a task into
+//! The pure half never waits: [`Participant`] (or [`Lent`], where one learner serves many clients) turns a task into
 //! an answer, and trouble of any kind into a declined task. With the `net` feature, `net::Agent` receives tasks over
 //! QUIC and sends the answers, and `net::OperatorClient` speaks for an operator.
 //!
@@ -13,6 +13,7 @@
 mod audit;
 mod guard;
 mod ledger;
+mod methods;
 #[cfg(feature = "net")]
 pub mod net;
 mod participant;
@@ -27,7 +28,8 @@ pub use ledger::{
     Booking, Charge, LedgerHead, LedgerHistory, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount,
     SiteLedger, SiteLedgerError, Total,
 };
-pub use participant::{Memory, Participant, Trouble, answer, attempt, perform, perform_aloud};
+pub use methods::{MethodSite, MethodState, SiteMethod, SiteMethods};
+pub use participant::{Lent, Memory, Participant, Trouble, answer};
 pub use pause::Pause;
 pub use personal::Personal;
 pub use policy::{

@@ -17,6 +17,7 @@ use crate::Personal;
 use crate::audit::Audit;
 use crate::guard::Guard;
 use crate::ledger::LedgerHistory;
+use crate::methods::SiteMethods;
 use crate::pause::Pause;
 
 /// Why a task was not done.
@@ -78,6 +79,7 @@ pub struct Participant {
     learner: Box<dyn Learner>,
     prepared: Option<Arc<Spec>>,
     personal: Personal,
+    methods: SiteMethods,
     guard: Option<Guard>,
     pause: Option<Pause>,
     memory: Memory,
@@ -120,8 +122,30 @@ impl std::fmt::Debug for Memory {
 impl Participant {
     /// A participant that keeps nothing yet and does whatever it is asked.
     pub fn new(id: ClientId, learner: Box<dyn Learner>) -> Self {
-        let (personal, memory) = (Personal::default(), Memory::default());
-        Self { id, learner, prepared: None, personal, guard: None, pause: None, memory, complaint: None }
+        let (personal, methods, memory) = (Personal::default(), SiteMethods::default(), Memory::default());
+        Self {
+            id,
+            learner,
+            prepared: None,
+            personal,
+            methods,
+            guard: None,
+            pause: None,
+            memory,
+            complaint: None,
+        }
+    }
+
+    /// Knows these methods, and no others, from now on.
+    #[must_use]
+    pub fn with_methods(mut self, methods: SiteMethods) -> Self {
+        self.methods = methods;
+        self
+    }
+
+    /// The methods that it knows.
+    pub fn methods(&self) -> &SiteMethods {
+        &self.methods
     }
 
     /// Asks `guard` before every task from now on.
@@ -179,10 +203,13 @@ impl Participant {
         let same = |spec: &Arc<Spec>| Arc::ptr_eq(spec, &task.spec) || **spec == *task.spec;
         let prepared = self.prepared.take().filter(same);
         let execution = TaskExecution {
-            id: &self.id,
-            learner: &mut *self.learner,
-            personal: &mut self.personal,
-            memory: &mut self.memory,
+            lent: Lent {
+                id: &self.id,
+                learner: &mut *self.learner,
+                personal: &mut self.personal,
+                memory: &mut self.memory,
+                methods: &self.methods,
+            },
             guard: self.guard.as_mut(),
             task,
             stop,
@@ -222,54 +249,48 @@ impl std::fmt::Debug for Participant {
     }
 }
 
-/// Does a task for a client whose learner and memory are lent to it (a simulation's worker serves many clients in turn).
-/// `learner.prepare` is called each time and must be quick when it already has the task's spec.
-pub fn perform(
-    id: &ClientId,
-    learner: &mut dyn Learner,
-    personal: &mut Personal,
-    memory: &mut Memory,
-    task: &Task,
-    entropy: Seed,
-    stop: &Stop,
-) -> Answer {
-    answer(task.id, attempt(id, learner, personal, memory, task, entropy, stop))
+/// What is lent to a client for one task: a simulation's worker serves many clients in turn with one learner.
+#[expect(missing_debug_implementations, reason = "it holds the client's records and what it keeps to itself")]
+pub struct Lent<'a> {
+    /// The client.
+    pub id: &'a ClientId,
+    /// Its learner. [`Learner::prepare`] is called each time and must be quick when it already has the task's spec.
+    pub learner: &'a mut dyn Learner,
+    /// What the client keeps from task to task.
+    pub personal: &'a mut Personal,
+    /// Memory to work in.
+    pub memory: &'a mut Memory,
+    /// The methods that it knows.
+    pub methods: &'a SiteMethods,
 }
 
-/// [`perform`], with what went wrong, for whoever may see the client's records: why the task was declined, or what was answered all
-/// the same because nobody outside may see it.
-pub fn perform_aloud(
-    id: &ClientId,
-    learner: &mut dyn Learner,
-    personal: &mut Personal,
-    memory: &mut Memory,
-    task: &Task,
-    entropy: Seed,
-    stop: &Stop,
-) -> (Answer, Option<Trouble>) {
-    let (guard, prepared, complaint) = (None, false, None);
-    let execution = TaskExecution { id, learner, personal, memory, guard, task, stop, prepared, complaint };
-    let attempt = execution.run(entropy);
-    let trouble = attempt.outcome.as_ref().err().cloned().or(attempt.complaint);
-    (answer(task.id, attempt.outcome), trouble)
-}
+impl Lent<'_> {
+    /// Does a task. See [`Participant::attempt`]; trouble becomes [`Outcome::Declined`].
+    pub fn perform(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Answer {
+        answer(task.id, self.attempt(task, entropy, stop))
+    }
 
-/// [`perform`], with the trouble's full message.
-///
-/// # Errors
-/// [`Trouble`].
-pub fn attempt(
-    id: &ClientId,
-    learner: &mut dyn Learner,
-    personal: &mut Personal,
-    memory: &mut Memory,
-    task: &Task,
-    entropy: Seed,
-    stop: &Stop,
-) -> Result<Outcome, Trouble> {
-    let (guard, prepared, complaint) = (None, false, None);
-    let execution = TaskExecution { id, learner, personal, memory, guard, task, stop, prepared, complaint };
-    execution.run(entropy).outcome
+    /// [`Lent::perform`], with what went wrong, for whoever may see the client's records: why the task was declined, or what was answered
+    /// all the same because nobody outside may see it.
+    pub fn perform_aloud(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> (Answer, Option<Trouble>) {
+        let attempt = self.execution(task, stop).run(entropy);
+        let trouble = attempt.outcome.as_ref().err().cloned().or(attempt.complaint);
+        (answer(task.id, attempt.outcome), trouble)
+    }
+
+    /// [`Lent::perform`], with the trouble's full message.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub fn attempt(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
+        self.execution(task, stop).run(entropy).outcome
+    }
+
+    fn execution<'b>(&'b mut self, task: &'b Task, stop: &'b Stop) -> TaskExecution<'b> {
+        let Self { id, learner, personal, memory, methods } = self;
+        let lent = Lent { id, learner: &mut **learner, personal, memory, methods };
+        TaskExecution { lent, guard: None, task, stop, prepared: false, complaint: None }
+    }
 }
 
 /// The answer to a task that was attempted.

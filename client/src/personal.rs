@@ -10,8 +10,10 @@
 use std::collections::BTreeMap;
 
 use privacy::chain::Digest;
-use protocol::{Layout, Placement, PrivacySpec, Round, RunId};
+use protocol::{Layout, Name, Placement, PrivacySpec, Round, RunId, StepId};
 use serde::{Deserialize, Serialize};
+
+use crate::methods::MethodState;
 
 /// The personal tensors of one client, a vector a run, in layout order. Empty for models that are wholly shared.
 ///
@@ -41,6 +43,17 @@ struct Kept {
     after: Vec<f32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     residual: Option<Residual>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    methods: BTreeMap<Name, KeptState>,
+}
+
+/// What a method kept, and what a repetition of the same task begins with.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+struct KeptState {
+    round: Round,
+    step: u16,
+    before: Option<MethodState>,
+    after: Option<MethodState>,
 }
 
 /// What was left out of an update, in units of the parameters; `before` is what a repetition of the round begins with.
@@ -111,8 +124,8 @@ impl Personal {
     /// Keeps what the training of `round` made of the personal tensors, in the place of what comes from elsewhere.
     pub(crate) fn keep(&mut self, origin: &Origin, round: Round, after: Vec<f32>) {
         let before = self.start_of(origin, round).map(<[f32]>::to_vec);
-        let residual = self.of(origin).and_then(|kept| kept.residual.clone());
-        self.0.insert(origin.run, Kept { origin: Some(origin.clone()), round, before, after, residual });
+        let kept = self.begun(origin, round);
+        (kept.round, kept.before, kept.after) = (round, before, after);
     }
 
     /// What is to be added to the delta of `round`: what the update of the round before left out. An older one is not: the model
@@ -129,17 +142,57 @@ impl Personal {
     /// Keeps what the update of `round` leaves out, in the place of what comes from elsewhere.
     pub(crate) fn keep_residual(&mut self, origin: &Origin, round: Round, after: Vec<f32>) {
         let before = self.residual(origin, round).map(<[f32]>::to_vec);
+        let kept = self.begun(origin, round);
+        kept.residual = Some(Residual { round, before, after });
+    }
+}
+
+/// What methods keep.
+impl Personal {
+    /// What the method begins the task of this round and step with.
+    pub(crate) fn method_state(
+        &self,
+        origin: &Origin,
+        method: &Name,
+        (round, step): (Round, StepId),
+    ) -> Option<&MethodState> {
+        let kept = self.of(origin)?.methods.get(method)?;
+        if (kept.round, kept.step) == (round, step.number()) {
+            kept.before.as_ref()
+        } else {
+            kept.after.as_ref()
+        }
+    }
+
+    /// Keeps what the task of this round and step left of the method's state, in the place of what comes from elsewhere.
+    pub(crate) fn keep_method_state(
+        &mut self,
+        origin: &Origin,
+        method: &Name,
+        (round, step): (Round, StepId),
+        after: Option<MethodState>,
+    ) {
+        let before = self.method_state(origin, method, (round, step)).cloned();
+        if before.is_none() && after.is_none() {
+            return;
+        }
+        let kept = self.begun(origin, round);
+        kept.methods.insert(method.clone(), KeptState { round, step: step.number(), before, after });
+    }
+
+    /// What is kept of this run, in the place of what comes from elsewhere.
+    fn begun(&mut self, origin: &Origin, round: Round) -> &mut Kept {
         if self.is_of_another(origin) {
             self.forget(origin.run);
         }
-        let kept = self.0.entry(origin.run).or_insert_with(|| Kept {
+        self.0.entry(origin.run).or_insert_with(|| Kept {
             origin: Some(origin.clone()),
             round,
             before: None,
             after: Vec::new(),
             residual: None,
-        });
-        kept.residual = Some(Residual { round, before, after });
+            methods: BTreeMap::new(),
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use history::{History, Participation};
 
-use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile};
+use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile, TaskRule};
 
 /// A policy that allows everything, as text.
 pub const PLAIN_POLICY: &str = include_str!("policy/plain.toml");
@@ -180,21 +180,31 @@ impl Policy {
         }
     }
 
+    /// What a task is called in the rule `tasks`: `train`, say, or `method:kmeans`.
+    pub fn task_name(task: &Task) -> String {
+        TaskRule::of(task).to_string()
+    }
+
     fn allows_metric(&self, metric: Metric) -> bool {
         self.rules.metrics.contains(&metric)
     }
 
     fn judge_work(&self, task: &Task) -> Result<(), Denied> {
         let rules = &self.rules;
-        let kind = task.id.step;
-        if !rules.tasks.contains(&kind) {
-            let allowed: Vec<_> = rules.tasks.iter().map(|kind| kind.name()).collect();
-            return denied("tasks", format!("a task `{}` came; allowed are {allowed:?}", kind.name()));
+        let asked = TaskRule::of(task);
+        if !rules.tasks.contains(&asked) {
+            let allowed: Vec<_> = rules.tasks.iter().map(ToString::to_string).collect();
+            return denied("tasks", format!("a task `{asked}` came; allowed are {allowed:?}"));
         }
         if task.seed.is_some() && !rules.rehearsals {
             let message =
                 "the task carries a seed, so the server knows this site's chance; allowed with `true`";
             return denied("rehearsals", message.into());
+        }
+        // What a method computes is no model of a family: the rule for tasks names methods.
+        let methods = rules.tasks.iter().any(|rule| matches!(rule, TaskRule::Method(_)));
+        if methods && matches!(task.spec.model, ModelSpec::Values { .. }) {
+            return Ok(());
         }
         let name = model_name(&task.spec.model);
         match &rules.models {
@@ -375,6 +385,7 @@ fn model_name(model: &ModelSpec) -> String {
         ModelSpec::Cnn { .. } => "cnn".into(),
         ModelSpec::Layers(_) => "layers".into(),
         ModelSpec::Custom { name } => format!("custom:{name}"),
+        ModelSpec::Values { .. } => "values".into(),
     }
 }
 

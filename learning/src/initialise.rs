@@ -29,6 +29,7 @@ impl Models {
     /// [`ModelError`] when the model cannot be built.
     pub fn initial_parameters(&self, spec: &Spec, seed: Seed) -> Result<Vec<f32>, ModelError> {
         match &spec.model {
+            ModelSpec::Values { .. } => Ok(spread(self.layout_of(spec)?.len(), seed)),
             ModelSpec::Linear | ModelSpec::Logistic => Ok(vec![0.0; self.layout_of(spec)?.len()]),
             _ => {
                 self.layout_of(spec)?;
@@ -39,6 +40,12 @@ impl Models {
             }
         }
     }
+}
+
+/// Values of a method: uniform from -1 to 1, that is within one standard deviation where columns are standardised.
+fn spread(len: usize, seed: Seed) -> Vec<f32> {
+    let mut generator = seed.generator();
+    (0..len).map(|_| generator.random_range(-1.0..1.0)).collect()
 }
 
 /// A tensor as its builder left it.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use protocol::{
     Decline, Layout, LayoutError, LearnError, ModelSpec, PARAMETERS_MAX, Purpose, Round, Seed, Spec,
+    VALUES_TENSOR,
 };
 use rand_chacha::ChaCha20Rng;
 
@@ -85,6 +86,11 @@ pub enum ModelError {
         /// The names that have builders.
         known: String,
     },
+    /// A method's values are computed, not run.
+    #[error(
+        "the values of a plan's method map no record to an output: they are not trained, evaluated or exported"
+    )]
+    Values,
     /// More parameters than allowed.
     #[error("the model has more than {PARAMETERS_MAX} parameters; choose a smaller one")]
     TooLarge,
@@ -165,6 +171,7 @@ impl Models {
                 let model = self.builders.get(name).ok_or_else(unknown)?(spec, device)?;
                 Ok(model)
             }
+            ModelSpec::Values { .. } => Err(ModelError::Values),
             _ => {
                 self.layout_of(spec)?;
                 Ok(Box::new(network::Network::build(spec, device)?))
@@ -178,6 +185,9 @@ impl Models {
     /// [`ModelError`] as for [`Models::build`], or when a personal layer does not exist.
     pub fn layout_of(&self, spec: &Spec) -> Result<Layout, ModelError> {
         let layout = match steps(spec)? {
+            None if let ModelSpec::Values { shape } = &spec.model => {
+                Layout::new([(VALUES_TENSOR.to_owned(), shape.clone())])?
+            }
             None => layout_of_model(self.build(spec, &Device::Cpu)?.as_ref())?,
             Some(steps) => {
                 let tensors = steps.iter().flat_map(Step::tensors);

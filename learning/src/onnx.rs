@@ -154,6 +154,9 @@ fn write(Export { name, spec, parameters, inputs }: Export<'_>) -> Result<ModelP
     if let ModelSpec::Custom { name } = &spec.model {
         return Err(OnnxError::Custom(name.clone()));
     }
+    if let ModelSpec::Values { .. } = &spec.model {
+        return Err(ModelError::Values.into());
+    }
     let layout = Models::new().layout_of(spec)?;
     check_parameters(&layout, parameters.len())?;
     let mut writer = Writer::new(&layout, parameters);

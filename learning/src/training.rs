@@ -22,8 +22,8 @@ use std::time::Instant;
 use candle_core::Device;
 use privacy::noise::{EntropyError, NoiseSource};
 use protocol::{
-    Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, RecordCount, Round, Seed,
-    Spec, Standardiser, Statistic, Stop, Tensor, TrainOrder,
+    Decline, EvaluateOrder, ExampleReleases, Label, Layout, LearnError, Learner, Metrics, ModelSpec, Record,
+    RecordCount, Round, Seed, Spec, Standardiser, Statistic, Stop, Tensor, TrainOrder,
 };
 
 use self::engine::Engine;
@@ -31,8 +31,8 @@ pub use self::engine::gradient_path;
 use self::private::Records;
 pub use self::profile::{LayerTime, StepTime, step_time};
 use crate::kernels::vectorised;
-use crate::model::{Model, Models, first_line};
-use crate::{DataSource, Prepared, SiteData};
+use crate::model::{Model, ModelError, Models, first_line};
+use crate::{DataSource, Labels, Prepared, SiteData, View};
 
 /// Trains and evaluates a spec's model on one site's records with candle.
 ///
@@ -76,7 +76,8 @@ struct Cached {
 /// The model in memory.
 struct Resident {
     spec: Arc<Spec>,
-    engine: Box<dyn Engine>,
+    /// None for the values of a method, which nothing trains.
+    engine: Option<Box<dyn Engine>>,
 }
 
 impl Trainer {
@@ -188,7 +189,7 @@ impl Trainer {
         &mut self,
         parameters: &[f32],
         standardiser: Option<&Standardiser>,
-    ) -> Result<(&Prepared, &mut Resident, &Layout), LearnError> {
+    ) -> Result<(&Prepared, &mut dyn Engine, &Arc<Spec>, &Layout), LearnError> {
         self.resident()?;
         if parameters.len() != self.layout.len() {
             let (came, needed) = (parameters.len(), self.layout.len());
@@ -206,8 +207,10 @@ impl Trainer {
                 "the trainer has no records; give it a source or a site",
             ));
         };
-        resident.engine.load(parameters)?;
-        Ok((&cached.records, resident, &self.layout))
+        let Resident { spec, engine } = resident;
+        let engine = engine.as_deref_mut().ok_or(ModelError::Values)?;
+        engine.load(parameters)?;
+        Ok((&cached.records, engine, spec, &self.layout))
     }
 }
 
@@ -230,11 +233,10 @@ impl Trainer {
         let releases = self.example_releases()?.ok_or_else(undefined)?;
         let found = self.site()?.train.len();
         let came = parameters.to_vec();
-        let (records, resident, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
-        let Resident { spec, engine } = resident;
+        let (records, engine, spec, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
         let data = &records.train;
         let tally = {
-            let records = Records { engine: engine.as_mut(), data, spec };
+            let records = Records { engine: &mut *engine, data, spec };
             private::train(records, layout.len(), &releases, order, noise, stop)?
         };
         engine.store(parameters)?;
@@ -280,7 +282,7 @@ impl Learner for Trainer {
     fn parameter_count(&self, spec: &Spec) -> Option<u64> {
         // A custom model says how large it is when it has been built.
         let layout = match spec.model {
-            protocol::ModelSpec::Custom { .. } => None,
+            ModelSpec::Custom { .. } => None,
             _ => self.models.layout_of(spec).ok(),
         };
         layout.map(|layout| layout.len() as u64)
@@ -296,7 +298,10 @@ impl Learner for Trainer {
             _ => {
                 // The old model's memory is given back before the new one takes its own.
                 self.resident = None;
-                let engine = engine::build(spec, &self.models, &self.layout, &self.device)?;
+                let engine = match spec.model {
+                    ModelSpec::Values { .. } => None,
+                    _ => Some(engine::build(spec, &self.models, &self.layout, &self.device)?),
+                };
                 self.resident = Some(Resident { spec: Arc::clone(spec), engine });
             }
         }
@@ -318,6 +323,26 @@ impl Learner for Trainer {
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
         let spec = Arc::clone(&self.resident()?.spec);
         self.site()?.statistics(&spec)
+    }
+
+    fn visit_records(
+        &mut self,
+        standardiser: Option<&Standardiser>,
+        visit: &mut dyn FnMut(Record<'_>),
+    ) -> Result<(), LearnError> {
+        self.ready(standardiser)?;
+        let Some(Cached { records, .. }) = &self.prepared else { return Ok(()) };
+        let View { dataset, rows } = &records.train;
+        let mut features = vec![0.0; dataset.width()];
+        for row in rows.iter().map(|row| *row as usize) {
+            dataset.copy_sample_into(row, &mut features);
+            let label = match &dataset.labels {
+                Labels::Classes(classes) => Label::Class(classes[row]),
+                Labels::Real(values) => Label::Real(values[row]),
+            };
+            visit(Record { features: &features, label });
+        }
+        Ok(())
     }
 
     fn record_count(&mut self) -> Result<RecordCount, LearnError> {
@@ -350,12 +375,11 @@ impl Learner for Trainer {
             return self.train_private(parameters, order, stop);
         }
         let started = Instant::now();
-        let (records, resident, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
+        let (records, engine, spec, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
         if records.train.is_empty() {
             return Err(LearnError::new(Decline::Data, "the site has no training records"));
         }
-        let Resident { spec, engine } = resident;
-        let (engine, data) = (engine.as_mut(), &records.train);
+        let data = &records.train;
         let tally = steps::train(&mut *engine, spec, data, order, stop)?;
         let examples = data.len() as u64;
         engine.store(parameters)?;
@@ -370,11 +394,11 @@ impl Learner for Trainer {
         stop: &Stop,
     ) -> Result<Metrics, LearnError> {
         let started = Instant::now();
-        let (records, resident, _) = self.loaded(parameters, order.standardiser.as_deref())?;
+        let (records, engine, spec, _) = self.loaded(parameters, order.standardiser.as_deref())?;
         let Some(test) = records.test.as_ref().filter(|test| !test.is_empty()) else {
             return Ok(Metrics { seconds: started.elapsed().as_secs_f64(), ..Metrics::default() });
         };
-        let tally = steps::evaluate(resident.engine.as_mut(), resident.spec.loss(), test, stop)?;
+        let tally = steps::evaluate(engine, spec.loss(), test, stop)?;
         Ok(tally.metrics(test.len() as u64, started.elapsed().as_secs_f64()))
     }
 }
@@ -389,7 +413,7 @@ impl Resident {
             && self.spec.privacy.examples.is_some() == spec.privacy.examples.is_some()
             && self.spec.input_shape() == spec.input_shape()
             && self.spec.outputs() == spec.outputs()
-            && !matches!(spec.model, protocol::ModelSpec::Custom { .. })
+            && !matches!(spec.model, ModelSpec::Custom { .. })
     }
 }
 

@@ -97,6 +97,9 @@ impl Spec {
             }
             ModelSpec::Layers(layers) => check_depth(layers),
             ModelSpec::Custom { name } => text("model.custom.name", "the name", name),
+            ModelSpec::Values { shape } => {
+                at_most("model.values.shape", "dimensions", shape.len() as u64, DIMENSIONS_MAX as u64)
+            }
         }
     }
 
@@ -238,6 +241,10 @@ impl Size {
     fn model(&mut self, model: &ModelSpec, start: Shape, sample: u64, outputs: u64) -> Result<(), Stop> {
         let end = match model {
             ModelSpec::Custom { .. } => return Ok(()),
+            ModelSpec::Values { shape } => {
+                let sides: Vec<u64> = shape.iter().map(|side| *side as u64).collect();
+                return self.add(&sides);
+            }
             ModelSpec::Linear | ModelSpec::Logistic => Shape::Row(sample),
             ModelSpec::Mlp { hidden } => hidden.iter().try_fold(Shape::Row(sample), |from, width| {
                 self.layer(&LayerSpec::Dense { outputs: *width }, from)

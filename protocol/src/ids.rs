@@ -179,6 +179,11 @@ impl StepId {
         }
     }
 
+    /// Whether what answers it is a contribution to a round: training's step, and every step of a method.
+    pub fn is_of_round(self) -> bool {
+        self == Self::TRAIN || self.0 >= Self::METHOD_MIN
+    }
+
     fn named(name: &str) -> Option<Self> {
         match name {
             "statistics" => Some(Self::STATISTICS),

@@ -162,6 +162,26 @@ pub struct EvaluateOrder {
     pub standardiser: Option<Arc<Standardiser>>,
 }
 
+/// A training record, made ready.
+#[derive(Clone, Copy)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
+pub struct Record<'a> {
+    /// The values of [`Spec::input_shape`], in its order.
+    pub features: &'a [f32],
+    /// What the plan's target says of it.
+    pub label: Label,
+}
+
+/// The label of a record.
+#[derive(Clone, Copy)]
+#[expect(missing_debug_implementations, reason = "what it holds is never printed")]
+pub enum Label {
+    /// A class, from 0.
+    Class(u32),
+    /// A real number.
+    Real(f32),
+}
+
 /// A model and one site's data. Synchronous and object-safe: candle's trainer, a toy in a test, an attacker in a
 /// simulation. Vectors are *full* vectors in the order of [`Learner::layout`].
 ///
@@ -196,6 +216,23 @@ pub trait Learner: Send {
     /// # Errors
     /// When the data cannot be read.
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError>;
+
+    /// Shows every training record to `visit`, in the order of the data, made ready as the plan says: missing cells filled, numeric columns
+    /// standardised, categories one-hot encoded. What a method computes without gradients, it computes from this.
+    ///
+    /// # Errors
+    /// When the records cannot be read, or this learner shows none.
+    fn visit_records(
+        &mut self,
+        standardiser: Option<&Standardiser>,
+        visit: &mut dyn FnMut(Record<'_>),
+    ) -> Result<(), LearnError> {
+        let _ = (standardiser, visit);
+        Err(LearnError::new(
+            Decline::Unsupported,
+            "this site's learner trains and evaluates models alone: it shows its records to no method",
+        ))
+    }
 
     /// How many training records there are, as far as anybody outside may know.
     ///

@@ -36,7 +36,8 @@ pub use invite::{Invite, InviteError, Token, spoken};
 pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
 pub use learner::{
-    EvaluateOrder, ExampleReleases, LearnError, Learner, LentPermit, RecordCount, Statistic, Stop, TrainOrder,
+    EvaluateOrder, ExampleReleases, Label, LearnError, Learner, LentPermit, Record, RecordCount, Statistic,
+    Stop, TrainOrder,
 };
 pub use numbers::{CELL_MAX, TaskFault};
 pub use payload::{
@@ -47,7 +48,7 @@ pub use seed::{Purpose, Seed};
 pub use spec::{
     Categorical, ClassName, DataSpec, EvaluationRecords, GradientPath, Loss, Missing, ModelSpec,
     OptimizerSpec, Positive, Spec, SpecError, Standardise, TableSpec, Target, TargetSpec, TensorSpec,
-    TrainingSpec, UpdateSpec, Weighting, flag_of,
+    TrainingSpec, UpdateSpec, VALUES_TENSOR, Weighting, flag_of,
 };
 pub use task::{
     Answer, Decline, MethodWork, Metrics, NUMBERS_MAX, Outcome, Refusal, Standardiser, Task, Work,

@@ -31,8 +31,12 @@ pub enum Purpose {
     Noise,
     /// What a lossy codec decides by chance.
     Codec,
+    /// What a method's work at a site draws.
+    Method,
     /// Which virtual clients of a simulation are corrupted, and what they send by chance.
     Adversary,
+    /// What an aggregation rule draws in a round.
+    Aggregation,
 }
 
 impl Seed {

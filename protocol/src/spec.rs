@@ -106,7 +106,16 @@ pub enum ModelSpec {
         /// The name.
         name: String,
     },
+    /// What a method computes without gradients (the centres of clusters, say): one tensor [`VALUES_TENSOR`]. A plan does not name it; it
+    /// follows from the plan's method.
+    Values {
+        /// The tensor's shape, each side above 0.
+        shape: Vec<usize>,
+    },
 }
+
+/// The one tensor of [`ModelSpec::Values`].
+pub const VALUES_TENSOR: &str = "values";
 
 fn cnn_channels() -> Vec<usize> {
     vec![32, 64]
@@ -126,6 +135,19 @@ pub enum DataSpec {
     Table(TableSpec),
     /// Arrays of one shape with class or real labels, from IDX or NumPy files.
     Tensor(TensorSpec),
+}
+
+impl DataSpec {
+    /// Shape of one sample as a model sees it, without the batch.
+    pub fn input_shape(&self) -> Vec<usize> {
+        match self {
+            Self::Table(table) => {
+                let categories = table.categorical.iter().map(|one| one.values.len()).sum::<usize>();
+                vec![table.features.len() + categories]
+            }
+            Self::Tensor(tensor) => tensor.shape.clone(),
+        }
+    }
 }
 
 /// Columns of a table.
@@ -327,6 +349,10 @@ impl Spec {
             )),
             ModelSpec::Cnn { channels, kernel, hidden } => self.check_cnn(channels, *kernel, *hidden),
             ModelSpec::Layers(layers) => layers::check(layers),
+            ModelSpec::Values { shape } if shape.is_empty() || shape.contains(&0) => Err(SpecError::new(
+                "model.values.shape",
+                "give the shape of the method's values, each side above 0",
+            )),
             ModelSpec::Logistic if self.target() == Target::Real => Err(SpecError::new(
                 "model",
                 "logistic regression needs classes; for a real target take `linear`",
@@ -379,15 +405,7 @@ impl Spec {
 
     /// Shape of one sample as the model sees it, without the batch.
     pub fn input_shape(&self) -> Vec<usize> {
-        match &self.data {
-            DataSpec::Table(table) => {
-                vec![
-                    table.features.len()
-                        + table.categorical.iter().map(|one| one.values.len()).sum::<usize>(),
-                ]
-            }
-            DataSpec::Tensor(tensor) => tensor.shape.clone(),
-        }
+        self.data.input_shape()
     }
 
     /// Values the model gives for a sample.

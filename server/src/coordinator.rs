@@ -93,6 +93,11 @@ pub enum SetupError {
         /// Values of all tensors.
         found: usize,
     },
+    /// What is stored of the workflow is not this workflow's.
+    #[error(
+        "what is stored of the run's workflow cannot be read: {0}; was the plan or the program changed under a run?"
+    )]
+    Workflow(String),
     /// What the plan promises cannot be kept.
     #[error(transparent)]
     Protection(#[from] ProtectionError),
@@ -168,7 +173,7 @@ impl std::fmt::Debug for Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator of federated training, with the plan's own server optimizer.
+    /// A coordinator of the plan's method, or of federated training with the plan's own server optimizer.
     ///
     /// # Errors
     /// [`SetupError`] when plan, model and checkpoint do not go together.
@@ -177,15 +182,18 @@ impl Coordinator {
         Self::with_optimizer(setup, optimizer)
     }
 
-    /// A coordinator of federated training whose model is moved by an optimizer of your own.
+    /// As [`Coordinator::new`]; the model of federated training is moved by an optimizer of your own.
     ///
     /// # Errors
     /// [`SetupError`] when plan, model and checkpoint do not go together.
     pub fn with_optimizer(setup: Setup, optimizer: Box<dyn ServerOptimizer>) -> Result<Self, SetupError> {
         let tensors = checked_tensors(&setup)?;
         let central = setup.central && setup.plan.evaluation.central;
-        let workflow = Training::new(Arc::clone(&setup.plan), tensors, central)?;
-        Self::with_workflow(setup, optimizer, Box::new(workflow))
+        let workflow = match &setup.plan.method {
+            Some(method) => method.planned.workflow(&setup.plan)?,
+            None => Box::new(Training::new(Arc::clone(&setup.plan), tensors, central)?),
+        };
+        Self::with_workflow(setup, optimizer, workflow)
     }
 
     /// A coordinator of a workflow of your own.
@@ -195,11 +203,12 @@ impl Coordinator {
     pub fn with_workflow(
         setup: Setup,
         mut optimizer: Box<dyn ServerOptimizer>,
-        workflow: Box<dyn Workflow>,
+        mut workflow: Box<dyn Workflow>,
     ) -> Result<Self, SetupError> {
         let tensors = checked_tensors(&setup)?;
         let Setup { run, plan, entropy, rehearsal, checkpoint, mut clients, purse, .. } = setup;
         optimizer.restore(checkpoint.optimizer.clone())?;
+        workflow.recall(&checkpoint.workflow).map_err(SetupError::Workflow)?;
         let checkpoint = checkpoint.with_releases_counted(&plan);
         let norm_max = plan.spec.update.norm_max;
         let lattice = plan.spec.lattice_within(norm_max, &tensors)?;

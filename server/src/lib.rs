@@ -8,6 +8,7 @@
 pub mod best;
 mod config;
 mod coordinator;
+pub mod methods;
 mod optimizer;
 mod plan;
 mod schedule;
@@ -23,6 +24,7 @@ pub use coordinator::{
     Action, Booking, Chance, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note,
     ProtectionError, Purse, RunEnd, Setup, SetupError,
 };
+pub use methods::{Method, MethodPlan, Methods, PlannedMethod};
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer, StateError};
 pub use plan::{
     AdaptiveConfig, CentralConfig, ClippingConfig, CohortConfig, CohortPlan, CohortSize, EvaluationPlan,

@@ -50,7 +50,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Note;
+use crate::{Methods, Note};
 use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use audit::AuditError;
@@ -103,6 +103,11 @@ pub trait ModelRoom: Send + Sync {
 
     /// A learner over the server's own test data; `None` when it has none for this plan.
     fn central(&self, spec: &Spec) -> Option<Box<dyn Learner>>;
+
+    /// The methods that plans may name.
+    fn methods(&self) -> Methods {
+        Methods::default()
+    }
 }
 
 /// Where a model begins.

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec,
-    SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
+    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, Name, PLAN_BYTES_MAX, Positive,
+    PrivacySpec, Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds,
+    is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, read_toml};
+use crate::methods::{MethodPlan, Methods};
 use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
@@ -30,12 +32,17 @@ pub struct FederationConfig {
     pub name: String,
     /// Training rounds.
     pub rounds: u32,
-    /// The model.
-    pub model: ModelSpec,
+    /// The model; none beside a method.
+    #[serde(default)]
+    pub model: Option<ModelSpec>,
     /// The records.
     pub data: DataSpec,
-    /// Local training.
-    pub training: TrainingSpec,
+    /// Local training; none beside a method.
+    #[serde(default)]
+    pub training: Option<TrainingSpec>,
+    /// Something else than federated training: one table `[method.NAME]`.
+    #[serde(default)]
+    pub method: Option<toml::Table>,
     /// Bounds of an update.
     #[serde(default)]
     pub update: UpdateConfig,
@@ -458,26 +465,36 @@ pub struct Plan {
     pub schedule: Schedule,
     /// When and where the model is evaluated.
     pub evaluation: EvaluationPlan,
+    /// What is done instead of federated training.
+    pub method: Option<MethodPlan>,
 }
 
 impl Plan {
-    /// Reads the text of a `federation.toml`.
+    /// Reads the text of a `federation.toml` that names no method; for one that may, see [`Methods::parse`].
     ///
     /// # Errors
     /// [`ConfigError`] with line, column and the value at fault.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        Self::parse_with(text, &Methods::default())
+    }
+
+    pub(crate) fn parse_with(text: &str, methods: &Methods) -> Result<Self, ConfigError> {
         if text.len() > PLAN_BYTES_MAX {
             let message = format!("the plan has {} bytes; at most {PLAN_BYTES_MAX} are allowed", text.len());
             return Err(ConfigError::at("", 0, message));
         }
         let typed: FederationConfig = read_toml(text)?;
-        Self::new(typed).map_err(|error| ConfigError::of(text, &error))
+        Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error))
     }
 
     /// As [`Plan::parse`], of a text that was accepted before: with the noise that was found for it then, where it asks for some to be
     /// found. That takes no time worth mentioning. `None` where noise is to be found and none is given.
     #[cfg(feature = "net")]
-    pub(crate) fn parse_accepted(text: &str, found: Option<Positive>) -> Option<Result<Self, ConfigError>> {
+    pub(crate) fn parse_accepted(
+        text: &str,
+        methods: &Methods,
+        found: Option<Positive>,
+    ) -> Option<Result<Self, ConfigError>> {
         let mut typed: FederationConfig = match read_toml(text) {
             Ok(typed) => typed,
             Err(error) => return Some(Err(error)),
@@ -485,14 +502,14 @@ impl Plan {
         if let Some(central) = typed.privacy.central.as_mut().filter(|central| central.calibrates()) {
             central.set_noise(found?);
         }
-        Some(Self::new(typed).map_err(|error| ConfigError::of(text, &error)))
+        Some(Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error)))
     }
 
     /// Checks what was typed.
     ///
     /// # Errors
     /// [`SpecError`] names the setting at fault.
-    pub fn new(typed: FederationConfig) -> Result<Self, SpecError> {
+    pub fn new(typed: FederationConfig, methods: &Methods) -> Result<Self, SpecError> {
         if !is_plain_name(&typed.name) {
             let shown: String = typed.name.escape_debug().take(80).collect();
             let message = format!(
@@ -500,6 +517,7 @@ impl Plan {
             );
             return Err(SpecError::new("name", message));
         }
+        let alone = BesideMethod::of(&typed);
         // Before noise is calibrated and its bands are made: both take work for every round and band.
         check_rounds(typed.rounds, typed.privacy.bands())?;
         if typed.rounds == 0 {
@@ -512,15 +530,35 @@ impl Plan {
         let update = typed.update.parse(typed.privacy.central.is_some() || typed.privacy.local.is_some());
         let privacy = typed.privacy.parse(&typed.name, typed.rounds, &mut cohort, update.norm_max)?;
         let mut evaluation = typed.evaluation;
-        if privacy.hides_metrics() {
+        if privacy.hides_metrics() || typed.method.is_some() {
             evaluation.sites = Evaluators::None;
         }
+        evaluation.central &= typed.method.is_none();
         typed.schedule.check(typed.rounds)?;
         typed.strategy.check()?;
+        let (method, model, training) = match typed.method {
+            None => (
+                None,
+                typed.model.ok_or_else(|| SpecError::new("", "missing field `model`"))?,
+                typed.training.ok_or_else(|| SpecError::new("", "missing field `training`"))?,
+            ),
+            Some(table) => {
+                let method = methods.plan(table, &typed.data)?;
+                alone.check(&method.name, &privacy)?;
+                let shape = method.planned.shape();
+                (Some(method), ModelSpec::Values { shape }, TrainingSpec::unused())
+            }
+        };
+        if method.is_none() && matches!(model, ModelSpec::Values { .. }) {
+            return Err(SpecError::new(
+                "model.values",
+                "values belong to a method; give a table [method.NAME] instead",
+            ));
+        }
         let spec = Spec {
-            model: typed.model,
+            model,
             data: typed.data,
-            training: typed.training,
+            training,
             update,
             personal_layers: typed.personal_layers,
             proximal_mu: typed.strategy.proximal_mu(),
@@ -539,7 +577,42 @@ impl Plan {
             cohort,
             schedule: typed.schedule,
             evaluation,
+            method,
         })
+    }
+}
+
+/// The first setting that means something to training alone, where one was typed.
+struct BesideMethod(Option<&'static str>);
+
+impl BesideMethod {
+    fn of(typed: &FederationConfig) -> Self {
+        let of_training = [
+            ("model", typed.model.is_some()),
+            ("training", typed.training.is_some()),
+            ("strategy", typed.strategy != Strategy::default()),
+            ("schedule", typed.schedule != Schedule::default()),
+            ("update", typed.update != UpdateConfig::default()),
+            ("evaluation", typed.evaluation != EvaluationPlan::default()),
+            ("personal_layers", !typed.personal_layers.is_empty()),
+        ];
+        Self(of_training.into_iter().find(|(_, is_typed)| *is_typed).map(|(key, _)| key))
+    }
+
+    /// Refuses what a method would not do.
+    fn check(&self, method: &Name, privacy: &PrivacySpec) -> Result<(), SpecError> {
+        if let Some(key) = self.0 {
+            let message = format!(
+                "the method `{method}` trains no model by gradients, so this means nothing; leave it out"
+            );
+            return Err(SpecError::new(key, message));
+        }
+        if !privacy.is_none() {
+            let message =
+                format!("the method `{method}` adds no noise, so nothing can be promised; leave this out");
+            return Err(SpecError::new("privacy", message));
+        }
+        Ok(())
     }
 }
 

@@ -26,10 +26,10 @@ use std::sync::Arc;
 use privacy::{Released, Sum, WideSum};
 use protocol::{
     Block, ClientId, Contribution, Metrics, Parameters, PayloadSpec, Positive, Refusal, Round, Standardiser,
-    StepId, Work,
+    StepId, Work, find_impossible,
 };
 
-use crate::Checkpoint;
+use crate::{Checkpoint, Plan};
 pub use exact_sum::{ExactSum, Plausible};
 pub use measurements::Measurements;
 pub use training::Training;
@@ -44,6 +44,22 @@ pub trait Workflow: Send {
 
     /// Whether nothing is left to do.
     fn is_finished(&self, state: &RunState<'_>) -> bool;
+
+    /// What it remembers from step to step beside the run's state: bytes that it alone understands, stored with every commit.
+    fn memory(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes back what [`Workflow::memory`] gave, before it is asked for anything.
+    ///
+    /// # Errors
+    /// A sentence, when the bytes are not this workflow's.
+    fn recall(&mut self, memory: &[u8]) -> Result<(), String> {
+        match memory {
+            [] => Ok(()),
+            _ => Err(format!("{} bytes are stored where this workflow remembers nothing", memory.len())),
+        }
+    }
 }
 
 /// Where a run stands, as its workflow sees it.
@@ -79,6 +95,37 @@ pub struct StepPlan {
     pub central: bool,
     /// Whether the round is over when this step has failed.
     pub is_round: bool,
+}
+
+impl StepPlan {
+    /// The sums of [`Spec::statistics`](protocol::Spec::statistics) over everybody who is connected, by which columns are standardised; `None`
+    /// where the plan needs none or they are known. A sum holds at most `clients_max` clients. What comes is
+    /// [`Aggregate::Totals`], for [`Standardiser::from_totals`].
+    pub fn statistics(plan: &Plan, clients_max: u64, state: &RunState<'_>) -> Option<Self> {
+        let names = plan.spec.statistics();
+        if names.is_empty() || state.checkpoint.standardiser.is_some() {
+            return None;
+        }
+        Some(Self {
+            step: StepId::STATISTICS,
+            round: Round(0),
+            cohort: CohortRule::Connected,
+            collector: Box::new(ExactSum::of_totals(names.len(), clients_max, Arc::new(are_plausible))),
+            work: Work::Statistics { names },
+            quorum: plan.cohort.quorum,
+            close: ClosePolicy::All,
+            central: false,
+            is_round: false,
+        })
+    }
+}
+
+/// Whether records can have these statistics: a negative count, say, none has.
+fn are_plausible(sums: &[WideSum]) -> Result<(), String> {
+    match find_impossible(sums) {
+        Some(column) => Err(format!("no records have the statistics of numeric column {column}")),
+        None => Ok(()),
+    }
 }
 
 impl fmt::Debug for StepPlan {

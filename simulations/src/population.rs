@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use client::SiteMethods;
 use learning::device::Device;
 use learning::{
     Dataset, Models, Partition, PartitionError, SiteData, Trainer, View, load_measured,
@@ -27,6 +28,7 @@ pub struct Population {
     /// The server's own records in parts, where they need not be looked at together.
     parts: Vec<SiteData>,
     models: Models,
+    methods: SiteMethods,
     device: Device,
 }
 
@@ -200,13 +202,28 @@ impl Population {
     ) -> Self {
         lay_side_by_side(&mut sites, central.as_mut());
         let parts = central.as_ref().map_or_else(Vec::new, in_parts);
-        Self { clients, sites, central, parts, models: Models::new(), device }
+        Self {
+            clients,
+            sites,
+            central,
+            parts,
+            models: Models::new(),
+            methods: SiteMethods::default(),
+            device,
+        }
     }
 
     /// The same population training models of your own.
     #[must_use]
     pub fn with_models(mut self, models: Models) -> Self {
         self.models = models;
+        self
+    }
+
+    /// The same population with clients that know these methods.
+    #[must_use]
+    pub fn with_methods(mut self, methods: SiteMethods) -> Self {
+        self.methods = methods;
         self
     }
 
@@ -303,6 +320,10 @@ impl Workforce for Population {
         &self.clients
     }
 
+    fn methods(&self) -> SiteMethods {
+        self.methods.clone()
+    }
+
     fn central_parts(&self) -> usize {
         self.parts.len()
     }
@@ -364,6 +385,7 @@ impl Population {
     pub fn alone(&self, name: &str, data: SiteData) -> Result<Self, PopulationError> {
         let mut alone = Self::of(vec![(called(name, name)?, data)], None, self.device.clone());
         alone.models = self.models.clone();
+        alone.methods = self.methods.clone();
         Ok(alone)
     }
 }

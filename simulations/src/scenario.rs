@@ -5,7 +5,7 @@ use std::path::Path;
 
 use learning::{Partition, SourceError, SourceSpec};
 use serde::{Deserialize, Serialize};
-use server::{ConfigError, Plan, read_toml};
+use server::{ConfigError, Methods, Plan, read_toml};
 
 use crate::adversaries::AdversariesConfig;
 use crate::synthetic::SyntheticSource;
@@ -101,7 +101,20 @@ impl Scenario {
         base: &Path,
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ScenarioError> {
-        let plan = Plan::parse(text)?;
+        Self::parse_with(text, base, lookup, &Methods::default())
+    }
+
+    /// [`Scenario::parse`] of a file whose plan may name these methods.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_with(
+        text: &str,
+        base: &Path,
+        lookup: &dyn Fn(&str) -> Option<String>,
+        methods: &Methods,
+    ) -> Result<Self, ScenarioError> {
+        let plan = methods.parse(text)?;
         let SimulationFile { mut simulation } = read_toml(text)?;
         let natural = matches!(simulation.partition, Partition::Natural(_));
         let fault = |key: &str, message: &str| {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
-use client::{Memory, Personal, Trouble, perform, perform_aloud};
+use client::{Lent, Memory, Personal, SiteMethods, Trouble};
 use protocol::{Answer, ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
 use server::{Checked, Checker};
 
@@ -24,6 +24,11 @@ const LOOKS: u32 = 2000;
 pub trait Workforce: Sync {
     /// The clients by name. Their place in the list is their number.
     fn clients(&self) -> &[ClientId];
+
+    /// The methods that every client knows.
+    fn methods(&self) -> SiteMethods {
+        SiteMethods::default()
+    }
 
     /// One thread's worker.
     fn worker(&self) -> Box<dyn Worker + '_>;
@@ -303,6 +308,7 @@ impl Drop for Crew<'_> {
 struct Hand<'a> {
     workforce: &'a dyn Workforce,
     worker: Box<dyn Worker + 'a>,
+    methods: SiteMethods,
     memory: Memory,
     /// Set once nobody wants an update any more.
     stop: Stop,
@@ -310,7 +316,8 @@ struct Hand<'a> {
 
 impl<'a> Hand<'a> {
     fn new(workforce: &'a dyn Workforce, stop: Stop) -> Self {
-        Self { workforce, worker: workforce.worker(), memory: Memory::default(), stop }
+        let (worker, methods) = (workforce.worker(), workforce.methods());
+        Self { workforce, worker, methods, memory: Memory::default(), stop }
     }
 
     fn work(&mut self, job: Job) -> Done {
@@ -322,9 +329,9 @@ impl<'a> Hand<'a> {
                 let measures = matches!(task.work, Work::Evaluate { .. });
                 let stop = if measures { Stop::default() } else { self.stop.clone() };
                 let (id, learner) = (&self.workforce.clients()[client], self.worker.visit(client));
-                let memory = &mut self.memory;
-                let (mut answer, trouble) =
-                    perform_aloud(id, learner, &mut personal, memory, &task, entropy, &stop);
+                let (memory, methods) = (&mut self.memory, &self.methods);
+                let mut lent = Lent { id, learner, personal: &mut personal, memory, methods };
+                let (mut answer, trouble) = lent.perform_aloud(&task, entropy, &stop);
                 if let (Outcome::Declined { detail, .. }, Some(trouble)) = (&mut answer.outcome, &trouble)
                     && task.spec.privacy.is_none()
                 {
@@ -356,8 +363,10 @@ pub(crate) fn measure(learner: &mut dyn Learner, task: &Task) -> Option<Metrics>
     let (entropy, stop) = (Seed::from_number(0), Stop::default());
     let (mut personal, mut memory) = (Personal::default(), Memory::default());
     let name = ClientId::new("server").ok()?;
-    let answer = perform(&name, learner, &mut personal, &mut memory, task, entropy, &stop);
-    answer.outcome.metrics()
+    let methods = SiteMethods::default();
+    let mut lent =
+        Lent { id: &name, learner, personal: &mut personal, memory: &mut memory, methods: &methods };
+    lent.perform(task, entropy, &stop).outcome.metrics()
 }
 
 fn labour(board: &Board, workforce: &dyn Workforce, stop: Stop) {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use client::{Personal, Trouble};
 use privacy::chain::Link;
 use protocol::wire::{Control, RoundSummary};
-use protocol::{ClientId, Parameters, RunId, Seed, Spec, StepId, Stop, Task, TaskId, Time};
+use protocol::{ClientId, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time};
 use server::{
     Action, Chance, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, Plan, Purse, RunEnd,
     ServerOptimizer, Setup,
@@ -358,7 +358,7 @@ impl Stage<'_> {
                 Action::Send { client, task } => self.send(client, task),
                 Action::Cancel { client, .. } => self.cancel(&client),
                 Action::Note(note) => {
-                    let folded = matches!(&note, Note::Accepted { task, .. } if task.step == StepId::TRAIN);
+                    let folded = matches!(&note, Note::Accepted { task, .. } if task.step.is_of_round());
                     self.updates += u64::from(folded);
                     let trouble = self.trouble_of(&note);
                     watch.note(Observation { now: self.now, note: &note, trouble });

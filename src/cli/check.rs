@@ -13,7 +13,6 @@ use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use server::Plan;
 use server::net::Database;
-use simulations::Scenario;
 
 use super::Global;
 use super::columns::{read_plan_text, read_settings_text};
@@ -23,6 +22,7 @@ use super::folder::{ServerFile, ServerFolder, SiteFile};
 use super::kinds::{FileKind as Told, or_what_it_is};
 use super::modes::wide;
 use super::output::text_table;
+use super::plans::{plan_of, scenario_of};
 use super::privacy::finite;
 use super::shell::quoted;
 
@@ -74,12 +74,12 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let table: toml::Table = read.map_err(what)?;
     let facts = match FileKind::of(&table, &args.file) {
         FileKind::Federation => {
-            let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
+            let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
             plan_facts(&plan, "federation").or_fail(Kind::Configuration, &path)?
         }
         FileKind::Simulation => {
             let lookup = |name: &str| std::env::var(name).ok();
-            let scenario = Scenario::parse(&text, base, &lookup).or_fail(Kind::Configuration, &path)?;
+            let scenario = scenario_of(&text, base, &lookup).or_fail(Kind::Configuration, &path)?;
             let mut facts = plan_facts(&scenario.plan, "simulation").or_fail(Kind::Configuration, &path)?;
             if let Some(clients) = scenario.simulation.clients {
                 facts.push(("virtual clients", json!(clients)));
@@ -167,7 +167,7 @@ pub(super) fn read_plan(file: &Path, table: Option<&CsvSource>) -> Result<PlanFi
             return Err(Failure::new(Kind::Configuration, message));
         }
     };
-    let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
+    let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
     Ok(PlanFile { plan, is_simulation })
 }
 

@@ -10,12 +10,13 @@ use privacy::accounting::Figure;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, RunState, RunSummary};
 use serde_json::{Value, json};
-use server::{Plan, PrivacyStatement};
+use server::PrivacyStatement;
 
 use super::Global;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
 use super::output::{fields, listed, share, table, tell, without_empty};
 use super::part::write_released;
+use super::plans::plan_of;
 use super::request::put;
 use super::run::{OperatorArgs, connect, has_released_nothing, stop_hint, summary_json};
 use super::watch::runtime;
@@ -302,7 +303,7 @@ fn statement(
     plan: Option<&str>,
     global: &Global,
 ) -> Option<PrivacyStatement> {
-    if Plan::parse(plan?).is_ok_and(|plan| plan.spec.privacy.is_none()) {
+    if plan_of(plan?).is_ok_and(|plan| plan.spec.privacy.is_none()) {
         return None;
     }
     // A model that must not leave has none, either.

@@ -9,9 +9,11 @@ use ::client::{Denied, PayError, Policy, SiteAccount, SiteFacts};
 use clap::Args;
 use learning::Models;
 use privacy::chain::Digest;
-use protocol::{ExampleReleases, Layout, Parameters, RecordCount, Round, RunId, StepId, Task, TaskId, Work};
+use protocol::{
+    ExampleReleases, Layout, MethodWork, Parameters, RecordCount, Round, RunId, StepId, Task, TaskId, Work,
+};
 use serde_json::{Value, json};
-use server::{Evaluators, Plan};
+use server::{Evaluators, MethodPlan, Plan};
 
 use super::Global;
 use super::columns::read_plan_text;
@@ -19,6 +21,7 @@ use super::failure::{Failure, Kind, OrFail};
 use super::kinds::{FileKind, or_what_it_is};
 use super::modes::write_new;
 use super::output::table;
+use super::plans::plan_of;
 use super::shell::quoted;
 use super::site::{Preset, now, policy_text};
 use super::text::read_text;
@@ -89,17 +92,16 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let (policy, _) = read(&args.policy)?;
     let path = args.plan.display();
     let text = read_plan_text(&args.plan, None)?;
-    let plan = Plan::parse(&text).or_fail(Kind::Configuration, &path)?;
+    let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
     let records =
         args.public_records.map_or(RecordCount::Hidden, |records| RecordCount::Public(records.get()));
     let judged = judge(&policy, &plan, &layout, records, &Ledger::default());
     global.format.say(|| format!("{}\n{NO_LEDGER}", lines(&judged)), || object(&judged));
     match judged.iter().find_map(|(kind, verdict)| Some((kind, verdict.as_ref().err()?))) {
-        Some((kind, denied)) => Err(Failure::new(
-            Kind::Refused,
-            format!("the task `{}` would be declined: {denied}", kind.name()),
-        )),
+        Some((kind, denied)) => {
+            Err(Failure::new(Kind::Refused, format!("the task `{}` would be declined: {denied}", kind)))
+        }
         None => Ok(()),
     }
 }
@@ -123,7 +125,7 @@ pub(super) fn judge(
     layout: &Layout,
     records: RecordCount,
     ledger: &Ledger,
-) -> Vec<(StepId, Result<(), Denied>)> {
+) -> Vec<(String, Result<(), Denied>)> {
     let facts = SiteFacts { parameters: layout.len() as u64, records };
     let (Ledger { account, federation }, budget) = (ledger, policy.budget());
     let history = account.history();
@@ -131,7 +133,7 @@ pub(super) fn judge(
     let unpaid = |error: PayError| Denied { rule: error.rule(), message: error.to_string() };
     let pays = |task: &Task| account.would_pay(task, releases, *federation, budget).map_err(unpaid);
     let judged = |task: &Task| policy.judge(task, &facts, now(), history).and_then(|()| pays(task));
-    tasks(plan, layout.shared_len()).iter().map(|task| (task.id.step, judged(task))).collect()
+    tasks(plan, layout.shared_len()).iter().map(|task| (Policy::task_name(task), judged(task))).collect()
 }
 
 /// The tasks that a server sends to a site under `plan`, in their order.
@@ -149,6 +151,12 @@ fn tasks(plan: &Plan, parameters: usize) -> Vec<Task> {
     if !names.is_empty() {
         tasks.push(task(0, StepId::STATISTICS, Work::Statistics { names }));
     }
+    if let Some(MethodPlan { name, version, .. }) = &plan.method {
+        let (numbers, blocks) = (Vec::new(), Vec::new());
+        let work = MethodWork { method: name.clone(), version: *version, numbers, blocks };
+        tasks.push(task(1, StepId::method(0), Work::Method(Arc::new(work))));
+        return tasks;
+    }
     let train = Work::Train { model: Arc::clone(&model), learning_rate_scale: 1.0, norm_max: None };
     tasks.push(task(1, StepId::TRAIN, train));
     if plan.evaluation.sites == Evaluators::All {
@@ -157,22 +165,22 @@ fn tasks(plan: &Plan, parameters: usize) -> Vec<Task> {
     tasks
 }
 
-fn lines(judged: &[(StepId, Result<(), Denied>)]) -> String {
-    let row = |(kind, verdict): &(StepId, Result<(), Denied>)| {
+fn lines(judged: &[(String, Result<(), Denied>)]) -> String {
+    let row = |(kind, verdict): &(String, Result<(), Denied>)| {
         let told = match verdict {
             Ok(()) => "allowed".to_owned(),
             Err(denied) => format!("denied by {denied}"),
         };
-        vec![kind.name().into_owned(), told]
+        vec![kind.clone(), told]
     };
     table(&judged.iter().map(row).collect::<Vec<_>>())
 }
 
-fn object(judged: &[(StepId, Result<(), Denied>)]) -> Value {
-    let one = |(kind, verdict): &(StepId, Result<(), Denied>)| {
+fn object(judged: &[(String, Result<(), Denied>)]) -> Value {
+    let one = |(kind, verdict): &(String, Result<(), Denied>)| {
         let denied = verdict.as_ref().err();
         json!({
-            "task": kind.name(),
+            "task": kind,
             "allowed": verdict.is_ok(),
             "rule": denied.map(|denied| denied.rule),
             "message": denied.map(|denied| denied.message.as_str()),

@@ -10,13 +10,13 @@ use learning::CsvSource;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use protocol::{ClientId, RunId};
 use serde_json::{Value, json};
-use server::Plan;
 
 use super::Global;
 use super::columns::read_plan_text;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
 use super::output::{listed, share, table, text_table, without_empty};
+use super::plans::plan_of;
 use super::progress::Progress;
 use super::request::put;
 use super::watch::{interrupted, runtime};
@@ -60,7 +60,7 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     let path = args.file.display().to_string();
     let table = args.columns.as_ref().map(CsvSource::new);
     let plan_toml = read_plan_text(&args.file, table.as_ref())?;
-    Plan::parse(&plan_toml).or_fail(Kind::Configuration, &path)?;
+    plan_of(&plan_toml).or_fail(Kind::Configuration, &path)?;
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
         let run = match hand_in(&operator, plan_toml, args.seed, global).await {

@@ -11,6 +11,7 @@ use clap::Args;
 use consortia::Room;
 use consortia::results::{Existing, event_json, write_whole};
 use learning::device::select;
+use methods::Registry;
 use protocol::ClientId;
 use serde_json::{Value, json};
 use server::Note;
@@ -263,7 +264,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     settle_renewal(&folder.identity()).or_fail(Kind::Configuration, "")?;
     miss_state(folder, &database).await?;
-    let mut room = Room::new();
+    let mut room = Room::new().with_methods(Registry::standard().server().clone());
     if let Some(central) = &file.central {
         let device = select(&file.device).or_fail(Kind::Configuration, folder.config().display())?;
         room = room.with_central(central.clone(), device);

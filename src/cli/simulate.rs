@@ -14,6 +14,7 @@ use clap::Args;
 use consortia::first_model;
 use consortia::results::{ClientMetrics, Clock, Ending, Results, figure, write_model};
 use learning::device::select;
+use methods::Registry;
 use privacy::accounting::Figure;
 use protocol::wire::{ClientSummary, RoundSummary};
 use protocol::{Layout, Loss, Metrics, Seed, Spec, Stop};
@@ -34,6 +35,7 @@ use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
 use super::output::{share, tell};
+use super::plans::{plan_of, scenario_of};
 use super::progress::Progress;
 use super::shell::quoted;
 use super::watch::stop_at_signal;
@@ -80,6 +82,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let population =
         Population::build(&scenario.simulation, &spec, device).or_fail(Kind::Configuration, file(args))?;
+    let population = population.with_methods(Registry::standard().site().clone());
     let copies = scenario.simulation.copies.get();
     let people = People { clients: population.sites().count(), copies };
     let mut findings = Findings::new(&spec, global.verbose > 0);
@@ -291,7 +294,7 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let mut text = read_plan_text(given, None)?;
     let base = given.parent().map(Path::to_path_buf).unwrap_or_default();
     let lookup = |name: &str| std::env::var(name).ok();
-    if !has_simulation(&text) && Plan::parse(&text).is_ok() {
+    if !has_simulation(&text) && plan_of(&text).is_ok() {
         let message = format!(
             "{path}: the plan has no [simulation] table, which says whose records are trained on: add one, such as\n\n  [simulation]\n  \
              clients = 10\n  dataset = {{ synthetic = {{ rows = 1000 }} }}\n\n(docs/federation.md has all of it), or hand the plan to a server: \
@@ -302,10 +305,10 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     }
     if !args.set.is_empty() {
         // Errors of the file itself are shown with the file's own lines, before anything is changed.
-        Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
+        scenario_of(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
         text = settings::apply(&text, &args.set, given, &base)?;
     }
-    let mut scenario = Scenario::parse(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
+    let mut scenario = scenario_of(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
     scenario.simulation.seed = args.seed.unwrap_or(scenario.simulation.seed);
     let mut typed: FederationConfig = read_toml(&text).or_fail(Kind::Configuration, &path)?;
     typed.simulation =

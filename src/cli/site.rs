@@ -18,6 +18,7 @@ use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal, RECOR
 use clap::{Args, ValueEnum};
 use learning::device::select;
 use learning::{FileSource, Trainer};
+use methods::Registry;
 use privacy::chain::Digest;
 use protocol::wire::Rejection;
 use protocol::{ClientId, Time};
@@ -292,6 +293,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let (pause, audit) = (pause::following(&file.state), guard.audit().clone());
     let mut participant =
         Participant::new(name, Box::new(trainer)).with_guard(guard).with_pause(pause.clone());
+    participant = participant.with_methods(Registry::standard().site().clone());
     let kept = file.state.join("personal.json");
     restore_personal(&mut participant, &kept)?;
     let (sender, mut events) = mpsc::channel(256);

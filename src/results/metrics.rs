@@ -42,8 +42,8 @@ impl ClientMetrics {
         for (client, task, metrics) in reports {
             let measured = self.rounds.entry(task.round.0).or_default().entry(client.clone()).or_default();
             match task.step {
-                StepId::TRAIN => measured.train = Some(*metrics),
                 StepId::EVALUATE => measured.test = Some(*metrics),
+                step if step.is_of_round() => measured.train = Some(*metrics),
                 _ => {}
             }
         }

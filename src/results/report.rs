@@ -5,6 +5,7 @@ mod facts;
 use std::io;
 use std::path::Path;
 
+use methods::Registry;
 use minijinja::{AutoEscape, Environment};
 use protocol::Metrics;
 use protocol::wire::{ClientSummary, RoundSummary, RunState};
@@ -90,7 +91,7 @@ impl Report<'_> {
     }
 
     fn parsed(&self) -> Option<Plan> {
-        self.plan.and_then(|text| Plan::parse(text).ok())
+        self.plan.and_then(|text| Registry::standard().server().parse(text).ok())
     }
 
     /// The first and the last of the rounds, where earlier ones are left out.

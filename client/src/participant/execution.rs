@@ -11,35 +11,38 @@
 //! site's own log as a complaint.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use privacy::noise::NoiseSource;
 use privacy::{Encoded, Lattice, Permit, Tally};
 use protocol::{
-    ClientId, Decline, EvaluateOrder, ExampleReleases, Learner, LentPermit, LocalPrivacy, MethodWork,
-    Metrics, Outcome, Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting,
-    Work,
+    Decline, EvaluateOrder, ExampleReleases, LentPermit, LocalPrivacy, MethodWork, Metrics, Outcome,
+    Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
 };
 
-use super::{Memory, Trouble};
-use crate::Personal;
+use super::{Lent, Trouble};
 use crate::guard::Guard;
 use crate::ledger::pay_without_memory;
+use crate::methods::{MethodSite, SiteMethod, SiteMethods};
 use crate::personal::{Origin, gather_personal, scatter_personal};
 use crate::policy::SiteFacts;
 
-/// A method that this program does not know.
-fn unknown(work: &MethodWork) -> Trouble {
-    let MethodWork { method, version, .. } = work;
-    let message = format!("this site's software does not know the method `{method}` in version {version}");
-    Trouble::open(Decline::Unsupported, message)
+/// The method that this work asks for.
+///
+/// # Errors
+/// When this program does not know it.
+fn known<'a>(methods: &'a SiteMethods, work: &MethodWork) -> Result<&'a Arc<dyn SiteMethod>, Trouble> {
+    methods.get(work).ok_or_else(|| {
+        let MethodWork { method, version, .. } = work;
+        let message =
+            format!("this site's software does not know the method `{method}` in version {version}");
+        Trouble::open(Decline::Unsupported, message)
+    })
 }
 
 /// Everything that is at hand while one task is done.
 pub(super) struct TaskExecution<'a> {
-    pub(super) id: &'a ClientId,
-    pub(super) learner: &'a mut dyn Learner,
-    pub(super) personal: &'a mut Personal,
-    pub(super) memory: &'a mut Memory,
+    pub(super) lent: Lent<'a>,
     pub(super) guard: Option<&'a mut Guard>,
     pub(super) task: &'a Task,
     pub(super) stop: &'a Stop,
@@ -91,7 +94,7 @@ impl TaskExecution<'_> {
             let permit = self.permit_without_guard(ready.releases)?;
             return self.perform(entropy, ready, permit);
         };
-        guard.judge_size(self.task, self.learner.layout().len() as u64)?;
+        guard.judge_size(self.task, self.lent.learner.layout().len() as u64)?;
         let mut leave = guard.reserve(self.task, ready.releases)?;
         if self.stop.is_stopped() {
             guard.give_back(self.task, leave)?;
@@ -112,8 +115,8 @@ impl TaskExecution<'_> {
         }
         let facts = self.caught(|this| {
             let sent = this.task.work.model().map_or(0, |model| model.len()) as u64;
-            let counted = this.learner.parameter_count(&this.task.spec).unwrap_or(0);
-            let records = this.learner.record_count().unwrap_or(RecordCount::Hidden);
+            let counted = this.lent.learner.parameter_count(&this.task.spec).unwrap_or(0);
+            let records = this.lent.learner.record_count().unwrap_or(RecordCount::Hidden);
             Ok(SiteFacts { parameters: counted.max(sent), records })
         })?;
         self.guard.as_ref().map_or(Ok(()), |guard| guard.judge(self.task, &facts))
@@ -141,26 +144,26 @@ impl TaskExecution<'_> {
     fn get_ready(&mut self, entropy: Seed) -> Result<Ready, Trouble> {
         let (id, spec) = (self.task.id, &self.task.spec);
         if !self.prepared {
-            self.learner.prepare(spec)?;
+            self.lent.learner.prepare(spec)?;
             self.prepared = true;
         }
-        let records = self.learner.record_count()?;
+        let records = self.lent.learner.record_count()?;
         let ready = Ready { releases: None, full: Vec::new(), lattice: None, records };
         match &self.task.work {
             Work::Statistics { .. } => Ok(ready),
-            Work::Method(work) => Err(unknown(work)),
+            Work::Method(work) => known(self.lent.methods, work).map(|_| ready),
             Work::Evaluate { model } => {
-                let latest = self.personal.latest(&self.origin()).map(<[f32]>::to_vec);
+                let latest = self.lent.personal.latest(&self.origin()).map(<[f32]>::to_vec);
                 Ok(Ready { full: self.full_vector(model, latest, entropy)?, ..ready })
             }
             Work::Train { model, norm_max, .. } => {
                 let releases = self.releases(records)?;
                 let origin = self.origin();
                 self.tell_of_another(&origin);
-                let start = self.personal.start_of(&origin, id.round).map(<[f32]>::to_vec);
+                let start = self.lent.personal.start_of(&origin, id.round).map(<[f32]>::to_vec);
                 let full = self.full_vector(model, start, entropy)?;
                 let (norm_max, tensors) =
-                    (norm_max.unwrap_or(spec.update.norm_max), self.learner.layout().shared_lengths());
+                    (norm_max.unwrap_or(spec.update.norm_max), self.lent.learner.layout().shared_lengths());
                 let lattice = spec.lattice_within(norm_max, &tensors);
                 let lattice =
                     lattice.map_err(|error| Trouble::open(Decline::Unsupported, error.to_string()))?;
@@ -177,8 +180,8 @@ impl TaskExecution<'_> {
 
     /// Says that this training begins without what was kept under its run's number.
     fn tell_of_another(&mut self, origin: &Origin) {
-        let carries = self.learner.layout().has_personal() || self.task.spec.update.codec.is_lossy();
-        if carries && self.personal.is_of_another(origin) {
+        let carries = self.lent.learner.layout().has_personal() || self.task.spec.update.codec.is_lossy();
+        if carries && self.lent.personal.is_of_another(origin) {
             let message = format!(
                 "what this site kept of run {} was made for another federation, or under another promise of privacy; it is not used, and the personal \
                  layers begin anew",
@@ -209,7 +212,7 @@ impl TaskExecution<'_> {
                 ));
             }
         }
-        let releases = self.learner.example_releases()?;
+        let releases = self.lent.learner.example_releases()?;
         if let Some(releases) = &releases {
             releases.check()?;
         }
@@ -228,7 +231,7 @@ impl TaskExecution<'_> {
         let Ready { full, lattice, records, .. } = ready;
         let done = self.caught(|this| match &this.task.work {
             Work::Statistics { names } => this.count(names),
-            Work::Method(work) => Err(unknown(work)),
+            Work::Method(work) => this.contribute(work, entropy),
             Work::Evaluate { .. } => this.evaluate(&full),
             Work::Train { model, learning_rate_scale, .. } => {
                 let (trained, metrics) = this.train(full, *learning_rate_scale, entropy, permit)?;
@@ -254,7 +257,7 @@ impl TaskExecution<'_> {
         let fixed = || Trouble::private(Decline::Failed, "the task failed; the complaint says how".into());
         match (&self.task.work, &self.task.spec.privacy.local, lattice) {
             (Work::Train { model, .. }, Some(_), Some(lattice)) => {
-                let unchanged = self.memory.copy(model.values());
+                let unchanged = self.lent.memory.copy(model.values());
                 let nothing = (Metrics::default(), RecordCount::Hidden);
                 self.encode(unchanged, model, lattice, nothing, Seed::from_number(0))
                     .map(|(outcome, _)| outcome)
@@ -272,6 +275,32 @@ impl TaskExecution<'_> {
         })
     }
 
+    /// Does a method's work, from the state that it kept at this site.
+    fn contribute(&mut self, work: &MethodWork, entropy: Seed) -> Result<Outcome, Trouble> {
+        let (id, origin) = (self.task.id, self.origin());
+        let method = Arc::clone(known(self.lent.methods, work)?);
+        let seed = self.task.seed.unwrap_or(entropy);
+        let mut state = self.lent.personal.method_state(&origin, &work.method, (id.round, id.step)).cloned();
+        let mut site = MethodSite {
+            id: self.lent.id,
+            spec: &self.task.spec,
+            round: id.round,
+            step: id.step,
+            standardiser: self.task.standardiser.as_deref(),
+            learner: &mut *self.lent.learner,
+            seed: seed.derive(Purpose::Method, id.round, Some(self.lent.id)),
+            stop: self.stop,
+            state: &mut state,
+        };
+        let mut contribution = method.perform(work, &mut site)?;
+        if let Some(metrics) = contribution.metrics {
+            self.check_metrics(&metrics)?;
+            contribution.metrics = Some(self.visible(metrics));
+        }
+        self.lent.personal.keep_method_state(&origin, &work.method, (id.round, id.step), state);
+        Ok(Outcome::Done(contribution))
+    }
+
     /// The trained full vector, and what was measured.
     fn train(
         &mut self,
@@ -283,13 +312,16 @@ impl TaskExecution<'_> {
         let id = self.task.id;
         let order = TrainOrder {
             round: id.round,
-            seed: self.task.seed.map_or(entropy, |seed| seed.derive(Purpose::Train, id.round, Some(self.id))),
+            seed: self
+                .task
+                .seed
+                .map_or(entropy, |seed| seed.derive(Purpose::Train, id.round, Some(self.lent.id))),
             learning_rate_scale: scale,
             standardiser: self.task.standardiser.clone(),
             permit: permit.map(LentPermit::new),
         };
-        let metrics = self.learner.train(&mut full, &order, self.stop)?;
-        if let Some(complaint) = self.learner.take_complaint() {
+        let metrics = self.lent.learner.train(&mut full, &order, self.stop)?;
+        if let Some(complaint) = self.lent.learner.take_complaint() {
             self.complaint = Some(Trouble::private(Decline::Data, complaint));
         }
         if self.stop.is_stopped() {
@@ -315,7 +347,7 @@ impl TaskExecution<'_> {
         entropy: Seed,
     ) -> Result<Outcome, Trouble> {
         let id = self.task.id;
-        let layout = self.learner.layout();
+        let layout = self.lent.learner.layout();
         let kept = layout.has_personal().then(|| gather_personal(layout, &full));
         let shared = if kept.is_some() {
             check_finite(&full, model)?;
@@ -325,10 +357,10 @@ impl TaskExecution<'_> {
         };
         let (outcome, left_out) = self.encode(shared, model, lattice, measured, entropy)?;
         if let Some(kept) = kept {
-            self.personal.keep(&self.origin(), id.round, kept);
+            self.lent.personal.keep(&self.origin(), id.round, kept);
         }
         if let Some(left_out) = left_out {
-            self.personal.keep_residual(&self.origin(), id.round, left_out);
+            self.lent.personal.keep_residual(&self.origin(), id.round, left_out);
         }
         Ok(outcome)
     }
@@ -356,13 +388,13 @@ impl TaskExecution<'_> {
 
     fn evaluate(&mut self, full: &[f32]) -> Result<Outcome, Trouble> {
         let order = EvaluateOrder { standardiser: self.task.standardiser.clone() };
-        let metrics = self.learner.evaluate(full, &order, self.stop)?;
+        let metrics = self.lent.learner.evaluate(full, &order, self.stop)?;
         self.check_metrics(&metrics)?;
         Ok(Outcome::evaluated(self.visible(metrics)))
     }
 
     fn count(&mut self, names: &[String]) -> Result<Outcome, Trouble> {
-        let statistics = self.learner.statistics()?;
+        let statistics = self.lent.learner.statistics()?;
         if !statistics.iter().map(|statistic| &statistic.name).eq(names) {
             let message = format!(
                 "the task asks for {} statistics ({}) and the learner has {}; install the same release on both sides",
@@ -383,7 +415,7 @@ impl TaskExecution<'_> {
         kept: Option<Vec<f32>>,
         entropy: Seed,
     ) -> Result<Vec<f32>, Trouble> {
-        let layout = self.learner.layout();
+        let layout = self.lent.learner.layout();
         if model.len() != layout.shared_len() {
             let message = format!(
                 "the task's model has {} values and this site's layout {}; install the same release on both sides",
@@ -393,7 +425,7 @@ impl TaskExecution<'_> {
             return Err(Trouble::open(Decline::Unsupported, message));
         }
         if !layout.has_personal() {
-            return Ok(self.memory.copy(model.values()));
+            return Ok(self.lent.memory.copy(model.values()));
         }
         let mut full = vec![0.0; layout.len()];
         // What an earlier task of the same run has kept, or has failed to keep, may follow from records: where it does not fit and
@@ -405,9 +437,9 @@ impl TaskExecution<'_> {
             Some(kept) => scatter_personal(layout, &kept, &mut full),
             None => {
                 let seed = self.task.seed.unwrap_or(entropy);
-                let first = seed.derive(Purpose::Initialise, Round(0), Some(self.id));
-                full = self.learner.initialise(first)?;
-                full.len() == self.learner.layout().len()
+                let first = seed.derive(Purpose::Initialise, Round(0), Some(self.lent.id));
+                full = self.lent.learner.initialise(first)?;
+                full.len() == self.lent.learner.layout().len()
             }
         };
         if !fits {
@@ -415,7 +447,7 @@ impl TaskExecution<'_> {
                 "the personal part has another length than the layout; forget what is kept of this run";
             return Err(Trouble::open(Decline::Failed, message.into()));
         }
-        self.learner.layout().scatter_shared(model.values(), &mut full);
+        self.lent.learner.layout().scatter_shared(model.values(), &mut full);
         Ok(full)
     }
 
@@ -442,23 +474,23 @@ impl TaskExecution<'_> {
     ) -> Result<(Outcome, Option<Vec<f32>>), Trouble> {
         let (id, spec) = (self.task.id, &self.task.spec);
         let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
-        let clipped = match self.personal.residual(&self.origin(), id.round) {
+        let clipped = match self.lent.personal.residual(&self.origin(), id.round) {
             Some(left_out) if spec.update.codec.is_lossy() => {
                 lattice.clip(difference(trained, model, left_out))
             }
             _ => lattice.clip_difference(trained, model.values()),
         };
         let clipped = clipped.map_err(|error| not_finite(error.index, model))?;
-        let points = std::mem::take(&mut self.memory.points);
+        let points = std::mem::take(&mut self.lent.memory.points);
         let weight = lattice.weigh(self.counted(&metrics, records));
         let metrics = self.visible(metrics);
         let encoded = Encoded::encode_into(&clipped, weight, lattice, points)
             .map_err(|error| unsupported(error.to_string()))?;
         let weight = encoded.weight().value();
         let within = clipped.norm_before() <= lattice.bound().value();
-        self.memory.values = clipped.into_values();
+        self.lent.memory.values = clipped.into_values();
         let vote = if spec.privacy.is_adaptive() { if within { 1 } else { -1 } } else { 0 };
-        let seed = || self.task.seed.unwrap_or(entropy).derive(Purpose::Codec, id.round, Some(self.id));
+        let seed = || self.task.seed.unwrap_or(entropy).derive(Purpose::Codec, id.round, Some(self.lent.id));
         let (encoded, left_out) = compress(spec, encoded, seed);
         let points = match &spec.privacy.local {
             Some(local) => noised(encoded, local)?,

@@ -425,14 +425,18 @@ fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
     let (mut personal, mut memory) = (Personal::default(), Memory::default());
     let id = ClientId::new("north").unwrap();
     let stop = Stop::default();
-    let trouble =
-        attempt(&id, &mut toy, &mut personal, &mut memory, &train(1, 3), entropy(), &stop).unwrap_err();
+    let methods = SiteMethods::default();
+    let mut lent =
+        Lent { id: &id, learner: &mut toy, personal: &mut personal, memory: &mut memory, methods: &methods };
+    let trouble = lent.attempt(&train(1, 3), entropy(), &stop).unwrap_err();
     assert_eq!(
         (trouble.reason, trouble.message.as_str()),
         (Decline::Failed, "the learner panicked: out of cheese")
     );
     toy.mood = Mood::Well;
-    let answer = perform(&id, &mut toy, &mut personal, &mut memory, &train(1, 3), entropy(), &stop);
+    lent =
+        Lent { id: &id, learner: &mut toy, personal: &mut personal, memory: &mut memory, methods: &methods };
+    let answer = lent.perform(&train(1, 3), entropy(), &stop);
     assert!(answer.outcome.points().is_some());
     assert_eq!(toy.prepared.load(Ordering::Relaxed), 2);
 }

@@ -1,7 +1,9 @@
 //! `policy.toml` as it is typed. What is absent is denied by whoever asks; nothing is judged here.
 
+use std::fmt;
+
 use privacy::accounting::{Relation, promised_delta};
-use protocol::{Positive, SpecError, StepId};
+use protocol::{Name, Positive, SpecError, StepId, Task, Work};
 use serde::Deserialize;
 
 use super::{Metric, Mode};
@@ -10,7 +12,7 @@ use super::{Metric, Mode};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PolicyFile {
-    pub(super) tasks: Vec<StepId>,
+    pub(super) tasks: Vec<TaskRule>,
     pub(super) models: Option<ModelsRule>,
     pub(super) parameters_max: Option<Limit<u64>>,
     pub(super) clients_min: Option<u32>,
@@ -34,6 +36,49 @@ pub(super) struct PrivacyRules {
     pub(super) epsilon_max: Option<Limit<Positive>>,
     pub(super) delta: Option<f64>,
     pub(super) relations: Vec<Relation>,
+}
+
+/// What a site does: the word of a step of training, or `method:NAME`, whatever the steps of that method.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) enum TaskRule {
+    Step(StepId),
+    Method(Name),
+}
+
+impl TaskRule {
+    /// The rule under which a task comes.
+    pub(super) fn of(task: &Task) -> Self {
+        match &task.work {
+            Work::Method(work) => Self::Method(work.method.clone()),
+            _ => Self::Step(task.id.step),
+        }
+    }
+}
+
+impl TryFrom<String> for TaskRule {
+    type Error = String;
+    fn try_from(typed: String) -> Result<Self, String> {
+        let known = [StepId::TRAIN, StepId::EVALUATE, StepId::STATISTICS];
+        match typed.strip_prefix("method:").map(str::parse) {
+            Some(Ok(name)) => Ok(Self::Method(name)),
+            Some(Err(error)) => Err(error.to_string()),
+            None => known.into_iter().find(|step| step.name() == typed).map(Self::Step).ok_or_else(|| {
+                format!(
+                    "`{typed}` is no task; give \"train\", \"evaluate\", \"statistics\" or \"method:NAME\""
+                )
+            }),
+        }
+    }
+}
+
+impl fmt::Display for TaskRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => f.write_str(&step.name()),
+            Self::Method(name) => write!(f, "method:{name}"),
+        }
+    }
 }
 
 /// The word `any`.

@@ -129,14 +129,14 @@ impl Step {
     }
 }
 
-/// A spec's steps in order; none for a custom model.
+/// A spec's steps in order; none for a custom model and for the values of a method.
 ///
 /// # Errors
 /// [`ModelError`] when layers and data do not fit, or a size overflows.
 pub(crate) fn steps(spec: &Spec) -> Result<Option<Vec<Step>>, ModelError> {
     let row = |spec: &Spec| Ok::<_, ModelError>(Shape::Row(product(&spec.input_shape())?));
     let (start, layers) = match &spec.model {
-        ModelSpec::Custom { .. } => return Ok(None),
+        ModelSpec::Custom { .. } | ModelSpec::Values { .. } => return Ok(None),
         ModelSpec::Linear | ModelSpec::Logistic => (row(spec)?, Vec::new()),
         ModelSpec::Mlp { hidden } => {
             let layers =

@@ -244,8 +244,9 @@ fn a_worker_that_changes_sites_trains_as_a_fresh_trainer_would() {
 #[test]
 fn a_spec_that_changes_only_the_training_keeps_the_model() {
     let mut trainer = trainer(&logistic(&format!(r#""batch_size": 4, {SGD}"#), ""), toy(20));
-    let engine =
-        |trainer: &Trainer| std::ptr::from_ref(trainer.resident().unwrap().engine.as_ref()).cast::<()>();
+    let engine = |trainer: &Trainer| {
+        std::ptr::from_ref(trainer.resident().unwrap().engine.as_deref().unwrap()).cast::<()>()
+    };
     let before = engine(&trainer);
     let longer = format!(r#""batch_size": 4, "epochs": 2, {SGD}"#);
     trainer.prepare(&logistic(&longer, r#", "personal_layers": ["dense1.bias"]"#)).unwrap();

@@ -29,6 +29,22 @@ pub struct TrainingSpec {
     pub gradient: GradientPath,
 }
 
+impl TrainingSpec {
+    /// What stands in the spec of a method that trains nothing. No number of it means anything.
+    pub fn unused() -> Self {
+        let learning_rate = Positive::new(1.0).expect("1 is positive");
+        Self {
+            epochs: 1,
+            batch_size: 0,
+            loss: Loss::Auto,
+            optimizer: OptimizerSpec::Sgd { learning_rate, momentum: 0.0, weight_decay: 0.0 },
+            gradient_norm_max: None,
+            accumulate: 1,
+            gradient: GradientPath::Auto,
+        }
+    }
+}
+
 /// How gradients are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

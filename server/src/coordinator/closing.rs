@@ -124,6 +124,7 @@ impl Coordinator {
         let step = gate.task.step;
         let concluded = self.with_state(|workflow, state| workflow.concluded(step, aggregate, state));
         let Conclusion { effect, is_round_over } = concluded;
+        self.state.workflow = self.workflow.memory().into();
         let epsilon = match effect {
             Effect::StepModel(mean) => {
                 self.state.releases += 1;

@@ -172,6 +172,8 @@ pub struct Checkpoint {
     pub releases: u32,
     /// The noise that later releases take back, where noise is correlated: to be kept as secret as a raw sum.
     pub noise: NoiseMemory,
+    /// What the workflow remembers; empty for training.
+    pub workflow: Arc<[u8]>,
 }
 
 impl Checkpoint {
@@ -189,6 +191,7 @@ impl Checkpoint {
             norm_max: None,
             releases: 0,
             noise: NoiseMemory::default(),
+            workflow: Arc::default(),
         }
     }
 

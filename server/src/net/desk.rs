@@ -25,7 +25,6 @@ use super::session::{OPENING, reject_on};
 use super::shelf::Shelved;
 use super::store::{Store, StoreError};
 use super::{ModelRoom, audit};
-use crate::Plan;
 use crate::plan::draws_secretly;
 
 /// Requests of one operator at a time.
@@ -367,7 +366,7 @@ fn prepare(room: &dyn ModelRoom, plan_toml: String, seed: Option<u64>) -> Result
     if plan_toml.len() > PLAN_MAX {
         return Err(format!("the plan has {} bytes; at most {PLAN_MAX} are allowed", plan_toml.len()));
     }
-    let plan = Plan::parse(&plan_toml).map_err(|error| error.to_string())?;
+    let plan = room.methods().parse(&plan_toml).map_err(|error| error.to_string())?;
     // The header of a task holds the plan and two numbers a column.
     let header = plan.spec.to_json().len() + 16 * plan.spec.statistics().len() + 1024;
     if header > HEADER_MAX {

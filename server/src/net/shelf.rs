@@ -6,7 +6,7 @@ use protocol::{Layout, Parameters, Positive, RunId, Standardiser};
 use super::store::{Described, Store, StoreError};
 use crate::plan::typed_privacy;
 use crate::plan::{EvaluationPlan, Evaluators};
-use crate::{Plan, PrivacyStatement, StatementError, Subject};
+use crate::{Methods, Plan, PrivacyStatement, StatementError, Subject};
 
 /// A model that may leave.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,7 +122,9 @@ fn promises_nothing(plan_toml: &str) -> Result<bool, String> {
 fn why_unmeasured(plan_toml: &str) -> String {
     // The noise says nothing about evaluations: it is not searched for.
     let noise = Positive::new(1.0).ok();
-    let Some(Ok(Plan { evaluation, rounds, .. })) = Plan::parse_accepted(plan_toml, noise) else {
+    let Some(Ok(Plan { evaluation, rounds, .. })) =
+        Plan::parse_accepted(plan_toml, &Methods::default(), noise)
+    else {
         return "none of its models was evaluated".to_owned();
     };
     let EvaluationPlan { every, sites, central, .. } = evaluation;

@@ -9,7 +9,7 @@ use protocol::{Block, ClientId, Contribution, DType, PayloadSpec, Refusal, SUMS,
 use super::{Aggregate, Close, Collector, Refused, Release, Verified, Verifier};
 
 /// Whether named sums can be those of records; the sentence says why not.
-pub type Plausible = fn(&[WideSum]) -> Result<(), String>;
+pub type Plausible = Arc<dyn Fn(&[WideSum]) -> Result<(), String> + Send + Sync>;
 
 /// See the module.
 pub struct ExactSum {
@@ -29,7 +29,7 @@ impl std::fmt::Debug for ExactSum {
 /// What is summed.
 enum Summands {
     Updates { lattice: Lattice, codec: UpdateCodec, votes: bool },
-    Totals { count: usize, plausible: Plausible },
+    Totals { count: usize, plausible: Plausible, measured: bool },
 }
 
 /// An update that was checked, and its vote on the norm.
@@ -45,8 +45,18 @@ impl ExactSum {
 
     /// Of `count` named sums of at most `clients_max` clients, each of which `plausible` accepts.
     pub fn of_totals(count: usize, clients_max: u64, plausible: Plausible) -> Self {
-        let summands = Summands::Totals { count, plausible };
+        let summands = Summands::Totals { count, plausible, measured: false };
         Self { sum: Sum::of_tallies(count, clients_max), summands: Arc::new(summands), spent: None }
+    }
+
+    /// The same sums, each of which comes with metrics. Those of updates always do.
+    #[must_use]
+    pub fn with_metrics(mut self) -> Self {
+        if let Summands::Totals { count, plausible, .. } = &*self.summands {
+            let (count, plausible) = (*count, Arc::clone(plausible));
+            self.summands = Arc::new(Summands::Totals { count, plausible, measured: true });
+        }
+        self
     }
 }
 
@@ -111,7 +121,10 @@ impl Verifier for Summands {
                     .map_err(|why| Refused::new(reason_of(&why), why.to_string()))?;
                 Ok(Verified::new(Update(update, vote), metrics))
             }
-            (Self::Totals { count, plausible }, Some(Values::I64(words))) => {
+            (Self::Totals { measured: true, .. }, Some(_)) if metrics.is_none() => {
+                Err(Refused::new(Refusal::BadMetrics, "sums came without the metrics that belong to them"))
+            }
+            (Self::Totals { count, plausible, measured }, Some(Values::I64(words))) => {
                 let reason = |why: &TallyError| match why {
                     TallyError::Shape { .. } => Refusal::WrongShape,
                     _ => Refusal::OutOfRange,
@@ -120,7 +133,7 @@ impl Verifier for Summands {
                     Tally::admit(words, *count).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
                 plausible(&tally.sums().collect::<Vec<_>>())
                     .map_err(|detail| Refused::new(Refusal::OutOfRange, detail))?;
-                Ok(Verified::new(tally, None))
+                Ok(Verified::new(tally, metrics.filter(|_| *measured)))
             }
             (_, values) => {
                 let found = values.map_or_else(

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use privacy::{Lattice, WideSum};
-use protocol::{Positive, Round, SpecError, Standardiser, StepId, Work, find_impossible};
+use privacy::Lattice;
+use protocol::{Positive, Round, SpecError, Standardiser, StepId, Work};
 
 use super::{
     Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, ExactSum, Measurements, RunState, StepPlan,
@@ -16,7 +16,6 @@ use crate::plan::{Evaluators, Plan};
 #[derive(Debug)]
 pub struct Training {
     plan: Arc<Plan>,
-    statistics: Vec<String>,
     /// How many values each part of an update has that may be clipped on its own.
     tensors: Vec<usize>,
     lattice: Lattice,
@@ -33,8 +32,7 @@ impl Training {
     /// [`SpecError`] where the plan leaves no lattice for such a model.
     pub fn new(plan: Arc<Plan>, tensors: Vec<usize>, central: bool) -> Result<Self, SpecError> {
         let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
-        let statistics = plan.spec.statistics();
-        Ok(Self { plan, statistics, tensors, lattice, norm_max: None, central })
+        Ok(Self { plan, tensors, lattice, norm_max: None, central })
     }
 
     /// The lattice of the next round, which follows the clipping norm.
@@ -50,24 +48,6 @@ impl Training {
     fn is_evaluation_due(&self, round: Round) -> bool {
         let evaluation = &self.plan.evaluation;
         evaluation.is_due(round.0, self.plan.rounds) && (evaluation.sites != Evaluators::None || self.central)
-    }
-
-    fn statistics(&self) -> StepPlan {
-        StepPlan {
-            step: StepId::STATISTICS,
-            round: Round(0),
-            cohort: CohortRule::Connected,
-            work: Work::Statistics { names: self.statistics.clone() },
-            collector: Box::new(ExactSum::of_totals(
-                self.statistics.len(),
-                self.lattice.clients_max(),
-                are_plausible,
-            )),
-            quorum: self.plan.cohort.quorum,
-            close: ClosePolicy::All,
-            central: false,
-            is_round: false,
-        }
     }
 
     fn round(&self, state: &RunState<'_>) -> StepPlan {
@@ -114,8 +94,8 @@ impl Workflow for Training {
         if !state.checkpoint.evaluated {
             return Some(self.evaluation(state));
         }
-        if !self.statistics.is_empty() && state.checkpoint.standardiser.is_none() {
-            return Some(self.statistics());
+        if let Some(statistics) = StepPlan::statistics(&self.plan, self.lattice.clients_max(), state) {
+            return Some(statistics);
         }
         if self.is_finished(state) {
             return None;
@@ -141,13 +121,5 @@ impl Workflow for Training {
 
     fn is_finished(&self, state: &RunState<'_>) -> bool {
         state.checkpoint.evaluated && state.checkpoint.round.0 >= self.plan.rounds
-    }
-}
-
-/// Whether records can have these statistics: a negative count, say, none has.
-fn are_plausible(sums: &[WideSum]) -> Result<(), String> {
-    match find_impossible(sums) {
-        Some(column) => Err(format!("no records have the statistics of numeric column {column}")),
-        None => Ok(()),
     }
 }

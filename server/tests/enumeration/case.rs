@@ -28,7 +28,8 @@ impl Case {
     /// The case of a plan that `check` has accepted.
     pub(crate) fn of(plan: &Plan) -> Self {
         // Names, models, data, training and schedules decide what updates are: the enumeration takes the worst ones.
-        let Plan { name: _, rounds: _, spec, strategy: _, cohort, schedule: _, evaluation: _ } = plan;
+        let Plan { name: _, rounds: _, spec, strategy: _, cohort, schedule: _, evaluation: _, method: _ } =
+            plan;
         let Spec {
             model: _,
             data: _,

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use client::{Memory, Personal, perform};
+use client::{Lent, Memory, Personal, SiteMethods};
 use learning::device::Device;
 use learning::{Dataset, Labels, ModelError, SiteData, Trainer, View, initial_parameters};
 use privacy::{Encoded, Inadmissible};
@@ -198,15 +198,10 @@ fn victims(pictures: &[Picture], seed: Seed) -> Result<Vec<Vec<f32>>, LinearErro
         trainer.set_site(record(picture, place % CLASSES));
         let id = ClientId::new(&format!("victim-{place}"))?;
         let task = task(&spec, &model, seed);
-        let answer = perform(
-            &id,
-            &mut trainer,
-            &mut Personal::default(),
-            &mut Memory::default(),
-            &task,
-            seed,
-            &Stop::default(),
-        );
+        let (personal, memory, methods) =
+            (&mut Personal::default(), &mut Memory::default(), &SiteMethods::default());
+        let mut lent = Lent { id: &id, learner: &mut trainer, personal, memory, methods };
+        let answer = lent.perform(&task, seed, &Stop::default());
         let done = match answer.outcome {
             Outcome::Done(done) => done,
             Outcome::Declined { detail, .. } => return Err(LinearError::Declined(detail)),

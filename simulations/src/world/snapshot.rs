@@ -71,6 +71,8 @@ struct Stand {
     norm_max: Option<Positive>,
     releases: u32,
     noise: Vec<Noise>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    workflow: Vec<u8>,
 }
 
 /// Why a snapshot cannot be gone on from.
@@ -118,6 +120,7 @@ impl Snapshot {
             norm_max: checkpoint.norm_max,
             releases: checkpoint.releases,
             noise: checkpoint.noise.vectors().iter().map(|noise| Noise(noise.clone())).collect(),
+            workflow: checkpoint.workflow.to_vec(),
         };
         Self {
             seed: rest.seed,
@@ -173,6 +176,7 @@ impl Snapshot {
             norm_max: stand.norm_max,
             releases: stand.releases,
             noise: NoiseMemory::new(stand.noise.into_iter().map(|noise| noise.0).collect()),
+            workflow: stand.workflow.into(),
         };
         (checkpoint, self.clients.iter().cloned().collect())
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::client::{Memory, Personal, perform};
+use ::client::{Lent, Memory, Personal, SiteMethods};
 use consortia::first_model;
 use learning::device::Device;
 use learning::{SiteData, Trainer};
@@ -104,14 +104,8 @@ fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
     let task = Task { id, spec, seed: None, standardiser, work };
     let name = ClientId::new("yardstick").ok()?;
     let entropy = Seed::from_number(0);
-    let answer = perform(
-        &name,
-        &mut trainer,
-        &mut Personal::default(),
-        &mut Memory::default(),
-        &task,
-        entropy,
-        &Stop::default(),
-    );
-    answer.outcome.metrics()
+    let (personal, memory, methods) =
+        (&mut Personal::default(), &mut Memory::default(), &SiteMethods::default());
+    let mut lent = Lent { id: &name, learner: &mut trainer, personal, memory, methods };
+    lent.perform(&task, entropy, &Stop::default()).outcome.metrics()
 }

@@ -11,13 +11,14 @@ use learning::device::select;
 use learning::{FileSource, Models, SourceSpec, Trainer};
 use protocol::{EvaluateOrder, EvaluationRecords, LearnError, Learner, Metrics, RunId, Spec, Stop};
 use serde_json::json;
-use simulations::{DatasetConfig, Scenario};
+use simulations::DatasetConfig;
 
 use super::super::Global;
 use super::super::check::read_plan;
 use super::super::columns::read_plan_text;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::plans::scenario_of;
 use super::{agree, joined, personal_of};
 
 #[derive(Debug, Args)]
@@ -120,7 +121,7 @@ fn simulated(plan: &Path) -> Result<SourceSpec, Failure> {
         return Err(no_files());
     }
     let base = plan.parent().map(Path::to_path_buf).unwrap_or_default();
-    let scenario = Scenario::parse(&text, &base, &|name: &str| std::env::var(name).ok());
+    let scenario = scenario_of(&text, &base, &|name: &str| std::env::var(name).ok());
     match scenario.or_fail(Kind::Configuration, &shown)?.simulation.dataset {
         DatasetConfig::Files(source) => Ok(source),
         DatasetConfig::Synthetic(_) => Err(no_files()),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use simulations::{Scenario, Snapshot};
 
 use super::super::failure::{Failure, Kind, OrFail};
+use super::super::plans::scenario_of;
 use super::super::shell::quoted;
 use super::super::text::read_text;
 
@@ -90,8 +91,8 @@ impl Saved {
             return Err(Failure::new(Kind::Configuration, message));
         }
         let lookup = |name: &str| std::env::var(name).ok();
-        let scenario = Scenario::parse(&plan, &saved.directory, &lookup)
-            .or_fail(Kind::Configuration, resolved.display())?;
+        let scenario =
+            scenario_of(&plan, &saved.directory, &lookup).or_fail(Kind::Configuration, resolved.display())?;
         Ok((saved, scenario, plan))
     }
 }

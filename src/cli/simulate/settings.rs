@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use simulations::{Scenario, ScenarioError};
+use simulations::ScenarioError;
 
 use super::super::Setting;
 use super::super::columns::completed;
 use super::super::failure::{Failure, Kind, OrFail};
+use super::super::plans::scenario_of;
 
 /// The text with the settings applied; an error names the setting that is at fault, and not a line that nobody has typed.
 pub(super) fn apply(text: &str, settings: &[Setting], file: &Path, base: &Path) -> Result<String, Failure> {
     let lookup = |name: &str| std::env::var(name).ok();
-    let fault = |text: &str| Scenario::parse(text, base, &lookup).err();
+    let fault = |text: &str| scenario_of(text, base, &lookup).err();
     // A setting may say which columns, too.
     let with = |some: &[Setting]| completed(&with_settings(text, some)?, file, None);
     let changed = with(settings)?;

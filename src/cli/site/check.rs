@@ -259,7 +259,7 @@ fn look_at_policy(
         .map_or_else(|_| Digest::default(), |pem| Digest::of(&pem));
     let ledger = policy::Ledger { account: account.unwrap_or_default(), federation };
     for (kind, verdict) in policy::judge(&policy, plan, &layout, file.record_count(), &ledger) {
-        let name = format!("policy: {}", kind.name());
+        let name = format!("policy: {kind}");
         match verdict {
             Ok(()) if is_known => findings.ok(name, "the plan's task is allowed, and the ledger can pay for it"),
             Ok(()) => findings.warn(

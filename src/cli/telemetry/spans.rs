@@ -122,7 +122,7 @@ impl Runs {
                     open.missing = *missing;
                     open.quorum = *quorum;
                 }
-                if task.step == StepId::TRAIN && *quorum {
+                if task.step.is_of_round() && *quorum {
                     open.enough = Some(now);
                 }
                 Vec::new()

@@ -59,13 +59,14 @@ fn example(trainer: &mut Trainer, row: u32, seed: u64) -> (Seen, Vec<f32>) {
     let mut gradient = vec![f32::NAN; trainer.layout.len()];
     let (resident, records) = (trainer.resident.as_mut().unwrap(), trainer.prepared.as_ref().unwrap());
     let data = &records.records.train;
-    let seen = resident.engine.example(data, row, Seed::from_number(seed), &mut gradient).unwrap();
+    let seen =
+        resident.engine.as_mut().unwrap().example(data, row, Seed::from_number(seed), &mut gradient).unwrap();
     (seen, gradient)
 }
 
 fn parameters(trainer: &mut Trainer) -> Vec<f32> {
     let mut values = vec![0.0; trainer.layout.len()];
-    trainer.resident.as_mut().unwrap().engine.store(&mut values).unwrap();
+    trainer.resident.as_mut().unwrap().engine.as_mut().unwrap().store(&mut values).unwrap();
     values
 }
 
@@ -132,10 +133,10 @@ proptest! {
         }
         let before = parameters(&mut trainer);
         let (resident, records) = (trainer.resident.as_mut().unwrap(), trainer.prepared.as_ref().unwrap());
-        resident.engine.begin(&spec, 1.0).unwrap();
+        resident.engine.as_mut().unwrap().begin(&spec, 1.0).unwrap();
         let all: Vec<u32> = (0..rows as u32).collect();
-        resident.engine.learn(&records.records.train, &all, rows, Mode::Evaluate).unwrap();
-        resident.engine.step().unwrap();
+        resident.engine.as_mut().unwrap().learn(&records.records.train, &all, rows, Mode::Evaluate).unwrap();
+        resident.engine.as_mut().unwrap().step().unwrap();
         let moved: Vec<f32> = before.iter().zip(parameters(&mut trainer)).map(|(a, b)| (a - b) / 0.1).collect();
         prop_assert!(difference(&sum, &moved) <= 1e-4 * length(&sum) + 1e-5, "{} of {}", difference(&sum, &moved), length(&sum));
     }

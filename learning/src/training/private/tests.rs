@@ -67,14 +67,14 @@ fn trained(spec: &Arc<Spec>, train: View, start: &[f32], seed: u64) -> Vec<f32> 
 
 /// The integers of a step's sum without noise, and the reach of one record.
 fn totals(trainer: &mut Trainer, parameters: &[f32], rate: f64, seed: u64) -> (Vec<i64>, i64) {
-    let (records, resident, layout) = trainer.loaded(parameters, None).unwrap();
-    let (guarantee, data) = (resident.spec.privacy.examples.unwrap(), &records.train);
+    let (records, engine, spec, layout) = trainer.loaded(parameters, None).unwrap();
+    let (guarantee, data) = (spec.privacy.examples.unwrap(), &records.train);
     let mut batch = Batch::new(&guarantee, layout.len()).unwrap();
-    let mut tally = Tally::new(resident.spec.loss());
+    let mut tally = Tally::new(spec.loss());
     let seed = Seed::from_number(seed);
     let mut chance = Chance { coins: &mut Coins::new(rate, seed), seed };
     let stop = Stop::default();
-    let sum = batch.sum(resident.engine.as_mut(), data, &mut chance, &mut tally, &stop).unwrap();
+    let sum = batch.sum(engine, data, &mut chance, &mut tally, &stop).unwrap();
     let reach = i64::from(batch.lattice.reach());
     let Some(released) = Released::unprotected(sum) else { return (vec![0; layout.len()], reach) };
     let units = released.weight() as f64 / batch.lattice.step();

@@ -12,10 +12,10 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::views::{Problem, PromiseView, RunSiteView, RunView, WholeRunView};
 use super::{Caller, Shared};
+use crate::PrivacyStatement;
 use crate::net::desk::hides_participation;
 use crate::net::shelf::ShelfError;
 use crate::net::store::{Report, StoreError};
-use crate::{Plan, PrivacyStatement};
 
 /// Which rounds.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -114,7 +114,7 @@ pub(super) async fn one(
         view => view,
     };
     // A plan of an earlier version need not be one of today's.
-    let spec = Plan::parse(&plan_toml).ok().map(|plan| plan.spec);
+    let spec = admin.desk.room.methods().parse(&plan_toml).ok().map(|plan| plan.spec);
     Ok(Json(WholeRunView {
         plan_toml,
         squared_error: spec.as_ref().is_some_and(|spec| spec.loss() == Loss::MeanSquared),

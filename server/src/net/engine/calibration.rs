@@ -22,7 +22,7 @@ impl Engine {
             // Its noise is what the plan says.
             Err(_) => None,
         };
-        if let Some(plan) = Plan::parse_accepted(&plan_toml, found) {
+        if let Some(plan) = Plan::parse_accepted(&plan_toml, &self.room.methods(), found) {
             return Some(plan.map_err(|error| error.to_string()));
         }
         self.search_noise(run, plan_toml)
@@ -34,8 +34,9 @@ impl Engine {
             return None;
         }
         let commands = self.nerves.commands.clone();
+        let methods = self.room.methods();
         let search = move || {
-            let found = Plan::parse(&plan_toml).map_err(|error| error.to_string()).and_then(|plan| {
+            let found = methods.parse(&plan_toml).map_err(|error| error.to_string()).and_then(|plan| {
                 let central = plan.spec.privacy.central.as_ref();
                 central
                     .map(|central| central.noise_multiplier)

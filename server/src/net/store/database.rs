@@ -28,7 +28,7 @@ impl Step {
 }
 
 /// Every step of the schema, oldest first; a database knows how many of them it has taken.
-pub(super) const MIGRATIONS: [Step; 11] = [
+pub(super) const MIGRATIONS: [Step; 12] = [
     Step::of(include_str!("../../../migrations/0001_runs.sql")),
     Step {
         both: include_str!("../../../migrations/0002_privacy.sql"),
@@ -44,6 +44,7 @@ pub(super) const MIGRATIONS: [Step; 11] = [
     Step::of(include_str!("../../../migrations/0009_books.sql")),
     Step::of(include_str!("../../../migrations/0010_copies.sql")),
     Step::of(include_str!("../../../migrations/0011_long_runs.sql")),
+    Step::of(include_str!("../../../migrations/0012_workflows.sql")),
 ];
 pub(super) const SCHEMA: i64 = MIGRATIONS.len() as i64;
 

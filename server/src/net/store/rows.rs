@@ -115,6 +115,7 @@ pub(super) fn checkpoint(
         norm_max: norm_max.transpose().map_err(|error| wrong(row, "norm_max", error))?,
         releases: number(row, "releases")?,
         noise,
+        workflow: row.try_get::<Option<Vec<u8>>, _>("workflow")?.unwrap_or_default().into(),
     })
 }
 
@@ -151,15 +152,15 @@ pub(super) async fn write_checkpoint(
     let (ended, reason) =
         checkpoint.end.as_ref().map(ended).map_or((None, ""), |(ended, reason)| (Some(ended), reason));
     let sql = "INSERT INTO checkpoints (run, round, evaluated, ended, reason, failures, model, model_sha256, \
-               optimizer, standardiser, norm_max, statement, releases, noise) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+               optimizer, standardiser, norm_max, statement, releases, noise, workflow) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
                ON CONFLICT (run) DO UPDATE SET round = $2, evaluated = $3, ended = $4, reason = $5, failures = $6, \
                model_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN checkpoints.model = $7 \
                THEN checkpoints.model_before ELSE checkpoints.model END, \
                optimizer_before = CASE WHEN $4 IS NOT NULL THEN NULL WHEN checkpoints.model = $7 \
                THEN checkpoints.optimizer_before ELSE checkpoints.optimizer END, \
                model = $7, model_sha256 = $8, optimizer = $9, standardiser = $10, \
-               norm_max = $11, statement = $12, releases = $13, noise = $14 \
+               norm_max = $11, statement = $12, releases = $13, noise = $14, workflow = $15 \
                RETURNING model, optimizer, model_before, optimizer_before, noise";
     // Not kept prepared: a missing number has another type there than one that is given.
     let row = sqlx::query(sql)
@@ -178,6 +179,7 @@ pub(super) async fn write_checkpoint(
         .bind(statement)
         .bind(i64::from(checkpoint.releases))
         .bind(files.noise.as_deref())
+        .bind((!checkpoint.workflow.is_empty()).then(|| checkpoint.workflow.to_vec()))
         .fetch_one(&mut *transaction)
         .await?;
     Ok(before.without(&Named::read(&row)?))

@@ -1,0 +1,121 @@
+//! The methods that a plan may name beside federated training. Each stands in a file of its own and is registered by whoever builds the
+//! program; nothing in this crate names one.
+//!
+//! ```toml
+//! [method.NAME]
+//! # what NAME reads
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use protocol::{DataSpec, Name, SpecError};
+use serde::de::DeserializeOwned;
+
+use crate::config::ConfigError;
+use crate::plan::Plan;
+use crate::workflow::Workflow;
+
+/// A method, as plans name it.
+pub trait Method: Send + Sync {
+    /// The name: a plan asks for it by a table `[method.NAME]`.
+    fn name(&self) -> Name;
+
+    /// The version that sites must know.
+    fn version(&self) -> u16;
+
+    /// Reads the method's table of a plan. [`read_settings`] does most of it.
+    ///
+    /// # Errors
+    /// [`SpecError`] whose key is the setting's name in that table.
+    fn plan(&self, settings: toml::Table, data: &DataSpec) -> Result<Arc<dyn PlannedMethod>, SpecError>;
+}
+
+/// A method with its settings.
+pub trait PlannedMethod: fmt::Debug + Send + Sync {
+    /// The shape of the values that it computes, which are the run's model. They begin at random, uniform from -1 to 1, and are kept, told
+    /// and compared as f32.
+    fn shape(&self) -> Vec<usize>;
+
+    /// What a run of this method does. `plan` is the run's plan.
+    ///
+    /// # Errors
+    /// [`SpecError`] where the plan cannot be carried out.
+    fn workflow(&self, plan: &Arc<Plan>) -> Result<Box<dyn Workflow>, SpecError>;
+}
+
+/// The method of a plan.
+#[derive(Clone, Debug)]
+pub struct MethodPlan {
+    /// Its name.
+    pub name: Name,
+    /// The version that sites must know.
+    pub version: u16,
+    /// What its settings mean.
+    pub planned: Arc<dyn PlannedMethod>,
+}
+
+/// The settings of a method or rule as its own type, which should deny unknown fields.
+///
+/// # Errors
+/// [`SpecError`] without a key says what is not understood.
+pub fn read_settings<T: DeserializeOwned>(settings: toml::Table) -> Result<T, SpecError> {
+    settings.try_into().map_err(|error: toml::de::Error| SpecError::new("", error.message()))
+}
+
+/// The methods that plans may name. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Methods {
+    methods: BTreeMap<Name, Arc<dyn Method>>,
+}
+
+impl Methods {
+    /// The same, and this method; another of its name gives way.
+    #[must_use]
+    pub fn with(mut self, method: impl Method + 'static) -> Self {
+        self.methods.insert(method.name(), Arc::new(method));
+        self
+    }
+
+    /// Reads the text of a `federation.toml` that may name these methods.
+    ///
+    /// # Errors
+    /// As [`Plan::parse`].
+    pub fn parse(&self, text: &str) -> Result<Plan, ConfigError> {
+        Plan::parse_with(text, self)
+    }
+
+    /// The one table of `[method]`, read by the method that it names.
+    pub(crate) fn plan(&self, typed: toml::Table, data: &DataSpec) -> Result<MethodPlan, SpecError> {
+        let mut tables = typed.into_iter();
+        let (Some((name, settings)), None) = (tables.next(), tables.next()) else {
+            return Err(SpecError::new("method", "give one method, as a table [method.NAME]"));
+        };
+        let key = format!("method.{name}");
+        let method = name.parse().ok().and_then(|name: Name| self.methods.get(&name));
+        let Some(method) = method else {
+            let known = match self.methods.is_empty() {
+                true => "none".to_owned(),
+                false => self.methods.keys().map(Name::as_str).collect::<Vec<_>>().join(", "),
+            };
+            let message = format!("this program knows no such method; it knows: {known}");
+            return Err(SpecError::new(key, message));
+        };
+        let toml::Value::Table(settings) = settings else {
+            return Err(SpecError::new(key, "give a table"));
+        };
+        let within = |error: SpecError| {
+            let dot = if error.key.is_empty() { "" } else { "." };
+            SpecError::new(format!("{key}{dot}{}", error.key), error.message)
+        };
+        let planned = method.plan(settings, data).map_err(within)?;
+        Ok(MethodPlan { name: method.name(), version: method.version(), planned })
+    }
+}
+
+impl fmt::Debug for Methods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.methods.keys()).finish()
+    }
+}
