@@ -27,9 +27,19 @@ pub(crate) struct Case {
 impl Case {
     /// The case of a plan that `check` has accepted.
     pub(crate) fn of(plan: &Plan) -> Self {
-        // Names, models, data, training and schedules decide what updates are: the enumeration takes the worst ones.
-        let Plan { name: _, rounds: _, spec, strategy: _, cohort, schedule: _, evaluation: _, method: _ } =
-            plan;
+        // Names, models, data, training and schedules decide what updates are: the enumeration takes the worst ones. A rule that sees every
+        // update is refused beside a promise.
+        let Plan {
+            name: _,
+            rounds: _,
+            spec,
+            strategy: _,
+            cohort,
+            schedule: _,
+            evaluation: _,
+            method: _,
+            aggregation: _,
+        } = plan;
         let Spec {
             model: _,
             data: _,
