@@ -14,7 +14,7 @@ use protocol::{
     RunId, Seed, Spec, Standardiser, StepId, Target, Task, TaskId, Work,
 };
 
-use crate::adversaries::{Adversaries, Attack, TooManyAdversaries, poison, triggered};
+use crate::adversaries::{Adversaries, AdversariesConfig, Attack, TooManyAdversaries, poison, triggered};
 use crate::scenario::{DatasetConfig, SimulationConfig};
 use crate::workers::{Worker, Workforce, measure};
 use crate::world::unprotected;
@@ -105,7 +105,7 @@ impl Population {
             let has_tests = sites.iter().any(|site: &SiteData| site.test.is_some());
             let central = central_data(config, spec, &train, test, has_tests);
             let population = Self::new(clients, sites, central, device).copied(config.copies.get())?;
-            return population.corrupted(config, spec);
+            return population.poisoned(config.adversaries.as_ref(), config.seed, spec);
         }
         let (train, test) = match (&config.dataset, &spec.data) {
             (DatasetConfig::Files(source), data) => {
@@ -131,13 +131,25 @@ impl Population {
         };
         let central = central_data(config, spec, &train, test, false);
         let sites = parts.into_iter().map(site).collect();
-        Self::new(clients, sites, central, device).copied(config.copies.get())?.corrupted(config, spec)
+        Self::new(clients, sites, central, device).copied(config.copies.get())?.poisoned(
+            config.adversaries.as_ref(),
+            config.seed,
+            spec,
+        )
     }
 
-    /// The same population with the training records of corrupted clients as their attack wants them.
-    fn corrupted(mut self, config: &SimulationConfig, spec: &Spec) -> Result<Self, PopulationError> {
-        let Some(adversaries) = &config.adversaries else { return Ok(self) };
-        let seed = Seed::from_number(config.seed);
+    /// The same population with the training records of corrupted clients as their attack wants them; `seed` is the simulation's.
+    ///
+    /// # Errors
+    /// [`PopulationError::Adversaries`] when more are to be corrupted than there are.
+    pub fn poisoned(
+        mut self,
+        adversaries: Option<&AdversariesConfig>,
+        seed: u64,
+        spec: &Spec,
+    ) -> Result<Self, PopulationError> {
+        let Some(adversaries) = adversaries else { return Ok(self) };
+        let seed = Seed::from_number(seed);
         let adversaries = Adversaries::draw(adversaries, seed, self.clients.iter())?;
         let Target::Classes(classes) = spec.target() else { return Ok(self) };
         for (client, site) in self.clients.iter().zip(&mut self.sites) {
