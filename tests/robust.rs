@@ -150,6 +150,24 @@ fn a_round_of_too_few_updates_releases_nothing_and_says_why() {
     assert!(said[0].contains("krum with 2 corrupted, needs 7"), "{said:?}");
 }
 
+#[test]
+fn what_is_no_training_is_not_attacked() {
+    let text = format!(
+        "name = \"k\"\nrounds = 2\n{}\ncohort = {{ clients_min = 10 }}\n[method.kmeans]\nclusters = 3\n{SIMULATION}{}",
+        "data = { tensor = { shape = [12], target = { classes = 4 } } }",
+        sign_flip()
+    );
+    let parse =
+        |text: &str| Scenario::parse_with(text, Path::new(""), &|_| None, Registry::standard().server());
+    let error = parse(&text).unwrap_err().to_string();
+    assert!(error.contains("what is attacked is training"), "{error}");
+    assert!(parse(text.split("[simulation.adversaries]").next().unwrap()).is_ok());
+    let both =
+        text.replace("[method.kmeans]", "[aggregation]\nrule = \"krum\"\ncorrupted = 1\n[method.kmeans]");
+    let error = parse(&both).unwrap_err().to_string();
+    assert!(error.contains("a method has a way of its own"), "{error}");
+}
+
 /// Keeps from where to go on after every round.
 #[derive(Default)]
 struct Places(Vec<String>);

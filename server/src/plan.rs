@@ -4,6 +4,7 @@
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
 mod aggregation;
+mod method;
 mod privacy;
 mod strategy;
 
@@ -11,9 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, Name, PLAN_BYTES_MAX, Positive,
-    PrivacySpec, Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds,
-    is_plain_name,
+    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec,
+    SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,7 @@ use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
 use aggregation::check_beside;
 pub use aggregation::{AggregationConfig, AggregationPlan, Named};
+use method::BesideMethod;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 #[cfg(feature = "net")]
 pub(crate) use privacy::{calibrates, conduct_of, draws_secretly, typed_privacy};
@@ -517,7 +518,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`SpecError`] names the setting at fault.
-    pub fn new(typed: FederationConfig, methods: &Methods) -> Result<Self, SpecError> {
+    pub fn new(mut typed: FederationConfig, methods: &Methods) -> Result<Self, SpecError> {
         if !is_plain_name(&typed.name) {
             let shown: String = typed.name.escape_debug().take(80).collect();
             let message = format!(
@@ -549,25 +550,7 @@ impl Plan {
         evaluation.central &= typed.method.is_none();
         typed.schedule.check(typed.rounds)?;
         typed.strategy.check()?;
-        let (method, model, training) = match typed.method {
-            None => (
-                None,
-                typed.model.ok_or_else(|| SpecError::new("", "missing field `model`"))?,
-                typed.training.ok_or_else(|| SpecError::new("", "missing field `training`"))?,
-            ),
-            Some(table) => {
-                let method = methods.plan(table, &typed.data)?;
-                alone.check(&method.name, &privacy)?;
-                let shape = method.planned.shape();
-                (Some(method), ModelSpec::Values { shape }, TrainingSpec::unused())
-            }
-        };
-        if method.is_none() && matches!(model, ModelSpec::Values { .. }) {
-            return Err(SpecError::new(
-                "model.values",
-                "values belong to a method; give a table [method.NAME] instead",
-            ));
-        }
+        let (method, model, training) = alone.resolve(&mut typed, methods, &privacy)?;
         let spec = Spec {
             model,
             data: typed.data,
@@ -593,40 +576,6 @@ impl Plan {
             method,
             aggregation,
         })
-    }
-}
-
-/// The first setting that means something to training alone, where one was typed.
-struct BesideMethod(Option<&'static str>);
-
-impl BesideMethod {
-    fn of(typed: &FederationConfig) -> Self {
-        let of_training = [
-            ("model", typed.model.is_some()),
-            ("training", typed.training.is_some()),
-            ("strategy", typed.strategy != Strategy::default()),
-            ("schedule", typed.schedule != Schedule::default()),
-            ("update", typed.update != UpdateConfig::default()),
-            ("evaluation", typed.evaluation != EvaluationPlan::default()),
-            ("personal_layers", !typed.personal_layers.is_empty()),
-        ];
-        Self(of_training.into_iter().find(|(_, is_typed)| *is_typed).map(|(key, _)| key))
-    }
-
-    /// Refuses what a method would not do.
-    fn check(&self, method: &Name, privacy: &PrivacySpec) -> Result<(), SpecError> {
-        if let Some(key) = self.0 {
-            let message = format!(
-                "the method `{method}` trains no model by gradients, so this means nothing; leave it out"
-            );
-            return Err(SpecError::new(key, message));
-        }
-        if !privacy.is_none() {
-            let message =
-                format!("the method `{method}` adds no noise, so nothing can be promised; leave this out");
-            return Err(SpecError::new("privacy", message));
-        }
-        Ok(())
     }
 }
 

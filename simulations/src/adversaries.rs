@@ -32,16 +32,30 @@ pub struct Adversaries {
     corrupted: BTreeSet<ClientId>,
 }
 
-/// More clients are to be corrupted than there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "simulation.adversaries.count: {count} clients are to be corrupted and there are {clients}; give at most so many"
-)]
-pub struct TooManyAdversaries {
-    /// What was typed.
-    pub count: usize,
-    /// Clients of the simulation.
-    pub clients: usize,
+/// Why nobody can be corrupted as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdversariesError {
+    /// More are to be corrupted than there are.
+    #[error(
+        "simulation.adversaries.count: {count} clients are to be corrupted and there are {clients}; give at most so many"
+    )]
+    TooMany {
+        /// What was typed.
+        count: usize,
+        /// Clients of the simulation.
+        clients: usize,
+    },
+    /// A client that is not there is to be mimicked.
+    #[error(
+        "simulation.adversaries.attack.mimic.client: there is no client `{client}`; the first by name is `{first}`"
+    )]
+    NoSuchClient {
+        /// What was typed.
+        client: ClientId,
+        /// One that is there.
+        first: ClientId,
+    },
 }
 
 /// What one client does with one task.
@@ -61,17 +75,22 @@ impl Adversaries {
     /// Draws who is corrupted among `clients`, in whatever order they come.
     ///
     /// # Errors
-    /// [`TooManyAdversaries`].
+    /// [`AdversariesError`].
     pub fn draw<'a>(
         config: &AdversariesConfig,
         seed: Seed,
         clients: impl Iterator<Item = &'a ClientId>,
-    ) -> Result<Self, TooManyAdversaries> {
+    ) -> Result<Self, AdversariesError> {
         let mut clients: Vec<&ClientId> = clients.collect();
         clients.sort_unstable();
         let count = config.count_of(clients.len());
         if count > clients.len() {
-            return Err(TooManyAdversaries { count, clients: clients.len() });
+            return Err(AdversariesError::TooMany { count, clients: clients.len() });
+        }
+        if let (Attack::Mimic { client: Some(client) }, [first, ..]) = (&config.attack, &clients[..])
+            && clients.binary_search(&client).is_err()
+        {
+            return Err(AdversariesError::NoSuchClient { client: client.clone(), first: (*first).clone() });
         }
         let mut generator = seed.derive(Purpose::Adversary, Round(0), None).generator();
         let (drawn, _) = clients.partial_shuffle(&mut generator, count);
@@ -131,6 +150,17 @@ mod tests {
     fn more_corrupted_clients_than_clients_are_refused() {
         let config = config("count = 3\nattack = \"zero\"\n");
         let drawn = Adversaries::draw(&config, Seed::from_number(1), named(2).iter());
-        assert_eq!(drawn.unwrap_err(), TooManyAdversaries { count: 3, clients: 2 });
+        assert_eq!(drawn.unwrap_err(), AdversariesError::TooMany { count: 3, clients: 2 });
+    }
+
+    #[test]
+    fn whoever_is_mimicked_must_be_there() {
+        let draw = |client: &str| {
+            let config = config(&format!("count = 1\nattack = {{ mimic = {{ client = \"{client}\" }} }}\n"));
+            Adversaries::draw(&config, Seed::from_number(1), named(2).iter())
+        };
+        assert!(draw("c001").is_ok());
+        let error = draw("c002").unwrap_err().to_string();
+        assert!(error.contains("no client `c002`; the first by name is `c000`"), "{error}");
     }
 }

@@ -16,7 +16,7 @@ mod weather;
 mod workers;
 mod world;
 
-pub use adversaries::{Adversaries, AdversariesConfig, Attack, Direction, TooManyAdversaries};
+pub use adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, Direction};
 pub use aggregator::{Aggregator, AggregatorError, Entropy, Promise, lattice_of, plain_mean};
 pub use population::{Population, PopulationError};
 pub use scenario::{DatasetConfig, Scenario, ScenarioError, SimulationConfig};

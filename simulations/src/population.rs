@@ -14,7 +14,7 @@ use protocol::{
     RunId, Seed, Spec, Standardiser, StepId, Target, Task, TaskId, Work,
 };
 
-use crate::adversaries::{Adversaries, AdversariesConfig, Attack, TooManyAdversaries, poison, triggered};
+use crate::adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, poison, triggered};
 use crate::scenario::{DatasetConfig, SimulationConfig};
 use crate::workers::{Worker, Workforce, measure};
 use crate::world::unprotected;
@@ -67,9 +67,9 @@ pub enum PopulationError {
         /// The other.
         other: String,
     },
-    /// More clients are to be corrupted than there are.
+    /// Nobody can be corrupted as asked.
     #[error(transparent)]
-    Adversaries(#[from] TooManyAdversaries),
+    Adversaries(#[from] AdversariesError),
     /// Nothing could be measured.
     #[error(
         "simulation.dataset: the plan evaluates on validation records and there are none; set `validation_fraction` or `validation` \
@@ -141,7 +141,7 @@ impl Population {
     /// The same population with the training records of corrupted clients as their attack wants them; `seed` is the simulation's.
     ///
     /// # Errors
-    /// [`PopulationError::Adversaries`] when more are to be corrupted than there are.
+    /// [`PopulationError::Adversaries`] when nobody can be corrupted as asked.
     pub fn poisoned(
         mut self,
         adversaries: Option<&AdversariesConfig>,

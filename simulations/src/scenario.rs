@@ -138,7 +138,7 @@ impl Scenario {
         simulation.weather.check().map_err(|error| ConfigError::of(text, &error))?;
         let adversaries = simulation.adversaries.as_ref();
         adversaries
-            .map_or(Ok(()), |table| table.check(&plan.spec))
+            .map_or(Ok(()), |table| table.check(&plan))
             .map_err(|error| ConfigError::of(text, &error))?;
         simulation.dataset = match simulation.dataset {
             DatasetConfig::Files(source) => DatasetConfig::Files(source.resolved(base, lookup)?),

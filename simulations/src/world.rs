@@ -163,6 +163,16 @@ impl World {
         if found < needed { Err(WorldError::TooFewClients { needed, found }) } else { Ok(()) }
     }
 
+    /// Who of the clients is corrupted, where there are enough of them.
+    fn collusion(&self, workforce: &dyn Workforce) -> Result<Collusion, WorldError> {
+        self.check_clients(workforce)?;
+        let drawn =
+            |config: &AdversariesConfig| Adversaries::draw(config, self.seed, workforce.clients().iter());
+        let adversaries = self.adversaries.as_ref().map(drawn).transpose()?.map(Arc::new);
+        let tensors = if self.tensors.is_empty() { vec![self.initial.len()] } else { self.tensors.clone() };
+        Ok(Collusion::new(adversaries, tensors.into()))
+    }
+
     /// Runs to the end of the plan, or until it is told to stop, and shows more of itself.
     ///
     /// # Errors
@@ -173,22 +183,16 @@ impl World {
         workforce: &dyn Workforce,
         watch: &mut dyn Watch,
     ) -> Result<Outcome, WorldError> {
-        self.check_clients(workforce)?;
-        let drawn =
-            |config: &AdversariesConfig| Adversaries::draw(config, self.seed, workforce.clients().iter());
-        let adversaries = self.adversaries.as_ref().map(drawn).transpose()?.map(Arc::new);
-        let central = Central::of(workforce);
-        let bytes = 4 * self.initial.len().max(1);
+        let collusion = self.collusion(workforce)?;
+        let (central, bytes) = (Central::of(workforce), 4 * self.initial.len().max(1));
         let begun = self.begun;
         begun.as_ref().map_or(Ok(()), |begun| begun.check(self.seed, workforce, self.initial.len()))?;
         let mut links = begun.as_ref().map_or_else(Vec::new, |begun| begun.ledger.clone());
         let (chance, draws) = self.chance.counted(begun.as_ref().map_or(0, |begun| begun.mark.draws));
         let promised = self.plan.spec.privacy.central.as_ref();
         let ledger = promised.map(|promised| ledger_of(promised, &mut links)).transpose()?;
-        let fresh = || (Checkpoint::begin(self.initial.clone()), BTreeMap::new());
+        let fresh = || (Checkpoint::begin(self.initial), BTreeMap::new());
         let (checkpoint, clients) = begun.as_ref().map_or_else(fresh, |begun| begun.begin());
-        let tensors = if self.tensors.is_empty() { vec![self.initial.len()] } else { self.tensors.clone() };
-        let collusion = Collusion::new(adversaries, tensors.into());
         let setup = Setup {
             run: RunId(0),
             plan: Arc::clone(&self.plan),

@@ -92,7 +92,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         scenario.plan.evaluation.sites = Evaluators::None;
     }
     let seed = scenario.simulation.seed;
-    let attack = scenario.simulation.adversaries.as_ref().map(|typed| typed.attack.clone());
+    let attack = attacked::of(&scenario.simulation);
     let first = first_model(population.models(), &spec, Seed::from_number(seed))
         .or_fail(Kind::Configuration, file(args))?;
 
@@ -134,14 +134,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     };
     let audit = args.audit.filter(|_| outcome.end != RunEnd::Stopped).map(judge).transpose()?;
     let attack = attack.map(|attack| Attacked::of(&attack, &population, &outcome, &spec));
-    let ended = Ended {
-        people: &people,
-        spec: &spec,
-        outcome: &outcome,
-        audit: audit.as_ref(),
-        findings: &findings,
-        attack: attack.as_ref(),
-    };
+    let (audit, attack) = (audit.as_ref(), attack.as_ref());
+    let ended = Ended { people: &people, spec: &spec, outcome: &outcome, audit, findings: &findings, attack };
     ended.conclude(results, &plan, started, global)
 }
 
@@ -480,8 +474,7 @@ impl Ended<'_> {
                 "rounds": rounds,
                 "best_round": best,
                 "clients": people.clients,
-                "copies": people.copies,
-                "adversaries": attack.map(Attacked::object),
+                "copies": people.copies, "adversaries": attack.map(Attacked::object),
                 "accuracy": accuracy,
                 "loss": loss,
                 "seconds": seconds,

@@ -4,6 +4,7 @@ use protocol::{ClientId, DataSpec, Positive, Spec, SpecError, Target};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use server::Plan;
 
 /// The table as typed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -228,7 +229,11 @@ impl AdversariesConfig {
     }
 
     /// Whether it makes sense for a plan.
-    pub(crate) fn check(&self, spec: &Spec) -> Result<(), SpecError> {
+    pub(crate) fn check(&self, plan: &Plan) -> Result<(), SpecError> {
+        if plan.method.is_some() {
+            let message = "what is attacked is training, and this plan has a method instead; leave it out";
+            return Err(SpecError::new("simulation.adversaries", message));
+        }
         match (self.share, self.count) {
             (Some(_), Some(_)) => {
                 Err(SpecError::new("simulation.adversaries.count", "give `count` or `share`, not both"))
@@ -243,7 +248,7 @@ impl AdversariesConfig {
                     "{share} is not from 0 to below 1; where all are corrupted there is nothing to defend"
                 ),
             )),
-            (..) => self.attack.check(spec),
+            (..) => self.attack.check(&plan.spec),
         }
     }
 }

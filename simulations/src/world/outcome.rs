@@ -11,7 +11,7 @@ use protocol::{ClientId, Parameters, SpecError, Standardiser};
 use server::{ClientRecord, RunEnd, SetupError};
 
 use super::{Best, Snapshot, SnapshotError};
-use crate::TooManyAdversaries;
+use crate::AdversariesError;
 use crate::workers::Lost;
 
 /// What a simulation gives.
@@ -59,9 +59,9 @@ pub enum WorldError {
     /// What it was to go on from is another simulation's.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// There are not enough clients to corrupt.
+    /// Nobody can be corrupted as asked.
     #[error(transparent)]
-    Adversaries(#[from] TooManyAdversaries),
+    Adversaries(#[from] AdversariesError),
     /// There are not enough clients.
     #[error("cohort.clients_min is {needed}, but only {found} clients exist or are ever connected at once")]
     TooFewClients {

@@ -5,12 +5,17 @@ use std::sync::Arc;
 
 use protocol::Spec;
 use serde_json::{Value, json};
-use simulations::{Attack, Outcome, Population};
+use simulations::{Attack, Outcome, Population, SimulationConfig};
 
 use super::super::output::share;
 
 /// Names in a sentence.
 const NAMES_MAX: usize = 8;
+
+/// What the corrupted clients of a simulation do, if it has some.
+pub(super) fn of(simulation: &SimulationConfig) -> Option<Attack> {
+    simulation.adversaries.as_ref().map(|typed| typed.attack.clone())
+}
 
 /// See the module.
 pub(super) struct Attacked {
