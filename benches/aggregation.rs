@@ -110,7 +110,7 @@ fn step(criterion: &mut Criterion) {
     let lattice = lattice();
     let mut sum = Sum::new(&lattice);
     sum.add(&encoded(&lattice)).expect("the sum has room");
-    let mean = Released::unprotected(sum).expect("the sum holds an update");
+    let mean = ModelUpdate::Released(Released::unprotected(sum).expect("the sum holds an update"));
     let mut model = vec![0.1f32; PARAMETERS];
     let optimizers: [(&str, Box<dyn ServerOptimizer>); 3] = [
         ("fedavg", Box::new(Averaging::new(1.0, 0.0))),

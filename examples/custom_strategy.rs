@@ -1,6 +1,6 @@
 //! A server optimizer of your own: Nesterov's momentum on the mean update, against plain averaging, on the four hospitals.
 //!
-//! A server optimizer sees one thing of a round, the released mean of the updates, so whatever it does costs no privacy. It
+//! A server optimizer sees one thing of a round, the mean that was released of the updates, so whatever it does costs no privacy. It
 //! also says what it remembers, so that a run can be stored and taken up again. FedAvgM's heavy ball is built in
 //! (`strategy = { fedavgm = {} }`); Nesterov looks one step ahead of it.
 //!
@@ -20,9 +20,8 @@ use std::sync::Arc;
 use anyhow::{Error, Result};
 use consortia::first_model;
 use consortia::learning::device::Device;
-use consortia::privacy::Released;
 use consortia::protocol::Seed;
-use consortia::server::{Averaging, ServerOptimizer, StateError};
+use consortia::server::{Averaging, ModelUpdate, ServerOptimizer, StateError};
 use consortia::simulations::{Population, Scenario, World};
 
 /// `v = momentum * v + mean; model = model + mean + momentum * v` (Nesterov 1983, in the form of Sutskever et al. 2013).
@@ -32,12 +31,12 @@ struct Nesterov {
 }
 
 impl ServerOptimizer for Nesterov {
-    fn step(&mut self, model: &mut [f32], mean: &Released) {
+    fn step(&mut self, model: &mut [f32], update: &ModelUpdate) {
         if self.velocity.is_empty() {
             self.velocity = Arc::new(vec![0.0; model.len()]);
         }
         let velocity = Arc::make_mut(&mut self.velocity);
-        for ((value, velocity), mean) in model.iter_mut().zip(velocity).zip(mean.mean()) {
+        for ((value, velocity), mean) in model.iter_mut().zip(velocity).zip(update.values()) {
             let moved = self.momentum * f64::from(*velocity) + mean;
             *velocity = moved as f32;
             *value += (mean + self.momentum * moved) as f32;

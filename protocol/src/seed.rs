@@ -33,6 +33,10 @@ pub enum Purpose {
     Codec,
     /// What a method's work at a site draws.
     Method,
+    /// Which virtual clients of a simulation are corrupted, and what they send by chance.
+    Adversary,
+    /// What an aggregation rule draws in a round.
+    Aggregation,
 }
 
 impl Seed {

@@ -2,7 +2,7 @@
 //! the server around them.
 //!
 //! Reading order: [`Plan`] (what was typed, parsed into what it means) · [`workflow`] (what comes next) · [`Coordinator`] (a state machine without input
-//! or output: [`Event`] in, [`Action`] out) · [`ServerOptimizer`] (how a released mean moves the model) · `net` (QUIC,
+//! or output: [`Event`] in, [`Action`] out) · [`ServerOptimizer`] (how what a round has found moves the model) · `net` (QUIC,
 //! sessions, the store).
 
 pub mod best;
@@ -24,11 +24,12 @@ pub use coordinator::{
     Action, Booking, Chance, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note,
     ProtectionError, Purse, RunEnd, Setup, SetupError,
 };
-pub use methods::{Method, MethodPlan, Methods, PlannedMethod};
-pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer, StateError};
+pub use methods::{Given, Method, MethodPlan, Methods, PlannedMethod, Rule, Step};
+pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ModelUpdate, ServerOptimizer, StateError};
 pub use plan::{
-    AdaptiveConfig, CentralConfig, ClippingConfig, CohortConfig, CohortPlan, CohortSize, EvaluationPlan,
-    Evaluators, FederationConfig, NoiseConfig, Plan, PrivacyConfig, Strategy, UpdateConfig,
+    AdaptiveConfig, AggregationConfig, AggregationPlan, CentralConfig, ClippingConfig, CohortConfig,
+    CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Named, NoiseConfig, Plan,
+    PrivacyConfig, Strategy, UpdateConfig,
 };
 pub use schedule::{Decay, Schedule};
 pub use statement::{

@@ -5,6 +5,8 @@
 //! [method.NAME]
 //! # what NAME reads
 //! ```
+//!
+//! Rules that see every update, and steps before them, are named in a plan's `[aggregation]` and registered in the same way.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,8 +16,8 @@ use protocol::{DataSpec, Name, SpecError};
 use serde::de::DeserializeOwned;
 
 use crate::config::ConfigError;
-use crate::plan::Plan;
-use crate::workflow::Workflow;
+use crate::plan::{Named, Plan};
+use crate::workflow::{AggregationRule, PreStep, Workflow};
 
 /// A method, as plans name it.
 pub trait Method: Send + Sync {
@@ -45,6 +47,39 @@ pub trait PlannedMethod: fmt::Debug + Send + Sync {
     fn workflow(&self, plan: &Arc<Plan>) -> Result<Box<dyn Workflow>, SpecError>;
 }
 
+/// What a plan says to a rule or step beside its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Corrupted clients among those of a round, at most: f.
+    pub corrupted: usize,
+    /// Updates of the smallest round of which nobody is missing: n, less what earlier steps have put together.
+    pub updates: usize,
+}
+
+/// A rule that sees every update, as plans name it.
+pub trait Rule: Send + Sync {
+    /// The name.
+    fn name(&self) -> Name;
+
+    /// Reads its settings. [`read_settings`] does most of it.
+    ///
+    /// # Errors
+    /// [`SpecError`] whose key is the setting's name.
+    fn plan(&self, settings: toml::Table, given: &Given) -> Result<Arc<dyn AggregationRule>, SpecError>;
+}
+
+/// A step before a rule, as plans name it.
+pub trait Step: Send + Sync {
+    /// The name.
+    fn name(&self) -> Name;
+
+    /// Reads its settings. [`read_settings`] does most of it.
+    ///
+    /// # Errors
+    /// [`SpecError`] whose key is the setting's name.
+    fn plan(&self, settings: toml::Table, given: &Given) -> Result<Box<dyn PreStep>, SpecError>;
+}
+
 /// The method of a plan.
 #[derive(Clone, Debug)]
 pub struct MethodPlan {
@@ -68,6 +103,8 @@ pub fn read_settings<T: DeserializeOwned>(settings: toml::Table) -> Result<T, Sp
 #[derive(Clone, Default)]
 pub struct Methods {
     methods: BTreeMap<Name, Arc<dyn Method>>,
+    rules: BTreeMap<Name, Arc<dyn Rule>>,
+    steps: BTreeMap<Name, Arc<dyn Step>>,
 }
 
 impl Methods {
@@ -76,6 +113,40 @@ impl Methods {
     pub fn with(mut self, method: impl Method + 'static) -> Self {
         self.methods.insert(method.name(), Arc::new(method));
         self
+    }
+
+    /// The same, and this rule; another of its name gives way.
+    #[must_use]
+    pub fn with_rule(mut self, rule: impl Rule + 'static) -> Self {
+        self.rules.insert(rule.name(), Arc::new(rule));
+        self
+    }
+
+    /// The same, and this step before a rule; another of its name gives way.
+    #[must_use]
+    pub fn with_step(mut self, step: impl Step + 'static) -> Self {
+        self.steps.insert(step.name(), Arc::new(step));
+        self
+    }
+
+    /// The rule that a plan names.
+    pub(crate) fn rule(&self, typed: &Named, given: &Given) -> Result<Arc<dyn AggregationRule>, SpecError> {
+        let rule = found(&self.rules, "aggregation.rule", "rule", typed)?;
+        rule.plan(typed.settings.clone(), given)
+            .map_err(|error| within(&format!("aggregation.rule.{}", typed.name), error))
+    }
+
+    /// The step that a plan names.
+    pub(crate) fn step(&self, typed: &Named, given: &Given) -> Result<Box<dyn PreStep>, SpecError> {
+        let step = found(&self.steps, "aggregation.before", "step", typed)?;
+        step.plan(typed.settings.clone(), given).map_err(|error| {
+            let message = if error.key.is_empty() {
+                error.message
+            } else {
+                format!("{}: {}", error.key, error.message)
+            };
+            SpecError::new("aggregation.before", format!("{}: {message}", typed.name))
+        })
     }
 
     /// Reads the text of a `federation.toml` that may name these methods.
@@ -95,27 +166,53 @@ impl Methods {
         let key = format!("method.{name}");
         let method = name.parse().ok().and_then(|name: Name| self.methods.get(&name));
         let Some(method) = method else {
-            let known = match self.methods.is_empty() {
-                true => "none".to_owned(),
-                false => self.methods.keys().map(Name::as_str).collect::<Vec<_>>().join(", "),
-            };
+            let known = known(&self.methods);
             let message = format!("this program knows no such method; it knows: {known}");
             return Err(SpecError::new(key, message));
         };
         let toml::Value::Table(settings) = settings else {
             return Err(SpecError::new(key, "give a table"));
         };
-        let within = |error: SpecError| {
-            let dot = if error.key.is_empty() { "" } else { "." };
-            SpecError::new(format!("{key}{dot}{}", error.key), error.message)
-        };
-        let planned = method.plan(settings, data).map_err(within)?;
+        let planned = method.plan(settings, data).map_err(|error| within(&key, error))?;
         Ok(MethodPlan { name: method.name(), version: method.version(), planned })
     }
 }
 
+/// The names of what is registered.
+fn known<T: ?Sized>(registered: &BTreeMap<Name, Arc<T>>) -> String {
+    match registered.is_empty() {
+        true => "none".to_owned(),
+        false => registered.keys().map(Name::as_str).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// What is registered under the name that was typed.
+fn found<'a, T: ?Sized>(
+    registered: &'a BTreeMap<Name, Arc<T>>,
+    key: &str,
+    what: &str,
+    typed: &Named,
+) -> Result<&'a Arc<T>, SpecError> {
+    let found = typed.name.parse().ok().and_then(|name: Name| registered.get(&name));
+    found.ok_or_else(|| {
+        let message =
+            format!("this program knows no {what} `{}`; it knows: {}", typed.name, known(registered));
+        SpecError::new(key, message)
+    })
+}
+
+/// The error of a setting in the table `key`.
+fn within(key: &str, error: SpecError) -> SpecError {
+    let dot = if error.key.is_empty() { "" } else { "." };
+    SpecError::new(format!("{key}{dot}{}", error.key), error.message)
+}
+
 impl fmt::Debug for Methods {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.methods.keys()).finish()
+        f.debug_set()
+            .entries(self.methods.keys())
+            .entries(self.rules.keys())
+            .entries(self.steps.keys())
+            .finish()
     }
 }

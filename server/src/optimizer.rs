@@ -1,4 +1,4 @@
-//! How a released mean moves the model.
+//! How what a round has found moves the model.
 //!
 //! FedAvg adds it (McMahan et al. 2017); FedAvgM keeps a momentum of it (Hsu, Qi, Brown 2019); FedAdagrad, FedYogi and
 //! FedAdam divide by a running second moment (Reddi et al. 2021, algorithm 2, without bias correction, `v` starting at
@@ -8,10 +8,44 @@ use std::sync::Arc;
 
 use privacy::Released;
 
-/// Moves the model by a released mean. Implement it for a rule of your own.
+/// What a round has found: by this, and by nothing else, an optimizer moves the model.
+#[derive(Debug)]
+pub enum ModelUpdate {
+    /// The mean of a sum, released as the plan promises.
+    Released(Released),
+    /// What a rule has made of updates that were kept one by one, one value a shared parameter. It promises nothing, and a plan that
+    /// promises something to clients has no such rule.
+    Unprotected(Vec<f64>),
+}
+
+impl ModelUpdate {
+    /// Its values, in layout order and in units of the parameters.
+    pub fn values(&self) -> impl Iterator<Item = f64> + '_ {
+        let (released, vector) = match self {
+            Self::Released(released) => (Some(released.mean()), None),
+            Self::Unprotected(vector) => (None, Some(vector.iter().copied())),
+        };
+        released.into_iter().flatten().chain(vector.into_iter().flatten())
+    }
+
+    /// Number of coordinates.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Released(released) => released.len(),
+            Self::Unprotected(vector) => vector.len(),
+        }
+    }
+
+    /// Whether there are no coordinates.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Moves the model by what a round has found. Implement it for a strategy of your own.
 pub trait ServerOptimizer: Send {
-    /// One step: `model` and `mean` have the same length, in layout order.
-    fn step(&mut self, model: &mut [f32], mean: &Released);
+    /// One step: `model` and `update` have the same length, in layout order.
+    fn step(&mut self, model: &mut [f32], update: &ModelUpdate);
 
     /// The state to be stored with the model: vectors as long as the model, or none.
     fn state(&self) -> Vec<Arc<Vec<f32>>>;
@@ -48,19 +82,28 @@ impl Averaging {
     pub fn new(learning_rate: f64, momentum: f64) -> Self {
         Self { learning_rate, momentum, velocity: Arc::default() }
     }
-}
 
-impl ServerOptimizer for Averaging {
-    fn step(&mut self, model: &mut [f32], mean: &Released) {
-        if self.momentum == 0.0 {
-            mean.apply(model, |value, mean| (f64::from(value) + self.learning_rate * mean) as f32);
-            return;
-        }
+    /// A step with momentum.
+    fn roll(&mut self, model: &mut [f32], mean: impl Iterator<Item = f64>) {
         let velocity = started(&mut self.velocity, model.len(), 0.0);
-        for ((value, velocity), mean) in model.iter_mut().zip(velocity).zip(mean.mean()) {
+        for ((value, velocity), mean) in model.iter_mut().zip(velocity).zip(mean) {
             let moved = self.momentum * f64::from(*velocity) + mean;
             *velocity = moved as f32;
             *value = (f64::from(*value) + self.learning_rate * moved) as f32;
+        }
+    }
+}
+
+impl ServerOptimizer for Averaging {
+    fn step(&mut self, model: &mut [f32], update: &ModelUpdate) {
+        let added = |value: f32, mean: f64| (f64::from(value) + self.learning_rate * mean) as f32;
+        match update {
+            ModelUpdate::Released(mean) if self.momentum == 0.0 => mean.apply(model, added),
+            ModelUpdate::Unprotected(vector) if self.momentum == 0.0 => {
+                model.iter_mut().zip(vector).for_each(|(value, mean)| *value = added(*value, *mean));
+            }
+            ModelUpdate::Released(mean) => self.roll(model, mean.mean()),
+            ModelUpdate::Unprotected(vector) => self.roll(model, vector.iter().copied()),
         }
     }
 
@@ -107,6 +150,21 @@ impl Adaptive {
         Self { kind, learning_rate, beta1, beta2, tau, first: Arc::default(), second: Arc::default() }
     }
 
+    fn adapt(&mut self, model: &mut [f32], mean: impl Iterator<Item = f64>) {
+        let mut first = std::mem::take(&mut self.first);
+        let mut second = std::mem::take(&mut self.second);
+        let firsts = started(&mut first, model.len(), 0.0);
+        let seconds = started(&mut second, model.len(), (self.tau * self.tau) as f32);
+        for (((value, first), second), mean) in model.iter_mut().zip(firsts).zip(seconds).zip(mean) {
+            let m = self.beta1 * f64::from(*first) + (1.0 - self.beta1) * mean;
+            let v = self.second_moment(f64::from(*second), mean * mean);
+            *first = m as f32;
+            *second = v as f32;
+            *value = (f64::from(*value) + self.learning_rate * m / (v.sqrt() + self.tau)) as f32;
+        }
+        (self.first, self.second) = (first, second);
+    }
+
     fn second_moment(&self, old: f64, square: f64) -> f64 {
         match self.kind {
             AdaptiveKind::Adagrad => old + square,
@@ -118,19 +176,11 @@ impl Adaptive {
 }
 
 impl ServerOptimizer for Adaptive {
-    fn step(&mut self, model: &mut [f32], mean: &Released) {
-        let mut first = std::mem::take(&mut self.first);
-        let mut second = std::mem::take(&mut self.second);
-        let firsts = started(&mut first, model.len(), 0.0);
-        let seconds = started(&mut second, model.len(), (self.tau * self.tau) as f32);
-        for (((value, first), second), mean) in model.iter_mut().zip(firsts).zip(seconds).zip(mean.mean()) {
-            let m = self.beta1 * f64::from(*first) + (1.0 - self.beta1) * mean;
-            let v = self.second_moment(f64::from(*second), mean * mean);
-            *first = m as f32;
-            *second = v as f32;
-            *value = (f64::from(*value) + self.learning_rate * m / (v.sqrt() + self.tau)) as f32;
+    fn step(&mut self, model: &mut [f32], update: &ModelUpdate) {
+        match update {
+            ModelUpdate::Released(mean) => self.adapt(model, mean.mean()),
+            ModelUpdate::Unprotected(vector) => self.adapt(model, vector.iter().copied()),
         }
-        (self.first, self.second) = (first, second);
     }
 
     fn state(&self) -> Vec<Arc<Vec<f32>>> {
@@ -167,12 +217,12 @@ mod tests {
     use super::*;
     use privacy::{Encoded, Lattice, NormBound, Sum, clip};
 
-    fn released(values: &[f32]) -> Released {
+    fn released(values: &[f32]) -> ModelUpdate {
         let lattice = Lattice::plan(NormBound::new(1000.0).unwrap(), 1, 1, values.len()).unwrap();
         let clipped = clip(values.to_vec(), lattice.bound()).unwrap();
         let mut sum = Sum::new(&lattice);
         sum.add(&Encoded::encode(&clipped, lattice.weigh(1), &lattice).unwrap()).unwrap();
-        Released::unprotected(sum).unwrap()
+        ModelUpdate::Released(Released::unprotected(sum).unwrap())
     }
 
     fn walk(optimizer: &mut dyn ServerOptimizer, means: &[f32]) -> f64 {
@@ -189,6 +239,28 @@ mod tests {
     fn averaging_adds_the_mean_and_momentum_remembers_it() {
         near(walk(&mut Averaging::new(1.0, 0.0), &[1.0, 2.0]), 3.0);
         near(walk(&mut Averaging::new(0.5, 0.9), &[1.0, 2.0]), 0.5 * (1.0 + 2.9));
+    }
+
+    #[test]
+    fn an_aggregate_that_promises_nothing_moves_the_model_as_a_mean_does() {
+        for optimizer in [0, 1, 2] {
+            let fresh = || -> Box<dyn ServerOptimizer> {
+                match optimizer {
+                    0 => Box::new(Averaging::new(0.5, 0.0)),
+                    1 => Box::new(Averaging::new(0.5, 0.9)),
+                    _ => Box::new(Adaptive::new(AdaptiveKind::Yogi, 0.1, 0.9, 0.99, 1e-3)),
+                }
+            };
+            let ((mut one, mut other), mut models) = ((fresh(), fresh()), ([0.0f32; 2], [0.0f32; 2]));
+            for round in [[1.0, -2.0], [0.5, 3.0]] {
+                let mean = released(&round);
+                let vector = ModelUpdate::Unprotected(mean.values().collect());
+                assert_eq!((vector.len(), vector.values().count()), (2, 2));
+                one.step(&mut models.0, &mean);
+                other.step(&mut models.1, &vector);
+            }
+            assert_eq!(models.0, models.1);
+        }
     }
 
     #[test]

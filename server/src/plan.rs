@@ -3,6 +3,7 @@
 //! A [`Plan`] that exists is consistent: every number is in range and a lattice exists for its updates. The table
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
+mod aggregation;
 mod method;
 mod privacy;
 mod strategy;
@@ -11,9 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive,
-    Spec, SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds,
-    is_plain_name,
+    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec,
+    SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ use crate::config::{ConfigError, read_toml};
 use crate::methods::{MethodPlan, Methods};
 use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
+use aggregation::check_beside;
+pub use aggregation::{AggregationConfig, AggregationPlan, Named};
 use method::BesideMethod;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 #[cfg(feature = "net")]
@@ -54,6 +56,9 @@ pub struct FederationConfig {
     /// The algorithm.
     #[serde(default)]
     pub strategy: Strategy,
+    /// A rule that sees every update, instead of their mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<AggregationConfig>,
     /// Who takes part.
     #[serde(default)]
     pub cohort: CohortConfig,
@@ -92,13 +97,13 @@ pub struct UpdateConfig {
 const WEIGHT_MAX_USUAL: u32 = 1 << 17;
 
 impl UpdateConfig {
-    fn parse(&self, protects_clients: bool) -> UpdateSpec {
+    fn parse(&self, counts_alike: bool) -> UpdateSpec {
         let usual = UpdateSpec::default();
-        let weights = if protects_clients { Weighting::Uniform } else { usual.weights };
+        let weights = if counts_alike { Weighting::Uniform } else { usual.weights };
         UpdateSpec {
             norm_max: self.norm_max.unwrap_or(usual.norm_max),
             weights: self.weights.unwrap_or(weights),
-            weight_max: self.weight_max.unwrap_or(if protects_clients {
+            weight_max: self.weight_max.unwrap_or(if counts_alike {
                 usual.weight_max
             } else {
                 WEIGHT_MAX_USUAL
@@ -469,6 +474,8 @@ pub struct Plan {
     pub evaluation: EvaluationPlan,
     /// What is done instead of federated training.
     pub method: Option<MethodPlan>,
+    /// What makes one vector of a round's updates, instead of their mean.
+    pub aggregation: Option<AggregationPlan>,
 }
 
 impl Plan {
@@ -511,7 +518,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`SpecError`] names the setting at fault.
-    pub fn new(typed: FederationConfig, methods: &Methods) -> Result<Self, SpecError> {
+    pub fn new(mut typed: FederationConfig, methods: &Methods) -> Result<Self, SpecError> {
         if !is_plain_name(&typed.name) {
             let shown: String = typed.name.escape_debug().take(80).collect();
             let message = format!(
@@ -528,8 +535,13 @@ impl Plan {
         if typed.privacy.samples_secretly() {
             typed.cohort.check_secret_sampling()?;
         }
+        check_beside(&typed)?;
         let mut cohort = typed.cohort.parse()?;
-        let update = typed.update.parse(typed.privacy.central.is_some() || typed.privacy.local.is_some());
+        let aggregation =
+            typed.aggregation.as_ref().map(|typed| typed.parse(&cohort, methods)).transpose()?;
+        let counts_alike =
+            typed.privacy.central.is_some() || typed.privacy.local.is_some() || aggregation.is_some();
+        let update = typed.update.parse(counts_alike);
         let privacy = typed.privacy.parse(&typed.name, typed.rounds, &mut cohort, update.norm_max)?;
         let mut evaluation = typed.evaluation;
         if privacy.hides_metrics() || typed.method.is_some() {
@@ -538,23 +550,7 @@ impl Plan {
         evaluation.central &= typed.method.is_none();
         typed.schedule.check(typed.rounds)?;
         typed.strategy.check()?;
-        if let Some(ModelSpec::Values { .. }) = typed.model {
-            let message = "values belong to a method; give a table [method.NAME] instead";
-            return Err(SpecError::new("model.values", message));
-        }
-        let (method, model, training) = match typed.method {
-            None => (
-                None,
-                typed.model.ok_or_else(|| SpecError::new("", "missing field `model`"))?,
-                typed.training.ok_or_else(|| SpecError::new("", "missing field `training`"))?,
-            ),
-            Some(table) => {
-                let method = methods.plan(table, &typed.data)?;
-                alone.check(&method.name, &privacy)?;
-                let shape = method.planned.shape();
-                (Some(method), ModelSpec::Values { shape }, TrainingSpec::unused())
-            }
-        };
+        let (method, model, training) = alone.resolve(&mut typed, methods, &privacy)?;
         let spec = Spec {
             model,
             data: typed.data,
@@ -578,6 +574,7 @@ impl Plan {
             schedule: typed.schedule,
             evaluation,
             method,
+            aggregation,
         })
     }
 }

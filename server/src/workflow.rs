@@ -16,7 +16,9 @@
 //! overlap (a collector that closes at [`ClosePolicy::Target`] and keeps what comes late for its next aggregate).
 
 mod exact_sum;
+mod keep;
 mod measurements;
+mod rule;
 mod training;
 
 use std::any::Any;
@@ -25,13 +27,17 @@ use std::sync::Arc;
 
 use privacy::{Released, Sum, WideSum};
 use protocol::{
-    Block, ClientId, Contribution, Metrics, Parameters, PayloadSpec, Positive, Refusal, Round, Standardiser,
-    StepId, Work, find_impossible,
+    Block, ClientId, Contribution, Metrics, Parameters, PayloadSpec, Positive, Refusal, Round, Seed,
+    Standardiser, StepId, Work, find_impossible,
 };
 
+use crate::optimizer::ModelUpdate;
 use crate::{Checkpoint, Plan};
 pub use exact_sum::{ExactSum, Plausible};
+pub use keep::Keep;
 pub use measurements::Measurements;
+pub(crate) use rule::Prepared;
+pub use rule::{AggregationRule, KeptUpdates, PreStep};
 pub use training::Training;
 
 /// What comes next in a run, and what follows from what a step gave.
@@ -73,6 +79,8 @@ pub struct RunState<'a> {
     pub norm_max: Option<Positive>,
     /// Clients that are connected.
     pub connected: usize,
+    /// What the server draws follows from it.
+    pub seed: &'a Seed,
 }
 
 /// One step: whom it asks, for what, and how it ends.
@@ -271,6 +279,8 @@ pub enum Close {
 pub enum Aggregate {
     /// The mean of updates, one value a shared parameter.
     Mean(Released),
+    /// What a rule has made of kept updates, one value a shared parameter in units of the parameters. It promises nothing.
+    Vector(Vec<f64>),
     /// Exact totals of named sums, in the order of their names.
     Totals(Vec<WideSum>),
     /// Metrics, which the coordinator has pooled.
@@ -291,8 +301,8 @@ pub struct Conclusion {
 /// What changes in a run. It is committed with the checkpoint, in one transaction.
 #[derive(Debug)]
 pub enum Effect {
-    /// The server optimizer moves the model by this mean.
-    StepModel(Released),
+    /// The server optimizer moves the model by this.
+    StepModel(ModelUpdate),
     /// From now on tasks carry this standardisation.
     Standardise(Standardiser),
     /// These are the model's values from now on.

@@ -2,9 +2,10 @@
 //! learners of a deployment. No network, no database, no async runtime.
 //!
 //! Reading order: [`Scenario`] (a federation file plus its `[simulation]` table) · [`Population`] (who holds what) ·
-//! [`Weather`] (who is there, how fast, who drops out) · [`World`] (the loop that runs it) · [`Aggregator`] (releases without
+//! [`Weather`] (who is there, how fast, who drops out) · [`Adversaries`] (who attacks, and how) · [`World`] (the loop that runs it) · [`Aggregator`] (releases without
 //! rounds) · [`attack`] and [`audit`] (what an adversary makes of all this).
 
+mod adversaries;
 mod aggregator;
 pub mod attack;
 pub mod audit;
@@ -15,6 +16,7 @@ mod weather;
 mod workers;
 mod world;
 
+pub use adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, Direction};
 pub use aggregator::{Aggregator, AggregatorError, Entropy, Promise, lattice_of, plain_mean};
 pub use population::{Population, PopulationError};
 pub use scenario::{DatasetConfig, Scenario, ScenarioError, SimulationConfig};

@@ -10,11 +10,14 @@ use learning::{
     load_measured_with_ids, partition,
 };
 use protocol::{
-    ClientId, DataSpec, EvaluationRecords, IdError, LearnError, Learner, Purpose, Round, Seed, Spec,
+    ClientId, DataSpec, EvaluationRecords, IdError, LearnError, Learner, Metrics, Parameters, Purpose, Round,
+    RunId, Seed, Spec, Standardiser, StepId, Target, Task, TaskId, Work,
 };
 
+use crate::adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, poison, triggered};
 use crate::scenario::{DatasetConfig, SimulationConfig};
-use crate::workers::{Worker, Workforce};
+use crate::workers::{Worker, Workforce, measure};
+use crate::world::unprotected;
 
 /// The clients of a simulation, their records, and the models they train.
 #[derive(Debug)]
@@ -64,6 +67,9 @@ pub enum PopulationError {
         /// The other.
         other: String,
     },
+    /// Nobody can be corrupted as asked.
+    #[error(transparent)]
+    Adversaries(#[from] AdversariesError),
     /// Nothing could be measured.
     #[error(
         "simulation.dataset: the plan evaluates on validation records and there are none; set `validation_fraction` or `validation` \
@@ -98,7 +104,8 @@ impl Population {
             }
             let has_tests = sites.iter().any(|site: &SiteData| site.test.is_some());
             let central = central_data(config, spec, &train, test, has_tests);
-            return Self::new(clients, sites, central, device).copied(config.copies.get());
+            let population = Self::new(clients, sites, central, device).copied(config.copies.get())?;
+            return population.poisoned(config.adversaries.as_ref(), config.seed, spec);
         }
         let (train, test) = match (&config.dataset, &spec.data) {
             (DatasetConfig::Files(source), data) => {
@@ -124,7 +131,60 @@ impl Population {
         };
         let central = central_data(config, spec, &train, test, false);
         let sites = parts.into_iter().map(site).collect();
-        Self::new(clients, sites, central, device).copied(config.copies.get())
+        Self::new(clients, sites, central, device).copied(config.copies.get())?.poisoned(
+            config.adversaries.as_ref(),
+            config.seed,
+            spec,
+        )
+    }
+
+    /// The same population with the training records of corrupted clients as their attack wants them; `seed` is the simulation's.
+    ///
+    /// # Errors
+    /// [`PopulationError::Adversaries`] when nobody can be corrupted as asked.
+    pub fn poisoned(
+        mut self,
+        adversaries: Option<&AdversariesConfig>,
+        seed: u64,
+        spec: &Spec,
+    ) -> Result<Self, PopulationError> {
+        let Some(adversaries) = adversaries else { return Ok(self) };
+        let seed = Seed::from_number(seed);
+        let adversaries = Adversaries::draw(adversaries, seed, self.clients.iter())?;
+        let Target::Classes(classes) = spec.target() else { return Ok(self) };
+        for (client, site) in self.clients.iter().zip(&mut self.sites) {
+            if adversaries.corrupted().contains(client) && adversaries.attack().changes_records() {
+                let chance = seed.derive(Purpose::Adversary, Round(0), Some(client));
+                site.train = poison(&site.train, adversaries.attack(), classes, &mut chance.generator());
+            }
+        }
+        Ok(self)
+    }
+
+    /// The share of test records of other classes that a model takes for the target of a backdoor once they carry its pattern; `None` for
+    /// another attack, without test records, and for a model of which parts stay at the sites.
+    pub fn attack_success(
+        &self,
+        attack: &Attack,
+        model: &Arc<Parameters>,
+        standardiser: Option<&Arc<Standardiser>>,
+        spec: &Arc<Spec>,
+    ) -> Option<f64> {
+        let own = |site: &SiteData| site.test.as_ref().and_then(|test| triggered(test, attack));
+        let central = self.central.as_ref().and_then(own);
+        let tests = central.map_or_else(|| self.sites.iter().filter_map(own).collect(), |test| vec![test]);
+        let train = self.sites.first()?.train.clone();
+        let id = TaskId::new(RunId(0), Round(0), StepId::EVALUATE);
+        let (standardiser, work) = (standardiser.cloned(), Work::Evaluate { model: Arc::clone(model) });
+        let task = Task { id, spec: unprotected(spec), seed: None, standardiser, work };
+        let mut learner = self.trainer();
+        let measured = tests.into_iter().map(|test| {
+            let test = Some(View::whole(Arc::new(test)));
+            learner.set_site(SiteData { train: train.clone(), test });
+            measure(&mut learner, &task)
+        });
+        let measured: Vec<Metrics> = measured.collect::<Option<_>>()?;
+        Metrics::pooled(measured.iter(), u64::MAX)?.accuracy
     }
 
     /// The same population `copies` times: from the second copy on, names end in its number.

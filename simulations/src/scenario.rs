@@ -7,6 +7,7 @@ use learning::{Partition, SourceError, SourceSpec};
 use serde::{Deserialize, Serialize};
 use server::{ConfigError, Methods, Plan, read_toml};
 
+use crate::adversaries::AdversariesConfig;
 use crate::synthetic::SyntheticSource;
 use crate::weather::WeatherConfig;
 
@@ -32,6 +33,9 @@ pub struct SimulationConfig {
     /// Latency, loss and churn.
     #[serde(default)]
     pub weather: WeatherConfig,
+    /// Clients that attack; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversaries: Option<AdversariesConfig>,
     /// Whether the server evaluates on the whole test set; by default only where clients have no test records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub central_test: Option<bool>,
@@ -132,6 +136,10 @@ impl Scenario {
             _ => {}
         }
         simulation.weather.check().map_err(|error| ConfigError::of(text, &error))?;
+        let adversaries = simulation.adversaries.as_ref();
+        adversaries
+            .map_or(Ok(()), |table| table.check(&plan))
+            .map_err(|error| ConfigError::of(text, &error))?;
         simulation.dataset = match simulation.dataset {
             DatasetConfig::Files(source) => DatasetConfig::Files(source.resolved(base, lookup)?),
             synthetic @ DatasetConfig::Synthetic(_) => synthetic,
@@ -172,6 +180,13 @@ mod tests {
         assert_eq!(line(&format!("{FILE}partition = {{ natural = {{ column = \"site\" }} }}\n")), 11);
         assert_eq!(line(&format!("{FILE}weather = {{ dropout = 1.5 }}\n")), 13);
         assert_eq!(line(&FILE.replace("clients = 3", "client = 3")), 11);
+        let attacked = |table: &str| line(&format!("{FILE}[simulation.adversaries]\n{table}\n"));
+        assert_eq!(attacked("attack = \"zero\""), 13);
+        assert_eq!(attacked("share = 1.0\nattack = \"zero\""), 14);
+        assert_eq!(attacked("attack = \"zero\"\nshare = 0.1\ncount = 1"), 16);
+        assert_eq!(attacked("count = 1\nattack = { backdoor = { target = 2 } }"), 15);
+        assert_eq!(attacked("count = 1\nattack = { backdoor = { side = 5 } }"), 15);
+        assert_eq!(attacked("count = 1\nattack = \"nonsense\""), 15);
         assert_eq!(line(FILE.split("[simulation]").next().unwrap()), 1);
     }
 

@@ -12,8 +12,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
 use client::{Lent, Memory, Personal, SiteMethods, Trouble};
-use protocol::{ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
+use protocol::{Answer, ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
 use server::{Checked, Checker};
+
+use crate::adversaries::Adversaries;
 
 /// Looks at what there is to do before a thread lies down. Between two rounds there is nothing for a moment only.
 const LOOKS: u32 = 2000;
@@ -63,14 +65,37 @@ pub trait Worker {
 /// Something to be done.
 pub(crate) enum Job {
     /// One client's work on one task.
-    Client { client: usize, personal: Personal, task: Task, checker: Arc<Checker> },
+    Client { client: usize, personal: Personal, task: Task, checker: Arc<Checker>, role: Role },
     /// A part of the server's own evaluation.
     Central { part: usize, task: Arc<Task> },
 }
 
+/// What a client is beside what it is asked to be.
+pub(crate) enum Role {
+    Honest,
+    /// Colluding clients see its update.
+    Observed,
+    /// It changes its update by itself; of a model whose tensors have so many values each.
+    Alone(Arc<Adversaries>, Arc<[usize]>),
+    /// Its update will be replaced.
+    Colluding,
+}
+
 /// What came of a job.
 pub(crate) enum Done {
-    Client { checked: Checked, personal: Personal, trouble: Option<Trouble> },
+    Client {
+        checked: Checked,
+        personal: Personal,
+        trouble: Option<Trouble>,
+        /// The update, where colluding clients see it.
+        seen: Option<Vec<i32>>,
+    },
+    /// Its own answer, which will be another before it is checked.
+    Colluder {
+        answer: Answer,
+        personal: Personal,
+        trouble: Option<Trouble>,
+    },
     Central(Option<Metrics>),
 }
 
@@ -299,7 +324,7 @@ impl<'a> Hand<'a> {
         // With a seed in the task, entropy is not used; a simulation's tasks always carry one.
         let entropy = Seed::from_number(0);
         match job {
-            Job::Client { client, mut personal, task, checker } => {
+            Job::Client { client, mut personal, task, checker, role } => {
                 // The model of a round that is over is measured to the end.
                 let measures = matches!(task.work, Work::Evaluate { .. });
                 let stop = if measures { Stop::default() } else { self.stop.clone() };
@@ -314,7 +339,16 @@ impl<'a> Hand<'a> {
                     // answer stays what a site would send.
                     detail.clone_from(&trouble.message);
                 }
-                Done::Client { checked: checker.check(answer), personal, trouble }
+                let mut seen = None;
+                match role {
+                    Role::Honest => {}
+                    Role::Observed => seen = answer.outcome.points().map(<[i32]>::to_vec),
+                    Role::Alone(adversaries, tensors) => {
+                        answer = adversaries.forge_alone(id, &task, &tensors, answer);
+                    }
+                    Role::Colluding => return Done::Colluder { answer, personal, trouble },
+                }
+                Done::Client { checked: checker.check(answer), personal, trouble, seen }
             }
             Job::Central { part, task } => {
                 let learner = self.worker.visit_central(part);

@@ -3,8 +3,10 @@
 //! Answers are handed to the coordinator in the order of their virtual arrival, whenever their training really ended, so
 //! that threads cannot change anything. At most so many answers wait in memory, however large the cohort.
 
+mod answers;
 mod best;
 mod central;
+mod ledger;
 mod outcome;
 mod roster;
 mod snapshot;
@@ -17,20 +19,21 @@ use std::time::Duration;
 
 use client::{Personal, Trouble};
 use privacy::chain::Link;
-use privacy::ledger::{Cohorts, Conduct, Ledger, LedgerError, SiteMetrics};
 use protocol::wire::{Control, RoundSummary};
-use protocol::{
-    CentralPrivacy, ClientId, MetricsRule, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time,
-};
+use protocol::{ClientId, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time};
 use server::{
-    Action, Chance, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, Plan,
-    Purse, RunEnd, ServerOptimizer, Setup,
+    Action, Chance, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, Plan, Purse, RunEnd,
+    ServerOptimizer, Setup,
 };
 
+use crate::adversaries::{Adversaries, AdversariesConfig};
 use crate::weather::{Fate, Weather, WeatherConfig};
-use crate::workers::{Board, Crew, Done, Job, Order, Workforce};
+use crate::workers::{Board, Crew, Workforce};
+use answers::Collusion;
 pub use best::Best;
-use central::{Central, unprotected};
+use central::Central;
+pub(crate) use central::unprotected;
+use ledger::ledger_of;
 pub use outcome::{Outcome, WorldError};
 use roster::Roster;
 use snapshot::{Mark, Rest};
@@ -61,6 +64,7 @@ pub struct World {
     chance: Chance,
     stop: Stop,
     begun: Option<Box<Snapshot>>,
+    adversaries: Option<AdversariesConfig>,
 }
 
 impl World {
@@ -78,8 +82,8 @@ impl World {
         let weather = Weather::new(weather, seed)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), Chance::system());
-        let (stop, begun) = (Stop::default(), None);
-        Ok(Self { plan, initial, tensors, seed, weather, threads, chance, stop, begun })
+        let (stop, begun, adversaries) = (Stop::default(), None, None);
+        Ok(Self { plan, initial, tensors, seed, weather, threads, chance, stop, begun, adversaries })
     }
 
     /// The same world with a model of tensors that have this many values each, in layout order. A plan that clips tensor by
@@ -120,6 +124,14 @@ impl World {
         self
     }
 
+    /// The same world with corrupted clients, if there are to be any: those that [`Adversaries::draw`] draws of the workforce by the
+    /// world's seed. What they do to records, a [`crate::Population`] of the same settings has done.
+    #[must_use]
+    pub fn with_adversaries(mut self, adversaries: Option<AdversariesConfig>) -> Self {
+        self.adversaries = adversaries;
+        self
+    }
+
     /// Runs to the end of the plan.
     ///
     /// # Errors
@@ -151,6 +163,16 @@ impl World {
         if found < needed { Err(WorldError::TooFewClients { needed, found }) } else { Ok(()) }
     }
 
+    /// Who of the clients is corrupted, where there are enough of them.
+    fn collusion(&self, workforce: &dyn Workforce) -> Result<Collusion, WorldError> {
+        self.check_clients(workforce)?;
+        let drawn =
+            |config: &AdversariesConfig| Adversaries::draw(config, self.seed, workforce.clients().iter());
+        let adversaries = self.adversaries.as_ref().map(drawn).transpose()?.map(Arc::new);
+        let tensors = if self.tensors.is_empty() { vec![self.initial.len()] } else { self.tensors.clone() };
+        Ok(Collusion::new(adversaries, tensors.into()))
+    }
+
     /// Runs to the end of the plan, or until it is told to stop, and shows more of itself.
     ///
     /// # Errors
@@ -161,9 +183,8 @@ impl World {
         workforce: &dyn Workforce,
         watch: &mut dyn Watch,
     ) -> Result<Outcome, WorldError> {
-        self.check_clients(workforce)?;
-        let central = Central::of(workforce);
-        let bytes = 4 * self.initial.len().max(1);
+        let collusion = self.collusion(workforce)?;
+        let (central, bytes) = (Central::of(workforce), 4 * self.initial.len().max(1));
         let begun = self.begun;
         begun.as_ref().map_or(Ok(()), |begun| begun.check(self.seed, workforce, self.initial.len()))?;
         let mut links = begun.as_ref().map_or_else(Vec::new, |begun| begun.ledger.clone());
@@ -218,6 +239,7 @@ impl World {
                 records: BTreeMap::new(),
                 mark: None,
                 best: None,
+                collusion,
             };
             if let Some(begun) = begun {
                 stage.go_on(*begun);
@@ -225,28 +247,6 @@ impl World {
             stage.play(watch)
         })
     }
-}
-
-/// The book of a simulation that goes on, or a new one: it counts what the plan would cost if it were deployed, where its seed is nobody's.
-/// The statement claims nothing.
-fn ledger_of(promised: &CentralPrivacy, links: &mut Vec<Link>) -> Result<Ledger, LedgerError> {
-    if !links.is_empty() {
-        return Ledger::replay(&*links);
-    }
-    let (mut ledger, first) = Ledger::found(promised.terms())?;
-    links.push(first);
-    links.extend(ledger.declare(&RunId(0).to_string(), conduct(promised)));
-    Ok(ledger)
-}
-
-/// What a deployed run of such a plan would declare.
-fn conduct(promised: &CentralPrivacy) -> Conduct {
-    let cohorts = if promised.sampling.is_secret() { Cohorts::Secret } else { Cohorts::Known };
-    let metrics = match promised.metrics {
-        MetricsRule::Off => SiteMetrics::Hidden,
-        MetricsRule::OutsideTheGuarantee => SiteMetrics::Told,
-    };
-    Conduct { cohorts, metrics }
 }
 
 /// Something that will happen at one client.
@@ -305,6 +305,7 @@ struct Stage<'a> {
     /// Where everything stood between the last two rounds.
     mark: Option<Mark>,
     best: Option<Best>,
+    collusion: Collusion,
 }
 
 impl Stage<'_> {
@@ -482,50 +483,6 @@ impl Stage<'_> {
         }
     }
 
-    /// Whether nobody will wait for what happens then.
-    fn is_late(&self, moment: Moment) -> bool {
-        self.coordinator.deadline().is_some_and(|deadline| moment.0 > deadline)
-    }
-
-    fn cancel(&mut self, client: &ClientId) {
-        let owed = self.roster.find(client).and_then(|number| self.owed.remove(&number));
-        if let Some(moment) = owed {
-            self.pending.remove(&moment);
-            self.unposted.remove(&moment);
-            if let Some(size) = self.under_way.remove(&moment) {
-                self.crew.withdraw(size, moment.1);
-            }
-        }
-    }
-
-    /// Gives the crew the answers that are due first, but none that comes too late.
-    fn put_to_work(&mut self) {
-        let next = self.pending.first_key_value().map(|(moment, _)| *moment);
-        while let Some(moment) = self.unposted.first().copied() {
-            // What happens next is worked on even when all hands are busy with what comes later.
-            let has_room = self.under_way.len() < self.jobs_max || next == Some(moment);
-            if !has_room || self.is_late(moment) {
-                break;
-            }
-            self.unposted.remove(&moment);
-            self.post(moment);
-        }
-    }
-
-    fn post(&mut self, moment: Moment) {
-        let Some(Pending { number, what: What::Answer(task), .. }) = self.pending.get(&moment) else {
-            return;
-        };
-        let (client, task) = (*number, task.clone());
-        let personal = self.personal.get(&client).cloned().unwrap_or_default();
-        let known = self.checker.take().filter(|(id, _)| *id == task.id);
-        let (_, checker) =
-            self.checker.insert(known.unwrap_or_else(|| (task.id, Arc::new(self.coordinator.checker()))));
-        let (checker, size) = (Arc::clone(checker), self.roster.workforce.size(client));
-        self.crew.post(size, moment.1, Job::Client { client, personal, task, checker });
-        self.under_way.insert(moment, size);
-    }
-
     /// Lets the next pending thing happen.
     fn happen(&mut self) -> Result<(), WorldError> {
         let Some((moment, Pending { client, number, what })) = self.pending.pop_first() else {
@@ -536,9 +493,7 @@ impl Stage<'_> {
         let event = match what {
             What::Leave => Event::Left(client),
             What::Answer(task) => {
-                // The model must not be held by what is over, or the step that may follow works on a copy.
-                drop(task);
-                let (checked, trouble) = self.await_answer(moment, number)?;
+                let (checked, trouble) = self.await_answer(moment, number, task)?;
                 if self.is_told_to_stop() {
                     // It may be of a training that was broken off, and its round is dropped.
                     return Ok(());
@@ -554,30 +509,14 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn await_answer(
-        &mut self,
-        moment: Moment,
-        client: usize,
-    ) -> Result<(Checked, Option<Trouble>), WorldError> {
-        let size = self.under_way.remove(&moment).ok_or(WorldError::WorkerLost)?;
-        let order = if self.unposted.is_empty() { Order::LargestFirst } else { Order::AsDue };
-        match self.crew.result(size, moment.1, order)? {
-            Done::Client { checked, personal, trouble } => {
-                if !personal.is_empty() {
-                    self.personal.insert(client, personal);
-                }
-                Ok((checked, trouble))
-            }
-            Done::Central(_) => Err(WorldError::WorkerLost),
-        }
-    }
-
     fn outcome(self, end: RunEnd) -> Outcome {
         let checkpoint = self.coordinator.checkpoint();
         let snapshot = if self.is_stopping { self.snapshot(checkpoint) } else { None };
         let (model, standardiser) = (Arc::clone(&checkpoint.model), checkpoint.standardiser.clone());
+        let corrupted = self.collusion.corrupted().cloned().collect();
         Outcome {
             end,
+            corrupted,
             model,
             standardiser,
             rounds: self.rounds.into_values().collect(),

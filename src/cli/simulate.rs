@@ -1,5 +1,6 @@
 //! `consortia simulate`: a federation of virtual clients in this process.
 
+mod attacked;
 mod audit;
 mod findings;
 mod observer;
@@ -24,6 +25,7 @@ use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, read_toml
 use simulations::audit::AuditReport;
 use simulations::{Outcome, Population, Scenario, Workforce, World};
 
+use attacked::Attacked;
 use audit::{Audit, with_canaries};
 use findings::{Findings, Remark};
 use observer::{Observer, tell_of_crowd};
@@ -90,6 +92,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         scenario.plan.evaluation.sites = Evaluators::None;
     }
     let seed = scenario.simulation.seed;
+    let attack = attacked::of(&scenario.simulation);
     let first = first_model(population.models(), &spec, Seed::from_number(seed))
         .or_fail(Kind::Configuration, file(args))?;
 
@@ -130,8 +133,9 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         audit.judge(&plan, &first.layout, &began, seed, ran)
     };
     let audit = args.audit.filter(|_| outcome.end != RunEnd::Stopped).map(judge).transpose()?;
-    let ended =
-        Ended { people: &people, spec: &spec, outcome: &outcome, audit: audit.as_ref(), findings: &findings };
+    let attack = attack.map(|attack| Attacked::of(&attack, &population, &outcome, &spec));
+    let (audit, attack) = (audit.as_ref(), attack.as_ref());
+    let ended = Ended { people: &people, spec: &spec, outcome: &outcome, audit, findings: &findings, attack };
     ended.conclude(results, &plan, started, global)
 }
 
@@ -168,6 +172,7 @@ fn world(
     let world = World::new(plan, first.shared.clone(), simulation.seed, simulation.weather)
         .or_fail(Kind::Configuration, file(args))?
         .with_tensors(first.layout.shared_lengths())
+        .with_adversaries(simulation.adversaries)
         .with_stop(stop.clone());
     #[cfg(feature = "insecure-test-noise")]
     let world = world.with_chance(super::insecure::chance(simulation.seed));
@@ -369,6 +374,7 @@ struct Ended<'a> {
     outcome: &'a Outcome,
     audit: Option<&'a AuditReport>,
     findings: &'a Findings,
+    attack: Option<&'a Attacked>,
 }
 
 impl Ended<'_> {
@@ -413,12 +419,16 @@ impl Ended<'_> {
         let is_told = |remark: &Remark| {
             remark.reason.as_ref().is_some_and(|reason| !reason.is_empty() && end.contains(reason.as_str()))
         };
-        self.findings.remarks().into_iter().filter(|remark| !is_told(remark)).collect()
+        let attacked = self.attack.map(|attack| Remark::new(attack.sentence(self.people.clients)));
+        attacked
+            .into_iter()
+            .chain(self.findings.remarks().into_iter().filter(|remark| !is_told(remark)))
+            .collect()
     }
 
     /// Says what came of it.
     fn tell(&self, folder: &Path, seconds: f64, global: &Global) {
-        let Self { people, spec, outcome, audit, findings } = self;
+        let Self { people, spec, outcome, audit, findings, attack } = self;
         let test = last_test(&outcome.rounds);
         let loss = test
             .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
@@ -443,9 +453,10 @@ impl Ended<'_> {
             };
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
-                "clients        {}\nrounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\n\
+                "clients        {}\n{}rounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\n\
                  loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
                 people.describe(),
+                attack.map_or_else(String::new, |attack| format!("{attack}\n")),
                 outcome.updates,
                 loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
                 price,
@@ -463,7 +474,7 @@ impl Ended<'_> {
                 "rounds": rounds,
                 "best_round": best,
                 "clients": people.clients,
-                "copies": people.copies,
+                "copies": people.copies, "adversaries": attack.map(Attacked::object),
                 "accuracy": accuracy,
                 "loss": loss,
                 "seconds": seconds,

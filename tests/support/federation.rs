@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use client::net::OperatorClient;
 use consortia::Room;
+use methods::Registry;
 use protocol::wire::{AdminReply, AdminRequest, RunSummary};
 use protocol::{ClientId, Learner, RunId};
 use server::net::{Authority, Limits, SERVER_NAME, Server, ServerConfig};
@@ -42,7 +43,9 @@ impl Federation {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (state, identity) = (self.folder("state"), self.folder("identity"));
         let config = ServerConfig { limits, ..ServerConfig::new(state, listen, identity) };
-        Server::start(config, Arc::new(Room::new())).await.unwrap()
+        Server::start(config, Arc::new(Room::new().with_methods(Registry::standard().server().clone())))
+            .await
+            .unwrap()
     }
 
     /// A folder with a fresh certificate for `site`.

@@ -8,6 +8,7 @@ use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
 
 use super::gate::Standing;
 use super::protection::Protection;
+use crate::optimizer::ModelUpdate;
 use crate::statement::{PrivacyStatement, Subject};
 use crate::workflow::{Aggregate, Close, Collector, Conclusion, Effect, Release};
 
@@ -126,10 +127,13 @@ impl Coordinator {
         let Conclusion { effect, is_round_over } = concluded;
         self.state.workflow = self.workflow.memory().into();
         let epsilon = match effect {
-            Effect::StepModel(mean) => {
+            Effect::StepModel(update) => {
                 self.state.releases += 1;
-                self.step(&mean);
-                self.spend(gate, &mean)
+                self.step(&update);
+                match &update {
+                    ModelUpdate::Released(mean) => self.spend(gate, mean),
+                    ModelUpdate::Unprotected(_) => None,
+                }
             }
             Effect::SetModel(model) => {
                 self.state.releases += 1;
@@ -166,13 +170,13 @@ impl Coordinator {
         Some(spent.expect("a permit belongs to the ledger that gave it, and an accountant allowed it"))
     }
 
-    fn step(&mut self, mean: &Released) {
+    fn step(&mut self, update: &ModelUpdate) {
         // The old model goes as soon as no transfer holds it; until then `make_mut` works on a copy.
         let model = Arc::make_mut(&mut self.state.model);
         self.rounded = None;
         self.sha256 = None;
         self.state.optimizer.clear();
-        self.optimizer.step(model.values_mut(), mean);
+        self.optimizer.step(model.values_mut(), update);
         self.state.optimizer = self.optimizer.state();
     }
 

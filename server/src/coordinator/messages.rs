@@ -195,7 +195,7 @@ pub struct Checkpoint {
     pub releases: u32,
     /// The noise that later releases take back, where noise is correlated: to be kept as secret as a raw sum.
     pub noise: NoiseMemory,
-    /// What the workflow remembers; empty for training.
+    /// What the workflow remembers; empty for training, but for a rule that begins from the aggregate of the round before.
     pub workflow: Arc<[u8]>,
 }
 

@@ -47,7 +47,8 @@ impl Coordinator {
         let sent_model = self.sent_model();
         let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
         let connected = self.connected;
-        let state = RunState { checkpoint: &self.state, sent_model: &sent_model, norm_max, connected };
+        let (checkpoint, seed) = (&self.state, &self.entropy);
+        let state = RunState { checkpoint, sent_model: &sent_model, norm_max, connected, seed };
         ask(&mut *self.workflow, &state)
     }
 

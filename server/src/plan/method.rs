@@ -1,8 +1,9 @@
-//! What a plan may not have beside a method.
+//! What a plan does: it trains its model, or it follows a method.
 
-use protocol::{Name, PrivacySpec, SpecError};
+use protocol::{ModelSpec, Name, PrivacySpec, SpecError, TrainingSpec};
 
 use super::{EvaluationPlan, FederationConfig, Strategy, UpdateConfig};
+use crate::methods::{MethodPlan, Methods};
 use crate::schedule::Schedule;
 
 /// The first setting that means something to training alone, where one was typed.
@@ -15,6 +16,7 @@ impl BesideMethod {
             ("training", typed.training.is_some()),
             ("strategy", typed.strategy != Strategy::default()),
             ("schedule", typed.schedule != Schedule::default()),
+            ("aggregation", typed.aggregation.is_some()),
             ("update", typed.update != UpdateConfig::default()),
             ("evaluation", typed.evaluation != EvaluationPlan::default()),
             ("personal_layers", !typed.personal_layers.is_empty()),
@@ -22,8 +24,33 @@ impl BesideMethod {
         Self(of_training.into_iter().find(|(_, is_typed)| *is_typed).map(|(key, _)| key))
     }
 
+    /// What a plan does: its method with the values that this computes, or the training of its model.
+    pub(super) fn resolve(
+        self,
+        typed: &mut FederationConfig,
+        methods: &Methods,
+        privacy: &PrivacySpec,
+    ) -> Result<(Option<MethodPlan>, ModelSpec, TrainingSpec), SpecError> {
+        let missing = |key: &str| SpecError::new("", format!("missing field `{key}`"));
+        if let Some(table) = typed.method.take() {
+            let method = methods.plan(table, &typed.data)?;
+            self.check(&method.name, privacy)?;
+            let shape = method.planned.shape();
+            return Ok((Some(method), ModelSpec::Values { shape }, TrainingSpec::unused()));
+        }
+        if matches!(typed.model, Some(ModelSpec::Values { .. })) {
+            return Err(SpecError::new(
+                "model.values",
+                "values belong to a method; give a table [method.NAME] instead",
+            ));
+        }
+        let model = typed.model.take().ok_or_else(|| missing("model"))?;
+        let training = typed.training.take().ok_or_else(|| missing("training"))?;
+        Ok((None, model, training))
+    }
+
     /// Refuses what a method would not do.
-    pub(super) fn check(&self, method: &Name, privacy: &PrivacySpec) -> Result<(), SpecError> {
+    fn check(&self, method: &Name, privacy: &PrivacySpec) -> Result<(), SpecError> {
         if let Some(key) = self.0 {
             let message = format!(
                 "the method `{method}` trains no model by gradients, so this means nothing; leave it out"

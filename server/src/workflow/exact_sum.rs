@@ -33,7 +33,7 @@ enum Summands {
 }
 
 /// An update that was checked, and its vote on the norm.
-struct Update(Encoded, Option<bool>);
+pub(super) struct Update(pub(super) Encoded, pub(super) Option<bool>);
 
 impl ExactSum {
     /// Of updates on `lattice`, which travel in the short form of `codec` where it has one. With `votes` each carries a vote on the

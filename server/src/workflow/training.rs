@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use privacy::Lattice;
-use protocol::{Positive, Round, SpecError, Standardiser, StepId, Work};
+use protocol::{Positive, Purpose, Round, SpecError, Standardiser, StepId, Work};
 
 use super::{
-    Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, ExactSum, Measurements, RunState, StepPlan,
+    Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, ExactSum, Keep, Measurements, RunState, StepPlan,
     Workflow,
 };
-use crate::plan::{Evaluators, Plan};
+use crate::optimizer::ModelUpdate;
+use crate::plan::{AggregationPlan, Evaluators, Plan};
 
 /// See the module.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Training {
     norm_max: Option<Positive>,
     /// Whether the server evaluates on records of its own.
     central: bool,
+    /// The aggregate of the round before, where the plan's rule begins from it.
+    previous: Option<Arc<Vec<f32>>>,
 }
 
 impl Training {
@@ -32,7 +35,7 @@ impl Training {
     /// [`SpecError`] where the plan leaves no lattice for such a model.
     pub fn new(plan: Arc<Plan>, tensors: Vec<usize>, central: bool) -> Result<Self, SpecError> {
         let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
-        Ok(Self { plan, tensors, lattice, norm_max: None, central })
+        Ok(Self { plan, tensors, lattice, norm_max: None, central, previous: None })
     }
 
     /// The lattice of the next round, which follows the clipping norm.
@@ -60,7 +63,14 @@ impl Training {
             round,
             cohort: CohortRule::Drawn,
             work: Work::Train { model, learning_rate_scale, norm_max: state.norm_max },
-            collector: Box::new(ExactSum::of_updates(&self.lattice, codec, votes)),
+            collector: match &self.plan.aggregation {
+                None => Box::new(ExactSum::of_updates(&self.lattice, codec, votes)),
+                Some(AggregationPlan { rule, memory_max }) => {
+                    let chance = state.seed.derive(Purpose::Aggregation, round, None);
+                    let (rule, previous) = (Arc::clone(rule), self.previous.clone());
+                    Box::new(Keep::new(&self.lattice, codec, rule, *memory_max, previous, chance))
+                }
+            },
             quorum: self.plan.cohort.quorum,
             close: match self.plan.cohort.oversample {
                 Some(_) => ClosePolicy::Target(self.plan.cohort.size_of(state.connected)),
@@ -106,10 +116,19 @@ impl Workflow for Training {
 
     fn concluded(&mut self, _: StepId, aggregate: Aggregate, state: &RunState<'_>) -> Conclusion {
         let over = |effect| Conclusion { effect, is_round_over: true };
+        let moved = |update: ModelUpdate| {
+            let is_round_over = !self.is_evaluation_due(state.checkpoint.round.next());
+            Conclusion { effect: Effect::StepModel(update), is_round_over }
+        };
         match aggregate {
-            Aggregate::Mean(mean) => {
-                let is_round_over = !self.is_evaluation_due(state.checkpoint.round.next());
-                Conclusion { effect: Effect::StepModel(mean), is_round_over }
+            Aggregate::Mean(mean) => moved(ModelUpdate::Released(mean)),
+            Aggregate::Vector(vector) => {
+                let remembers =
+                    self.plan.aggregation.as_ref().is_some_and(|plan| plan.rule.begins_from_previous());
+                let kept = remembers.then(|| Arc::new(vector.iter().map(|value| *value as f32).collect()));
+                let conclusion = moved(ModelUpdate::Unprotected(vector));
+                self.previous = kept;
+                conclusion
             }
             Aggregate::Totals(totals) => {
                 over(Standardiser::from_totals(&totals).map_or(Effect::Nothing, Effect::Standardise))
@@ -121,5 +140,27 @@ impl Workflow for Training {
 
     fn is_finished(&self, state: &RunState<'_>) -> bool {
         state.checkpoint.evaluated && state.checkpoint.round.0 >= self.plan.rounds
+    }
+
+    fn memory(&self) -> Vec<u8> {
+        let previous = self.previous.iter().flat_map(|previous| previous.iter());
+        previous.flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn recall(&mut self, memory: &[u8]) -> Result<(), String> {
+        let (values, rest) = memory.as_chunks::<4>();
+        let fits = rest.is_empty() && values.len() == self.lattice.dimension();
+        match (memory, self.plan.aggregation.as_ref().map(|plan| plan.rule.begins_from_previous())) {
+            ([], _) => Ok(()),
+            (_, Some(true)) if fits => {
+                self.previous =
+                    Some(Arc::new(values.iter().map(|value| f32::from_le_bytes(*value)).collect()));
+                Ok(())
+            }
+            (_, Some(_) | None) => Err(format!(
+                "{} bytes are stored that are no aggregate of this plan's rule; was the plan changed under a run?",
+                memory.len()
+            )),
+        }
     }
 }

@@ -24,12 +24,28 @@ pub(crate) struct Case {
     pub(crate) independent: bool,
 }
 
+/// Every part of a plan is named here, so that a new one is judged; those that are not looked at are no matter of what is released.
+fn all_of(plan: &Plan) -> &Plan {
+    let Plan {
+        name: _,
+        rounds: _,
+        spec: _,
+        strategy: _,
+        cohort: _,
+        schedule: _,
+        evaluation: _,
+        method: _,
+        aggregation: _,
+    } = plan;
+    plan
+}
+
 impl Case {
     /// The case of a plan that `check` has accepted.
     pub(crate) fn of(plan: &Plan) -> Self {
-        // Names, models, data, training and schedules decide what updates are: the enumeration takes the worst ones.
-        let Plan { name: _, rounds: _, spec, strategy: _, cohort, schedule: _, evaluation: _, method: _ } =
-            plan;
+        // Names, models, data, training and schedules decide what updates are: the enumeration takes the worst ones. A rule that sees every
+        // update is refused beside a promise.
+        let Plan { spec, cohort, .. } = all_of(plan);
         let Spec {
             model: _,
             data: _,

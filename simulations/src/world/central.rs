@@ -27,7 +27,7 @@ impl Central {
 }
 
 /// The same spec, promising nothing.
-pub(super) fn unprotected(spec: &Arc<Spec>) -> Arc<Spec> {
+pub(crate) fn unprotected(spec: &Arc<Spec>) -> Arc<Spec> {
     if spec.privacy.is_none() {
         return Arc::clone(spec);
     }
@@ -59,7 +59,7 @@ impl Stage<'_> {
         for ticket in first..=self.tickets {
             match self.crew.result(1, ticket, Order::LargestFirst)? {
                 Done::Central(metrics) => measured.push(metrics),
-                Done::Client { .. } => return Err(WorldError::WorkerLost),
+                Done::Client { .. } | Done::Colluder { .. } => return Err(WorldError::WorkerLost),
             }
         }
         // Parts are the same on any number of threads, and so is the order in which they are put together.

@@ -11,6 +11,7 @@ use protocol::{ClientId, Parameters, SpecError, Standardiser};
 use server::{ClientRecord, RunEnd, SetupError};
 
 use super::{Best, Snapshot, SnapshotError};
+use crate::AdversariesError;
 use crate::workers::Lost;
 
 /// What a simulation gives.
@@ -18,6 +19,8 @@ use crate::workers::Lost;
 pub struct Outcome {
     /// How it ended.
     pub end: RunEnd,
+    /// Clients that were corrupted, in the order of their names.
+    pub corrupted: Vec<ClientId>,
     /// The last model, shared part.
     pub model: Arc<Parameters>,
     /// Federation-wide standardisation, where the plan has it.
@@ -56,6 +59,9 @@ pub enum WorldError {
     /// What it was to go on from is another simulation's.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Nobody can be corrupted as asked.
+    #[error(transparent)]
+    Adversaries(#[from] AdversariesError),
     /// There are not enough clients.
     #[error("cohort.clients_min is {needed}, but only {found} clients exist or are ever connected at once")]
     TooFewClients {

@@ -1,5 +1,6 @@
 //! Small worlds: the same bits whatever the threads and the weather.
 
+mod attacked;
 mod going_on;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -7,7 +7,7 @@ use clap::Args;
 use privacy::noise::{NoiseSource, Sigma, add_noise};
 use privacy::{Encoded, Lattice, NormBound, Released, Sum, clip};
 use serde_json::{Value, json};
-use server::{Averaging, ServerOptimizer};
+use server::{Averaging, ModelUpdate, ServerOptimizer};
 
 use super::limits::Copying;
 use super::machine::{cores, load, machine, peak_rss_bytes};
@@ -160,7 +160,7 @@ fn noise(args: &AggregateArgs, threads: usize) -> Result<Step, String> {
 fn advance(args: &AggregateArgs, lattice: &Lattice) -> Result<Step, String> {
     let mut sum = Sum::new(lattice);
     sum.add(&encoded(args, lattice)?).map_err(|error| error.to_string())?;
-    let mean = Released::unprotected(sum).ok_or("a sum of one update is empty")?;
+    let mean = ModelUpdate::Released(Released::unprotected(sum).ok_or("a sum of one update is empty")?);
     let mut model = vec![0.1f32; args.parameters];
     let mut averaging = Averaging::new(1.0, 0.0);
     let seconds = Samples::of_seconds(args.repeats, || averaging.step(black_box(&mut model), &mean));

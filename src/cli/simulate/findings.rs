@@ -49,7 +49,7 @@ pub(super) struct Remark {
 }
 
 impl Remark {
-    fn new(whole: String) -> Self {
+    pub(super) fn new(whole: String) -> Self {
         Self { whole, count: None, reason: None }
     }
 }

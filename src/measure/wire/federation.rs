@@ -12,7 +12,7 @@ use client::net::{Agent, AgentConfig, AgentEvent, Identity};
 use privacy::{Encoded, Released, Sum};
 use protocol::{Outcome, Parameters, Round, RunId, Seed, StepId, Stop, Task, TaskId};
 use server::net::{Server, ServerConfig};
-use server::{Note, Plan};
+use server::{ModelUpdate, Note, Plan};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -159,6 +159,6 @@ fn fold_alone(plan: &Plan, mut points: Vec<i32>, weight: u32, count: usize) -> a
         points = update.into_points();
     }
     let released = Released::unprotected(sum).context("the sum holds updates")?;
-    plan.strategy.optimizer().step(&mut model, &released);
+    plan.strategy.optimizer().step(&mut model, &ModelUpdate::Released(released));
     Ok(now() - began)
 }
