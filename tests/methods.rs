@@ -8,14 +8,18 @@
 )]
 
 #[path = "support/federation.rs"]
+#[allow(dead_code, reason = "these tests need a part of it")]
 mod federation;
 #[path = "support/member.rs"]
+#[allow(dead_code, reason = "these tests need a part of it")]
 mod member;
 #[path = "support/processes.rs"]
+#[allow(dead_code, reason = "these tests need a part of it")]
 mod processes;
 #[path = "methods/toss.rs"]
 mod toss;
 #[path = "support/trio.rs"]
+#[allow(dead_code, reason = "these tests need a part of it")]
 mod trio;
 
 use std::net::{Ipv4Addr, SocketAddr};

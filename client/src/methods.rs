@@ -9,8 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use protocol::{
-    Capabilities, Capability, ClientId, Contribution, LearnError, Learner, MethodWork, Name, Round, Seed, Spec, Standardiser, StepId,
-    Stop,
+    Capabilities, Capability, ClientId, Contribution, LearnError, Learner, MethodWork, Name, Round, Seed,
+    Spec, Standardiser, StepId, Stop,
 };
 use serde::{Deserialize, Serialize};
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 use protocol::wire::{
     AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported, decode,
 };
-use protocol::{Answer, ClientId, DType, Decline, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values, Work};
+use protocol::{
+    Answer, ClientId, DType, Decline, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values, Work,
+};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;

@@ -20,7 +20,7 @@ impl Workflow for Count {
             round: state.checkpoint.round.next(),
             cohort: CohortRule::Drawn,
             work: Work::Method(Arc::new(work)),
-            collector: Box::new(ExactSum::of_totals(1, 10, |_| Ok(()))),
+            collector: Box::new(ExactSum::of_totals(1, 10, Arc::new(|_| Ok(())))),
             quorum: 1,
             close: ClosePolicy::All,
             central: false,
