@@ -11,7 +11,7 @@ use protocol::{
     Sampling, Standardise, Statistic, StepId, TableSpec, Target, TrainOrder, TrainingSpec, UPDATE,
     UpdateCodec, UpdateSpec, Values, Work,
 };
-use protocol::{Contribution, MethodWork, Name, Values};
+use protocol::{Contribution, MethodWork, Name};
 use rand::RngCore;
 
 use super::*;
@@ -506,11 +506,7 @@ impl SiteMethod for Counts {
         2
     }
 
-    fn perform(
-        &self,
-        work: &MethodWork,
-        site: &mut MethodSite<'_>,
-    ) -> Result<Contribution, protocol::LearnError> {
+    fn perform(&self, work: &MethodWork, site: &mut MethodSite<'_>) -> Result<Contribution, LearnError> {
         if work.number(&Name::literal("panic")).is_some() {
             panic!("a method went wrong");
         }
