@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use protocol::wire::{
     AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported, decode,
 };
@@ -105,40 +106,10 @@ impl Exchange {
         let mut header = TaskHeader::of(&task, &spec_json);
         header.id = self.as_told(task.id);
         drop(task);
-        let telling = async {
-            write_frame(send, FrameKind::Task, &header).await?;
-            match model {
-                Some(model) => {
-                    let bytes = model.len() as u64;
-                    send.write_chunk(model).await?;
-                    if !expected.is_hidden {
-                        self.hall.metrics.carried(Carried::Model, bytes);
-                    }
-                    Ok(())
-                }
-                None => Ok(()),
-            }
+        let Some((told, heard)) = self.ask(&header, model, &expected, (send, recv)).await else {
+            return false;
         };
-        let (told, answer) = {
-            let hearing = self.hear(&expected, recv);
-            tokio::pin!(hearing);
-            let (told, early) = tokio::select! {
-                biased;
-                told = telling => match told {
-                    Ok(()) => (true, None),
-                    Err(WriteError::ConnectionLost(_)) => return false,
-                    // It does not want the rest of the model: it will say why.
-                    Err(_) => (false, None),
-                },
-                // It declines before it has read the model, of which the rest is not sent.
-                early = &mut hearing => (false, Some(early)),
-            };
-            match early {
-                Some(answer) => (told, answer),
-                None => (told, self.unless_given_up(hearing, send).await),
-            }
-        };
-        let answer = match answer {
+        let answer = match heard {
             Ok(heard) => self.receive(heard, &expected, recv).await,
             Err(error) => Err(error.into()),
         };
@@ -165,6 +136,48 @@ impl Exchange {
                 }
                 told
             }
+        }
+    }
+
+    /// Puts the task and hears what its answer begins with; `None` when the connection is gone. The first half says whether all of the task was
+    /// put.
+    async fn ask(
+        &self,
+        header: &TaskHeader,
+        model: Option<Bytes>,
+        expected: &Expected,
+        (send, recv): (&mut SendStream, &mut RecvStream),
+    ) -> Option<(bool, Result<Heard, FrameError>)> {
+        let telling = async {
+            write_frame(send, FrameKind::Task, header).await?;
+            match model {
+                Some(model) => {
+                    let bytes = model.len() as u64;
+                    send.write_chunk(model).await?;
+                    if !expected.is_hidden {
+                        self.hall.metrics.carried(Carried::Model, bytes);
+                    }
+                    Ok(())
+                }
+                None => Ok(()),
+            }
+        };
+        let hearing = self.hear(expected, recv);
+        tokio::pin!(hearing);
+        let (told, early) = tokio::select! {
+            biased;
+            told = telling => match told {
+                Ok(()) => (true, None),
+                Err(WriteError::ConnectionLost(_)) => return None,
+                // It does not want the rest of the model: it will say why.
+                Err(_) => (false, None),
+            },
+            // It declines before it has read the model, of which the rest is not sent.
+            early = &mut hearing => (false, Some(early)),
+        };
+        match early {
+            Some(heard) => Some((told, heard)),
+            None => Some((told, self.unless_given_up(hearing, send).await)),
         }
     }
 
