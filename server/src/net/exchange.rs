@@ -211,7 +211,7 @@ impl Exchange {
     async fn unless_given_up(
         &self,
         hearing: impl Future<Output = Result<Heard, FrameError>>,
-        send: &mut SendStream,
+        send: &SendStream,
     ) -> Result<Heard, FrameError> {
         tokio::pin!(hearing);
         let stopped = async {
