@@ -94,12 +94,14 @@ impl Coordinator {
     pub(super) fn fail_unable(&mut self, step: &StepPlan, why: String) {
         let task = TaskId::new(self.run, step.round, step.step);
         self.note(Note::Withheld { task, reason: why.clone() });
-        self.setbacks.unable(why);
+        self.setbacks.unable(Some(why));
         self.state.failures += 1;
         if step.is_round {
             (self.state.round, self.state.evaluated) = (step.round, true);
         }
-        self.commit(empty_summary(step.round), Vec::new());
+        // A step before this one may have written the round's line.
+        let line = self.state.summary.clone().filter(|line| line.round == step.round.0);
+        self.commit(line.unwrap_or_else(|| empty_summary(step.round)), Vec::new());
         if let Phase::Committing { rests, .. } = &mut self.phase {
             *rests = true;
         }
