@@ -132,7 +132,7 @@ pub(super) enum Unusable {
 /// Where an answer is.
 #[derive(Debug)]
 enum Place {
-    Memory(Label, Packed),
+    Memory(Box<(Label, Packed)>),
     File(PathBuf),
 }
 
@@ -195,7 +195,7 @@ impl Outbox {
         let run = task.id.run;
         let Some(kept) = self.kept.get(&run) else { return Ok(None) };
         let read = match &kept.place {
-            Place::Memory(label, packed) => Ok((label.clone(), packed.clone())),
+            Place::Memory(kept) => Ok((**kept).clone()),
             Place::File(path) => read(path).map_err(|what| Unusable::Damaged { path: path.clone(), what }),
         };
         let found = read.and_then(|(label, packed)| {
@@ -250,7 +250,7 @@ impl Outbox {
             values: packed.values.iter().map(Bytes::len).collect(),
         };
         let place = match &self.folder {
-            None => Place::Memory(label, packed.clone()),
+            None => Place::Memory(Box::new((label, packed.clone()))),
             Some(folder) => {
                 let path = folder.join(format!("{run}.{EXTENSION}"));
                 write(&path, &label, packed)?;

@@ -58,7 +58,7 @@ impl Coordinator {
         clients.iter().filter(|client| self.abilities.has(client, needed)).cloned().collect()
     }
 
-    /// Why a step cannot be done: clients are connected that it could be put to, and none of them knows what it needs.
+    /// Why a step cannot be done: of the clients that are connected and that it could be put to, too few know what it needs.
     pub(super) fn inability(&mut self, step: &StepPlan) -> Option<String> {
         let needed = step.work.needs();
         // An evaluation that nobody can do measures nothing, and holds nothing up.
@@ -70,18 +70,22 @@ impl Coordinator {
             CohortRule::Drawn | CohortRule::Connected => self.roster.connected(&self.clients),
             CohortRule::These(clients) => self.present(clients.clone()).into(),
         };
-        if there.is_empty() || there.iter().any(|client| self.abilities.has(client, &needed)) {
+        let able = there.iter().filter(|client| self.abilities.has(client, &needed)).count();
+        let (connected, quorum) = (there.len(), step.quorum.max(1));
+        // Where too few are connected, it is not what they know that is missing.
+        if able >= quorum || connected == 0 || (able > 0 && connected < quorum) {
             return None;
         }
-        let other = there.iter().filter_map(|client| {
+        let other = there.iter().filter(|client| !self.abilities.has(client, &needed)).filter_map(|client| {
             let version = self.abilities.of(client)?.other_versions(&needed).max()?;
             Some(format!("{client} knows version {version}"))
         });
         let others: Vec<String> = other.take(NAMES_MAX).collect();
         let others = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
-        let who = match there.len() {
-            1 => "the one connected site does not know".to_owned(),
-            count => format!("none of the {count} connected sites knows"),
+        let who = match (able, connected) {
+            (0, 1) => "the one connected site does not know".to_owned(),
+            (0, _) => format!("none of the {connected} connected sites knows"),
+            _ => format!("{quorum} sites are needed, and {able} of the {connected} connected know"),
         };
         Some(format!("{who} {needed}{others}; install a release there that does"))
     }
@@ -90,12 +94,14 @@ impl Coordinator {
     pub(super) fn fail_unable(&mut self, step: &StepPlan, why: String) {
         let task = TaskId::new(self.run, step.round, step.step);
         self.note(Note::Withheld { task, reason: why.clone() });
-        self.setbacks.unable(why);
+        self.setbacks.unable(Some(why));
         self.state.failures += 1;
         if step.is_round {
             (self.state.round, self.state.evaluated) = (step.round, true);
         }
-        self.commit(empty_summary(step.round), Vec::new());
+        // A step before this one may have written the round's line.
+        let line = self.state.summary.clone().filter(|line| line.round == step.round.0);
+        self.commit(line.unwrap_or_else(|| empty_summary(step.round)), Vec::new());
         if let Phase::Committing { rests, .. } = &mut self.phase {
             *rests = true;
         }

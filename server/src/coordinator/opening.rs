@@ -35,6 +35,7 @@ impl Coordinator {
         if let Some(why) = self.inability(&step) {
             return self.fail_unable(&step, why);
         }
+        self.setbacks.unable(None);
         let sampling = self.protection.as_ref().map(|protection| protection.central().sampling);
         match sampling.filter(|_| step.collector.takes_permit()) {
             Some(sampling) => self.reserve(step, sampling),

@@ -43,7 +43,7 @@ pub(super) struct Setbacks {
     others: u64,
     /// Clients that had not answered when their task was closed.
     missing: u64,
-    /// Why nobody could do a step, the last time that was so.
+    /// Why too few clients know how to do the next step.
     unable: Option<String>,
 }
 
@@ -63,9 +63,14 @@ impl Setbacks {
         self.missing += clients as u64;
     }
 
-    /// No connected client knows how to do a step.
-    pub(super) fn unable(&mut self, why: String) {
-        self.unable = Some(why);
+    /// Why too few clients know how to do the next step; `None` where enough do.
+    pub(super) fn unable(&mut self, why: Option<String>) {
+        self.unable = why;
+    }
+
+    /// Whether too few clients know how to do the next step.
+    pub(super) fn is_unable(&self) -> bool {
+        self.unable.is_some()
     }
 
     /// There was a release: what came before it explains nothing any more.

@@ -33,7 +33,8 @@ impl Coordinator {
             Phase::Resting { .. } => {
                 let reasons =
                     self.setbacks.describe().map_or_else(String::new, |reasons| format!(": {reasons}"));
-                format!("too few clients answered; trying again soon{reasons}")
+                let few = if self.setbacks.is_unable() { "can do the next step" } else { "answered" };
+                format!("too few clients {few}; trying again soon{reasons}")
             }
             Phase::Open(open) => waiting(&open.gate),
             Phase::Reserving(step) => format!("reserving the privacy budget of round {}", step.round),

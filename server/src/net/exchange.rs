@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use protocol::wire::{
     AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported, decode,
 };
@@ -110,38 +111,12 @@ impl Exchange {
             Work::Method(work) => block_bytes(work),
             Work::Statistics { .. } | Work::Train { .. } | Work::Evaluate { .. } => Vec::new(),
         };
+        let values = model.into_iter().chain(blocks).collect();
         drop(task);
-        let telling = async {
-            write_frame(send, FrameKind::Task, &header).await?;
-            for values in model.into_iter().chain(blocks) {
-                let bytes = values.len() as u64;
-                send.write_chunk(values).await?;
-                if !expected.is_hidden {
-                    self.hall.metrics.carried(Carried::Model, bytes);
-                }
-            }
-            Ok(())
+        let Some((told, heard)) = self.ask(&header, values, &expected, (send, recv)).await else {
+            return false;
         };
-        let (told, answer) = {
-            let hearing = self.hear(&expected, recv);
-            tokio::pin!(hearing);
-            let (told, early) = tokio::select! {
-                biased;
-                told = telling => match told {
-                    Ok(()) => (true, None),
-                    Err(WriteError::ConnectionLost(_)) => return false,
-                    // It does not want the rest of the model: it will say why.
-                    Err(_) => (false, None),
-                },
-                // It declines before it has read the model, of which the rest is not sent.
-                early = &mut hearing => (false, Some(early)),
-            };
-            match early {
-                Some(answer) => (told, answer),
-                None => (told, self.unless_given_up(hearing, send).await),
-            }
-        };
-        let answer = match answer {
+        let answer = match heard {
             Ok(heard) => self.receive(heard, &expected, recv).await,
             Err(error) => Err(error.into()),
         };
@@ -168,6 +143,45 @@ impl Exchange {
                 }
                 told
             }
+        }
+    }
+
+    /// Puts the task and hears what its answer begins with; `None` when the connection is gone. The first half says whether all of the task was
+    /// put.
+    async fn ask(
+        &self,
+        header: &TaskHeader,
+        values: Vec<Bytes>,
+        expected: &Expected,
+        (send, recv): (&mut SendStream, &mut RecvStream),
+    ) -> Option<(bool, Result<Heard, FrameError>)> {
+        let telling = async {
+            write_frame(send, FrameKind::Task, header).await?;
+            for values in values {
+                let bytes = values.len() as u64;
+                send.write_chunk(values).await?;
+                if !expected.is_hidden {
+                    self.hall.metrics.carried(Carried::Model, bytes);
+                }
+            }
+            Ok(())
+        };
+        let hearing = self.hear(expected, recv);
+        tokio::pin!(hearing);
+        let (told, early) = tokio::select! {
+            biased;
+            told = telling => match told {
+                Ok(()) => (true, None),
+                Err(WriteError::ConnectionLost(_)) => return None,
+                // It does not want the rest of the model: it will say why.
+                Err(_) => (false, None),
+            },
+            // It declines before it has read the model, of which the rest is not sent.
+            early = &mut hearing => (false, Some(early)),
+        };
+        match early {
+            Some(heard) => Some((told, heard)),
+            None => Some((told, self.unless_given_up(hearing, send).await)),
         }
     }
 
@@ -201,7 +215,7 @@ impl Exchange {
     async fn unless_given_up(
         &self,
         hearing: impl Future<Output = Result<Heard, FrameError>>,
-        send: &mut SendStream,
+        send: &SendStream,
     ) -> Result<Heard, FrameError> {
         tokio::pin!(hearing);
         let stopped = async {

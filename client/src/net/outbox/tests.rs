@@ -1,3 +1,5 @@
+//! What an outbox keeps, in files and in memory, and what it throws away.
+
 use std::sync::Arc;
 
 use protocol::{Answer, Outcome, Parameters, Stop, UpdateCodec};

@@ -9,6 +9,7 @@ use protocol::{ClientId, Task, Time};
 use tempfile::TempDir;
 
 use super::*;
+use crate::ledger::tests::{local, private};
 use crate::policy::PLAIN_POLICY;
 use crate::{Guard, Pause, Policy};
 
@@ -77,7 +78,7 @@ async fn ask(connection: &quinn::Connection, asked: &Task) -> (Vec<u8>, quinn::S
     (recv.read_to_end(1 << 20).await.unwrap(), send)
 }
 
-async fn cut(connection: &quinn::Connection) {
+fn cut(connection: &quinn::Connection) {
     connection.close(9u32.into(), b"the line is cut");
 }
 
@@ -105,13 +106,13 @@ fn a_line_cut_after_training_costs_one_training_and_one_charge_and_the_same_byte
         let mut agent = site.start(&authority, &server).await;
         let connection = server.welcome().await;
         let (first, _send) = ask(&connection, &asked).await;
-        cut(&connection).await;
+        cut(&connection);
         for cuts in 0..2 {
             let connection = server.welcome().await;
             let (again, mut send) = ask(&connection, &asked).await;
             assert_eq!(again, resent(&first));
             if cuts == 0 {
-                cut(&connection).await;
+                cut(&connection);
                 continue;
             }
             assert_eq!((site.counts(), site.kept()), ((1, 1), 1));
@@ -175,7 +176,7 @@ fn a_damaged_or_stale_file_is_said_and_the_task_is_done_and_charged_anew() {
             "{why}"
         );
         assert_eq!(site.counts(), (2, 2));
-        cut(&connection).await;
+        cut(&connection);
         // Another task of the same name gets nothing of it.
         let model = Arc::new(Parameters::new(vec![0.75; 3]));
         let work = Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
@@ -218,7 +219,7 @@ fn a_server_of_the_release_before_gets_updates_anew_from_a_site_that_shows_a_led
         let mut agent = site.start(&authority, &server).await;
         let connection = server.welcome().await;
         let (first, _send) = ask(&connection, &asked).await;
-        cut(&connection).await;
+        cut(&connection);
         let (second, _send) = ask(&server.welcome().await, &asked).await;
         assert_ne!(second, first);
         assert!(why_discarded(&mut agent).await.contains("earlier release"));
@@ -228,7 +229,7 @@ fn a_server_of_the_release_before_gets_updates_anew_from_a_site_that_shows_a_led
         let agent = Running::start(well(), authority.identity("north"), &server);
         let connection = server.welcome().await;
         let (first, _send) = ask(&connection, &asked).await;
-        cut(&connection).await;
+        cut(&connection);
         assert_eq!(ask(&server.welcome().await, &asked).await.0, first);
         agent.stop().await;
     });
@@ -261,6 +262,24 @@ fn what_was_computed_does_not_leave_a_site_that_pauses_or_has_changed_its_policy
     });
 }
 
+#[test]
+fn noise_of_the_sites_own_is_drawn_once_and_nobody_can_average_two_draws_of_it() {
+    play(async {
+        let (authority, site, asked) = (Authority::new(), Site::new(), private(1, local(1e6)));
+        let server = authority.capable_server();
+        let mut agent = site.start(&authority, &server).await;
+        let connection = server.welcome().await;
+        let (first, _send) = ask(&connection, &asked).await;
+        cut(&connection);
+        let connection = server.welcome().await;
+        let (again, mut send) = ask(&connection, &asked).await;
+        assert_eq!((again, site.counts()), (resent(&first), (1, 1)));
+        acknowledge(&mut send, Receipt::Accepted).await;
+        accepted(&mut agent).await;
+        agent.stop().await;
+    });
+}
+
 /// A policy that allows one training a day.
 fn once_a_day() -> String {
     let rare = PLAIN_POLICY.replace("rounds_per_day = \"any\"", "rounds_per_day = 1");
@@ -277,7 +296,7 @@ fn how_often_a_site_trains_is_no_matter_of_an_answer_that_is_sent_again() {
         let agent = site.start_as(participant, &authority, &server);
         let connection = server.welcome().await;
         let (first, _send) = ask(&connection, &asked).await;
-        cut(&connection).await;
+        cut(&connection);
         assert_eq!(ask(&server.welcome().await, &asked).await.0, resent(&first));
         assert_eq!(site.counts(), (1, 1));
         agent.stop().await;

@@ -1,9 +1,8 @@
 //! What a server of a later release may say: it is declined by name, within a second, and ends nothing.
 
-use std::time::Instant;
-
 use protocol::wire::{FRAME_HEAD, SMALL_MAX, Unsupported};
 use protocol::{StepId, TaskId};
+use tokio::time::Instant;
 
 use super::*;
 

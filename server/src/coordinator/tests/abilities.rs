@@ -95,6 +95,19 @@ fn a_step_that_nobody_can_do_fails_by_the_name_and_version_of_its_method() {
 }
 
 #[test]
+fn a_step_for_which_too_few_know_the_method_is_not_begun_again_and_again() {
+    let mut stage = counting("[cohort]\nclients_min = 3\nquorum = 2\nfailures_max = 2\n");
+    comes(&mut stage, "north", &knowing(&[2]));
+    comes(&mut stage, "south", &knowing(&[1, 3]));
+    comes(&mut stage, "west", &knowing(&[]));
+    stage.wait_for_deadline();
+    assert!(stage.take_sent().is_empty(), "nobody works for nothing");
+    let Some(RunEnd::Failed(message)) = &stage.end else { panic!("{:?}", stage.end) };
+    let why = "2 sites are needed, and 1 of the 3 connected know the method `count` in version 2 (south knows version 3)";
+    assert!(message.contains(why), "{message}");
+}
+
+#[test]
 fn a_site_that_knows_a_method_and_was_away_for_a_moment_is_asked_when_it_is_back() {
     let mut stage = counting("[cohort]\nclients_min = 1\n");
     comes(&mut stage, "south", &Arc::new(Capabilities::of_earlier_release()));
