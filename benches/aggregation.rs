@@ -13,7 +13,8 @@ use criterion::{BatchSize, Criterion, Throughput};
 use privacy::{Encoded, Lattice, NormBound, Released, Sum, clip};
 use protocol::{Answer, ClientId, Metrics, Outcome, Parameters, RunId, Seed, Task, Time, Work};
 use server::{
-    Action, Adaptive, AdaptiveKind, Averaging, Checkpoint, Coordinator, Event, Plan, ServerOptimizer, Setup,
+    Action, Adaptive, AdaptiveKind, Averaging, Checkpoint, Coordinator, Event, ModelUpdate, Plan,
+    ServerOptimizer, Setup,
 };
 
 #[global_allocator]
@@ -120,7 +121,7 @@ fn step(criterion: &mut Criterion) {
     for (name, mut optimizer) in optimizers {
         group.bench_function(name, |bencher| bencher.iter(|| optimizer.step(black_box(&mut model), &mean)));
     }
-    let plain: Vec<f32> = mean.mean().map(|value| value as f32).collect();
+    let plain: Vec<f32> = mean.values().map(|value| value as f32).collect();
     group.bench_function("reference: add f32", |bencher| {
         bencher
             .iter(|| black_box(&mut model).iter_mut().zip(&plain).for_each(|(value, mean)| *value += mean));
