@@ -255,6 +255,16 @@ fn every_rule_and_step_can_be_named_with_its_settings() {
 }
 
 #[test]
+fn corrupted_clients_that_send_nothing_do_not_stop_a_run() {
+    let quorum = |rule: &str, cohort: &str| {
+        read(&format!("rule = \"{rule}\"\ncorrupted = 2"), cohort).unwrap().cohort.quorum
+    };
+    assert_eq!(quorum("coordinate_median", TEN), 8);
+    assert_eq!(quorum("krum", "cohort = { clients_min = 8 }"), 7);
+    assert_eq!(quorum("krum", "cohort = { clients_min = 10, quorum = 9 }"), 9);
+}
+
+#[test]
 fn what_cannot_be_carried_out_is_refused_with_the_reason_and_what_to_do() {
     let median = "rule = \"coordinate_median\"\ncorrupted = 2";
     let central = "cohort = { clients_min = 10 }\nupdate = { norm_max = 1.0 }\n[privacy.central]\ndelta = 1e-5\nepsilon_max = 10\n\
