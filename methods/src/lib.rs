@@ -1,4 +1,4 @@
-//! What a plan may name beside federated training: one file a method, and one line that registers it.
+//! What a plan may name beside federated training, and rules that see every update: one file each, and one line that registers it.
 //!
 //! A method is a workflow at the server ([`server::Method`]) and what a site does for it ([`client::SiteMethod`]), under one name and
 //! version. It names nothing of the wire, the server or the site but the types of these traits, and nothing there names it.

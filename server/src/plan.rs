@@ -537,8 +537,9 @@ impl Plan {
         }
         check_beside(&typed)?;
         let mut cohort = typed.cohort.parse()?;
+        let aggregation = typed.aggregation.as_ref();
         let aggregation =
-            typed.aggregation.as_ref().map(|typed| typed.parse(&cohort, methods)).transpose()?;
+            aggregation.map(|table| table.parse(&mut cohort, typed.cohort.quorum, methods)).transpose()?;
         let counts_alike =
             typed.privacy.central.is_some() || typed.privacy.local.is_some() || aggregation.is_some();
         let update = typed.update.parse(counts_alike);

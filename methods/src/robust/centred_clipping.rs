@@ -75,7 +75,7 @@ impl AggregationRule for Centred {
         let mut weights = vec![0.0; count + 1];
         weights[count] = 1.0;
         for _ in 0..self.steps {
-            let lengths = distances.from_mean(&weights);
+            let lengths = distances.to_mean(&weights);
             let lengths = &lengths[..count];
             let radius =
                 self.radius.map_or_else(|| median(lengths), |radius| radius.value() / updates.step());

@@ -45,23 +45,23 @@ impl Distances {
     }
 
     /// The squared distances of one to all, itself among them.
-    pub(super) fn from(&self, one: usize) -> &[f64] {
+    pub(super) fn row(&self, one: usize) -> &[f64] {
         &self.squares[one * self.count..(one + 1) * self.count]
     }
 
     /// The nearest to one, nearest first and of equals the first: itself at distance 0, then the others.
     pub(super) fn nearest(&self, one: usize) -> Vec<usize> {
-        let squares = self.from(one);
+        let squares = self.row(one);
         let mut others: Vec<usize> = (0..self.count).filter(|other| *other != one).collect();
         others.sort_by(|a, b| squares[*a].total_cmp(&squares[*b]));
         others.insert(0, one);
         others
     }
 
-    /// The distances of a weighted mean of the vectors to each of them; the weights sum to 1.
-    pub(super) fn from_mean(&self, weights: &[f64]) -> Vec<f64> {
+    /// The distance of each vector to a weighted mean of all; the weights sum to 1.
+    pub(super) fn to_mean(&self, weights: &[f64]) -> Vec<f64> {
         let towards = |to: usize| -> f64 {
-            self.from(to).iter().zip(weights).map(|(square, weight)| square * weight).sum()
+            self.row(to).iter().zip(weights).map(|(square, weight)| square * weight).sum()
         };
         let towards: Vec<f64> = (0..self.count).map(towards).collect();
         let spread: f64 = towards.iter().zip(weights).map(|(square, weight)| square * weight).sum();

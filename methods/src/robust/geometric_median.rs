@@ -71,7 +71,7 @@ impl AggregationRule for Weiszfeld {
         let mut weights = vec![1.0 / updates.len() as f64; updates.len()];
         for _ in 0..self.steps {
             let inverse = |distance: f64| 1.0 / distance.max(least);
-            weights = distances.from_mean(&weights).into_iter().map(inverse).collect();
+            weights = distances.to_mean(&weights).into_iter().map(inverse).collect();
             let sum: f64 = weights.iter().sum();
             weights.iter_mut().for_each(|weight| *weight /= sum);
         }

@@ -79,7 +79,7 @@ impl AggregationRule for Nearest {
         let (count, distances) = (updates.len(), Distances::of(updates)?);
         let near = count - self.corrupted - 2;
         let score = |one: usize| -> f64 {
-            let mut squares: Vec<f64> = distances.from(one).to_vec();
+            let mut squares: Vec<f64> = distances.row(one).to_vec();
             squares.remove(one);
             squares.sort_unstable_by(f64::total_cmp);
             squares[..near].iter().sum()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use protocol::Seed;
 use rand::Rng;
-use server::workflow::{AggregationRule, KeptUpdates, PreStep};
+use server::workflow::{AggregationRule, KeptUpdates, PreStep, Training, Workflow};
 use server::{Given, Rule, Step};
 
 use super::*;
@@ -155,7 +155,7 @@ fn how_many_updates_are_needed_follows_from_rule_and_steps() {
 #[test]
 fn a_few_corrupted_updates_do_not_move_a_rule_beyond_the_honest_ones() {
     let mut chance = Seed::from_number(9).generator();
-    let mut honest: Vec<Vec<i32>> =
+    let honest: Vec<Vec<i32>> =
         (0..11).map(|_| (0..6).map(|i| 100 * (i + 1) + chance.random_range(-10..=10)).collect()).collect();
     for far in [1 << 29, -(1 << 29), 0] {
         let corrupted = (0..4).map(|i| vec![far + i; 6]);
@@ -186,7 +186,6 @@ fn a_few_corrupted_updates_do_not_move_a_rule_beyond_the_honest_ones() {
             }
         }
     }
-    honest.truncate(0);
 }
 
 fn read(aggregation: &str, more: &str) -> Result<server::Plan, String> {
@@ -196,6 +195,34 @@ fn read(aggregation: &str, more: &str) -> Result<server::Plan, String> {
          training = {{ batch_size = 8, optimizer = {{ sgd = {{ learning_rate = 0.1 }} }} }}\n{more}\n[aggregation]\n{aggregation}\n"
     );
     Registry::standard().server().parse(&text).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_plan_that_a_program_has_put_together_is_refused_beside_a_promise_too() {
+    let text = "name = \"t\"\nrounds = 1\nmodel = \"linear\"\n\
+        data = { table = { label = \"y\", target = \"real\", features = [\"a\"] } }\n\
+        training = { batch_size = 8, optimizer = { sgd = { learning_rate = 0.1 } } }\n\
+        cohort = { clients_min = 10 }\nupdate = { norm_max = 1.0 }\n[privacy.central]\ndelta = 1e-5\nepsilon_max = 10\n\
+        noise_multiplier = 2\ndenominator = 10\nsampling = { availability = { participations_max = 10 } }\n";
+    let mut private = Registry::standard().server().parse(text).unwrap();
+    private.aggregation = read("rule = \"krum\"\ncorrupted = 2", TEN).unwrap().aggregation;
+    let refused = Training::new(Arc::new(private), vec![2], false).unwrap_err();
+    assert!(refused.to_string().contains("sees every update one by one"), "{refused}");
+}
+
+#[test]
+fn what_is_stored_of_another_rule_is_refused() {
+    let workflow = |rule: &str| {
+        let plan = read(&format!("rule = \"{rule}\"\ncorrupted = 2"), TEN).unwrap();
+        Training::new(Arc::new(plan), vec![2], false).unwrap()
+    };
+    let eight = [0; 8];
+    assert!(workflow("centred_clipping").recall(&eight).is_ok() && workflow("krum").recall(&[]).is_ok());
+    assert!(workflow("centred_clipping").recall(&eight[..4]).unwrap_err().contains("was the plan changed"));
+    assert!(workflow("krum").recall(&eight).is_err());
+    let mut clipping = workflow("centred_clipping");
+    clipping.recall(&[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]).unwrap();
+    assert_eq!(clipping.memory(), [0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]);
 }
 
 const TEN: &str = "cohort = { clients_min = 10 }";
@@ -225,6 +252,16 @@ fn every_rule_and_step_can_be_named_with_its_settings() {
         rule.describe(),
         "buckets of 2, then nearest_neighbour_mixing with 2 corrupted, then coordinate_median with 2 corrupted"
     );
+}
+
+#[test]
+fn corrupted_clients_that_send_nothing_do_not_stop_a_run() {
+    let quorum = |rule: &str, cohort: &str| {
+        read(&format!("rule = \"{rule}\"\ncorrupted = 2"), cohort).unwrap().cohort.quorum
+    };
+    assert_eq!(quorum("coordinate_median", TEN), 8);
+    assert_eq!(quorum("krum", "cohort = { clients_min = 8 }"), 7);
+    assert_eq!(quorum("krum", "cohort = { clients_min = 10, quorum = 9 }"), 9);
 }
 
 #[test]

@@ -52,8 +52,14 @@ pub struct AggregationPlan {
 }
 
 impl AggregationConfig {
-    /// What it means for a plan whose cohorts are these.
-    pub(super) fn parse(&self, cohort: &CohortPlan, methods: &Methods) -> Result<AggregationPlan, SpecError> {
+    /// What it means for a plan whose cohorts are these. Where no quorum was typed, a round counts without as many as may be corrupted, as
+    /// long as the rule has enough: whoever sends what is refused, or nothing, must not be able to stop the run.
+    pub(super) fn parse(
+        &self,
+        cohort: &mut CohortPlan,
+        quorum: Option<usize>,
+        methods: &Methods,
+    ) -> Result<AggregationPlan, SpecError> {
         let smallest = cohort.size_of(cohort.clients_min);
         let mut given = Given { corrupted: self.corrupted, updates: smallest };
         let mut steps = Vec::with_capacity(self.before.len());
@@ -71,6 +77,9 @@ impl AggregationConfig {
                 rule.describe()
             );
             return Err(SpecError::new("aggregation.corrupted", message));
+        }
+        if quorum.is_none() {
+            cohort.quorum = needed.max(smallest.saturating_sub(self.corrupted));
         }
         let rule = if rule.steps.is_empty() { rule.rule } else { Arc::new(rule) };
         let Some(memory_max) = self.memory_mib.checked_mul(1 << 20) else {

@@ -34,6 +34,11 @@ impl Training {
     /// # Errors
     /// [`SpecError`] where the plan leaves no lattice for such a model.
     pub fn new(plan: Arc<Plan>, tensors: Vec<usize>, central: bool) -> Result<Self, SpecError> {
+        if plan.aggregation.is_some() && plan.spec.privacy.central.is_some() {
+            // A plan that was read has not both; one that a program has put together may.
+            let message = "a rule that sees every update one by one is nothing that the noise of privacy.central covers; take one of the two";
+            return Err(SpecError::new("aggregation", message));
+        }
         let lattice = plan.spec.lattice_within(plan.spec.update.norm_max, &tensors)?;
         Ok(Self { plan, tensors, lattice, norm_max: None, central, previous: None })
     }

@@ -5,8 +5,8 @@
 //! prints what is there.
 //!
 //! ```text
-//! $ cargo run --release --example robust_table -- $CONSORTIA_DATA/mnist cells.jsonl
-//! $ cargo run --release --example robust_table -- --table cells.jsonl
+//! $ cargo bench --profile release --bench robust -- $CONSORTIA_DATA/mnist cells.jsonl
+//! $ cargo bench --profile release --bench robust -- --table cells.jsonl
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result};
 use consortia::learning::device::Device;
 use consortia::learning::{Dataset, IdxSource, Partition, SiteData, SourceSpec, View, load, partition};
 use consortia::methods::Registry;
@@ -157,27 +157,31 @@ fn fill(folder: &Path, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A cell in the words of the table: accuracy in percent, and of a backdoor how often it opens.
-fn shown(cell: Option<&Value>) -> String {
-    let percent = |value: &Value| value.as_f64().map(|share| format!("{:.0}", 100.0 * share));
-    let Some(found) = cell.map(|cell| &cell["found"]) else { return "?".into() };
-    match (percent(&found["accuracy"]), percent(&found["success"])) {
-        (Some(accuracy), Some(success)) => format!("{accuracy} ({success})"),
-        (Some(accuracy), None) => accuracy,
-        (None, _) => "-".into(),
-    }
-}
+/// What was found of one rule and attack: the shares `.1 .2 .3 .4` in their order.
+struct Row<'a>(Vec<Option<&'a Value>>);
 
-/// The largest share that costs at most five points of the clean mean, and opens a backdoor for at most a tenth, with all below.
-fn survived(cells: &[Option<&Value>], clean: f64) -> String {
-    let stands = |cell: &&Option<&Value>| {
-        let found = cell.map_or(&Value::Null, |cell| &cell["found"]);
-        let success = found["success"].as_f64().unwrap_or(0.0);
-        found["accuracy"].as_f64().is_some_and(|accuracy| accuracy >= clean - 0.05) && success <= 0.1
-    };
-    let count = cells.iter().take_while(stands).count();
-    let is_whole = cells.iter().take(count + 1).all(Option::is_some);
-    if is_whole { format!(".{count}").replace(".0", "0") } else { "?".into() }
+impl Row<'_> {
+    /// One number of each share in percent; `-` where the rule needs more clients, `?` where nothing was measured.
+    fn percent(&self, what: &str) -> String {
+        let shown = |cell: &Option<&Value>| match cell.map(|cell| cell["found"][what].as_f64()) {
+            Some(Some(share)) => format!("{:.0}", 100.0 * share),
+            Some(None) => "-".into(),
+            None => "?".into(),
+        };
+        self.0.iter().map(shown).collect::<Vec<_>>().join(" / ")
+    }
+
+    /// The largest share that costs at most five points of the clean mean, and opens a backdoor for at most a tenth, with all below it.
+    fn survived(&self, clean: f64) -> String {
+        let stands = |cell: &&Option<&Value>| {
+            let found = cell.map_or(&Value::Null, |cell| &cell["found"]);
+            let opens = found["success"].as_f64().is_some_and(|success| success > 0.1);
+            found["accuracy"].as_f64().is_some_and(|accuracy| accuracy >= clean - 0.05) && !opens
+        };
+        let count = self.0.iter().take_while(stands).count();
+        let is_known = self.0.iter().take(count + 1).all(Option::is_some);
+        if is_known { ["0", ".1", ".2", ".3", ".4"][count].into() } else { "?".into() }
+    }
 }
 
 fn table(file: &Path) -> String {
@@ -185,36 +189,45 @@ fn table(file: &Path) -> String {
     for (clients, (division, _)) in CLIENTS.iter().flat_map(|clients| DIVISIONS.map(|one| (clients, one))) {
         let cell = |rule: &str, attack: &str, share: f64| {
             let corrupted = (share * *clients as f64).round() as usize;
-            cells
-                .get(&key(&json!({ "clients": clients, "division": division, "rule": rule, "attack": attack,
-                "corrupted": corrupted })))
+            let part = json!({ "clients": clients, "division": division, "rule": rule, "attack": attack,
+                "corrupted": corrupted });
+            cells.get(&key(&part))
         };
-        let clean = cell("mean", "none", 0.0).and_then(|cell| cell["found"]["accuracy"].as_f64());
-        let Some(clean) = clean else { continue };
-        let _ = writeln!(text, "\n### {clients} clients, {division}\n");
-        let _ = writeln!(
+        let row = |rule: &str, attack: &str| {
+            Row([0.1, 0.2, 0.3, 0.4].map(|share| cell(rule, attack, share)).into())
+        };
+        let line = |name: &str, of: &dyn Fn(&str) -> String| {
+            format!("| {name} | {} |\n", RULES.map(|(rule, _)| of(rule)).join(" | "))
+        };
+        let clean =
+            cell("mean", "none", 0.0).and_then(|cell| cell["found"]["accuracy"].as_f64()).unwrap_or(1.0);
+        let head = format!("{}|{}\n", line("attack", &str::to_owned), "---|".repeat(RULES.len() + 1));
+        let _ = write!(
             text,
-            "| rule | attack | 0 | .1 | .2 | .3 | .4 | survived |\n|---|---|---|---|---|---|---|---|"
+            "\n### {clients} clients, {division}\n\nAccuracy in percent at .1 / .2 / .3 / .4:\n\n{head}"
         );
-        for ((rule, _), (attack, _)) in RULES.iter().flat_map(|rule| ATTACKS.map(|attack| (rule, attack))) {
-            let row = [0.1, 0.2, 0.3, 0.4].map(|share| cell(rule, attack, share));
-            if row.iter().all(Option::is_none) {
-                continue;
-            }
-            let shares = row.map(shown).join(" | ");
-            let whole = shown(cell(rule, "none", 0.0));
-            let _ = writeln!(text, "| {rule} | {attack} | {whole} | {shares} | {} |", survived(&row, clean));
+        text += &line("none", &|rule| Row(vec![cell(rule, "none", 0.0)]).percent("accuracy"));
+        for (attack, _) in ATTACKS {
+            text += &line(attack, &|rule| row(rule, attack).percent("accuracy"));
+        }
+        text += &line("backdoor: opens", &|rule| row(rule, "backdoor").percent("success"));
+        let _ = write!(text, "\nThe largest share that was survived:\n\n{head}");
+        for (attack, _) in ATTACKS {
+            text += &line(attack, &|rule| row(rule, attack).survived(clean));
         }
     }
     text
 }
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    ensure!(args.len() == 2, "robust_table FOLDER_OF_MNIST CELLS.jsonl, or robust_table --table CELLS.jsonl");
-    if args[0] == "--table" {
-        print!("{}", table(Path::new(&args[1])));
-        return Ok(());
+    // Cargo says to every bench that it is one.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match &args[..] {
+        [word, cells] if word == "--table" => print!("{}", table(Path::new(cells))),
+        [folder, cells] => fill(Path::new(folder), Path::new(cells))?,
+        _ => println!(
+            "give the folder of MNIST and a file for cells, or --table and the file: nothing is measured"
+        ),
     }
-    fill(Path::new(&args[0]), Path::new(&args[1]))
+    Ok(())
 }
