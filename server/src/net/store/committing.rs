@@ -76,16 +76,12 @@ impl Store {
             crash::point("spent-uncommitted");
         }
         rows::write_round(&mut transaction, run, &commit.summary).await?;
-        for (client, task, metrics) in &commit.reports {
-            rows::write_report(&mut transaction, run, client, *task, metrics).await?;
-        }
+        rows::write_reports(&mut transaction, run, &commit.reports).await?;
         if is_new || !commit.summary.released {
             self.count_secret_round(&mut transaction, run, taken).await?;
         }
         taken.add(&mut transaction).await?;
-        for (client, record) in &commit.clients {
-            rows::write_client(&mut transaction, run, client, record).await?;
-        }
+        rows::write_clients(&mut transaction, run, &commit.clients).await?;
         crash::point("transaction-full");
         transaction.commit().await?;
         crash::point("transaction-done");
