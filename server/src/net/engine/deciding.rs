@@ -1,4 +1,5 @@
-//! Which runs are worked on: new ones are taken in, waiting ones begin, an operator's wishes are written down and passed on.
+//! Which runs are worked on, and what operators want of runs: decisions that are made by what the database says, on a blocking thread,
+//! one after another.
 //!
 //! A wish is on disk before it is obeyed, so that a paused run is still paused, and a stopping one still stops, after a crash. Two
 //! runs that pay from the budget of one population are never worked on side by side: each would keep its own copy of the ledger.
@@ -7,213 +8,231 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use protocol::wire::{Control, RunSummary};
-use protocol::{ClientId, RunId};
+use protocol::{Positive, RunId};
+use tokio::sync::oneshot;
 
-use super::super::InitialModel;
-use super::super::audit;
-use super::super::central::Evaluator;
-use super::super::outgoing::Broadcast;
-use super::super::store::{BackupError, Opened, Queued, StoreError, StoredRun, Submission};
+use super::actor::Active;
+use super::calibration::accepted;
+use super::dispatcher::population;
 use super::live::Live;
-use super::{Active, Engine, NewRun, entropy, seed_of};
-use crate::plan::calibrates;
-use crate::{Chance, Checkpoint, Coordinator, Event, Plan, Purse, RunEnd, Setup};
+use super::seed_of;
+use super::shared::Shared;
+use crate::net::audit;
+use crate::net::central::Evaluator;
+use crate::net::request::{Asked, FaultOf};
+use crate::net::store::{BackupError, Opened, Queued, StoreError, StoredRun};
+use crate::{Chance, Coordinator, Note, Plan, Purse, RunEnd, Setup};
 
-impl Engine {
-    /// Takes a run into the queue.
-    pub(super) fn submit(&mut self, new: NewRun, by: &str) -> Result<RunId, StoreError> {
-        let NewRun { plan, plan_toml, seed, initial: InitialModel { layout, shared } } = new;
-        let run = RunId(u64::from_le_bytes(entropy()));
-        let found = plan.spec.privacy.central.as_ref().filter(|_| calibrates(&plan_toml));
-        let submission = Submission {
-            run,
-            name: &plan.name,
-            rounds: plan.rounds,
-            plan_toml: &plan_toml,
-            seed,
-            calibrated: found.map(|central| central.noise_multiplier),
-            layout: &layout,
-            checkpoint: &Checkpoint::begin(shared),
-        };
-        // A fault that passes is told to whoever asked, instead of keeping all runs waiting.
-        self.storage.once(self.store.submit(&submission))?;
-        let plan_sha256 = privacy::chain::Digest::of(plan_toml.as_bytes()).to_string();
-        let (name, rehearsal) = (plan.name.as_str(), seed.is_some());
-        let submitted = audit::Event::Submitted { name, plan_sha256, rehearsal, by };
-        let (now, audit) = (self.clock.now(), &mut self.audit);
-        self.storage.wait_for(async || Ok(audit.write(now, Some(run), &submitted)?))?;
-        tracing::info!("run {run} ({}) is in the queue", plan.name);
-        self.look = true;
-        Ok(run)
-    }
+/// Something to be decided.
+pub(super) enum Decision {
+    /// What ledgers must know of the runs of earlier releases.
+    DeclareEarlierRuns,
+    /// Which runs begin.
+    Choose(Occupied),
+    /// An operator's wish. `is_active`: the run is being worked on, or about to be.
+    Control { wish: Wish, is_active: bool },
+    /// The noise for a run's plan was searched.
+    Calibrated { run: RunId, plan_toml: String, found: Result<Positive, String> },
+    /// A run cannot go on.
+    GiveUp { run: RunId, reason: String },
+}
 
-    /// Writes an operator's wish down and lets the run know; a sentence when the run has ended.
-    pub(super) fn control(
-        &mut self,
+/// What an operator wants of a run.
+pub(super) struct Wish {
+    pub(super) run: RunId,
+    pub(super) control: Control,
+    pub(super) by: String,
+    /// `None` once it was begun.
+    pub(super) asked: Option<Asked>,
+    pub(super) reply: oneshot::Sender<Result<(), String>>,
+}
+
+/// What is worked on.
+#[derive(Default)]
+pub(super) struct Occupied {
+    pub(super) runs: BTreeSet<RunId>,
+    /// Whose ledgers are in use.
+    pub(super) populations: BTreeSet<String>,
+    /// How many more runs may be worked on.
+    pub(super) places: usize,
+    /// Whether noise is being searched for a plan.
+    pub(super) is_searching: bool,
+}
+
+/// What was decided.
+pub(super) enum Decided {
+    Nothing,
+    /// Some run may begin now.
+    Changed,
+    Chosen(Vec<Choice>),
+    /// Stored; the run is to be told.
+    Control {
         run: RunId,
         control: Control,
-        by: &str,
-    ) -> Result<Result<(), String>, StoreError> {
-        let summary = match self.storage.once_for(self.store.summary(Some(run)))? {
-            Ok(Some(summary)) => summary,
-            Ok(None) => return Ok(Err(format!("there is no run {run} here"))),
-            Err(fault) => return Ok(Err(fault)),
-        };
-        if summary.state.is_over() {
-            let (name, state) = (&summary.name, summary.state.name());
-            return Ok(Err(format!(
-                "run {run} ({name}) is over: {state}; submit its plan again to train on"
-            )));
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    GivenUp(RunId),
+}
+
+/// What is to be done with a run of the queue.
+pub(super) enum Choice {
+    Begin(Beginning),
+    /// The noise for its plan is to be searched.
+    Search {
+        run: RunId,
+        plan_toml: String,
+    },
+}
+
+/// A run that begins.
+pub(super) struct Beginning {
+    pub(super) run: RunId,
+    pub(super) control: Control,
+    pub(super) plan: Arc<Plan>,
+}
+
+impl Decision {
+    /// Decides it on the calling thread, which may wait for the database.
+    pub(super) fn decide(self, shared: &Shared) -> Result<Decided, StoreError> {
+        match self {
+            Self::DeclareEarlierRuns => shared.declare_earlier_runs().map(|()| Decided::Nothing),
+            Self::Choose(occupied) => choose(shared, occupied),
+            Self::Control { wish, is_active } => control(shared, wish, is_active),
+            Self::Calibrated { run, plan_toml, found } => calibrated(shared, run, &plan_toml, found),
+            Self::GiveUp { run, reason } => give_up(shared, run, &reason).map(|()| Decided::GivenUp(run)),
         }
-        tracing::info!("operator {by} wants of run {run} ({}): {control:?}", summary.name);
-        if let Err(fault) = self.storage.once_for(self.store.wish(run, control))? {
-            return Ok(Err(fault));
-        }
-        let (now, audit) = (self.clock.now(), &mut self.audit);
-        let controlled = audit::Event::Controlled { control, by };
-        self.storage.wait_for(async || Ok(audit.write(now, Some(run), &controlled)?))?;
-        if self.active.contains_key(&run) {
-            self.event(run, Event::Control(control))?;
-            if let Some(active) = self.active.get_mut(&run) {
-                active.live.publish(self.clock.now(), &active.coordinator, &self.nerves.live);
-            }
-        } else if matches!(control, Control::Stop | Control::StopNow) {
-            self.end(run, &RunEnd::Stopped)?;
-        } else {
-            self.nerves.live.send_modify(|_| {});
-        }
-        // A paused run leaves its place to another one, and a run that goes on may have waited for one.
-        self.look = true;
-        Ok(Ok(()))
-    }
-
-    /// Ends a run that is not being worked on.
-    fn end(&mut self, run: RunId, end: &RunEnd) -> Result<(), StoreError> {
-        self.storage.wait_for(async || self.store.end(run, end).await)?;
-        self.note(run, crate::Note::Ended(end.clone()))?;
-        // Whoever watches that run looks again.
-        self.nerves.live.send_modify(|_| {});
-        Ok(())
-    }
-
-    /// Begins the oldest runs that wait, as many as there are places for.
-    pub(super) fn begin_queued(&mut self) -> Result<(), StoreError> {
-        for Queued { run, plan_toml, calibrated, control } in
-            self.storage.wait_for(async || self.store.queue().await)?
-        {
-            let working = |active: &&Active| active.coordinator.control() != Control::Pause;
-            if self.active.values().filter(working).count() >= self.runs_max {
-                return Ok(());
-            }
-            if self.active.contains_key(&run) || control == Control::Pause {
-                continue;
-            }
-            let plan = match self.accepted(run, plan_toml, calibrated.as_deref()) {
-                Some(Ok(plan)) => plan,
-                // Its noise is being searched.
-                None => continue,
-                Some(Err(reason)) => {
-                    self.give_up(run, reason)?;
-                    continue;
-                }
-            };
-            if population(&plan).is_some_and(|one| self.populations().contains(one)) {
-                continue;
-            }
-            let stored = self.storage.wait_for(async || self.store.load(run).await).map_err(Unable::from);
-            match stored.and_then(|stored| self.activate(run, Arc::new(plan), stored)) {
-                Ok(active) => self.begin(run, active, control)?,
-                Err(Unable::Run(reason)) => self.give_up(run, reason)?,
-                Err(Unable::Server(error)) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, run: RunId, active: Active, control: Control) -> Result<(), StoreError> {
-        let active_runs: BTreeSet<RunId> = self.active.keys().copied().collect();
-        self.nerves.live.send_modify(|live| live.retain(|one, _| active_runs.contains(one)));
-        self.active.insert(run, active);
-        if control != Control::Resume {
-            self.event(run, Event::Control(control))?;
-        }
-        let taking_part = self.links.keys().filter(|client| !self.held.contains(*client));
-        let connected: Vec<ClientId> = taking_part.cloned().collect();
-        connected.into_iter().try_for_each(|client| self.event(run, Event::Joined(client)))
-    }
-
-    pub(super) fn give_up(&mut self, run: RunId, reason: String) -> Result<(), StoreError> {
-        tracing::error!("run {run} cannot go on: {reason}");
-        let reason = format!(
-            "{reason}. This run has ended and the others go on; `consortia run models {run}` lists the models that it has left"
-        );
-        self.end(run, &RunEnd::Failed(reason))
-    }
-
-    /// The populations whose ledgers are in use.
-    fn populations(&self) -> BTreeSet<&str> {
-        self.active.values().filter_map(|active| population(&active.plan)).collect()
-    }
-
-    fn activate(&self, run: RunId, plan: Arc<Plan>, stored: StoredRun) -> Result<Active, Unable> {
-        let StoredRun { seed, layout, checkpoint, clients, .. } = stored;
-        let learner = if plan.evaluation.central { self.room.central(&plan.spec) } else { None };
-        if plan.evaluation.central && learner.is_none() {
-            tracing::info!("run {run} would be evaluated here too, but this server has no data for it");
-        }
-        let central = learner.map(|learner| {
-            Evaluator::start(run, Arc::clone(&plan.spec), learner, self.nerves.commands.clone())
-        });
-        let purse = self.purse(run, &plan)?;
-        let live = Live::new(run, &plan, seed.is_some(), &checkpoint, self.stored_history(run));
-        let setup = Setup {
-            run,
-            plan: Arc::clone(&plan),
-            entropy: seed_of(seed),
-            rehearsal: seed.is_some(),
-            central: central.is_some(),
-            checkpoint,
-            clients,
-            tensors: layout.shared_lengths(),
-            purse,
-        };
-        let coordinator = Coordinator::new(setup).map_err(|error| Unable::Run(error.to_string()))?;
-        tracing::info!("run {run} ({}) begins or goes on", plan.name);
-        let spec_json = plan.spec.to_json().into();
-        Ok(Active { plan, layout, coordinator, spec_json, central, live, broadcast: Broadcast::default() })
-    }
-
-    /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
-    fn purse(&self, run: RunId, plan: &Plan) -> Result<Option<Purse>, Unable> {
-        let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
-        let population = central.population.clone();
-        let charge = central.charge();
-        let opened =
-            self.storage.wait_for(async || match self.store.open_ledger(central.terms(), &charge).await {
-                Err(BackupError::Store(error)) => Err(error),
-                opened => Ok(opened),
-            })?;
-        let Opened { mut ledger, charged } = opened?;
-        if charged > 0 {
-            tracing::warn!(
-                "the ledger of `{population}` begins with {charged} releases charged: this state was restored from a backup, and does not know \
-                 whether they were made from its budget"
-            );
-        }
-        let declared = self.declare(&mut ledger, Some(run.to_string()))?;
-        self.book_declarations(population, declared)?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
-    }
-
-    /// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.
-    fn stored_history(&self, run: RunId) -> Option<RunSummary> {
-        self.storage.once(self.store.summary(Some(run))).ok().flatten()
     }
 }
 
+/// The oldest runs that wait, as many as there are places for.
+fn choose(shared: &Shared, mut occupied: Occupied) -> Result<Decided, StoreError> {
+    let mut choices = Vec::new();
+    if occupied.places == 0 {
+        return Ok(Decided::Nothing);
+    }
+    for Queued { run, plan_toml, calibrated, control } in
+        shared.storage.wait_for(async || shared.store.queue().await)?
+    {
+        if occupied.places == 0 {
+            break;
+        }
+        if occupied.runs.contains(&run) || control == Control::Pause {
+            continue;
+        }
+        let plan = match accepted(&plan_toml, calibrated.as_deref()) {
+            Some(Ok(plan)) => plan,
+            Some(Err(reason)) => {
+                give_up(shared, run, &reason)?;
+                continue;
+            }
+            None => {
+                if !std::mem::replace(&mut occupied.is_searching, true) {
+                    choices.push(Choice::Search { run, plan_toml });
+                }
+                continue;
+            }
+        };
+        if population(&plan).is_some_and(|one| !occupied.populations.insert(one.to_owned())) {
+            continue;
+        }
+        occupied.places -= 1;
+        choices.push(Choice::Begin(Beginning { run, control, plan: Arc::new(plan) }));
+    }
+    Ok(Decided::Chosen(choices))
+}
+
+/// Writes an operator's wish down; a sentence for whoever asked when the run has ended.
+fn control(shared: &Shared, wish: Wish, is_active: bool) -> Result<Decided, StoreError> {
+    let Wish { run, control, by, asked, reply } = wish;
+    let is_new = asked.is_some();
+    if let Some(asked) = asked {
+        // Until it begins it may be taken back.
+        shared.storage.until_over(&[FaultOf::Database]);
+        if !asked.begin() {
+            return Ok(Decided::Nothing);
+        }
+    }
+    let refuse = |reply: oneshot::Sender<Result<(), String>>, why| {
+        // Whoever asked may be gone since it was begun.
+        let _ = reply.send(Err(why));
+        Ok(Decided::Nothing)
+    };
+    let summary = match shared.storage.once_for(shared.store.summary(Some(run)))? {
+        Ok(Some(summary)) => summary,
+        Ok(None) => return refuse(reply, format!("there is no run {run} here")),
+        Err(fault) => return refuse(reply, fault),
+    };
+    if summary.state.is_over() {
+        let (name, state) = (&summary.name, summary.state.name());
+        let why = format!("run {run} ({name}) is over: {state}; submit its plan again to train on");
+        return refuse(reply, why);
+    }
+    if is_new {
+        tracing::info!("operator {by} wants of run {run} ({}): {control:?}", summary.name);
+        if let Err(fault) = shared.storage.once_for(shared.store.wish(run, control))? {
+            return refuse(reply, fault);
+        }
+        let now = shared.clock.now();
+        shared.journal.write_blocking(move |log| {
+            log.write(now, Some(run), &audit::Event::Controlled { control, by: &by })
+        })?;
+    }
+    if is_active {
+        return Ok(Decided::Control { run, control, reply });
+    }
+    if matches!(control, Control::Stop | Control::StopNow) {
+        end(shared, run, &RunEnd::Stopped)?;
+    } else {
+        shared.live.send_modify(|_| {});
+    }
+    let _ = reply.send(Ok(()));
+    Ok(Decided::Changed)
+}
+
+/// What was found is kept, and the run can begin.
+fn calibrated(
+    shared: &Shared,
+    run: RunId,
+    plan_toml: &str,
+    found: Result<Positive, String>,
+) -> Result<Decided, StoreError> {
+    // An operator may have ended it meanwhile.
+    let queue = shared.storage.wait_for(async || shared.store.queue().await)?;
+    if queue.iter().any(|queued| queued.run == run) {
+        match found {
+            Ok(noise) => {
+                tracing::info!("the noise of run {run} is found: {} times the clipping norm", noise.value());
+                shared.storage.wait_for(async || shared.store.calibrated(run, plan_toml, noise).await)?;
+            }
+            Err(reason) => give_up(shared, run, &reason)?,
+        }
+    }
+    Ok(Decided::Changed)
+}
+
+fn give_up(shared: &Shared, run: RunId, reason: &str) -> Result<(), StoreError> {
+    tracing::error!("run {run} cannot go on: {reason}");
+    let reason = format!(
+        "{reason}. This run has ended and the others go on; `consortia run models {run}` lists the models that it has left"
+    );
+    end(shared, run, &RunEnd::Failed(reason))
+}
+
+/// Ends a run that is not being worked on.
+fn end(shared: &Shared, run: RunId, end: &RunEnd) -> Result<(), StoreError> {
+    if shared.storage.wait_for(async || shared.store.end_queued(run, end).await)? {
+        shared.unused.notify_one();
+        let (now, note) = (shared.clock.now(), Note::Ended(end.clone()));
+        shared.meter.note(now, run, &note);
+        shared.journal.note_blocking(now, run, note)?;
+    }
+    // Whoever watches that run looks again.
+    shared.live.send_modify(|_| {});
+    Ok(())
+}
+
 /// Why a run does not begin.
-enum Unable {
+pub(super) enum Unable {
     /// It never will.
     Run(String),
     /// The server cannot go on: a run must not be given up because the database did not answer, or because another server leads.
@@ -235,7 +254,58 @@ impl From<BackupError> for Unable {
     }
 }
 
-/// The population whose budget a plan spends.
-fn population(plan: &Plan) -> Option<&str> {
-    plan.spec.privacy.central.as_ref().map(|central| central.population.as_str())
+/// Reads what a run needs to begin or to go on, on the calling thread.
+pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<Active>, Unable> {
+    let stored = shared.storage.wait_for(async || shared.store.load(run).await)?;
+    let StoredRun { seed, layout, checkpoint, clients, .. } = stored;
+    let learner = if plan.evaluation.central { shared.room.central(&plan.spec) } else { None };
+    if plan.evaluation.central && learner.is_none() {
+        tracing::info!("run {run} would be evaluated here too, but this server has no data for it");
+    }
+    let central = learner
+        .map(|learner| Evaluator::start(run, Arc::clone(&plan.spec), learner, shared.commands.clone()));
+    let purse = purse(shared, run, &plan)?;
+    let live = Live::new(run, &plan, seed.is_some(), &checkpoint, stored_history(shared, run));
+    let setup = Setup {
+        run,
+        plan: Arc::clone(&plan),
+        entropy: seed_of(seed),
+        rehearsal: seed.is_some(),
+        central: central.is_some(),
+        checkpoint,
+        clients,
+        tensors: layout.shared_lengths(),
+        purse,
+    };
+    let coordinator = Coordinator::new(setup).map_err(|error| Unable::Run(error.to_string()))?;
+    tracing::info!("run {run} ({}) begins or goes on", plan.name);
+    Ok(Box::new(Active { run, plan, layout, coordinator: Box::new(coordinator), central, live }))
+}
+
+/// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
+fn purse(shared: &Shared, run: RunId, plan: &Plan) -> Result<Option<Purse>, Unable> {
+    let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
+    let population = central.population.clone();
+    let charge = central.charge();
+    let opened =
+        shared.storage.wait_for(async || match shared.store.open_ledger(central.terms(), &charge).await {
+            Err(BackupError::Store(error)) => Err(error),
+            opened => Ok(opened),
+        })?;
+    let Opened { mut ledger, charged } = opened?;
+    if charged > 0 {
+        tracing::warn!(
+            "the ledger of `{population}` begins with {charged} releases charged: this state was restored from a backup, and does not know \
+             whether they were made from its budget"
+        );
+    }
+    let declared = shared.declare(&mut ledger, Some(run.to_string()))?;
+    shared.book_declarations(population, declared)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
+}
+
+/// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.
+fn stored_history(shared: &Shared, run: RunId) -> Option<RunSummary> {
+    shared.storage.once(shared.store.summary(Some(run))).ok().flatten()
 }

@@ -1,7 +1,8 @@
 //! Removing the files that no row of the database names any more.
 //!
-//! A commit looks only at the files that it has put out of use, so that it costs the same however many models a run has left. The
-//! walk over everything that is there is made when a server starts: it also finds what a crash left behind.
+//! A commit names the files that it has put out of use, so that it costs the same however many models a run has left, and they are
+//! removed aside. The walk over everything that is there is made when a server starts: it also finds what a crash left behind. It is made at
+//! no other time, since it would take files of commits whose transaction is still to come.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -83,7 +84,7 @@ pub(super) struct Needed {
 
 impl Store {
     /// Removes what commits have put out of use since the last time; another time, while a copy is being made or the storage refuses.
-    pub(super) async fn sweep(&self) {
+    pub(crate) async fn sweep(&self) {
         let unused = self.sweep.take();
         if unused.is_empty() {
             return;

@@ -32,7 +32,7 @@ async fn a_database_without_room_is_named_and_takes_the_same_commit_once_there_i
     assert_eq!(store.load(RUN).await.unwrap().checkpoint, begin([0.0; 3]));
     limit("1000000").await;
     assert!(store.write(&mut prepared).await.unwrap());
-    store.written(prepared);
-    store.finish(RUN).await.unwrap();
+    let written = store.written(prepared);
+    store.finish(RUN, &written).await.unwrap();
     assert_eq!(store.load(RUN).await.unwrap().checkpoint, done.checkpoint);
 }
