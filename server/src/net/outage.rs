@@ -94,11 +94,9 @@ impl Patience {
         })
     }
 
-    /// Waits until nobody waits for these any more; not longer than until the server is told to stop.
-    pub(crate) fn until_over(&self, of: &[FaultOf]) {
-        self.handle.block_on(async {
-            self.stop.run_until_cancelled(self.fault.is_over(of)).await;
-        });
+    /// Waits until nobody waits for these any more; `false` when the server is told to stop before.
+    pub(crate) fn until_over(&self, of: &[FaultOf]) -> bool {
+        self.handle.block_on(self.stop.run_until_cancelled(self.fault.is_over(of))).is_some()
     }
 
     /// The result of one attempt. A fault that passes is for whoever asked for it, instead of keeping all runs waiting.

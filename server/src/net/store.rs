@@ -39,6 +39,7 @@ use protocol::wire::RunSummary;
 use protocol::{ClientId, Layout, Parameters, RunId, Standardiser};
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::{Checkpoint, ClientRecord};
 use backup::Copying;
@@ -83,6 +84,9 @@ pub struct Store {
     kept: models::Kept,
     turns: Turns,
     sweep: Sweep,
+    /// Shared by commits from the moment when they write kept noise until a row names it: such a file is named by what it holds, and two
+    /// runs of one seed may write the same.
+    noise_named: Arc<RwLock<()>>,
     copying: Copying,
     cross: Arc<CrossCheck>,
     /// Releases of which the audit log says nothing, until the log takes them up.
@@ -327,11 +331,12 @@ impl Store {
             self.write_model(run, layout, &checkpoint.model, (&source, readable), &mut sealed).await?;
         let optimizer = self.write_optimizer(run, checkpoint, (&source, readable), &mut sealed).await?;
         // A run that has ended draws no more noise.
-        let noise = match checkpoint.end {
-            None if !checkpoint.noise.is_empty() => Some(self.secrets.write(&checkpoint.noise).await?),
-            _ => None,
-        };
-        Ok(Files { model, model_sha256, optimizer, noise, sealed })
+        let (mut noise, mut unnamed) = (None, None);
+        if checkpoint.end.is_none() && !checkpoint.noise.is_empty() {
+            unnamed = Some(Arc::clone(&self.noise_named).read_owned().await);
+            noise = Some(self.secrets.write(&checkpoint.noise).await?);
+        }
+        Ok(Files { model, model_sha256, optimizer, noise, _unnamed: unnamed, sealed })
     }
 
     async fn write_optimizer(
@@ -419,6 +424,8 @@ struct Files {
     model_sha256: String,
     optimizer: Option<String>,
     noise: Option<String>,
+    /// See [`Store::noise_named`].
+    _unnamed: Option<OwnedRwLockReadGuard<()>>,
     /// Those that nobody can read before they are published.
     sealed: BTreeMap<String, Sealed>,
 }

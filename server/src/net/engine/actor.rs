@@ -2,8 +2,8 @@
 //! the coordinator asks, in order.
 //!
 //! It runs on the async threads and does nothing there that takes long. What is stored is stored on a blocking thread, and until that
-//! is done nothing further is carried out; the coordinator hears meanwhile what happens, which it only counts then. With a large model,
-//! answers are checked on blocking threads as they come, and the coordinator folds and releases on one.
+//! is done nothing further is carried out; the coordinator hears meanwhile what happens, which it only counts then. With a large model, or
+//! noise, answers are checked on blocking threads as they come, and the coordinator folds and releases on one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -30,8 +30,6 @@ use crate::{Action, Checked, Commit, Coordinator, Event, Note, Plan};
 
 /// From how many values on a model is large: to add one update to a sum takes longer than to change threads.
 const LARGE: usize = 1 << 14;
-/// The same where noise is drawn, which takes a hundred times as long a value.
-const LARGE_NOISED: usize = 1 << 10;
 /// How long an operator waits for what follows from a command before the reply says how it stands.
 const REPLY_MAX: Duration = Duration::from_secs(5);
 
@@ -95,6 +93,7 @@ pub(super) struct RunActor {
     /// What has come while the coordinator was away.
     queue: VecDeque<Queued>,
     owed: Vec<Owed>,
+    /// Whether what the coordinator does may take long.
     is_large: bool,
     /// Commits of which the coordinator has heard, and whose consequences are not all carried out.
     heard: u32,
@@ -161,7 +160,8 @@ impl RunActor {
     ) -> (Self, Box<Coordinator>) {
         let Active { run, plan, layout, coordinator, central, live } = active;
         let values = coordinator.checkpoint().model.len();
-        let large = if plan.spec.privacy.central.is_some() { LARGE_NOISED } else { LARGE };
+        // Noise takes a hundred times as long a value, and what it promises is computed at each release.
+        let is_noised = plan.spec.privacy.central.is_some();
         let actor = Self {
             run,
             layout: Arc::new(layout),
@@ -175,7 +175,7 @@ impl RunActor {
             inbox,
             queue: queue.into_iter().map(Queued::Command).collect(),
             owed: Vec::new(),
-            is_large: values >= large,
+            is_large: is_noised || values >= LARGE,
             heard: 0,
         };
         (actor, coordinator)

@@ -147,8 +147,7 @@ fn control(shared: &Shared, wish: Wish, is_active: bool) -> Result<Decided, Stor
     let is_new = asked.is_some();
     if let Some(asked) = asked {
         // Until it begins it may be taken back.
-        shared.storage.until_over(&[FaultOf::Database]);
-        if !asked.begin() {
+        if !shared.storage.until_over(&[FaultOf::Database]) || !asked.begin() {
             return Ok(Decided::Nothing);
         }
     }

@@ -23,8 +23,7 @@ pub(super) struct Submitting {
 pub(super) fn submit(shared: &Shared, submitting: Submitting) -> Result<bool, StoreError> {
     let Submitting { new, by, asked, reply } = submitting;
     // Until it begins it may be taken back.
-    shared.storage.until_over(&[FaultOf::Database, FaultOf::Models]);
-    if !asked.begin() {
+    if !shared.storage.until_over(&[FaultOf::Database, FaultOf::Models]) || !asked.begin() {
         return Ok(false);
     }
     let run = RunId(u64::from_le_bytes(entropy()));

@@ -16,7 +16,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::sweeping::{Named, Unused};
-use super::{Files, StoreError};
+use super::{Files, StoreError, database};
 use crate::{Checkpoint, ClientRecord, RunEnd};
 
 /// Rows that one statement writes. Each has at most ten values, and SQLite takes 32,766 of them at a time.
@@ -215,21 +215,22 @@ pub(super) async fn write_round(
     Ok(())
 }
 
-/// The places of `rows` rows of values, each given as `row` has it with a `?` for a number.
-fn places(rows: usize, row: &str) -> String {
+/// The places of `rows` rows of values, each given as `row` has it with a `?` for a value. PostgreSQL wants numbers. SQLite takes them for
+/// names, and looks through all of them for each.
+fn places(rows: usize, row: &str, is_postgres: bool) -> String {
+    let all = vec![format!("({row})"); rows].join(", ");
+    if !is_postgres {
+        return all;
+    }
     let (mut text, mut number) = (String::new(), 0);
-    for index in 0..rows {
-        text.push_str(if index == 0 { "(" } else { ", (" });
-        for part in row.split_inclusive('?') {
-            match part.strip_suffix('?') {
-                Some(before) => {
-                    number += 1;
-                    let _ = write!(text, "{before}${number}");
-                }
-                None => text.push_str(part),
+    for part in all.split_inclusive('?') {
+        match part.strip_suffix('?') {
+            Some(before) => {
+                number += 1;
+                let _ = write!(text, "{before}${number}");
             }
+            None => text.push_str(part),
         }
-        text.push(')');
     }
     text
 }
@@ -247,6 +248,7 @@ pub(super) async fn write_reports(
         .filter_map(|(client, task, metrics)| Some(((task.round, task.step, client), sound(Some(*metrics))?)))
         .collect();
     let sound: Vec<_> = sound.into_iter().collect();
+    let is_postgres = database::is_postgres(transaction);
     for batch in sound.chunks(ROWS_MAX) {
         // Where a number may be missing its type is said: what is missing has none.
         let row = "?, ?, ?, ?, ?, CAST(? AS DOUBLE PRECISION), ?, ?";
@@ -254,7 +256,7 @@ pub(super) async fn write_reports(
             "INSERT INTO reports (run, round, kind, client, loss, accuracy, examples, seconds) VALUES {} \
              ON CONFLICT (run, round, kind, client) DO UPDATE SET loss = excluded.loss, \
              accuracy = excluded.accuracy, examples = excluded.examples, seconds = excluded.seconds",
-            places(batch.len(), row)
+            places(batch.len(), row, is_postgres)
         );
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
         for ((round, step, client), metrics) in batch {
@@ -279,7 +281,7 @@ pub(super) async fn write_clients(
     run: RunId,
     clients: &[(ClientId, ClientRecord)],
 ) -> Result<(), StoreError> {
-    let run = run.to_string();
+    let (run, is_postgres) = (run.to_string(), database::is_postgres(transaction));
     for batch in clients.chunks(ROWS_MAX) {
         let row = "?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?";
         let sql = format!(
@@ -288,7 +290,7 @@ pub(super) async fn write_clients(
              ON CONFLICT (run, client) DO UPDATE SET accepted = excluded.accepted, refused = excluded.refused, \
              declined = excluded.declined, test = excluded.test, releases = excluded.releases, \
              released_last = excluded.released_last, checksum = excluded.checksum",
-            places(batch.len(), row)
+            places(batch.len(), row, is_postgres)
         );
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
         for (client, record) in batch {

@@ -100,7 +100,7 @@ impl Store {
         while let Some(one) = left.pop_first() {
             match self.remove_unused(&one).await {
                 Ok(true) => {}
-                // Its bytes are needed until they are published.
+                // Its bytes are needed until they are published, or a commit may be about to name it.
                 Ok(false) => self.sweep.add([one]),
                 Err(error) => {
                     left.insert(one);
@@ -117,6 +117,13 @@ impl Store {
 
     /// Removes a file that no row names; `false` where it is to be looked at again.
     async fn remove_unused(&self, unused: &Unused) -> Result<bool, StoreError> {
+        let _nobody_names_noise = match unused {
+            Unused::Noise(_) => match self.noise_named.try_write() {
+                Ok(alone) => Some(alone),
+                Err(_) => return Ok(false),
+            },
+            Unused::Blob(_) | Unused::Sealed(_) => None,
+        };
         let (sql, name) = match unused {
             Unused::Blob(name) => (
                 "SELECT 1 FROM models WHERE blob = $1 AND kept = 1 UNION ALL SELECT 1 FROM checkpoints \
