@@ -1,4 +1,4 @@
-//! The server around the coordinator: a QUIC port, a session per connection, one thread that decides, one folder that
+//! The server around the coordinator: a QUIC port, a session per connection, one engine that works on runs, one folder that
 //! remembers.
 //!
 //! [`Server::start`] opens the state and the port, goes on with the runs that have not ended, and works on several of them side by
@@ -39,7 +39,6 @@ mod uploads;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use privacy::chain::segments::SegmentBytes;
@@ -47,6 +46,7 @@ use protocol::wire::{Control, Rejection, RunSummary};
 use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -220,7 +220,7 @@ pub enum ServeError {
     #[error("the operating system refuses: {0}")]
     System(#[from] std::io::Error),
     /// A defect in this program.
-    #[error("the deciding thread died; this is a defect, the log has more")]
+    #[error("the engine died; this is a defect, the log has more")]
     Died,
 }
 
@@ -231,16 +231,16 @@ impl ServeError {
     }
 }
 
-/// Lets the engine work on a thread of its own; `stopped` is cancelled with its end.
-fn on_its_thread(
+/// Lets the engine work; `stopped` is cancelled with its end.
+fn begun(
     engine: Engine,
     inbox: mpsc::Receiver<engine::Command>,
     stopped: &CancellationToken,
-) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
+) -> JoinHandle<Result<(), StoreError>> {
     let guard = stopped.clone().drop_guard();
-    std::thread::Builder::new().name("coordinator".into()).spawn(move || {
+    tokio::spawn(async move {
         let _stopped = guard;
-        engine.run(inbox)
+        engine.run(inbox).await
     })
 }
 
@@ -322,7 +322,7 @@ impl Server {
         let (runs_max, log) = (config.limits.runs_max.max(1), (&*audit, config.audit_segment));
         let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, log, runs_max)?;
         let keeper = Some(Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
-        let engine = Some(on_its_thread(engine, inbox, &stopped)?);
+        let engine = Some(begun(engine, inbox, &stopped));
         let (keys, eyes) = ((config.issuing, config.approval), (Arc::clone(&metrics), Arc::clone(&presence)));
         let members = Members::new(Arc::clone(&store), keys, eyes, commands.clone());
         let members = Arc::new(members.await?);
@@ -444,11 +444,13 @@ impl Server {
         let by_itself = self.stopped.is_cancelled();
         self.stop.cancel();
         self.stopped.cancelled().await;
-        let thread = self.engine.take();
-        let ended = tokio::task::spawn_blocking(move || thread.map(JoinHandle::join)).await;
+        let ended = match self.engine.take() {
+            Some(engine) => engine.await,
+            None => Ok(Ok(())),
+        };
         session::close_all(&self.endpoint, &Rejection::ShuttingDown);
         // A client that does not answer must not hold up the end, and less so where the storage has held it up.
-        let is_clean = matches!(ended, Ok(None | Some(Ok(Ok(())))));
+        let is_clean = matches!(ended, Ok(Ok(())));
         let farewell = if is_clean { FAREWELL } else { FAREWELL_LATE };
         let _ = tokio::time::timeout(farewell, self.endpoint.wait_idle()).await;
         if let Some(tcp) = self.tcp.take() {
@@ -461,10 +463,10 @@ impl Server {
         };
         let ended = match (ended, lost) {
             (_, Some(lost)) => Err(lost.into()),
-            (Ok(Some(Ok(Err(met)))), None) if by_itself => Err(self.store.verdict(met).await.into()),
-            (Ok(Some(Ok(Err(met)))), None) => Err(met.into()),
-            (Ok(None | Some(Ok(Ok(())))), None) => Ok(()),
-            (Ok(Some(Err(_))) | Err(_), None) => Err(ServeError::Died),
+            (Ok(Err(met)), None) if by_itself => Err(self.store.verdict(met).await.into()),
+            (Ok(Err(met)), None) => Err(met.into()),
+            (Ok(Ok(())), None) => Ok(()),
+            (Err(_), None) => Err(ServeError::Died),
         };
         self.store.close().await;
         ended

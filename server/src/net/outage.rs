@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::request::StorageFault;
+use super::request::{FaultOf, StorageFault};
 use super::store::StoreError;
 
 /// Between two attempts.
@@ -56,7 +56,7 @@ impl Reminder {
     }
 }
 
-/// How the thread that runs rounds uses the storage.
+/// How the engine's blocking threads use the storage.
 #[derive(Clone, Debug)]
 pub(crate) struct Patience {
     handle: Handle,
@@ -94,6 +94,11 @@ impl Patience {
         })
     }
 
+    /// Waits until nobody waits for these any more; `false` when the server is told to stop before.
+    pub(crate) fn until_over(&self, of: &[FaultOf]) -> bool {
+        self.handle.block_on(self.stop.run_until_cancelled(self.fault.is_over(of))).is_some()
+    }
+
     /// The result of one attempt. A fault that passes is for whoever asked for it, instead of keeping all runs waiting.
     ///
     /// # Errors
@@ -116,12 +121,21 @@ impl Patience {
         &self,
         mut attempt: impl AsyncFnMut() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut reminder = Reminder::default();
+        let (mut reminder, waiter) = (Reminder::default(), self.fault.waiter());
         loop {
             match self.once(attempt()) {
                 Err(error) if self.waits && error.may_be_tried_again() => {
-                    self.fault.set(Some(error.to_string()));
-                    reminder.tell("the state cannot be written or read, and every run waits", &error);
+                    let (of, what) = match error.is_of_models() {
+                        true => (
+                            FaultOf::Models,
+                            "the storage of models does not answer, and the run that needs it waits",
+                        ),
+                        false => {
+                            (FaultOf::Database, "the state cannot be written or read, and every run waits")
+                        }
+                    };
+                    waiter.waits(of, error.to_string());
+                    reminder.tell(what, &error);
                     if self.stop.is_cancelled() {
                         return Err(StoreError::Stopping);
                     }
@@ -131,7 +145,7 @@ impl Patience {
                     });
                 }
                 done => {
-                    self.fault.set(None);
+                    drop(waiter);
                     if let Some(lasted) = reminder.over(Instant::now()).filter(|_| done.is_ok()) {
                         tracing::warn!("the state can be used again, after {} s", lasted.as_secs());
                     }

@@ -12,6 +12,12 @@ use super::frames::model_bytes;
 pub(crate) struct Broadcast(Option<(Arc<Parameters>, Bytes)>);
 
 impl Broadcast {
+    /// Whether the bytes of a task's model are at hand.
+    pub(crate) fn has(&self, model: &Arc<Parameters>, task: &Task) -> bool {
+        let is_kept = self.0.as_ref().is_some_and(|(sent, _)| Arc::ptr_eq(sent, model));
+        is_kept || task.spec.update.broadcast == BroadcastCodec::Exact
+    }
+
     /// The bytes of a task's model. Those of an exact one are the model's own memory, and are not kept.
     pub(crate) fn bytes(&mut self, model: &Arc<Parameters>, task: &Task) -> Bytes {
         let codec = task.spec.update.broadcast;

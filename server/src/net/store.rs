@@ -39,6 +39,7 @@ use protocol::wire::RunSummary;
 use protocol::{ClientId, Layout, Parameters, RunId, Standardiser};
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::{Checkpoint, ClientRecord};
 use backup::Copying;
@@ -60,6 +61,7 @@ pub(crate) use queue::Queued;
 pub(crate) use reports::{Counts, Report};
 use secrets::Secrets;
 use sweeping::{Needed, Sweep};
+use transaction::Turns;
 pub(crate) use transaction::{AuditHead, CrossCheck};
 pub use transfer::{TransferError, Transferred};
 
@@ -75,10 +77,16 @@ pub struct Store {
     pool: AnyPool,
     blobs: Blobs,
     secrets: Secrets,
-    last: Mutex<Last>,
+    /// Of each run that is being worked on.
+    last: Mutex<BTreeMap<RunId, Last>>,
     keep_last: Option<u32>,
     opinions: models::Opinions,
+    kept: models::Kept,
+    turns: Turns,
     sweep: Sweep,
+    /// Shared by commits from the moment when they write kept noise until a row names it: such a file is named by what it holds, and two
+    /// runs of one seed may write the same.
+    noise_named: Arc<RwLock<()>>,
     copying: Copying,
     cross: Arc<CrossCheck>,
     /// Releases of which the audit log says nothing, until the log takes them up.
@@ -178,6 +186,8 @@ impl Store {
         let tensors: Vec<_> = new.layout.shared().map(|tensor| (&tensor.name, &tensor.shape)).collect();
         let tensors = serde_json::to_string(&tensors).expect("names and numbers have a JSON form");
         let files = self.write_files(new.run, new.layout, new.checkpoint, Readable::AtOnce).await?;
+        // The run may wait for long before it begins.
+        self.forget_last(new.run);
         let mut transaction = self.begin().await?;
         sqlx::query(
             "INSERT INTO runs (run, name, rounds, plan_toml, seed, tensors, calibrated) VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -318,21 +328,22 @@ impl Store {
         let source = source_of(run, checkpoint.round);
         let mut sealed = BTreeMap::new();
         let Written { blob: model, sha256: model_sha256, .. } =
-            self.write_model(layout, &checkpoint.model, &source, readable, &mut sealed).await?;
-        let optimizer = self.write_optimizer(checkpoint, &source, readable, &mut sealed).await?;
+            self.write_model(run, layout, &checkpoint.model, (&source, readable), &mut sealed).await?;
+        let optimizer = self.write_optimizer(run, checkpoint, (&source, readable), &mut sealed).await?;
         // A run that has ended draws no more noise.
-        let noise = match checkpoint.end {
-            None if !checkpoint.noise.is_empty() => Some(self.secrets.write(&checkpoint.noise).await?),
-            _ => None,
-        };
-        Ok(Files { model, model_sha256, optimizer, noise, sealed })
+        let (mut noise, mut unnamed) = (None, None);
+        if checkpoint.end.is_none() && !checkpoint.noise.is_empty() {
+            unnamed = Some(Arc::clone(&self.noise_named).read_owned().await);
+            noise = Some(self.secrets.write(&checkpoint.noise).await?);
+        }
+        Ok(Files { model, model_sha256, optimizer, noise, _unnamed: unnamed, sealed })
     }
 
     async fn write_optimizer(
         &self,
+        run: RunId,
         checkpoint: &Checkpoint,
-        source: &str,
-        readable: Readable,
+        (source, readable): (&str, Readable),
         sealed: &mut BTreeMap<String, Sealed>,
     ) -> Result<Option<String>, StoreError> {
         let states = &checkpoint.optimizer;
@@ -341,7 +352,7 @@ impl Store {
             return Ok(None);
         }
         let identity: Vec<_> = states.iter().map(Arc::downgrade).collect();
-        if let Some((before, blob)) = &self.last().optimizer
+        if let Some(Last { optimizer: Some((before, blob)), .. }) = self.last().get(&run)
             && before.len() == identity.len()
             && before.iter().zip(&identity).all(|(before, now)| before.ptr_eq(now))
         {
@@ -352,21 +363,22 @@ impl Store {
         let pieces = states.iter().zip(&names).zip(&shapes);
         let pieces: Vec<_> = pieces.map(|((values, name), shape)| Piece { name, shape, values }).collect();
         let blob = self.write_tensors(&pieces, source, readable, sealed).await?;
-        self.last().optimizer = Some((identity, blob.clone()));
+        self.last().entry(run).or_default().optimizer = Some((identity, blob.clone()));
         Ok(Some(blob))
     }
 
     async fn write_model(
         &self,
+        run: RunId,
         layout: &Layout,
         model: &Arc<Parameters>,
-        source: &str,
-        readable: Readable,
+        (source, readable): (&str, Readable),
         sealed: &mut BTreeMap<String, Sealed>,
     ) -> Result<Written, StoreError> {
         let now = Arc::downgrade(model);
-        if let Some(written) = self.last().model.as_ref().filter(|one| one.model.ptr_eq(&now)) {
-            return Ok(written.clone());
+        let written = self.last().get(&run).and_then(|last| last.model.clone());
+        if let Some(written) = written.filter(|one| one.model.ptr_eq(&now)) {
+            return Ok(written);
         }
         let (mut pieces, mut from) = (Vec::new(), 0);
         for tensor in layout.shared() {
@@ -376,7 +388,7 @@ impl Store {
         }
         let blob = self.write_tensors(&pieces, source, readable, sealed).await?;
         let written = Written { model: now, blob, sha256: model.sha256() };
-        Ok(self.last().model.insert(written).clone())
+        Ok(self.last().entry(run).or_default().model.insert(written).clone())
     }
 
     async fn write_tensors(
@@ -396,13 +408,13 @@ impl Store {
         }
     }
 
-    fn last(&self) -> MutexGuard<'_, Last> {
+    fn last(&self) -> MutexGuard<'_, BTreeMap<RunId, Last>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next commit writes its files, whatever was written before.
-    fn forget_last(&self) {
-        *self.last() = Last::default();
+    /// The next commit of a run writes its files, whatever was written before.
+    fn forget_last(&self, run: RunId) {
+        self.last().remove(&run);
     }
 }
 
@@ -412,6 +424,8 @@ struct Files {
     model_sha256: String,
     optimizer: Option<String>,
     noise: Option<String>,
+    /// See [`Store::noise_named`].
+    _unnamed: Option<OwnedRwLockReadGuard<()>>,
     /// Those that nobody can read before they are published.
     sealed: BTreeMap<String, Sealed>,
 }

@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use privacy::chain::Link;
 use privacy::ledger::Ledger;
 
-use super::Engine;
+use super::shared::Shared;
 use crate::Booking;
 use crate::net::store::StoreError;
 use crate::plan::conduct_of;
 
-impl Engine {
+impl Shared {
     /// Declares the runs of every ledger of which nothing is declared yet. A damaged ledger is passed over: a run that needs it
     /// will say so.
     pub(super) fn declare_earlier_runs(&self) -> Result<(), StoreError> {

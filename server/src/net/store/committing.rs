@@ -1,8 +1,11 @@
 //! A commit: its files first, then one transaction, then what follows from it. Each of the three can be tried again as often as the
 //! storage refuses, and what was decided (noise, names, counts) is not decided again.
 
+use std::collections::BTreeMap;
+
 use protocol::{Layout, RunId};
 
+use super::blobs::Sealed;
 use super::ledgers::Taken;
 use super::sweeping::Unused;
 use super::{Files, Readable, Store, StoreError, ledger, models, publishing, rows};
@@ -17,6 +20,18 @@ pub(crate) struct Prepared<'a> {
     taken: Taken<'a>,
 }
 
+/// A commit whose transaction is durable.
+pub(crate) struct Written {
+    /// The model's fingerprint.
+    pub(crate) model_sha256: String,
+    /// What is paid for, and has no name yet.
+    sealed: BTreeMap<String, Sealed>,
+    /// The model's file, if the commit released it.
+    released: Option<(u32, String)>,
+    /// Whether the run is over.
+    is_last: bool,
+}
+
 impl Store {
     /// Stores a commit in one transaction, publishes what it releases, then removes the files nobody needs any more; returns the
     /// model's fingerprint. Writes files on the calling thread.
@@ -26,9 +41,10 @@ impl Store {
     pub async fn commit(&self, run: RunId, layout: &Layout, commit: &Commit) -> Result<String, StoreError> {
         let mut prepared = self.prepare(run, layout, commit).await?;
         self.write(&mut prepared).await?;
-        let model_sha256 = self.written(prepared);
-        self.finish(run).await?;
-        Ok(model_sha256)
+        let written = self.written(prepared);
+        self.finish(run, &written).await?;
+        self.sweep().await;
+        Ok(written.model_sha256)
     }
 
     /// The first part: the files. Where a plan's release is paid from a ledger they are encrypted until [`Store::finish`], so that a crash
@@ -43,7 +59,7 @@ impl Store {
         let written = self.write_files(run, layout, &commit.checkpoint, readable).await;
         if written.is_err() {
             // A file that was written under a key that is lost with this attempt is written anew.
-            self.forget_last();
+            self.forget_last(run);
         }
         let files = written?;
         crash::point("model-on-disk");
@@ -54,7 +70,7 @@ impl Store {
     pub(crate) async fn write(&self, prepared: &mut Prepared<'_>) -> Result<bool, StoreError> {
         let written = self.write_rows(prepared).await;
         if written.is_err() {
-            self.forget_last();
+            self.forget_last(prepared.run);
         }
         written
     }
@@ -76,16 +92,12 @@ impl Store {
             crash::point("spent-uncommitted");
         }
         rows::write_round(&mut transaction, run, &commit.summary).await?;
-        for (client, task, metrics) in &commit.reports {
-            rows::write_report(&mut transaction, run, client, *task, metrics).await?;
-        }
+        rows::write_reports(&mut transaction, run, &commit.reports).await?;
         if is_new || !commit.summary.released {
             self.count_secret_round(&mut transaction, run, taken).await?;
         }
         taken.add(&mut transaction).await?;
-        for (client, record) in &commit.clients {
-            rows::write_client(&mut transaction, run, client, record).await?;
-        }
+        rows::write_clients(&mut transaction, run, &commit.clients).await?;
         crash::point("transaction-full");
         transaction.commit().await?;
         crash::point("transaction-done");
@@ -95,19 +107,29 @@ impl Store {
         Ok(is_new)
     }
 
-    /// The transaction is durable: what it has written is owed no more. Gives the model's fingerprint.
-    pub(crate) fn written(&self, prepared: Prepared<'_>) -> String {
-        prepared.taken.written();
-        prepared.files.model_sha256
+    /// The transaction is durable: what it has written is owed no more.
+    pub(crate) fn written(&self, prepared: Prepared<'_>) -> Written {
+        let Prepared { run, commit, files, taken } = prepared;
+        taken.written();
+        let is_last = commit.checkpoint.end.is_some();
+        if is_last {
+            self.forget_last(run);
+        }
+        let released = commit.summary.released.then(|| (commit.summary.round, files.model.clone()));
+        Written { model_sha256: files.model_sha256, sealed: files.sealed, released, is_last }
     }
 
-    /// The third part: publishes what is paid for, and removes the files that nobody needs any more.
-    pub(crate) async fn finish(&self, run: RunId) -> Result<(), StoreError> {
-        self.publish(None).await?;
+    /// The third part: publishes what this commit has paid for, and gives up the models that need not be kept. Their files go with the next
+    /// [`Store::sweep`].
+    pub(crate) async fn finish(&self, run: RunId, written: &Written) -> Result<(), StoreError> {
+        // Its own files alone: what another run has paid for may not be in the audit log yet.
+        self.publish(&written.sealed, None).await?;
         if let Some(last) = self.keep_last {
-            self.thin(run, last).await?;
+            self.thin(run, last, written.released.as_ref()).await?;
         }
-        self.sweep().await;
+        if written.is_last {
+            self.kept.forget(run);
+        }
         Ok(())
     }
 }

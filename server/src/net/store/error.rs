@@ -266,6 +266,11 @@ impl StoreError {
         }
     }
 
+    /// Whether it is the storage of models that refuses: other runs may need nothing of it now.
+    pub(crate) fn is_of_models(&self) -> bool {
+        matches!(self, Self::Blob(BlobError::Storage { remote: true, .. }))
+    }
+
     /// Whether what one run needs is missing or damaged: that run cannot go on, however long one waits, and all others can.
     pub(crate) fn is_of_one_run(&self) -> bool {
         matches!(

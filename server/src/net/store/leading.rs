@@ -15,10 +15,11 @@ use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
 use super::lease::Fence;
 use super::ledgers::Unwritten;
-use super::models::Opinions;
+use super::models::{Kept, Opinions};
 use super::objects::Objects;
 use super::secrets::Secrets;
 use super::sweeping::Sweep;
+use super::transaction::Turns;
 use super::{Database, Postgres, Store, StoreError, compare};
 use crate::net::outage::Reminder;
 use crate::net::{AuditError, private};
@@ -150,7 +151,10 @@ impl Store {
             last: Mutex::default(),
             keep_last: None,
             opinions: Opinions::default(),
+            kept: Kept::default(),
+            turns: Turns::default(),
             sweep: Sweep::default(),
+            noise_named: Arc::default(),
             copying: Copying::of(dir),
             cross: Arc::default(),
             unlogged: Mutex::default(),
@@ -243,7 +247,7 @@ impl Store {
             let (count, place) = (published.len(), self.blobs.place().to_owned());
             return Err(StoreError::Elsewhere { count, place });
         }
-        self.publish(old.as_ref()).await?;
+        self.publish_rest(old.as_ref()).await?;
         if let Some(old) = &old {
             old.collect(&BTreeSet::new(), &BTreeSet::new()).await?;
         }
@@ -336,7 +340,10 @@ impl Store {
             last: Mutex::default(),
             keep_last: None,
             opinions: Opinions::default(),
+            kept: Kept::default(),
+            turns: Turns::default(),
             sweep: Sweep::default(),
+            noise_named: Arc::default(),
             copying: Copying::of(dir),
             cross: Arc::default(),
             unlogged: Mutex::default(),

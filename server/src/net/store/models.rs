@@ -22,6 +22,30 @@ const PAGE: i64 = if cfg!(test) { 3 } else { 1000 };
 #[derive(Default)]
 pub(super) struct Opinions(Mutex<BTreeMap<RunId, Opinion>>);
 
+/// The models of the runs that are being worked on whose files are kept, by round. A run has no more of them than it may keep, the best
+/// one and the one that is new.
+#[derive(Default)]
+pub(super) struct Kept(Mutex<BTreeMap<RunId, BTreeMap<u32, String>>>);
+
+impl Kept {
+    fn of(&self, run: RunId) -> Option<BTreeMap<u32, String>> {
+        self.runs().get(&run).cloned()
+    }
+
+    fn know(&self, run: RunId, kept: BTreeMap<u32, String>) {
+        self.runs().insert(run, kept);
+    }
+
+    /// The run is over.
+    pub(super) fn forget(&self, run: RunId) {
+        self.runs().remove(&run);
+    }
+
+    fn runs(&self) -> MutexGuard<'_, BTreeMap<RunId, BTreeMap<u32, String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What was measured of the models of one run.
 #[derive(Clone, Copy)]
 struct Opinion {
@@ -186,33 +210,49 @@ impl Store {
         Ok(Parameters::new(self.tensors(&model.blob).await?))
     }
 
-    /// Gives up the files of all but the last `last` models of a run and the best one.
-    pub(super) async fn thin(&self, run: RunId, last: u32) -> Result<(), StoreError> {
-        // The newest are among those that are kept: no more of them are looked at than there may be, and the one that is new.
-        let sql = "SELECT run, round, blob FROM models WHERE run = $1 AND kept = 1 ORDER BY round DESC";
-        let kept = sqlx::query(sql).bind(run.to_string()).fetch_all(&self.pool).await?;
-        let best = self.best(run).await?;
-        let mut given_up = Vec::new();
-        for row in kept.iter().skip(last.max(1) as usize) {
-            let round = rows::number(row, "round")?;
-            if best != Some(round) {
-                given_up.push((round, row.try_get::<String, _>("blob")?));
+    /// Gives up the files of all but the last `last` models of a run and the best one; `new` is the one that was added just now. Which are
+    /// kept is read once for a run, and known from then on.
+    pub(super) async fn thin(
+        &self,
+        run: RunId,
+        last: u32,
+        new: Option<&(u32, String)>,
+    ) -> Result<(), StoreError> {
+        let mut kept = match self.kept.of(run) {
+            Some(kept) => kept,
+            None => self.read_kept(run).await?,
+        };
+        kept.extend(new.cloned());
+        let surplus = kept.len().saturating_sub(last.max(1) as usize);
+        let mut given_up: BTreeMap<u32, String> =
+            kept.iter().take(surplus).map(|(round, blob)| (*round, blob.clone())).collect();
+        if !given_up.is_empty()
+            && let Some(best) = self.best(run).await?
+        {
+            given_up.remove(&best);
+        }
+        if !given_up.is_empty() {
+            let mut transaction = self.begin().await?;
+            for round in given_up.keys() {
+                sqlx::query("UPDATE models SET kept = 0 WHERE run = $1 AND round = $2")
+                    .bind(run.to_string())
+                    .bind(i64::from(*round))
+                    .execute(&mut *transaction)
+                    .await?;
             }
+            transaction.commit().await?;
         }
-        if given_up.is_empty() {
-            return Ok(());
-        }
-        let mut transaction = self.begin().await?;
-        for (round, _) in &given_up {
-            sqlx::query("UPDATE models SET kept = 0 WHERE run = $1 AND round = $2")
-                .bind(run.to_string())
-                .bind(i64::from(*round))
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await?;
-        self.sweep.add(given_up.into_iter().map(|(_, blob)| Unused::Blob(blob)));
+        kept.retain(|round, _| !given_up.contains_key(round));
+        self.kept.know(run, kept);
+        self.sweep.add(given_up.into_values().map(Unused::Blob));
         Ok(())
+    }
+
+    async fn read_kept(&self, run: RunId) -> Result<BTreeMap<u32, String>, StoreError> {
+        let sql = "SELECT run, round, blob FROM models WHERE run = $1 AND kept = 1";
+        let found = sqlx::query(sql).bind(run.to_string()).fetch_all(&self.pool).await?;
+        let model = |row: &AnyRow| Ok((rows::number(row, "round")?, row.try_get("blob")?));
+        found.iter().map(model).collect()
     }
 
     /// What was measured of a run's models up to now. What was read before is not read again, but for the newest round, which an

@@ -35,12 +35,21 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Publishes them; `before` is where an earlier server, with another storage, may have left them. What is lost stays among them: the
-    /// run that needs it says so, and cannot go on.
-    pub(super) async fn publish(&self, before: Option<&Blobs>) -> Result<(), StoreError> {
+    /// Publishes what a crash has left unpublished; `before` is where an earlier server, with another storage, may have left it. What is lost
+    /// stays among it: the run that needs it says so, and cannot go on.
+    pub(super) async fn publish_rest(&self, before: Option<&Blobs>) -> Result<(), StoreError> {
+        self.publish(&self.unpublished().await?, before).await
+    }
+
+    /// Publishes these files, which are paid for.
+    pub(super) async fn publish(
+        &self,
+        files: &BTreeMap<String, Sealed>,
+        before: Option<&Blobs>,
+    ) -> Result<(), StoreError> {
         let mut published = Vec::new();
-        for (name, sealed) in self.unpublished().await? {
-            match self.publish_one(&name, &sealed, before).await {
+        for (name, sealed) in files {
+            match self.publish_one(name, sealed, before).await {
                 Ok(()) => published.push(name),
                 Err(error @ BlobError::Damaged { .. }) => tracing::error!("{error}"),
                 Err(error) => return Err(error.into()),

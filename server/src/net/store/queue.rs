@@ -5,6 +5,7 @@ use protocol::wire::Control;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use super::sweeping::Named;
 use super::{Store, StoreError, rows};
 use crate::RunEnd;
 
@@ -48,12 +49,23 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when it cannot be written.
     pub async fn end(&self, run: RunId, end: &RunEnd) -> Result<(), StoreError> {
+        self.end_queued(run, end).await?;
+        self.sweep().await;
+        Ok(())
+    }
+
+    /// The same, and leaves the files that are out of use to the next [`Store::sweep`]. Whether the run had not ended before.
+    pub(crate) async fn end_queued(&self, run: RunId, end: &RunEnd) -> Result<bool, StoreError> {
         let (ended, reason) = rows::ended(end);
         let sql = "UPDATE checkpoints SET ended = $1, reason = $2, optimizer = NULL, optimizer_before = NULL, \
-                   model_before = NULL, noise = NULL WHERE run = $3";
+                   model_before = NULL, noise = NULL WHERE run = $3 AND ended IS NULL";
         let mut transaction = self.begin().await?;
-        sqlx::query(sql).bind(ended).bind(reason).bind(run.to_string()).execute(&mut *transaction).await?;
+        let run = run.to_string();
+        let before = Named::of(&mut transaction, &run).await?;
+        let done = sqlx::query(sql).bind(ended).bind(reason).bind(&run).execute(&mut *transaction).await?;
+        let after = Named::of(&mut transaction, &run).await?;
         transaction.commit().await?;
-        self.collect().await
+        self.sweep.add(before.without(&after));
+        Ok(done.rows_affected() == 1)
     }
 }

@@ -1,6 +1,8 @@
 //! Rows of the database to values and back. Metrics that are not finite are left out rather than stored: JSON has no
 //! word for them.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use privacy::correlation::NoiseMemory;
@@ -14,8 +16,11 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::sweeping::{Named, Unused};
-use super::{Files, StoreError};
+use super::{Files, StoreError, database};
 use crate::{Checkpoint, ClientRecord, RunEnd};
+
+/// Rows that one statement writes. Each has at most ten values, and SQLite takes 32,766 of them at a time.
+const ROWS_MAX: usize = 500;
 
 fn wrong(row: &AnyRow, what: &'static str, message: impl ToString) -> StoreError {
     let run = row.try_get("run").unwrap_or_default();
@@ -212,57 +217,98 @@ pub(super) async fn write_round(
     Ok(())
 }
 
-/// Stores what one client measured.
-pub(super) async fn write_report(
+/// The places of `rows` rows of values, each given as `row` has it with a `?` for a value. PostgreSQL wants numbers. SQLite takes them for
+/// names, and looks through all of them for each.
+fn places(rows: usize, row: &str, is_postgres: bool) -> String {
+    let all = vec![format!("({row})"); rows].join(", ");
+    if !is_postgres {
+        return all;
+    }
+    let (mut text, mut number) = (String::new(), 0);
+    for part in all.split_inclusive('?') {
+        match part.strip_suffix('?') {
+            Some(before) => {
+                number += 1;
+                let _ = write!(text, "{before}${number}");
+            }
+            None => text.push_str(part),
+        }
+    }
+    text
+}
+
+/// Stores what clients measured.
+pub(super) async fn write_reports(
     transaction: &mut AnyConnection,
     run: RunId,
-    client: &ClientId,
-    task: TaskId,
-    metrics: &Metrics,
+    reports: &[(ClientId, TaskId, Metrics)],
 ) -> Result<(), StoreError> {
-    let Some(metrics) = sound(Some(*metrics)) else { return Ok(()) };
-    let sql = "INSERT INTO reports (run, round, kind, client, loss, accuracy, examples, seconds) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
-               ON CONFLICT (run, round, kind, client) DO UPDATE SET loss = $5, accuracy = $6, examples = $7, seconds = $8";
-    // Not kept prepared: a missing number has another type there than one that is given.
-    sqlx::query(sql)
-        .persistent(false)
-        .bind(run.to_string())
-        .bind(i64::from(task.round.0))
-        .bind(task.step.name().into_owned())
-        .bind(client.as_str())
-        .bind(metrics.loss)
-        .bind(metrics.accuracy)
-        .bind(i64::try_from(metrics.examples).unwrap_or(i64::MAX))
-        .bind(metrics.seconds)
-        .execute(&mut *transaction)
-        .await?;
+    let run = run.to_string();
+    // No row twice in one statement, which PostgreSQL refuses: the last one counts.
+    let sound: BTreeMap<_, _> = reports
+        .iter()
+        .filter_map(|(client, task, metrics)| Some(((task.round, task.step, client), sound(Some(*metrics))?)))
+        .collect();
+    let sound: Vec<_> = sound.into_iter().collect();
+    let is_postgres = database::is_postgres(transaction);
+    for batch in sound.chunks(ROWS_MAX) {
+        // Where a number may be missing its type is said: what is missing has none.
+        let row = "?, ?, ?, ?, ?, CAST(? AS DOUBLE PRECISION), ?, ?";
+        let sql = format!(
+            "INSERT INTO reports (run, round, kind, client, loss, accuracy, examples, seconds) VALUES {} \
+             ON CONFLICT (run, round, kind, client) DO UPDATE SET loss = excluded.loss, \
+             accuracy = excluded.accuracy, examples = excluded.examples, seconds = excluded.seconds",
+            places(batch.len(), row, is_postgres)
+        );
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+        for ((round, step, client), metrics) in batch {
+            query = query
+                .bind(&run)
+                .bind(i64::from(round.0))
+                .bind(step.name().into_owned())
+                .bind(client.as_str())
+                .bind(metrics.loss)
+                .bind(metrics.accuracy)
+                .bind(i64::try_from(metrics.examples).unwrap_or(i64::MAX))
+                .bind(metrics.seconds);
+        }
+        query.execute(&mut *transaction).await?;
+    }
     Ok(())
 }
 
-/// Puts a client's record in place of the one before.
-pub(super) async fn write_client(
+/// Puts clients' records in place of those before.
+pub(super) async fn write_clients(
     transaction: &mut AnyConnection,
     run: RunId,
-    client: &ClientId,
-    record: &ClientRecord,
+    clients: &[(ClientId, ClientRecord)],
 ) -> Result<(), StoreError> {
-    let sql = "INSERT INTO clients (run, client, accepted, refused, declined, test, releases, released_last, checksum) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
-               ON CONFLICT (run, client) DO UPDATE SET accepted = $3, refused = $4, declined = $5, test = $6, \
-               releases = $7, released_last = $8, checksum = $9";
-    sqlx::query(sql)
-        .bind(run.to_string())
-        .bind(client.as_str())
-        .bind(i64::from(record.accepted))
-        .bind(to_json(&record.refused.iter().collect::<Vec<_>>()))
-        .bind(to_json(&record.declined.iter().collect::<Vec<_>>()))
-        .bind(sound(record.test).map(|test| to_json(&test)))
-        .bind(i64::from(record.releases))
-        .bind(i64::from(record.released_last))
-        .bind(checksum(&run.to_string(), client, record))
-        .execute(&mut *transaction)
-        .await?;
+    let (run, is_postgres) = (run.to_string(), database::is_postgres(transaction));
+    for batch in clients.chunks(ROWS_MAX) {
+        let row = "?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?";
+        let sql = format!(
+            "INSERT INTO clients (run, client, accepted, refused, declined, test, releases, released_last, checksum) \
+             VALUES {} \
+             ON CONFLICT (run, client) DO UPDATE SET accepted = excluded.accepted, refused = excluded.refused, \
+             declined = excluded.declined, test = excluded.test, releases = excluded.releases, \
+             released_last = excluded.released_last, checksum = excluded.checksum",
+            places(batch.len(), row, is_postgres)
+        );
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+        for (client, record) in batch {
+            query = query
+                .bind(&run)
+                .bind(client.as_str())
+                .bind(i64::from(record.accepted))
+                .bind(to_json(&record.refused.iter().collect::<Vec<_>>()))
+                .bind(to_json(&record.declined.iter().collect::<Vec<_>>()))
+                .bind(sound(record.test).map(|test| to_json(&test)))
+                .bind(i64::from(record.releases))
+                .bind(i64::from(record.released_last))
+                .bind(checksum(&run, client, record));
+        }
+        query.execute(&mut *transaction).await?;
+    }
     Ok(())
 }
 

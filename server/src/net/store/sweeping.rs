@@ -1,7 +1,8 @@
 //! Removing the files that no row of the database names any more.
 //!
-//! A commit looks only at the files that it has put out of use, so that it costs the same however many models a run has left. The
-//! walk over everything that is there is made when a server starts: it also finds what a crash left behind.
+//! A commit names the files that it has put out of use, so that it costs the same however many models a run has left, and they are
+//! removed aside. The walk over everything that is there is made when a server starts: it also finds what a crash left behind. It is made at
+//! no other time, since it would take files of commits whose transaction is still to come.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -83,7 +84,7 @@ pub(super) struct Needed {
 
 impl Store {
     /// Removes what commits have put out of use since the last time; another time, while a copy is being made or the storage refuses.
-    pub(super) async fn sweep(&self) {
+    pub(crate) async fn sweep(&self) {
         let unused = self.sweep.take();
         if unused.is_empty() {
             return;
@@ -99,7 +100,7 @@ impl Store {
         while let Some(one) = left.pop_first() {
             match self.remove_unused(&one).await {
                 Ok(true) => {}
-                // Its bytes are needed until they are published.
+                // Its bytes are needed until they are published, or a commit may be about to name it.
                 Ok(false) => self.sweep.add([one]),
                 Err(error) => {
                     left.insert(one);
@@ -116,6 +117,13 @@ impl Store {
 
     /// Removes a file that no row names; `false` where it is to be looked at again.
     async fn remove_unused(&self, unused: &Unused) -> Result<bool, StoreError> {
+        let _nobody_names_noise = match unused {
+            Unused::Noise(_) => match self.noise_named.try_write() {
+                Ok(alone) => Some(alone),
+                Err(_) => return Ok(false),
+            },
+            Unused::Blob(_) | Unused::Sealed(_) => None,
+        };
         let (sql, name) = match unused {
             Unused::Blob(name) => (
                 "SELECT 1 FROM models WHERE blob = $1 AND kept = 1 UNION ALL SELECT 1 FROM checkpoints \

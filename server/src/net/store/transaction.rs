@@ -7,11 +7,33 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use privacy::chain::Digest;
 use sqlx::{Any, AnyConnection, Row as _, Transaction};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::{Store, StoreError};
+
+/// How long one writer of this program waits for another one before it leaves the order to the database.
+const TURN_MAX: Duration = Duration::from_secs(3);
+
+/// The order in which transactions of this program that write are begun. The database would let one of them in at a time, too, but in no
+/// order, and SQLite only after a pause. It is no protection: the database's own locks are.
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Turns {
+    async fn next(&self) -> Option<OwnedSemaphorePermit> {
+        timeout(TURN_MAX, Arc::clone(&self.0).acquire_owned()).await.ok()?.ok()
+    }
+}
 
 /// How far an audit log is on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +78,8 @@ pub(super) struct StateTransaction {
     transaction: Transaction<'static, Any>,
     version: i64,
     cross: Arc<CrossCheck>,
+    /// Given to the next one after the transaction has ended: fields are dropped in their order.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl StateTransaction {
@@ -83,6 +107,7 @@ impl DerefMut for StateTransaction {
 impl Store {
     /// A transaction that may write.
     pub(super) async fn begin(&self) -> Result<StateTransaction, StoreError> {
+        let turn = self.turns.next().await;
         let mut transaction = self.begin_unversioned().await?;
         let count = "INSERT INTO state_version (one, version) VALUES (1, 1) \
                      ON CONFLICT (one) DO UPDATE SET version = state_version.version + 1 RETURNING version";
@@ -97,7 +122,7 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
         }
-        Ok(StateTransaction { transaction, version, cross: Arc::clone(&self.cross) })
+        Ok(StateTransaction { transaction, version, cross: Arc::clone(&self.cross), _turn: turn })
     }
 
     /// A transaction that changes the schema, of which no version may exist yet.

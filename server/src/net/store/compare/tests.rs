@@ -87,15 +87,16 @@ impl Books {
         done.booking = Some(Booking { population, links: vec![spent] });
         let mut prepared = self.store.prepare(RUN, &layout(), &done).await?;
         let is_new = self.store.write(&mut prepared).await?;
-        let sha256 = self.store.written(prepared);
+        let written = self.store.written(prepared);
         if is_new && dies {
             return Err(StoreError::LeaseLost { seconds: 0 });
         }
         if is_new {
-            self.log.released(Time::ZERO, RUN, round, &sha256)?;
+            self.log.released(Time::ZERO, RUN, round, &written.model_sha256)?;
         }
-        self.store.finish(RUN).await?;
-        Ok(sha256)
+        self.store.finish(RUN, &written).await?;
+        self.store.sweep().await;
+        Ok(written.model_sha256)
     }
 
     async fn close(self) {
