@@ -225,7 +225,7 @@ impl Dispatcher {
     /// Tells every run of a site that is connected.
     async fn tell_of(&mut self, client: &ClientId) {
         let Some(greeted) = self.shared.sites.greeted(client) else { return };
-        self.tell_all(|| joined(client.clone(), greeted.clone())).await;
+        self.tell_all(|| told_of(client.clone(), greeted.clone())).await;
     }
 
     /// A session that was replaced has nothing to say.
@@ -389,7 +389,7 @@ impl Dispatcher {
         queue.extend(late.into_iter().map(|(control, reply)| RunCommand::Control { control, reply }));
         let taking_part =
             self.shared.sites.all_greeted().into_iter().filter(|(client, _)| !self.held.contains(client));
-        queue.extend(taking_part.map(|(client, greeted)| joined(client, greeted)));
+        queue.extend(taking_part.map(|(client, greeted)| told_of(client, greeted)));
         let (inbox, commands) = mpsc::channel(COMMANDS);
         let (actor, coordinator) = RunActor::new(active, Arc::clone(&self.shared), commands, queue);
         self.runs.insert(run, Running { inbox, population, control });
@@ -398,7 +398,7 @@ impl Dispatcher {
 }
 
 /// What a run is told of a site that is connected.
-fn joined(client: ClientId, (session, capabilities): (u64, Arc<Capabilities>)) -> RunCommand {
+fn told_of(client: ClientId, (session, capabilities): (u64, Arc<Capabilities>)) -> RunCommand {
     RunCommand::Joined { client, session, capabilities }
 }
 
