@@ -27,10 +27,11 @@ pub(super) const HEART_PRIVATE: &str = include_str!("../../examples/heart_privat
 pub(super) const RECORDS: &str = include_str!("../../examples/data/heart_disease.csv");
 
 /// The files as they are in the repository.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("heart.toml", HEART),
     ("heart_private.toml", HEART_PRIVATE),
     ("heterogeneous.toml", include_str!("../../examples/heterogeneous.toml")),
+    ("kmeans.toml", include_str!("../../examples/kmeans.toml")),
     ("many_clients.toml", include_str!("../../examples/many_clients.toml")),
     ("layers.toml", include_str!("../../examples/layers.toml")),
     ("mnist.toml", include_str!("../../examples/mnist.toml")),
