@@ -86,10 +86,9 @@ fn folders_of_the_version_before_go_on_where_they_were_killed() {
     let named = |name: &str| runs.iter().find(|run| run["name"] == name).unwrap();
     let (finished, unfinished) = (named("finished"), named("unfinished"));
     assert_eq!((&finished["state"], &finished["model_sha256"]), (&"finished".into(), &FINISHED.into()));
-    let model = dir.path().join("model.safetensors");
     let id = finished["run"].as_str().unwrap();
-    command(&[&["run", "model", id, "--out", text(&model)][..], &at].concat());
-    assert!(fs::metadata(&model).unwrap().len() > 0);
+    command(&[&["run", "pull", id, "--out", text(dir.path())][..], &at].concat());
+    assert!(fs::metadata(dir.path().join("model.safetensors")).unwrap().len() > 0);
     let id = unfinished["run"].as_str().unwrap();
     let end: Value = Process::start(&[&["run", "watch", id][..], &at].concat()).last_line();
     assert_eq!((&end["state"], &end["rounds_done"]), (&"finished".into(), &300.into()), "{end}");
