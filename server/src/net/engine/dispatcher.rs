@@ -308,7 +308,7 @@ impl Dispatcher {
                 self.look = true;
                 rest.into_iter().for_each(|command| self.pass_back(run, command));
             }
-            Finished::Loaded(_, Ok(active)) => self.install(*active).await,
+            Finished::Loaded(_, Ok(active)) => self.install(*active),
             Finished::Loaded(run, Err(Unable::Run(reason))) => {
                 self.decisions.push_back(Decision::GiveUp { run, reason });
             }
@@ -376,7 +376,7 @@ impl Dispatcher {
     }
 
     /// Lets a run begin, with the sites that are connected.
-    async fn install(&mut self, active: Active) {
+    fn install(&mut self, active: Active) {
         let run = active.run;
         let Some(Starting { population, control, late }) = self.beginning.remove(&run) else { return };
         let runs: BTreeSet<RunId> = self.runs.keys().copied().collect();

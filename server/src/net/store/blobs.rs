@@ -293,15 +293,14 @@ impl Blobs {
 
     /// The names of all objects with tensors that anybody can read.
     pub(crate) async fn list(&self) -> Result<BTreeSet<String>, BlobError> {
-        self.names(EXTENSION).await
+        Ok(of_kind(EXTENSION, &self.names().await?).collect())
     }
 
-    async fn names(&self, extension: &str) -> Result<BTreeSet<String>, BlobError> {
+    async fn names(&self) -> Result<Vec<String>, BlobError> {
         let remote = self.objects.folder.is_none();
         let failed =
             |source| BlobError::Storage { place: self.place().to_owned(), source: Box::new(source), remote };
-        let names = self.objects.list().await.map_err(failed)?;
-        Ok(names.iter().filter_map(|name| name.strip_suffix(extension).map(str::to_owned)).collect())
+        self.objects.list().await.map_err(failed)
     }
 
     /// Removes every object whose name is not among `kept`, and every sealed one that is not among `sealed`, unless a later epoch
@@ -311,12 +310,13 @@ impl Blobs {
         kept: &BTreeSet<String>,
         sealed: &BTreeSet<String>,
     ) -> Result<(), BlobError> {
-        for name in self.list().await? {
+        let names = self.names().await?;
+        for name in of_kind(EXTENSION, &names) {
             if !kept.contains(&name) && !is_later(&name, self.epoch) {
                 self.remove(&name).await?;
             }
         }
-        for name in self.names(SEALED).await? {
+        for name in of_kind(SEALED, &names) {
             if !sealed.contains(&name) && !is_later(&name, self.epoch) {
                 self.remove_sealed(&name).await?;
             }
@@ -447,6 +447,11 @@ impl Stream<'_> {
         }
         Ok(true)
     }
+}
+
+/// The names of objects of one kind, without their extension.
+fn of_kind(extension: &str, names: &[String]) -> impl Iterator<Item = String> {
+    names.iter().filter_map(move |name| name.strip_suffix(extension).map(str::to_owned))
 }
 
 fn changed(found: &str) -> String {

@@ -189,7 +189,7 @@ impl Store {
         agree(&known, &before)?;
         let witness = Witness::read(dir, archives)?;
         self.check_heads(dir, Path::new("audit.jsonl"), &witness).await?;
-        self.check_models(&known).await?;
+        self.check_models(&known, &self.blobs.list().await?).await?;
         self.let_go().await?;
         if let Some((run, round, Place { log, line })) = witness.twice.first() {
             let times = witness.twice.len();
@@ -205,8 +205,15 @@ impl Store {
 
     /// The same before a server begins to work. `own` is the log that it will go on with.
     pub(super) async fn compare(&self, dir: &Path, own: &Path) -> Result<(), StoreError> {
-        let witness = Witness::read_newest(dir)?;
-        self.check_integrity().await?;
+        // Both take as long as the state is large, and neither needs the other.
+        let folder = dir.to_owned();
+        let reading = tokio::task::spawn_blocking(move || Witness::read_newest(&folder));
+        let integrity = self.check_integrity().await;
+        let witness = reading.await.map_err(|panic| StoreError::File {
+            path: dir.to_owned(),
+            source: std::io::Error::other(panic),
+        })??;
+        integrity?;
         let known = self.known().await?;
         self.check_ledgers(&known).await?;
         if agree(&known, &witness).is_err() {
@@ -373,7 +380,11 @@ impl Store {
     }
 
     /// Whether the database knows every private model that anybody could read.
-    pub(super) async fn check_models(&self, known: &Known) -> Result<(), StoreError> {
+    pub(super) async fn check_models(
+        &self,
+        known: &Known,
+        here: &BTreeSet<String>,
+    ) -> Result<(), StoreError> {
         let mut named: BTreeSet<String> = self.needed().await?.blobs;
         for row in sqlx::query("SELECT blob FROM models").fetch_all(&self.pool).await? {
             named.insert(row.try_get("blob")?);
@@ -381,11 +392,11 @@ impl Store {
         let restored = sqlx::query("SELECT unknown_models FROM restored").fetch_optional(&self.pool).await?;
         let charged = restored.map(|row| row.try_get::<i64, _>(0)).transpose()?.unwrap_or(0);
         let mut unknown: BTreeMap<(RunId, u32), String> = BTreeMap::new();
-        for name in self.blobs.list().await? {
-            if named.contains(&name) || is_later(&name, self.epoch()) {
+        for name in here {
+            if named.contains(name) || is_later(name, self.epoch()) {
                 continue;
             }
-            let Some((run, round)) = self.blobs.source(&name).await?.as_deref().and_then(origin) else {
+            let Some((run, round)) = self.blobs.source(name).await?.as_deref().and_then(origin) else {
                 continue;
             };
             // The files of plans that pay nothing are written before their transaction, and a crash may come in between.
@@ -394,7 +405,7 @@ impl Store {
                 None => round > 0,
             };
             if is_unknown {
-                unknown.insert((run, round), name);
+                unknown.insert((run, round), name.clone());
             }
         }
         let count = unknown.len();

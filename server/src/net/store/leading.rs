@@ -253,7 +253,7 @@ impl Store {
         }
         // Releases before this one left files of models behind that were never paid for.
         if before >= PUBLISHING {
-            self.check_models(&self.known().await?).await?;
+            self.check_models(&self.known().await?, &here).await?;
         }
         // What a crash left behind unreferenced was never released: it goes before anything else happens.
         self.collect().await?;
