@@ -184,6 +184,16 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
 }
 
 #[test]
+fn what_a_plan_of_a_method_does_is_told_and_nothing_of_training() {
+    let plan = examples().join("kmeans.toml");
+    let facts = command(&["check", plan.to_str().unwrap()]);
+    assert_eq!((&facts["method"], &facts["values"]), (&"kmeans, version 1".into(), &39.into()), "{facts}");
+    assert!(facts["privacy"].as_str().unwrap().contains("answers to the method `kmeans`"), "{facts}");
+    let of_training = ["lattice_step", "gradients_on_a_CPU_are", "updates_travel_as", "evaluated_rounds"];
+    assert!(of_training.iter().all(|fact| facts.get(fact).is_none()), "{facts}");
+}
+
+#[test]
 fn a_plan_s_method_is_read_with_line_and_setting() {
     let text = std::fs::read_to_string(examples().join("kmeans.toml")).unwrap();
     let registry = Registry::standard();

@@ -217,7 +217,8 @@ fn methods_are_named_where_they_are_registered_alone() {
         .lines()
         .filter_map(|line| {
             let line = line.trim();
-            let name = [".with(", ".with_rule(", ".with_step("].iter().find_map(|call| line.strip_prefix(call))?;
+            let name =
+                [".with(", ".with_rule(", ".with_step("].iter().find_map(|call| line.strip_prefix(call))?;
             name.strip_suffix(')').map(str::to_owned)
         })
         .collect();

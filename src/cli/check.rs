@@ -11,8 +11,8 @@ use protocol::{DataSpec, Spec, Weighting};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use server::Plan;
 use server::net::Database;
+use server::{MethodPlan, Plan};
 
 use super::Global;
 use super::columns::{read_plan_text, read_settings_text};
@@ -173,8 +173,31 @@ pub(super) fn read_plan(file: &Path, table: Option<&CsvSource>) -> Result<PlanFi
 
 type Facts = Vec<(&'static str, Value)>;
 
+/// What a plan of a method does; what it costs, the method knows alone.
+fn method_facts(plan: &Plan, method: &MethodPlan, kind: &str) -> Result<Facts, String> {
+    let (spec, MethodPlan { name, version, .. }) = (&plan.spec, method);
+    let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
+    let mut facts = vec![
+        ("kind", json!(kind)),
+        ("name", json!(plan.name)),
+        ("rounds", json!(plan.rounds)),
+        ("method", json!(format!("{name}, version {version}"))),
+        ("values", json!(layout.len())),
+        ("statistics round", json!(!spec.statistics().is_empty())),
+        ("clients needed", json!(plan.cohort.clients_min)),
+        ("quorum", json!(plan.cohort.quorum)),
+        ("records are", json!(records(spec))),
+        ("a site allows it by", json!(format!("tasks = [\"method:{name}\"] in its policy.toml"))),
+    ];
+    facts.extend(privacy_facts(plan)?);
+    Ok(facts)
+}
+
 /// What a plan costs and does.
 fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
+    if let Some(method) = &plan.method {
+        return method_facts(plan, method, kind);
+    }
     let spec = &plan.spec;
     let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
     let shared = layout.shared_len();
@@ -214,7 +237,7 @@ fn privacy_facts(plan: &Plan) -> Result<Facts, String> {
     let promises = promises(plan)?;
     if promises.is_empty() {
         return Ok(vec![
-            ("privacy", json!("none: the server sees each site's clipped update")),
+            ("privacy", json!(format!("none: the server sees {}", seen_of(plan)))),
             ("epsilon", json!("infinite (no [privacy])")),
         ]);
     }
@@ -237,6 +260,14 @@ fn privacy_facts(plan: &Plan) -> Result<Facts, String> {
         facts.push(("epsilon", json!(said)));
     }
     Ok(facts)
+}
+
+/// What a server sees of a site where nothing is promised.
+fn seen_of(plan: &Plan) -> String {
+    match &plan.method {
+        Some(MethodPlan { name, .. }) => format!("each site's answers to the method `{name}`"),
+        None => "each site's clipped update".to_owned(),
+    }
 }
 
 /// How much one client can count in a mean.

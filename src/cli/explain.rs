@@ -67,9 +67,13 @@ impl Explanation {
         let (name, rounds, parameters) = (&self.plan.name, self.plan.rounds, self.parameters);
         let mut parts = vec![format!("{name}: {rounds} rounds, {parameters} shared parameters")];
         if self.promises.is_empty() {
-            parts.push(
-                "It promises no privacy; epsilon is infinite. Every update is seen by the server.".to_owned(),
-            );
+            let seen = match self.plan.method {
+                Some(_) => "answer",
+                None => "update",
+            };
+            parts.push(format!(
+                "It promises no privacy; epsilon is infinite. Every {seen} is seen by the server."
+            ));
         }
         parts.extend(self.promises.iter().map(promise_lines));
         let list = |title: &str, items: &[String]| {
