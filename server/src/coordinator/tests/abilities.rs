@@ -9,8 +9,10 @@ use crate::workflow::{Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, Ex
 
 const METHOD: Name = Name::literal("count");
 
-/// One round that asks the sites for a sum of one number by a method in version 2.
-struct Count;
+/// Two rounds that ask the sites for a sum of one number by a method in version 2.
+struct Count {
+    quorum: usize,
+}
 
 impl Workflow for Count {
     fn next(&mut self, state: &RunState<'_>) -> Option<StepPlan> {
@@ -21,7 +23,7 @@ impl Workflow for Count {
             cohort: CohortRule::Drawn,
             work: Work::Method(Arc::new(work)),
             collector: Box::new(ExactSum::of_totals(1, 10, Arc::new(|_| Ok(())))),
-            quorum: 1,
+            quorum: self.quorum,
             close: ClosePolicy::All,
             central: false,
             is_round: true,
@@ -41,7 +43,8 @@ fn counting(extra: &str) -> Stage {
     let mut stage = Stage::new(extra);
     let setup = setup(extra, Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION])));
     let optimizer = setup.plan.strategy.optimizer();
-    stage.coordinator = Coordinator::with_workflow(setup, optimizer, Box::new(Count)).unwrap();
+    let count = Count { quorum: setup.plan.cohort.quorum };
+    stage.coordinator = Coordinator::with_workflow(setup, optimizer, Box::new(count)).unwrap();
     stage
 }
 
