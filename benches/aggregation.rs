@@ -154,7 +154,7 @@ impl Stage {
             checkpoint: Checkpoint::begin(Parameters::new(vec![0.0; 2])),
             clients: BTreeMap::new(),
             tensors: Vec::new(),
-            purse: None,
+            dp_context: None,
         };
         let name = |index| ClientId::new(&format!("client-{index}")).expect("these characters are allowed");
         let clients: Vec<ClientId> = (0..CLIENTS).map(name).collect();

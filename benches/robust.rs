@@ -20,7 +20,7 @@ use consortia::learning::device::Device;
 use consortia::learning::{Dataset, IdxSource, Partition, SiteData, SourceSpec, View, load, partition};
 use consortia::methods::Registry;
 use consortia::protocol::{ClientId, Purpose, Round, Seed};
-use consortia::simulations::{AdversariesConfig, Population, WeatherConfig, World};
+use consortia::simulations::{AdversariesConfig, AvailabilityConfig, Population, Simulator};
 use consortia::{first_model, server::RunEnd};
 use serde_json::{Value, json};
 
@@ -99,7 +99,7 @@ fn measure(
         Population::of(sites, Some(central), Device::Cpu).poisoned(Some(&table), SEED, &plan.spec)?;
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).map_err(Error::msg)?;
     let spec = Arc::clone(&plan.spec);
-    let world = World::new(plan, first.shared, SEED, WeatherConfig::default())?.with_threads(1);
+    let world = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?.with_threads(1);
     let outcome = world.with_adversaries(Some(table.clone())).run(&population, &mut |_| {})?;
     if outcome.end != RunEnd::Finished {
         return Ok(json!({ "refused": outcome.end.message(0) }));

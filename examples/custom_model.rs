@@ -19,7 +19,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use consortia::learning::ops::{Activation, linear};
 use consortia::learning::{Dataset, Labels, Mode, Model, Models, Partition, SiteData, View, partition};
 use consortia::protocol::{ClientId, Seed, Spec};
-use consortia::simulations::{Population, WeatherConfig, World};
+use consortia::simulations::{AvailabilityConfig, Population, Simulator};
 use consortia::{first_model, server::Plan};
 
 const PLAN: &str = r#"
@@ -81,8 +81,8 @@ fn train(plan: &str) -> Result<f64> {
     let population = Population::of(sites, Some(central), Device::Cpu).with_models(models);
 
     let first = first_model(population.models(), &plan.spec, seed).map_err(Error::msg)?;
-    let outcome =
-        World::new(plan, first.shared, 5, WeatherConfig::default())?.run(&population, &mut |_| {})?;
+    let outcome = Simulator::new(plan, first.shared, 5, AvailabilityConfig::default())?
+        .run(&population, &mut |_| {})?;
     let test = outcome.rounds.last().and_then(|round| round.central);
     Ok(test.and_then(|test| test.accuracy).unwrap_or_default())
 }

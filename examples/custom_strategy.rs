@@ -22,7 +22,7 @@ use consortia::first_model;
 use consortia::learning::device::Device;
 use consortia::protocol::Seed;
 use consortia::server::{Averaging, ModelUpdate, ServerOptimizer, StateError};
-use consortia::simulations::{Population, Scenario, World};
+use consortia::simulations::{Population, Scenario, Simulator};
 
 /// `v = momentum * v + mean; model = model + mean + momentum * v` (Nesterov 1983, in the form of Sutskever et al. 2013).
 struct Nesterov {
@@ -65,7 +65,7 @@ fn losses(optimizer: Box<dyn ServerOptimizer>) -> Result<Vec<f64>> {
     let population = Population::build(&simulation, &plan.spec, Device::Cpu)?;
     let seed = Seed::from_number(simulation.seed);
     let first = first_model(population.models(), &plan.spec, seed).map_err(Error::msg)?;
-    let world = World::new(plan, first.shared, simulation.seed, simulation.weather)?;
+    let world = Simulator::new(plan, first.shared, simulation.seed, simulation.availability)?;
     let outcome = world.run_with(optimizer, &population, &mut |_| {})?;
     Ok(outcome.rounds.iter().filter_map(|round| round.train).map(|train| train.loss).collect())
 }

@@ -22,7 +22,7 @@ use anyhow::{Error, Result};
 use consortia::first_model;
 use consortia::learning::{Labels, View, device::Device};
 use consortia::protocol::Seed;
-use consortia::simulations::{Population, Scenario, World};
+use consortia::simulations::{Population, Scenario, Simulator};
 
 const SEED: u64 = 3;
 const DIVISIONS: [(&str, &str); 4] = [
@@ -63,7 +63,8 @@ fn accuracy(strategy: &str, partition: &str) -> Result<[f64; 2]> {
     let (Scenario { plan, simulation }, population) = scenario(strategy, partition)?;
     let seed = Seed::from_number(SEED);
     let first = first_model(population.models(), &plan.spec, seed).map_err(Error::msg)?;
-    let outcome = World::new(plan, first.shared, SEED, simulation.weather)?.run(&population, &mut |_| {})?;
+    let outcome =
+        Simulator::new(plan, first.shared, SEED, simulation.availability)?.run(&population, &mut |_| {})?;
     let tests = outcome.rounds.iter().filter_map(|round| round.central?.accuracy);
     let tests: Vec<f64> = tests.collect();
     Ok([tests[1], tests[tests.len() - 1]])

@@ -20,7 +20,7 @@ use consortia::learning::{CsvSource, FileSource, Models, SourceSpec, Trainer, de
 use consortia::protocol::{ClientId, Seed, wire::RunState};
 use consortia::server::Plan;
 use consortia::server::net::{Authority, Server, ServerConfig};
-use consortia::simulations::{Population, WeatherConfig, World};
+use consortia::simulations::{AvailabilityConfig, Population, Simulator};
 use consortia::{Room, first_model};
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +86,7 @@ fn simulated() -> Result<String> {
     let first = first_model(&Models::new(), &plan.spec, seed).map_err(Error::msg)?;
     let site = |name| Ok((ClientId::new(name)?, load(&records(name), &plan.spec.data)?));
     let population = Population::of(SITES.into_iter().map(site).collect::<Result<_>>()?, None, Device::Cpu);
-    let world = World::new(plan, first.shared, SEED, WeatherConfig::default())?;
+    let world = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?;
     Ok(world.run(&population, &mut |_| {})?.model.sha256())
 }
 

@@ -24,7 +24,7 @@ use consortia::first_model;
 use consortia::learning::device::Device;
 use consortia::protocol::Seed;
 use consortia::server::Note;
-use consortia::simulations::{Population, Scenario, World};
+use consortia::simulations::{Population, Scenario, Simulator};
 
 const PLAN: &str = r#"
 name = "quickstart"
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     let seed = simulation.seed;
     let first =
         first_model(hospitals.models(), &plan.spec, Seed::from_number(seed)).map_err(anyhow::Error::msg)?;
-    let world = World::new(plan, first.shared, seed, simulation.weather)?;
+    let world = Simulator::new(plan, first.shared, seed, simulation.availability)?;
     let outcome = world.run(&hospitals, &mut |seen| {
         if let Note::Round(round) = seen.note
             && let Some(test) = round.sites

@@ -14,7 +14,7 @@ use consortia::first_model;
 use learning::device::Device;
 use protocol::Seed;
 use serde_json::Value;
-use simulations::{Population, Scenario, World};
+use simulations::{Population, Scenario, Simulator};
 
 use processes::{Process, command, serve};
 
@@ -63,7 +63,7 @@ fn simulated(dir: &Path) -> String {
     let scenario = Scenario::parse(&text, Path::new(""), &|_| None).unwrap();
     let population = Population::build(&scenario.simulation, &scenario.plan.spec, Device::Cpu).unwrap();
     let first = first_model(population.models(), &scenario.plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = World::new(scenario.plan, first.shared, SEED, scenario.simulation.weather).unwrap();
+    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
     world.run(&population, &mut |_| {}).unwrap().model.sha256()
 }
 

@@ -23,7 +23,7 @@ use client::net::{
 use consortia::Room;
 use learning::device::Device;
 use learning::{FileSource, SourceSpec, Trainer};
-use protocol::wire::{AdminReply, AdminRequest, EnrolRefusal};
+use protocol::wire::{AdminReply, AdminRequest, EnrolRejection};
 use protocol::{ClientId, Invite, Learner, Token};
 use serde_json::Value;
 use server::net::{Authority, Issuing, SERVER_NAME, Server, ServerConfig};
@@ -189,7 +189,7 @@ impl Drop for Running {
     }
 }
 
-fn refusal(result: Result<(), EnrolError>) -> EnrolRefusal {
+fn refusal(result: Result<(), EnrolError>) -> EnrolRejection {
     match result {
         Err(EnrolError::Refused(refusal)) => refusal,
         other => panic!("{other:?} is no refusal"),
@@ -220,7 +220,7 @@ async fn an_invite_makes_one_member_whose_key_never_left_it() {
     }
     // Somebody else with the same line comes too late; the site itself may ask again, if the answer was lost.
     let stolen = enrol(&invite, &federation.folder("thief"), "test", now()).await;
-    assert_eq!(refusal(stolen), EnrolRefusal::Used);
+    assert_eq!(refusal(stolen), EnrolRejection::Used);
     assert!(matches!(enrol(&invite, &folder, "test", now()).await, Err(EnrolError::Exists(_))));
     let certificate = read(&folder, "cert.pem");
     std::fs::remove_file(folder.join("cert.pem")).unwrap();
@@ -254,9 +254,9 @@ async fn an_invite_that_is_over_unknown_or_of_another_federation_is_refused() {
     assert!(matches!(enrol(&short, &folder, "test", short.expires + 1).await, Err(EnrolError::Expired)));
     tokio::time::sleep(Duration::from_millis(2100)).await;
     // A clock that is wrong, or turned back, helps nobody.
-    assert_eq!(refusal(enrol(&short, &folder, "test", 0).await), EnrolRefusal::Expired);
+    assert_eq!(refusal(enrol(&short, &folder, "test", 0).await), EnrolRejection::Expired);
     let guessed = Invite { token: Token::new([0; 16]), ..good.clone() };
-    assert_eq!(refusal(enrol(&guessed, &folder, "test", now()).await), EnrolRefusal::Unknown);
+    assert_eq!(refusal(enrol(&guessed, &folder, "test", now()).await), EnrolRejection::Unknown);
     let foreign = Invite { root_sha256: [0; 32], ..good.clone() };
     let error = enrol(&foreign, &folder, "test", now()).await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
@@ -272,7 +272,7 @@ async fn a_revoked_site_is_cut_off_at_once_and_comes_back_by_a_new_invite_only()
     let invite = federation.invite("north", 600).await;
     let folder = federation.folder("north");
     // Two invites that are good would make two members of one name.
-    assert_eq!(refusal(enrol(&older, &folder, "test", now()).await), EnrolRefusal::Unknown);
+    assert_eq!(refusal(enrol(&older, &folder, "test", now()).await), EnrolRejection::Unknown);
     enrol(&invite, &folder, "test", now()).await.unwrap();
     let unused = federation.invite("north", 600).await;
     let site = Site::start(&federation, &folder).connected().await;
@@ -289,7 +289,7 @@ async fn a_revoked_site_is_cut_off_at_once_and_comes_back_by_a_new_invite_only()
     assert!(site.end().await.contains("revoked"));
     assert_eq!(
         refusal(enrol(&unused, &federation.folder("again"), "test", now()).await),
-        EnrolRefusal::Unknown
+        EnrolRejection::Unknown
     );
     assert!(Site::start(&federation, &folder).end().await.contains("revoked"));
 
@@ -330,10 +330,10 @@ async fn a_site_renews_its_certificate_with_a_new_key_and_a_revoked_one_cannot()
 
     federation.revoke("north").await;
     let refused = renew(&folder, &[federation.address()], "test").await.map(|_| ());
-    assert_eq!(refusal(refused), EnrolRefusal::NotASite);
+    assert_eq!(refusal(refused), EnrolRejection::NotASite);
     assert!(Identity::load(&folder).is_ok(), "a renewal that is refused leaves what was there");
     let refused = renew(&federation.folder("operator"), &[federation.address()], "test").await.map(|_| ());
-    assert_eq!(refusal(refused), EnrolRefusal::NotASite);
+    assert_eq!(refusal(refused), EnrolRejection::NotASite);
     let log = std::fs::read_to_string(federation.folder("state/audit.jsonl")).unwrap();
     assert_eq!(log.matches("\"event\":\"renewed\"").count(), 2, "{log}");
 }

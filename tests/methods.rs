@@ -13,11 +13,11 @@ mod federation;
 #[path = "support/member.rs"]
 #[allow(dead_code, reason = "these tests need a part of it")]
 mod member;
+#[path = "methods/toss.rs"]
+mod poisson_sample;
 #[path = "support/processes.rs"]
 #[allow(dead_code, reason = "these tests need a part of it")]
 mod processes;
-#[path = "methods/toss.rs"]
-mod toss;
 #[path = "support/trio.rs"]
 #[allow(dead_code, reason = "these tests need a part of it")]
 mod trio;
@@ -36,15 +36,15 @@ use protocol::wire::RunSummary;
 use protocol::{ClientId, Round, Seed, Stop};
 use server::net::{Server, ServerConfig};
 use server::{Methods, Note};
-use simulations::{Outcome, Population, Scenario, WeatherConfig, World};
+use simulations::{AvailabilityConfig, Outcome, Population, Scenario, Simulator};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use federation::Federation;
 use member::PATIENCE;
+use poisson_sample::{COMMIT, Conduct, REVEAL, Toss};
 use processes::{Process, command, serve, submit};
-use toss::{COMMIT, Conduct, REVEAL, Toss};
 
 const SEED: u64 = 7;
 
@@ -61,7 +61,7 @@ fn grouped(threads: usize) -> (Outcome, Population) {
     let population = Population::build(&scenario.simulation, spec, Device::Cpu).unwrap();
     let population = population.with_methods(registry.site().clone());
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
-    let world = World::new(scenario.plan, first.shared, SEED, scenario.simulation.weather).unwrap();
+    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
     (world.with_threads(threads).run(&population, &mut |_| {}).unwrap(), population)
 }
 
@@ -115,7 +115,9 @@ fn a_simulation_that_was_stopped_goes_on_to_the_same_centres() {
         let registry = Registry::standard();
         let scenario = Scenario::parse_with(&text, examples(), &|_| None, registry.server()).unwrap();
         let first = first_model(population.models(), &scenario.plan.spec, Seed::from_number(SEED)).unwrap();
-        World::new(scenario.plan, first.shared, SEED, scenario.simulation.weather).unwrap().with_stop(stop)
+        Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability)
+            .unwrap()
+            .with_stop(stop)
     };
     let stop = Stop::default();
     let stopped = begin(stop.clone()).run(&population, &mut |seen| {
@@ -240,22 +242,22 @@ fn tossing(rounds: u32) -> String {
     TOSS.replace("ROUNDS", &rounds.to_string())
 }
 
-fn simulated_toss(rounds: u32, weather: WeatherConfig, observe: &mut dyn FnMut(&Note)) -> Outcome {
+fn simulated_toss(rounds: u32, availability: AvailabilityConfig, observe: &mut dyn FnMut(&Note)) -> Outcome {
     let plan = Methods::default().with(Toss::default()).parse(&tossing(rounds)).unwrap();
     let population = Population::of(trio::sites(), None, Device::Cpu);
     let population = population.with_methods(SiteMethods::default().with(Toss::default()));
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = World::new(plan, first.shared, SEED, weather).unwrap();
+    let world = Simulator::new(plan, first.shared, SEED, availability).unwrap();
     world.run(&population, &mut |seen| observe(seen.note)).unwrap()
 }
 
 #[test]
 fn a_step_has_two_exchanges_and_goes_on_without_a_client_that_vanishes_between_them() {
-    let all = simulated_toss(3, WeatherConfig::default(), &mut |_| {});
+    let all = simulated_toss(3, AvailabilityConfig::default(), &mut |_| {});
     assert_eq!((all.rounds.len(), all.model.values()[1]), (3, 3.0));
     let (mut committed, mut revealed) = (Vec::new(), Vec::new());
-    let weather = WeatherConfig { dropout: 0.3, ..WeatherConfig::default() };
-    let outcome = simulated_toss(30, weather, &mut |note| {
+    let availability = AvailabilityConfig { dropout: 0.3, ..AvailabilityConfig::default() };
+    let outcome = simulated_toss(30, availability, &mut |note| {
         if let Note::Closed { task, answered, .. } = note {
             match task.step {
                 COMMIT => committed.push((task.round, *answered)),
@@ -325,7 +327,7 @@ async fn tossed_over_quic(
 #[tokio::test(flavor = "multi_thread")]
 async fn over_quic_two_exchanges_give_the_simulated_bits() {
     let end = tossed_over_quic(3, Conduct::Honest, None).await;
-    let simulated = simulated_toss(3, WeatherConfig::default(), &mut |_| {});
+    let simulated = simulated_toss(3, AvailabilityConfig::default(), &mut |_| {});
     assert_eq!(
         (end.rounds_done, end.model_sha256.as_str()),
         (3, simulated.model.sha256().as_str()),

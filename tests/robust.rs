@@ -23,12 +23,12 @@ use learning::device::Device;
 use learning::{Labels, Models, SiteData, Trainer, View};
 use methods::Registry;
 use protocol::wire::RunState;
-use protocol::{ClientId, Positive, Refusal, Seed, Target};
+use protocol::{ClientId, Positive, Rejection, Seed, Target};
 use server::net::Limits;
 use server::{Note, RunEnd};
 use simulations::{
-    Observation, Outcome, Population, Scenario, Snapshot, Stored, SyntheticSource, Watch, WeatherConfig,
-    World,
+    AvailabilityConfig, Observation, Outcome, Population, Scenario, Simulator, Snapshot, Stored,
+    SyntheticSource, Watch,
 };
 
 const SEED: u64 = 5;
@@ -71,11 +71,11 @@ fn sign_flip() -> String {
     "[simulation.adversaries]\nshare = 0.2\nattack = \"sign_flip\"\n".to_owned()
 }
 
-fn world(scenario: &Scenario, threads: usize) -> (World, Population) {
+fn world(scenario: &Scenario, threads: usize) -> (Simulator, Population) {
     let Scenario { plan, simulation } = scenario.clone();
     let population = Population::build(&simulation, &plan.spec, Device::Cpu).unwrap();
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = World::new(plan, first.shared, SEED, simulation.weather).unwrap();
+    let world = Simulator::new(plan, first.shared, SEED, simulation.availability).unwrap();
     (world.with_threads(threads).with_adversaries(simulation.adversaries), population)
 }
 
@@ -113,7 +113,7 @@ fn what_is_far_too_long_is_refused_by_its_norm_whatever_the_rule() {
         let kept = accuracy(&outcome);
         assert!(kept > clean - 0.05, "{rule:?}: {kept} of {clean}");
         for client in &outcome.corrupted {
-            assert_eq!(outcome.clients[client].refused[&Refusal::NormExceeded], 6);
+            assert_eq!(outcome.clients[client].refused[&Rejection::NormExceeded], 6);
         }
     }
 }
@@ -123,7 +123,7 @@ fn neither_threads_nor_the_order_of_arrival_change_a_bit() {
     let alie = "[simulation.adversaries]\nshare = 0.2\nattack = { alie = { z = 1 } }\n";
     for rule in RULES {
         let calm = run(&scenario(Some(rule), alie, ""), 1).model.sha256();
-        let late = scenario(Some(rule), alie, "weather = { latency_spread = 1.5 }\n");
+        let late = scenario(Some(rule), alie, "availability = { latency_spread = 1.5 }\n");
         for threads in [1, 3] {
             assert_eq!(calm, run(&late, threads).model.sha256(), "{rule}");
         }
@@ -141,7 +141,7 @@ fn memory_and_disk_give_the_same_bits() {
 
 #[test]
 fn a_round_of_too_few_updates_releases_nothing_and_says_why() {
-    let scenario = scenario(Some(RULES[2]), "", "weather = { dropout = 0.6 }\n");
+    let scenario = scenario(Some(RULES[2]), "", "availability = { dropout = 0.6 }\n");
     let (world, population) = world(&scenario, 2);
     let mut said = Vec::new();
     let outcome = world.run(&population, &mut |seen: Observation<'_>| {
@@ -224,7 +224,7 @@ async fn over_quic_a_rule_makes_the_simulated_model() {
     let text = format!("{}{DEPLOYED}", PLAN.replace("clients_min = 10", "clients_min = 6"));
     let plan = Registry::standard().server().parse(&text).unwrap();
     let first = first_model(&Models::new(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = World::new(plan, first.shared, SEED, WeatherConfig::default()).unwrap();
+    let world = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default()).unwrap();
     let simulated = world.run(&Population::of(sites(), None, Device::Cpu), &mut |_| {}).unwrap();
 
     let federation = Federation::new();

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use consortia::first_model;
 use learning::device::Device;
 use protocol::Seed;
-use simulations::{Outcome, Population, Scenario, World};
+use simulations::{Outcome, Population, Scenario, Simulator};
 
 /// The seed of every run here.
 const SEED: u64 = 7;
@@ -105,8 +105,9 @@ fn simulated(threads: usize, rounds: u32, variant: Variant<'_>) -> Outcome {
     let names: Vec<&str> = population.sites().map(|(client, _)| client.as_str()).collect();
     assert_eq!(names, SITES);
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
-    let weather = scenario.simulation.weather;
-    let world = World::new(scenario.plan, first.shared, SEED, weather).unwrap().with_threads(threads);
+    let availability = scenario.simulation.availability;
+    let world =
+        Simulator::new(scenario.plan, first.shared, SEED, availability).unwrap().with_threads(threads);
     world.run(&population, &mut |_| {}).unwrap()
 }
 

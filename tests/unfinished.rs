@@ -33,7 +33,7 @@ use member::Member;
 use privacy::accounting::{Mechanism, Relation};
 use privacy::ledger::{Charge, Composition, Ledger, Release, Terms, Unit};
 use processes::{Process, command, serve, submit};
-use server::Booking;
+use server::LedgerReservation;
 use server::net::Store;
 
 const LOST: u64 = 5;
@@ -82,7 +82,10 @@ async fn federation(dir: &Path) -> PathBuf {
     let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
     let (permit, reserved) = ledger.reserve("of an older release", 1, &charge, 1).unwrap();
     let (_, spent) = ledger.spend(permit, Release::default()).unwrap();
-    store.book(&Booking { population: "wards".into(), links: vec![first, reserved, spent] }).await.unwrap();
+    store
+        .book(&LedgerReservation { population: "wards".into(), links: vec![first, reserved, spent] })
+        .await
+        .unwrap();
     store.close().await;
     folder
 }

@@ -9,7 +9,7 @@ use consortia::first_model;
 use learning::device::Device;
 use protocol::Seed;
 use server::Note;
-use simulations::{Population, Scenario, World};
+use simulations::{Population, Scenario, Simulator};
 
 const SEED: u64 = 7;
 /// The columns that are measured in a unit.
@@ -79,7 +79,7 @@ fn trained(moves: &[Move; 5], standardise: &str) -> (Vec<f32>, f64) {
     let spec = &scenario.plan.spec;
     let population = Population::build(&scenario.simulation, spec, Device::Cpu).unwrap();
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
-    let world = World::new(scenario.plan, first.shared, SEED, scenario.simulation.weather).unwrap();
+    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
     let mut accuracy = None;
     let outcome = world.run(&population, &mut |seen| {
         if let Note::Round(round) = seen.note {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use privacy::chain::segments::{Continuation, RotateError, SegmentWriter};
 use privacy::chain::{Chain, ChainWriter, Digest, Link, WriteError};
-use protocol::{Decline, Refusal, TaskId, Time};
+use protocol::{Decline, Rejection, TaskId, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -159,7 +159,7 @@ pub enum AuditEvent {
         /// To which task.
         task: TaskName,
         /// Its reason where it did not take it.
-        refused: Option<Refusal>,
+        refused: Option<Rejection>,
     },
     /// The server remembers another ledger of this site than the one here, and did not let it in.
     LedgerRefused {

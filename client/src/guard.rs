@@ -7,9 +7,9 @@ use privacy::Permit;
 use privacy::chain::{Digest, WriteError};
 use protocol::{Decline, ExampleReleases, Metrics, Outcome, Spec, Task, Time, Work};
 
-use crate::Trouble;
+use crate::TaskError;
 use crate::audit::{Audit, AuditEvent};
-use crate::ledger::{Booking, LedgerHistory, PayError, SiteAccount, SiteLedger};
+use crate::ledger::{LedgerHistory, LedgerReservation, PayError, SiteAccount, SiteLedger};
 use crate::policy::{Denied, History, Mode, Policy, SiteFacts};
 
 /// A site's policy, ledger and audit log.
@@ -24,7 +24,7 @@ pub struct Guard {
 #[derive(Debug)]
 #[must_use = "what was allowed must be concluded, so that the books know what came of it"]
 pub(crate) struct Leave {
-    booking: Option<Booking>,
+    booking: Option<LedgerReservation>,
 }
 
 impl Leave {
@@ -66,7 +66,7 @@ impl Guard {
     }
 
     /// Writes down that `task` came while the site has paused.
-    pub(crate) fn paused(&self, task: &Task, message: &str) -> Result<(), Trouble> {
+    pub(crate) fn paused(&self, task: &Task, message: &str) -> Result<(), TaskError> {
         self.receive(task)?;
         let denied =
             AuditEvent::Denied { task: task.id.into(), rule: "pause".into(), message: message.to_owned() };
@@ -74,7 +74,7 @@ impl Guard {
     }
 
     /// Writes down that `task` came.
-    fn receive(&self, task: &Task) -> Result<(), Trouble> {
+    fn receive(&self, task: &Task) -> Result<(), TaskError> {
         let parameters = task.work.model().map_or(0, |model| model.len());
         let promises = Mode::all_of(&task.spec.privacy).iter().map(|mode| mode.name().to_owned()).collect();
         let received = AuditEvent::Received {
@@ -87,13 +87,13 @@ impl Guard {
     }
 
     /// Writes down that `task` came, and asks the policy whether it may be done, before anything of the site is touched.
-    pub(crate) fn judge(&self, task: &Task, facts: &SiteFacts) -> Result<(), Trouble> {
+    pub(crate) fn judge(&self, task: &Task, facts: &SiteFacts) -> Result<(), TaskError> {
         self.judge_by(task, |history| self.policy.judge(task, facts, (self.clock)(), history))
     }
 
     /// The same for a task whose answer was computed before: how often the site trains is no matter of it, since that training has counted.
     #[cfg(feature = "net")]
-    pub(crate) fn judge_again(&self, task: &Task, facts: &SiteFacts) -> Result<(), Trouble> {
+    pub(crate) fn judge_again(&self, task: &Task, facts: &SiteFacts) -> Result<(), TaskError> {
         self.judge_by(task, |history| self.policy.judge_again(task, facts, (self.clock)(), history))
     }
 
@@ -101,7 +101,7 @@ impl Guard {
         &self,
         task: &Task,
         judge: impl FnOnce(&History) -> Result<(), Denied>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), TaskError> {
         self.receive(task)?;
         if let Err(fault) = task.check_numbers() {
             let message = fault.to_string();
@@ -111,7 +111,7 @@ impl Guard {
     }
 
     /// Asks the policy whether the model, as it turned out, is not too large.
-    pub(crate) fn judge_size(&self, task: &Task, parameters: u64) -> Result<(), Trouble> {
+    pub(crate) fn judge_size(&self, task: &Task, parameters: u64) -> Result<(), TaskError> {
         self.policy.judge_size(parameters).or_else(|denied| self.deny_by(task, &denied))
     }
 
@@ -120,7 +120,7 @@ impl Guard {
         &mut self,
         task: &Task,
         releases: Option<ExampleReleases>,
-    ) -> Result<Leave, Trouble> {
+    ) -> Result<Leave, TaskError> {
         let tells = match task.work {
             Work::Statistics { .. } | Work::Method(_) => true,
             Work::Evaluate { .. } => self.policy.tells_metrics(&task.spec),
@@ -129,7 +129,7 @@ impl Guard {
         let budget = self.policy.budget();
         match self.ledger.reserve(task, releases, tells, budget, (self.clock)()) {
             Ok(booking) => {
-                let record = booking.as_ref().map(Booking::record);
+                let record = booking.as_ref().map(LedgerReservation::record);
                 let allowed = AuditEvent::Allowed { task: task.id.into(), booking: record };
                 self.audit.note(allowed).map_err(|error| self.unkept(&error))?;
                 Ok(Leave { booking })
@@ -137,14 +137,14 @@ impl Guard {
             Err(PayError::Write(error)) => Err(self.unkept(&error)),
             Err(error) => {
                 let message = error.to_string();
-                let told = Trouble::private(error.reason(), message.clone());
+                let told = TaskError::private(error.reason(), message.clone());
                 Err(self.deny(task, error.rule(), &message, told))
             }
         }
     }
 
     /// Books back a task that was allowed and ended before a record was read.
-    pub(crate) fn give_back(&mut self, task: &Task, leave: Leave) -> Result<(), Trouble> {
+    pub(crate) fn give_back(&mut self, task: &Task, leave: Leave) -> Result<(), TaskError> {
         let back = leave.booking.map(|booking| self.ledger.cancel(booking, (self.clock)()));
         let failed = AuditEvent::Failed { task: task.id.into(), reason: Decline::Stopped };
         let noted = back.unwrap_or(Ok(())).and_then(|()| self.audit.note(failed));
@@ -157,8 +157,8 @@ impl Guard {
         &self,
         task: &Task,
         _spent: Leave,
-        outcome: Result<Outcome, Trouble>,
-    ) -> Result<Outcome, Trouble> {
+        outcome: Result<Outcome, TaskError>,
+    ) -> Result<Outcome, TaskError> {
         let event = match &outcome {
             Ok(_) => AuditEvent::Done { task: task.id.into() },
             Err(trouble) => AuditEvent::Failed { task: task.id.into(), reason: trouble.reason },
@@ -180,18 +180,18 @@ impl Guard {
     }
 
     /// The books cannot be kept, so nothing is done, and nothing will be before a new start.
-    fn unkept(&self, error: &WriteError) -> Trouble {
+    fn unkept(&self, error: &WriteError) -> TaskError {
         self.audit.note_trouble(error);
-        Trouble::private(Decline::Failed, format!("the site's books cannot be kept: {error}"))
+        TaskError::private(Decline::Failed, format!("the site's books cannot be kept: {error}"))
     }
 
-    fn deny_by(&self, task: &Task, denied: &Denied) -> Result<(), Trouble> {
-        let told = Trouble::private(Decline::Policy, denied.to_string());
+    fn deny_by(&self, task: &Task, denied: &Denied) -> Result<(), TaskError> {
+        let told = TaskError::private(Decline::Policy, denied.to_string());
         Err(self.deny(task, denied.rule, &denied.message, told))
     }
 
     /// Writes a refusal down, and gives what is told of it.
-    fn deny(&self, task: &Task, rule: &str, message: &str, told: Trouble) -> Trouble {
+    fn deny(&self, task: &Task, rule: &str, message: &str, told: TaskError) -> TaskError {
         let denied =
             AuditEvent::Denied { task: task.id.into(), rule: rule.to_owned(), message: message.to_owned() };
         match self.audit.seal(denied) {

@@ -132,7 +132,7 @@ pub enum PayError {
 /// What was booked for one task.
 #[derive(Debug)]
 #[must_use = "a booking lets a training begin, and is cancelled when nothing came of it"]
-pub struct Booking {
+pub struct LedgerReservation {
     sequence: u64,
     /// The right to release noised gradients, where the plan protects records.
     pub(crate) permit: Option<Permit>,
@@ -170,7 +170,7 @@ impl From<ReserveError> for PayError {
     }
 }
 
-impl Booking {
+impl LedgerReservation {
     /// The place of its record.
     pub fn record(&self) -> u64 {
         self.sequence
@@ -250,7 +250,7 @@ impl<W: Write> SiteLedger<W> {
         tells: bool,
         site_budget: Option<(f64, f64)>,
         now: Time,
-    ) -> Result<Option<Booking>, PayError> {
+    ) -> Result<Option<LedgerReservation>, PayError> {
         if !matches!(task.work, Work::Train { .. }) && !tells {
             return Ok(None);
         }
@@ -259,14 +259,14 @@ impl<W: Write> SiteLedger<W> {
         let sequence = self.writer.append(&entry)?.sequence;
         self.writer.sync()?;
         self.account.book(sequence, entry);
-        Ok(Some(Booking { sequence, permit }))
+        Ok(Some(LedgerReservation { sequence, permit }))
     }
 
     /// Books back a task that ended before a record was read for it.
     ///
     /// # Errors
     /// [`WriteError`]; the booking stands then.
-    pub fn cancel(&mut self, booking: Booking, now: Time) -> Result<(), WriteError> {
+    pub fn cancel(&mut self, booking: LedgerReservation, now: Time) -> Result<(), WriteError> {
         let entry = Entry::cancelling(booking.sequence, now);
         let sequence = self.writer.append(&entry)?.sequence;
         self.writer.sync()?;

@@ -25,13 +25,13 @@ mod rounds;
 pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, RefusedLedger, TaskName};
 pub use guard::Guard;
 pub use ledger::{
-    Booking, Charge, LedgerHead, LedgerHistory, PayError, RunAccount, SITE_LEDGER_VERSION, SiteAccount,
-    SiteLedger, SiteLedgerError, Total,
+    Charge, LedgerHead, LedgerHistory, LedgerReservation, PayError, RunAccount, SITE_LEDGER_VERSION,
+    SiteAccount, SiteLedger, SiteLedgerError, Total,
 };
 pub use methods::{MethodSite, MethodState, SiteMethod, SiteMethods};
-pub use participant::{Lent, Memory, Participant, Trouble, answer};
+pub use participant::{Lent, Memory, Participant, TaskError, answer};
 pub use pause::Pause;
-pub use personal::Personal;
+pub use personal::LocalState;
 pub use policy::{
     Denied, History, Metric, Mode, PLAIN_POLICY, PRIVATE_POLICY, Participation, Policy, RECORDS_POLICY,
     SiteFacts,

@@ -14,7 +14,7 @@ use protocol::{
 };
 
 use self::execution::TaskExecution;
-use crate::Personal;
+use crate::LocalState;
 use crate::audit::Audit;
 use crate::guard::Guard;
 use crate::ledger::LedgerHistory;
@@ -24,7 +24,7 @@ use crate::pause::Pause;
 /// Why a task was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Trouble {
+pub struct TaskError {
     /// The reason in one word.
     pub reason: Decline,
     /// For the site's eyes only: may name files, lines and values.
@@ -33,13 +33,13 @@ pub struct Trouble {
     pub detail: String,
 }
 
-impl Trouble {
-    /// Trouble that holds nothing private: both sides read the same sentence.
+impl TaskError {
+    /// TaskError that holds nothing private: both sides read the same sentence.
     pub(crate) fn open(reason: Decline, message: String) -> Self {
         Self { reason, detail: message.clone(), message }
     }
 
-    /// Trouble of which the operator learns the kind only.
+    /// TaskError of which the operator learns the kind only.
     pub(crate) fn private(reason: Decline, message: String) -> Self {
         let detail = match reason {
             Decline::Unsupported => "the learner does not support this plan; the site's log says why",
@@ -62,13 +62,13 @@ impl Trouble {
 }
 
 /// What follows from the task alone, both sides may read.
-impl From<TaskFault> for Trouble {
+impl From<TaskFault> for TaskError {
     fn from(fault: TaskFault) -> Self {
         Self::open(fault.reason, fault.message)
     }
 }
 
-impl From<LearnError> for Trouble {
+impl From<LearnError> for TaskError {
     fn from(error: LearnError) -> Self {
         Self::private(error.reason, error.message)
     }
@@ -79,12 +79,12 @@ pub struct Participant {
     id: ClientId,
     learner: Box<dyn Learner>,
     prepared: Option<Arc<Spec>>,
-    personal: Personal,
+    personal: LocalState,
     methods: SiteMethods,
     guard: Option<Guard>,
     pause: Option<Pause>,
     memory: Memory,
-    complaint: Option<Trouble>,
+    complaint: Option<TaskError>,
 }
 
 /// Memory that one update after another is made in, so that none of it is asked for twice. What it holds means nothing.
@@ -123,7 +123,7 @@ impl std::fmt::Debug for Memory {
 impl Participant {
     /// A participant that keeps nothing yet and does whatever it is asked.
     pub fn new(id: ClientId, learner: Box<dyn Learner>) -> Self {
-        let (personal, methods, memory) = (Personal::default(), SiteMethods::default(), Memory::default());
+        let (personal, methods, memory) = (LocalState::default(), SiteMethods::default(), Memory::default());
         Self {
             id,
             learner,
@@ -192,8 +192,8 @@ impl Participant {
     /// seed the same task gives the same bits.
     ///
     /// # Errors
-    /// [`Trouble`], with the full message for the site's own log.
-    pub fn attempt(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
+    /// [`TaskError`], with the full message for the site's own log.
+    pub fn attempt(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, TaskError> {
         let Some(pause) = self.pause.clone() else { return self.attempt_now(task, entropy, stop) };
         let outcome = match pause.admit(stop) {
             Ok(()) => self.attempt_now(task, entropy, stop),
@@ -209,9 +209,9 @@ impl Participant {
     /// says now. That the task has come is written down.
     ///
     /// # Errors
-    /// [`Trouble`], with which the task is to be declined.
+    /// [`TaskError`], with which the task is to be declined.
     #[cfg(feature = "net")]
-    pub(crate) fn judge_again(&mut self, task: &Task, stop: &Stop) -> Result<(), Trouble> {
+    pub(crate) fn judge_again(&mut self, task: &Task, stop: &Stop) -> Result<(), TaskError> {
         let pause = self.pause.clone();
         if let Some(Err(paused)) = pause.as_ref().map(|pause| pause.admit(stop)) {
             let noted = self.guard.as_ref().map_or(Ok(()), |guard| guard.paused(task, &paused.message));
@@ -221,7 +221,7 @@ impl Participant {
         pause.map_or(Ok(()), |pause| pause.conclude(Ok(()))).and(judged)
     }
 
-    fn attempt_now(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
+    fn attempt_now(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, TaskError> {
         let same = |spec: &Arc<Spec>| Arc::ptr_eq(spec, &task.spec) || **spec == *task.spec;
         let prepared = self.prepared.take().filter(same);
         let attempt = self.execution(task, stop, prepared.is_some()).run(entropy);
@@ -249,18 +249,18 @@ impl Participant {
 
     /// What went wrong with the last task and was answered all the same, since nobody outside may see it: for the site's own
     /// log.
-    pub fn take_complaint(&mut self) -> Option<Trouble> {
+    pub fn take_complaint(&mut self) -> Option<TaskError> {
         self.complaint.take()
     }
 
     /// What stays at this client, to be written to the site's own disk.
-    pub fn personal(&self) -> &Personal {
+    pub fn personal(&self) -> &LocalState {
         &self.personal
     }
 
     /// Brings back what [`Participant::personal`] gave in an earlier life. The runs of which it gives nothing back: a release before did not
     /// write down where it comes from, and the ledger of the guard does not show it.
-    pub fn restore_personal(&mut self, mut personal: Personal) -> Vec<RunId> {
+    pub fn restore_personal(&mut self, mut personal: LocalState) -> Vec<RunId> {
         let account = self.guard.as_ref().map(Guard::account);
         let dropped = personal.settle(|run| account?.origin_of(run));
         self.personal = personal;
@@ -282,7 +282,7 @@ pub struct Lent<'a> {
     /// Its learner. [`Learner::prepare`] is called each time and must be quick when it already has the task's spec.
     pub learner: &'a mut dyn Learner,
     /// What the client keeps from task to task.
-    pub personal: &'a mut Personal,
+    pub personal: &'a mut LocalState,
     /// Memory to work in.
     pub memory: &'a mut Memory,
     /// The methods that it knows.
@@ -297,7 +297,7 @@ impl Lent<'_> {
 
     /// [`Lent::perform`], with what went wrong, for whoever may see the client's records: why the task was declined, or what was answered
     /// all the same because nobody outside may see it.
-    pub fn perform_aloud(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> (Answer, Option<Trouble>) {
+    pub fn perform_aloud(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> (Answer, Option<TaskError>) {
         let attempt = self.execution(task, stop).run(entropy);
         let trouble = attempt.outcome.as_ref().err().cloned().or(attempt.complaint);
         (answer(task.id, attempt.outcome), trouble)
@@ -306,8 +306,8 @@ impl Lent<'_> {
     /// [`Lent::perform`], with the trouble's full message.
     ///
     /// # Errors
-    /// [`Trouble`].
-    pub fn attempt(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, Trouble> {
+    /// [`TaskError`].
+    pub fn attempt(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Result<Outcome, TaskError> {
         self.execution(task, stop).run(entropy).outcome
     }
 
@@ -319,8 +319,8 @@ impl Lent<'_> {
 }
 
 /// The answer to a task that was attempted.
-pub fn answer(task: TaskId, attempted: Result<Outcome, Trouble>) -> Answer {
-    let declined = |trouble: Trouble| Outcome::Declined { reason: trouble.reason, detail: trouble.detail };
+pub fn answer(task: TaskId, attempted: Result<Outcome, TaskError>) -> Answer {
+    let declined = |trouble: TaskError| Outcome::Declined { reason: trouble.reason, detail: trouble.detail };
     Answer { task, outcome: attempted.unwrap_or_else(declined) }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::{Decline, Stop};
 
-use crate::Trouble;
+use crate::TaskError;
 
 /// Whether the site has paused, shared by the participant and whoever looks. Clones are the same pause.
 #[derive(Clone)]
@@ -33,13 +33,13 @@ impl Pause {
     }
 
     /// Lets a task begin, unless the site has paused.
-    pub(crate) fn admit(&self, stop: &Stop) -> Result<(), Trouble> {
+    pub(crate) fn admit(&self, stop: &Stop) -> Result<(), TaskError> {
         *self.running() = Some(stop.clone());
         if self.look() { Err(paused()) } else { Ok(()) }
     }
 
     /// Ends what [`Pause::admit`] began: a task that was stopped by the pause says so.
-    pub(crate) fn conclude<T>(&self, outcome: Result<T, Trouble>) -> Result<T, Trouble> {
+    pub(crate) fn conclude<T>(&self, outcome: Result<T, TaskError>) -> Result<T, TaskError> {
         *self.running() = None;
         match outcome {
             Err(trouble) if trouble.reason == Decline::Stopped && (self.wished)() => Err(paused()),
@@ -52,9 +52,9 @@ impl Pause {
     }
 }
 
-fn paused() -> Trouble {
+fn paused() -> TaskError {
     let message = "the site has paused; `consortia site resume` lets it take part again";
-    Trouble::private(Decline::Paused, message.to_owned())
+    TaskError::private(Decline::Paused, message.to_owned())
 }
 
 impl std::fmt::Debug for Pause {

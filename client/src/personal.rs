@@ -20,7 +20,7 @@ use crate::methods::MethodState;
 /// A shell may write it to the site's own disk and bring it back; it describes the site's data as well as a model
 /// does, so `Debug` shows no values.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Personal(BTreeMap<RunId, Kept>);
+pub struct LocalState(BTreeMap<RunId, Kept>);
 
 /// Where something that is kept comes from: it is used for nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ struct Residual {
     after: Vec<f32>,
 }
 
-impl Personal {
+impl LocalState {
     /// Whether nothing is kept.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -148,7 +148,7 @@ impl Personal {
 }
 
 /// What methods keep.
-impl Personal {
+impl LocalState {
     /// What the method begins the task of this round and step with.
     pub(crate) fn method_state(
         &self,
@@ -196,7 +196,7 @@ impl Personal {
     }
 }
 
-impl std::fmt::Debug for Personal {
+impl std::fmt::Debug for LocalState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Personal({} runs)", self.0.len())
     }
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_repeated_round_starts_where_it_started_the_first_time() {
-        let (run, mut personal) = (&origin(1), Personal::default());
+        let (run, mut personal) = (&origin(1), LocalState::default());
         assert_eq!(personal.start_of(run, Round(1)), None);
         personal.keep(run, Round(1), vec![1.0]);
         assert_eq!(personal.start_of(run, Round(1)), None);
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn what_was_left_out_is_added_in_the_next_round_alone_and_again_when_that_is_repeated() {
-        let (run, mut personal) = (&origin(1), Personal::default());
+        let (run, mut personal) = (&origin(1), LocalState::default());
         personal.keep_residual(run, Round(4), vec![1.0]);
         assert_eq!(personal.residual(run, Round(4)), None);
         assert_eq!(personal.residual(run, Round(5)), Some(&[1.0][..]));
@@ -255,7 +255,7 @@ mod tests {
         personal.keep_residual(run, Round(5), vec![2.0]);
         assert_eq!(personal.residual(run, Round(5)), Some(&[1.0][..]));
         let text = serde_json::to_string(&personal).unwrap();
-        let mut restored: Personal = serde_json::from_str(&text).unwrap();
+        let mut restored: LocalState = serde_json::from_str(&text).unwrap();
         assert_eq!(restored.residual(run, Round(6)), Some(&[2.0][..]));
         restored.keep(run, Round(6), vec![3.0]);
         assert_eq!(restored.residual(run, Round(6)), Some(&[2.0][..]), "personal tensors are another matter");
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn runs_are_kept_apart_and_values_are_not_printed() {
-        let mut personal = Personal::default();
+        let mut personal = LocalState::default();
         personal.keep(&origin(1), Round(1), vec![12345.0]);
         assert_eq!(personal.values(RunId(2)), None);
         assert_eq!(personal.runs().collect::<Vec<_>>(), [RunId(1)]);
@@ -287,7 +287,7 @@ mod tests {
             Origin { promise: local, ..here },
         ];
         for other in &others {
-            let mut personal = Personal::default();
+            let mut personal = LocalState::default();
             personal.keep(&here, Round(3), vec![1.0]);
             personal.keep_residual(&here, Round(3), vec![2.0]);
             assert!(personal.is_of_another(other) && !personal.is_of_another(&here));
@@ -313,12 +313,13 @@ mod tests {
     #[test]
     fn a_file_of_a_release_before_is_used_where_its_origin_can_be_shown() {
         let kept = r#"{"round":2,"before":null,"after":[5.0]}"#;
-        let mut personal: Personal = serde_json::from_str(&format!("{{\"1\":{kept},\"2\":{kept}}}")).unwrap();
+        let mut personal: LocalState =
+            serde_json::from_str(&format!("{{\"1\":{kept},\"2\":{kept}}}")).unwrap();
         assert_eq!(personal.latest(&origin(1)), None);
         let dropped = personal.settle(|run| (run == RunId(1)).then(|| origin(1)));
         assert_eq!((dropped, personal.latest(&origin(1))), (vec![RunId(2)], Some(&[5.0][..])));
         let text = serde_json::to_string(&personal).unwrap();
-        let mut again: Personal = serde_json::from_str(&text).unwrap();
+        let mut again: LocalState = serde_json::from_str(&text).unwrap();
         assert!(again.settle(|_| None).is_empty() && again == personal);
     }
 }

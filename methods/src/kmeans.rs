@@ -17,7 +17,7 @@
 use std::sync::Arc;
 
 use client::{MethodSite, SiteMethod};
-use privacy::{Tally, WideSum};
+use privacy::{Statistics, WideSum};
 use protocol::{
     Block, Contribution, DataSpec, Decline, LearnError, MethodWork, Metrics, Name, Parameters, Record, SUMS,
     Spec, SpecError, Standardiser, StepId, Values, Work,
@@ -239,7 +239,7 @@ impl SiteMethod for KMeans {
         }
         let wide = sums.into_iter().map(WideSum::of).collect::<Result<Vec<_>, _>>();
         let wide = wide.map_err(|error| LearnError::new(Decline::NotFinite, error.to_string()))?;
-        let words = Tally::encode(&wide).into_words();
+        let words = Statistics::encode(&wide).into_words();
         let metrics = Metrics { loss: all / records as f64, examples: records, ..Metrics::default() };
         let blocks = vec![Block::new(SUMS, Values::I64(words))];
         Ok(Contribution { metrics: Some(metrics), ..Contribution::of(blocks) })

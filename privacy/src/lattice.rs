@@ -1,13 +1,13 @@
 //! The lattice on which updates become integers, and the check every integer update passes.
 //!
 //! A coordinate `x` enters the sum as `weight * round(x / step)`. The step is the norm bound divided by a power of two
-//! `reach` that is chosen from the largest cohort and weight, so that `cohort * weight_max * reach` fits an i64 with room
+//! `range` that is chosen from the largest cohort and weight, so that `cohort * weight_max * range` fits an i64 with room
 //! to spare: overflow is impossible, and the sum of integers is the same in every order. The integer norm of an update is
-//! at most `reach`, checked *after* rounding, so that rounding cannot lengthen an update (Kairouz, Liu, Steinke 2021,
+//! at most `range`, checked *after* rounding, so that rounding cannot lengthen an update (Kairouz, Liu, Steinke 2021,
 //! section 4, need a correction for that; the integer check needs none).
 //!
 //! A lattice may have layers, one for each tensor (McMahan, Ramage, Talwar, Zhang 2018, section 2). Each of the L has an equal
-//! share of the squared norm, so that its integer norm is at most `floor(reach / sqrt(L))`, checked layer by layer; the step is
+//! share of the squared norm, so that its integer norm is at most `floor(range / sqrt(L))`, checked layer by layer; the step is
 //! that of the whole. Equal shares ask for equal noise, so that a layered sum is noised like any other, for how far one update
 //! can move all layers together. What is refused: layers that hold nothing, and steps too coarse for the largest of them.
 
@@ -44,9 +44,9 @@ impl Weight {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lattice {
     bound: NormBound,
-    reach_bits: u32,
+    range_bits: u32,
     /// The largest magnitude of a coordinate that is sent: the reach, or more where updates are noised before.
-    room: i32,
+    headroom: i32,
     weight_max: u32,
     clients_max: u64,
     dimension: usize,
@@ -117,10 +117,10 @@ impl Lattice {
         }
         let cohort_bits = clients_max.next_power_of_two().trailing_zeros();
         let weight_bits = weight_max.next_power_of_two().trailing_zeros();
-        let reach_bits = REACH_BITS_MAX.min(SUM_BITS.saturating_sub(cohort_bits + weight_bits));
-        let room = 1 << reach_bits;
-        let lattice = Self { bound, reach_bits, room, weight_max, clients_max, dimension, layers: None };
-        let points = f64::from(lattice.reach()) / (dimension.max(1) as f64).sqrt();
+        let range_bits = REACH_BITS_MAX.min(SUM_BITS.saturating_sub(cohort_bits + weight_bits));
+        let headroom = 1 << range_bits;
+        let lattice = Self { bound, range_bits, headroom, weight_max, clients_max, dimension, layers: None };
+        let points = f64::from(lattice.range()) / (dimension.max(1) as f64).sqrt();
         if points < 1.0 {
             return Err(LatticeError::Coarse { dimension, weight_max, clients_max, points });
         }
@@ -147,7 +147,7 @@ impl Lattice {
         let whole = Self::plan(bound, clients_max, weight_max, dimension)?;
         let lattice = Self { layers: Some(layers), ..whole };
         for (layer, parameters) in lattice.lengths().iter().copied().enumerate() {
-            let points = f64::from(lattice.layer_reach()) / (parameters as f64).sqrt();
+            let points = f64::from(lattice.layer_range()) / (parameters as f64).sqrt();
             if points < 1.0 {
                 return Err(LatticeError::CoarseLayer { layer, parameters, points });
             }
@@ -182,30 +182,30 @@ impl Lattice {
 
     /// The distance between neighbouring points, in units of the parameters.
     pub fn step(&self) -> f64 {
-        self.bound.value() / f64::from(self.reach())
+        self.bound.value() / f64::from(self.range())
     }
 
     /// The largest integer norm of an update: a power of two, at most 2^30.
-    pub fn reach(&self) -> i32 {
-        1 << self.reach_bits
+    pub fn range(&self) -> i32 {
+        1 << self.range_bits
     }
 
     /// The largest integer norm of one layer: the reach over the root of the number of layers, rounded down. Without layers, the
     /// reach.
-    pub fn layer_reach(&self) -> i32 {
-        let share = (1u64 << (2 * self.reach_bits)) / self.lengths().len() as u64;
+    pub fn layer_range(&self) -> i32 {
+        let share = (1u64 << (2 * self.range_bits)) / self.lengths().len() as u64;
         i32::try_from(share.isqrt()).expect("the reach is at most 2^30")
     }
 
     /// The largest square of a layer's integer norm.
     fn square_max(&self) -> u128 {
-        u128::from(self.layer_reach().unsigned_abs()).pow(2)
+        u128::from(self.layer_range().unsigned_abs()).pow(2)
     }
 
     /// How far one contribution can move an integer sum (L2), rounded up: the reach at the largest weight, or with layers the
     /// root of the sum of their squares.
     pub fn sensitivity(&self) -> u64 {
-        let layer = u128::from(self.weight_max) * u128::from(self.layer_reach().unsigned_abs());
+        let layer = u128::from(self.weight_max) * u128::from(self.layer_range().unsigned_abs());
         // At most (2^20)^2 * 2^60: the layers' squares sum to at most the reach's.
         let square = self.lengths().len() as u128 * layer * layer;
         let root = square.isqrt();
@@ -270,14 +270,14 @@ pub enum Inadmissible {
     },
     /// A coordinate beyond the lattice. What is sent is an integer, so NaN and infinities cannot be said at all; the bits
     /// of a positive NaN or infinity read as an integer land here.
-    #[error("coordinate {index} is {found}, beyond the lattice's reach of {reach}")]
+    #[error("coordinate {index} is {found}, beyond the lattice's reach of {range}")]
     Range {
         /// The first offending coordinate.
         index: usize,
         /// Its value.
         found: i32,
         /// The lattice's reach.
-        reach: i32,
+        range: i32,
     },
     /// The integer norm is larger than the lattice's reach.
     #[error("the update is longer than the norm bound allows")]
@@ -356,7 +356,7 @@ impl Encoded {
         if !(1..=lattice.weight_max).contains(&weight) {
             return Err(Inadmissible::Weight { weight_max: lattice.weight_max, found: weight });
         }
-        let (reach, square_max) = (lattice.room, lattice.square_max());
+        let (range, square_max) = (lattice.headroom, lattice.square_max());
         let (mut largest, mut too_long) = (0, None);
         for (layer, points) in split(&points, lattice.lengths()).enumerate() {
             let seen = kernels::measure(points);
@@ -366,11 +366,11 @@ impl Encoded {
                 too_long = too_long.or(Some(layer));
             }
         }
-        let beyond = |point: &i32| point.unsigned_abs() > reach.unsigned_abs();
-        if largest > reach.unsigned_abs()
+        let beyond = |point: &i32| point.unsigned_abs() > range.unsigned_abs();
+        if largest > range.unsigned_abs()
             && let Some(index) = points.iter().position(beyond)
         {
-            return Err(Inadmissible::Range { index, found: points[index], reach });
+            return Err(Inadmissible::Range { index, found: points[index], range });
         }
         match too_long {
             Some(layer) if lattice.layers.is_some() => Err(Inadmissible::LayerNorm { layer }),
@@ -402,10 +402,10 @@ impl Encoded {
 
 /// Writes `values * scale` rounded, with a scale lowered until the integer norm is within that of a layer.
 fn round_within(values: &[f32], mut scale: f64, lattice: &Lattice, points: &mut [i32]) {
-    let reach = f64::from(lattice.layer_reach());
+    let range = f64::from(lattice.layer_range());
     let mut square = kernels::round(values, scale, points);
     while square > lattice.square_max() {
-        scale *= (reach / (square as f64).sqrt()) * (1.0 - f64::powi(2.0, -20));
+        scale *= (range / (square as f64).sqrt()) * (1.0 - f64::powi(2.0, -20));
         square = kernels::round(values, scale, points);
     }
 }

@@ -19,8 +19,8 @@ pub mod ledger;
 mod moments;
 pub mod noise;
 mod released;
+mod statistics;
 mod sum;
-mod tally;
 mod wide;
 
 pub use clipping::{Clipped, NormBound, NormBoundError, NotFinite, clip};
@@ -28,6 +28,6 @@ pub use lattice::{Encoded, Inadmissible, Lattice, LatticeError, LocalNoiseError,
 pub use ledger::Permit;
 pub use moments::Moments;
 pub use released::{Noising, ReleaseError, Released};
+pub use statistics::{Statistics, StatisticsError};
 pub use sum::{Sum, SumError};
-pub use tally::{Tally, TallyError};
 pub use wide::{NotSummable, WORDS, WideSum};

@@ -6,7 +6,7 @@
 
 use crate::kernels;
 use crate::lattice::{Encoded, Lattice};
-use crate::tally::Tally;
+use crate::statistics::Statistics;
 use crate::wide::WideSum;
 
 /// The running sum of one round. Its memory is eight bytes a coordinate, whatever the cohort.
@@ -49,7 +49,7 @@ impl Sum {
     }
 
     /// An empty sum of tallies of `count` statistics, for at most `clients_max` contributions (at most 2^22).
-    pub fn of_tallies(count: usize, clients_max: u64) -> Self {
+    pub fn of_statistics(count: usize, clients_max: u64) -> Self {
         let unit =
             Unit::Statistics { clients_max: clients_max.min(1 << 22), sums: vec![WideSum::default(); count] };
         Self { totals: Vec::new(), weight: 0, contributions: 0, votes: 0, unit }
@@ -74,7 +74,7 @@ impl Sum {
     ///
     /// # Errors
     /// [`SumError`]; the sum is unchanged then.
-    pub fn add_tally(&mut self, tally: &Tally) -> Result<(), SumError> {
+    pub fn add_statistics(&mut self, tally: &Statistics) -> Result<(), SumError> {
         let Unit::Statistics { clients_max, sums } = &self.unit else { return Err(SumError::Foreign) };
         if tally.len() != sums.len() {
             return Err(SumError::Foreign);

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 pub enum Placement {
     /// Part of the federated model: sent, updated, averaged.
     Shared,
-    /// Personal: kept by each site from round to round and never sent.
+    /// LocalState: kept by each site from round to round and never sent.
     Site,
 }
 

@@ -53,7 +53,7 @@ pub use spec::{
     TrainingSpec, UpdateSpec, VALUES_TENSOR, Weighting, flag_of,
 };
 pub use task::{
-    Answer, Decline, MethodWork, Metrics, NUMBERS_MAX, Outcome, Refusal, Standardiser, Task, Work,
+    Answer, Decline, MethodWork, Metrics, NUMBERS_MAX, Outcome, Rejection, Standardiser, Task, Work,
     find_impossible,
 };
 pub use time::Time;

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{IdError, Metrics, Refusal, UpdateCodec, is_plain_name};
+use crate::{IdError, Metrics, Rejection, UpdateCodec, is_plain_name};
 
 /// The most blocks of one task or answer.
 pub const BLOCKS_MAX: usize = 16;
@@ -281,20 +281,20 @@ impl PayloadSpec {
     /// Compares what is announced with what is expected.
     ///
     /// # Errors
-    /// [`Refusal::WrongKind`] for other blocks, [`Refusal::Oversize`] for too many values, [`Refusal::WrongShape`] for too few.
-    pub fn check(&self, heads: &[BlockHead]) -> Result<(), Refusal> {
+    /// [`Rejection::WrongKind`] for other blocks, [`Rejection::Oversize`] for too many values, [`Rejection::WrongShape`] for too few.
+    pub fn check(&self, heads: &[BlockHead]) -> Result<(), Rejection> {
         let same =
             |(head, spec): (&BlockHead, &BlockSpec)| head.name == spec.name && head.dtype == spec.dtype;
         if heads.len() != self.blocks.len() || !heads.iter().zip(&self.blocks).all(same) {
-            return Err(Refusal::WrongKind);
+            return Err(Rejection::WrongKind);
         }
         for (head, spec) in heads.iter().zip(&self.blocks) {
             let (Length::Exactly(most) | Length::AtMost(most)) = spec.length;
             if head.len > most as u64 {
-                return Err(Refusal::Oversize);
+                return Err(Rejection::Oversize);
             }
             if matches!(spec.length, Length::Exactly(_)) && head.len < most as u64 {
-                return Err(Refusal::WrongShape);
+                return Err(Rejection::WrongShape);
             }
         }
         Ok(())
@@ -369,19 +369,19 @@ mod tests {
     fn blocks_are_compared_by_name_type_and_length() {
         let spec = PayloadSpec::update(3, UpdateCodec::Exact);
         assert_eq!(spec.check(&[head(UPDATE, DType::I32, 3)]), Ok(()));
-        assert_eq!(spec.check(&[]), Err(Refusal::WrongKind));
-        assert_eq!(spec.check(&[head(SUMS, DType::I32, 3)]), Err(Refusal::WrongKind));
-        assert_eq!(spec.check(&[head(UPDATE, DType::U32, 3)]), Err(Refusal::WrongKind));
-        assert_eq!(spec.check(&[head(UPDATE, DType::I32, 2)]), Err(Refusal::WrongShape));
-        assert_eq!(spec.check(&[head(UPDATE, DType::I32, u64::MAX)]), Err(Refusal::Oversize));
-        assert_eq!(PayloadSpec::none().check(&[head(UPDATE, DType::I32, 3)]), Err(Refusal::WrongKind));
+        assert_eq!(spec.check(&[]), Err(Rejection::WrongKind));
+        assert_eq!(spec.check(&[head(SUMS, DType::I32, 3)]), Err(Rejection::WrongKind));
+        assert_eq!(spec.check(&[head(UPDATE, DType::U32, 3)]), Err(Rejection::WrongKind));
+        assert_eq!(spec.check(&[head(UPDATE, DType::I32, 2)]), Err(Rejection::WrongShape));
+        assert_eq!(spec.check(&[head(UPDATE, DType::I32, u64::MAX)]), Err(Rejection::Oversize));
+        assert_eq!(PayloadSpec::none().check(&[head(UPDATE, DType::I32, 3)]), Err(Rejection::WrongKind));
         let length = Length::AtMost(8);
         let bytes = PayloadSpec {
             blocks: vec![BlockSpec { name: Name::literal("key"), dtype: DType::U8, length }],
             codec: UpdateCodec::Exact,
         };
         assert_eq!(bytes.check(&[head(Name::literal("key"), DType::U8, 0)]), Ok(()));
-        assert_eq!(bytes.check(&[head(Name::literal("key"), DType::U8, 9)]), Err(Refusal::Oversize));
+        assert_eq!(bytes.check(&[head(Name::literal("key"), DType::U8, 9)]), Err(Rejection::Oversize));
     }
 
     #[test]

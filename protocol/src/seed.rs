@@ -24,7 +24,7 @@ pub enum Purpose {
     /// How a data set is divided among virtual clients.
     Partition,
     /// Latency, loss and churn of virtual clients.
-    Weather,
+    AvailabilityModel,
     /// A run's id in a simulation.
     Run,
     /// Noise, in builds for tests.
@@ -86,7 +86,7 @@ mod tests {
             seed.derive(Purpose::Train, Round(1), Some(&a)),
             seed.derive(Purpose::Train, Round(1), Some(&b)),
             seed.derive(Purpose::Train, Round(2), Some(&a)),
-            seed.derive(Purpose::Weather, Round(1), Some(&a)),
+            seed.derive(Purpose::AvailabilityModel, Round(1), Some(&a)),
             seed.derive(Purpose::Train, Round(1), None),
         ];
         for (i, one) in all.iter().enumerate() {

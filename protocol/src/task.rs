@@ -337,7 +337,7 @@ impl Decline {
 /// Why a server does not accept an answer. Counted per client and shown to the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Refusal {
+pub enum Rejection {
     /// The client was not asked.
     Unsolicited,
     /// The task's run or round is over, or never was.
@@ -370,7 +370,7 @@ pub enum Refusal {
     Quarantined,
 }
 
-impl Refusal {
+impl Rejection {
     /// Every reason, in order.
     pub const ALL: [Self; 15] = [
         Self::Unsolicited,

@@ -20,10 +20,10 @@ pub use admin::{
     ModelChoice, ModelLine, Quarantine, RoundSummary, RunState, RunSummary, Seen,
 };
 pub use codec::{AnyHead, CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
-pub use enrol::{EnrolRefusal, EnrolReply, EnrolRequest};
+pub use enrol::{EnrolRejection, EnrolReply, EnrolRequest};
 pub use messages::{
-    AnswerBody, AnswerHeader, Greeting, Hello, LOST_WITHOUT_RECORDS, LedgerClaim, LedgerProof, Notice, PROBE,
-    Payload, REPLACED_MAX, Receipt, Rejection, TaskHeader, TaskHeaderError, WorkHeader,
+    AnswerBody, AnswerHeader, ConnectError, Greeting, Hello, LOST_WITHOUT_RECORDS, LedgerClaim, LedgerProof,
+    Notice, PROBE, Payload, REPLACED_MAX, Receipt, TaskHeader, TaskHeaderError, WorkHeader,
 };
 pub use negotiation::{ALPN_CAPABLE, ALPNS, CapableHello, HELLO_MAX, Resent, UnreadTask, Unsupported};
 

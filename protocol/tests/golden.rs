@@ -6,17 +6,17 @@
 use std::fmt::Debug;
 
 use privacy::chain::Digest;
-use privacy::{Encoded, Lattice, NormBound, Tally, WideSum, clip};
+use privacy::{Encoded, Lattice, NormBound, Statistics, WideSum, clip};
 use protocol::wire::{
     AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, CapableHello, Certificate, ClientSummary,
-    Control, EnrolRefusal, EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind, Greeting, Hello,
-    InviteText, LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, Receipt,
-    Rejection, Resent, RoundSummary, RunState, RunSummary, Seen, TaskHeader, Unsupported, WorkHeader, decode,
-    encode,
+    ConnectError, Control, EnrolRejection, EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind,
+    Greeting, Hello, InviteText, LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice,
+    Quarantine, Receipt, Resent, RoundSummary, RunState, RunSummary, Seen, TaskHeader, Unsupported,
+    WorkHeader, decode, encode,
 };
 use protocol::{
     BlockHead, BroadcastCodec, Capabilities, Capability, ClientId, DType, Decline, Invite, Metrics, Name,
-    Purpose, Refusal, Round, RunId, SUMS, Seed, Spec, Standardiser, StepId, TaskId, Token, UpdateCodec,
+    Purpose, Rejection, Round, RunId, SUMS, Seed, Spec, Standardiser, StepId, TaskId, Token, UpdateCodec,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -77,7 +77,7 @@ fn greetings_have_the_bytes_of_the_page() {
     golden("lacking-hello", FrameKind::Hello, &lacking);
     let welcome = Greeting::Welcome { software: "consortia 0.1.0".into(), you: "cleveland".into() };
     golden("welcome", FrameKind::Greeting, &welcome);
-    let rejected = Greeting::Rejected(Rejection::Version { server: 1, client: 2 });
+    let rejected = Greeting::Rejected(ConnectError::Version { server: 1, client: 2 });
     golden("rejected", FrameKind::Greeting, &rejected);
     let head = Digest::of(b"a record");
     golden("ledger-claim", FrameKind::LedgerClaim, &LedgerClaim { records: 2, head });
@@ -85,7 +85,7 @@ fn greetings_have_the_bytes_of_the_page() {
     let proof = LedgerProof { head: Some(head), replaced: vec![head] };
     golden("ledger-proof", FrameKind::LedgerProof, &proof);
     let known = LedgerClaim { records: 1, head };
-    let forked = Greeting::Rejected(Rejection::LedgerForked { known, answered: 3 });
+    let forked = Greeting::Rejected(ConnectError::LedgerForked { known, answered: 3 });
     golden("ledger-forked", FrameKind::Greeting, &forked);
 }
 
@@ -163,7 +163,7 @@ fn short_forms_have_the_bytes_of_the_page() {
 fn raw_values_have_the_bytes_of_the_page() {
     let points: Vec<u8> = [1i32, -2].iter().flat_map(|point| point.to_le_bytes()).collect();
     assert_eq!(bytes("points"), points);
-    let tally = Tally::encode(&[WideSum::of(-1.5).unwrap()]);
+    let tally = Statistics::encode(&[WideSum::of(-1.5).unwrap()]);
     let words: Vec<u8> = tally.words().iter().flat_map(|word| word.to_le_bytes()).collect();
     assert_eq!(bytes("statistic"), words);
 }
@@ -171,17 +171,17 @@ fn raw_values_have_the_bytes_of_the_page() {
 #[test]
 fn receipts_have_the_bytes_of_the_page() {
     golden("receipt-accepted", FrameKind::Receipt, &Receipt::Accepted);
-    golden("receipt-refused", FrameKind::Receipt, &Receipt::Refused(Refusal::NormExceeded));
+    golden("receipt-refused", FrameKind::Receipt, &Receipt::Refused(Rejection::NormExceeded));
     golden("notice", FrameKind::Notice, &Notice::Quarantined { reason: "drift".into() });
     golden("notice-released", FrameKind::Notice, &Notice::Released);
 }
 
 #[test]
 fn every_reason_of_a_refusal_has_its_number_and_its_name_on_the_page() {
-    for (number, reason) in (0u8..).zip(Refusal::ALL) {
+    for (number, reason) in (0u8..).zip(Rejection::ALL) {
         assert_eq!(encode(FrameKind::Receipt, &Receipt::Refused(reason))[FRAME_HEAD + 4], number);
     }
-    let names: Vec<String> = Refusal::ALL.iter().map(|reason| format!("`{}`", reason.name())).collect();
+    let names: Vec<String> = Rejection::ALL.iter().map(|reason| format!("`{}`", reason.name())).collect();
     let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(page.contains(&names.join(", ")), "docs/protocol.md lists other reasons than Refusal::ALL");
 }
@@ -197,7 +197,7 @@ fn an_enrolment_has_the_bytes_of_the_page() {
     golden("enrol", FrameKind::EnrolRequest, &request);
     let issued = EnrolReply::Issued { chain_pem: "site".into(), root_pem: "root".into() };
     golden("enrolled", FrameKind::EnrolReply, &issued);
-    golden("enrol-refused", FrameKind::EnrolReply, &EnrolReply::Refused(EnrolRefusal::Used));
+    golden("enrol-refused", FrameKind::EnrolReply, &EnrolReply::Refused(EnrolRejection::Used));
     golden("enrol-waiting", FrameKind::EnrolReply, &EnrolReply::Waiting);
     let invite = Invite {
         site: ClientId::new("va").unwrap(),
@@ -336,7 +336,7 @@ fn the_plan_on_the_page_is_the_plan_that_travels() {
 fn the_worked_examples_of_the_lattice_are_right() {
     let points = |norm_max: f64, delta: Vec<f32>| {
         let lattice = Lattice::plan(NormBound::new(norm_max).unwrap(), 4, 1000, delta.len()).unwrap();
-        assert_eq!(lattice.reach(), 1 << 30);
+        assert_eq!(lattice.range(), 1 << 30);
         let clipped = clip(delta, lattice.bound()).unwrap();
         Encoded::encode(&clipped, lattice.weigh(1), &lattice).unwrap().into_points()
     };

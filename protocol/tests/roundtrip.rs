@@ -10,14 +10,14 @@ use proptest::option;
 use proptest::prelude::*;
 use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, CapableHello, Certificate,
-    ClientSummary, CodecError, Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX, Hello,
-    LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, REPLACED_MAX, Receipt,
-    Rejection, Resent, RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, Unsupported,
+    ClientSummary, CodecError, ConnectError, Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX,
+    Hello, LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, REPLACED_MAX,
+    Receipt, Resent, RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, Unsupported,
     WorkHeader, decode, encode,
 };
 use protocol::{
     Answer, Block, BlockHead, CAPABILITIES_MAX, Capabilities, Capability, ClientId, Contribution, DType,
-    Decline, Metrics, Name, Outcome, PayloadSpec, Positive, Refusal, Round, RunId, SUMS, Seed, Spec,
+    Decline, Metrics, Name, Outcome, PayloadSpec, Positive, Rejection, Round, RunId, SUMS, Seed, Spec,
     Standardiser, StepId, TaskId, UpdateCodec, Values,
 };
 use serde::Serialize;
@@ -59,8 +59,8 @@ fn metrics() -> impl Strategy<Value = Metrics> {
         .prop_map(|(loss, accuracy, examples, seconds)| Metrics { loss, accuracy, examples, seconds })
 }
 
-fn refusal() -> impl Strategy<Value = Refusal> {
-    prop::sample::select(Refusal::ALL.to_vec())
+fn refusal() -> impl Strategy<Value = Rejection> {
+    prop::sample::select(Rejection::ALL.to_vec())
 }
 
 fn decline() -> impl Strategy<Value = Decline> {
@@ -69,13 +69,13 @@ fn decline() -> impl Strategy<Value = Decline> {
 }
 
 fn greeting() -> impl Strategy<Value = Greeting> {
-    use Rejection::{Busy, Late, LedgerMissing, NotAHello, NotASite, Revoked, ShuttingDown, Superseded};
+    use ConnectError::{Busy, Late, LedgerMissing, NotAHello, NotASite, Revoked, ShuttingDown, Superseded};
     let others = vec![NotAHello, NotASite, Superseded, ShuttingDown, Busy, Revoked, Late, LedgerMissing];
     let others = prop::sample::select(others);
     let forked =
-        (claim(), any::<u64>()).prop_map(|(known, answered)| Rejection::LedgerForked { known, answered });
+        (claim(), any::<u64>()).prop_map(|(known, answered)| ConnectError::LedgerForked { known, answered });
     let version =
-        (any::<u16>(), any::<u16>()).prop_map(|(server, client)| Rejection::Version { server, client });
+        (any::<u16>(), any::<u16>()).prop_map(|(server, client)| ConnectError::Version { server, client });
     prop_oneof![
         (".{0,40}", ".{0,40}").prop_map(|(software, you)| Greeting::Welcome { software, you }),
         others.prop_map(Greeting::Rejected),
@@ -438,7 +438,7 @@ proptest! {
             prop_assert_eq!(header.memory_bytes(), Some((bytes.len() + 4 * points.len()) as u64));
             let check = |codec, dimension| header.check_lengths(&PayloadSpec::update(dimension, codec));
             prop_assert_eq!(check(UpdateCodec::Packed, points.len()), Ok(()));
-            prop_assert_eq!(check(UpdateCodec::Exact, points.len()), Err(Refusal::WrongKind));
+            prop_assert_eq!(check(UpdateCodec::Exact, points.len()), Err(Rejection::WrongKind));
             prop_assert!(check(UpdateCodec::Packed, points.len() + 1).is_err());
             let mut longer = bytes.clone();
             longer.push(0);

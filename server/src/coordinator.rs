@@ -15,7 +15,6 @@
 mod abilities;
 mod admission;
 mod closing;
-mod gate;
 mod messages;
 mod opening;
 mod protection;
@@ -23,6 +22,7 @@ mod roster;
 mod secrecy;
 mod setbacks;
 mod status;
+mod tracker;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use protocol::wire::{Control, Receipt, RoundSummary};
 use protocol::{
-    BroadcastCodec, ClientId, Metrics, Parameters, PayloadSpec, Refusal, Round, RunId, Seed, SpecError,
+    BroadcastCodec, ClientId, Metrics, Parameters, PayloadSpec, Rejection, Round, RunId, Seed, SpecError,
     StepId, Task, TaskId, Time,
 };
 
@@ -40,12 +40,12 @@ use crate::workflow::{Collector, Refused, RunState, StepPlan, Training, Verified
 use abilities::Abilities;
 use admission::Admitted;
 pub use admission::{Checked, Checker};
-use gate::{Gate, Standing};
-pub use messages::{Action, Booking, Checkpoint, ClientRecord, Commit, Event, Note, RunEnd};
+pub use messages::{Action, Checkpoint, ClientRecord, Commit, Event, LedgerReservation, Note, RunEnd};
 use protection::Protection;
-pub use protection::{Chance, ProtectionError, Purse};
+pub use protection::{DpContext, NoiseRng, ProtectionError};
 use roster::Roster;
 use setbacks::Setbacks;
+use tracker::{CohortTracker, ParticipantStatus};
 
 /// Pause before a task that found no quorum is put again.
 const REST: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ pub struct Setup {
     /// may be empty.
     pub tensors: Vec<usize>,
     /// What a plan that promises client-level privacy pays and noises with; others leave it alone.
-    pub purse: Option<Purse>,
+    pub dp_context: Option<DpContext>,
 }
 
 /// Why a coordinator cannot be made.
@@ -150,7 +150,7 @@ enum Phase {
 
 /// A step that was put to a cohort.
 struct OpenStep {
-    gate: Gate,
+    tracker: CohortTracker,
     /// What a client gets that comes back.
     task: Task,
     collector: Box<dyn Collector>,
@@ -209,7 +209,7 @@ impl Coordinator {
         mut workflow: Box<dyn Workflow>,
     ) -> Result<Self, SetupError> {
         let tensors = checked_tensors(&setup)?;
-        let Setup { run, plan, entropy, rehearsal, checkpoint, mut clients, purse, .. } = setup;
+        let Setup { run, plan, entropy, rehearsal, checkpoint, mut clients, dp_context, .. } = setup;
         optimizer.restore(checkpoint.optimizer.clone())?;
         workflow.recall(&checkpoint.workflow).map_err(SetupError::Workflow)?;
         let checkpoint = checkpoint.with_releases_counted(&plan);
@@ -217,7 +217,7 @@ impl Coordinator {
         let lattice = plan.spec.lattice_within(norm_max, &tensors)?;
         let promised = plan.spec.privacy.central.as_ref();
         let mut protection = promised
-            .map(|central| Protection::new(central, purse, norm_max, &lattice, &checkpoint))
+            .map(|central| Protection::new(central, dp_context, norm_max, &lattice, &checkpoint))
             .transpose()?;
         if let Some(protection) = protection.as_mut().filter(|_| !rehearsal) {
             protection.declare_secret(run);
@@ -255,13 +255,13 @@ impl Coordinator {
             Event::JoinedTogether { clients, capabilities } => self.joined_together(clients, &capabilities),
             Event::Left(client) => self.left(now, &client),
             Event::Answered { client, answer } => {
-                let standing = self.check_standing(&client, answer.task);
-                match standing {
+                let status = self.check_status(&client, answer.task);
+                match status {
                     Ok(()) => self.checked(now, client, self.checker().check(answer)),
                     Err(refused) => self.refuse(now, client, Some(answer.task), refused),
                 }
             }
-            Event::Checked { client, checked } => match self.check_standing(&client, checked.task()) {
+            Event::Checked { client, checked } => match self.check_status(&client, checked.task()) {
                 Ok(()) => self.checked(now, client, checked),
                 Err(refused) => self.refuse(now, client, Some(checked.task()), refused),
             },
@@ -308,7 +308,7 @@ impl Coordinator {
     pub fn deadline(&self) -> Option<Time> {
         match &self.phase {
             Phase::Resting { until } => Some(*until),
-            Phase::Open(open) => open.gate.wakes_at(),
+            Phase::Open(open) => open.tracker.wakes_at(),
             Phase::Gathering | Phase::Reserving(_) | Phase::Committing { .. } | Phase::Ended => None,
         }
     }
@@ -342,7 +342,7 @@ impl Coordinator {
                 if self.explains(Some(task)) {
                     self.setbacks.declined(&client, reason, &detail);
                 }
-                self.settle(&client, Standing::Out);
+                self.settle(&client, ParticipantStatus::Out);
                 self.actions.push_back(Action::Receipt {
                     client: client.clone(),
                     task,
@@ -362,19 +362,19 @@ impl Coordinator {
         }
     }
 
-    fn check_standing(&self, client: &ClientId, task: TaskId) -> Result<(), Refused> {
-        let gate = match &self.phase {
-            Phase::Open(open) if open.gate.task_of(client) == task => &open.gate,
-            _ => return Err(Refused::new(Refusal::Stale, format!("{task} is not open"))),
+    fn check_status(&self, client: &ClientId, task: TaskId) -> Result<(), Refused> {
+        let tracker = match &self.phase {
+            Phase::Open(open) if open.tracker.task_of(client) == task => &open.tracker,
+            _ => return Err(Refused::new(Rejection::Stale, format!("{task} is not open"))),
         };
-        match gate.standing(client) {
-            None => Err(Refused::new(Refusal::Unsolicited, format!("{task} was not put to this client"))),
-            Some(Standing::Waiting) => Ok(()),
-            Some(Standing::Gone | Standing::BrokenOff) => {
-                Err(Refused::new(Refusal::Stale, format!("{task} does not wait for this client any more")))
+        match tracker.status(client) {
+            None => Err(Refused::new(Rejection::Unsolicited, format!("{task} was not put to this client"))),
+            Some(ParticipantStatus::Waiting) => Ok(()),
+            Some(ParticipantStatus::Gone | ParticipantStatus::BrokenOff) => {
+                Err(Refused::new(Rejection::Stale, format!("{task} does not wait for this client any more")))
             }
-            Some(Standing::Answered | Standing::Out) => {
-                Err(Refused::new(Refusal::Duplicate, format!("{task} already has this client's answer")))
+            Some(ParticipantStatus::Answered | ParticipantStatus::Out) => {
+                Err(Refused::new(Rejection::Duplicate, format!("{task} already has this client's answer")))
             }
         }
     }
@@ -387,7 +387,7 @@ impl Coordinator {
     ) -> Result<Option<Metrics>, Refused> {
         let hidden = self.hides_participation(Some(task));
         let Phase::Open(open) = &mut self.phase else {
-            return Err(Refused::new(Refusal::Stale, format!("{task} is not open")));
+            return Err(Refused::new(Rejection::Stale, format!("{task} is not open")));
         };
         let metrics = verified.metrics.filter(|_| !hidden);
         open.collector.fold(client, verified)?;
@@ -397,7 +397,7 @@ impl Coordinator {
             StepId::EVALUATE => record.test = metrics,
             _ => record.accepted += 1,
         });
-        self.settle(client, Standing::Answered);
+        self.settle(client, ParticipantStatus::Answered);
         Ok(metrics)
     }
 
@@ -406,15 +406,15 @@ impl Coordinator {
     fn refuse(&mut self, now: Time, client: ClientId, task: Option<TaskId>, refused: Refused) {
         let Refused { reason, detail } = refused;
         self.count(&client, task, |record| *record.refused.entry(reason).or_default() += 1);
-        let is_open = task.is_some() && task == self.task_of(&client);
-        if is_open && self.explains(task) {
+        let is_complete = task.is_some() && task == self.task_of(&client);
+        if is_complete && self.explains(task) {
             self.setbacks.refused(&client, reason, &detail);
         }
         let renewed = match reason {
-            Refusal::Truncated if is_open => self.break_off(now, &client),
+            Rejection::Truncated if is_complete => self.break_off(now, &client),
             _ => {
-                if is_open {
-                    self.settle(&client, Standing::Out);
+                if is_complete {
+                    self.settle(&client, ParticipantStatus::Out);
                 }
                 false
             }
@@ -481,7 +481,7 @@ impl Coordinator {
     /// Moves on as far as `now` and the answers allow.
     fn advance(&mut self, now: Time) {
         if let Phase::Open(open) = &mut self.phase {
-            let gone = open.gate.settle_gone(now);
+            let gone = open.tracker.settle_gone(now);
             gone.iter().for_each(|client| open.collector.dropped(client));
         }
         match &self.phase {
@@ -490,7 +490,7 @@ impl Coordinator {
                 self.phase = Phase::Gathering;
                 self.gather(now);
             }
-            Phase::Open(open) if open.central != Central::Awaited && open.gate.is_open(now) => {
+            Phase::Open(open) if open.central != Central::Awaited && open.tracker.is_complete(now) => {
                 self.close_step(now);
             }
             Phase::Resting { .. }
@@ -519,10 +519,10 @@ impl Coordinator {
         self.clients.entry(client.clone()).or_default()
     }
 
-    fn settle(&mut self, client: &ClientId, standing: Standing) {
+    fn settle(&mut self, client: &ClientId, status: ParticipantStatus) {
         let Phase::Open(open) = &mut self.phase else { return };
-        open.gate.settle(client, standing);
-        if standing == Standing::Out {
+        open.tracker.settle(client, status);
+        if status == ParticipantStatus::Out {
             open.collector.dropped(client);
         }
     }
@@ -536,7 +536,7 @@ impl Coordinator {
 
     /// The open task, as the attempt at it that `client` has.
     fn task_of(&self, client: &ClientId) -> Option<TaskId> {
-        self.open_step().map(|open| open.gate.task_of(client))
+        self.open_step().map(|open| open.tracker.task_of(client))
     }
 }
 

@@ -21,8 +21,8 @@ pub mod net;
 
 pub use config::{ConfigError, read_toml};
 pub use coordinator::{
-    Action, Booking, Chance, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note,
-    ProtectionError, Purse, RunEnd, Setup, SetupError,
+    Action, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, DpContext, Event,
+    LedgerReservation, NoiseRng, Note, ProtectionError, RunEnd, Setup, SetupError,
 };
 pub use methods::{Given, Method, MethodPlan, Methods, PlannedMethod, Rule, Step};
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ModelUpdate, ServerOptimizer, StateError};

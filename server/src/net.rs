@@ -7,30 +7,30 @@
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
 mod admin;
+mod archive;
 mod audit;
 mod authority;
 mod central;
 mod crash;
-mod desk;
+mod credentials;
 mod dialogue;
 mod endpoint;
 mod engine;
 mod exchange;
 mod frames;
-mod keeper;
+mod lease_renewer;
 mod ledgers;
 mod members;
 mod metrics;
+mod operators;
 mod outage;
 mod outgoing;
-mod papers;
 mod paths;
 mod peer;
 mod presence;
 mod private;
 mod request;
 mod session;
-mod shelf;
 mod store;
 mod strangers;
 mod tcp;
@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use privacy::chain::segments::SegmentBytes;
-use protocol::wire::{Control, Rejection, RunSummary};
+use protocol::wire::{ConnectError, Control, RunSummary};
 use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
@@ -53,27 +53,27 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{Methods, Note};
 use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
+pub use archive::{ArchiveError, ArchivedModel};
 pub use audit::AuditError;
 pub use authority::{
     Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
     SERVER_NAME,
 };
-use desk::Desk;
+use credentials::ServerCredentials;
 pub use endpoint::EndpointError;
 use endpoint::Port;
 pub use engine::LiveRuns;
-use engine::{Engine, Nerves};
-use keeper::Keeper;
+use engine::{Engine, EngineHandles};
+use lease_renewer::LeaseRenewer;
 use ledgers::Ledgers;
 pub use members::Approval;
 use members::Members;
 use metrics::Metrics;
-use papers::Papers;
+use operators::OperatorService;
 pub use paths::real_path;
 pub use peer::{NotASite, root_sha256_of_pem, site_of_pem, validity_of_der, validity_of_pem};
 use presence::Presence;
-use session::{Hall, Newcomers};
-pub use shelf::{ShelfError, Shelved};
+use session::{Newcomers, ServerContext};
 pub use store::{
     Agreement, BackupError, BlobError, BooksError, BroughtBack, Database, DatabaseError, HANDED_OVER, Lost,
     Objects, ObjectsError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError,
@@ -251,13 +251,13 @@ pub struct Server {
     admin: Option<SocketAddr>,
     endpoint: Endpoint,
     tcp: Option<AbortOnDropHandle<()>>,
-    desk: Arc<Desk>,
+    operators: Arc<OperatorService>,
     store: Arc<Store>,
     notes: broadcast::Sender<(RunId, Note)>,
     stop: CancellationToken,
     stopped: CancellationToken,
     engine: Option<JoinHandle<Result<(), StoreError>>>,
-    keeper: Option<Keeper>,
+    lease_renewer: Option<LeaseRenewer>,
 }
 
 impl Server {
@@ -308,7 +308,7 @@ impl Server {
         let spare = Arc::<Spare>::default();
         let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new(tunnels)));
         let fault = request::StorageFault::default();
-        let nerves = Nerves {
+        let handles = EngineHandles {
             commands: commands.downgrade(),
             live,
             notes: notes.clone(),
@@ -320,15 +320,17 @@ impl Server {
         };
         let audit = config.database.audit_file(&config.state);
         let (runs_max, log) = (config.limits.runs_max.max(1), (&*audit, config.audit_segment));
-        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), nerves, log, runs_max)?;
-        let keeper = Some(Keeper::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
+        let engine = Engine::new(Arc::clone(&store), Arc::clone(&room), handles, log, runs_max)?;
+        let lease_renewer =
+            Some(LeaseRenewer::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
         let engine = Some(begun(engine, inbox, &stopped));
         let (keys, eyes) = ((config.issuing, config.approval), (Arc::clone(&metrics), Arc::clone(&presence)));
         let members = Members::new(Arc::clone(&store), keys, eyes, commands.clone());
         let members = Arc::new(members.await?);
-        let papers = Arc::new(Papers::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
-        tokio::spawn(Arc::clone(&papers).watch(stop.clone()));
-        let desk = Arc::new(Desk {
+        let credentials =
+            Arc::new(ServerCredentials::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
+        tokio::spawn(Arc::clone(&credentials).watch(stop.clone()));
+        let operators = Arc::new(OperatorService {
             store: Arc::clone(&store),
             room,
             commands: commands.clone(),
@@ -337,27 +339,39 @@ impl Server {
             members: Arc::clone(&members),
             fault,
         });
-        let hall = Arc::new(Hall {
+        let context = Arc::new(ServerContext {
             limits: config.limits,
             uploads: Uploads::new(config.limits.upload_bytes_max, spare),
             seats: Arc::new(Semaphore::new(config.limits.connections_max)),
             strangers: Strangers::new(2 * config.limits.handshakes_max),
             commands,
-            desk: Arc::clone(&desk),
+            operators: Arc::clone(&operators),
             newcomers: Newcomers::default(),
             members,
             metrics: Arc::clone(&metrics),
             presence: Arc::clone(&presence),
             ledgers: Ledgers::new(Arc::clone(&store)),
         });
-        tokio::spawn(session::welcome(hall, endpoint.clone(), stop.clone()));
+        tokio::spawn(session::welcome(context, endpoint.clone(), stop.clone()));
         if let Some(door) = door {
-            let (desk, places) = (Arc::clone(&desk), Places { state: config.state, audit });
-            let view = Admin::new(desk, metrics, presence, papers, places, address);
+            let (operators, places) = (Arc::clone(&operators), Places { state: config.state, audit });
+            let view = Admin::new(operators, metrics, presence, credentials, places, address);
             tokio::spawn(door.serve(view, stop.clone()));
         }
         tracing::info!("listening on {address}");
-        Ok(Self { address, admin, endpoint, tcp, desk, store, notes, stop, stopped, engine, keeper })
+        Ok(Self {
+            address,
+            admin,
+            endpoint,
+            tcp,
+            operators,
+            store,
+            notes,
+            stop,
+            stopped,
+            engine,
+            lease_renewer,
+        })
     }
 
     /// The address it listens on.
@@ -385,7 +399,7 @@ impl Server {
     /// # Errors
     /// A sentence for the operator.
     pub async fn submit(&self, plan_toml: String, seed: Option<u64>) -> Result<RunId, String> {
-        self.desk.submit(plan_toml, seed, PROGRAM).await
+        self.operators.submit(plan_toml, seed, PROGRAM).await
     }
 
     /// The runs, newest first, without their rounds and clients.
@@ -393,7 +407,7 @@ impl Server {
     /// # Errors
     /// A sentence for the operator.
     pub async fn runs(&self) -> Result<Vec<RunSummary>, String> {
-        self.desk.list().await
+        self.operators.list().await
     }
 
     /// One run as it is now; the newest when `run` is `None`.
@@ -401,12 +415,12 @@ impl Server {
     /// # Errors
     /// A sentence for the operator.
     pub async fn run(&self, run: Option<RunId>) -> Result<RunSummary, String> {
-        self.desk.current(run).await
+        self.operators.current(run).await
     }
 
     /// The runs that are being worked on, as they change, and those that ended since the last one began.
     pub fn watch(&self) -> watch::Receiver<LiveRuns> {
-        self.desk.live.clone()
+        self.operators.live.clone()
     }
 
     /// Lets a run that has not ended pause, go on or stop; `by` goes into the audit log.
@@ -414,7 +428,7 @@ impl Server {
     /// # Errors
     /// A sentence for the operator, when there is no such run or it is over.
     pub async fn control(&self, run: RunId, control: Control, by: &str) -> Result<RunSummary, String> {
-        self.desk.control(run, control, by).await
+        self.operators.control(run, control, by).await
     }
 
     /// What happens in runs, from now on.
@@ -448,7 +462,7 @@ impl Server {
             Some(engine) => engine.await,
             None => Ok(Ok(())),
         };
-        session::close_all(&self.endpoint, &Rejection::ShuttingDown);
+        session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
         // A client that does not answer must not hold up the end, and less so where the storage has held it up.
         let is_clean = matches!(ended, Ok(Ok(())));
         let farewell = if is_clean { FAREWELL } else { FAREWELL_LATE };
@@ -457,8 +471,8 @@ impl Server {
             tcp.abort();
             let _ = tcp.await;
         }
-        let lost = match self.keeper.take() {
-            Some(keeper) => keeper.lost().await,
+        let lost = match self.lease_renewer.take() {
+            Some(lease_renewer) => lease_renewer.lost().await,
             None => None,
         };
         let ended = match (ended, lost) {
@@ -476,6 +490,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
-        session::close_all(&self.endpoint, &Rejection::ShuttingDown);
+        session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
     }
 }

@@ -8,9 +8,9 @@ use crate::plan::{CohortPlan, CohortSize};
 
 /// Numbers from 0 on, to be drawn without replacement: a draw takes the time of what is drawn, not of what is there.
 #[derive(Default)]
-pub(crate) struct Urn(Vec<u32>);
+pub(crate) struct Sampler(Vec<u32>);
 
-impl Urn {
+impl Sampler {
     /// Draws `size` of the numbers below `count`, uniformly; gives them in order.
     fn draw(&mut self, count: usize, size: usize, generator: &mut impl Rng) -> Vec<u32> {
         if self.0.len() != count {
@@ -37,17 +37,17 @@ pub(crate) fn select(
     plan: &CohortPlan,
     entropy: &Seed,
     round: Round,
-    urn: &mut Urn,
+    sampler: &mut Sampler,
 ) -> Vec<ClientId> {
     let size = plan.asked_of(connected.len());
     let mut generator = entropy.derive(Purpose::Cohort, round, None).generator();
-    let drawn = urn.draw(connected.len(), size, &mut generator);
+    let drawn = sampler.draw(connected.len(), size, &mut generator);
     drawn.into_iter().map(|place| connected[place as usize].clone()).collect()
 }
 
 /// Flips a coin for every enrolled client: each takes part with probability `rate`, independently of all others and of
 /// who is connected.
-pub(crate) fn toss<'a>(
+pub(crate) fn poisson_sample<'a>(
     enrolled: impl Iterator<Item = &'a ClientId>,
     rate: f64,
     entropy: &Seed,
@@ -64,10 +64,10 @@ pub(crate) fn draw(
     sample: u64,
     entropy: &Seed,
     round: Round,
-    urn: &mut Urn,
+    sampler: &mut Sampler,
 ) -> Vec<ClientId> {
     let plan = CohortPlan { size: CohortSize::Count(sample as usize), ..CohortPlan::default() };
-    select(enrolled, &plan, entropy, round, urn)
+    select(enrolled, &plan, entropy, round, sampler)
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
         let clients: Vec<ClientId> = (0..20).map(|i| ClientId::new(&format!("c{i}")).unwrap()).collect();
         let plan = CohortPlan { size: CohortSize::Count(5), ..CohortPlan::default() };
         let seed = Seed::from_number(1);
-        let draw = |round| select(&clients, &plan, &seed, Round(round), &mut Urn::default());
+        let draw = |round| select(&clients, &plan, &seed, Round(round), &mut Sampler::default());
         assert_eq!(draw(1), draw(1));
         let seen: BTreeSet<ClientId> = (1..40).flat_map(draw).collect();
         assert!(draw(1).len() == 5 && draw(1) != draw(2) && seen.len() == 20);
@@ -88,17 +88,17 @@ mod tests {
 
     #[test]
     fn an_urn_that_was_drawn_from_is_as_good_as_a_new_one() {
-        let (seed, mut urn) = (Seed::from_number(3), Urn::default());
+        let (seed, mut sampler) = (Seed::from_number(3), Sampler::default());
         for round in 1..200 {
             let (count, size) = (1 + round as usize * 7 % 50, round as usize * 3 % 60);
             let mut generator = seed.derive(Purpose::Cohort, Round(round), None).generator();
-            let again = urn.draw(count, size, &mut generator.clone());
-            assert_eq!(again, urn.draw(count, size, &mut generator.clone()));
+            let again = sampler.draw(count, size, &mut generator.clone());
+            assert_eq!(again, sampler.draw(count, size, &mut generator.clone()));
             let mut names: Vec<u32> = (0..count as u32).collect();
             let mut expected = names.partial_shuffle(&mut generator, size).0.to_vec();
             expected.sort_unstable();
             assert_eq!(again, expected);
-            assert!(urn.0.iter().copied().eq(0..count as u32), "{count} numbers, {size} drawn");
+            assert!(sampler.0.iter().copied().eq(0..count as u32), "{count} numbers, {size} drawn");
         }
     }
 
@@ -107,14 +107,14 @@ mod tests {
         let clients: Vec<ClientId> = (0..50).map(|i| ClientId::new(&format!("c{i:02}")).unwrap()).collect();
         let seed = Seed::from_number(2);
         let cohorts: Vec<Vec<ClientId>> =
-            (1..=400).map(|round| toss(clients.iter(), 0.3, &seed, Round(round))).collect();
+            (1..=400).map(|round| poisson_sample(clients.iter(), 0.3, &seed, Round(round))).collect();
         // 20,000 coins of 0.3: six standard deviations are 389 (false alarm below 1e-8; the seed is fixed anyway).
         let heads: usize = cohorts.iter().map(Vec::len).sum();
         assert!(heads.abs_diff(6_000) < 389, "{heads}");
         // Sizes differ from round to round as a binomial's: variance 50 * 0.3 * 0.7 = 10.5, not 0.
         let spread = cohorts.iter().map(|cohort| (cohort.len() as f64 - 15.0).powi(2)).sum::<f64>() / 400.0;
         assert!((7.5..14.0).contains(&spread), "{spread}");
-        let fewer = toss(clients[..20].iter(), 0.3, &seed, Round(1));
+        let fewer = poisson_sample(clients[..20].iter(), 0.3, &seed, Round(1));
         let same: Vec<ClientId> =
             cohorts[0].iter().filter(|client| clients[..20].contains(client)).cloned().collect();
         assert_eq!(fewer, same);

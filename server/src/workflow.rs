@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use privacy::{Released, Sum, WideSum};
 use protocol::{
-    Block, ClientId, Contribution, Metrics, Parameters, PayloadSpec, Positive, Refusal, Round, Seed,
+    Block, ClientId, Contribution, Metrics, Parameters, PayloadSpec, Positive, Rejection, Round, Seed,
     Standardiser, StepId, Work, find_impossible,
 };
 
@@ -170,14 +170,14 @@ pub enum ClosePolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// The reason in one word.
-    pub reason: Refusal,
+    pub reason: Rejection,
     /// Which number, and what it may be.
     pub detail: String,
 }
 
 impl Refused {
     /// A refusal.
-    pub fn new(reason: Refusal, detail: impl Into<String>) -> Self {
+    pub fn new(reason: Rejection, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
 }
@@ -198,9 +198,9 @@ impl Verified {
     /// The values.
     ///
     /// # Errors
-    /// [`Refusal::WrongKind`] where they are another collector's.
+    /// [`Rejection::WrongKind`] where they are another collector's.
     pub fn into_value<T: Any>(self) -> Result<T, Refused> {
-        let foreign = |_| Refused::new(Refusal::WrongKind, "it was checked for another step");
+        let foreign = |_| Refused::new(Rejection::WrongKind, "it was checked for another step");
         self.value.downcast().map(|value| *value).map_err(foreign)
     }
 }

@@ -14,7 +14,7 @@ use protocol::{
     TrainOrder,
 };
 use server::{Note, Plan};
-use simulations::{WeatherConfig, Worker, Workforce, World};
+use simulations::{AvailabilityConfig, Simulator, Worker, Workforce};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -60,7 +60,7 @@ fn run(trivial: &Trivial, cohort: usize, threads: usize, rounds: u64) -> Duratio
     ));
     let plan = plan.expect("the plan is consistent");
     let first = Parameters::new(vec![0.0; trivial.parameters]);
-    let world = World::new(plan, first, 1, WeatherConfig::default()).expect("the weather is fair");
+    let world = Simulator::new(plan, first, 1, AvailabilityConfig::default()).expect("everybody is there");
     let (mut begun, mut elapsed) = (None, Duration::ZERO);
     let outcome = world.with_threads(threads).run(trivial, &mut |seen| {
         if let Note::Round(_) = seen.note {

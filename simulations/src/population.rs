@@ -16,8 +16,8 @@ use protocol::{
 
 use crate::adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, poison, triggered};
 use crate::scenario::{DatasetConfig, SimulationConfig};
+use crate::simulator::unprotected;
 use crate::workers::{Worker, Workforce, measure};
-use crate::world::unprotected;
 
 /// The clients of a simulation, their records, and the models they train.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use server::{ConfigError, Methods, Plan, read_toml};
 
 use crate::adversaries::AdversariesConfig;
+use crate::availability::AvailabilityConfig;
 use crate::synthetic::SyntheticSource;
-use crate::weather::WeatherConfig;
 
 /// The table `[simulation]` as typed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,9 +30,9 @@ pub struct SimulationConfig {
     /// How records become clients.
     #[serde(default = "iid")]
     pub partition: Partition,
-    /// Latency, loss and churn.
-    #[serde(default)]
-    pub weather: WeatherConfig,
+    /// Latency, loss and churn. Files of the version before call it `weather`.
+    #[serde(default, alias = "weather")]
+    pub availability: AvailabilityConfig,
     /// Clients that attack; none where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversaries: Option<AdversariesConfig>,
@@ -64,7 +64,7 @@ pub enum DatasetConfig {
     Synthetic(SyntheticSource),
 }
 
-/// A simulation that makes sense: a plan, a population to be built, and weather.
+/// A simulation that makes sense: a plan, a population to be built, and who is there when.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// What is trained, and how.
@@ -135,7 +135,12 @@ impl Scenario {
             }
             _ => {}
         }
-        simulation.weather.check().map_err(|error| ConfigError::of(text, &error))?;
+        simulation.availability.check().map_err(|mut error| {
+            if Self::deprecated(text).next().is_some() {
+                error.key = error.key.replace("simulation.availability", "simulation.weather");
+            }
+            ConfigError::of(text, &error)
+        })?;
         let adversaries = simulation.adversaries.as_ref();
         adversaries
             .map_or(Ok(()), |table| table.check(&plan))
@@ -146,6 +151,15 @@ impl Scenario {
         };
         simulation.partition = simulation.partition.resolved(base, lookup)?;
         Ok(Self { plan, simulation })
+    }
+
+    /// Settings under names that are read for one more minor version, each with the name that it has now.
+    pub fn deprecated(text: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let typed =
+            read_toml(text).ok().and_then(|file: toml::Table| file.get("simulation")?.as_table().cloned());
+        let is_typed =
+            move |(old, _): &(&str, &str)| typed.as_ref().is_some_and(|table| table.contains_key(*old));
+        [("weather", "availability")].into_iter().filter(is_typed)
     }
 }
 
@@ -178,7 +192,9 @@ mod tests {
         assert_eq!(line(&FILE.replace("clients = 3\n", "")), 10);
         assert_eq!(line(&FILE.replace("clients = 3", "clients = 0")), 11);
         assert_eq!(line(&format!("{FILE}partition = {{ natural = {{ column = \"site\" }} }}\n")), 11);
-        assert_eq!(line(&format!("{FILE}weather = {{ dropout = 1.5 }}\n")), 13);
+        for name in ["weather", "availability"] {
+            assert_eq!(line(&format!("{FILE}{name} = {{ dropout = 1.5 }}\n")), 13);
+        }
         assert_eq!(line(&FILE.replace("clients = 3", "client = 3")), 11);
         let attacked = |table: &str| line(&format!("{FILE}[simulation.adversaries]\n{table}\n"));
         assert_eq!(attacked("attack = \"zero\""), 13);
@@ -188,6 +204,20 @@ mod tests {
         assert_eq!(attacked("count = 1\nattack = { backdoor = { side = 5 } }"), 15);
         assert_eq!(attacked("count = 1\nattack = \"nonsense\""), 15);
         assert_eq!(line(FILE.split("[simulation]").next().unwrap()), 1);
+    }
+
+    #[test]
+    fn a_table_of_the_version_before_is_read_and_told() {
+        let typed = |name: &str| format!("{FILE}{name} = {{ dropout = 0.5 }}\n");
+        for name in ["weather", "availability"] {
+            assert_eq!(parse(&typed(name)).unwrap().simulation.availability.dropout, 0.5);
+        }
+        assert_eq!(
+            Scenario::deprecated(&typed("weather")).collect::<Vec<_>>(),
+            [("weather", "availability")]
+        );
+        assert_eq!(Scenario::deprecated(&typed("availability")).count(), 0);
+        assert!(parse(&format!("{}weather = {{}}\n", typed("availability"))).is_err(), "both names");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
-use client::{Lent, Memory, Personal, SiteMethods, Trouble};
+use client::{Lent, LocalState, Memory, SiteMethods, TaskError};
 use protocol::{Answer, ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
 use server::{Checked, Checker};
 
@@ -65,7 +65,7 @@ pub trait Worker {
 /// Something to be done.
 pub(crate) enum Job {
     /// One client's work on one task.
-    Client { client: usize, personal: Personal, task: Task, checker: Arc<Checker>, role: Role },
+    Client { client: usize, personal: LocalState, task: Task, checker: Arc<Checker>, role: Role },
     /// A part of the server's own evaluation.
     Central { part: usize, task: Arc<Task> },
 }
@@ -85,16 +85,16 @@ pub(crate) enum Role {
 pub(crate) enum Done {
     Client {
         checked: Checked,
-        personal: Personal,
-        trouble: Option<Trouble>,
+        personal: LocalState,
+        trouble: Option<TaskError>,
         /// The update, where colluding clients see it.
         seen: Option<Vec<i32>>,
     },
     /// Its own answer, which will be another before it is checked.
     Colluder {
         answer: Answer,
-        personal: Personal,
-        trouble: Option<Trouble>,
+        personal: LocalState,
+        trouble: Option<TaskError>,
     },
     Central(Option<Metrics>),
 }
@@ -105,7 +105,7 @@ pub(crate) struct Lost;
 
 /// What waits to be done, and what is done. Tickets name jobs.
 #[derive(Default)]
-pub(crate) struct Board {
+pub(crate) struct JobQueue {
     state: Mutex<State>,
     /// Jobs that wait, and one more once everything is over: to be looked at without the lock.
     waiting: AtomicUsize,
@@ -134,13 +134,13 @@ struct State {
 /// Where a job stands in the queue: the largest first, and of equals the one that is due first.
 type Place = (Reverse<usize>, u64);
 
-impl Board {
+impl JobQueue {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands in what was finished, and sleeps until there is work. `None` when all is over.
-    fn take(&self, finished: Option<(u64, Done)>, hand: &mut Hand<'_>) -> Option<(u64, Job)> {
+    fn take(&self, finished: Option<(u64, Done)>, thread: &mut WorkerThread<'_>) -> Option<(u64, Job)> {
         let mut state = self.lock();
         if let Some((ticket, done)) = finished {
             self.finish(&mut state, ticket, done);
@@ -148,7 +148,7 @@ impl Board {
         let mut has_looked = false;
         while !state.closed {
             if let Some((place, job)) = state.jobs.pop_first() {
-                return Some(self.begin(&mut state, place, job, hand));
+                return Some(self.begin(&mut state, place, job, thread));
             }
             if has_looked {
                 state.idle += 1;
@@ -164,11 +164,11 @@ impl Board {
         None
     }
 
-    fn begin(&self, state: &mut State, place: Place, job: Job, hand: &mut Hand<'_>) -> (u64, Job) {
+    fn begin(&self, state: &mut State, place: Place, job: Job, thread: &mut WorkerThread<'_>) -> (u64, Job) {
         self.waiting.store(state.jobs.len(), Ordering::Relaxed);
         state.under_way.insert(place.1);
         if let Some(points) = state.memory.pop() {
-            hand.memory.give_back(points);
+            thread.memory.give_back(points);
         }
         (place.1, job)
     }
@@ -196,45 +196,45 @@ fn look_until(it_is_so: impl Fn() -> bool) {
 }
 
 /// All threads, seen from the one that asked for the work. Dropping it sends the others home.
-pub(crate) struct Crew<'a> {
-    board: &'a Board,
-    own: Hand<'a>,
+pub(crate) struct WorkerPool<'a> {
+    queue: &'a JobQueue,
+    own: WorkerThread<'a>,
 }
 
-impl<'a> Crew<'a> {
+impl<'a> WorkerPool<'a> {
     /// Starts `threads` workers in `scope`, less the one that calls.
     pub(crate) fn start<'scope>(
         scope: &'scope Scope<'scope, 'a>,
         threads: usize,
-        board: &'a Board,
+        queue: &'a JobQueue,
         workforce: &'a dyn Workforce,
         stop: &Stop,
     ) -> std::io::Result<Self> {
         // Made first, so that the others are sent home when one of them cannot be started.
-        let crew = Self { board, own: Hand::new(workforce, stop.clone()) };
+        let pool = Self { queue, own: WorkerThread::new(workforce, stop.clone()) };
         for number in 1..threads {
             let stop = stop.clone();
-            let work = move || labour(board, workforce, stop);
+            let work = move || worker_loop(queue, workforce, stop);
             Builder::new().name(format!("worker-{number}")).spawn_scoped(scope, work)?;
         }
-        Ok(crew)
+        Ok(pool)
     }
 
     /// Puts a job up, to be done by whoever is free.
     pub(crate) fn post(&self, size: usize, ticket: u64, job: Job) {
-        let mut state = self.board.lock();
+        let mut state = self.queue.lock();
         state.jobs.insert((Reverse(size), ticket), job);
-        self.board.waiting.store(state.jobs.len(), Ordering::Relaxed);
+        self.queue.waiting.store(state.jobs.len(), Ordering::Relaxed);
         if state.idle > 0 {
-            self.board.work.notify_one();
+            self.queue.work.notify_one();
         }
     }
 
     /// Takes a job back whose result is not wanted any more, done or not.
     pub(crate) fn withdraw(&self, size: usize, ticket: u64) {
-        let mut state = self.board.lock();
+        let mut state = self.queue.lock();
         if state.jobs.remove(&(Reverse(size), ticket)).is_some() {
-            self.board.waiting.store(state.jobs.len(), Ordering::Relaxed);
+            self.queue.waiting.store(state.jobs.len(), Ordering::Relaxed);
         } else if state.under_way.contains(&ticket) {
             state.unwanted.insert(ticket);
         } else {
@@ -244,33 +244,33 @@ impl<'a> Crew<'a> {
 
     /// Memory for the updates to come.
     pub(crate) fn give_back(&self, points: Vec<i32>) {
-        self.board.lock().memory.push(points);
+        self.queue.lock().memory.push(points);
     }
 
     /// The result of a job that was posted. Works on it, or on others, until it is there: on this one before all others
     /// where `order` says so.
     pub(crate) fn result(&mut self, size: usize, ticket: u64, order: Order) -> Result<Done, Lost> {
-        let (board, wanted) = (self.board, (Reverse(size), ticket));
+        let (queue, wanted) = (self.queue, (Reverse(size), ticket));
         let mut finished = None;
         loop {
-            let seen = board.finished.load(Ordering::Relaxed);
-            let mut state = board.lock();
+            let seen = queue.finished.load(Ordering::Relaxed);
+            let mut state = queue.lock();
             if let Some((ticket, done)) = finished.take() {
-                board.finish(&mut state, ticket, done);
+                queue.finish(&mut state, ticket, done);
             }
             if let Some(done) = state.done.remove(&ticket) {
                 return Ok(done);
             }
             let first = if order == Order::AsDue { state.jobs.remove_entry(&wanted) } else { None };
             if let Some((place, job)) = first.or_else(|| state.jobs.pop_first()) {
-                let (ticket, job) = board.begin(&mut state, place, job, &mut self.own);
+                let (ticket, job) = queue.begin(&mut state, place, job, &mut self.own);
                 drop(state);
                 finished = Some((ticket, self.own.work(job)));
             } else if state.lost {
                 return Err(Lost);
             } else {
                 drop(state);
-                look_until(|| board.finished.load(Ordering::Relaxed) != seen);
+                look_until(|| queue.finished.load(Ordering::Relaxed) != seen);
                 self.sleep(ticket);
             }
         }
@@ -278,10 +278,10 @@ impl<'a> Crew<'a> {
 
     /// Sleeps until this job is done, or nobody is left to do it.
     fn sleep(&self, ticket: u64) {
-        let mut state = self.board.lock();
+        let mut state = self.queue.lock();
         while !state.done.contains_key(&ticket) && !state.lost {
             state.awaited = true;
-            state = self.board.news.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.queue.news.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.awaited = false;
         }
     }
@@ -296,16 +296,16 @@ pub(crate) enum Order {
     LargestFirst,
 }
 
-impl Drop for Crew<'_> {
+impl Drop for WorkerPool<'_> {
     fn drop(&mut self) {
-        self.board.lock().closed = true;
-        self.board.waiting.store(1, Ordering::Relaxed);
-        self.board.work.notify_all();
+        self.queue.lock().closed = true;
+        self.queue.waiting.store(1, Ordering::Relaxed);
+        self.queue.work.notify_all();
     }
 }
 
 /// One thread's learner and memory.
-struct Hand<'a> {
+struct WorkerThread<'a> {
     workforce: &'a dyn Workforce,
     worker: Box<dyn Worker + 'a>,
     methods: SiteMethods,
@@ -314,7 +314,7 @@ struct Hand<'a> {
     stop: Stop,
 }
 
-impl<'a> Hand<'a> {
+impl<'a> WorkerThread<'a> {
     fn new(workforce: &'a dyn Workforce, stop: Stop) -> Self {
         let (worker, methods) = (workforce.worker(), workforce.methods());
         Self { workforce, worker, methods, memory: Memory::default(), stop }
@@ -361,7 +361,7 @@ impl<'a> Hand<'a> {
 /// What a learner with records of the server's own measures.
 pub(crate) fn measure(learner: &mut dyn Learner, task: &Task) -> Option<Metrics> {
     let (entropy, stop) = (Seed::from_number(0), Stop::default());
-    let (mut personal, mut memory) = (Personal::default(), Memory::default());
+    let (mut personal, mut memory) = (LocalState::default(), Memory::default());
     let name = ClientId::new("server").ok()?;
     let methods = SiteMethods::default();
     let mut lent =
@@ -369,19 +369,19 @@ pub(crate) fn measure(learner: &mut dyn Learner, task: &Task) -> Option<Metrics>
     lent.perform(task, entropy, &stop).outcome.metrics()
 }
 
-fn labour(board: &Board, workforce: &dyn Workforce, stop: Stop) {
-    let _farewell = Farewell(board);
-    let mut hand = Hand::new(workforce, stop);
+fn worker_loop(queue: &JobQueue, workforce: &dyn Workforce, stop: Stop) {
+    let _panic_guard = PanicGuard(queue);
+    let mut thread = WorkerThread::new(workforce, stop);
     let mut finished = None;
-    while let Some((ticket, job)) = board.take(finished.take(), &mut hand) {
-        finished = Some((ticket, hand.work(job)));
+    while let Some((ticket, job)) = queue.take(finished.take(), &mut thread) {
+        finished = Some((ticket, thread.work(job)));
     }
 }
 
 /// Says that a thread has ended in a panic, so that nobody waits for what it was at.
-struct Farewell<'a>(&'a Board);
+struct PanicGuard<'a>(&'a JobQueue);
 
-impl Drop for Farewell<'_> {
+impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.lock().lost = true;
@@ -426,7 +426,7 @@ mod tests {
 
     /// Four jobs of sizes 1, 3, 2, 2, of which the last is taken back; in what order are they done?
     fn done(wanted: u64, order: Order) -> Vec<usize> {
-        let (diary, board) = (Diary::default(), Board::default());
+        let (diary, queue) = (Diary::default(), JobQueue::default());
         let task = Arc::new(Task {
             id: protocol::TaskId::new(protocol::RunId(0), protocol::Round(1), protocol::StepId::EVALUATE),
             spec: Arc::clone(&plan().spec),
@@ -436,12 +436,12 @@ mod tests {
         });
         let sizes = [1, 3, 2, 2];
         std::thread::scope(|scope| {
-            let mut crew = Crew::start(scope, 1, &board, &diary, &Stop::default()).unwrap();
+            let mut pool = WorkerPool::start(scope, 1, &queue, &diary, &Stop::default()).unwrap();
             for (part, size) in sizes.into_iter().enumerate() {
-                crew.post(size, part as u64, Job::Central { part, task: Arc::clone(&task) });
+                pool.post(size, part as u64, Job::Central { part, task: Arc::clone(&task) });
             }
-            crew.withdraw(2, 3);
-            crew.result(sizes[wanted as usize], wanted, order).unwrap();
+            pool.withdraw(2, 3);
+            pool.result(sizes[wanted as usize], wanted, order).unwrap();
         });
         diary.0.into_inner().unwrap()
     }
@@ -462,16 +462,16 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_thread_that_has_ended_in_a_panic() {
-        let board = Board::default();
+        let queue = JobQueue::default();
         let diary = Diary::default();
         std::thread::scope(|scope| {
-            let mut crew = Crew::start(scope, 1, &board, &diary, &Stop::default()).unwrap();
-            board.lock().under_way.insert(9);
+            let mut pool = WorkerPool::start(scope, 1, &queue, &diary, &Stop::default()).unwrap();
+            queue.lock().under_way.insert(9);
             let panicked = scope.spawn(|| {
-                let _farewell = Farewell(&board);
+                let _panic_guard = PanicGuard(&queue);
                 std::panic::resume_unwind(Box::new("a learner"));
             });
-            assert!(crew.result(1, 9, Order::AsDue).is_err());
+            assert!(pool.result(1, 9, Order::AsDue).is_err());
             assert!(panicked.join().is_err());
         });
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use protocol::RunId;
 use serde_json::json;
-use server::net::Shelved;
+use server::net::ArchivedModel;
 
 use super::Global;
 use super::control::Choice;
@@ -38,7 +38,7 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
         store.close().await;
         released.or_blame()
     });
-    let Shelved { line, statement, layout, model, standardiser, .. } = released?;
+    let ArchivedModel { line, statement, layout, model, standardiser, .. } = released?;
     let (to, beside) =
         write_released(&args.out, &statement.to_json(), &layout, &model, standardiser.as_ref())?;
     let (round, sha256) = (line.round, &line.sha256);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use ::client::net::{BooksError, EnrolError, OperatorError};
 use serde_json::json;
-use server::net::{BackupError, RevocationListError, ShelfError, StoreError, TransferError};
+use server::net::{ArchiveError, BackupError, RevocationListError, StoreError, TransferError};
 
 use super::output::{Format, tell};
 
@@ -116,7 +116,7 @@ impl Blame for StoreError {
     }
 }
 
-impl Blame for ShelfError {
+impl Blame for ArchiveError {
     fn kind(&self) -> Kind {
         match self {
             Self::Store(error) => error.kind(),
@@ -267,7 +267,7 @@ mod tests {
             held.kind(),
             BooksError::Io { path: "l".into(), source: full() }.kind(),
             StoreError::Locked("state".into()).kind(),
-            ShelfError::Store(StoreError::InUse { path: "s".into(), message: "busy".into() }).kind(),
+            ArchiveError::Store(StoreError::InUse { path: "s".into(), message: "busy".into() }).kind(),
             BackupError::Busy(3).kind(),
             TransferError::Held("db".into()).kind(),
             OperatorError::Server("the database is locked".into()).kind(),
@@ -275,7 +275,7 @@ mod tests {
         ];
         assert!(kinds.iter().all(|kind| *kind == Kind::Run), "{kinds:?}");
         let file = StoreError::Empty("state".into());
-        assert_eq!((file.kind(), ShelfError::NoRun.kind()), (Kind::Configuration, Kind::Configuration));
+        assert_eq!((file.kind(), ArchiveError::NoRun.kind()), (Kind::Configuration, Kind::Configuration));
         assert_eq!(OperatorError::WrongReply.kind(), Kind::Defect);
     }
 }

@@ -23,7 +23,7 @@ use server::best::Score;
 use server::net::InitialModel;
 use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, read_toml};
 use simulations::audit::AuditReport;
-use simulations::{Outcome, Population, Scenario, Workforce, World};
+use simulations::{Outcome, Population, Scenario, Simulator, Workforce};
 
 use attacked::Attacked;
 use audit::{Audit, with_canaries};
@@ -167,9 +167,9 @@ fn world(
     scenario: Scenario,
     first: &InitialModel,
     stop: &Stop,
-) -> Result<World, Failure> {
+) -> Result<Simulator, Failure> {
     let Scenario { plan, simulation } = scenario;
-    let world = World::new(plan, first.shared.clone(), simulation.seed, simulation.weather)
+    let world = Simulator::new(plan, first.shared.clone(), simulation.seed, simulation.availability)
         .or_fail(Kind::Configuration, file(args))?
         .with_tensors(first.layout.shared_lengths())
         .with_adversaries(simulation.adversaries)

@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, Outbox, open_books};
-use ::client::{Guard, PLAIN_POLICY, PRIVATE_POLICY, Participant, Personal, RECORDS_POLICY};
+use ::client::{Guard, LocalState, PLAIN_POLICY, PRIVATE_POLICY, Participant, RECORDS_POLICY};
 use clap::{Args, ValueEnum};
 use learning::device::select;
 use learning::{FileSource, Trainer};
 use methods::Registry;
 use privacy::chain::Digest;
-use protocol::wire::Rejection;
+use protocol::wire::ConnectError;
 use protocol::{ClientId, Time};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -301,7 +301,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let kept = file.state.join("personal.json");
     restore_personal(&mut participant, &kept)?;
     let (sender, mut events) = mpsc::channel(256);
-    let keep = move |personal: &Personal| {
+    let keep = move |personal: &LocalState| {
         if let Err(error) = write_personal(&kept, personal) {
             tracing::error!("{}: {error}; what stays at this site is not on disk", kept.display());
         }
@@ -362,7 +362,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
 fn failure_of(error: AgentError, file: &SiteFile) -> Failure {
     match error {
         error @ AgentError::Configuration(_) => Failure::new(Kind::Configuration, error),
-        error @ AgentError::Rejected(Rejection::LedgerForked { .. }) => {
+        error @ AgentError::Rejected(ConnectError::LedgerForked { .. }) => {
             Failure::new(Kind::Connection, begun::with_path(&error.to_string(), file))
         }
         // Its supervisor starts it again, and then there may be room.
@@ -469,7 +469,7 @@ fn site_name(identity: &Path) -> Result<ClientId, Failure> {
     server::net::site_of_pem(&pem).or_fail(Kind::Connection, path.display())
 }
 
-pub(super) fn read_personal(path: &Path) -> Result<Option<Personal>, Failure> {
+pub(super) fn read_personal(path: &Path) -> Result<Option<LocalState>, Failure> {
     if !path.exists() {
         return Ok(None);
     }
@@ -492,7 +492,7 @@ fn restore_personal(participant: &mut Participant, kept: &Path) -> Result<(), Fa
 }
 
 /// Written beside and renamed, so that a crash leaves the old or the new one.
-fn write_personal(path: &Path, personal: &Personal) -> std::io::Result<()> {
+fn write_personal(path: &Path, personal: &LocalState) -> std::io::Result<()> {
     if personal.is_empty() {
         return Ok(());
     }

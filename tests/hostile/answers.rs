@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use protocol::wire::{AnswerBody, AnswerHeader, FRAME_HEAD, FrameKind, Receipt, encode};
-use protocol::{Metrics, Refusal, Round, RunId, Task};
+use protocol::{Metrics, Rejection, Round, RunId, Task};
 use server::net::Limits;
 use tokio::time::sleep;
 
@@ -45,7 +45,7 @@ async fn misbehave(
             turn += 1;
             let Some(receipt) = asked.receipt().await else { break };
             heard.lock().unwrap().receipts.push(receipt);
-            if receipt == Receipt::Refused(Refusal::Truncated) {
+            if receipt == Receipt::Refused(Rejection::Truncated) {
                 intruder.connection.close(0u32.into(), b"");
             }
         }
@@ -76,7 +76,7 @@ async fn play(trick: Trick, asked: &mut Asked) {
 /// Runs the plan with the honest sites and one that plays tricks. Every train task's answer must be refused for one of
 /// these reasons, each as often as there are rounds, at the operator's desk and at the site; the reasons in the other
 /// list must each have cost the site its connection.
-async fn refuses(reasons: &[Refusal], trick: fn(&Task, usize) -> Trick, limits: Limits) {
+async fn refuses(reasons: &[Rejection], trick: fn(&Task, usize) -> Trick, limits: Limits) {
     let stage = Arc::new(Stage::open(limits).await);
     let papers = Papers::of(&stage.federation.issue("mallory"));
     let heard = Arc::new(Mutex::new(Heard::default()));
@@ -97,7 +97,7 @@ async fn refuses(reasons: &[Refusal], trick: fn(&Task, usize) -> Trick, limits: 
         assert_eq!(*receipt, Receipt::Refused(*reason));
     }
     let [reason] = reasons else { return close(stage).await };
-    if matches!(reason, Refusal::Malformed | Refusal::Oversize | Refusal::TooSlow) {
+    if matches!(reason, Rejection::Malformed | Rejection::Oversize | Rejection::TooSlow) {
         assert!(farewells.len() + 1 >= ROUNDS as usize, "{farewells:?}");
         let text = format!("an answer was refused: {}", reason.name());
         assert!(farewells.iter().all(|farewell| *farewell == text), "{farewells:?}");
@@ -144,7 +144,7 @@ async fn metrics_that_are_not_finite_or_out_of_range_are_bad_metrics() {
         };
         Trick::Say(answer(task, &vec![0; dimension(task)], 1, metrics))
     };
-    refuses(&[Refusal::BadMetrics], trick, Limits::default()).await;
+    refuses(&[Rejection::BadMetrics], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,13 +154,13 @@ async fn the_bits_of_nan_and_infinity_are_out_of_range() {
         points[turn] = [f32::NAN.to_bits() as i32, f32::INFINITY.to_bits() as i32, i32::MIN][turn];
         Trick::Say(answer(task, &points, 1, SOUND))
     };
-    refuses(&[Refusal::OutOfRange], trick, Limits::default()).await;
+    refuses(&[Rejection::OutOfRange], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_update_longer_than_the_bound_is_refused_by_its_norm() {
     let trick = |task: &Task, turn: usize| {
-        let reach = task.spec.lattice(dimension(task)).unwrap().reach();
+        let reach = task.spec.lattice(dimension(task)).unwrap().range();
         // Far too long, a little, and by the least that an integer can be.
         let mut points = vec![0; dimension(task)];
         match turn {
@@ -170,7 +170,7 @@ async fn an_update_longer_than_the_bound_is_refused_by_its_norm() {
         }
         Trick::Say(answer(task, &points, 1, SOUND))
     };
-    refuses(&[Refusal::NormExceeded], trick, Limits::default()).await;
+    refuses(&[Rejection::NormExceeded], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,7 +179,7 @@ async fn a_weight_of_zero_or_beyond_the_plan_is_refused() {
         let weight = [0, task.spec.update.weight_max + 1, u32::MAX][turn];
         Trick::Say(answer(task, &vec![0; dimension(task)], weight, SOUND))
     };
-    refuses(&[Refusal::WrongWeight], trick, Limits::default()).await;
+    refuses(&[Rejection::WrongWeight], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,7 +187,7 @@ async fn an_update_with_a_value_too_few_has_the_wrong_shape() {
     let trick = |task: &Task, turn: usize| {
         Trick::Say(answer(task, &vec![0; [dimension(task) - 1, 1, 0][turn]], 1, SOUND))
     };
-    refuses(&[Refusal::WrongShape], trick, Limits::default()).await;
+    refuses(&[Rejection::WrongShape], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,7 +201,7 @@ async fn an_answer_to_another_round_or_run_is_stale() {
         }
         Trick::Say(sound(&other))
     };
-    refuses(&[Refusal::Stale], trick, Limits::default()).await;
+    refuses(&[Rejection::Stale], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -210,13 +210,13 @@ async fn metrics_of_an_evaluation_are_no_answer_to_training() {
         let body = AnswerBody::Evaluated { metrics: SOUND };
         Trick::Say(encode(FrameKind::Answer, &AnswerHeader { task: task.id, body }))
     };
-    refuses(&[Refusal::WrongKind], trick, Limits::default()).await;
+    refuses(&[Rejection::WrongKind], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_that_answers_twice_is_counted_not_once() {
     let trick = |task: &Task, _: usize| Trick::Say([sound(task), sound(task)].concat());
-    refuses(&[Refusal::Duplicate], trick, Limits::default()).await;
+    refuses(&[Rejection::Duplicate], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,7 +232,7 @@ async fn a_length_beyond_the_plan_takes_no_memory_and_costs_the_connection() {
         }
         Trick::Say(header)
     };
-    refuses(&[Refusal::Oversize], trick, Limits::default()).await;
+    refuses(&[Rejection::Oversize], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,7 +246,7 @@ async fn an_upload_that_breaks_off_may_be_tried_again_and_is_not_counted() {
             answer(task, &vec![0; dimension(task)], 0, SOUND)
         })
     };
-    refuses(&[Refusal::Truncated, Refusal::WrongWeight], trick, Limits::default()).await;
+    refuses(&[Rejection::Truncated, Rejection::WrongWeight], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -261,7 +261,7 @@ async fn bytes_that_are_no_answer_are_malformed() {
         }
         Trick::Say(bytes)
     };
-    refuses(&[Refusal::Malformed], trick, Limits::default()).await;
+    refuses(&[Rejection::Malformed], trick, Limits::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,5 +277,5 @@ async fn an_upload_in_drips_is_given_up() {
             _ => Trick::Drip(header, Vec::new()),
         }
     };
-    refuses(&[Refusal::TooSlow], trick, limits).await;
+    refuses(&[Rejection::TooSlow], trick, limits).await;
 }

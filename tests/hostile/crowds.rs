@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::ClientId;
-use protocol::wire::{Greeting, Rejection};
+use protocol::wire::{ConnectError, Greeting};
 use server::net::Limits;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -60,8 +60,8 @@ async fn a_thousand_idle_connections_take_their_seats_and_nothing_else() {
     let idle = crowd(&stage).await;
     let papers = Papers::of(&stage.federation.issue("late"));
     let late = Intruder::connect(&socket(), stage.server.local_addr(), papers.config()).await.unwrap();
-    assert_eq!(late.greet().await, Greeting::Rejected(Rejection::Busy));
-    assert_eq!(late.farewell().await, Rejection::Busy.to_string());
+    assert_eq!(late.greet().await, Greeting::Rejected(ConnectError::Busy));
+    assert_eq!(late.farewell().await, ConnectError::Busy.to_string());
 
     // All are asked, and the deadline goes on without those that never answer.
     let hasty = plan(CROWD + 3).replace("deadline_seconds = 60", "deadline_seconds = 3");
@@ -90,7 +90,7 @@ async fn a_site_that_connects_and_connects_takes_nobodys_seat() {
     }
     for _ in 0..20 {
         let farewell = timeout(PATIENCE, silent.join_next()).await.expect("all but four are turned away");
-        assert_eq!(farewell.unwrap().unwrap(), Rejection::Busy.to_string());
+        assert_eq!(farewell.unwrap().unwrap(), ConnectError::Busy.to_string());
     }
     stage.finish(&plan(3)).await;
     let papers = Papers::of(&stage.federation.issue("late"));

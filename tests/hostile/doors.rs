@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use client::Participant;
 use client::net::{Agent, AgentConfig, AgentError, Identity, OperatorClient, OperatorError};
-use protocol::wire::{ALPN, AdminRequest, FrameKind, Greeting, Hello, Receipt, Rejection, VERSION, encode};
+use protocol::wire::{
+    ALPN, AdminRequest, ConnectError, FrameKind, Greeting, Hello, Receipt, VERSION, encode,
+};
 use protocol::{ClientId, LearnError, Learner};
 use quinn::ConnectionError;
 use rcgen::{CertificateParams, KeyPair, SanType};
@@ -64,7 +66,7 @@ async fn without_a_certificate_nobody_comes_in() {
     let closed = timeout(PATIENCE, intruder.connection.closed()).await;
     match closed.expect("a connection without a certificate ends") {
         ConnectionError::ApplicationClosed(close) => {
-            assert_eq!(close.reason, Rejection::NotASite.to_string())
+            assert_eq!(close.reason, ConnectError::NotASite.to_string())
         }
         end => panic!("it ended otherwise: {end}"),
     }
@@ -143,7 +145,7 @@ async fn an_operators_certificate_makes_no_site() {
     let config = AgentConfig::new(stage.server.local_addr().to_string());
     let agent = Agent::new(participant, identity, config).run(CancellationToken::new());
     let ended = timeout(PATIENCE, agent).await.expect("an agent that is turned away for good gives up");
-    assert!(matches!(ended, Err(AgentError::Rejected(Rejection::NotASite))), "{ended:?}");
+    assert!(matches!(ended, Err(AgentError::Rejected(ConnectError::NotASite))), "{ended:?}");
     let summary = stage.finish(&plan(3)).await;
     assert_eq!(summary.clients.len(), 3);
     stage.close().await;
@@ -167,7 +169,7 @@ async fn a_sites_certificate_makes_no_operator() {
 
 /// Says these bytes first, as a site of the federation, and must be rejected with these words on the stream and in the
 /// close.
-async fn rejects(stage: &Stage, papers: &Papers, first: &[u8], why: &Rejection) {
+async fn rejects(stage: &Stage, papers: &Papers, first: &[u8], why: &ConnectError) {
     let address = stage.server.local_addr();
     let intruder = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
     assert_eq!(intruder.greet_with(first).await, Greeting::Rejected(why.clone()));
@@ -181,7 +183,7 @@ async fn another_version_of_the_protocol_is_told_what_to_install() {
     for theirs in [VERSION - 1, VERSION + 1, u16::MAX] {
         let mut first = hello();
         first[4..6].copy_from_slice(&theirs.to_le_bytes());
-        let why = Rejection::Version { server: VERSION, client: theirs };
+        let why = ConnectError::Version { server: VERSION, client: theirs };
         let text = format!(
             "the server speaks protocol version {VERSION}, this client version {theirs}; install the same release on \
              both sides"
@@ -204,7 +206,7 @@ async fn first_words_that_are_no_hello_are_the_last() {
     liar[12..20].copy_from_slice(&(1u64 << 60).to_le_bytes());
     let receipt = encode(FrameKind::Receipt, &Receipt::Accepted);
     for first in [vec![], vec![7; 64], receipt, endless, liar, hello()[..14].to_vec()] {
-        rejects(&stage, &papers, &first, &Rejection::NotAHello).await;
+        rejects(&stage, &papers, &first, &ConnectError::NotAHello).await;
     }
     stage.finish(&plan(3)).await;
     stage.close().await;
@@ -223,7 +225,7 @@ async fn who_never_says_hello_is_closed_after_a_while() {
     stage.finish(&plan(3)).await;
     for intruder in [&silent, &hesitant] {
         let farewell = timeout(PATIENCE, intruder.farewell()).await.expect("a silent peer is closed");
-        assert_eq!(farewell, Rejection::Late.to_string());
+        assert_eq!(farewell, ConnectError::Late.to_string());
     }
     assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
     stage.close().await;

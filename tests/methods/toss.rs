@@ -8,7 +8,7 @@ use client::{MethodSite, MethodState, SiteMethod};
 use privacy::chain::Digest;
 use protocol::{
     Block, ClientId, Contribution, DType, DataSpec, Decline, LearnError, MethodWork, Name, Parameters,
-    PayloadSpec, Refusal, Round, SpecError, StepId, Values, Work,
+    PayloadSpec, Rejection, Round, SpecError, StepId, Values, Work,
 };
 use rand::RngCore;
 use server::workflow::{
@@ -114,7 +114,7 @@ struct Values1;
 impl Verifier for Values1 {
     fn verify(&self, contribution: Contribution) -> Result<Verified, Refused> {
         let [block] = <[Block; 1]>::try_from(contribution.blocks)
-            .map_err(|_| Refused::new(Refusal::WrongKind, "one block is expected"))?;
+            .map_err(|_| Refused::new(Rejection::WrongKind, "one block is expected"))?;
         Ok(Verified::new(block.values, None))
     }
 }
@@ -137,7 +137,7 @@ impl Collector for Commitments {
     fn fold(&mut self, from: &ClientId, verified: Verified) -> Result<(), Refused> {
         match verified.into_value::<Values>()? {
             Values::U8(commitment) => self.of.insert(from.clone(), commitment),
-            other => return Err(Refused::new(Refusal::WrongKind, format!("{:?}", other.dtype()))),
+            other => return Err(Refused::new(Rejection::WrongKind, format!("{:?}", other.dtype()))),
         };
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Collector for Secrets {
     fn fold(&mut self, from: &ClientId, verified: Verified) -> Result<(), Refused> {
         let Values::U64(secret) = verified.into_value::<Values>()? else { panic!("the length was checked") };
         if self.committed.get(from) != Some(&commitment(secret[0])) {
-            return Err(Refused::new(Refusal::OutOfRange, "the secret does not fit its commitment"));
+            return Err(Refused::new(Rejection::OutOfRange, "the secret does not fit its commitment"));
         }
         (self.sum, self.revealed) = (self.sum.wrapping_add(secret[0]), self.revealed + 1);
         Ok(())

@@ -7,7 +7,7 @@ use learning::device::Device;
 use learning::{Models, SiteData, Trainer, View};
 use protocol::{ClientId, Learner, Positive, Seed, Target};
 use server::Plan;
-use simulations::{Population, SyntheticSource, WeatherConfig, World};
+use simulations::{AvailabilityConfig, Population, Simulator, SyntheticSource};
 
 const NAMES: [&str; 3] = ["north", "south", "west"];
 
@@ -34,7 +34,7 @@ pub(crate) fn learner(data: SiteData) -> Box<dyn Learner> {
 pub(crate) fn simulated_model(plan: &str, seed: u64) -> String {
     let plan = Plan::parse(plan).unwrap();
     let first = first_model(&Models::new(), &plan.spec, Seed::from_number(seed)).unwrap();
-    let world = World::new(plan, first.shared, seed, WeatherConfig::default()).unwrap();
+    let world = Simulator::new(plan, first.shared, seed, AvailabilityConfig::default()).unwrap();
     let population = Population::of(sites(), None, Device::Cpu);
     world.run(&population, &mut |_| {}).unwrap().model.sha256()
 }

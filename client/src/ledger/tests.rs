@@ -122,7 +122,7 @@ fn pay(
     task: &Task,
     releases: Option<ExampleReleases>,
     budget: Option<(f64, f64)>,
-) -> Result<Booking, PayError> {
+) -> Result<LedgerReservation, PayError> {
     ledger.reserve(task, releases, false, budget, NOW).map(|booking| booking.unwrap())
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use protocol::Capabilities;
-use protocol::wire::{CodecError, Rejection};
+use protocol::wire::{CodecError, ConnectError};
 use quinn::ConnectionError;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, watch};
@@ -17,9 +17,9 @@ use super::greeting::{GreetError, ended_for_good, greet};
 use super::identity::Identity;
 use super::outbox::Outbox;
 use super::pace::Pace;
-use super::session::Workshop;
+use super::session::TaskRunner;
 use crate::audit::AuditEvent;
-use crate::{LedgerHead, LedgerHistory, Participant, Personal};
+use crate::{LedgerHead, LedgerHistory, LocalState, Participant};
 
 /// The first and the longest pause between two attempts to connect; each is drawn between zero and its bound.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -77,7 +77,7 @@ impl AgentConfig {
 pub enum AgentError {
     /// The server will not have this client.
     #[error("the server rejects this client: {0}")]
-    Rejected(Rejection),
+    Rejected(ConnectError),
     /// The server speaks another version of the protocol.
     #[error(transparent)]
     Version(CodecError),
@@ -95,7 +95,7 @@ pub enum AgentError {
 pub struct Agent {
     config: AgentConfig,
     identity: watch::Sender<Identity>,
-    workshop: Workshop,
+    runner: TaskRunner,
     ledger: Option<LedgerHistory>,
     /// What the participant knows, for the hello.
     capabilities: Capabilities,
@@ -114,7 +114,7 @@ impl Agent {
         let capabilities = participant.capabilities();
         let (audit, ledger) = (participant.audit().cloned(), participant.history().cloned());
         let participant = Arc::new(Mutex::new(participant));
-        let workshop = Workshop {
+        let runner = TaskRunner {
             participant,
             audit,
             broken: CancellationToken::new(),
@@ -127,7 +127,7 @@ impl Agent {
             up: config.upload_bytes_per_second.map(Pace::new),
             down: config.download_bytes_per_second.map(Pace::new),
         };
-        Self { config, identity: watch::Sender::new(identity), workshop, ledger, capabilities }
+        Self { config, identity: watch::Sender::new(identity), runner, ledger, capabilities }
     }
 
     /// Where a renewed identity goes: the next connection shows it.
@@ -138,22 +138,22 @@ impl Agent {
     /// Sends what happens to `events`. A full channel misses events; it never holds up the work.
     #[must_use]
     pub fn with_events(mut self, events: mpsc::Sender<AgentEvent>) -> Self {
-        self.workshop.events = Some(events);
+        self.runner.events = Some(events);
         self
     }
 
     /// Calls `keep` after every training that changed what stays at the site, on the thread that trained, so that it
     /// can be written to disk. [`Participant::restore_personal`] brings it back.
     #[must_use]
-    pub fn with_keeper(mut self, keep: impl Fn(&Personal) + Send + Sync + 'static) -> Self {
-        self.workshop.keeper = Some(Arc::new(keep));
+    pub fn with_keeper(mut self, keep: impl Fn(&LocalState) + Send + Sync + 'static) -> Self {
+        self.runner.keeper = Some(Arc::new(keep));
         self
     }
 
     /// Keeps answers in `outbox` until they are acknowledged, so that they outlive this program. Without one they are kept in memory.
     #[must_use]
     pub fn with_outbox(mut self, outbox: Outbox) -> Self {
-        self.workshop.outbox = Arc::new(Mutex::new(outbox));
+        self.runner.outbox = Arc::new(Mutex::new(outbox));
         self
     }
 
@@ -177,7 +177,7 @@ impl Agent {
                     has_connected = true;
                     let since = tokio::time::Instant::now();
                     let served = shutdown.run_until_cancelled(self.serve(&link)).await;
-                    if let Some(trouble) = self.workshop.unwritten() {
+                    if let Some(trouble) = self.runner.unwritten() {
                         link.leave().await;
                         return Err(AgentError::Unwritten(trouble));
                     }
@@ -187,7 +187,7 @@ impl Agent {
                         continue;
                     };
                     if let Some(rejection) = ended_for_good(&error) {
-                        self.workshop.note_the_end().await;
+                        self.runner.note_the_end().await;
                         return Err(AgentError::Rejected(rejection));
                     }
                     failures = if since.elapsed() < GOOD_LIFE { failures } else { 0 };
@@ -196,12 +196,12 @@ impl Agent {
             };
             let retry_in = pause(failures);
             failures += 1;
-            self.workshop.report(AgentEvent::Waiting { trouble, retry_in });
+            self.runner.report(AgentEvent::Waiting { trouble, retry_in });
             shutdown.run_until_cancelled(tokio::time::sleep(retry_in)).await;
         }
-        self.workshop.note_the_end().await;
+        self.runner.note_the_end().await;
         if has_connected {
-            self.workshop.report(AgentEvent::Left);
+            self.runner.report(AgentEvent::Left);
         }
         Ok(())
     }
@@ -210,7 +210,7 @@ impl Agent {
     /// under way.
     async fn serve(&self, link: &Link) -> Option<ConnectionError> {
         let leave = CancellationToken::new();
-        let work = self.workshop.serve(&link.connection, &leave);
+        let work = self.runner.serve(&link.connection, &leave);
         let better = async {
             if link.is_over_tcp() && self.config.transport == Transport::Auto {
                 self.wait_for_udp().await;
@@ -252,15 +252,15 @@ impl Agent {
             Ok((software, you)) => {
                 let (server, over_tcp) = (link.connection.remote_address(), link.is_over_tcp());
                 let place = if over_tcp { format!("{server} (TCP)") } else { server.to_string() };
-                self.workshop.note(AuditEvent::Connected { server: place, you: you.clone() }).await;
-                self.workshop.report(AgentEvent::Connected { server, over_tcp, software, you });
+                self.runner.note(AuditEvent::Connected { server: place, you: you.clone() }).await;
+                self.runner.report(AgentEvent::Connected { server, over_tcp, software, you });
                 Ok(link)
             }
             Err(GreetError::Rejected(rejection)) => {
-                if let Rejection::LedgerForked { known, answered } = &rejection {
+                if let ConnectError::LedgerForked { known, answered } = &rejection {
                     let known = LedgerHead { records: known.records, head: known.head };
                     let (server, answered) = (link.connection.remote_address().to_string(), *answered);
-                    self.workshop.note(AuditEvent::LedgerRefused { server, known, answered }).await;
+                    self.runner.note(AuditEvent::LedgerRefused { server, known, answered }).await;
                 }
                 Err(Attempt::Final(AgentError::Rejected(rejection)))
             }

@@ -162,7 +162,7 @@ impl Link {
             .collect();
         let began = Instant::now();
         let mut rest: VecDeque<Turn> = turns(dials.len(), transport).collect();
-        let (mut attempts, mut troubles) = (JoinSet::<Tried>::new(), Troubles::default());
+        let (mut attempts, mut troubles) = (JoinSet::<Tried>::new(), TaskErrors::default());
         loop {
             rest.retain(|turn| !troubles.rule_out(turn));
             if let Some(Turn { server, over_tcp, .. }) = rest.pop_front() {
@@ -209,13 +209,13 @@ impl Link {
 
 /// What went wrong, server by server.
 #[derive(Default)]
-struct Troubles {
+struct TaskErrors {
     met: Vec<(usize, ConnectError)>,
     /// Servers that have spoken: TCP would lead to the same words.
     spoken: BTreeSet<usize>,
 }
 
-impl Troubles {
+impl TaskErrors {
     fn add(&mut self, server: usize, error: ConnectError) {
         if matches!(error, ConnectError::Connection(_) | ConnectError::Address { .. }) {
             self.spoken.insert(server);

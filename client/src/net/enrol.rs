@@ -9,7 +9,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use protocol::wire::{CodecError, ENROL_ALPN, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind};
+use protocol::wire::{
+    CodecError, ENROL_ALPN, ENROL_MAX, EnrolRejection, EnrolReply, EnrolRequest, FrameKind,
+};
 use protocol::{Invite, Token, spoken};
 use quinn::{ConnectionError, TransportErrorCode};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -65,7 +67,7 @@ pub enum EnrolError {
     Frame(#[from] FrameError),
     /// The server refuses.
     #[error("{0}")]
-    Refused(EnrolRefusal),
+    Refused(EnrolRejection),
     /// An operator must approve first.
     #[error(
         "the operator has not approved this site yet: tell the operator by telephone that its key's phrase is \"{phrase}\", and \

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use protocol::{Decline, Refusal, StepId, TaskId};
+use protocol::{Decline, Rejection, StepId, TaskId};
 
 /// One step of an agent's life. Meant for a terminal or a log at the site: messages may name files and values of the
 /// site and are never sent.
@@ -77,7 +77,7 @@ pub enum AgentEvent {
         /// The task.
         task: TaskId,
         /// Its reason.
-        refusal: Refusal,
+        refusal: Rejection,
         /// What that means for the site.
         meaning: &'static str,
     },
@@ -100,26 +100,26 @@ pub enum AgentEvent {
 }
 
 /// What a refused answer means for the site.
-pub(super) fn meaning(refusal: Refusal) -> &'static str {
+pub(super) fn meaning(refusal: Rejection) -> &'static str {
     match refusal {
-        Refusal::Unsolicited => "the server did not ask this site; nothing to do",
-        Refusal::Stale => {
+        Rejection::Unsolicited => "the server did not ask this site; nothing to do",
+        Rejection::Stale => {
             "the round was over before the answer arrived; a faster machine or a later deadline helps"
         }
-        Refusal::Duplicate => "the server already has this site's answer; nothing to do",
-        Refusal::Malformed | Refusal::WrongKind | Refusal::WrongShape | Refusal::OutOfRange => {
+        Rejection::Duplicate => "the server already has this site's answer; nothing to do",
+        Rejection::Malformed | Rejection::WrongKind | Rejection::WrongShape | Rejection::OutOfRange => {
             "the server does not understand the answer; install the same release on both sides"
         }
-        Refusal::NormExceeded | Refusal::WrongWeight | Refusal::BadVote => {
+        Rejection::NormExceeded | Rejection::WrongWeight | Rejection::BadVote => {
             "the update breaks the plan's bounds; install the same release on both sides"
         }
-        Refusal::BadMetrics => "the metrics are not finite; check the site's data",
-        Refusal::Oversize => {
+        Rejection::BadMetrics => "the metrics are not finite; check the site's data",
+        Rejection::Oversize => {
             "the answer is larger than the plan allows; install the same release on both sides"
         }
-        Refusal::Truncated => "the line broke during the upload; the server may ask again",
-        Refusal::Quarantined => "the operator holds this site in quarantine; ask why",
-        Refusal::TooSlow => "the upload took longer than the server allows; check the line",
+        Rejection::Truncated => "the line broke during the upload; the server may ask again",
+        Rejection::Quarantined => "the operator holds this site in quarantine; ask why",
+        Rejection::TooSlow => "the upload took longer than the server allows; check the line",
     }
 }
 

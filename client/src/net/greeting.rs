@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use protocol::wire::{
-    ALPN_CAPABLE, CapableHello, CodecError, FrameKind, Greeting, Hello, LedgerClaim, LedgerProof,
-    REPLACED_MAX, Rejection, SMALL_MAX, encode,
+    ALPN_CAPABLE, CapableHello, CodecError, ConnectError, FrameKind, Greeting, Hello, LedgerClaim,
+    LedgerProof, REPLACED_MAX, SMALL_MAX, encode,
 };
 use protocol::{Capabilities, software_name};
 use quinn::crypto::rustls::HandshakeData;
@@ -20,7 +20,7 @@ const GREETING_MAX: Duration = Duration::from_secs(20);
 /// Why the server did not greet.
 pub(super) enum GreetError {
     /// It will not greet next time either.
-    Rejected(Rejection),
+    Rejected(ConnectError),
     /// It speaks another version.
     Version(CodecError),
     /// It may greet next time.
@@ -119,15 +119,15 @@ fn prove(ledger: &LedgerHistory, records: u64) -> LedgerProof {
 }
 
 /// Which rejections no waiting will heal.
-fn sort(rejection: Rejection) -> GreetError {
+fn sort(rejection: ConnectError) -> GreetError {
     match rejection {
-        Rejection::Version { .. }
-        | Rejection::NotAHello
-        | Rejection::NotASite
-        | Rejection::Revoked
-        | Rejection::LedgerForked { .. }
-        | Rejection::LedgerMissing => GreetError::Rejected(rejection),
-        Rejection::Superseded | Rejection::ShuttingDown | Rejection::Busy | Rejection::Late => {
+        ConnectError::Version { .. }
+        | ConnectError::NotAHello
+        | ConnectError::NotASite
+        | ConnectError::Revoked
+        | ConnectError::LedgerForked { .. }
+        | ConnectError::LedgerMissing => GreetError::Rejected(rejection),
+        ConnectError::Superseded | ConnectError::ShuttingDown | ConnectError::Busy | ConnectError::Late => {
             GreetError::Lost(rejection.to_string())
         }
     }
@@ -135,14 +135,15 @@ fn sort(rejection: Rejection) -> GreetError {
 
 /// A rejection that came as the text of the close, because the close overtook the greeting.
 fn rejection(text: &str) -> GreetError {
-    let fixed = [Rejection::NotASite, Rejection::NotAHello, Rejection::Revoked, Rejection::LedgerMissing]
-        .into_iter()
-        .find(|known| known.to_string() == text);
+    let fixed =
+        [ConnectError::NotASite, ConnectError::NotAHello, ConnectError::Revoked, ConnectError::LedgerMissing]
+            .into_iter()
+            .find(|known| known.to_string() == text);
     fixed.map_or_else(|| GreetError::Lost(text.to_owned()), GreetError::Rejected)
 }
 
 /// Why the server has closed a connection, where no other one will do better.
-pub(super) fn ended_for_good(error: &ConnectionError) -> Option<Rejection> {
+pub(super) fn ended_for_good(error: &ConnectionError) -> Option<ConnectError> {
     let ConnectionError::ApplicationClosed(close) = error else { return None };
     match rejection(&String::from_utf8_lossy(&close.reason)) {
         GreetError::Rejected(rejection) => Some(rejection),

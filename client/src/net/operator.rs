@@ -4,7 +4,8 @@
 //! operator may do is the server's to decide.
 
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, CodecError, FrameKind, ModelChoice, ModelLine, Rejection, RunSummary,
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, FrameKind, ModelChoice, ModelLine,
+    RunSummary,
 };
 use protocol::{Layout, Parameters, RunId, Standardiser};
 use quinn::{ConnectionError, RecvStream};
@@ -178,7 +179,7 @@ impl OperatorClient {
         match self.link.connection.close_reason() {
             None | Some(ConnectionError::LocallyClosed) => OperatorError::Frame(error),
             Some(ConnectionError::ApplicationClosed(close))
-                if close.reason == Rejection::NotAHello.to_string().as_bytes() =>
+                if close.reason == ConnectError::NotAHello.to_string().as_bytes() =>
             {
                 OperatorError::NotAnOperator
             }

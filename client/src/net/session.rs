@@ -12,7 +12,7 @@ use privacy::chain;
 use protocol::wire::{
     AnswerBody, AnswerHeader, FrameKind, Notice, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported,
 };
-use protocol::{Answer, Decline, Refusal, RunId, Seed, Stop, Task, TaskId, UPDATE, UpdateCodec, Work};
+use protocol::{Answer, Decline, Rejection, RunId, Seed, Stop, Task, TaskId, UPDATE, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use rand::TryRngCore;
 use tokio::sync::mpsc;
@@ -26,7 +26,7 @@ use super::outbox::{self, Outbox, Packed, Unusable};
 use super::pace::Pace;
 use super::values::{read_block, read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
-use crate::{LedgerHead, LedgerHistory, Participant, Personal, Trouble, answer};
+use crate::{LedgerHead, LedgerHistory, LocalState, Participant, TaskError, answer};
 
 /// How long the server may take to acknowledge an answer that it has read.
 const RECEIPT_MAX: Duration = Duration::from_secs(120);
@@ -34,11 +34,11 @@ const RECEIPT_MAX: Duration = Duration::from_secs(120);
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
 /// Takes what a participant keeps to wherever the shell wants it.
-pub(super) type Keeper = Arc<dyn Fn(&Personal) + Send + Sync>;
+pub(super) type Keeper = Arc<dyn Fn(&LocalState) + Send + Sync>;
 
 /// Where tasks are done, whatever connection they come over.
 #[derive(Clone)]
-pub(super) struct Workshop {
+pub(super) struct TaskRunner {
     pub(super) participant: Arc<Mutex<Participant>>,
     pub(super) audit: Option<Audit>,
     /// Set once the site's books can be kept no longer.
@@ -124,7 +124,7 @@ impl From<FrameError> for Abandoned {
     }
 }
 
-impl Workshop {
+impl TaskRunner {
     /// Tells the log and whoever listens. A listener that does not keep up misses events; the work goes on.
     pub(super) fn report(&self, event: AgentEvent) {
         match &event {
@@ -161,8 +161,8 @@ impl Workshop {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
-                        let (workshop, newest) = (self.clone(), newest.clone());
-                        tasks.spawn(workshop.attend(TaskStream { send, recv, is_capable }, newest));
+                        let (runner, newest) = (self.clone(), newest.clone());
+                        tasks.spawn(runner.attend(TaskStream { send, recv, is_capable }, newest));
                     }
                     Err(error) => return Some(error),
                 },
@@ -204,7 +204,7 @@ impl Workshop {
             Opening::Task(header) => *header,
             Opening::Unread { task, why } => {
                 *id = Some(task.id);
-                let trouble = Trouble::open(Decline::Unsupported, why);
+                let trouble = TaskError::open(Decline::Unsupported, why);
                 return self.decline_unread(task.id, trouble, stream).await;
             }
             Opening::Unknown { kind } => return self.answer_unsupported(kind, stream).await,
@@ -232,7 +232,7 @@ impl Workshop {
         let delivered = self.deliver(task, ready, stream).await;
         match &delivered {
             // Whoever did not hear all of it may ask once more; so may a server whose line was lost.
-            Ok(Receipt::Refused(Refusal::Truncated)) => {}
+            Ok(Receipt::Refused(Rejection::Truncated)) => {}
             Ok(_) | Err(Abandoned::Unwanted) => self.forget_answer(task).await,
             Err(_) => {}
         }
@@ -290,13 +290,13 @@ impl Workshop {
         written.map_err(|error| Abandoned::Unwritten(error.to_string()))
     }
 
-    fn report_declined(&self, task: TaskId, trouble: &Trouble) {
+    fn report_declined(&self, task: TaskId, trouble: &TaskError) {
         let message = trouble.message.clone();
         self.report(AgentEvent::Declined { task, reason: trouble.reason, message });
     }
 
     /// The number of values that will be read, when the site allows as many.
-    fn check_size(&self, header: &TaskHeader) -> Result<usize, Trouble> {
+    fn check_size(&self, header: &TaskHeader) -> Result<usize, TaskError> {
         let bytes = header.payload_bytes();
         let fits = bytes.is_some_and(|bytes| bytes <= self.model_bytes_max);
         usize::try_from(header.model_len).ok().filter(|_| fits).ok_or_else(|| {
@@ -305,7 +305,7 @@ impl Workshop {
                 "the task carries {announced} of values; this site allows {} bytes (model_bytes_max)",
                 self.model_bytes_max
             );
-            Trouble::open(Decline::Unsupported, message)
+            TaskError::open(Decline::Unsupported, message)
         })
     }
 
@@ -325,7 +325,7 @@ impl Workshop {
     async fn decline_unread(
         &self,
         task: TaskId,
-        trouble: Trouble,
+        trouble: TaskError,
         stream: &mut TaskStream,
     ) -> Result<(), Abandoned> {
         self.report_declined(task, &trouble);
@@ -344,7 +344,7 @@ impl Workshop {
         len: usize,
         stop: &Stop,
         stream: &mut TaskStream,
-    ) -> Result<Result<Ready, Trouble>, Abandoned> {
+    ) -> Result<Result<Ready, TaskError>, Abandoned> {
         let spare = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         let model = read_model(&mut stream.recv, len, spare, self.down.as_ref()).await?;
         let mut values = Vec::new();
@@ -362,7 +362,7 @@ impl Workshop {
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        Ok(Err(Trouble::open(Decline::Unsupported, unread)))
+        Ok(Err(TaskError::open(Decline::Unsupported, unread)))
     }
 
     /// Does the task on a thread of its own, and stops it when the server gives up the stream.
@@ -371,11 +371,11 @@ impl Workshop {
         task: Task,
         stop: &Stop,
         stream: &mut TaskStream,
-    ) -> Result<Result<Ready, Trouble>, Abandoned> {
-        let (workshop, asked, is_capable) = (self.clone(), stop.clone(), stream.is_capable);
+    ) -> Result<Result<Ready, TaskError>, Abandoned> {
+        let (runner, asked, is_capable) = (self.clone(), stop.clone(), stream.is_capable);
         let mut job = tokio::task::spawn_blocking(move || {
-            let attempted = workshop.attempt(&task, &asked, is_capable);
-            workshop.keep_memory(task);
+            let attempted = runner.attempt(&task, &asked, is_capable);
+            runner.keep_memory(task);
             attempted
         });
         let unwanted = async {
@@ -386,7 +386,7 @@ impl Workshop {
         };
         tokio::select! {
             done = &mut job => Ok(done.unwrap_or_else(|error| {
-                Err(Trouble::open(Decline::Failed, format!("the work ended without a result: {error}")))
+                Err(TaskError::open(Decline::Failed, format!("the work ended without a result: {error}")))
             })),
             () = unwanted => {
                 stop.stop();
@@ -405,10 +405,10 @@ impl Workshop {
 
     /// What is to be sent: the answer that is kept for the task, or one that is computed now and kept before anything of it leaves. Kept it is
     /// on this thread, so that an answer whose connection ended meanwhile is not lost.
-    fn attempt(&self, task: &Task, stop: &Stop, is_capable: bool) -> Result<Ready, Trouble> {
+    fn attempt(&self, task: &Task, stop: &Stop, is_capable: bool) -> Result<Ready, TaskError> {
         let mut bytes = [0; 32];
         rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(|error| {
-            Trouble::open(Decline::Failed, format!("the operating system gives no entropy: {error}"))
+            TaskError::open(Decline::Failed, format!("the operating system gives no entropy: {error}"))
         })?;
         let mut participant = self.participant.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(answer) = self.kept_answer(task, is_capable) {
@@ -530,7 +530,7 @@ async fn given_up(recv: &mut RecvStream) {
     }
 }
 
-impl std::fmt::Debug for Workshop {
+impl std::fmt::Debug for TaskRunner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Workshop").field("model_bytes_max", &self.model_bytes_max).finish_non_exhaustive()
     }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::wire::{
-    AdminReply, AdminRequest, FrameKind, Greeting, HEADER_MAX, Receipt, Rejection, RunState, RunSummary,
+    AdminReply, AdminRequest, ConnectError, FrameKind, Greeting, HEADER_MAX, Receipt, RunState, RunSummary,
     TaskHeader, WorkHeader, encode,
 };
-use protocol::{Decline, Layout, Outcome, Parameters, Refusal, RunId, Stop, Work};
+use protocol::{Decline, Layout, Outcome, Parameters, Rejection, RunId, Stop, Work};
 use quinn::ConnectionError;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -22,7 +22,7 @@ use self::stage::{Authority, Stage, acknowledge, read_answer, send_task};
 use super::frames::{read_frame, write_frame};
 use super::*;
 use crate::participant::tests::{Mood, Toy, entropy, participant, spec, task, train};
-use crate::{Participant, Personal};
+use crate::{LocalState, Participant};
 
 /// An agent at work, and what it tells.
 struct Running {
@@ -98,9 +98,9 @@ fn an_update_over_quic_has_the_bits_of_the_same_task_done_at_home() {
         let count = task(0, Work::Statistics { names: spec().statistics() });
         let (mut send, mut recv) = send_task(&connection, &count).await;
         assert_eq!(read_answer(&mut recv).await.outcome.words().map(<[i64]>::len), Some(12));
-        acknowledge(&mut send, Receipt::Refused(Refusal::Stale)).await;
+        acknowledge(&mut send, Receipt::Refused(Rejection::Stale)).await;
         let refused = |event: &AgentEvent| match event {
-            AgentEvent::Refused { refusal: Refusal::Stale, meaning, .. } => Some(*meaning),
+            AgentEvent::Refused { refusal: Rejection::Stale, meaning, .. } => Some(*meaning),
             _ => None,
         };
         assert!(agent.until(refused).await.contains("round was over"));
@@ -141,7 +141,7 @@ fn a_dropped_agent_comes_back_and_works_on() {
         for _ in 0..2 {
             let connection = server.welcome().await;
             agent.until(|event| matches!(event, AgentEvent::Connected { .. }).then_some(())).await;
-            connection.close(9u32.into(), Rejection::ShuttingDown.to_string().as_bytes());
+            connection.close(9u32.into(), ConnectError::ShuttingDown.to_string().as_bytes());
             assert_eq!(agent.trouble().await, "the server is shutting down");
         }
         let connection = server.welcome().await;
@@ -192,13 +192,13 @@ fn a_client_that_is_no_site_gives_up_and_one_that_was_superseded_does_not() {
         let server = authority.server();
         let mut agent = Running::start(well(), authority.identity("north"), &server);
         let (_first, mut send) = server.hear().await;
-        let superseded = Greeting::Rejected(Rejection::Superseded);
+        let superseded = Greeting::Rejected(ConnectError::Superseded);
         write_frame(&mut send, FrameKind::Greeting, &superseded).await.unwrap();
         assert!(agent.trouble().await.contains("connected again"));
         let (second, _send) = server.hear().await;
-        second.close(1u32.into(), Rejection::NotASite.to_string().as_bytes());
+        second.close(1u32.into(), ConnectError::NotASite.to_string().as_bytes());
         let error = agent.done.await.unwrap().unwrap_err();
-        assert!(matches!(error, AgentError::Rejected(Rejection::NotASite)), "{error}");
+        assert!(matches!(error, AgentError::Rejected(ConnectError::NotASite)), "{error}");
     });
 }
 
@@ -209,7 +209,7 @@ fn a_server_of_another_version_ends_the_agent_with_both_versions_named() {
         let server = authority.server();
         let agent = Running::start(well(), authority.identity("north"), &server);
         let (_connection, mut send) = server.hear().await;
-        let mut frame = encode(FrameKind::Greeting, &Greeting::Rejected(Rejection::Busy));
+        let mut frame = encode(FrameKind::Greeting, &Greeting::Rejected(ConnectError::Busy));
         frame[4] = 9;
         send.write_all(&frame).await.unwrap();
         let error = agent.done.await.unwrap().unwrap_err().to_string();
@@ -357,7 +357,7 @@ fn what_stays_at_the_site_is_given_to_the_keeper() {
     play(async {
         let authority = Authority::new();
         let server = authority.server();
-        let (keep, mut kept) = mpsc::channel::<Personal>(4);
+        let (keep, mut kept) = mpsc::channel::<LocalState>(4);
         let site = participant(&["head"], Mood::Well);
         let config = AgentConfig::new(server.address());
         let agent = Agent::new(site, authority.identity("north"), config);
@@ -434,11 +434,11 @@ fn a_sites_certificate_is_not_an_operators() {
         let serving = tokio::spawn(async move {
             let first = server.accept().await.unwrap();
             let (mut send, _recv) = first.accept_bi().await.unwrap();
-            let rejected = Greeting::Rejected(Rejection::NotAHello);
+            let rejected = Greeting::Rejected(ConnectError::NotAHello);
             write_frame(&mut send, FrameKind::Greeting, &rejected).await.unwrap();
             let second = server.accept().await.unwrap();
             let _streams = second.accept_bi().await.unwrap();
-            second.close(1u32.into(), Rejection::NotAHello.to_string().as_bytes());
+            second.close(1u32.into(), ConnectError::NotAHello.to_string().as_bytes());
             first.closed().await;
         });
         let identity = authority.identity("north");

@@ -14,13 +14,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use privacy::noise::NoiseSource;
-use privacy::{Encoded, Lattice, Permit, Tally};
+use privacy::{Encoded, Lattice, Permit, Statistics};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, LentPermit, LocalPrivacy, MethodWork, Metrics, Outcome,
     Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
 };
 
-use super::{Lent, Trouble};
+use super::{Lent, TaskError};
 use crate::guard::Guard;
 use crate::ledger::pay_without_memory;
 use crate::methods::{MethodSite, SiteMethod, SiteMethods};
@@ -31,12 +31,12 @@ use crate::policy::SiteFacts;
 ///
 /// # Errors
 /// When this program does not know it.
-fn known<'a>(methods: &'a SiteMethods, work: &MethodWork) -> Result<&'a Arc<dyn SiteMethod>, Trouble> {
+fn known<'a>(methods: &'a SiteMethods, work: &MethodWork) -> Result<&'a Arc<dyn SiteMethod>, TaskError> {
     methods.get(work).ok_or_else(|| {
         let MethodWork { method, version, .. } = work;
         let message =
             format!("this site's software does not know the method `{method}` in version {version}");
-        Trouble::open(Decline::Unsupported, message)
+        TaskError::open(Decline::Unsupported, message)
     })
 }
 
@@ -49,14 +49,14 @@ pub(super) struct TaskExecution<'a> {
     /// Whether the learner is ready for the task's spec.
     pub(super) prepared: bool,
     /// What went wrong and was answered all the same.
-    pub(super) complaint: Option<Trouble>,
+    pub(super) complaint: Option<TaskError>,
 }
 
 /// What came of a task.
 pub(super) struct Attempt {
-    pub(super) outcome: Result<Outcome, Trouble>,
+    pub(super) outcome: Result<Outcome, TaskError>,
     /// For the site's own log; nothing of it may leave.
-    pub(super) complaint: Option<Trouble>,
+    pub(super) complaint: Option<TaskError>,
     /// Whether the learner is ready for another task of the same spec.
     pub(super) prepared: bool,
 }
@@ -81,9 +81,9 @@ impl TaskExecution<'_> {
         Attempt { outcome, complaint: self.complaint, prepared }
     }
 
-    fn work(&mut self, entropy: Seed) -> Result<Outcome, Trouble> {
+    fn work(&mut self, entropy: Seed) -> Result<Outcome, TaskError> {
         if self.stop.is_stopped() {
-            return Err(Trouble::stopped());
+            return Err(TaskError::stopped());
         }
         self.judge()?;
         if matches!(self.task.work, Work::Evaluate { .. }) && !self.tells_metrics() {
@@ -98,7 +98,7 @@ impl TaskExecution<'_> {
         let mut leave = guard.reserve(self.task, ready.releases)?;
         if self.stop.is_stopped() {
             guard.give_back(self.task, leave)?;
-            return Err(Trouble::stopped());
+            return Err(TaskError::stopped());
         }
         let permit = leave.take_permit();
         let outcome = self.perform(entropy, ready, permit);
@@ -109,9 +109,9 @@ impl TaskExecution<'_> {
     }
 
     /// Judges the task before the learner is asked anything but how large the model is.
-    fn judge(&mut self) -> Result<(), Trouble> {
+    fn judge(&mut self) -> Result<(), TaskError> {
         if self.guard.is_none() {
-            return self.task.check_numbers().map_err(Trouble::from);
+            return self.task.check_numbers().map_err(TaskError::from);
         }
         let facts = self.facts()?;
         self.guard.as_ref().map_or(Ok(()), |guard| guard.judge(self.task, &facts))
@@ -119,16 +119,16 @@ impl TaskExecution<'_> {
 
     /// Judges a task whose answer was computed and paid for before.
     #[cfg(feature = "net")]
-    pub(super) fn judge_again(mut self) -> Result<(), Trouble> {
+    pub(super) fn judge_again(mut self) -> Result<(), TaskError> {
         if self.guard.is_none() {
-            return self.task.check_numbers().map_err(Trouble::from);
+            return self.task.check_numbers().map_err(TaskError::from);
         }
         let facts = self.facts()?;
         self.guard.as_ref().map_or(Ok(()), |guard| guard.judge_again(self.task, &facts))
     }
 
     /// What is known of the site outside of it.
-    fn facts(&mut self) -> Result<SiteFacts, Trouble> {
+    fn facts(&mut self) -> Result<SiteFacts, TaskError> {
         self.caught(|this| {
             let sent = this.task.work.model().map_or(0, |model| model.len()) as u64;
             let counted = this.lent.learner.parameter_count(&this.task.spec).unwrap_or(0);
@@ -144,7 +144,7 @@ impl TaskExecution<'_> {
     }
 
     /// Answers an evaluation of which nothing may be told, without touching a record.
-    fn tell_nothing(&mut self) -> Result<Outcome, Trouble> {
+    fn tell_nothing(&mut self) -> Result<Outcome, TaskError> {
         let nothing = Ok(Outcome::evaluated(Metrics::default()));
         match self.guard.as_mut() {
             Some(guard) => {
@@ -156,7 +156,7 @@ impl TaskExecution<'_> {
     }
 
     /// Makes everything ready that needs no record.
-    fn get_ready(&mut self, entropy: Seed) -> Result<Ready, Trouble> {
+    fn get_ready(&mut self, entropy: Seed) -> Result<Ready, TaskError> {
         let (id, spec) = (self.task.id, &self.task.spec);
         if !self.prepared {
             self.lent.learner.prepare(spec)?;
@@ -181,7 +181,7 @@ impl TaskExecution<'_> {
                     (norm_max.unwrap_or(spec.update.norm_max), self.lent.learner.layout().shared_lengths());
                 let lattice = spec.lattice_within(norm_max, &tensors);
                 let lattice =
-                    lattice.map_err(|error| Trouble::open(Decline::Unsupported, error.to_string()))?;
+                    lattice.map_err(|error| TaskError::open(Decline::Unsupported, error.to_string()))?;
                 Ok(Ready { releases, full, lattice: Some(lattice), ..ready })
             }
         }
@@ -202,17 +202,17 @@ impl TaskExecution<'_> {
                  layers begin anew",
                 origin.run
             );
-            self.complaint = Some(Trouble::private(Decline::Data, message));
+            self.complaint = Some(TaskError::private(Decline::Data, message));
         }
     }
 
     /// What a training will release of single records: from the plan and what is known of their number.
-    fn releases(&mut self, records: RecordCount) -> Result<Option<ExampleReleases>, Trouble> {
+    fn releases(&mut self, records: RecordCount) -> Result<Option<ExampleReleases>, TaskError> {
         let spec = &self.task.spec;
         if spec.privacy.examples.is_none() {
             return Ok(None);
         }
-        let unsupported = |message: &str| Trouble::open(Decline::Unsupported, message.to_owned());
+        let unsupported = |message: &str| TaskError::open(Decline::Unsupported, message.to_owned());
         if records == RecordCount::Hidden {
             if spec.training.batch_size == 0 {
                 return Err(unsupported(
@@ -235,14 +235,14 @@ impl TaskExecution<'_> {
     }
 
     /// What a client without books may release: it keeps the plan's budgets as if it had trained in every round before.
-    fn permit_without_guard(&self, releases: Option<ExampleReleases>) -> Result<Option<Permit>, Trouble> {
+    fn permit_without_guard(&self, releases: Option<ExampleReleases>) -> Result<Option<Permit>, TaskError> {
         let Work::Train { .. } = self.task.work else { return Ok(None) };
         let paid = pay_without_memory(self.task, releases);
-        paid.map_err(|error| Trouble::private(error.reason(), error.to_string()))
+        paid.map_err(|error| TaskError::private(error.reason(), error.to_string()))
     }
 
     /// Works on the records.
-    fn perform(&mut self, entropy: Seed, ready: Ready, permit: Option<Permit>) -> Result<Outcome, Trouble> {
+    fn perform(&mut self, entropy: Seed, ready: Ready, permit: Option<Permit>) -> Result<Outcome, TaskError> {
         let Ready { full, lattice, records, .. } = ready;
         let done = self.caught(|this| match &this.task.work {
             Work::Statistics { names } => this.count(names),
@@ -255,7 +255,7 @@ impl TaskExecution<'_> {
             }
         });
         if self.stop.is_stopped() {
-            return Err(Trouble::stopped());
+            return Err(TaskError::stopped());
         }
         match done {
             Err(trouble) if self.task.spec.privacy.holds_against_server() => {
@@ -268,8 +268,8 @@ impl TaskExecution<'_> {
     }
 
     /// What is answered when the work has failed and nobody may see that a record made it fail.
-    fn answer_all_the_same(&mut self, lattice: Option<&Lattice>) -> Result<Outcome, Trouble> {
-        let fixed = || Trouble::private(Decline::Failed, "the task failed; the complaint says how".into());
+    fn answer_all_the_same(&mut self, lattice: Option<&Lattice>) -> Result<Outcome, TaskError> {
+        let fixed = || TaskError::private(Decline::Failed, "the task failed; the complaint says how".into());
         match (&self.task.work, &self.task.spec.privacy.local, lattice) {
             (Work::Train { model, .. }, Some(_), Some(lattice)) => {
                 let unchanged = self.lent.memory.copy(model.values());
@@ -282,16 +282,16 @@ impl TaskExecution<'_> {
     }
 
     /// Does `work`; a panic of the learner is trouble like any other.
-    fn caught<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Trouble>) -> Result<T, Trouble> {
+    fn caught<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, TaskError>) -> Result<T, TaskError> {
         catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            Err(Trouble::private(Decline::Failed, format!("the learner panicked: {text}")))
+            Err(TaskError::private(Decline::Failed, format!("the learner panicked: {text}")))
         })
     }
 
     /// Does a method's work, from the state that it kept at this site.
-    fn contribute(&mut self, work: &MethodWork, entropy: Seed) -> Result<Outcome, Trouble> {
+    fn contribute(&mut self, work: &MethodWork, entropy: Seed) -> Result<Outcome, TaskError> {
         let (id, origin) = (self.task.id, self.origin());
         let method = Arc::clone(known(self.lent.methods, work)?);
         let seed = self.task.seed.unwrap_or(entropy);
@@ -323,7 +323,7 @@ impl TaskExecution<'_> {
         scale: f64,
         entropy: Seed,
         permit: Option<Permit>,
-    ) -> Result<(Vec<f32>, Metrics), Trouble> {
+    ) -> Result<(Vec<f32>, Metrics), TaskError> {
         let id = self.task.id;
         let order = TrainOrder {
             round: id.round,
@@ -337,17 +337,17 @@ impl TaskExecution<'_> {
         };
         let metrics = self.lent.learner.train(&mut full, &order, self.stop)?;
         if let Some(complaint) = self.lent.learner.take_complaint() {
-            self.complaint = Some(Trouble::private(Decline::Data, complaint));
+            self.complaint = Some(TaskError::private(Decline::Data, complaint));
         }
         if self.stop.is_stopped() {
-            return Err(Trouble::stopped());
+            return Err(TaskError::stopped());
         }
         if self.task.spec.privacy.holds_against_server() {
             return Ok((full, metrics));
         }
         self.check_metrics(&metrics)?;
         if metrics.examples == 0 {
-            return Err(Trouble::open(Decline::Data, "the site has no training examples".into()));
+            return Err(TaskError::open(Decline::Data, "the site has no training examples".into()));
         }
         Ok((full, metrics))
     }
@@ -360,7 +360,7 @@ impl TaskExecution<'_> {
         full: Vec<f32>,
         measured: (Metrics, RecordCount),
         entropy: Seed,
-    ) -> Result<Outcome, Trouble> {
+    ) -> Result<Outcome, TaskError> {
         let id = self.task.id;
         let layout = self.lent.learner.layout();
         let kept = layout.has_personal().then(|| gather_personal(layout, &full));
@@ -401,14 +401,14 @@ impl TaskExecution<'_> {
         }
     }
 
-    fn evaluate(&mut self, full: &[f32]) -> Result<Outcome, Trouble> {
+    fn evaluate(&mut self, full: &[f32]) -> Result<Outcome, TaskError> {
         let order = EvaluateOrder { standardiser: self.task.standardiser.clone() };
         let metrics = self.lent.learner.evaluate(full, &order, self.stop)?;
         self.check_metrics(&metrics)?;
         Ok(Outcome::evaluated(self.visible(metrics)))
     }
 
-    fn count(&mut self, names: &[String]) -> Result<Outcome, Trouble> {
+    fn count(&mut self, names: &[String]) -> Result<Outcome, TaskError> {
         let statistics = self.lent.learner.statistics()?;
         if !statistics.iter().map(|statistic| &statistic.name).eq(names) {
             let message = format!(
@@ -417,9 +417,9 @@ impl TaskExecution<'_> {
                 names.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", "),
                 statistics.len(),
             );
-            return Err(Trouble::open(Decline::Unsupported, message));
+            return Err(TaskError::open(Decline::Unsupported, message));
         }
-        let tally = Tally::encode(statistics.iter().map(|statistic| &statistic.value));
+        let tally = Statistics::encode(statistics.iter().map(|statistic| &statistic.value));
         Ok(Outcome::counted(tally.into_words()))
     }
 
@@ -429,7 +429,7 @@ impl TaskExecution<'_> {
         model: &Parameters,
         kept: Option<Vec<f32>>,
         entropy: Seed,
-    ) -> Result<Vec<f32>, Trouble> {
+    ) -> Result<Vec<f32>, TaskError> {
         let layout = self.lent.learner.layout();
         if model.len() != layout.shared_len() {
             let message = format!(
@@ -437,7 +437,7 @@ impl TaskExecution<'_> {
                 model.len(),
                 layout.shared_len(),
             );
-            return Err(Trouble::open(Decline::Unsupported, message));
+            return Err(TaskError::open(Decline::Unsupported, message));
         }
         if !layout.has_personal() {
             return Ok(self.lent.memory.copy(model.values()));
@@ -460,13 +460,13 @@ impl TaskExecution<'_> {
         if !fits {
             let message =
                 "the personal part has another length than the layout; forget what is kept of this run";
-            return Err(Trouble::open(Decline::Failed, message.into()));
+            return Err(TaskError::open(Decline::Failed, message.into()));
         }
         self.lent.learner.layout().scatter_shared(model.values(), &mut full);
         Ok(full)
     }
 
-    fn check_metrics(&self, metrics: &Metrics) -> Result<(), Trouble> {
+    fn check_metrics(&self, metrics: &Metrics) -> Result<(), TaskError> {
         if metrics.is_sound() {
             return Ok(());
         }
@@ -474,7 +474,7 @@ impl TaskExecution<'_> {
             "the metrics of the {} are not finite or out of range (loss {}); lower the learning rate or check the data",
             self.task.id, metrics.loss
         );
-        Err(Trouble::private(Decline::NotFinite, message))
+        Err(TaskError::private(Decline::NotFinite, message))
     }
 
     /// Takes the difference to the model, clips and rounds it to the round's lattice, compresses it as the plan says, and noises
@@ -486,9 +486,9 @@ impl TaskExecution<'_> {
         lattice: &Lattice,
         (metrics, records): (Metrics, RecordCount),
         entropy: Seed,
-    ) -> Result<(Outcome, Option<Vec<f32>>), Trouble> {
+    ) -> Result<(Outcome, Option<Vec<f32>>), TaskError> {
         let (id, spec) = (self.task.id, &self.task.spec);
-        let unsupported = |error: String| Trouble::open(Decline::Unsupported, error);
+        let unsupported = |error: String| TaskError::open(Decline::Unsupported, error);
         let clipped = match self.lent.personal.residual(&self.origin(), id.round) {
             Some(left_out) if spec.update.codec.is_lossy() => {
                 lattice.clip(difference(trained, model, left_out))
@@ -515,8 +515,8 @@ impl TaskExecution<'_> {
     }
 }
 
-fn unready() -> Trouble {
-    Trouble::open(Decline::Failed, "a training was begun without its lattice".into())
+fn unready() -> TaskError {
+    TaskError::open(Decline::Failed, "a training was begun without its lattice".into())
 }
 
 /// What training changed, and what earlier updates left out, in the memory of `trained`.
@@ -527,17 +527,17 @@ fn difference(mut trained: Vec<f32>, model: &Parameters, left_out: &[f32]) -> Ve
     trained
 }
 
-fn check_finite(full: &[f32], model: &Parameters) -> Result<(), Trouble> {
+fn check_finite(full: &[f32], model: &Parameters) -> Result<(), TaskError> {
     full.iter().position(|value| !value.is_finite()).map_or(Ok(()), |index| Err(not_finite(index, model)))
 }
 
-fn not_finite(index: usize, model: &Parameters) -> Trouble {
+fn not_finite(index: usize, model: &Parameters) -> TaskError {
     let message = if model.values().iter().all(|value| value.is_finite()) {
         format!("training made parameter {index} not finite; lower the learning rate or check the data")
     } else {
         "the model that the server sent is not finite".into()
     };
-    Trouble::open(Decline::NotFinite, message)
+    TaskError::open(Decline::NotFinite, message)
 }
 
 /// The points that the plan's codec can say, and what they leave out, in units of the parameters.
@@ -555,9 +555,9 @@ fn compress(spec: &Spec, update: Encoded, seed: impl FnOnce() -> Seed) -> (Encod
 }
 
 /// Noise that nobody else knows: not even a rehearsal's seed gives it.
-fn noised(update: Encoded, local: &LocalPrivacy) -> Result<Vec<i32>, Trouble> {
-    let failed = |error: String| Trouble::open(Decline::Failed, error);
+fn noised(update: Encoded, local: &LocalPrivacy) -> Result<Vec<i32>, TaskError> {
+    let failed = |error: String| TaskError::open(Decline::Failed, error);
     let source = NoiseSource::from_entropy().map_err(|error| failed(error.to_string()))?;
     let noised = update.noise(local.noise_multiplier.value(), source);
-    noised.map_err(|error| Trouble::open(Decline::Unsupported, error.to_string()))
+    noised.map_err(|error| TaskError::open(Decline::Unsupported, error.to_string()))
 }

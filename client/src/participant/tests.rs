@@ -317,7 +317,7 @@ fn no_server_carries_what_was_made_without_noise_into_a_run_that_hides_records()
 #[test]
 fn a_personal_part_that_does_not_fit_is_named() {
     let mut site = participant(&["head"], Mood::Well);
-    let mut wrong = Personal::default();
+    let mut wrong = LocalState::default();
     wrong.keep(&origin(&train(2, 2)), Round(1), vec![0.0; 9]);
     site.restore_personal(wrong);
     let trouble = site.attempt(&train(2, 2), entropy(), &Stop::default()).unwrap_err();
@@ -424,7 +424,7 @@ fn the_operator_is_not_told_what_the_sites_log_is_told() {
 #[test]
 fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
     let mut toy = Toy::new(&[], Mood::Panics);
-    let (mut personal, mut memory) = (Personal::default(), Memory::default());
+    let (mut personal, mut memory) = (LocalState::default(), Memory::default());
     let id = ClientId::new("north").unwrap();
     let stop = Stop::default();
     let methods = SiteMethods::default();

@@ -24,7 +24,7 @@ use rand::RngCore;
 
 use super::NoiseOf;
 use super::engine::Engine;
-use super::steps::{Tally, check_stop};
+use super::steps::{RunningMetrics, check_stop};
 use crate::View;
 
 /// Trains the resident model in place, as [`ExampleReleases`] says. The tally is of the records as they are: it is outside the
@@ -39,7 +39,7 @@ pub(super) fn train(
     order: &TrainOrder,
     noise: NoiseOf,
     stop: &Stop,
-) -> Result<Tally, LearnError> {
+) -> Result<RunningMetrics, LearnError> {
     let Records { engine, data, spec } = records;
     let guarantee = spec.privacy.examples.as_ref().ok_or_else(unpaid)?;
     let mut permit = order.permit.as_ref().ok_or_else(unpaid)?.lock();
@@ -47,7 +47,7 @@ pub(super) fn train(
     engine.begin(&unclipped(spec), order.learning_rate_scale)?;
     let mut batch = Batch::new(guarantee, dimension)?;
     let mut coins = Coins::new(releases.sampling_rate, order.seed);
-    let mut tally = Tally::new(spec.loss());
+    let mut tally = RunningMetrics::new(spec.loss());
     let mut mean = vec![0.0; dimension];
     for step in 0..releases.steps {
         let seed = order.seed.derive(Purpose::Train, Round(step as u32), None);
@@ -182,7 +182,7 @@ impl Batch {
         engine: &mut dyn Engine,
         data: &View,
         chance: &mut Chance<'_>,
-        tally: &mut Tally,
+        tally: &mut RunningMetrics,
         stop: &Stop,
     ) -> Result<Sum, LearnError> {
         let mut sum = Sum::new(&self.lattice);

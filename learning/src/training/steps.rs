@@ -11,13 +11,13 @@ use crate::model::Mode;
 const EVALUATION_BATCH: usize = 64;
 
 /// Sums over the samples seen.
-pub(super) struct Tally {
+pub(super) struct RunningMetrics {
     loss: f64,
     correct: Option<u64>,
     samples: u64,
 }
 
-impl Tally {
+impl RunningMetrics {
     pub(super) fn new(kind: Loss) -> Self {
         let classes = matches!(kind, Loss::CrossEntropy | Loss::BinaryCrossEntropy);
         Self { loss: 0.0, correct: classes.then_some(0), samples: 0 }
@@ -47,14 +47,14 @@ pub(super) fn train(
     data: &View,
     order: &TrainOrder,
     stop: &Stop,
-) -> Result<Tally, LearnError> {
+) -> Result<RunningMetrics, LearnError> {
     let training = &spec.training;
     engine.begin(spec, order.learning_rate_scale)?;
     let batch_size = if training.batch_size == 0 { data.len() } else { training.batch_size };
     let step_size = batch_size.saturating_mul(training.accumulate as usize);
     let mut generator = order.seed.generator();
     let mut rows: Vec<u32> = (0..).take(data.len()).collect();
-    let (mut tally, mut passes) = (Tally::new(spec.loss()), 0u32);
+    let (mut tally, mut passes) = (RunningMetrics::new(spec.loss()), 0u32);
     for epoch in 1..=training.epochs {
         shuffle(&mut rows, &mut generator);
         let mut batches = 0usize;
@@ -82,9 +82,9 @@ pub(super) fn evaluate(
     kind: Loss,
     data: &View,
     stop: &Stop,
-) -> Result<Tally, LearnError> {
+) -> Result<RunningMetrics, LearnError> {
     let rows: Vec<u32> = (0..).take(data.len()).collect();
-    let mut tally = Tally::new(kind);
+    let mut tally = RunningMetrics::new(kind);
     for rows in rows.chunks(EVALUATION_BATCH) {
         check_stop(stop)?;
         let seen = engine.measure(data, rows)?;

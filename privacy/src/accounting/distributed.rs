@@ -76,7 +76,7 @@ pub fn noise_local(noise_total: f64, survivors_min: u64, colluders_max: u64) -> 
 ///
 /// # Errors
 /// [`AccountingError::Parameter`] for no client, a multiplier out of range, or so much of both that nothing is left.
-pub fn reach_bits(clients_max: u64, noise_multiplier: f64) -> Result<u32, AccountingError> {
+pub fn range_bits(clients_max: u64, noise_multiplier: f64) -> Result<u32, AccountingError> {
     check_above_zero("the number of clients", clients_max as f64)?;
     if !(noise_multiplier >= 0.0 && noise_multiplier.is_finite()) {
         let range = "the finite numbers from 0";
@@ -200,20 +200,20 @@ mod tests {
     #[test]
     fn the_largest_reach_is_the_last_that_does_not_wrap() {
         for (clients, bits) in [(100, 23), (1_000, 20), (10_000, 17)] {
-            assert_eq!(reach_bits(clients, 8.0).unwrap(), bits, "{clients}");
+            assert_eq!(range_bits(clients, 8.0).unwrap(), bits, "{clients}");
         }
         for clients in [1, 2, 7, 64, 999, 1 << 20, i32::MAX as u64] {
             for noise in [0.0, 0.3, 8.0, 1e4] {
                 let needed = |bits: u32| (clients as f64 + 8.0 * noise) * 2.0_f64.powi(bits as i32);
-                let Ok(bits) = reach_bits(clients, noise) else {
+                let Ok(bits) = range_bits(clients, noise) else {
                     assert!(needed(0) > f64::from(i32::MAX), "{clients} {noise}");
                     continue;
                 };
                 assert!(needed(bits) <= f64::from(i32::MAX) && needed(bits + 1) > f64::from(i32::MAX));
             }
         }
-        assert!(reach_bits(0, 1.0).is_err() && reach_bits(1 << 32, 0.0).is_err());
-        assert!([-1.0, f64::NAN, f64::INFINITY].into_iter().all(|bad| reach_bits(10, bad).is_err()));
+        assert!(range_bits(0, 1.0).is_err() && range_bits(1 << 32, 0.0).is_err());
+        assert!([-1.0, f64::NAN, f64::INFINITY].into_iter().all(|bad| range_bits(10, bad).is_err()));
     }
 
     #[test]

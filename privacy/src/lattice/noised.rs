@@ -44,25 +44,25 @@ impl Lattice {
         let spread = 1.0 + DEVIATIONS * noise_multiplier;
         // A whole sum must stay within 2^62, and a coordinate within an i32.
         let room_max = (f64::from(i32::MAX)).min(2f64.powi(62) / clients_max.next_power_of_two() as f64);
-        let reach = (room_max / spread).floor();
-        let points = reach / (dimension.max(1) as f64).sqrt();
-        if reach.is_nan() || points < 1.0 || reach < 1.0 {
+        let range = (room_max / spread).floor();
+        let points = range / (dimension.max(1) as f64).sqrt();
+        if range.is_nan() || points < 1.0 || range < 1.0 {
             return Err(LatticeError::Coarse { dimension, weight_max: 1, clients_max, points });
         }
-        let bits = 31 - (reach.min(f64::from(1u32 << REACH_BITS_MAX)) as u32).leading_zeros();
-        lattice.reach_bits = lattice.reach_bits.min(bits);
-        lattice.room = (f64::from(lattice.reach()) * spread).min(room_max) as i32;
+        let bits = 31 - (range.min(f64::from(1u32 << REACH_BITS_MAX)) as u32).leading_zeros();
+        lattice.range_bits = lattice.range_bits.min(bits);
+        lattice.headroom = (f64::from(lattice.range()) * spread).min(room_max) as i32;
         Ok(lattice)
     }
 
     /// Whether its updates are noised before they are sent.
     pub fn is_noised(&self) -> bool {
-        self.room > self.reach()
+        self.headroom > self.range()
     }
 
     /// The largest magnitude of a coordinate that is sent.
-    pub fn room(&self) -> i32 {
-        self.room
+    pub fn headroom(&self) -> i32 {
+        self.headroom
     }
 }
 
@@ -73,18 +73,19 @@ impl Encoded {
     /// [`LocalNoiseError`]; the update is gone then.
     pub fn noise(self, noise_multiplier: f64, source: NoiseSource) -> Result<Vec<i32>, LocalNoiseError> {
         let lattice = self.lattice;
-        let reach = lattice.reach().unsigned_abs();
-        let deviation = noise_multiplier * f64::from(reach);
-        let has_room = f64::from(lattice.room) >= f64::from(reach) + (DEVIATIONS * deviation).floor() - 1.0;
+        let range = lattice.range().unsigned_abs();
+        let deviation = noise_multiplier * f64::from(range);
+        let has_room =
+            f64::from(lattice.headroom) >= f64::from(range) + (DEVIATIONS * deviation).floor() - 1.0;
         if !(lattice.is_noised() && has_room && self.weight.value() == 1) {
             return Err(LocalNoiseError::NoRoom(noise_multiplier));
         }
-        let sigma = Sigma::covering(noise_multiplier, reach.into())?;
+        let sigma = Sigma::covering(noise_multiplier, range.into())?;
         let mut values: Vec<i64> = self.points.iter().map(|point| i64::from(*point)).collect();
         // The caller made the source; a client that is not a test has no other than the system's.
         let _ = add_noise(&mut values, sigma, source, 1)?;
-        let room = i64::from(lattice.room);
-        Ok(values.into_iter().map(|value| value.clamp(-room, room) as i32).collect())
+        let headroom = i64::from(lattice.headroom);
+        Ok(values.into_iter().map(|value| value.clamp(-headroom, headroom) as i32).collect())
     }
 }
 
@@ -102,9 +103,9 @@ mod tests {
         for noise in [0.01, 0.3, 1.0, 7.5, 1000.0] {
             for bits in [0, 10, 31, 36] {
                 let lattice = lattice(noise, 1 << bits, 4).unwrap();
-                let most = f64::from(lattice.reach()) * (1.0 + 10.0 * noise);
+                let most = f64::from(lattice.range()) * (1.0 + 10.0 * noise);
                 assert!(most <= f64::from(i32::MAX) && lattice.is_noised() && lattice.weight_max() == 1);
-                assert!((i128::from(lattice.room()) << bits) <= 1 << 62, "{noise}, 2^{bits} clients");
+                assert!((i128::from(lattice.headroom()) << bits) <= 1 << 62, "{noise}, 2^{bits} clients");
             }
         }
         assert!(matches!(lattice(1e9, 4, 100), Err(LatticeError::Coarse { .. })));
@@ -122,7 +123,7 @@ mod tests {
         );
         let points = update.unwrap().noise(noise, NoiseSource::insecure([7; 32])).unwrap();
         let square: f64 = points.iter().map(|point| f64::from(*point).powi(2)).sum();
-        let ratio = square / DIMENSION as f64 / (noise * f64::from(lattice.reach())).powi(2);
+        let ratio = square / DIMENSION as f64 / (noise * f64::from(lattice.range())).powi(2);
         // Five deviations of a mean of squares; a sound build fails for one seed in 10^6, and this seed is fixed.
         assert!((ratio - 1.0).abs() < 5.0 * (2.0 / DIMENSION as f64).sqrt(), "{ratio}");
         assert!(Encoded::admit(points, 1, &lattice).is_ok());
@@ -132,8 +133,8 @@ mod tests {
     fn a_noised_update_is_checked_by_its_range_and_must_weigh_one() {
         let lattice = lattice(1.0, 10, 2).unwrap();
         let why = |points: Vec<i32>, weight| Encoded::admit(points, weight, &lattice).err();
-        assert!(why(vec![lattice.room(), -lattice.room()], 1).is_none());
-        assert!(why(vec![lattice.room() + 1, 0], 1).is_some() && why(vec![i32::MIN, 0], 1).is_some());
+        assert!(why(vec![lattice.headroom(), -lattice.headroom()], 1).is_none());
+        assert!(why(vec![lattice.headroom() + 1, 0], 1).is_some() && why(vec![i32::MIN, 0], 1).is_some());
         assert!(why(vec![0, 0], 2).is_some());
     }
 

@@ -16,9 +16,9 @@ fn the_reach_shrinks_so_that_the_largest_cohort_cannot_overflow() {
         (0..=40).flat_map(|bits| [1, 1000, 1 << 16].map(|weight_max| (bits, weight_max)))
     {
         let lattice = lattice(1.0, 1 << bits, weight_max, 1);
-        assert!((1i128 << bits) * i128::from(weight_max) * i128::from(lattice.reach()) <= 1 << SUM_BITS);
+        assert!((1i128 << bits) * i128::from(weight_max) * i128::from(lattice.range()) <= 1 << SUM_BITS);
     }
-    assert_eq!(lattice(1.0, 1000, 1000, 4).reach(), 1 << 30);
+    assert_eq!(lattice(1.0, 1000, 1000, 4).range(), 1 << 30);
 }
 
 #[test]
@@ -96,12 +96,12 @@ fn encoded(values: Vec<f32>, weight: u64, lattice: &Lattice) -> Encoded {
 fn the_squares_of_the_shares_sum_to_at_most_that_of_the_whole() {
     for count in [1usize, 2, 3, 7, 10, 12, 100, 1001] {
         let lattice = layered(1.0, 7, &vec![3; count]);
-        let (share, reach) = (lattice.layer_reach() as u128, lattice.reach() as u128);
+        let (share, range) = (lattice.layer_range() as u128, lattice.range() as u128);
         let layers = count as u128;
-        assert!(layers * share * share <= reach * reach && layers * (share + 1).pow(2) > reach * reach);
+        assert!(layers * share * share <= range * range && layers * (share + 1).pow(2) > range * range);
         let sensitivity = u128::from(lattice.sensitivity());
         assert!(sensitivity.pow(2) >= layers * (7 * share).pow(2), "{count} layers move a sum farther");
-        assert!((sensitivity - 1).pow(2) < layers * (7 * share).pow(2) && sensitivity <= 7 * reach);
+        assert!((sensitivity - 1).pow(2) < layers * (7 * share).pow(2) && sensitivity <= 7 * range);
     }
 }
 
@@ -111,7 +111,7 @@ fn the_noise_of_a_layered_sum_is_worth_the_multiplier_that_was_asked_for() {
         for multiplier in [1e-3, 0.3, 1.0, 4.7, 100.0] {
             let lattice = layered(1.0, 3, &vec![2; count]);
             let sigma = crate::noise::Sigma::covering(multiplier, lattice.sensitivity()).unwrap().value();
-            let layer = (3.0 * f64::from(lattice.layer_reach()), sigma);
+            let layer = (3.0 * f64::from(lattice.layer_range()), sigma);
             let worth = per_layer(&vec![layer; count]).unwrap();
             // `per_layer` itself rounds down by 1e-12.
             assert!(worth >= multiplier * (1.0 - 2e-12), "{count} layers: {worth} for {multiplier}");
@@ -132,7 +132,7 @@ fn adversarial_vectors_stay_within_every_layer() {
     {
         for weight in [1, 7, 9] {
             let update = encoded(values.clone(), weight, &lattice);
-            let most = i128::from(lattice.layer_reach()).pow(2);
+            let most = i128::from(lattice.layer_range()).pow(2);
             for layer in split(update.points(), &lengths) {
                 assert!(layer.iter().map(|point| i128::from(*point).pow(2)).sum::<i128>() <= most);
             }
@@ -145,12 +145,12 @@ fn adversarial_vectors_stay_within_every_layer() {
 #[test]
 fn a_layer_with_the_norm_of_the_whole_is_refused_and_named() {
     let lattice = layered(1.0, 1, &[2, 2]);
-    let whole = lattice.reach() - 1;
+    let whole = lattice.range() - 1;
     let flat = Lattice::plan(lattice.bound(), 1000, 1, 4).unwrap();
     assert!(Encoded::admit(vec![0, 0, whole, 0], 1, &flat).is_ok());
     let refused = Encoded::admit(vec![0, 0, whole, 0], 1, &lattice).err();
     assert_eq!(refused, Some(Inadmissible::LayerNorm { layer: 1 }));
-    let share = lattice.layer_reach();
+    let share = lattice.layer_range();
     assert!(Encoded::admit(vec![share, 0, 0, share], 1, &lattice).is_ok());
     assert_eq!(
         Encoded::admit(vec![share, 1, 0, 0], 1, &lattice).err(),
@@ -162,7 +162,7 @@ fn a_layer_with_the_norm_of_the_whole_is_refused_and_named() {
 fn one_layer_is_the_whole() {
     let values: Vec<f32> = (0..300).map(|i| (i as f32).sin() * 3.0).collect();
     let (one, flat) = (layered(2.0, 5, &[300]), lattice(2.0, 1000, 5, 300));
-    assert_eq!((one.layer_reach(), one.sensitivity()), (flat.reach(), flat.sensitivity()));
+    assert_eq!((one.layer_range(), one.sensitivity()), (flat.range(), flat.sensitivity()));
     assert_eq!(encoded(values.clone(), 3, &one).points(), encoded(values, 3, &flat).points());
 }
 
@@ -207,7 +207,7 @@ proptest! {
         sum.add(&encoded(values, weight, &lattice)).unwrap();
         let moved: Vec<i64> = sum.totals.iter().zip(&before).map(|(after, before)| after - before).collect();
         let square = |part: &[i64]| part.iter().map(|by| i128::from(*by).pow(2)).sum::<i128>();
-        let share = i128::from(lattice.layer_reach()) * 20;
+        let share = i128::from(lattice.layer_range()) * 20;
         for (moved, values) in split(&moved, &lengths).zip(&layers) {
             prop_assert!(square(moved) <= share * share);
             // What was short is left as it was, whatever the other layers are like.

@@ -49,7 +49,7 @@ impl Spec {
     fn check_noise_on(&self, lattice: &Lattice) -> Result<(), SpecError> {
         let refuse = |key, error: SigmaError| SpecError::new(key, error.to_string());
         if let Some(local) = &self.privacy.local {
-            let reach = u64::from(lattice.reach().unsigned_abs());
+            let reach = u64::from(lattice.range().unsigned_abs());
             let sigma = Sigma::covering(local.noise_multiplier.value(), reach);
             sigma.map_err(|error| refuse("privacy.local.noise_multiplier", error))?;
         }

@@ -27,14 +27,14 @@ pub enum EnrolReply {
         root_pem: String,
     },
     /// It is not.
-    Refused(EnrolRefusal),
+    Refused(EnrolRejection),
     /// An operator has not approved it yet: ask again in a few seconds, with the same key.
     Waiting,
 }
 
 /// Why there is no certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum EnrolRefusal {
+pub enum EnrolRejection {
     /// The server never gave such an invite, or has taken it back.
     #[error("the server does not know this invite, or has taken it back; ask the operator for a new one")]
     Unknown,

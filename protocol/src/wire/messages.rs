@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Answer, BLOCKS_MAX, Block, BlockHead, Contribution, DType, Decline, MethodWork, Metrics, NUMBERS_MAX,
-    Name, Outcome, Parameters, PayloadSpec, Positive, Refusal, SUMS, Seed, Spec, Standardiser, Task, TaskId,
-    UPDATE, UpdateCodec, Values, Work,
+    Name, Outcome, Parameters, PayloadSpec, Positive, Rejection, SUMS, Seed, Spec, Standardiser, Task,
+    TaskId, UPDATE, UpdateCodec, Values, Work,
 };
 
 /// The client's first words.
@@ -77,7 +77,7 @@ pub enum Greeting {
         you: String,
     },
     /// The connection will be closed.
-    Rejected(Rejection),
+    Rejected(ConnectError),
     /// Only to a site that has claimed a ledger, of which the server remembers another head: a [`LedgerProof`] is due, and then
     /// another greeting follows.
     Prove {
@@ -88,7 +88,7 @@ pub enum Greeting {
 
 /// Why a connection is closed by the server; also the text of the QUIC close.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Rejection {
+pub enum ConnectError {
     /// Another protocol version.
     #[error(
         "the server speaks protocol version {server}, this client version {client}; install the same release on both sides"
@@ -470,11 +470,11 @@ impl AnswerHeader {
     ///
     /// # Errors
     /// The reason why the answer is refused.
-    pub fn check_lengths(&self, expected: &PayloadSpec) -> Result<(), Refusal> {
+    pub fn check_lengths(&self, expected: &PayloadSpec) -> Result<(), Rejection> {
         match self.body {
             AnswerBody::Declined { .. } => return Ok(()),
             AnswerBody::Compressed { .. } if expected.codec == UpdateCodec::Exact => {
-                return Err(Refusal::WrongKind);
+                return Err(Rejection::WrongKind);
             }
             _ => expected.check(&self.blocks())?,
         }
@@ -482,7 +482,7 @@ impl AnswerHeader {
             AnswerBody::Compressed { bytes, len, .. }
                 if usize::try_from(len).is_ok_and(|len| bytes > expected.codec.bytes_max(len)) =>
             {
-                Err(Refusal::Oversize)
+                Err(Rejection::Oversize)
             }
             _ => Ok(()),
         }
@@ -514,5 +514,5 @@ pub enum Receipt {
     /// The answer counts.
     Accepted,
     /// The answer does not count.
-    Refused(Refusal),
+    Refused(Rejection),
 }

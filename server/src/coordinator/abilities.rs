@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use protocol::{Capabilities, Capability, ClientId, TaskId, Time, Work};
 
-use super::{Coordinator, Note, Phase, Standing, empty_summary};
+use super::{Coordinator, Note, ParticipantStatus, Phase, empty_summary};
 use crate::workflow::{CohortRule, StepPlan};
 
 /// Clients whose other versions are named when nobody has the one that is needed.
@@ -117,16 +117,16 @@ impl Coordinator {
         match (is_connected, knows_attempts) {
             (false, _) => false,
             (true, false) => {
-                open.gate.broke_off(client, now);
+                open.tracker.broke_off(client, now);
                 false
             }
-            (true, true) if open.gate.renew(client) => {
+            (true, true) if open.tracker.renew(client) => {
                 // What is put anew later must not be taken for this attempt.
-                self.opened_last = self.opened_last.max(Some(open.gate.task_of(client)));
+                self.opened_last = self.opened_last.max(Some(open.tracker.task_of(client)));
                 true
             }
             (true, true) => {
-                self.settle(client, Standing::Out);
+                self.settle(client, ParticipantStatus::Out);
                 false
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use protocol::{Answer, Contribution, Decline, Metrics, Outcome, Refusal, TaskId};
+use protocol::{Answer, Contribution, Decline, Metrics, Outcome, Rejection, TaskId};
 
 use crate::workflow::{Refused, Verified, Verifier};
 
@@ -37,7 +37,7 @@ impl Checker {
             None => None,
         };
         let Some(verifier) = &self.verifier else {
-            return Err(Refused::new(Refusal::Stale, format!("{task} is not open")));
+            return Err(Refused::new(Rejection::Stale, format!("{task} is not open")));
         };
         verifier.verify(Contribution { metrics, ..contribution }).map(Admitted::Verified)
     }
@@ -83,6 +83,9 @@ fn sound(metrics: Metrics) -> Result<Metrics, Refused> {
     if metrics.is_sound() {
         Ok(metrics)
     } else {
-        Err(Refused::new(Refusal::BadMetrics, format!("metrics are not finite or out of range: {metrics:?}")))
+        Err(Refused::new(
+            Rejection::BadMetrics,
+            format!("metrics are not finite or out of range: {metrics:?}"),
+        ))
     }
 }

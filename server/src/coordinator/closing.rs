@@ -6,13 +6,15 @@ use privacy::{Released, Sum};
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
 
-use super::gate::Standing;
 use super::protection::Protection;
+use super::tracker::ParticipantStatus;
 use crate::optimizer::ModelUpdate;
 use crate::statement::{PrivacyStatement, Subject};
 use crate::workflow::{Aggregate, Close, Collector, Conclusion, Effect, Release};
 
-use super::{Action, Central, Commit, Coordinator, Gate, Note, OpenStep, Phase, RunEnd, empty_summary};
+use super::{
+    Action, Central, CohortTracker, Commit, Coordinator, Note, OpenStep, Phase, RunEnd, empty_summary,
+};
 
 /// Failures in a row that a short run may have, too, before it ends: as many as a plan allows by default.
 const FAILURES_USUAL: u32 = 10;
@@ -45,12 +47,13 @@ impl Coordinator {
     /// Nobody is awaited any more: what the step gave changes the run, or nothing does. Either way it is committed.
     pub(super) fn close_step(&mut self, now: Time) {
         let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Gathering) else { return };
-        let OpenStep { gate, task, mut collector, reports, central, is_round, .. } = *open;
+        let OpenStep { tracker, task, mut collector, reports, central, is_round, .. } = *open;
         // A step of the model works in place, as long as nobody else holds it.
         drop(task);
-        self.cancel_missing(&gate);
-        gate.unheard().for_each(|client| collector.dropped(client));
-        let closed = if gate.has_quorum() { self.close(gate.task, collector) } else { Close::Failed(None) };
+        self.cancel_missing(&tracker);
+        tracker.unheard().for_each(|client| collector.dropped(client));
+        let closed =
+            if tracker.has_quorum() { self.close(tracker.task, collector) } else { Close::Failed(None) };
         let aggregate = match closed {
             Close::Aggregate(aggregate) => Some(aggregate),
             Close::FurtherExchange(step) => return self.open(now, *step),
@@ -60,19 +63,19 @@ impl Coordinator {
         let is_measured = matches!(aggregate, Some(Aggregate::Measured));
         let mut summary = match self.state.summary.clone() {
             Some(line) if is_measured => RoundSummary { sites: pooled, ..line },
-            _ => self.line_of(&gate, now, aggregate.is_some(), pooled),
+            _ => self.line_of(&tracker, now, aggregate.is_some(), pooled),
         };
         if let (true, Central::Done(metrics)) = (is_measured, central) {
             summary.central = metrics;
         }
-        self.count_failures(&gate, aggregate.is_some());
+        self.count_failures(&tracker, aggregate.is_some());
         match aggregate {
-            Some(aggregate) => summary.epsilon = self.conclude(&gate, aggregate).or(summary.epsilon),
+            Some(aggregate) => summary.epsilon = self.conclude(&tracker, aggregate).or(summary.epsilon),
             None if is_round => {
                 if let Some(protection) = &mut self.protection {
                     protection.cancel();
                 }
-                (self.state.round, self.state.evaluated) = (gate.task.round, true);
+                (self.state.round, self.state.evaluated) = (tracker.task.round, true);
             }
             None => {}
         }
@@ -82,28 +85,34 @@ impl Coordinator {
     }
 
     /// The line of a round that has just been collected.
-    fn line_of(&self, gate: &Gate, now: Time, released: bool, train: Option<Metrics>) -> RoundSummary {
-        let empty = RoundSummary { released, ..empty_summary(gate.task.round) };
-        if self.hides_participation(Some(gate.task)) {
+    fn line_of(
+        &self,
+        tracker: &CohortTracker,
+        now: Time,
+        released: bool,
+        train: Option<Metrics>,
+    ) -> RoundSummary {
+        let empty = RoundSummary { released, ..empty_summary(tracker.task.round) };
+        if self.hides_participation(Some(tracker.task)) {
             return empty;
         }
         RoundSummary {
-            cohort: gate.asked() as u32,
-            answered: gate.answered() as u32,
+            cohort: tracker.asked() as u32,
+            answered: tracker.answered() as u32,
             train,
-            seconds: (now - gate.opened).as_secs_f64(),
+            seconds: (now - tracker.opened).as_secs_f64(),
             ..empty
         }
     }
 
-    fn count_failures(&mut self, gate: &Gate, released: bool) {
+    fn count_failures(&mut self, tracker: &CohortTracker, released: bool) {
         // A round for which too few may be asked is over as planned; one that too few answer has failed.
-        let failed = !released && gate.could_have_quorum();
+        let failed = !released && tracker.could_have_quorum();
         self.state.failures = if released { 0 } else { self.state.failures + u32::from(failed) };
         if released {
             self.setbacks.clear();
-        } else if self.explains(Some(gate.task)) {
-            self.setbacks.missing(gate.missing());
+        } else if self.explains(Some(tracker.task)) {
+            self.setbacks.missing(tracker.missing());
         }
     }
 
@@ -121,8 +130,8 @@ impl Coordinator {
     }
 
     /// Lets the run follow from what a step gave. Gives epsilon of everything so far, where something was released by a permit.
-    fn conclude(&mut self, gate: &Gate, aggregate: Aggregate) -> Option<f64> {
-        let step = gate.task.step;
+    fn conclude(&mut self, tracker: &CohortTracker, aggregate: Aggregate) -> Option<f64> {
+        let step = tracker.task.step;
         let concluded = self.with_state(|workflow, state| workflow.concluded(step, aggregate, state));
         let Conclusion { effect, is_round_over } = concluded;
         self.state.workflow = self.workflow.memory().into();
@@ -131,7 +140,7 @@ impl Coordinator {
                 self.state.releases += 1;
                 self.step(&update);
                 match &update {
-                    ModelUpdate::Released(mean) => self.spend(gate, mean),
+                    ModelUpdate::Released(mean) => self.spend(tracker, mean),
                     ModelUpdate::Unprotected(_) => None,
                 }
             }
@@ -147,13 +156,13 @@ impl Coordinator {
             }
             Effect::Measured | Effect::Nothing => None,
         };
-        self.state.round = self.state.round.max(gate.task.round);
+        self.state.round = self.state.round.max(tracker.task.round);
         self.state.evaluated = is_round_over;
         epsilon
     }
 
     /// Books the release that has just moved the model, and who was part of it. Gives epsilon of everything so far.
-    fn spend(&mut self, gate: &Gate, released: &Released) -> Option<f64> {
+    fn spend(&mut self, tracker: &CohortTracker, released: &Released) -> Option<f64> {
         let sha256 = self.protection.is_some().then(|| self.model_sha256())?;
         let protection = self.protection.as_mut()?;
         protection.follow(released);
@@ -161,7 +170,7 @@ impl Coordinator {
         self.state.noise = protection.noise();
         // Where chance is secret nobody's participations are limited, so nobody's are written down.
         let limited = protection.central().participation().is_some();
-        for client in gate.settled(Standing::Answered).filter(|_| limited) {
+        for client in tracker.settled(ParticipantStatus::Answered).filter(|_| limited) {
             let record = self.clients.entry(client.clone()).or_default();
             (record.releases, record.released_last) = (record.releases + 1, self.state.releases);
             self.changed.insert(client.clone());
@@ -183,7 +192,7 @@ impl Coordinator {
     /// Throws away what the open round has collected and ends the run; a reservation is given back.
     pub(super) fn abandon_step(&mut self) {
         if let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Gathering) {
-            self.cancel_missing(&open.gate);
+            self.cancel_missing(&open.tracker);
         }
         self.end_early(RunEnd::Stopped);
     }
@@ -227,7 +236,7 @@ impl Coordinator {
         let changed = std::mem::take(&mut self.changed);
         let record = |client: ClientId| self.clients.get(&client).cloned().map(|record| (client, record));
         let clients = changed.into_iter().filter_map(record).collect();
-        let booking = self.protection.as_mut().map(Protection::take_booking);
+        let booking = self.protection.as_mut().map(Protection::take_reservation);
         let statement = self.statement();
         let (checkpoint, line) = (self.state.clone(), summary.clone());
         let commit = Commit { checkpoint, summary: line, reports, clients, booking, statement };
@@ -256,13 +265,13 @@ impl Coordinator {
         Some(statement.expect("an accountant had a bound when the release was reserved").to_json())
     }
 
-    fn cancel_missing(&mut self, gate: &Gate) {
-        for client in gate.owing() {
-            self.actions.push_back(Action::Cancel { client: client.clone(), task: gate.task_of(client) });
+    fn cancel_missing(&mut self, tracker: &CohortTracker) {
+        for client in tracker.owing() {
+            self.actions.push_back(Action::Cancel { client: client.clone(), task: tracker.task_of(client) });
         }
-        let (task, answered, missing) = (gate.task, gate.answered(), gate.missing());
-        if gate.asked() > 0 {
-            let quorum = gate.has_quorum();
+        let (task, answered, missing) = (tracker.task, tracker.answered(), tracker.missing());
+        if tracker.asked() > 0 {
+            let quorum = tracker.has_quorum();
             self.note(Note::Closed { task, answered, missing, quorum });
         }
     }

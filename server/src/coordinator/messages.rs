@@ -7,7 +7,7 @@ use privacy::chain::Link;
 use privacy::correlation::NoiseMemory;
 use protocol::wire::{ClientSummary, Control, Receipt, RoundSummary, RunState};
 use protocol::{
-    Answer, Capabilities, ClientId, Decline, Metrics, Parameters, Positive, Refusal, Round, Standardiser,
+    Answer, Capabilities, ClientId, Decline, Metrics, Parameters, Positive, Rejection, Round, Standardiser,
     Task, TaskId,
 };
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ pub enum Event {
         /// The task it was sent for, if any.
         task: Option<TaskId>,
         /// Why.
-        reason: Refusal,
+        reason: Rejection,
     },
     /// The last [`Action::Book`] is on disk.
     Booked,
@@ -116,7 +116,7 @@ pub enum Action {
     },
     /// Append these records to the population's ledger, synced to disk, then report [`Event::Booked`]. Nothing
     /// else happens in the run until then.
-    Book(Booking),
+    Book(LedgerReservation),
     /// Store this in one transaction, then report [`Event::Committed`]. Nothing else happens in the run until then.
     Commit(Box<Commit>),
     /// Evaluate on the server's own data, then report [`Event::EvaluatedCentrally`]. Asked only when
@@ -239,14 +239,14 @@ pub struct Commit {
     /// Clients whose record has changed since the last commit: their whole record.
     pub clients: Vec<(ClientId, ClientRecord)>,
     /// What the release cost, or that there was none.
-    pub booking: Option<Booking>,
+    pub booking: Option<LedgerReservation>,
     /// What may be said about the privacy of the model, as JSON, where the plan promises any.
     pub statement: Option<String>,
 }
 
 /// Records to be appended to a population's ledger.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Booking {
+pub struct LedgerReservation {
     /// The population.
     pub population: String,
     /// The records, in order.
@@ -266,7 +266,7 @@ pub struct ClientRecord {
     /// The number of the last of them among the run's releases; 0 before the first.
     pub released_last: u32,
     /// Refused answers.
-    pub refused: BTreeMap<Refusal, u32>,
+    pub refused: BTreeMap<Rejection, u32>,
     /// Declined tasks.
     pub declined: BTreeMap<Decline, u32>,
     /// Its last test metrics.
@@ -325,7 +325,7 @@ pub enum Note {
         /// For which task, if any.
         task: Option<TaskId>,
         /// Why, in one word.
-        reason: Refusal,
+        reason: Rejection,
         /// Why, with numbers.
         detail: String,
     },

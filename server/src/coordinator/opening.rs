@@ -6,10 +6,10 @@ use protocol::wire::Control;
 use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, Task, TaskId, Time, Work};
 
 use super::{
-    Action, Central, ClientRecord, Coordinator, Gate, Note, OpenStep, Phase, Protection, RunEnd, RunState,
-    StepPlan, Workflow,
+    Action, Central, ClientRecord, CohortTracker, Coordinator, Note, OpenStep, Phase, Protection, RunEnd,
+    RunState, StepPlan, Workflow,
 };
-use crate::selection::{draw, select, toss};
+use crate::selection::{draw, poisson_sample, select};
 use crate::workflow::CohortRule;
 
 impl Coordinator {
@@ -78,7 +78,7 @@ impl Coordinator {
         let Some(protection) = &mut self.protection else { return };
         match protection.reserve(self.run, round) {
             Ok(()) => {
-                self.actions.push_back(Action::Book(protection.take_booking()));
+                self.actions.push_back(Action::Book(protection.take_reservation()));
                 self.phase = Phase::Reserving(Box::new(step));
             }
             Err(refused) => self.end_early(RunEnd::BudgetExhausted(refused.to_string())),
@@ -108,15 +108,15 @@ impl Coordinator {
             None => {
                 let connected = self.roster.connected(&self.clients);
                 let connected = self.able(connected, needed);
-                select(&connected, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
+                select(&connected, &self.plan.cohort, &self.entropy, round, &mut self.roster.sampler)
             }
             Some(Sampling::Poisson { rate }) => {
-                let drawn = self.present(toss(self.clients.keys(), rate, &self.entropy, round));
+                let drawn = self.present(poisson_sample(self.clients.keys(), rate, &self.entropy, round));
                 self.able(drawn.into(), needed).to_vec()
             }
             Some(Sampling::Fixed { sample, .. }) => {
                 let enrolled = self.roster.enrolled(&self.clients);
-                let drawn = draw(&enrolled, sample, &self.entropy, round, &mut self.roster.urn);
+                let drawn = draw(&enrolled, sample, &self.entropy, round, &mut self.roster.sampler);
                 let drawn = self.present(drawn);
                 self.able(drawn.into(), needed).to_vec()
             }
@@ -129,7 +129,7 @@ impl Coordinator {
                 let records = self.clients.iter().filter(|(_, record)| record.connected && may(record));
                 let eligible = records.map(|(client, _)| client.clone()).collect();
                 let eligible = self.able(eligible, needed);
-                select(&eligible, &self.plan.cohort, &self.entropy, round, &mut self.roster.urn)
+                select(&eligible, &self.plan.cohort, &self.entropy, round, &mut self.roster.sampler)
             }
         }
     }
@@ -175,11 +175,16 @@ impl Coordinator {
         } else {
             Central::Done(None)
         };
-        let gate =
-            Gate::new(id, &cohort, (quorum, close), now, (self.plan.cohort.deadline, self.plan.cohort.grace));
+        let tracker = CohortTracker::new(
+            id,
+            &cohort,
+            (quorum, close),
+            now,
+            (self.plan.cohort.deadline, self.plan.cohort.grace),
+        );
         let (verifier, expects) = (collector.verifier(), Arc::new(collector.expects()));
         let reports = Vec::new();
-        let open = OpenStep { gate, task, collector, verifier, expects, reports, central, is_round };
+        let open = OpenStep { tracker, task, collector, verifier, expects, reports, central, is_round };
         self.phase = Phase::Open(Box::new(open));
         self.advance(now);
     }

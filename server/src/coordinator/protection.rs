@@ -13,12 +13,12 @@ use privacy::noise::{EntropyError, NoiseSource};
 use privacy::{Lattice, Noising, Permit, ReleaseError, Released, Sum};
 use protocol::{CentralPrivacy, Clipping, MetricsRule, Positive, Round, RunId, SpecError};
 
-use super::messages::{Booking, Checkpoint};
+use super::messages::{Checkpoint, LedgerReservation};
 
 /// Where noise takes its chance from: asked once for every vector of noise.
-pub struct Chance(Box<dyn FnMut() -> Result<NoiseSource, EntropyError> + Send>);
+pub struct NoiseRng(Box<dyn FnMut() -> Result<NoiseSource, EntropyError> + Send>);
 
-impl Chance {
+impl NoiseRng {
     /// The operating system.
     pub fn system() -> Self {
         Self::of(NoiseSource::from_entropy)
@@ -30,7 +30,7 @@ impl Chance {
     }
 }
 
-impl Chance {
+impl NoiseRng {
     /// The same chance without its first `skipped` draws, and a count of all its draws, those included.
     pub fn counted(self, skipped: u64) -> (Self, Arc<AtomicU64>) {
         let count = Arc::new(AtomicU64::new(skipped));
@@ -47,7 +47,7 @@ impl Chance {
     }
 }
 
-impl fmt::Debug for Chance {
+impl fmt::Debug for NoiseRng {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Chance")
     }
@@ -55,11 +55,11 @@ impl fmt::Debug for Chance {
 
 /// What a private run works with.
 #[derive(Debug)]
-pub struct Purse {
+pub struct DpContext {
     /// The book of the plan's population.
     pub ledger: Ledger,
     /// Where noise comes from.
-    pub chance: Chance,
+    pub chance: NoiseRng,
     /// Threads that draw noise; the result does not depend on it.
     pub threads: usize,
 }
@@ -70,7 +70,7 @@ pub struct Purse {
 pub enum ProtectionError {
     /// No ledger for a plan that needs one.
     #[error("the plan promises privacy, but there is no ledger to pay from")]
-    NoPurse,
+    NoDpContext,
     /// The ledger has other terms, or is damaged.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -89,7 +89,7 @@ pub enum ProtectionError {
 pub(super) struct Protection {
     central: CentralPrivacy,
     charge: Charge,
-    purse: Purse,
+    dp_context: DpContext,
     noising: Noising,
     quantile: Option<QuantileClip>,
     noise: CorrelatedNoise,
@@ -105,14 +105,14 @@ impl Protection {
     /// has released nothing, since spendings are stored with their release: it is given back.
     pub(super) fn new(
         central: &CentralPrivacy,
-        purse: Option<Purse>,
+        dp_context: Option<DpContext>,
         norm_first: Positive,
         lattice: &Lattice,
         checkpoint: &Checkpoint,
     ) -> Result<Self, ProtectionError> {
-        let mut purse = purse.ok_or(ProtectionError::NoPurse)?;
-        purse.ledger.agree(&central.terms())?;
-        let noising = central.noising(lattice)?.with_threads(purse.threads);
+        let mut dp_context = dp_context.ok_or(ProtectionError::NoDpContext)?;
+        dp_context.ledger.agree(&central.terms())?;
+        let noising = central.noising(lattice)?.with_threads(dp_context.threads);
         let mut quantile = None;
         if let Clipping::Adaptive { quantile: share, rate, norm_min, norm_max, .. } = central.clipping {
             let rule = QuantileRule {
@@ -127,23 +127,34 @@ impl Protection {
         }
         let (correlation, memory) = (central.noise.correlation(), checkpoint.noise.vectors().to_vec());
         let noise = CorrelatedNoise::restore(correlation, lattice.dimension(), checkpoint.releases, memory)?;
-        let links = purse.ledger.settle();
+        let links = dp_context.ledger.settle();
         let (central, charge) = (central.clone(), central.charge());
-        Ok(Self { central, charge, purse, noising, quantile, noise, permit: None, is_drawn: false, links })
+        Ok(Self {
+            central,
+            charge,
+            dp_context,
+            noising,
+            quantile,
+            noise,
+            permit: None,
+            is_drawn: false,
+            links,
+        })
     }
 
     /// Declares that the cohorts of `run` are secret, where they are and nothing is declared yet: without it nothing would count
     /// as sampled. A plan that exists lets nothing bias them. Not for a seeded run.
     pub(super) fn declare_secret(&mut self, run: RunId) {
         let run = run.to_string();
-        if !self.central.sampling.is_secret() || self.purse.ledger.conduct(&run).is_some() {
+        if !self.central.sampling.is_secret() || self.dp_context.ledger.conduct(&run).is_some() {
             return;
         }
         let metrics = match self.central.metrics {
             MetricsRule::Off => SiteMetrics::Hidden,
             MetricsRule::OutsideTheGuarantee => SiteMetrics::Told,
         };
-        self.links.extend(self.purse.ledger.declare(&run, Conduct { cohorts: Cohorts::Secret, metrics }));
+        self.links
+            .extend(self.dp_context.ledger.declare(&run, Conduct { cohorts: Cohorts::Secret, metrics }));
     }
 
     /// What the plan promises.
@@ -153,7 +164,7 @@ impl Protection {
 
     /// The book.
     pub(super) fn ledger(&self) -> &Ledger {
-        &self.purse.ledger
+        &self.dp_context.ledger
     }
 
     /// The norm of the next round, where it is not the plan's.
@@ -167,14 +178,14 @@ impl Protection {
     }
 
     /// Records to be stored with the next commit.
-    pub(super) fn take_booking(&mut self) -> Booking {
+    pub(super) fn take_reservation(&mut self) -> LedgerReservation {
         let population = self.central.population.clone();
-        Booking { population, links: std::mem::take(&mut self.links) }
+        LedgerReservation { population, links: std::mem::take(&mut self.links) }
     }
 
     /// Reserves one release. The records are to be on disk before the round opens.
     pub(super) fn reserve(&mut self, run: RunId, round: Round) -> Result<(), ReserveError> {
-        match self.purse.ledger.reserve(&run.to_string(), round.0, &self.charge, 1) {
+        match self.dp_context.ledger.reserve(&run.to_string(), round.0, &self.charge, 1) {
             Ok((permit, link)) => {
                 self.links.push(link);
                 (self.permit, self.is_drawn) = (Some(permit), false);
@@ -197,7 +208,7 @@ impl Protection {
     /// Noises the sum. On an error nothing was released, and [`Protection::cancel`] gives the reservation back.
     pub(super) fn noised(&mut self, sum: Sum) -> Result<Released, ReleaseError> {
         let permit = self.permit.as_mut().expect("a round opens only after its reservation");
-        Released::correlated(sum, permit, &self.noising, &mut self.noise, &mut *self.purse.chance.0)
+        Released::correlated(sum, permit, &self.noising, &mut self.noise, &mut *self.dp_context.chance.0)
     }
 
     /// Moves the clipping norm as the noised votes say.
@@ -213,7 +224,8 @@ impl Protection {
         let permit = self.permit.take().expect("a round opens only after its reservation");
         let software = concat!("consortia ", env!("CARGO_PKG_VERSION")).to_owned();
         let norm_next = self.quantile.as_ref().map(QuantileClip::bound);
-        let (epsilon, link) = self.purse.ledger.spend(permit, Release { sha256, software, norm_next })?;
+        let (epsilon, link) =
+            self.dp_context.ledger.spend(permit, Release { sha256, software, norm_next })?;
         self.links.push(link);
         Ok(epsilon.best())
     }
@@ -225,13 +237,13 @@ impl Protection {
         let kept = if is_drawn {
             permit
         } else {
-            match self.purse.ledger.cancel(permit) {
+            match self.dp_context.ledger.cancel(permit) {
                 Ok(link) => return self.links.push(link),
                 // Noise was drawn but nothing came out: it stays paid.
                 Err(touched) => *touched,
             }
         };
-        if let Ok((_, link)) = self.purse.ledger.spend(kept, Release::default()) {
+        if let Ok((_, link)) = self.dp_context.ledger.spend(kept, Release::default()) {
             self.links.push(link);
         }
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use protocol::{Capabilities, ClientId, Task, Time};
 
-use super::{Action, ClientRecord, Coordinator, Phase, Standing};
-use crate::selection::Urn;
+use super::{Action, ClientRecord, Coordinator, ParticipantStatus, Phase};
+use crate::selection::Sampler;
 
 /// See the module.
 #[derive(Default)]
@@ -15,7 +15,7 @@ pub(super) struct Roster {
     connected: Option<Arc<[ClientId]>>,
     enrolled: Option<Arc<[ClientId]>>,
     /// What is drawn from.
-    pub(super) urn: Urn,
+    pub(super) sampler: Sampler,
 }
 
 impl Roster {
@@ -66,8 +66,8 @@ impl Coordinator {
         record.connected = true;
         self.roster.forget_connected();
         let Phase::Open(open) = &mut self.phase else { return };
-        open.gate.came_back(&client);
-        if open.gate.standing(&client) == Some(Standing::Waiting) {
+        open.tracker.came_back(&client);
+        if open.tracker.status(&client) == Some(ParticipantStatus::Waiting) {
             self.send_open_task(client);
         }
     }
@@ -75,14 +75,14 @@ impl Coordinator {
     /// Sends the open task to a client, as the attempt that it has.
     pub(super) fn send_open_task(&mut self, client: ClientId) {
         let Phase::Open(open) = &self.phase else { return };
-        let task = Task { id: open.gate.task_of(&client), ..open.task.clone() };
+        let task = Task { id: open.tracker.task_of(&client), ..open.task.clone() };
         self.actions.push_back(Action::Send { client, task });
     }
 
     /// A client's connection is gone.
     pub(super) fn left(&mut self, now: Time, client: &ClientId) {
         if let Phase::Open(open) = &mut self.phase {
-            open.gate.left(client, now);
+            open.tracker.left(client, now);
         }
         if let Some(record) = self.clients.get_mut(client) {
             self.connected -= usize::from(record.connected);

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{ClientId, Decline, Refusal, TaskId};
+use protocol::{ClientId, Decline, Rejection, TaskId};
 
 use super::{Coordinator, RunEnd};
 
@@ -21,7 +21,7 @@ const DETAIL_MAX: usize = 240;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Why {
     Declined(Decline),
-    Refused(Refusal),
+    Refused(Rejection),
 }
 
 /// One reason, and whose it is.
@@ -54,7 +54,7 @@ impl Setbacks {
     }
 
     /// An answer of a client was refused.
-    pub(super) fn refused(&mut self, client: &ClientId, reason: Refusal, detail: &str) {
+    pub(super) fn refused(&mut self, client: &ClientId, reason: Rejection, detail: &str) {
         self.add(client, Why::Refused(reason), detail);
     }
 

@@ -3,7 +3,7 @@
 use protocol::ClientId;
 use protocol::wire::Control;
 
-use super::{Coordinator, Gate, Phase};
+use super::{CohortTracker, Coordinator, Phase};
 
 /// Clients that are named when they are awaited.
 const NAMES_MAX: usize = 5;
@@ -11,14 +11,14 @@ const NAMES_MAX: usize = 5;
 impl Coordinator {
     /// One sentence on what it waits for.
     pub fn status(&self) -> String {
-        let waiting = |gate: &Gate| {
-            let (kind, round) = (gate.task.step.name(), gate.task.round);
-            if self.hides_participation(Some(gate.task)) {
+        let waiting = |tracker: &CohortTracker| {
+            let (kind, round) = (tracker.task.step.name(), tracker.task.round);
+            if self.hides_participation(Some(tracker.task)) {
                 return format!("round {round}, {kind}: waits for the clients that were drawn in secret");
             }
-            let (answered, asked) = (gate.answered(), gate.asked());
+            let (answered, asked) = (tracker.answered(), tracker.asked());
             let told = format!("round {round}, {kind}: {answered} of {asked} clients have answered");
-            format!("{told}{}{}", awaited(gate), self.setbacks_now(gate.task))
+            format!("{told}{}{}", awaited(tracker), self.setbacks_now(tracker.task))
         };
         match &self.phase {
             Phase::Gathering | Phase::Resting { .. } if self.control == Control::Pause => {
@@ -36,7 +36,7 @@ impl Coordinator {
                 let few = if self.setbacks.is_unable() { "can do the next step" } else { "answered" };
                 format!("too few clients {few}; trying again soon{reasons}")
             }
-            Phase::Open(open) => waiting(&open.gate),
+            Phase::Open(open) => waiting(&open.tracker),
             Phase::Reserving(step) => format!("reserving the privacy budget of round {}", step.round),
             Phase::Committing { summary, .. } => format!("storing round {}", summary.round),
             Phase::Ended => "ended".to_owned(),
@@ -45,11 +45,11 @@ impl Coordinator {
 }
 
 /// Whose answers are missing, where they are few enough to be named.
-fn awaited(gate: &Gate) -> String {
-    match gate.waiting() {
+fn awaited(tracker: &CohortTracker) -> String {
+    match tracker.waiting() {
         0 => String::new(),
         waiting if waiting <= NAMES_MAX => {
-            let names: Vec<&str> = gate.owing().map(ClientId::as_str).collect();
+            let names: Vec<&str> = tracker.owing().map(ClientId::as_str).collect();
             format!("; waits for {}", names.join(", "))
         }
         waiting => format!("; waits for {waiting}"),

@@ -11,7 +11,7 @@ mod scripted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use privacy::{Encoded, Lattice, Tally, WideSum};
+use privacy::{Encoded, Lattice, Statistics, WideSum};
 use protocol::{Answer, Outcome, Parameters, Work};
 
 use super::*;
@@ -51,7 +51,7 @@ fn setup(extra: &str, checkpoint: Checkpoint) -> Setup {
         checkpoint,
         clients: BTreeMap::new(),
         tensors: Vec::new(),
-        purse: None,
+        dp_context: None,
     }
 }
 
@@ -141,7 +141,7 @@ impl Stage {
         self.coordinator.checkpoint().model.values().to_vec()
     }
 
-    fn refusals(&self, name: &str) -> Vec<(Refusal, u32)> {
+    fn refusals(&self, name: &str) -> Vec<(Rejection, u32)> {
         self.coordinator.clients()[&id(name)]
             .refused
             .iter()
@@ -154,7 +154,7 @@ fn honest(task: &Task, value: f32, examples: u64) -> Outcome {
     let metrics = Metrics { loss: 0.5, accuracy: None, examples, seconds: 0.1 };
     match &task.work {
         Work::Statistics { names } => Outcome::counted(
-            Tally::encode(&vec![WideSum::of(value.into()).unwrap(); names.len()]).into_words(),
+            Statistics::encode(&vec![WideSum::of(value.into()).unwrap(); names.len()]).into_words(),
         ),
         Work::Evaluate { .. } => Outcome::evaluated(metrics),
         Work::Method(_) => panic!("this plan has no method"),

@@ -36,10 +36,10 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::desk::Desk;
+use super::credentials::ServerCredentials;
 use super::endpoint::listening_advice;
 use super::metrics::Metrics;
-use super::papers::Papers;
+use super::operators::OperatorService;
 use super::presence::Presence;
 use books::Books;
 use guard::Guard;
@@ -101,10 +101,10 @@ pub(crate) struct Places {
 
 /// What requests are answered from.
 pub(crate) struct Admin {
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) operators: Arc<OperatorService>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) presence: Arc<Presence>,
-    pub(crate) papers: Arc<Papers>,
+    pub(crate) credentials: Arc<ServerCredentials>,
     pub(crate) places: Places,
     /// Where the server listens for sites.
     pub(crate) address: SocketAddr,
@@ -116,20 +116,20 @@ pub(crate) struct Admin {
 
 impl Admin {
     pub(crate) fn new(
-        desk: Arc<Desk>,
+        operators: Arc<OperatorService>,
         metrics: Arc<Metrics>,
         presence: Arc<Presence>,
-        papers: Arc<Papers>,
+        credentials: Arc<ServerCredentials>,
         places: Places,
         address: SocketAddr,
     ) -> Self {
-        let (books, started) = (Books::new(Arc::clone(&desk.store)), super::members::now());
+        let (books, started) = (Books::new(Arc::clone(&operators.store)), super::members::now());
         let streams = Arc::new(Semaphore::new(events::STREAMS));
         Self {
-            desk,
+            operators,
             metrics,
             presence,
-            papers,
+            credentials,
             places,
             address,
             books,

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use privacy::chain::segments::{Continuation, RotateError, SegmentBytes, SegmentFault, SegmentWriter};
 use privacy::chain::{DamagedLine, WriteError};
 use protocol::wire::{Control, RunState};
-use protocol::{Decline, Refusal, RunId, TaskId, Time};
+use protocol::{Decline, Rejection, RunId, TaskId, Time};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -119,7 +119,7 @@ pub(crate) enum Event<'a> {
     Refused {
         client: &'a str,
         task: Option<String>,
-        reason: Refusal,
+        reason: Rejection,
     },
     Declined {
         client: &'a str,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use privacy::chain::Digest;
 use protocol::ClientId;
-use protocol::wire::{FrameKind, Greeting, LedgerClaim, LedgerProof, Rejection, SMALL_MAX, decode};
+use protocol::wire::{ConnectError, FrameKind, Greeting, LedgerClaim, LedgerProof, SMALL_MAX, decode};
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 
@@ -12,7 +12,7 @@ use super::engine::{Command, Record};
 use super::frames::{FrameError, Patience, read_known, write_frame};
 use super::ledgers::{Judged, Proven, check};
 use super::members::now;
-use super::session::{Hall, OPENING, close, reject_on};
+use super::session::{OPENING, ServerContext, close, reject_on};
 use super::store::{Showing, ShownLedger, StoreError};
 
 /// Connections of one site that may be quicker than this one, before it has to call again.
@@ -20,7 +20,7 @@ const TRIES: usize = 4;
 
 /// A site's first stream, once it has said hello.
 pub(crate) struct Dialogue<'a> {
-    pub(crate) hall: &'a Hall,
+    pub(crate) context: &'a ServerContext,
     pub(crate) connection: &'a Connection,
     pub(crate) client: &'a ClientId,
     pub(crate) session: u64,
@@ -40,7 +40,7 @@ impl Dialogue<'_> {
             // A program without a ledger, or of an older release, has no more to say. Frames of unknown kinds were passed over.
             Err(FrameError::Truncated | FrameError::TooSlow) => None,
             Err(FrameError::Lost(_)) => return None,
-            Err(_) => return self.reject(Rejection::NotAHello).await,
+            Err(_) => return self.reject(ConnectError::NotAHello).await,
         };
         for _ in 0..TRIES {
             match self.settle(claim).await {
@@ -54,12 +54,12 @@ impl Dialogue<'_> {
                 }
             }
         }
-        close(self.connection, &Rejection::Busy);
+        close(self.connection, &ConnectError::Busy);
         None
     }
 
     async fn settle(&mut self, claim: Option<LedgerClaim>) -> Result<Settled, StoreError> {
-        let known = match self.hall.ledgers.judge(self.client, claim).await? {
+        let known = match self.context.ledgers.judge(self.client, claim).await? {
             Judged::Welcome(known) => known,
             Judged::Refused(why) => return Ok(Settled::Refused(why)),
             Judged::Prove(known, claim) => match self.prove(known, claim).await {
@@ -76,20 +76,24 @@ impl Dialogue<'_> {
         let Some(claim) = claim.filter(|_| !self.is_probe) else { return Ok(Settled::Welcome) };
         let showing =
             Showing { certificate: self.certificate(), address: self.address.to_owned(), at: now() };
-        let (ledgers, session) = (&self.hall.ledgers, self.session);
+        let (ledgers, session) = (&self.context.ledgers, self.session);
         let shown = ledgers.remember(self.client, session, known, claim, &showing).await?;
         Ok(if shown { Settled::Welcome } else { Settled::Overtaken })
     }
 
     /// Asks for the head at the remembered length.
-    async fn prove(&mut self, known: ShownLedger, claim: LedgerClaim) -> Option<Result<Proven, Rejection>> {
+    async fn prove(
+        &mut self,
+        known: ShownLedger,
+        claim: LedgerClaim,
+    ) -> Option<Result<Proven, ConnectError>> {
         let ask = Greeting::Prove { records: known.claim.records };
         write_frame(&mut self.send, FrameKind::Greeting, &ask).await.ok()?;
         match self.read::<LedgerProof>(FrameKind::LedgerProof, OPENING).await {
             Ok(proof) => Some(check(known, claim, &proof)),
             Err(FrameError::Lost(_)) => None,
-            Err(FrameError::TooSlow) => Some(Err(Rejection::Late)),
-            Err(_) => Some(Err(Rejection::NotAHello)),
+            Err(FrameError::TooSlow) => Some(Err(ConnectError::Late)),
+            Err(_) => Some(Err(ConnectError::NotAHello)),
         }
     }
 
@@ -106,9 +110,9 @@ impl Dialogue<'_> {
         }
     }
 
-    async fn refuse(&mut self, why: Rejection) -> Option<()> {
-        if matches!(why, Rejection::LedgerForked { .. } | Rejection::LedgerMissing) {
-            self.hall.metrics.ledger_refused();
+    async fn refuse(&mut self, why: ConnectError) -> Option<()> {
+        if matches!(why, ConnectError::LedgerForked { .. } | ConnectError::LedgerMissing) {
+            self.context.metrics.ledger_refused();
             tracing::warn!("{} at {} is refused: {why}", self.client, self.address);
             let (site, address, reason) = (self.client.clone(), self.address.to_owned(), why.to_string());
             self.record(Record::LedgerRefused { site, address, reason }).await;
@@ -116,14 +120,14 @@ impl Dialogue<'_> {
         self.reject(why).await
     }
 
-    async fn reject(&mut self, why: Rejection) -> Option<()> {
+    async fn reject(&mut self, why: ConnectError) -> Option<()> {
         reject_on(self.connection, &mut self.send, self.address, why).await;
         None
     }
 
     async fn record(&self, record: Record) {
         // A server that is shutting down has closed its log.
-        let _ = self.hall.commands.send(Command::Record(record)).await;
+        let _ = self.context.commands.send(Command::Record(record)).await;
     }
 
     async fn read<T: serde::de::DeserializeOwned>(
@@ -148,7 +152,7 @@ impl Dialogue<'_> {
 /// What became of a claim.
 enum Settled {
     Welcome,
-    Refused(Rejection),
+    Refused(ConnectError),
     /// Another connection of the site was quicker.
     Overtaken,
     /// The connection is gone.

@@ -51,7 +51,7 @@ const LAST_SWEEP: Duration = Duration::from_secs(1);
 pub type LiveRuns = BTreeMap<RunId, Arc<RunSummary>>;
 
 /// The engine's ties to the rest of the server.
-pub(crate) struct Nerves {
+pub(crate) struct EngineHandles {
     pub(crate) commands: mpsc::WeakSender<Command>,
     pub(crate) live: watch::Sender<LiveRuns>,
     pub(crate) notes: broadcast::Sender<(RunId, Note)>,
@@ -76,11 +76,11 @@ impl Engine {
     pub(crate) fn new(
         store: Arc<Store>,
         room: Arc<dyn ModelRoom>,
-        nerves: Nerves,
+        handles: EngineHandles,
         (audit, segment): (&Path, SegmentBytes),
         runs_max: usize,
     ) -> Result<Self, StoreError> {
-        let Nerves { commands, live, notes, stop, spare, meter, held, fault } = nerves;
+        let EngineHandles { commands, live, notes, stop, spare, meter, held, fault } = handles;
         let (clock, halt) = (Clock::new(), stop.child_token());
         let mut log = AuditLog::open(audit, segment, store.cross_check(), clock.now())?;
         log.recover(clock.now(), &store.take_unlogged())?;

@@ -12,7 +12,7 @@ use protocol::wire::{
     AnswerBody, AnswerHeader, FrameKind, Payload, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported, decode,
 };
 use protocol::{
-    Answer, ClientId, DType, Decline, PayloadSpec, Refusal, TaskId, UPDATE, UpdateCodec, Values, Work,
+    Answer, ClientId, DType, Decline, PayloadSpec, Rejection, TaskId, UPDATE, UpdateCodec, Values, Work,
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
@@ -23,7 +23,7 @@ use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
 use super::frames::{FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame};
 use super::metrics::Carried;
-use super::session::{CODE_MISBEHAVED, Hall, LAST_WORDS};
+use super::session::{CODE_MISBEHAVED, LAST_WORDS, ServerContext};
 use super::uploads::Room;
 
 /// The code with which a stream is given up.
@@ -38,7 +38,7 @@ const LEAVING: Duration = Duration::from_millis(100);
 const RATE_PER_MICRO: u64 = 160;
 /// Whose stream it is.
 pub(crate) struct Exchange {
-    pub(crate) hall: Arc<Hall>,
+    pub(crate) context: Arc<ServerContext>,
     pub(crate) connection: Connection,
     pub(crate) client: ClientId,
     pub(crate) session: u64,
@@ -57,7 +57,7 @@ struct Expected {
 /// Why there is no answer.
 enum Fault {
     /// It is refused.
-    Refused(Refusal),
+    Refused(Rejection),
     /// The connection is gone.
     Lost,
 }
@@ -122,7 +122,7 @@ impl Exchange {
         };
         let answer = match answer {
             // A peer that leaves may give its streams up just before: the end of its connection says what it meant.
-            Err(Fault::Refused(Refusal::Truncated)) if self.is_leaving().await => Err(Fault::Lost),
+            Err(Fault::Refused(Rejection::Truncated)) if self.is_leaving().await => Err(Fault::Lost),
             answer => answer,
         };
         match answer {
@@ -131,7 +131,7 @@ impl Exchange {
             Err(Fault::Refused(reason)) => {
                 self.refuse(expected.task, reason, receipt, send).await;
                 let _ = recv.stop(CODE_CANCELLED);
-                if matches!(reason, Refusal::Malformed | Refusal::Oversize | Refusal::TooSlow) {
+                if matches!(reason, Rejection::Malformed | Rejection::Oversize | Rejection::TooSlow) {
                     let _ = timeout(LAST_WORDS, send.stopped()).await;
                     // Both sides log why a connection was closed, and that a site was asked may be a secret.
                     let why = if expected.is_hidden {
@@ -161,7 +161,7 @@ impl Exchange {
                 let bytes = values.len() as u64;
                 send.write_chunk(values).await?;
                 if !expected.is_hidden {
-                    self.hall.metrics.carried(Carried::Model, bytes);
+                    self.context.metrics.carried(Carried::Model, bytes);
                 }
             }
             Ok(())
@@ -187,7 +187,7 @@ impl Exchange {
 
     /// The header of the answer, or what stands for it.
     async fn hear(&self, expected: &Expected, recv: &mut RecvStream) -> Result<Heard, FrameError> {
-        let idle = self.hall.limits.upload_idle;
+        let idle = self.context.limits.upload_idle;
         let (mut is_resent, mut first) = (false, None);
         loop {
             let (head, body) = read_known(recv, SMALL_MAX, Patience { first, idle }).await?;
@@ -252,32 +252,32 @@ impl Exchange {
         recv: &mut RecvStream,
     ) -> Result<Received, Fault> {
         if header.task != self.as_told(expected.task) {
-            return Err(Fault::Refused(Refusal::Stale));
+            return Err(Fault::Refused(Rejection::Stale));
         }
         header.check_lengths(&expected.payload).map_err(Fault::Refused)?;
-        let bytes = header.payload_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
-        let limits = &self.hall.limits;
-        let memory = header.memory_bytes().ok_or(Fault::Refused(Refusal::Oversize))?;
-        let room = if memory > 0 { Some(self.hall.uploads.room_for(memory).await) } else { None };
+        let bytes = header.payload_bytes().ok_or(Fault::Refused(Rejection::Oversize))?;
+        let limits = &self.context.limits;
+        let memory = header.memory_bytes().ok_or(Fault::Refused(Rejection::Oversize))?;
+        let room = if memory > 0 { Some(self.context.uploads.room_for(memory).await) } else { None };
         let at_rate = Duration::from_secs(bytes / limits.upload_rate_min.max(1));
         let whole = limits.upload_max.min(limits.upload_idle.saturating_add(at_rate));
         let window = upload_window(bytes, self.connection.rtt());
         let pace = Pace { idle: limits.upload_idle, whole, tail: window as usize };
         let payload = read_payload(&header, recv, pace, &self.widen(window), room.as_ref()).await?;
         if !at_end(recv, limits.upload_idle).await? {
-            return Err(Fault::Refused(Refusal::Duplicate));
+            return Err(Fault::Refused(Rejection::Duplicate));
         }
         if !expected.is_hidden {
-            self.hall.metrics.carried(Carried::Update, bytes);
+            self.context.metrics.carried(Carried::Update, bytes);
             // What is counted is written down and decides about a copy: of a secret cohort both would show who was drawn.
             // What was booked for an answer that is sent again may stand in the ledger that the site has shown meanwhile.
             if !is_resent && header.blocks().iter().any(|block| block.name == UPDATE) {
-                self.hall.ledgers.answered(&self.client, self.session);
+                self.context.ledgers.answered(&self.client, self.session);
             }
         }
         let answer = joined(header, payload, expected.payload.codec)
             .await
-            .ok_or(Fault::Refused(Refusal::Malformed))?;
+            .ok_or(Fault::Refused(Rejection::Malformed))?;
         Ok((Answer { task: expected.task, ..answer }, room))
     }
 
@@ -296,7 +296,7 @@ impl Exchange {
         send: &mut SendStream,
     ) -> bool {
         let (client, session) = (self.client.clone(), self.session);
-        if self.hall.commands.send(Command::Answered { client, session, answer, room }).await.is_err() {
+        if self.context.commands.send(Command::Answered { client, session, answer, room }).await.is_err() {
             return false;
         }
         let Ok(receipt) = receipt.await else { return false };
@@ -307,12 +307,12 @@ impl Exchange {
     async fn refuse(
         &self,
         task: TaskId,
-        reason: Refusal,
+        reason: Rejection,
         receipt: oneshot::Receiver<Receipt>,
         send: &mut SendStream,
     ) {
         let (client, session) = (self.client.clone(), self.session);
-        let told = self.hall.commands.send(Command::Refused { client, session, task, reason }).await;
+        let told = self.context.commands.send(Command::Refused { client, session, task, reason }).await;
         if told.is_ok() {
             // The engine's word and ours are the same; waiting for it keeps the order of events.
             let _ = timeout(RECEIPT, receipt).await;
@@ -354,7 +354,7 @@ async fn read_payload(
     window: &Widened<'_>,
     room: Option<&Room>,
 ) -> Result<Payload, Fault> {
-    let size = |len: u64| usize::try_from(len).map_err(|_| Fault::Refused(Refusal::Oversize));
+    let size = |len: u64| usize::try_from(len).map_err(|_| Fault::Refused(Rejection::Oversize));
     let near = || window.narrow();
     let mut payload = Payload::new();
     for (dtype, len) in header.values() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytemuck::Pod;
 use bytes::Bytes;
 use protocol::wire::{AnyHead, CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
-use protocol::{Block, MethodWork, Parameters, Refusal, Values};
+use protocol::{Block, MethodWork, Parameters, Rejection, Values};
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -49,13 +49,13 @@ pub(crate) enum FrameError {
 
 impl FrameError {
     /// The reason for which an answer is refused; `None` when the connection is gone and the peer may come back.
-    pub(crate) fn refusal(&self) -> Option<Refusal> {
+    pub(crate) fn refusal(&self) -> Option<Rejection> {
         match self {
-            Self::Codec(CodecError::Oversize { .. }) => Some(Refusal::Oversize),
-            Self::Codec(_) => Some(Refusal::Malformed),
-            Self::TooSlow => Some(Refusal::TooSlow),
-            Self::Excess => Some(Refusal::Duplicate),
-            Self::Truncated => Some(Refusal::Truncated),
+            Self::Codec(CodecError::Oversize { .. }) => Some(Rejection::Oversize),
+            Self::Codec(_) => Some(Rejection::Malformed),
+            Self::TooSlow => Some(Rejection::TooSlow),
+            Self::Excess => Some(Rejection::Duplicate),
+            Self::Truncated => Some(Rejection::Truncated),
             Self::Lost(_) => None,
         }
     }
@@ -325,10 +325,10 @@ mod tests {
 
     #[test]
     fn only_a_lost_connection_is_no_reason_to_refuse() {
-        assert_eq!(FrameError::Codec(CodecError::Magic).refusal(), Some(Refusal::Malformed));
+        assert_eq!(FrameError::Codec(CodecError::Magic).refusal(), Some(Rejection::Malformed));
         let oversize = CodecError::Oversize { limit: 1, found: 2 };
-        assert_eq!(FrameError::Codec(oversize).refusal(), Some(Refusal::Oversize));
-        assert_eq!(FrameError::from(ReadError::ClosedStream).refusal(), Some(Refusal::Truncated));
+        assert_eq!(FrameError::Codec(oversize).refusal(), Some(Rejection::Oversize));
+        assert_eq!(FrameError::from(ReadError::ClosedStream).refusal(), Some(Rejection::Truncated));
         assert_eq!(FrameError::Lost(quinn::ConnectionError::TimedOut).refusal(), None);
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use privacy::chain::Digest;
 use protocol::ClientId;
-use protocol::wire::{LedgerClaim, LedgerProof, Rejection};
+use protocol::wire::{ConnectError, LedgerClaim, LedgerProof};
 
 use super::store::{Showing, ShownLedger, Store, StoreError};
 
@@ -29,7 +29,7 @@ pub(crate) enum Judged {
     /// A head of this length is to be shown.
     Prove(ShownLedger, LedgerClaim),
     /// It is another ledger.
-    Refused(Rejection),
+    Refused(ConnectError),
 }
 
 /// How a proof came out.
@@ -55,7 +55,7 @@ impl Ledgers {
         let known = self.store.shown_ledger(site).await?;
         Ok(match (known, claim) {
             (None, _) => Judged::Welcome(None),
-            (Some(_), None) => Judged::Refused(Rejection::LedgerMissing),
+            (Some(_), None) => Judged::Refused(ConnectError::LedgerMissing),
             (Some(known), Some(claim)) if known.claim == claim && known.answered == 0 => {
                 Judged::Welcome(Some(known))
             }
@@ -98,7 +98,7 @@ pub(crate) fn check(
     known: ShownLedger,
     claim: LedgerClaim,
     proof: &LedgerProof,
-) -> Result<Proven, Rejection> {
+) -> Result<Proven, ConnectError> {
     let grown = known.claim.records.checked_add(known.answered).is_some_and(|least| claim.records >= least);
     if grown && proof.head == Some(known.claim.head) {
         return Ok(Proven::GoesOn);
@@ -110,7 +110,7 @@ pub(crate) fn check(
     if proof.replaced.contains(&name) && name != Digest::default() {
         return Ok(Proven::Replaces);
     }
-    Err(Rejection::LedgerForked { known: known.claim, answered })
+    Err(ConnectError::LedgerForked { known: known.claim, answered })
 }
 
 #[cfg(test)]
@@ -130,7 +130,7 @@ mod tests {
     fn a_ledger_goes_on_where_it_has_the_remembered_head_and_a_record_for_every_update() {
         let known = ShownLedger { claim: claim(5, "a"), answered: 2, secret_rounds: 0 };
         assert_eq!(check(known, claim(7, "b"), &proof(Some("a"), &[])), Ok(Proven::GoesOn));
-        let forked = Rejection::LedgerForked { known: known.claim, answered: 2 };
+        let forked = ConnectError::LedgerForked { known: known.claim, answered: 2 };
         for (records, head) in [(6, Some("a")), (5, Some("a")), (4, None), (7, Some("x")), (u64::MAX, None)] {
             let refused = check(known, claim(records, "b"), &proof(head, &["y"]));
             assert_eq!(refused, Err(forked.clone()), "{records} {head:?}");
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(check(known, claim(7, "b"), &proof(Some("a"), &[])), Ok(Proven::GoesOn));
         let undrawn = ShownLedger { answered: 0, ..known };
         assert_eq!(check(undrawn, claim(5, "a"), &proof(Some("a"), &[])), Ok(Proven::GoesOn));
-        let forked = Rejection::LedgerForked { known: known.claim, answered: 42 };
+        let forked = ConnectError::LedgerForked { known: known.claim, answered: 42 };
         assert_eq!(check(known, claim(7, "b"), &proof(None, &[])), Err(forked));
     }
 

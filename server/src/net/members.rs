@@ -15,7 +15,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protocol::wire::{
-    Applicant, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, InviteText, Member, Rejection,
+    Applicant, ConnectError, ENROL_MAX, EnrolRejection, EnrolReply, EnrolRequest, FrameKind, InviteText,
+    Member,
 };
 use protocol::{ClientId, Invite, Token};
 use quinn::{Connection, SendStream};
@@ -34,7 +35,7 @@ use super::strangers::{Origin, Places};
 pub use approval::Approval;
 pub(crate) use approval::Verdict;
 use quarantine::Quarantines;
-use refusals::Refusals;
+use refusals::Rejections;
 
 /// Enrolments of those without a certificate at a time, and renewals of those who have one.
 const STRANGERS: usize = 64;
@@ -71,7 +72,7 @@ pub(crate) struct Members {
     places: Arc<Places>,
     renewals: Semaphore,
     renewing: Newcomers,
-    refusals: Refusals,
+    refusals: Rejections,
     /// One invite is looked at after the other.
     turn: Mutex<()>,
 }
@@ -103,7 +104,7 @@ impl Members {
             places: Places::new(STRANGERS),
             renewals: Semaphore::new(RENEWALS),
             renewing: Newcomers::default(),
-            refusals: Refusals::default(),
+            refusals: Rejections::default(),
             turn: Mutex::default(),
         })
     }
@@ -215,7 +216,7 @@ impl Members {
                 let (Some(_one_of_few), Ok(_place)) =
                     (self.renewing.admit(&name), self.renewals.try_acquire())
                 else {
-                    return self.turn_away(connection, address, Rejection::Busy).await;
+                    return self.turn_away(connection, address, ConnectError::Busy).await;
                 };
                 match request_on(connection).await {
                     Ok((send, request)) => {
@@ -226,7 +227,7 @@ impl Members {
             }
             Some(Peer::Operator(_)) | None => {
                 let Some(mut place) = self.places.take(origin) else {
-                    return self.turn_away(connection, address, Rejection::Busy).await;
+                    return self.turn_away(connection, address, ConnectError::Busy).await;
                 };
                 match place.while_kept(request_on(connection)).await {
                     // What is asked now takes no longer because of who asks.
@@ -234,7 +235,7 @@ impl Members {
                         Ok((send, self.redeemed(&request, address).await))
                     }
                     Some(Err(why)) => Err(why),
-                    Some(Ok(_)) | None => Err(Rejection::Busy),
+                    Some(Ok(_)) | None => Err(ConnectError::Busy),
                 }
             }
         };
@@ -250,7 +251,7 @@ impl Members {
     }
 
     /// Closes a connection that came to enrol and was not heard.
-    async fn turn_away(&self, connection: &Connection, address: &str, why: Rejection) {
+    async fn turn_away(&self, connection: &Connection, address: &str, why: ConnectError) {
         close(connection, &why);
         self.refused(address, &why, None).await;
     }
@@ -270,7 +271,7 @@ impl Members {
     }
 
     /// What is answered to a request, and counted.
-    async fn told(&self, done: Result<Done, (EnrolRefusal, Option<String>)>, address: &str) -> EnrolReply {
+    async fn told(&self, done: Result<Done, (EnrolRejection, Option<String>)>, address: &str) -> EnrolReply {
         match done {
             Ok(Done::Issued(good, (chain_pem, root_pem))) => {
                 self.metrics.enrolment(good);
@@ -288,12 +289,12 @@ impl Members {
         &self,
         request: &EnrolRequest,
         address: &str,
-    ) -> Result<Done, (EnrolRefusal, Option<String>)> {
-        let Some(token) = &request.token else { return Err((EnrolRefusal::NotASite, None)) };
+    ) -> Result<Done, (EnrolRejection, Option<String>)> {
+        let Some(token) = &request.token else { return Err((EnrolRejection::NotASite, None)) };
         match self.redeem(token, request, address).await {
             Ok(Some(chain)) => Ok(Done::Issued(Enrolment::Issued, chain)),
             Ok(None) => Ok(Done::Waiting),
-            Err(refused) => Err((refused, (refused == EnrolRefusal::Used).then(|| token.sha256()))),
+            Err(refused) => Err((refused, (refused == EnrolRejection::Used).then(|| token.sha256()))),
         }
     }
 
@@ -304,7 +305,7 @@ impl Members {
         issued: u64,
         request: &EnrolRequest,
         address: &str,
-    ) -> Result<Done, (EnrolRefusal, Option<String>)> {
+    ) -> Result<Done, (EnrolRejection, Option<String>)> {
         if request.token.is_some() {
             return self.redeemed(request, address).await;
         }
@@ -318,7 +319,7 @@ impl Members {
         token: &Token,
         request: &EnrolRequest,
         address: &str,
-    ) -> Result<Option<(String, String)>, EnrolRefusal> {
+    ) -> Result<Option<(String, String)>, EnrolRejection> {
         let (issuing, csr) = self.ready(request)?;
         let (token, key) = (token.sha256(), csr.key_sha256());
         let _turn = self.turn.lock().await;
@@ -326,7 +327,7 @@ impl Members {
             Shown::Good(site) if self.approval == Approval::ByOperator => {
                 let asked = self.store.ask(&token, &key, address, now()).await;
                 if !asked.map_err(|error| unable(&error))? {
-                    return Err(EnrolRefusal::Used);
+                    return Err(EnrolRejection::Used);
                 }
                 self.metrics.enrolment(Enrolment::Waiting);
                 tracing::warn!(
@@ -346,7 +347,7 @@ impl Members {
         let used =
             self.store.use_invite(&token, &key, &chain, now()).await.map_err(|error| unable(&error))?;
         if !used {
-            return Err(EnrolRefusal::Used);
+            return Err(EnrolRejection::Used);
         }
         tracing::info!("{site} has joined");
         self.record(Record::Enrolled { site, key_sha256: key }).await;
@@ -359,11 +360,11 @@ impl Members {
         name: ClientId,
         issued: u64,
         request: &EnrolRequest,
-    ) -> Result<(String, String), EnrolRefusal> {
+    ) -> Result<(String, String), EnrolRejection> {
         let (issuing, csr) = self.ready(request)?;
         let _turn = self.turn.lock().await;
         if self.revoked.borrow().get(&name).is_some_and(|before| issued <= *before) {
-            return Err(EnrolRefusal::NotASite);
+            return Err(EnrolRejection::NotASite);
         }
         let chain = self.certify(&issuing, &name, &csr).await?;
         tracing::info!("{name} has renewed its certificate");
@@ -372,11 +373,11 @@ impl Members {
     }
 
     /// The issuing key, and the request, whose signature is good.
-    fn ready(&self, request: &EnrolRequest) -> Result<(Arc<Issuing>, Request), EnrolRefusal> {
+    fn ready(&self, request: &EnrolRequest) -> Result<(Arc<Issuing>, Request), EnrolRejection> {
         let issuing = self.issuing().ok_or_else(|| unable(&"there is no issuing key"))?;
         let csr = Request::parse(&request.csr_der).map_err(|error| {
             tracing::debug!("a certificate signing request is refused: {error}");
-            EnrolRefusal::Request
+            EnrolRejection::Request
         })?;
         Ok((issuing, csr))
     }
@@ -387,7 +388,7 @@ impl Members {
         issuing: &Issuing,
         site: &ClientId,
         csr: &Request,
-    ) -> Result<String, EnrolRefusal> {
+    ) -> Result<String, EnrolRejection> {
         let after = self.revoked.borrow().get(site).map_or(0, |before| before + 1);
         let at = now().max(after);
         let chain = issuing.certify(site, csr, UNIX_EPOCH + Duration::from_secs(at));
@@ -420,21 +421,21 @@ enum Done {
 }
 
 /// The one request of a connection, and where it is answered.
-async fn request_on(connection: &Connection) -> Result<(SendStream, EnrolRequest), Rejection> {
+async fn request_on(connection: &Connection) -> Result<(SendStream, EnrolRequest), ConnectError> {
     let Ok(Ok((send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
-        return Err(Rejection::Late);
+        return Err(ConnectError::Late);
     };
     let patience = Patience { first: Some(OPENING), idle: OPENING };
     match read_frame(&mut recv, FrameKind::EnrolRequest, ENROL_MAX, patience).await {
         Ok(request) => Ok((send, request)),
-        Err(FrameError::TooSlow) => Err(Rejection::Late),
-        Err(_) => Err(Rejection::NotAHello),
+        Err(FrameError::TooSlow) => Err(ConnectError::Late),
+        Err(_) => Err(ConnectError::NotAHello),
     }
 }
 
-fn unable(error: &dyn std::fmt::Display) -> EnrolRefusal {
+fn unable(error: &dyn std::fmt::Display) -> EnrolRejection {
     tracing::error!("a site cannot be certified: {error}");
-    EnrolRefusal::Unable
+    EnrolRejection::Unable
 }
 
 #[expect(clippy::disallowed_methods, reason = "invites expire by the clock on the wall")]

@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 use protocol::wire::RunState;
-use protocol::{Decline, Refusal, RunId, StepId, Time};
+use protocol::{Decline, Rejection, RunId, StepId, Time};
 
 use super::session::SOFTWARE;
 use crate::Note;
@@ -213,7 +213,7 @@ impl Metrics {
         touch(&self.rounds, "outcome", &OUTCOMES);
         let over = STATES.iter().filter(|(state, _)| state.is_over());
         touch(&self.ended, "state", &over.map(|(_, name)| *name).collect::<Vec<_>>());
-        touch(&self.refused, "reason", &Refusal::ALL.map(Refusal::name));
+        touch(&self.refused, "reason", &Rejection::ALL.map(Rejection::name));
         touch(&self.declined, "reason", &DECLINES.map(Decline::name));
         let kinds = [StepId::STATISTICS, StepId::TRAIN, StepId::EVALUATE, StepId::method(0)];
         touch(&self.accepted, "task", &kinds.map(StepId::family));

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::wire::{
-    CapableHello, CodecError, FrameKind, Greeting, HELLO_MAX, Hello, Receipt, Rejection, SMALL_MAX, VERSION,
+    CapableHello, CodecError, ConnectError, FrameKind, Greeting, HELLO_MAX, Hello, Receipt, SMALL_MAX,
+    VERSION,
 };
 use protocol::{Capabilities, Capability, ClientId, TaskId, software_name};
 use quinn::{Connection, Endpoint, Incoming, SendStream, VarInt};
@@ -20,7 +21,6 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
-use super::desk::Desk;
 use super::dialogue::Dialogue;
 use super::engine::{Command, Link, Order, Record};
 use super::exchange::Exchange;
@@ -28,6 +28,7 @@ use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::ledgers::Ledgers;
 use super::members::{Members, Revocations};
 use super::metrics::Metrics;
+use super::operators::OperatorService;
 use super::peer::{Peer, is_capable, is_enrolment};
 use super::presence::{Displaced, Presence};
 use super::strangers::{Origin, Place, Strangers, Turn};
@@ -39,7 +40,7 @@ pub(crate) const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"
 pub(crate) const OPENING: Duration = Duration::from_secs(10);
 /// How long the last words on a stream may take to arrive before the connection is closed.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
-/// The close's code when the text is a [`Rejection`].
+/// The close's code when the text is a [`ConnectError`].
 const CODE_REJECTED: VarInt = VarInt::from_u32(1);
 /// The close's code when the peer broke the protocol.
 pub(crate) const CODE_MISBEHAVED: VarInt = VarInt::from_u32(2);
@@ -53,13 +54,13 @@ static SESSIONS: AtomicU64 = AtomicU64::new(0);
 const NEWCOMERS: usize = 4;
 
 /// What all sessions share.
-pub(crate) struct Hall {
+pub(crate) struct ServerContext {
     pub(crate) limits: Limits,
     pub(crate) uploads: Uploads,
     pub(crate) seats: Arc<Semaphore>,
     pub(crate) strangers: Strangers,
     pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) operators: Arc<OperatorService>,
     pub(crate) newcomers: Newcomers,
     pub(crate) members: Arc<Members>,
     pub(crate) metrics: Arc<Metrics>,
@@ -102,12 +103,12 @@ impl Drop for Newcomer<'_> {
 }
 
 /// Lets connections in until `stop`.
-pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: CancellationToken) {
+pub(crate) async fn welcome(context: Arc<ServerContext>, endpoint: Endpoint, stop: CancellationToken) {
     while let Some(Some(incoming)) = stop.run_until_cancelled(endpoint.accept()).await {
-        let origin = hall.presence.origin(incoming.remote_address());
+        let origin = context.presence.origin(incoming.remote_address());
         let proven = incoming.remote_address_validated();
-        let turn = hall.strangers.rates.begin(origin, proven, Instant::now());
-        let busy = hall.strangers.handshakes.count() >= hall.limits.handshakes_max;
+        let turn = context.strangers.rates.begin(origin, proven, Instant::now());
+        let busy = context.strangers.handshakes.count() >= context.limits.handshakes_max;
         if (turn == Turn::Prove || busy) && incoming.may_retry() && !proven {
             // It fails only for an address that has proved itself, which was just ruled out.
             let _ = incoming.retry();
@@ -115,14 +116,14 @@ pub(crate) async fn welcome(hall: Arc<Hall>, endpoint: Endpoint, stop: Cancellat
         }
         if turn == Turn::Refuse {
             // An answer would only make it try again at once.
-            hall.metrics.handshake_refused();
+            context.metrics.handshake_refused();
             incoming.ignore();
             continue;
         }
-        match hall.strangers.handshakes.take(origin) {
-            Some(place) => drop(tokio::spawn(open(Arc::clone(&hall), incoming, place, origin))),
+        match context.strangers.handshakes.take(origin) {
+            Some(place) => drop(tokio::spawn(open(Arc::clone(&context), incoming, place, origin))),
             None => {
-                hall.metrics.handshake_refused();
+                context.metrics.handshake_refused();
                 incoming.refuse();
             }
         }
@@ -138,21 +139,21 @@ pub(crate) async fn stand_by(endpoint: &Endpoint) -> Infallible {
 }
 
 /// Closes every connection with this text.
-pub(crate) fn close_all(endpoint: &Endpoint, why: &Rejection) {
+pub(crate) fn close_all(endpoint: &Endpoint, why: &ConnectError) {
     endpoint.close(CODE_REJECTED, why.to_string().as_bytes());
 }
 
 /// Closes one connection with this text.
-pub(crate) fn close(connection: &Connection, why: &Rejection) {
+pub(crate) fn close(connection: &Connection, why: &ConnectError) {
     connection.close(CODE_REJECTED, why.to_string().as_bytes());
 }
 
-async fn open(hall: Arc<Hall>, incoming: Incoming, place: Place, origin: Origin) {
-    let address = hall.presence.place(incoming.remote_address());
+async fn open(context: Arc<ServerContext>, incoming: Incoming, place: Place, origin: Origin) {
+    let address = context.presence.place(incoming.remote_address());
     let Ok(connecting) = incoming.accept() else { return };
     let failed = |why: &str| {
-        hall.metrics.handshake_refused();
-        if let Some(more) = hall.strangers.lines.next(Instant::now()) {
+        context.metrics.handshake_refused();
+        if let Some(more) = context.strangers.lines.next(Instant::now()) {
             tracing::info!("a handshake from {address} {why}{more}");
         }
     };
@@ -164,35 +165,35 @@ async fn open(hall: Arc<Hall>, incoming: Incoming, place: Place, origin: Origin)
     };
     let certified = connection.peer_identity().is_some();
     if certified {
-        hall.strangers.rates.end_well(origin);
+        context.strangers.rates.end_well(origin);
     }
     // Whoever has no certificate must not take the room of those who have; enrolments have places of their own.
     if is_enrolment(&connection) {
         drop(place);
-        return hall.members.attend(&connection, &address, origin).await;
+        return context.members.attend(&connection, &address, origin).await;
     }
     if !certified {
-        hall.metrics.handshake_refused();
-        return close(&connection, &Rejection::NotASite);
+        context.metrics.handshake_refused();
+        return close(&connection, &ConnectError::NotASite);
     }
-    let Ok(_seat) = Arc::clone(&hall.seats).try_acquire_owned() else {
+    let Ok(_seat) = Arc::clone(&context.seats).try_acquire_owned() else {
         // Its place may go to others while it listens.
-        let said = place.while_kept(reject(&connection, &address, Rejection::Busy)).await;
-        return said.unwrap_or_else(|| close(&connection, &Rejection::Busy));
+        let said = place.while_kept(reject(&connection, &address, ConnectError::Busy)).await;
+        return said.unwrap_or_else(|| close(&connection, &ConnectError::Busy));
     };
     drop(place);
     match Peer::of_connection(&connection) {
-        Some(Peer::Site { name, issued }) => attend_site(&hall, &connection, address, name, issued).await,
+        Some(Peer::Site { name, issued }) => attend_site(&context, &connection, address, name, issued).await,
         Some(Peer::Operator(name)) => {
             tracing::info!("operator {name} is connected from {address}");
-            hall.desk.attend(&connection, &name).await;
+            context.operators.attend(&connection, &name).await;
         }
-        None => reject(&connection, &address, Rejection::NotASite).await,
+        None => reject(&connection, &address, ConnectError::NotASite).await,
     }
 }
 
 /// Waits for the peer's first stream, rejects it there, and closes the connection. `who` is for the log.
-async fn reject(connection: &Connection, who: &str, why: Rejection) {
+async fn reject(connection: &Connection, who: &str, why: ConnectError) {
     if let Ok(Ok((mut send, _recv))) = timeout(OPENING, connection.accept_bi()).await {
         return reject_on(connection, &mut send, who, why).await;
     }
@@ -200,7 +201,7 @@ async fn reject(connection: &Connection, who: &str, why: Rejection) {
 }
 
 /// Rejects a peer on its first stream and closes the connection once that has arrived. `who` is for the log.
-pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, who: &str, why: Rejection) {
+pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, who: &str, why: ConnectError) {
     tracing::info!("{who} is rejected: {why}");
     let said = write_frame(send, FrameKind::Greeting, &Greeting::Rejected(why.clone())).await;
     if said.is_ok() && send.finish().is_ok() {
@@ -221,14 +222,14 @@ struct Greeted {
 
 /// The words of a site's first stream. `None` when the connection is of no use.
 async fn greet(
-    hall: &Hall,
+    context: &ServerContext,
     connection: &Connection,
     client: &ClientId,
     session: u64,
     address: &str,
 ) -> Option<Greeted> {
     let Ok(Ok((mut send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
-        close(connection, &Rejection::Late);
+        close(connection, &ConnectError::Late);
         return None;
     };
     let patience = Patience { first: Some(OPENING), idle: OPENING };
@@ -245,21 +246,21 @@ async fn greet(
         }
         Err(FrameError::Lost(_)) => return None,
         Err(FrameError::TooSlow) => {
-            reject_on(connection, &mut send, address, Rejection::Late).await;
+            reject_on(connection, &mut send, address, ConnectError::Late).await;
             return None;
         }
         Err(FrameError::Codec(CodecError::Version { theirs, .. })) => {
-            let why = Rejection::Version { server: VERSION, client: theirs };
+            let why = ConnectError::Version { server: VERSION, client: theirs };
             reject_on(connection, &mut send, address, why).await;
             return None;
         }
         Err(_) => {
-            reject_on(connection, &mut send, address, Rejection::NotAHello).await;
+            reject_on(connection, &mut send, address, ConnectError::NotAHello).await;
             return None;
         }
     };
     let is_probe = greeted.is_probe;
-    let mut dialogue = Dialogue { hall, connection, client, session, address, is_probe, send, recv };
+    let mut dialogue = Dialogue { context, connection, client, session, address, is_probe, send, recv };
     dialogue.hear_ledger().await?;
     let mut send = dialogue.send;
     let welcome = Greeting::Welcome { software: SOFTWARE.to_owned(), you: client.to_string() };
@@ -269,8 +270,8 @@ async fn greet(
 }
 
 /// Counts a connection that a newer one of its site has ended, and says so where the two take turns.
-async fn tell_displaced(hall: &Hall, site: &ClientId, address: String, displaced: Displaced) {
-    hall.metrics.displaced(displaced.alternates());
+async fn tell_displaced(context: &ServerContext, site: &ClientId, address: String, displaced: Displaced) {
+    context.metrics.displaced(displaced.alternates());
     if !displaced.is_told() {
         return;
     }
@@ -280,32 +281,32 @@ async fn tell_displaced(hall: &Hall, site: &ClientId, address: String, displaced
          programs have its key, or one is restarted again and again"
     );
     let record = Record::Alternating { site: site.clone(), address, replaced_address: before, times };
-    let _ = hall.commands.send(Command::Record(record)).await;
+    let _ = context.commands.send(Command::Record(record)).await;
 }
 
 async fn attend_site(
-    hall: &Arc<Hall>,
+    context: &Arc<ServerContext>,
     connection: &Connection,
     address: String,
     client: ClientId,
     issued: u64,
 ) {
-    let mut revoked = hall.members.revocations();
+    let mut revoked = context.members.revocations();
     let name = client.clone();
     let is_void = |revoked: &Revocations| revoked.get(&name).is_some_and(|before| issued <= *before);
     if is_void(&revoked.borrow_and_update()) {
-        return reject(connection, &address, Rejection::Revoked).await;
+        return reject(connection, &address, ConnectError::Revoked).await;
     }
-    let Some(newcomer) = hall.newcomers.admit(&client) else {
-        return close(connection, &Rejection::Busy);
+    let Some(newcomer) = context.newcomers.admit(&client) else {
+        return close(connection, &ConnectError::Busy);
     };
     let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
-    let Some(greeted) = greet(hall, connection, &client, session, &address).await else { return };
+    let Some(greeted) = greet(context, connection, &client, session, &address).await else { return };
     drop(newcomer);
     if greeted.is_probe {
         // It has its answer, and goes. It is no session: no task may reach it, and it must not end the one that works.
         if timeout(OPENING, connection.closed()).await.is_err() {
-            close(connection, &Rejection::Late);
+            close(connection, &ConnectError::Late);
         }
         return;
     }
@@ -318,16 +319,16 @@ async fn attend_site(
         Link { session, orders, connection: connection.clone(), capabilities: Arc::clone(&capabilities) };
     let joined = Command::Joined { client: client.clone(), link };
     // Before the engine closes the connection that this one replaces: the end of that one must not hide it.
-    let displaced = hall.presence.arrive(&client, session, address.clone(), software);
-    if hall.commands.send(joined).await.is_err() {
-        hall.presence.leave(&client, session);
-        return close(connection, &Rejection::ShuttingDown);
+    let displaced = context.presence.arrive(&client, session, address.clone(), software);
+    if context.commands.send(joined).await.is_err() {
+        context.presence.leave(&client, session);
+        return close(connection, &ConnectError::ShuttingDown);
     }
     if let Some(displaced) = displaced {
-        tell_displaced(hall, &client, address, displaced).await;
+        tell_displaced(context, &client, address, displaced).await;
     }
     let mut site = Site {
-        hall,
+        context,
         connection,
         client,
         session,
@@ -339,22 +340,22 @@ async fn attend_site(
     let why = tokio::select! {
         why = site.serve(inbox) => why,
         _ = revoked.wait_for(is_void) => {
-            close(connection, &Rejection::Revoked);
+            close(connection, &ConnectError::Revoked);
             "it is revoked".to_owned()
         }
-        never = hall.members.keep_told(connection, &name) => match never {},
+        never = context.members.keep_told(connection, &name) => match never {},
     };
     // Streams end before the engine hears that the site has left: it may be asked again at once.
     site.streams.shutdown().await;
-    hall.presence.leave(&site.client, session);
-    hall.ledgers.settle(&site.client, session).await;
+    context.presence.leave(&site.client, session);
+    context.ledgers.settle(&site.client, session).await;
     tracing::info!("{} has left: {why}", site.client);
-    let _ = hall.commands.send(Command::Left { client: site.client, session }).await;
+    let _ = context.commands.send(Command::Left { client: site.client, session }).await;
 }
 
 /// A greeted site.
 struct Site<'a> {
-    hall: &'a Arc<Hall>,
+    context: &'a Arc<ServerContext>,
     connection: &'a Connection,
     client: ClientId,
     session: u64,
@@ -381,7 +382,7 @@ impl Site<'_> {
                     Some(order) => self.obey(order),
                     None => {
                         // A replaced connection has been closed already, and that text stands.
-                        close(self.connection, &Rejection::ShuttingDown);
+                        close(self.connection, &ConnectError::ShuttingDown);
                         return "it was replaced, or the server is stopping".to_owned();
                     }
                 },
@@ -409,7 +410,7 @@ impl Site<'_> {
                     before.cancel.cancel();
                 }
                 let exchange = Exchange {
-                    hall: Arc::clone(self.hall),
+                    context: Arc::clone(self.context),
                     connection: self.connection.clone(),
                     client: self.client.clone(),
                     session: self.session,

@@ -37,7 +37,7 @@ pub(crate) struct TcpPort {
 }
 
 /// What all streams share.
-struct Porch {
+struct TcpAcceptor {
     tls: watch::Receiver<TlsAcceptor>,
     tunnels: Tunnels,
     /// Streams of those who have a certificate, and of those who have none.
@@ -53,7 +53,7 @@ impl TcpPort {
     /// Carries the datagrams of everybody who comes, until the endpoint is gone. Dropping the future ends all streams.
     pub(crate) async fn serve(self, limits: Limits) {
         let Self { listener, tls, tunnels } = self;
-        let porch = Arc::new(Porch {
+        let acceptor = Arc::new(TcpAcceptor {
             tls,
             tunnels: tunnels.clone(),
             seats: Arc::new(Semaphore::new(limits.connections_max)),
@@ -71,7 +71,7 @@ impl TcpPort {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         if let Some(place) = handshakes.take(Origin::of(peer)) {
-                            streams.spawn(attend(Arc::clone(&porch), stream, peer, place));
+                            streams.spawn(attend(Arc::clone(&acceptor), stream, peer, place));
                         }
                     }
                     Err(error) => {
@@ -84,13 +84,13 @@ impl TcpPort {
     }
 }
 
-async fn attend(porch: Arc<Porch>, stream: TcpStream, peer: SocketAddr, place: Place) {
+async fn attend(acceptor: Arc<TcpAcceptor>, stream: TcpStream, peer: SocketAddr, place: Place) {
     let refused = |why: &str| {
-        if let Some(more) = porch.lines.next(Instant::now()) {
+        if let Some(more) = acceptor.lines.next(Instant::now()) {
             tracing::info!("a stream from {peer} is refused: {why}{more}");
         }
     };
-    let stream = match place.while_kept(timeout(OPENING, secure(&porch, stream, peer))).await {
+    let stream = match place.while_kept(timeout(OPENING, secure(&acceptor, stream, peer))).await {
         Some(Ok(Ok(stream))) => stream,
         Some(Ok(Err(error))) => return refused(&format!("its TLS handshake failed: {error}")),
         Some(Err(_)) => return refused("its TLS handshake took too long"),
@@ -100,18 +100,18 @@ async fn attend(porch: Arc<Porch>, stream: TcpStream, peer: SocketAddr, place: P
     let origin = Origin::of(peer);
     let carried = match who(&stream) {
         Some(name) => {
-            porch.rates.end_well(origin);
-            let Some(_one_of_few) = porch.names.admit(&name) else {
+            acceptor.rates.end_well(origin);
+            let Some(_one_of_few) = acceptor.names.admit(&name) else {
                 return refused(&format!("{name} has too many"));
             };
-            let Ok(_seat) = Arc::clone(&porch.seats).try_acquire_owned() else {
+            let Ok(_seat) = Arc::clone(&acceptor.seats).try_acquire_owned() else {
                 return refused("there are too many");
             };
-            porch.tunnels.carry(stream, peer, SILENCE).await
+            acceptor.tunnels.carry(stream, peer, SILENCE).await
         }
         None => {
-            let Some(place) = porch.guests.take(origin) else { return refused("there are too many") };
-            let carried = timeout(GUEST_MAX, porch.tunnels.carry(stream, peer, SILENCE));
+            let Some(place) = acceptor.guests.take(origin) else { return refused("there are too many") };
+            let carried = timeout(GUEST_MAX, acceptor.tunnels.carry(stream, peer, SILENCE));
             match place.while_kept(carried).await {
                 Some(carried) => carried.unwrap_or(Ok(())),
                 None => return refused("it has no certificate, and others wait for its place"),
@@ -124,16 +124,20 @@ async fn attend(porch: Arc<Porch>, stream: TcpStream, peer: SocketAddr, place: P
 }
 
 /// TLS around a stream, once something has come: one that says nothing is no handshake of its address.
-async fn secure(porch: &Porch, stream: TcpStream, peer: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+async fn secure(
+    acceptor: &TcpAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> io::Result<TlsStream<TcpStream>> {
     // Datagrams have their own pace; a stream without the option is slower and works.
     let _ = stream.set_nodelay(true);
     if stream.peek(&mut [0]).await? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    if porch.rates.begin(Origin::of(peer), true, Instant::now()) != Turn::Begin {
+    if acceptor.rates.begin(Origin::of(peer), true, Instant::now()) != Turn::Begin {
         return Err(io::Error::other("its address begins too many"));
     }
-    let tls = porch.tls.borrow().clone();
+    let tls = acceptor.tls.borrow().clone();
     tls.accept(stream).await
 }
 

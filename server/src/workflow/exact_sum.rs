@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use privacy::{Encoded, Inadmissible, Lattice, Sum, SumError, Tally, TallyError, WORDS, WideSum};
-use protocol::{Block, ClientId, Contribution, DType, PayloadSpec, Refusal, SUMS, UpdateCodec, Values};
+use privacy::{Encoded, Inadmissible, Lattice, Statistics, StatisticsError, Sum, SumError, WORDS, WideSum};
+use protocol::{Block, ClientId, Contribution, DType, PayloadSpec, Rejection, SUMS, UpdateCodec, Values};
 
 use super::{Aggregate, Close, Collector, Refused, Release, Verified, Verifier};
 
@@ -46,7 +46,7 @@ impl ExactSum {
     /// Of `count` named sums of at most `clients_max` clients, each of which `plausible` accepts.
     pub fn of_totals(count: usize, clients_max: u64, plausible: Plausible) -> Self {
         let summands = Summands::Totals { count, plausible, measured: false };
-        Self { sum: Sum::of_tallies(count, clients_max), summands: Arc::new(summands), spent: None }
+        Self { sum: Sum::of_statistics(count, clients_max), summands: Arc::new(summands), spent: None }
     }
 
     /// The same sums, each of which comes with metrics. Those of updates always do.
@@ -73,7 +73,7 @@ impl Collector for ExactSum {
     }
 
     fn fold(&mut self, _: &ClientId, verified: Verified) -> Result<(), Refused> {
-        let foreign = |error: SumError| Refused::new(Refusal::WrongKind, error.to_string());
+        let foreign = |error: SumError| Refused::new(Rejection::WrongKind, error.to_string());
         match &*self.summands {
             Summands::Updates { .. } => {
                 let Update(update, vote) = verified.into_value()?;
@@ -84,7 +84,9 @@ impl Collector for ExactSum {
                 }
                 Ok(())
             }
-            Summands::Totals { .. } => self.sum.add_tally(&verified.into_value::<Tally>()?).map_err(foreign),
+            Summands::Totals { .. } => {
+                self.sum.add_statistics(&verified.into_value::<Statistics>()?).map_err(foreign)
+            }
         }
     }
 
@@ -122,17 +124,17 @@ impl Verifier for Summands {
                 Ok(Verified::new(Update(update, vote), metrics))
             }
             (Self::Totals { measured: true, .. }, Some(_)) if metrics.is_none() => {
-                Err(Refused::new(Refusal::BadMetrics, "sums came without the metrics that belong to them"))
+                Err(Refused::new(Rejection::BadMetrics, "sums came without the metrics that belong to them"))
             }
             (Self::Totals { count, plausible, measured }, Some(Values::I64(words))) => {
-                let reason = |why: &TallyError| match why {
-                    TallyError::Shape { .. } => Refusal::WrongShape,
-                    _ => Refusal::OutOfRange,
+                let reason = |why: &StatisticsError| match why {
+                    StatisticsError::Shape { .. } => Rejection::WrongShape,
+                    _ => Rejection::OutOfRange,
                 };
-                let tally =
-                    Tally::admit(words, *count).map_err(|why| Refused::new(reason(&why), why.to_string()))?;
+                let tally = Statistics::admit(words, *count)
+                    .map_err(|why| Refused::new(reason(&why), why.to_string()))?;
                 plausible(&tally.sums().collect::<Vec<_>>())
-                    .map_err(|detail| Refused::new(Refusal::OutOfRange, detail))?;
+                    .map_err(|detail| Refused::new(Rejection::OutOfRange, detail))?;
                 Ok(Verified::new(tally, metrics.filter(|_| *measured)))
             }
             (_, values) => {
@@ -141,7 +143,7 @@ impl Verifier for Summands {
                     |values| format!("one of {:?}", values.dtype()),
                 );
                 Err(Refused::new(
-                    Refusal::WrongKind,
+                    Rejection::WrongKind,
                     format!("the block of a sum is expected, and {found} came"),
                 ))
             }
@@ -156,16 +158,16 @@ fn checked_vote(vote: i8, asked: bool) -> Result<Option<bool>, Refused> {
         (0, false) => Ok(None),
         _ => {
             let wanted = if asked { "1 or -1" } else { "0, since the norm is fixed" };
-            Err(Refused::new(Refusal::BadVote, format!("the vote on the norm is {vote}, not {wanted}")))
+            Err(Refused::new(Rejection::BadVote, format!("the vote on the norm is {vote}, not {wanted}")))
         }
     }
 }
 
-fn reason_of(why: &Inadmissible) -> Refusal {
+fn reason_of(why: &Inadmissible) -> Rejection {
     match why {
-        Inadmissible::Shape { .. } => Refusal::WrongShape,
-        Inadmissible::Weight { .. } => Refusal::WrongWeight,
-        Inadmissible::Norm | Inadmissible::LayerNorm { .. } => Refusal::NormExceeded,
-        _ => Refusal::OutOfRange,
+        Inadmissible::Shape { .. } => Rejection::WrongShape,
+        Inadmissible::Weight { .. } => Rejection::WrongWeight,
+        Inadmissible::Norm | Inadmissible::LayerNorm { .. } => Rejection::NormExceeded,
+        _ => Rejection::OutOfRange,
     }
 }

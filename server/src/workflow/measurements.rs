@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use protocol::{ClientId, Contribution, PayloadSpec, Refusal};
+use protocol::{ClientId, Contribution, PayloadSpec, Rejection};
 
 use super::{Aggregate, Close, Collector, Refused, Release, Verified, Verifier};
 
@@ -33,8 +33,8 @@ impl Verifier for Measurements {
         let Contribution { metrics, blocks, .. } = contribution;
         match (metrics, &blocks[..]) {
             (Some(_), []) => Ok(Verified::new((), metrics)),
-            (None, []) => Err(Refused::new(Refusal::BadMetrics, "an evaluation came without metrics")),
-            (_, _) => Err(Refused::new(Refusal::WrongKind, "values came where metrics alone are expected")),
+            (None, []) => Err(Refused::new(Rejection::BadMetrics, "an evaluation came without metrics")),
+            (_, _) => Err(Refused::new(Rejection::WrongKind, "values came where metrics alone are expected")),
         }
     }
 }

@@ -211,7 +211,7 @@ fn noise_of_clients_hides_an_exchange_of_updates() {
             let clipped = clip(vec![value], lattice.bound()).unwrap();
             Encoded::encode(&clipped, lattice.weigh(1), &lattice).unwrap().points()[0]
         };
-        let moved = f64::from(update(9.0) - update(-9.0)) / f64::from(lattice.reach());
+        let moved = f64::from(update(9.0) - update(-9.0)) / f64::from(lattice.range());
         let axis = Axis { sigma: noise_multiplier * 60.0, stands_for_a_finer_one: true };
         let outcome = |sum: i64| [Outcome { chance: 1.0, sums: Some(vec![sum]) }];
         let one = Cells::of_release(&outcome((moved * 60.0).round() as i64), &outcome(0), &[axis]);

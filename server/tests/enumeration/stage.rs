@@ -10,7 +10,7 @@ use privacy::ledger::{Ledger, Noised, Record};
 use privacy::noise::NoiseSource;
 use protocol::wire::Receipt;
 use protocol::{Answer, ClientId, Decline, Metrics, Outcome, Parameters, RunId, Seed, Task, Time, Work};
-use server::{Action, Chance, Checkpoint, Coordinator, Event, Plan, Purse, Setup};
+use server::{Action, Chance, Checkpoint, Coordinator, DpContext, Event, Plan, Setup};
 
 /// What a client sends, whenever it is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,7 +93,7 @@ impl Script<'_> {
             checkpoint: Checkpoint::begin(Parameters::new(vec![0.0; self.tensors.iter().sum()])),
             clients: BTreeMap::new(),
             tensors: self.tensors.clone(),
-            purse: Some(Purse { ledger, chance, threads: 1 }),
+            dp_context: Some(DpContext { ledger, chance, threads: 1 }),
         })
         .unwrap();
         let mut stage = Stage {

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use privacy::chain::Digest;
 use protocol::wire::{
-    ALPN_CAPABLE, AnswerHeader, CapableHello, FrameKind, Greeting, LedgerClaim, Receipt, Rejection, Resent,
-    Unsupported, encode,
+    ALPN_CAPABLE, AnswerHeader, CapableHello, ConnectError, FrameKind, Greeting, LedgerClaim, Receipt,
+    Resent, Unsupported, encode,
 };
-use protocol::{Answer, CAPABILITIES_MAX, Capabilities, Capability, Refusal};
+use protocol::{Answer, CAPABILITIES_MAX, Capabilities, Capability, Rejection};
 use server::net::Server;
 
 use super::federation::{Federation, PLAN, Site, honest};
@@ -107,12 +107,12 @@ async fn a_hello_that_names_something_twice_or_too_much_or_nothing_is_none() {
         [list(many), list(twice), list(unnamed), list(broken), EARLIER_HELLO.to_vec(), unknown(99, 5)];
     for said in cases {
         let site = connect(&federation, &server, "north").await;
-        assert_eq!(site.greet_with(&said).await, Greeting::Rejected(Rejection::NotAHello));
+        assert_eq!(site.greet_with(&said).await, Greeting::Rejected(ConnectError::NotAHello));
     }
     // A hello of the later release over the earlier one has bytes left over.
     let (identity, ca) = (federation.site_identity("north"), federation.authority.ca_pem());
     let site = Site::connect(server.local_addr(), Some(&identity), ca).await.unwrap();
-    assert_eq!(site.greet_with(&whole).await, Greeting::Rejected(Rejection::NotAHello));
+    assert_eq!(site.greet_with(&whole).await, Greeting::Rejected(ConnectError::NotAHello));
     // What comes behind a hello and is not known is passed over.
     let site = connect(&federation, &server, "north").await;
     let claimed = [whole, unknown(99, 50)].concat();
@@ -205,7 +205,7 @@ async fn a_stream_that_breaks_off_is_renewed_once_within_a_second() {
         rounds(&server, 2).await;
         assert!(began.elapsed() < SOON, "{how:?}: {:?}", began.elapsed());
         let live = server.watch().borrow().values().next().unwrap().clone();
-        assert_eq!(live.clients[0].refused, [(Refusal::Truncated.name().to_owned(), 3)], "{how:?}");
+        assert_eq!(live.clients[0].refused, [(Rejection::Truncated.name().to_owned(), 3)], "{how:?}");
         assert_eq!(live.clients[0].accepted, 1);
         server.shutdown().await.unwrap();
     }
@@ -280,7 +280,7 @@ async fn a_site_that_does_not_know_a_frame_has_declined_and_unknown_frames_befor
         let mut asked = site.next_task().await;
         asked.send.write_all(&flood).await.unwrap();
         let Receipt::Refused(reason) = asked.receipt().await else { panic!("it was accepted") };
-        assert!(matches!(reason, Refusal::Malformed | Refusal::Oversize), "{reason:?}");
+        assert!(matches!(reason, Rejection::Malformed | Rejection::Oversize), "{reason:?}");
     }
     assert_eq!(sites[2].train(2.0).await, Receipt::Accepted);
     server.shutdown().await.unwrap();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use protocol::Token;
 use protocol::wire::{
-    ENROL_ALPN, ENROL_MAX, EnrolRefusal, EnrolReply, EnrolRequest, FrameKind, Greeting, Hello, Rejection,
-    encode,
+    ConnectError, ENROL_ALPN, ENROL_MAX, EnrolRejection, EnrolReply, EnrolRequest, FrameKind, Greeting,
+    Hello, encode,
 };
 use server::net::Server;
 use tokio::time::timeout;
@@ -37,7 +37,7 @@ async fn who_has_no_certificate_may_say_one_small_request() {
         let (mut send, _recv) = visitor.connection.open_bi().await.unwrap();
         send.write_all(&nonsense).await.unwrap();
         send.finish().unwrap();
-        assert_eq!(visitor.farewell().await, Rejection::NotAHello.to_string());
+        assert_eq!(visitor.farewell().await, ConnectError::NotAHello.to_string());
     }
     // This server has no issuing key.
     let visitor = visitor(&federation, &server).await;
@@ -45,7 +45,7 @@ async fn who_has_no_certificate_may_say_one_small_request() {
     send.write_all(&encode(FrameKind::EnrolRequest, &request())).await.unwrap();
     send.finish().unwrap();
     let reply: EnrolReply = read(&mut recv, FrameKind::EnrolReply, ENROL_MAX).await;
-    assert_eq!(reply, EnrolReply::Refused(EnrolRefusal::Unable));
+    assert_eq!(reply, EnrolReply::Refused(EnrolRejection::Unable));
     timeout(Duration::from_secs(5), visitor.connection.closed()).await.expect("there is no second request");
     server.shutdown().await.unwrap();
 }
@@ -62,7 +62,7 @@ async fn a_crowd_on_the_doorstep_keeps_no_site_out() {
     for visitor in &waiting[..CROWD - PLACES] {
         let why =
             timeout(Duration::from_secs(5), visitor.farewell()).await.expect("the oldest are sent away");
-        assert_eq!(why, Rejection::Busy.to_string());
+        assert_eq!(why, ConnectError::Busy.to_string());
     }
     assert!(waiting[CROWD - PLACES..].iter().all(|visitor| visitor.connection.close_reason().is_none()));
     let identity = federation.site_identity("north");

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use protocol::wire::{
-    AnswerBody, AnswerHeader, FrameKind, Greeting, Hello, Receipt, Rejection, VERSION, encode,
+    AnswerBody, AnswerHeader, ConnectError, FrameKind, Greeting, Hello, Receipt, VERSION, encode,
 };
-use protocol::{Answer, ClientId, Metrics, Refusal, Round, Values};
+use protocol::{Answer, ClientId, Metrics, Rejection, Round, Values};
 use server::net::{Authority, Limits};
 
 use super::federation::{Asked, Federation, PLAN, Site, honest};
@@ -22,7 +22,7 @@ async fn nobody_comes_in_without_a_certificate_of_this_federation() {
             match (site.connection.closed().await, identity) {
                 (quinn::ConnectionError::ConnectionClosed(_), Some(_)) => {}
                 (quinn::ConnectionError::ApplicationClosed(close), None) => {
-                    assert_eq!(close.reason, Rejection::NotASite.to_string());
+                    assert_eq!(close.reason, ConnectError::NotASite.to_string());
                 }
                 (end, _) => panic!("{end}"),
             }
@@ -40,15 +40,15 @@ async fn another_version_and_another_first_word_are_told_why() {
     let hello = encode(FrameKind::Hello, &Hello { software: String::new() });
     let mut newer = hello.clone();
     newer[4] = 9;
-    let version = Rejection::Version { server: VERSION, client: 9 };
-    for (bytes, why) in [(newer, version), (vec![b'x'; 20], Rejection::NotAHello)] {
+    let version = ConnectError::Version { server: VERSION, client: 9 };
+    for (bytes, why) in [(newer, version), (vec![b'x'; 20], ConnectError::NotAHello)] {
         let site =
             Site::connect(server.local_addr(), Some(&identity), federation.authority.ca_pem()).await.unwrap();
         assert_eq!(site.greet_with(&bytes).await, Greeting::Rejected(why.clone()));
         assert_eq!(site.farewell().await, why.to_string());
     }
     let operator = federation.operator(&server).await;
-    assert_eq!(operator.greet().await, Greeting::Rejected(Rejection::NotASite));
+    assert_eq!(operator.greet().await, Greeting::Rejected(ConnectError::NotASite));
     server.shutdown().await.unwrap();
 }
 
@@ -61,7 +61,7 @@ async fn a_server_with_all_its_connections_says_so() {
     let identity = federation.site_identity("south");
     let south =
         Site::connect(server.local_addr(), Some(&identity), federation.authority.ca_pem()).await.unwrap();
-    assert_eq!(south.greet().await, Greeting::Rejected(Rejection::Busy));
+    assert_eq!(south.greet().await, Greeting::Rejected(ConnectError::Busy));
     server.shutdown().await.unwrap();
 }
 
@@ -103,10 +103,10 @@ async fn spoilt_in(plan: &str, spoil: impl FnOnce(&Asked) -> Vec<u8>, limits: Li
     }
     let receipt = asked.receipt().await;
     let Receipt::Refused(reason) = receipt else { panic!("it was accepted") };
-    let closes = matches!(reason, Refusal::Malformed | Refusal::Oversize | Refusal::TooSlow);
+    let closes = matches!(reason, Rejection::Malformed | Rejection::Oversize | Rejection::TooSlow);
     if closes {
         assert_eq!(sites[0].farewell().await, format!("an answer was refused: {}", reason.name()));
-    } else if reason == Refusal::Truncated {
+    } else if reason == Rejection::Truncated {
         // What broke off may be tried again by a site that comes back.
         let north = federation.site(&server, "north").await;
         assert_eq!(north.train(2.0).await, Receipt::Accepted);
@@ -130,13 +130,13 @@ async fn an_answer_that_ends_early_or_goes_on_is_refused_and_the_round_is_not() 
         header
     };
     let (receipt, _) = spoilt(short, Limits::default()).await;
-    assert_eq!(receipt, Receipt::Refused(Refusal::Truncated));
+    assert_eq!(receipt, Receipt::Refused(Rejection::Truncated));
     let twice = |asked: &Asked| {
         let (header, payload) = bytes(honest(&asked.task, 2.0));
         [header.clone(), payload.clone(), header, payload].concat()
     };
     let (receipt, _) = spoilt(twice, Limits::default()).await;
-    assert_eq!(receipt, Receipt::Refused(Refusal::Duplicate));
+    assert_eq!(receipt, Receipt::Refused(Rejection::Duplicate));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,20 +148,20 @@ async fn an_answer_to_another_task_is_stale() {
         [header, payload].concat()
     };
     let (receipt, closed) = spoilt(stale, Limits::default()).await;
-    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Stale), false));
+    assert_eq!((receipt, closed), (Receipt::Refused(Rejection::Stale), false));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_and_lengths_beyond_the_plan_cost_the_connection() {
     let (receipt, closed) = spoilt(|_| vec![7; 64], Limits::default()).await;
-    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Malformed), true));
+    assert_eq!((receipt, closed), (Receipt::Refused(Rejection::Malformed), true));
     let oversize = |asked: &Asked| {
         let metrics = Metrics::default();
         let body = AnswerBody::Trained { len: u64::MAX / 8, weight: 1, vote: 0, metrics };
         encode(FrameKind::Answer, &AnswerHeader { task: asked.task.id, body })
     };
     let (receipt, closed) = spoilt(oversize, Limits::default()).await;
-    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Oversize), true));
+    assert_eq!((receipt, closed), (Receipt::Refused(Rejection::Oversize), true));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,11 +177,11 @@ async fn a_short_form_that_is_none_or_longer_than_any_costs_the_connection() {
         }
     };
     let (receipt, closed) = spoilt_in(&packed, claims(2, &[200, 0]), Limits::default()).await;
-    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Malformed), true));
+    assert_eq!((receipt, closed), (Receipt::Refused(Rejection::Malformed), true));
     let (receipt, closed) = spoilt_in(&packed, claims(u64::MAX / 2, &[]), Limits::default()).await;
-    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::Oversize), true));
+    assert_eq!((receipt, closed), (Receipt::Refused(Rejection::Oversize), true));
     let (receipt, closed) = spoilt(claims(2, &[1, 0]), Limits::default()).await;
-    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::WrongKind), false), "the plan has no codec");
+    assert_eq!((receipt, closed), (Receipt::Refused(Rejection::WrongKind), false), "the plan has no codec");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,5 +189,5 @@ async fn an_upload_that_stalls_is_given_up() {
     let limits = Limits { upload_idle: Duration::from_millis(50), ..Limits::default() };
     let stalls = |asked: &Asked| bytes(honest(&asked.task, 2.0)).0;
     let (receipt, closed) = spoilt(stalls, limits).await;
-    assert_eq!((receipt, closed), (Receipt::Refused(Refusal::TooSlow), true));
+    assert_eq!((receipt, closed), (Receipt::Refused(Rejection::TooSlow), true));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use privacy::chain::Digest;
 use protocol::wire::{
-    FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, PROBE, Rejection, SMALL_MAX, encode,
+    ConnectError, FrameKind, Greeting, Hello, LedgerClaim, LedgerProof, PROBE, SMALL_MAX, encode,
 };
 use server::net::Server;
 
@@ -80,7 +80,7 @@ impl Stage {
 
     async fn is_refused(&self, ledger: &[Digest], known: &[Digest], answered: u64) {
         let (site, greeting) = self.comes(ledger).await;
-        let forked = Rejection::LedgerForked { known: claim(known), answered };
+        let forked = ConnectError::LedgerForked { known: claim(known), answered };
         assert_eq!(greeting, Greeting::Rejected(forked.clone()));
         assert!(!forked.to_string().contains(|letter: char| letter.is_ascii_digit()), "{forked}");
         assert_eq!(site.farewell().await, forked.to_string());
@@ -155,7 +155,7 @@ async fn a_site_without_a_ledger_is_welcome_until_it_has_claimed_one() {
     assert!(matches!(stage.north().await.greet().await, Greeting::Welcome { .. }));
     stage.is_welcome(&ledger("a", 1, 1)).await;
     let silent = stage.north().await;
-    assert_eq!(silent.greet().await, Greeting::Rejected(Rejection::LedgerMissing));
+    assert_eq!(silent.greet().await, Greeting::Rejected(ConnectError::LedgerMissing));
     stage.end().await;
 }
 
@@ -195,7 +195,7 @@ async fn what_a_probe_claims_is_judged_and_not_remembered_and_it_ends_no_connect
     assert!(north.connection.close_reason().is_none(), "a probe takes nobody's place");
     drop(north);
     stage.is_welcome(&own).await;
-    let forked = Greeting::Rejected(Rejection::LedgerForked { known: claim(&own), answered: 0 });
+    let forked = Greeting::Rejected(ConnectError::LedgerForked { known: claim(&own), answered: 0 });
     assert_eq!(looks(&foreign).await, forked);
     stage.is_welcome(&own).await;
     stage.end().await;
@@ -231,7 +231,7 @@ async fn machines_that_take_turns_with_one_key_are_counted_and_written_down() {
     }
     let last = machines.pop();
     for displaced in machines {
-        assert_eq!(displaced.farewell().await, Rejection::Superseded.to_string());
+        assert_eq!(displaced.farewell().await, ConnectError::Superseded.to_string());
     }
     drop(last);
     stage.has_told("alternating", 1).await;
@@ -246,7 +246,7 @@ async fn what_is_no_claim_and_no_proof_is_rejected_and_takes_nobody_s_place() {
     let hello = encode(FrameKind::Hello, &Hello { software: String::new() });
     let liar = stage.north().await;
     let rejected = liar.greet_with(&[&hello[..], &hello[..]].concat()).await;
-    assert_eq!(rejected, Greeting::Rejected(Rejection::NotAHello));
+    assert_eq!(rejected, Greeting::Rejected(ConnectError::NotAHello));
     let huge = LedgerClaim { records: u64::MAX, head: Digest::of(b"huge") };
     let claimed = [hello, encode(FrameKind::LedgerClaim, &huge)].concat();
     let greeting = stage.north().await.greet_with(&claimed).await;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use privacy::accounting::{Event, Mechanism, gaussian};
 use privacy::chain::Link;
 use privacy::ledger::{Cohorts, Ledger, Release, Terms};
-use protocol::wire::{Greeting, ModelChoice, Receipt, Rejection};
+use protocol::wire::{ConnectError, Greeting, ModelChoice, Receipt};
 use serde_json::{Value, json};
 use server::net::{Server, Store};
-use server::{Adversary, Booking, Claim, Plan, PrivacyStatement};
+use server::{Adversary, Claim, LedgerReservation, Plan, PrivacyStatement};
 use sqlx::{AnyConnection, Connection as _, Row as _};
 
 use super::admin::{Watched, config, round};
@@ -81,7 +81,7 @@ async fn remembered(watched: &Watched) -> Vec<(i64, i64, i64)> {
 async fn nobody_reads_from_refusals_who_was_drawn(watched: &Watched, rounds: u64) {
     for name in NAMES {
         let (_site, greeting) = comes(watched, name, "thief", RECORDS - 1).await;
-        let Greeting::Rejected(Rejection::LedgerForked { known, answered }) = &greeting else {
+        let Greeting::Rejected(ConnectError::LedgerForked { known, answered }) = &greeting else {
             panic!("{name}: {greeting:?}");
         };
         assert_eq!((known.records, *answered), (RECORDS, rounds), "{name}");
@@ -244,7 +244,7 @@ async fn statements_after_real_and_seeded_runs_are_right_against_each_adversary(
         let (permit, reserved) = old.reserve(run, 1, &central.charge(), 1).unwrap();
         links.extend([reserved, old.spend(permit, Release::default()).unwrap().1]);
     }
-    store.book(&Booking { population: "old".to_owned(), links }).await.unwrap();
+    store.book(&LedgerReservation { population: "old".to_owned(), links }).await.unwrap();
     store.close().await;
     drop(store);
     let server = Server::start(config(&federation, [127, 0, 0, 1], false), Arc::new(ToyRoom)).await.unwrap();

@@ -139,7 +139,7 @@ fn encoded(values: Vec<f64>, lattice: &Lattice) -> Option<privacy::Clipped> {
 /// An update at this norm, in points of the lattice as far as a point can be said; of an update that is zero, every coordinate.
 fn unclipped(own: Vec<f64>, norm: f64, lattice: &Lattice) -> Vec<i32> {
     let length = own.iter().map(|value| value * value).sum::<f64>().sqrt();
-    let reach = lattice.reach();
+    let reach = lattice.range();
     let at_norm = |value: f64| if length > 0.0 { value / length * norm } else { norm };
     // A conversion to an integer stops at its range.
     let point = |value: f64| ((at_norm(value) / lattice.step()).round() as i32).clamp(-reach, reach);

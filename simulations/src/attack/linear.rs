@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use client::{Lent, Memory, Personal, SiteMethods};
+use client::{Lent, LocalState, Memory, SiteMethods};
 use learning::device::Device;
 use learning::{Dataset, Labels, ModelError, SiteData, Trainer, View, initial_parameters};
 use privacy::{Encoded, Inadmissible};
@@ -60,11 +60,11 @@ pub struct LinearFindings {
     pub plain: f64,
     /// From the noised sum of all clients.
     pub summed: f64,
-    /// Chance for it.
+    /// NoiseRng for it.
     pub summed_chance: f64,
     /// From one client's update that was noised for its record.
     pub noised: f64,
-    /// Chance for it.
+    /// NoiseRng for it.
     pub noised_chance: f64,
     /// Epsilon of one release, for a client of the sum as for a record of a noised update.
     pub epsilon: f64,
@@ -199,7 +199,7 @@ fn victims(pictures: &[Picture], seed: Seed) -> Result<Vec<Vec<f32>>, LinearErro
         let id = ClientId::new(&format!("victim-{place}"))?;
         let task = task(&spec, &model, seed);
         let (personal, memory, methods) =
-            (&mut Personal::default(), &mut Memory::default(), &SiteMethods::default());
+            (&mut LocalState::default(), &mut Memory::default(), &SiteMethods::default());
         let mut lent = Lent { id: &id, learner: &mut trainer, personal, memory, methods };
         let answer = lent.perform(&task, seed, &Stop::default());
         let done = match answer.outcome {

@@ -34,7 +34,7 @@ pub struct MembershipAttack {
     pub noise_multiplier: f64,
     /// The delta of the promise; well below one over the number of clients.
     pub delta: f64,
-    /// Chance that a bound on the attack's epsilon is wrong.
+    /// NoiseRng that a bound on the attack's epsilon is wrong.
     pub significance: f64,
 }
 

@@ -9,7 +9,7 @@ use consortia::first_model;
 use protocol::{EvaluateOrder, Metrics, Parameters, Seed, StepId, Stop};
 use serde_json::{Value, json};
 use server::{Note, Plan, RunEnd};
-use simulations::{Observation, Outcome, Population, WeatherConfig, Workforce, World};
+use simulations::{AvailabilityConfig, Observation, Outcome, Population, Simulator, Workforce};
 
 use super::limits::product_flops;
 use super::machine::{cores, load, machine, peak_rss_bytes, processor_seconds};
@@ -143,7 +143,7 @@ pub(super) fn run(
     seed: u64,
     threads: usize,
 ) -> Result<Run, Failure> {
-    let world = World::new(plan.clone(), first.clone(), seed, WeatherConfig::default())
+    let world = Simulator::new(plan.clone(), first.clone(), seed, AvailabilityConfig::default())
         .or_fail(Kind::Defect, "the workload")?
         .with_threads(threads);
     let mut opened: Option<Instant> = None;

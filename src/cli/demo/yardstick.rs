@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::client::{Lent, Memory, Personal, SiteMethods};
+use ::client::{Lent, LocalState, Memory, SiteMethods};
 use consortia::first_model;
 use learning::device::Device;
 use learning::{SiteData, Trainer};
@@ -11,7 +11,7 @@ use protocol::{
     TaskId, Work,
 };
 use server::{CohortPlan, EvaluationPlan, Evaluators, Plan};
-use simulations::{Population, Scenario, WeatherConfig, World};
+use simulations::{AvailabilityConfig, Population, Scenario, Simulator};
 
 use crate::cli::failure::{Failure, Kind, OrFail};
 
@@ -86,7 +86,8 @@ fn train(
     let plan = Plan { cohort, evaluation, ..scenario.plan.clone() };
     let first =
         first_model(alone.models(), &plan.spec, Seed::from_number(seed)).or_fail(Kind::Defect, name)?;
-    let world = World::new(plan, first.shared, seed, WeatherConfig::default()).or_fail(Kind::Defect, name)?;
+    let world = Simulator::new(plan, first.shared, seed, AvailabilityConfig::default())
+        .or_fail(Kind::Defect, name)?;
     let world = world.with_tensors(first.layout.shared_lengths());
     let outcome = world.with_threads(1).run(&alone, &mut |_| {}).or_fail(Kind::Defect, name)?;
     Ok(Trained { model: outcome.model, standardiser: outcome.standardiser })
@@ -105,7 +106,7 @@ fn test(plan: &Plan, trained: &Trained, data: &SiteData) -> Option<Metrics> {
     let name = ClientId::new("yardstick").ok()?;
     let entropy = Seed::from_number(0);
     let (personal, memory, methods) =
-        (&mut Personal::default(), &mut Memory::default(), &SiteMethods::default());
+        (&mut LocalState::default(), &mut Memory::default(), &SiteMethods::default());
     let mut lent = Lent { id: &name, learner: &mut trainer, personal, memory, methods };
     lent.perform(&task, entropy, &Stop::default()).outcome.metrics()
 }

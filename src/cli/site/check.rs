@@ -87,7 +87,7 @@ impl Findings {
     fn fail(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Configuration, message);
     }
-    /// Trouble with who the site is, or with its line.
+    /// TaskError with who the site is, or with its line.
     fn fail_identity(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Connection, message);
     }

@@ -311,7 +311,7 @@ fn an_answer_that_the_server_gave_up_is_kept_no_longer_and_one_that_broke_off_is
         let mut agent = site.start(&authority, &server).await;
         let connection = server.welcome().await;
         let (first, mut send) = ask(&connection, &asked).await;
-        acknowledge(&mut send, Receipt::Refused(Refusal::Truncated)).await;
+        acknowledge(&mut send, Receipt::Refused(Rejection::Truncated)).await;
         agent.until(|event| matches!(event, AgentEvent::Refused { .. }).then_some(())).await;
         let (again, mut send) = ask(&connection, &asked).await;
         assert_eq!(again, resent(&first));

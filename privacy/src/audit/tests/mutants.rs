@@ -128,7 +128,7 @@ fn canaries(spread: usize, weight: u32) -> (Vec<Upload>, Lattice) {
     let lattice = lattice(2 * CANARIES * spread);
     let upload = |canary: usize| {
         let mut points = vec![0; lattice.dimension()];
-        points[canary * spread..][..spread].fill(lattice.reach());
+        points[canary * spread..][..spread].fill(lattice.range());
         Upload { points, weight }
     };
     ((0..2 * CANARIES).step_by(2).map(upload).collect(), lattice)
@@ -162,7 +162,7 @@ fn refuted_of(build: Build, spread: usize, weight: u32, signal: f64) -> f64 {
 #[test]
 fn a_release_is_to_the_bit_the_checked_sum_and_the_noise_of_the_tested_sampler() {
     let (mut uploads, lattice) = canaries(1, WEIGHT_MAX);
-    let reach = lattice.reach();
+    let reach = lattice.range();
     // One that is too long, and one that is too heavy: neither may count.
     uploads.push(Upload { points: vec![reach; lattice.dimension()], weight: 1 });
     uploads.push(Upload { points: vec![1; lattice.dimension()], weight: WEIGHT_MAX + 1 });
@@ -243,7 +243,7 @@ fn a_mean_over_those_who_came_is_accused() {
     let bound = |build: Build| {
         let score = |seed: u64, canary: bool| {
             let points =
-                std::iter::repeat_n(lattice.reach(), honest).chain(canary.then_some(-lattice.reach()));
+                std::iter::repeat_n(lattice.range(), honest).chain(canary.then_some(-lattice.range()));
             let uploads: Vec<Upload> =
                 points.map(|point| Upload { points: vec![point], weight: WEIGHT_MAX }).collect();
             (1.0 - build.release(&uploads, &lattice, planned, seed)[0] / NORM_MAX) * planned

@@ -71,7 +71,7 @@ fn a_method_is_asked_of_the_sites_that_know_it_in_its_version_and_of_nobody_else
     let sent = stage.take_sent();
     assert_eq!(sent.iter().map(|(client, _)| client.as_str()).collect::<Vec<_>>(), ["north", "south"]);
     for (client, task) in sent {
-        let one = Tally::encode(&[WideSum::of(1.0).unwrap()]).into_words();
+        let one = Statistics::encode(&[WideSum::of(1.0).unwrap()]).into_words();
         stage.answer(&client, task.id, Outcome::counted(one));
     }
     // Nobody waited for those that were not asked.
@@ -148,7 +148,7 @@ fn training() -> (Stage, TaskId) {
 }
 
 fn breaks_off(stage: &mut Stage, name: &str, task: TaskId) {
-    let reason = Refusal::Truncated;
+    let reason = Rejection::Truncated;
     stage.handle(Event::Refused { client: id(name), task: Some(task), reason });
 }
 
@@ -162,7 +162,7 @@ fn a_stream_that_breaks_off_is_renewed_once_and_then_its_client_is_out() {
     assert_eq!(stage.coordinator.owed(&id("north")), Some(again));
     // What still comes for the first attempt is stale; a client that comes back has the second.
     stage.answer(&id("north"), task, update.clone());
-    assert_eq!(stage.receipts.last(), Some(&(id("north"), Receipt::Refused(Refusal::Stale))));
+    assert_eq!(stage.receipts.last(), Some(&(id("north"), Receipt::Refused(Rejection::Stale))));
     stage.handle(Event::Left(id("north")));
     comes(&mut stage, "north", &knowing(&[]));
     assert_eq!(asked(&mut stage), [("north".to_owned(), again)]);
@@ -183,7 +183,7 @@ fn an_answer_to_the_renewed_attempt_counts_once() {
     }
     stage.answer(&id("south"), task, update);
     let accepted = stage.coordinator.clients()[&id("north")].accepted;
-    let duplicate = stage.refusals("north").contains(&(Refusal::Duplicate, 1));
+    let duplicate = stage.refusals("north").contains(&(Rejection::Duplicate, 1));
     assert_eq!((accepted, duplicate, stage.coordinator.checkpoint().round), (1, true, Round(1)));
 }
 

@@ -20,7 +20,7 @@ fn an_oversampled_round_closes_when_as_many_as_it_needs_have_answered_and_the_ot
     // What was under way is too late, and changes nothing.
     let before = stage.model();
     stage.answer(&sent[3].0, sent[3].1.id, honest(&sent[3].1, 9.0, 1));
-    assert_eq!(stage.refusals(sent[3].0.as_str()), [(Refusal::Stale, 1)]);
+    assert_eq!(stage.refusals(sent[3].0.as_str()), [(Rejection::Stale, 1)]);
     assert_eq!(stage.model(), before);
 }
 
@@ -60,7 +60,7 @@ fn a_client_that_is_gone_is_awaited_for_its_grace_and_no_longer() {
     assert!(stage.notes.iter().any(|note| matches!(note, Note::Closed { missing: 1, quorum: true, .. })));
     stage.handle(Event::joined(client.clone()));
     stage.answer(&client, task.id, honest(&task, 1.0, 1));
-    assert_eq!(stage.refusals(client.as_str()), [(Refusal::Stale, 1)]);
+    assert_eq!(stage.refusals(client.as_str()), [(Rejection::Stale, 1)]);
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn a_run_that_is_stopped_at_once_throws_its_round_away_and_tells_whoever_still_w
     assert_eq!(stage.model(), [0.0, 0.0]);
     assert_eq!(stage.cancelled, [id("b")]);
     stage.answer(&id("b"), task.id, honest(&task, 5.0, 1));
-    assert_eq!(stage.refusals("b"), [(Refusal::Stale, 1)]);
+    assert_eq!(stage.refusals("b"), [(Rejection::Stale, 1)]);
 }
 
 #[test]

@@ -27,15 +27,15 @@ pub(super) fn plan(rounds: u32, epsilon_max: f64, sampling: &str, more: &str) ->
 pub(super) const EVERY: &str = "{ availability = { participations_max = 1000 } }";
 
 /// Noise that follows from a number and the number of vectors drawn before.
-pub(super) fn seeded(number: u8) -> Chance {
+pub(super) fn seeded(number: u8) -> NoiseRng {
     let mut drawn = 0;
-    Chance::of(move || {
+    NoiseRng::of(move || {
         drawn += 1;
         Ok(NoiseSource::insecure([number.wrapping_add(drawn); 32]))
     })
 }
 
-pub(super) fn private_setup(plan: &str, checkpoint: Checkpoint, links: &[Link], chance: Chance) -> Setup {
+pub(super) fn private_setup(plan: &str, checkpoint: Checkpoint, links: &[Link], chance: NoiseRng) -> Setup {
     let plan = Arc::new(Plan::parse(plan).unwrap());
     let ledger = if links.is_empty() {
         Ledger::found(plan.spec.privacy.central.as_ref().unwrap().terms()).unwrap().0
@@ -45,7 +45,7 @@ pub(super) fn private_setup(plan: &str, checkpoint: Checkpoint, links: &[Link], 
     Setup {
         plan,
         rehearsal: false,
-        purse: Some(Purse { ledger, chance, threads: 1 }),
+        dp_context: Some(DpContext { ledger, chance, threads: 1 }),
         ..setup("", checkpoint)
     }
 }
@@ -152,7 +152,7 @@ fn whatever_the_order_of_the_answers_the_noised_model_is_the_same() {
 #[test]
 fn without_entropy_the_round_is_off_and_its_reservation_given_back() {
     let plan = plan(3, 9.0, EVERY, "");
-    let chance = Chance::of(NoiseSource::from_failing_entropy);
+    let chance = NoiseRng::of(NoiseSource::from_failing_entropy);
     let mut stage = Stage::with(private_setup(&plan, begin(), &[], chance));
     stage.join(&["a", "b"]);
     stage.answer_all(0.1);
@@ -324,7 +324,7 @@ fn a_round_that_is_given_up_after_its_secret_draw_is_paid_for() {
         let mut stage = private(&plan(5, 99.0, sampling, ""));
         stage.commits_succeed = false;
         stage.join(&["a", "b", "c"]);
-        // Chance may draw nobody, and then the round is over at once: this one draws somebody.
+        // NoiseRng may draw nobody, and then the round is over at once: this one draws somebody.
         stage.handle(Event::Booked);
         assert!(!stage.take_sent().is_empty(), "{sampling}");
         stage.handle(Event::Control(Control::StopNow));
@@ -409,7 +409,7 @@ fn a_vote_that_is_none_is_refused() {
         let (client, task) = stage.take_sent().remove(0);
         let done = honest(&task, 0.1, 1).into_contribution().unwrap();
         stage.answer(&client, task.id, Outcome::Done(Contribution { vote: bad, ..done }));
-        assert_eq!(stage.refusals("a"), [(Refusal::BadVote, 1)], "{more} {bad}");
+        assert_eq!(stage.refusals("a"), [(Rejection::BadVote, 1)], "{more} {bad}");
     }
 }
 
@@ -439,7 +439,7 @@ fn a_statement_says_what_its_events_give_and_test_noise_claims_nothing() {
     let statement: crate::PrivacyStatement = serde_json::from_str(&statement).unwrap();
     assert!(statement.claims.is_empty() && statement.void.unwrap().contains("INSECURE"));
 
-    let entropy = Stage::with(private_setup(&plan(2, 9.0, EVERY, ""), begin(), &[], Chance::system()));
+    let entropy = Stage::with(private_setup(&plan(2, 9.0, EVERY, ""), begin(), &[], NoiseRng::system()));
     let mut stage = entropy;
     stage.join(&["a", "b"]);
     stage.answer_all(0.1);
@@ -487,7 +487,7 @@ fn a_ledger_with_other_terms_is_not_paid_from() {
     let setup = private_setup(&plan(3, 200.0, EVERY, ""), begin(), &links, seeded(0));
     let error = Coordinator::new(setup).unwrap_err().to_string();
     assert!(error.contains("a budget is not changed afterwards"), "{error}");
-    let without = Setup { purse: None, ..private_setup(&cheap, begin(), &links, seeded(0)) };
+    let without = Setup { dp_context: None, ..private_setup(&cheap, begin(), &links, seeded(0)) };
     assert!(Coordinator::new(without).is_err());
 }
 
@@ -504,13 +504,13 @@ fn an_update_with_all_its_norm_in_one_tensor_is_refused_though_the_whole_is_with
     stage.join(&["a", "b"]);
     for (client, task) in stage.take_sent() {
         let lattice = task.spec.lattice_within(task.spec.update.norm_max, &[1, 1]).unwrap();
-        let far = if client == id("a") { lattice.reach() - 1 } else { lattice.layer_reach() };
+        let far = if client == id("a") { lattice.range() - 1 } else { lattice.layer_range() };
         let flat = Lattice::plan(lattice.bound(), lattice.clients_max(), 1, 2).unwrap();
         assert!(Encoded::admit(vec![far, 0], 1, &flat).is_ok(), "as a whole it is not too long");
         let metrics = Metrics::default();
         stage.answer(&client, task.id, Outcome::trained(vec![far, 0], 1, 0, metrics));
     }
-    assert_eq!(stage.refusals("a"), [(Refusal::NormExceeded, 1)]);
+    assert_eq!(stage.refusals("a"), [(Rejection::NormExceeded, 1)]);
     assert_eq!(stage.refusals("b"), []);
 }
 

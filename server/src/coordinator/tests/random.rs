@@ -57,7 +57,7 @@ fn play(stage: &mut Stage, step: Step) {
         }
         Step::Broken { client, reason } => {
             let task = stage.sent.last().map(|(_, task)| task.id);
-            stage.handle(Event::Refused { client: name(client), task, reason: Refusal::ALL[reason] });
+            stage.handle(Event::Refused { client: name(client), task, reason: Rejection::ALL[reason] });
         }
         Step::Jump(micros) => {
             stage.now = Time::from_micros(stage.now.as_micros() + micros);

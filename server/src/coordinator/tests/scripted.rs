@@ -53,7 +53,7 @@ fn with_a_quorum_the_round_closes_at_its_deadline_without_stragglers() {
     near(&stage.model(), 5.0);
     stage.answer(&sent[1].0, sent[1].1.id, honest(&sent[1].1, 9.0, 1));
     near(&stage.model(), 5.0);
-    assert_eq!(stage.refusals("b"), [(Refusal::Stale, 1)]);
+    assert_eq!(stage.refusals("b"), [(Rejection::Stale, 1)]);
 }
 
 #[test]
@@ -68,8 +68,8 @@ fn a_client_counts_once_and_only_if_asked() {
         [id("a"), id("b"), id("c")].into_iter().find(|one| sent.iter().all(|(asked, _)| asked != one));
     let outsider = outsider.unwrap();
     stage.answer(&outsider, task.id, honest(task, 50.0, 1));
-    assert_eq!(stage.refusals(sent[0].0.as_str()), [(Refusal::Duplicate, 1)]);
-    assert_eq!(stage.refusals(outsider.as_str()), [(Refusal::Unsolicited, 1)]);
+    assert_eq!(stage.refusals(sent[0].0.as_str()), [(Rejection::Duplicate, 1)]);
+    assert_eq!(stage.refusals(outsider.as_str()), [(Rejection::Unsolicited, 1)]);
     stage.answer(&sent[1].0, task.id, honest(task, 3.0, 1));
     near(&stage.model(), 2.0);
 }
@@ -80,17 +80,17 @@ fn every_bad_answer_is_refused_by_name_and_the_round_goes_on() {
     let trained = |points: Vec<i32>, weight| Outcome::trained(points, weight, 0, metrics);
     let nan = Metrics { loss: f64::NAN, ..metrics };
     // The largest norm that the plan's lattice has; one point more is too long.
-    let reach = Stage::new(TWO).lattice().reach();
+    let reach = Stage::new(TWO).lattice().range();
     let bad = [
-        (trained(vec![0], 1), Refusal::WrongShape),
-        (trained(vec![0, i32::MAX], 1), Refusal::OutOfRange),
-        (trained(vec![f32::NAN.to_bits() as i32, 0], 1), Refusal::OutOfRange),
-        (trained(vec![reach, 1], 1), Refusal::NormExceeded),
-        (trained(vec![0, 0], 0), Refusal::WrongWeight),
-        (trained(vec![0, 0], 131_073), Refusal::WrongWeight),
-        (Outcome::trained(vec![0, 0], 1, 0, nan), Refusal::BadMetrics),
-        (Outcome::evaluated(metrics), Refusal::WrongKind),
-        (Outcome::counted(vec![]), Refusal::WrongKind),
+        (trained(vec![0], 1), Rejection::WrongShape),
+        (trained(vec![0, i32::MAX], 1), Rejection::OutOfRange),
+        (trained(vec![f32::NAN.to_bits() as i32, 0], 1), Rejection::OutOfRange),
+        (trained(vec![reach, 1], 1), Rejection::NormExceeded),
+        (trained(vec![0, 0], 0), Rejection::WrongWeight),
+        (trained(vec![0, 0], 131_073), Rejection::WrongWeight),
+        (Outcome::trained(vec![0, 0], 1, 0, nan), Rejection::BadMetrics),
+        (Outcome::evaluated(metrics), Rejection::WrongKind),
+        (Outcome::counted(vec![]), Rejection::WrongKind),
     ];
     for (outcome, reason) in bad {
         let mut stage = Stage::new("[cohort]\nclients_min = 2\nquorum = 1\n");
@@ -113,20 +113,20 @@ fn an_answer_that_was_checked_elsewhere_counts_as_if_it_had_been_checked_here() 
     let task = stage.take_sent().remove(0).1;
     let checker = stage.coordinator.checker();
     let check = |outcome: Outcome| checker.check(Answer { task: task.id, outcome });
-    let reach = stage.lattice().reach();
+    let reach = stage.lattice().range();
     let longer = Outcome::trained(vec![reach, 1], 1, 0, Metrics::default());
     stage.handle(Event::Checked { client: id("bad"), checked: check(longer) });
-    assert_eq!(stage.refusals("bad"), [(Refusal::NormExceeded, 1)]);
+    assert_eq!(stage.refusals("bad"), [(Rejection::NormExceeded, 1)]);
     stage.handle(Event::Checked { client: id("nobody"), checked: check(honest(&task, 9.0, 1)) });
-    assert_eq!(stage.refusals("nobody"), [(Refusal::Unsolicited, 1)]);
+    assert_eq!(stage.refusals("nobody"), [(Rejection::Unsolicited, 1)]);
     for _ in 0..2 {
         stage.handle(Event::Checked { client: id("good"), checked: check(honest(&task, 2.0, 1)) });
     }
-    assert_eq!(stage.refusals("good"), [(Refusal::Duplicate, 1)]);
+    assert_eq!(stage.refusals("good"), [(Rejection::Duplicate, 1)]);
     stage.wait_for_deadline();
     near(&stage.model(), 2.0);
     stage.handle(Event::Checked { client: id("late"), checked: check(honest(&task, 9.0, 1)) });
-    assert_eq!(stage.refusals("late"), [(Refusal::Stale, 1)]);
+    assert_eq!(stage.refusals("late"), [(Rejection::Stale, 1)]);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_client_that_comes_back_gets_its_task_again() {
     stage.join(&["a", "b"]);
     let first = stage.take_sent();
     stage.handle(Event::Left(id("a")));
-    stage.handle(Event::Refused { client: id("a"), task: Some(first[0].1.id), reason: Refusal::Truncated });
+    stage.handle(Event::Refused { client: id("a"), task: Some(first[0].1.id), reason: Rejection::Truncated });
     stage.join(&["a"]);
     assert_eq!(stage.sent, [first[0].clone()]);
     stage.sent.push(first[1].clone());
@@ -209,11 +209,12 @@ fn statistics_come_first_and_reach_every_later_task() {
 fn statistics_that_do_not_fit_are_refused_by_name() {
     let federated = PLAN.replace("features = [\"a\"]", "features = [\"a\"]\nstandardise = \"federated\"");
     let plan = Arc::new(Plan::parse(&format!("{federated}[cohort]\nclients_min = 2\nquorum = 1\n")).unwrap());
-    let count_of_half = Tally::encode(&[0.5, 1.0, 1.0].map(|value| WideSum::of(value).unwrap())).into_words();
+    let count_of_half =
+        Statistics::encode(&[0.5, 1.0, 1.0].map(|value| WideSum::of(value).unwrap())).into_words();
     for (words, reason) in [
-        (vec![0; 9], Refusal::WrongShape),
-        (vec![1 << 41; 12], Refusal::OutOfRange),
-        (count_of_half, Refusal::OutOfRange),
+        (vec![0; 9], Rejection::WrongShape),
+        (vec![1 << 41; 12], Rejection::OutOfRange),
+        (count_of_half, Rejection::OutOfRange),
     ] {
         let mut stage = Stage::new(TWO);
         let checkpoint = Checkpoint::begin(Parameters::new(vec![0.0; DIMENSION]));

@@ -77,7 +77,7 @@ fn event(name: &str, data: &impl Serialize) -> String {
 /// Tells what changes until nobody listens.
 async fn tell(admin: Shared, to: mpsc::Sender<Bytes>, seat: OwnedSemaphorePermit) {
     let _seat = seat;
-    let (mut live, mut presence) = (admin.desk.live.clone(), admin.presence.watch());
+    let (mut live, mut presence) = (admin.operators.live.clone(), admin.presence.watch());
     let (mut told, mut connected) = (BTreeMap::new(), None);
     let mut glance = Instant::now();
     loop {
@@ -93,7 +93,7 @@ async fn tell(admin: Shared, to: mpsc::Sender<Bytes>, seat: OwnedSemaphorePermit
         if glance <= Instant::now() {
             glance = Instant::now() + GLANCE;
             // What cannot be read now may be read next time.
-            runs = admin.desk.list().await.unwrap_or_default().iter().rev().map(RunView::from).collect();
+            runs = admin.operators.list().await.unwrap_or_default().iter().rev().map(RunView::from).collect();
         }
         for run in runs {
             if told.get(&run.run) != Some(&run) {

@@ -13,8 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::views::{Problem, PromiseView, RunSiteView, RunView, WholeRunView};
 use super::{Caller, Shared};
 use crate::PrivacyStatement;
-use crate::net::desk::hides_participation;
-use crate::net::shelf::ShelfError;
+use crate::net::archive::ArchiveError;
+use crate::net::operators::hides_participation;
 use crate::net::store::{Report, StoreError};
 
 /// Which rounds.
@@ -60,7 +60,7 @@ pub(super) struct Submitted {
 pub(super) async fn run_of(admin: &Shared, text: &str) -> Result<(RunId, String), Problem> {
     let missing = |error: String| Problem::new(StatusCode::NOT_FOUND, error);
     let run: RunId = text.parse().map_err(|_| missing(format!("`{text}` is no run")))?;
-    match admin.desk.store.plan_toml(run).await {
+    match admin.operators.store.plan_toml(run).await {
         Ok(plan_toml) => Ok((run, plan_toml)),
         Err(StoreError::NoSuchRun(run)) => Err(missing(format!("there is no run {run} here"))),
         Err(error) => Err(Problem::ours(error)),
@@ -70,7 +70,7 @@ pub(super) async fn run_of(admin: &Shared, text: &str) -> Result<(RunId, String)
 /// The newest 200 runs, newest first.
 #[utoipa::path(get, path = "/api/v1/runs", responses((status = OK, body = [RunView])))]
 pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<RunView>>, Problem> {
-    let runs = admin.desk.list().await.map_err(Problem::ours)?;
+    let runs = admin.operators.list().await.map_err(Problem::ours)?;
     Ok(Json(runs.iter().map(RunView::from).collect()))
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn submit(
     body: Result<Json<SubmitBody>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Submitted>), Problem> {
     let Json(SubmitBody { plan_toml, seed }) = body.map_err(rejected)?;
-    let run = admin.desk.submit(plan_toml, seed, &caller.name()).await.map_err(Problem::bad)?;
+    let run = admin.operators.submit(plan_toml, seed, &caller.name()).await.map_err(Problem::bad)?;
     Ok((StatusCode::CREATED, Json(Submitted { run: run.to_string() })))
 }
 
@@ -105,7 +105,7 @@ pub(super) async fn one(
 ) -> Result<Json<WholeRunView>, Problem> {
     let Query(From { from }) = from.map_err(Problem::bad)?;
     let (run, plan_toml) = run_of(&admin, &run).await?;
-    let summary = admin.desk.current(Some(run)).await.map_err(Problem::ours)?;
+    let summary = admin.operators.current(Some(run)).await.map_err(Problem::ours)?;
     let seen = admin.presence.sites();
     let here = |client: &ClientSummary| seen.get(&client.client).is_some_and(|seen| seen.left.is_none());
     let hidden = hides_participation(&summary, &plan_toml);
@@ -114,7 +114,7 @@ pub(super) async fn one(
         view => view,
     };
     // A plan of an earlier version need not be one of today's.
-    let spec = admin.desk.room.methods().parse(&plan_toml).ok().map(|plan| plan.spec);
+    let spec = admin.operators.room.methods().parse(&plan_toml).ok().map(|plan| plan.spec);
     Ok(Json(WholeRunView {
         plan_toml,
         squared_error: spec.as_ref().is_some_and(|spec| spec.loss() == Loss::MeanSquared),
@@ -141,8 +141,8 @@ pub(super) async fn reports(
 ) -> Result<Json<Vec<ReportView>>, Problem> {
     let Query(From { from }) = from.map_err(Problem::bad)?;
     let (run, plan_toml) = run_of(&admin, &run).await?;
-    let summary = admin.desk.current(Some(run)).await.map_err(Problem::ours)?;
-    let mut found = admin.desk.store.reports(run, from).await.map_err(Problem::ours)?;
+    let summary = admin.operators.current(Some(run)).await.map_err(Problem::ours)?;
+    let mut found = admin.operators.store.reports(run, from).await.map_err(Problem::ours)?;
     if hides_participation(&summary, &plan_toml) {
         // Those of an earlier version; evaluations are put to everybody.
         found.retain(|report| report.kind == StepId::EVALUATE.name());
@@ -166,9 +166,9 @@ pub(super) async fn statement(
     Path(run): Path<String>,
 ) -> Result<Json<PrivacyStatement>, Problem> {
     let (run, _) = run_of(&admin, &run).await?;
-    let shelved = admin.desk.store.released(Some(run), ModelChoice::Last).await;
+    let shelved = admin.operators.store.released(Some(run), ModelChoice::Last).await;
     shelved.map(|shelved| Json(shelved.statement)).map_err(|error| match error {
-        ShelfError::Store(error) => Problem::ours(error),
+        ArchiveError::Store(error) => Problem::ours(error),
         error => Problem::new(StatusCode::CONFLICT, error.to_string()),
     })
 }
@@ -236,7 +236,7 @@ async fn control(
     control: Control,
 ) -> Result<Json<RunView>, Problem> {
     let (run, _) = run_of(admin, run).await?;
-    let controlled = admin.desk.control(run, control, &caller.name()).await;
+    let controlled = admin.operators.control(run, control, &caller.name()).await;
     let refused = |error| Problem::new(StatusCode::CONFLICT, error);
     controlled.map(|run| Json(RunView::from(&run))).map_err(refused)
 }

@@ -167,10 +167,10 @@ fn certificate(certificate: &Certificate) -> CertificateView {
 /// Everybody who was invited, revoked, or seen, by name.
 #[utoipa::path(get, path = "/api/v1/sites", responses((status = OK, body = [SiteView])))]
 pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<SiteView>>, Problem> {
-    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
+    let members = admin.operators.members.list().await.map_err(Problem::ours)?;
     let mut members: BTreeMap<ClientId, Option<Member>> =
         members.into_iter().map(|member| (member.site.clone(), Some(member))).collect();
-    let mut counts = admin.desk.store.counts().await.map_err(Problem::ours)?;
+    let mut counts = admin.operators.store.counts().await.map_err(Problem::ours)?;
     for site in counts.keys() {
         members.entry(site.clone()).or_default();
     }
@@ -193,7 +193,7 @@ pub(super) async fn revoke(
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let site = known(&admin, &site, "revoke").await?;
-    admin.desk.members.revoke(site, &caller.name()).await.map_err(Problem::ours)?;
+    admin.operators.members.revoke(site, &caller.name()).await.map_err(Problem::ours)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -222,7 +222,7 @@ pub(super) async fn quarantine(
 ) -> Result<StatusCode, Problem> {
     let Json(QuarantineBody { reason }) = body.map_err(rejected)?;
     let site = known(&admin, &site, "quarantine").await?;
-    admin.desk.members.quarantine(site, &reason, &caller.name()).await.map_err(Problem::bad)?;
+    admin.operators.members.quarantine(site, &reason, &caller.name()).await.map_err(Problem::bad)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -239,7 +239,7 @@ pub(super) async fn release(
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let site = known(&admin, &site, "release").await?;
-    let released = admin.desk.members.release(site, &caller.name()).await;
+    let released = admin.operators.members.release(site, &caller.name()).await;
     released.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -296,21 +296,21 @@ async fn decide(
 ) -> Result<StatusCode, Problem> {
     let Json(DecisionBody { phrase }) = body.map_err(rejected)?;
     let site = known(admin, site, "ls").await?;
-    let decided = admin.desk.members.decide(site, verdict, phrase.as_deref(), &caller.name()).await;
+    let decided = admin.operators.members.decide(site, verdict, phrase.as_deref(), &caller.name()).await;
     decided.map_err(|error| Problem::new(StatusCode::CONFLICT, error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The certificates that are void, signed, in DER. It needs no token: whoever checks certificates fetches it.
 pub(super) async fn revocation_list(State(admin): State<Shared>) -> Result<Response, Problem> {
-    let list = admin.desk.members.revocation_list().await.map_err(Problem::ours)?;
+    let list = admin.operators.members.revocation_list().await.map_err(Problem::ours)?;
     Ok(([(CONTENT_TYPE, "application/pkix-crl")], list.der.to_vec()).into_response())
 }
 
 /// The site of this name, which must have been invited or seen.
 async fn known(admin: &Shared, site: &str, verb: &str) -> Result<ClientId, Problem> {
     let site = ClientId::new(site).map_err(Problem::bad)?;
-    let members = admin.desk.members.list().await.map_err(Problem::ours)?;
+    let members = admin.operators.members.list().await.map_err(Problem::ours)?;
     if members.iter().any(|member| member.site == site) {
         return Ok(site);
     }
@@ -342,8 +342,12 @@ pub(super) async fn invite(
         return Err(Problem::bad(message));
     }
     let seconds = hours.unwrap_or(HOURS).saturating_mul(3600);
-    let made =
-        admin.desk.members.invite(&sites, &servers, seconds, &caller.name()).await.map_err(Problem::bad)?;
+    let made = admin
+        .operators
+        .members
+        .invite(&sites, &servers, seconds, &caller.name())
+        .await
+        .map_err(Problem::bad)?;
     let views = made.into_iter().map(|invite| InviteView {
         site: invite.site.to_string(),
         line: invite.text,

@@ -40,7 +40,7 @@ pub(super) struct Status {
 
 async fn runs_by_state(admin: &Shared) -> Result<BTreeMap<&'static str, u64>, String> {
     let mut runs = BTreeMap::new();
-    for run in admin.desk.list().await? {
+    for run in admin.operators.list().await? {
         *runs.entry(state_name(run.state)).or_default() += 1;
     }
     Ok(runs)
@@ -82,9 +82,9 @@ pub(super) async fn metrics(State(admin): State<Shared>) -> Result<Response, Pro
     let observed = Observed {
         runs: runs_by_state(&admin).await.map_err(Problem::ours)?,
         sites_connected: admin.presence.connected(),
-        sites_quarantined: admin.desk.members.quarantined(),
+        sites_quarantined: admin.operators.members.quarantined(),
         tunnels: admin.presence.tunnels(),
-        certificates: admin.papers.ends(),
+        certificates: admin.credentials.ends(),
         epsilons: admin.books.epsilons().await.map_err(Problem::ours)?,
         storage_bytes: storage_bytes(&admin).await,
     };

@@ -40,7 +40,7 @@ fn events(text: &str) -> Vec<Event<'_>> {
         Submitted { name: text, plan_sha256: text.to_owned(), rehearsal: true, by }
         Opened { task: task.clone(), cohort: usize::MAX }
         Accepted { client, task: task.clone() }
-        Refused { client, task: Some(task.clone()), reason: Refusal::NormExceeded }
+        Refused { client, task: Some(task.clone()), reason: Rejection::NormExceeded }
         Declined { client, task: task.clone(), reason: Decline::Policy }
         Closed { task: task.clone(), answered: usize::MAX, missing: 0, quorum: false }
         Withheld { task, reason }
@@ -111,7 +111,7 @@ fn notes(text: &str) -> Vec<Note> {
         Waiting { connected: 0, needed: 1 }
         Opened { task: task(), cohort: 3 }
         Accepted { client: client(), task: task(), metrics: None }
-        Refused { client: client(), task: Some(task()), reason: Refusal::Malformed, detail: text() }
+        Refused { client: client(), task: Some(task()), reason: Rejection::Malformed, detail: text() }
         Declined { client: client(), task: task(), reason: Decline::Failed, detail: text() }
         Closed { task: task(), answered: 0, missing: 3, quorum: false }
         Withheld { task: task(), reason: text() }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::wire::{Control, Receipt};
 use protocol::{
-    Answer, Capabilities, ClientId, Layout, Metrics, Parameters, PayloadSpec, Refusal, Round, RunId, Task,
+    Answer, Capabilities, ClientId, Layout, Metrics, Parameters, PayloadSpec, Rejection, Round, RunId, Task,
     TaskId,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -45,7 +45,7 @@ pub(super) enum RunCommand {
     /// A whole answer has come.
     Answered { client: ClientId, answer: Answer, room: Option<Room> },
     /// What came was no answer.
-    Refused { client: ClientId, task: TaskId, reason: Refusal },
+    Refused { client: ClientId, task: TaskId, reason: Rejection },
     /// The evaluation on the server's own data is done.
     Evaluated { round: Round, metrics: Option<Metrics> },
     /// What an operator wants, which is stored.
@@ -137,7 +137,7 @@ impl News {
                 // A step that opens because this answer is not awaited any more must not ask this client again.
                 coordinator.handle(now, Event::Left(client.clone()));
                 let task = coordinator.owed(&client)?;
-                let reason = Refusal::Quarantined;
+                let reason = Rejection::Quarantined;
                 coordinator.handle(now, Event::Refused { client: client.clone(), task: Some(task), reason });
                 Some((client, task))
             }
@@ -537,7 +537,7 @@ impl RunActor {
                 Queued::Command(command) => rest.push(command),
                 Queued::Checking { client, task, room, .. } => {
                     drop(room);
-                    self.order(&client, Order::Receipt(task, Receipt::Refused(Refusal::Stale)));
+                    self.order(&client, Order::Receipt(task, Receipt::Refused(Rejection::Stale)));
                 }
             }
         }

@@ -10,7 +10,7 @@ use privacy::chain::Link;
 use privacy::ledger::Ledger;
 
 use super::shared::Shared;
-use crate::Booking;
+use crate::LedgerReservation;
 use crate::net::store::StoreError;
 use crate::plan::conduct_of;
 
@@ -58,7 +58,7 @@ impl Shared {
         if links.is_empty() {
             return Ok(());
         }
-        let booking = Booking { population, links };
+        let booking = LedgerReservation { population, links };
         self.storage.wait_for(async || self.store.book(&booking).await)
     }
 }

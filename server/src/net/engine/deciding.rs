@@ -21,7 +21,7 @@ use crate::net::audit;
 use crate::net::central::Evaluator;
 use crate::net::request::{Asked, FaultOf};
 use crate::net::store::{BackupError, Opened, Queued, StoreError, StoredRun};
-use crate::{Chance, Coordinator, Note, Plan, Purse, RunEnd, Setup};
+use crate::{Coordinator, DpContext, NoiseRng, Note, Plan, RunEnd, Setup};
 
 /// Something to be decided.
 pub(super) enum Decision {
@@ -263,7 +263,7 @@ pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<A
     }
     let central = learner
         .map(|learner| Evaluator::start(run, Arc::clone(&plan.spec), learner, shared.commands.clone()));
-    let purse = purse(shared, run, &plan)?;
+    let dp_context = dp_context(shared, run, &plan)?;
     let live = Live::new(run, &plan, seed.is_some(), &checkpoint, stored_history(shared, run));
     let setup = Setup {
         run,
@@ -274,7 +274,7 @@ pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<A
         checkpoint,
         clients,
         tensors: layout.shared_lengths(),
-        purse,
+        dp_context,
     };
     let coordinator = Coordinator::new(setup).map_err(|error| Unable::Run(error.to_string()))?;
     tracing::info!("run {run} ({}) begins or goes on", plan.name);
@@ -282,7 +282,7 @@ pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<A
 }
 
 /// What a private run pays and noises with: the ledger of its population, founded with the first run that names it.
-fn purse(shared: &Shared, run: RunId, plan: &Plan) -> Result<Option<Purse>, Unable> {
+fn dp_context(shared: &Shared, run: RunId, plan: &Plan) -> Result<Option<DpContext>, Unable> {
     let Some(central) = &plan.spec.privacy.central else { return Ok(None) };
     let population = central.population.clone();
     let charge = central.charge();
@@ -301,7 +301,7 @@ fn purse(shared: &Shared, run: RunId, plan: &Plan) -> Result<Option<Purse>, Unab
     let declared = shared.declare(&mut ledger, Some(run.to_string()))?;
     shared.book_declarations(population, declared)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Some(Purse { ledger, chance: Chance::system(), threads }))
+    Ok(Some(DpContext { ledger, chance: NoiseRng::system(), threads }))
 }
 
 /// What watchers have seen of the run before; a summary for eyes only, so an unreadable one is no reason to stop.

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use protocol::wire::{Control, Receipt, Rejection};
-use protocol::{Capabilities, ClientId, Positive, Refusal, RunId};
+use protocol::wire::{ConnectError, Control, Receipt};
+use protocol::{Capabilities, ClientId, Positive, Rejection, RunId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -215,7 +215,7 @@ impl Dispatcher {
 
     async fn joined(&mut self, client: ClientId, link: Link) {
         if let Some(before) = self.shared.sites.join(client.clone(), link) {
-            close(&before.connection, &Rejection::Superseded);
+            close(&before.connection, &ConnectError::Superseded);
         }
         if !self.held.contains(&client) {
             self.tell_of(&client).await;
@@ -246,7 +246,7 @@ impl Dispatcher {
             && self.held.contains(client)
         {
             // What it owed was refused and counted when its quarantine began.
-            return self.receipt(client, Receipt::Refused(Refusal::Quarantined), answer.task);
+            return self.receipt(client, Receipt::Refused(Rejection::Quarantined), answer.task);
         }
         let command = match self.runs.get(&run) {
             Some(running) => match running.inbox.send(command).await {
@@ -262,7 +262,7 @@ impl Dispatcher {
     fn pass_back(&mut self, run: RunId, command: RunCommand) {
         match command {
             RunCommand::Answered { client, answer, .. } => {
-                self.receipt(&client, Receipt::Refused(Refusal::Stale), answer.task);
+                self.receipt(&client, Receipt::Refused(Rejection::Stale), answer.task);
             }
             // Decided anew: the answer says how the run has ended.
             RunCommand::Control { control, reply } => {

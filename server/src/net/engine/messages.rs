@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protocol::wire::{Control, Receipt};
 use protocol::{
-    Answer, Capabilities, ClientId, Metrics, PayloadSpec, Positive, Refusal, Round, RunId, Task, TaskId,
+    Answer, Capabilities, ClientId, Metrics, PayloadSpec, Positive, Rejection, Round, RunId, Task, TaskId,
 };
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -25,7 +25,7 @@ pub(crate) enum Command {
     /// A whole answer has come; `room` is given back once it is folded.
     Answered { client: ClientId, session: u64, answer: Answer, room: Option<Room> },
     /// What came was no answer.
-    Refused { client: ClientId, session: u64, task: TaskId, reason: Refusal },
+    Refused { client: ClientId, session: u64, task: TaskId, reason: Rejection },
     /// The evaluation on the server's own data is done.
     Evaluated { run: RunId, round: Round, metrics: Option<Metrics> },
     /// A checked plan is to become a run.

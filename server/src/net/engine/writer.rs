@@ -6,10 +6,10 @@ use protocol::{Layout, RunId};
 use super::shared::Shared;
 use crate::net::crash;
 use crate::net::store::StoreError;
-use crate::{Booking, Commit};
+use crate::{Commit, LedgerReservation};
 
 /// Stores a reservation.
-pub(super) fn reserve(shared: &Shared, booking: &Booking) -> Result<(), StoreError> {
+pub(super) fn reserve(shared: &Shared, booking: &LedgerReservation) -> Result<(), StoreError> {
     shared.storage.wait_for(async || shared.store.book(booking).await)
 }
 

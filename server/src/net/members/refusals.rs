@@ -14,21 +14,21 @@ const INVITES_MAX: usize = 4096;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Refusals {
+pub(super) struct Rejections {
     lines: Lines,
     told: Mutex<Told>,
 }
 
 #[derive(Default)]
 struct Told {
-    /// Refusals that no record counts yet, and when the last record was made.
+    /// Rejections that no record counts yet, and when the last record was made.
     count: u64,
     recorded: Option<u64>,
     /// When each used invite was last written down.
     invites: BTreeMap<String, u64>,
 }
 
-impl Refusals {
+impl Rejections {
     /// Whether to write a line to the log; then what is to be added about those that were not written.
     pub(super) fn line(&self) -> Option<String> {
         self.lines.next(Instant::now())
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn refusals_without_end_make_a_record_every_ten_minutes_that_counts_them() {
-        let refusals = Refusals::default();
+        let refusals = Rejections::default();
         assert_eq!(refusals.count(1000), Some(1));
         assert!((1000..1599).all(|now| refusals.count(now).is_none()));
         assert_eq!(refusals.count(1600), Some(600));

@@ -22,7 +22,7 @@ use super::{Needed, Store, StoreError, database, leading, transfer};
 use crate::net::AuditError;
 use crate::net::audit::witness::{Witness, known_to};
 use crate::net::private;
-use crate::{Booking, RunEnd};
+use crate::{LedgerReservation, RunEnd};
 
 /// How often a copy is begun anew when a server on another machine has removed files meanwhile.
 const ATTEMPTS: u32 = 10;
@@ -322,7 +322,7 @@ impl Store {
             let links = self.ledger(&population).await?;
             let fault = |message: String| BackupError::Ledger { population: population.clone(), message };
             let mut ledger = Ledger::replay(&links).map_err(|error| fault(error.to_string()))?;
-            let mut booking = Booking { population: population.clone(), links: ledger.settle() };
+            let mut booking = LedgerReservation { population: population.clone(), links: ledger.settle() };
             let candidates = charges_in(&links);
             let made = book_unknown(&mut ledger, &candidates, releases).map_err(fault)?;
             let charged = if made.is_empty() { 0 } else { releases };

@@ -9,7 +9,7 @@ use privacy::ledger::{Charge, Ledger, Record, Terms};
 use sqlx::Row as _;
 
 use super::{BackupError, Store, StoreError};
-use crate::Booking;
+use crate::LedgerReservation;
 
 /// The run in whose name releases are charged that no state knows of.
 const UNKNOWN_RUN: &str = "after-backup";
@@ -33,7 +33,7 @@ impl Store {
         let fault = |message: String| BackupError::Ledger { population: population.clone(), message };
         let wrong = |error: privacy::ledger::LedgerError| fault(error.to_string());
         let known = self.ledger(&population).await?;
-        let mut booking = Booking { population: population.clone(), links: vec![] };
+        let mut booking = LedgerReservation { population: population.clone(), links: vec![] };
         let mut ledger = if known.is_empty() {
             let (ledger, first) = Ledger::found(terms.clone()).map_err(wrong)?;
             booking.links.push(first);

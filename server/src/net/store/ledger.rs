@@ -6,7 +6,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::{Store, StoreError};
-use crate::Booking;
+use crate::LedgerReservation;
 
 impl Store {
     /// Every record of a population's ledger, oldest first; none for a population that is not known yet. They are not
@@ -32,7 +32,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when they cannot be written; nothing was added then.
-    pub async fn book(&self, booking: &Booking) -> Result<(), StoreError> {
+    pub async fn book(&self, booking: &LedgerReservation) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         append(&mut transaction, booking).await?;
         crate::net::crash::point("reservation-uncommitted");
@@ -52,7 +52,10 @@ pub(super) async fn records(
 }
 
 /// Appends records within a transaction. The primary key refuses a second record at one place.
-pub(super) async fn append(transaction: &mut AnyConnection, booking: &Booking) -> Result<(), StoreError> {
+pub(super) async fn append(
+    transaction: &mut AnyConnection,
+    booking: &LedgerReservation,
+) -> Result<(), StoreError> {
     for link in &booking.links {
         sqlx::query(
             "INSERT INTO ledger (population, sequence, previous, record, hash) VALUES ($1, $2, $3, $4, $5)",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::ClientId;
-use protocol::wire::{Certificate, EnrolRefusal, Member, Quarantine};
+use protocol::wire::{Certificate, EnrolRejection, Member, Quarantine};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -22,7 +22,7 @@ pub(crate) enum Shown {
     Approved(ClientId),
     /// An operator has said nothing yet of this key.
     Waiting,
-    Refused(EnrolRefusal),
+    Refused(EnrolRejection),
 }
 
 /// Somebody who has shown an invite and of whom an operator has said nothing yet.
@@ -111,26 +111,26 @@ impl Store {
     ) -> Result<Shown, StoreError> {
         let found = sqlx::query("SELECT * FROM invites WHERE token_sha256 = $1");
         let Some(row) = found.bind(token_sha256).fetch_optional(&self.pool).await? else {
-            return Ok(Shown::Refused(EnrolRefusal::Unknown));
+            return Ok(Shown::Refused(EnrolRejection::Unknown));
         };
         let (withdrawn, expires): (i64, i64) = (row.try_get("withdrawn")?, row.try_get("expires")?);
         let (used, key): (Option<i64>, Option<String>) = (row.try_get("used")?, row.try_get("key_sha256")?);
         let verdict: Option<String> = row.try_get("verdict")?;
         let is_own = key.as_deref() == Some(key_sha256);
         Ok(if is_own && verdict.as_deref() == Some(Verdict::Refused.name()) {
-            Shown::Refused(EnrolRefusal::Denied)
+            Shown::Refused(EnrolRejection::Denied)
         } else if withdrawn != 0 {
-            Shown::Refused(EnrolRefusal::Unknown)
+            Shown::Refused(EnrolRejection::Unknown)
         } else if now > expires.cast_unsigned() {
-            Shown::Refused(EnrolRefusal::Expired)
+            Shown::Refused(EnrolRejection::Expired)
         } else if key.is_none() {
-            site(&row)?.map_or(Shown::Refused(EnrolRefusal::Unknown), Shown::Good)
+            site(&row)?.map_or(Shown::Refused(EnrolRejection::Unknown), Shown::Good)
         } else if !is_own {
-            Shown::Refused(EnrolRefusal::Used)
+            Shown::Refused(EnrolRejection::Used)
         } else if used.is_some() {
             Shown::Again { chain_pem: row.try_get("chain_pem")? }
         } else if verdict.as_deref() == Some(Verdict::Approved.name()) {
-            site(&row)?.map_or(Shown::Refused(EnrolRefusal::Unknown), Shown::Approved)
+            site(&row)?.map_or(Shown::Refused(EnrolRejection::Unknown), Shown::Approved)
         } else {
             Shown::Waiting
         })

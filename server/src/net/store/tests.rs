@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use protocol::wire::{Control, EnrolRefusal, Member, ModelChoice, Quarantine, RoundSummary, RunState};
-use protocol::{Decline, Metrics, Refusal, Round, Standardiser, StepId, TaskId};
+use protocol::wire::{Control, EnrolRejection, Member, ModelChoice, Quarantine, RoundSummary, RunState};
+use protocol::{Decline, Metrics, Rejection, Round, Standardiser, StepId, TaskId};
 
 use super::place::Place;
 use super::*;
 use crate::net::members::Verdict;
-use crate::{Booking, Commit, RunEnd};
+use crate::{Commit, LedgerReservation, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;
 use privacy::ledger::{Charge, Composition, Ledger, Terms, Unit};
@@ -55,7 +55,7 @@ pub(super) fn commit(round: u32, values: [f32; 3]) -> Commit {
         accepted: round,
         releases: round,
         released_last: round,
-        refused: [(Refusal::TooSlow, 2)].into(),
+        refused: [(Rejection::TooSlow, 2)].into(),
         declined: [(Decline::Data, 1)].into(),
         test: Some(metrics),
     };
@@ -286,7 +286,7 @@ async fn what_sites_measured_is_told_by_round_and_what_they_answered_over_the_ne
     let counts = Counts {
         runs: 2,
         accepted: 6,
-        refused: [(Refusal::TooSlow.name(), 4)].into(),
+        refused: [(Rejection::TooSlow.name(), 4)].into(),
         declined: [(Decline::Data.name(), 2)].into(),
     };
     assert_eq!(store.counts().await.unwrap(), [(ClientId::new("north").unwrap(), counts)].into());
@@ -309,7 +309,7 @@ async fn invites_and_revocations_are_remembered_and_an_invite_is_good_once() {
     // Of two invites of one name only the newer one is good, also where somebody waits with the older one.
     for key in ["k", "stranger"] {
         let shown = store.show("t1", key, 15).await.unwrap();
-        assert!(matches!(shown, Shown::Refused(EnrolRefusal::Unknown)));
+        assert!(matches!(shown, Shown::Refused(EnrolRejection::Unknown)));
         assert!(!store.use_invite("t1", key, "pem", 15).await.unwrap());
     }
     assert!(store.asking().await.unwrap().is_empty());
@@ -379,7 +379,7 @@ async fn who_waits_for_an_operator_keeps_the_invite_and_others_are_refused_until
         _ => panic!("{token} is not refused"),
     };
     assert!(matches!(store.show("t1", "k1", 15).await.unwrap(), Shown::Waiting));
-    assert_eq!(refusal("t1", "other").await, EnrolRefusal::Used);
+    assert_eq!(refusal("t1", "other").await, EnrolRejection::Used);
     assert!(matches!(store.show("t3", "k3", 15).await.unwrap(), Shown::Good(_)));
     let asking = store.asking().await.unwrap();
     let waits = |one: &Asking| (one.key_sha256.clone(), one.asked, one.expires, one.address.clone());
@@ -388,9 +388,9 @@ async fn who_waits_for_an_operator_keeps_the_invite_and_others_are_refused_until
     store.decide("t1", Verdict::Approved, 15).await.unwrap();
     store.decide("t2", Verdict::Refused, 15).await.unwrap();
     assert!(matches!(store.show("t1", "k1", 15).await.unwrap(), Shown::Approved(site) if site == north));
-    assert_eq!(refusal("t1", "other").await, EnrolRefusal::Used);
-    assert_eq!(refusal("t2", "k2").await, EnrolRefusal::Denied);
-    assert_eq!(refusal("t2", "other").await, EnrolRefusal::Unknown);
+    assert_eq!(refusal("t1", "other").await, EnrolRejection::Used);
+    assert_eq!(refusal("t2", "k2").await, EnrolRejection::Denied);
+    assert_eq!(refusal("t2", "other").await, EnrolRejection::Unknown);
     assert!(store.asking().await.unwrap().is_empty());
     assert!(store.use_invite("t1", "k1", "pem", 16).await.unwrap());
     assert!(matches!(store.show("t1", "k1", 17).await.unwrap(), Shown::Again { .. }));
@@ -438,10 +438,10 @@ async fn a_ledger_comes_back_and_grows_in_the_transaction_of_a_commit() {
     let (mut ledger, links) = a_book();
     let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
-    store.book(&Booking { population: "wards".into(), links: links.clone() }).await.unwrap();
+    store.book(&LedgerReservation { population: "wards".into(), links: links.clone() }).await.unwrap();
     let settled = ledger.settle();
     let mut with_booking = commit(1, [1.0; 3]);
-    with_booking.booking = Some(Booking { population: "wards".into(), links: settled });
+    with_booking.booking = Some(LedgerReservation { population: "wards".into(), links: settled });
     with_booking.statement = Some("{}".into());
     store.commit(RUN, &layout(), &with_booking).await.unwrap();
     assert_eq!(Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap(), ledger);
@@ -457,9 +457,9 @@ async fn a_commit_whose_records_have_no_place_in_the_ledger_changes_nothing_at_a
     let (_, links) = a_book();
     let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
-    store.book(&Booking { population: "wards".into(), links: links.clone() }).await.unwrap();
+    store.book(&LedgerReservation { population: "wards".into(), links: links.clone() }).await.unwrap();
     let mut twice = commit(1, [1.0; 3]);
-    twice.booking = Some(Booking { population: "wards".into(), links: links[1..].to_vec() });
+    twice.booking = Some(LedgerReservation { population: "wards".into(), links: links[1..].to_vec() });
     assert!(store.commit(RUN, &layout(), &twice).await.is_err());
     assert_eq!(store.load(RUN).await.unwrap().checkpoint.round, Round(0));
     assert_eq!(store.ledger("wards").await.unwrap(), links);
@@ -470,7 +470,7 @@ async fn no_statement_of_the_database_changes_or_removes_a_record() {
     let Some(dir) = place() else { return };
     let (_, links) = a_book();
     let store = dir.open().await;
-    store.book(&Booking { population: "wards".into(), links }).await.unwrap();
+    store.book(&LedgerReservation { population: "wards".into(), links }).await.unwrap();
     for sql in ["UPDATE ledger SET record = '{}'", "DELETE FROM ledger"] {
         let refused = sqlx::query(sql).execute(&store.pool).await.unwrap_err().to_string();
         assert!(refused.contains("append-only"), "{refused}");
@@ -515,7 +515,7 @@ async fn a_name_that_older_releases_allowed_is_said_and_keeps_no_server_from_sta
     assert!(store.quarantines().await.unwrap().is_empty());
     assert_eq!(store.members(60).await.unwrap().len(), 1);
     let shown = store.show("a", "key", 1).await.unwrap();
-    assert!(matches!(shown, Shown::Refused(EnrolRefusal::Unknown)));
+    assert!(matches!(shown, Shown::Refused(EnrolRejection::Unknown)));
     // What no release ever allowed is damage, as before.
     sqlx::query("INSERT INTO revocations (site, before) VALUES ('a b', 5)")
         .execute(&store.pool)

@@ -9,7 +9,7 @@ use protocol::wire::Receipt;
 use protocol::{
     Answer, ClientId, Metrics, Outcome, Parameters, Positive, RunId, Sampling, Seed, Task, Time, Work,
 };
-use server::{Action, Chance, Checkpoint, Coordinator, Event, Plan, Purse, Setup};
+use server::{Action, Checkpoint, Coordinator, DpContext, Event, NoiseRng, Plan, Setup};
 
 use super::{AuditError, central};
 use crate::aggregator::AggregatorError;
@@ -41,7 +41,7 @@ pub(super) fn drawn(plan: &Plan, lengths: Vec<usize>, seed: Seed) -> Result<(u64
     (plan.rounds, plan.cohort.failures_max) = (ROUNDS, u32::MAX);
     plan.spec = Arc::new(spec);
     let (ledger, _) = Ledger::found(central(&plan.spec)?.terms()).map_err(AggregatorError::from)?;
-    let purse = Purse { ledger, chance: Chance::system(), threads: 1 };
+    let dp_context = DpContext { ledger, chance: NoiseRng::system(), threads: 1 };
     let setup = Setup {
         run: RunId(1),
         plan: Arc::new(plan),
@@ -51,7 +51,7 @@ pub(super) fn drawn(plan: &Plan, lengths: Vec<usize>, seed: Seed) -> Result<(u64
         checkpoint: Checkpoint::begin(Parameters::new(vec![0.0; lengths.iter().sum()])),
         clients: BTreeMap::new(),
         tensors: lengths.clone(),
-        purse: Some(purse),
+        dp_context: Some(dp_context),
     };
     let coordinator = Coordinator::new(setup)
         .map_err(|error| protocol::SpecError::new("privacy.central", error.to_string()))?;

@@ -1,10 +1,10 @@
 //! Canary clients in whole runs of a private plan.
 
-use server::{Chance, Plan};
+use server::{NoiseRng, Plan};
 
 use super::*;
 use crate::audit::tests::noise;
-use crate::{WeatherConfig, World};
+use crate::{AvailabilityConfig, Simulator};
 
 const DIMENSION: usize = 256;
 
@@ -53,10 +53,10 @@ fn run(canaries: &Canaries, noise_multiplier: f64) -> (Parameters, Parameters, f
          denominator = 50\nsampling = {{ availability = {{ participations_max = 4 }} }}\n"
     ));
     let first = Parameters::new(vec![0.25; DIMENSION]);
-    let world = World::new(plan.unwrap(), first.clone(), 3, WeatherConfig::default()).unwrap();
+    let world = Simulator::new(plan.unwrap(), first.clone(), 3, AvailabilityConfig::default()).unwrap();
     let quiet = Quiet::new();
     let all = Canaried::new(&quiet, canaries, 2.0, quiet.layout.clone()).unwrap();
-    let world = world.with_threads(1).with_chance(Chance::of(noise(3)));
+    let world = world.with_threads(1).with_chance(NoiseRng::of(noise(3)));
     let outcome = world.run(&all, &mut |_| {}).unwrap();
     assert_eq!(outcome.rounds.iter().filter(|round| round.released).count(), 4);
     let claimed = outcome.rounds.iter().rev().find_map(|round| round.epsilon).unwrap();

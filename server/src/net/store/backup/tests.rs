@@ -61,7 +61,7 @@ async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
     store.commit(RUN, &layout(), &done).await.unwrap();
     let (ledger, links) = a_book();
     store
-        .book(&Booking { population: ledger.terms().population.clone(), links: links.clone() })
+        .book(&LedgerReservation { population: ledger.terms().population.clone(), links: links.clone() })
         .await
         .unwrap();
     let looking = Store::look_into(place.path(), &place.database("b")).await.unwrap();
@@ -158,7 +158,7 @@ async fn releases_that_a_state_does_not_know_of_are_charged_even_where_the_budge
     let store = Store::open(dir.path()).await.unwrap();
     let (ledger, links) = a_book();
     let population = ledger.terms().population.clone();
-    store.book(&Booking { population: population.clone(), links }).await.unwrap();
+    store.book(&LedgerReservation { population: population.clone(), links }).await.unwrap();
     let lost = store.charge_lost(3).await.unwrap();
     assert_eq!((lost.len(), lost[0].charged, &lost[0].population), (1, 3, &population));
     let after = Ledger::replay(&store.ledger(&population).await.unwrap()).unwrap();
@@ -195,7 +195,7 @@ async fn lost_releases_are_charged_as_what_costs_most_and_not_as_what_has_least_
             let (permit, reserved) = ledger.reserve("r", round, &charge, 1).unwrap();
             links.extend([reserved, ledger.spend(permit, Release::default()).unwrap().1]);
         }
-        store.book(&Booking { population: "wards".into(), links }).await.unwrap();
+        store.book(&LedgerReservation { population: "wards".into(), links }).await.unwrap();
         let mut honest = ledger.clone();
         let charge = Charge { mechanism: whole, composition: Composition::Each { at_most: None } };
         honest.book_made("lost", &charge, 3).unwrap();

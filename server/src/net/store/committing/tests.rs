@@ -7,7 +7,7 @@ use protocol::{ClientId, Metrics, RunId};
 
 use super::super::place::Place;
 use super::super::tests::{RUN, begin, commit, layout, submit};
-use crate::{Booking, ClientRecord, RunEnd};
+use crate::{ClientRecord, LedgerReservation, RunEnd};
 
 #[tokio::test]
 async fn a_database_without_room_is_named_and_takes_the_same_commit_once_there_is_some() {
@@ -102,7 +102,7 @@ async fn a_commit_publishes_its_own_release_and_not_one_of_another_run() {
     for run in runs {
         submit(&store, run, &begin([0.0; 3])).await;
         let mut done = commit(1, [run.0 as f32; 3]);
-        done.booking = Some(Booking { population: "p".into(), links: Vec::new() });
+        done.booking = Some(LedgerReservation { population: "p".into(), links: Vec::new() });
         paid.push(done);
     }
     let layout = layout();

@@ -16,7 +16,7 @@ use super::super::{BackupError, Submission};
 use super::*;
 use crate::net::audit::{AuditLog, Event};
 use crate::net::engine::Record as Member;
-use crate::{Booking, Commit};
+use crate::{Commit, LedgerReservation};
 
 const PLAN: &str = "name = \"hearts\"\nrounds = 9\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\
     [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.05 } }\n[update]\nnorm_max = 1.0\n[cohort]\nclients_min = 3\n\
@@ -56,7 +56,11 @@ impl Books {
         let (ledger, first) = Ledger::found(terms).unwrap();
         let log = open_log(dir, &store).unwrap();
         let mut books = Self { store, ledger, log };
-        books.store.book(&Booking { population: "wards".into(), links: vec![first] }).await.unwrap();
+        books
+            .store
+            .book(&LedgerReservation { population: "wards".into(), links: vec![first] })
+            .await
+            .unwrap();
         let (layout, checkpoint) = (layout(), &begin([0.0; 3]));
         let (run, name, plan_toml, layout) = (RUN, "hearts", PLAN, &layout);
         let new =
@@ -79,12 +83,12 @@ impl Books {
     async fn release(&mut self, round: u32, dies: bool) -> Result<String, StoreError> {
         let (permit, reserved) = self.ledger.reserve(&RUN.to_string(), round, &charge(), 1).unwrap();
         let population = "wards".to_owned();
-        self.store.book(&Booking { population: population.clone(), links: vec![reserved] }).await?;
+        self.store.book(&LedgerReservation { population: population.clone(), links: vec![reserved] }).await?;
         let mut done = round_of(round);
         let sha256 = done.checkpoint.model.sha256();
         let release = Release { sha256, software: "a test".into(), norm_next: None };
         let (_, spent) = self.ledger.spend(permit, release).unwrap();
-        done.booking = Some(Booking { population, links: vec![spent] });
+        done.booking = Some(LedgerReservation { population, links: vec![spent] });
         let mut prepared = self.store.prepare(RUN, &layout(), &done).await?;
         let is_new = self.store.write(&mut prepared).await?;
         let written = self.store.written(prepared);

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::net::store::Submission;
 use crate::net::store::place::{LEASE, Place};
-use crate::{Booking, Checkpoint, RunEnd};
+use crate::{Checkpoint, LedgerReservation, RunEnd};
 
 async fn lead(place: &Place, replica: &str) -> Store {
     Store::lead(place.path(), &place.database(replica)).await.unwrap()
@@ -33,10 +33,10 @@ async fn submit(store: &Store, run: u64) -> Result<(), StoreError> {
         .await
 }
 
-fn booking() -> Booking {
+fn booking() -> LedgerReservation {
     let (unit, relation) = (Unit::Client, Relation::ZeroOut);
     let terms = Terms { population: "wards".into(), unit, relation, delta: 1e-5, epsilon_max: 5.0 };
-    Booking { population: "wards".into(), links: vec![Ledger::found(terms).unwrap().1] }
+    LedgerReservation { population: "wards".into(), links: vec![Ledger::found(terms).unwrap().1] }
 }
 
 fn is_deposed<T>(done: Result<T, StoreError>) -> bool {

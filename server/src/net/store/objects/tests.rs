@@ -118,13 +118,13 @@ async fn a_commit_whose_model_cannot_be_stored_changes_nothing() {
     let objects = Objects::at(&format!("file://{}/shelf", place.path().display()), "ours").unwrap();
     let store = lead(&place, &objects).await.unwrap();
     submit(&store, RUN, &begin([1.0; 3])).await;
-    let (shelf, away) = (place.path().join("shelf"), place.path().join("away"));
-    std::fs::rename(&shelf, &away).unwrap();
-    std::fs::write(&shelf, "no folder").unwrap();
+    let (archive, away) = (place.path().join("shelf"), place.path().join("away"));
+    std::fs::rename(&archive, &away).unwrap();
+    std::fs::write(&archive, "no folder").unwrap();
     let error = store.commit(RUN, &layout(), &commit(1, [2.0; 3])).await.unwrap_err();
     assert!(matches!(error, StoreError::Blob(BlobError::Storage { remote: false, .. })), "{error}");
-    std::fs::remove_file(&shelf).unwrap();
-    std::fs::rename(&away, &shelf).unwrap();
+    std::fs::remove_file(&archive).unwrap();
+    std::fs::rename(&away, &archive).unwrap();
     assert_eq!(store.load(RUN).await.unwrap().checkpoint, begin([1.0; 3]));
     assert_eq!(store.models(RUN).await.unwrap().len(), 1);
 }

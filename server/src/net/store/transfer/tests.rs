@@ -7,7 +7,7 @@ use protocol::{ClientId, Layout, Parameters, RunId};
 use super::*;
 use crate::net::store::place::Place;
 use crate::net::store::{Database, Submission};
-use crate::{Booking, Checkpoint};
+use crate::{Checkpoint, LedgerReservation};
 
 const RUNS: u64 = 3;
 
@@ -40,7 +40,10 @@ async fn stopped(dir: &Path) {
     let mechanism = Mechanism::Gaussian { noise_multiplier: 4.0 };
     let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
     let (_, reserved) = ledger.reserve("r", 1, &charge, 1).unwrap();
-    store.book(&Booking { population: "wards".into(), links: vec![first, reserved] }).await.unwrap();
+    store
+        .book(&LedgerReservation { population: "wards".into(), links: vec![first, reserved] })
+        .await
+        .unwrap();
     store.add_invite(&ClientId::new("north").unwrap(), "t", 1, 2).await.unwrap();
     store.close().await;
 }

@@ -6,7 +6,7 @@ use protocol::{
     Learner, Metrics, Parameters, PrivacySpec, Round, RunId, Spec, Standardiser, StepId, Task, TaskId, Work,
 };
 
-use super::{Stage, WorldError};
+use super::{SimulatorError, Stage};
 use crate::workers::{Done, Job, Order, Workforce, measure};
 
 /// Who measures on the server's own records.
@@ -41,7 +41,7 @@ impl Stage<'_> {
         round: Round,
         model: Arc<Parameters>,
         standardiser: Option<Arc<Standardiser>>,
-    ) -> Result<Option<Metrics>, WorldError> {
+    ) -> Result<Option<Metrics>, SimulatorError> {
         let id = TaskId::new(RunId(0), round, StepId::EVALUATE);
         let spec = Arc::clone(&self.central_spec);
         let task = Arc::new(Task { id, spec, seed: None, standardiser, work: Work::Evaluate { model } });
@@ -53,13 +53,13 @@ impl Stage<'_> {
         let first = self.tickets + 1;
         for part in 0..parts {
             self.tickets += 1;
-            self.crew.post(1, self.tickets, Job::Central { part, task: Arc::clone(&task) });
+            self.pool.post(1, self.tickets, Job::Central { part, task: Arc::clone(&task) });
         }
         let mut measured = Vec::with_capacity(parts);
         for ticket in first..=self.tickets {
-            match self.crew.result(1, ticket, Order::LargestFirst)? {
+            match self.pool.result(1, ticket, Order::LargestFirst)? {
                 Done::Central(metrics) => measured.push(metrics),
-                Done::Client { .. } | Done::Colluder { .. } => return Err(WorldError::WorkerLost),
+                Done::Client { .. } | Done::Colluder { .. } => return Err(SimulatorError::WorkerLost),
             }
         }
         // Parts are the same on any number of threads, and so is the order in which they are put together.

@@ -11,19 +11,19 @@ use crate::workflow::ClosePolicy;
 impl Coordinator {
     /// The open task for which this client's answer is still awaited.
     pub fn owed(&self, client: &ClientId) -> Option<TaskId> {
-        self.task_of(client).filter(|task| self.check_standing(client, *task).is_ok())
+        self.task_of(client).filter(|task| self.check_status(client, *task).is_ok())
     }
 }
 
 /// One task put to a cohort. It opens when nobody is awaited any more, or at its deadline.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct CohortTracker {
     pub(super) task: TaskId,
     pub(super) opened: Time,
     pub(super) deadline: Time,
     quorum: usize,
     close: ClosePolicy,
-    asked: BTreeMap<ClientId, Standing>,
+    asked: BTreeMap<ClientId, ParticipantStatus>,
     /// How long a client that has gone is awaited, and since when each of them is gone.
     grace: Option<Duration>,
     away: BTreeMap<ClientId, Time>,
@@ -37,7 +37,7 @@ pub(super) struct Gate {
 
 /// Where one client of a cohort stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum ParticipantStatus {
     /// Owes an answer.
     Waiting,
     /// Its answer counts.
@@ -53,7 +53,7 @@ pub(super) enum Standing {
 /// How long after its stream broke off a client is awaited whose connection may end, too: then it may come back.
 const BREAK: Duration = Duration::from_millis(400);
 
-impl Gate {
+impl CohortTracker {
     pub(super) fn new(
         task: TaskId,
         cohort: &[ClientId],
@@ -61,7 +61,8 @@ impl Gate {
         opened: Time,
         (deadline, grace): (Duration, Option<Duration>),
     ) -> Self {
-        let asked: BTreeMap<_, _> = cohort.iter().map(|client| (client.clone(), Standing::Waiting)).collect();
+        let asked: BTreeMap<_, _> =
+            cohort.iter().map(|client| (client.clone(), ParticipantStatus::Waiting)).collect();
         let (away, renewed, broken) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         let (waiting, deadline) = (asked.len(), opened + deadline);
         Self {
@@ -87,27 +88,29 @@ impl Gate {
 
     /// Grants a client that is awaited another attempt; `false` where it has had one, or is not awaited.
     pub(super) fn renew(&mut self, client: &ClientId) -> bool {
-        self.standing(client) == Some(Standing::Waiting) && self.renewed.insert(client.clone())
+        self.status(client) == Some(ParticipantStatus::Waiting) && self.renewed.insert(client.clone())
     }
 
     /// Notes that the stream of a client broke off that knows no further attempt.
     pub(super) fn broke_off(&mut self, client: &ClientId, now: Time) {
-        if self.standing(client) == Some(Standing::Waiting) {
+        if self.status(client) == Some(ParticipantStatus::Waiting) {
             self.broken.insert(client.clone(), now);
         }
     }
 
     /// Where `client` stands; `None` when it was not asked.
-    pub(super) fn standing(&self, client: &ClientId) -> Option<Standing> {
+    pub(super) fn status(&self, client: &ClientId) -> Option<ParticipantStatus> {
         self.asked.get(client).copied()
     }
 
     /// Settles a client that is awaited; others are left as they are.
-    pub(super) fn settle(&mut self, client: &ClientId, standing: Standing) {
-        let Some(now) = self.asked.get_mut(client).filter(|now| **now == Standing::Waiting) else { return };
-        *now = standing;
-        self.waiting -= usize::from(standing != Standing::Waiting);
-        self.answered += usize::from(standing == Standing::Answered);
+    pub(super) fn settle(&mut self, client: &ClientId, status: ParticipantStatus) {
+        let Some(now) = self.asked.get_mut(client).filter(|now| **now == ParticipantStatus::Waiting) else {
+            return;
+        };
+        *now = status;
+        self.waiting -= usize::from(status != ParticipantStatus::Waiting);
+        self.answered += usize::from(status == ParticipantStatus::Answered);
         self.away.remove(client);
         self.broken.remove(client);
     }
@@ -116,7 +119,7 @@ impl Gate {
     pub(super) fn left(&mut self, client: &ClientId, now: Time) {
         // The line is what broke.
         self.broken.remove(client);
-        if self.grace.is_some() && self.standing(client) == Some(Standing::Waiting) {
+        if self.grace.is_some() && self.status(client) == Some(ParticipantStatus::Waiting) {
             self.away.insert(client.clone(), now);
         }
     }
@@ -125,8 +128,8 @@ impl Gate {
     pub(super) fn came_back(&mut self, client: &ClientId) {
         self.away.remove(client);
         self.broken.remove(client);
-        if let Some(standing) = self.asked.get_mut(client).filter(|now| **now == Standing::BrokenOff) {
-            *standing = Standing::Waiting;
+        if let Some(status) = self.asked.get_mut(client).filter(|now| **now == ParticipantStatus::BrokenOff) {
+            *status = ParticipantStatus::Waiting;
             self.waiting += 1;
         }
     }
@@ -135,13 +138,13 @@ impl Gate {
     pub(super) fn settle_gone(&mut self, now: Time) -> Vec<ClientId> {
         let broken = self.broken.iter().filter(|(_, since)| **since + BREAK <= now);
         let broken: Vec<ClientId> = broken.map(|(client, _)| client.clone()).collect();
-        broken.iter().for_each(|client| self.settle(client, Standing::BrokenOff));
+        broken.iter().for_each(|client| self.settle(client, ParticipantStatus::BrokenOff));
         let Some(grace) = self.grace else { return Vec::new() };
         let gone = self.away.iter().filter(|(_, since)| **since + grace <= now);
         let gone: Vec<ClientId> = gone.map(|(client, _)| client.clone()).collect();
         for client in &gone {
             self.away.remove(client);
-            self.settle(client, Standing::Gone);
+            self.settle(client, ParticipantStatus::Gone);
         }
         gone
     }
@@ -157,7 +160,7 @@ impl Gate {
     }
 
     /// Whether it is time to go on.
-    pub(super) fn is_open(&self, now: Time) -> bool {
+    pub(super) fn is_complete(&self, now: Time) -> bool {
         let is_complete = match self.close {
             ClosePolicy::All => self.waiting == 0,
             ClosePolicy::Target(target) => self.waiting == 0 || self.answered >= target,
@@ -190,21 +193,21 @@ impl Gate {
 
     /// Clients that have not answered: those that are awaited, and those that are so no more.
     pub(super) fn missing(&self) -> usize {
-        self.waiting + self.settled(Standing::Gone).count()
+        self.waiting + self.settled(ParticipantStatus::Gone).count()
     }
 
     /// The clients that stand so.
-    pub(super) fn settled(&self, as_now: Standing) -> impl Iterator<Item = &ClientId> {
-        self.asked.iter().filter(move |(_, standing)| **standing == as_now).map(|(client, _)| client)
+    pub(super) fn settled(&self, as_now: ParticipantStatus) -> impl Iterator<Item = &ClientId> {
+        self.asked.iter().filter(move |(_, status)| **status == as_now).map(|(client, _)| client)
     }
 
     /// The clients that have not answered and are not known to have given up for good: a collector is told of them at the end.
     pub(super) fn unheard(&self) -> impl Iterator<Item = &ClientId> {
-        self.owing().chain(self.settled(Standing::BrokenOff))
+        self.owing().chain(self.settled(ParticipantStatus::BrokenOff))
     }
 
     /// The clients that still owe an answer.
     pub(super) fn owing(&self) -> impl Iterator<Item = &ClientId> {
-        self.settled(Standing::Waiting)
+        self.settled(ParticipantStatus::Waiting)
     }
 }

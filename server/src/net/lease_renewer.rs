@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use protocol::wire::Rejection;
+use protocol::wire::ConnectError;
 use quinn::Endpoint;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -19,9 +19,9 @@ use super::store::{Store, StoreError};
 
 /// The task that renews the lease; it ends with the reason why there is none any more.
 #[derive(Debug)]
-pub(crate) struct Keeper(JoinHandle<Option<StoreError>>);
+pub(crate) struct LeaseRenewer(JoinHandle<Option<StoreError>>);
 
-impl Keeper {
+impl LeaseRenewer {
     /// Renews every third of the lease's life until `stopped`; without the lease it cancels `stop` and closes the port. Nothing to
     /// do for a store without a lease.
     pub(crate) fn start(
@@ -34,7 +34,7 @@ impl Keeper {
             let lost = stopped.run_until_cancelled(keep(&store)).await?;
             tracing::error!("{lost}");
             stop.cancel();
-            session::close_all(&endpoint, &Rejection::ShuttingDown);
+            session::close_all(&endpoint, &ConnectError::ShuttingDown);
             Some(lost)
         }))
     }

@@ -46,16 +46,16 @@ pub struct Outcome {
 /// Why a simulation cannot run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum WorldError {
+pub enum SimulatorError {
     /// Plan and model do not go together.
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// The plan's budget means nothing.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The weather is impossible.
+    /// What is said of who is there is impossible.
     #[error(transparent)]
-    Weather(#[from] SpecError),
+    Availability(#[from] SpecError),
     /// What it was to go on from is another simulation's.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -78,7 +78,7 @@ pub enum WorldError {
     WorkerLost,
 }
 
-impl From<Lost> for WorldError {
+impl From<Lost> for SimulatorError {
     fn from(_: Lost) -> Self {
         Self::WorkerLost
     }

@@ -1,4 +1,4 @@
-//! Small worlds: the same bits whatever the threads and the weather.
+//! Small simulations: the same bits whatever the threads and whoever is there.
 
 mod attacked;
 mod going_on;
@@ -90,9 +90,10 @@ const PLAN: &str = "name = \"t\"\nrounds = 4\nmodel = \"linear\"\n\
     data = { table = { label = \"y\", target = \"real\", features = [\"a\"] } }\n\
     training = { batch_size = 8, optimizer = { sgd = { learning_rate = 0.1 } } }\n";
 
-fn run(plan: &str, weather: WeatherConfig, threads: usize) -> (Outcome, usize) {
+fn run(plan: &str, availability: AvailabilityConfig, threads: usize) -> (Outcome, usize) {
     let plan = Plan::parse(&format!("{PLAN}{plan}")).unwrap();
-    let world = World::new(plan, Parameters::new(vec![0.0; 2]), 5, weather).unwrap().with_threads(threads);
+    let world =
+        Simulator::new(plan, Parameters::new(vec![0.0; 2]), 5, availability).unwrap().with_threads(threads);
     let toys = Toys::new(50);
     let outcome = world.run(&toys, &mut |_| {}).unwrap();
     (outcome, toys.visits.into_inner())
@@ -100,12 +101,16 @@ fn run(plan: &str, weather: WeatherConfig, threads: usize) -> (Outcome, usize) {
 
 #[test]
 fn the_model_is_the_same_on_one_thread_and_on_many() {
-    let weather =
-        WeatherConfig { latency_spread: 1.0, dropout: 0.1, availability: 0.8, ..WeatherConfig::default() };
+    let availability = AvailabilityConfig {
+        latency_spread: 1.0,
+        dropout: 0.1,
+        availability: 0.8,
+        ..AvailabilityConfig::default()
+    };
     let plan = "cohort = { clients_min = 10, count = 20, quorum = 5, deadline_seconds = 3 }\n";
-    let (one, _) = run(plan, weather, 1);
+    let (one, _) = run(plan, availability, 1);
     for threads in [2, 7] {
-        let (many, _) = run(plan, weather, threads);
+        let (many, _) = run(plan, availability, threads);
         assert_eq!(one.model.sha256(), many.model.sha256());
         assert_eq!(one.elapsed, many.elapsed);
     }
@@ -119,7 +124,8 @@ fn all_threads_measure_the_servers_records_and_find_the_same() {
         let plan =
             Plan::parse(&format!("{PLAN}evaluation = {{ sites = \"none\", central = true }}\n")).unwrap();
         let start = Parameters::new(vec![0.0; 2]);
-        let world = World::new(plan, start, 5, WeatherConfig::default()).unwrap().with_threads(threads);
+        let world =
+            Simulator::new(plan, start, 5, AvailabilityConfig::default()).unwrap().with_threads(threads);
         let toys = Toys { central_parts: 7, ..Toys::new(10) };
         let outcome = world.run(&toys, &mut |_| {}).unwrap();
         let central = outcome.rounds.iter().map(|round| round.central.unwrap()).collect::<Vec<_>>();
@@ -136,9 +142,9 @@ fn all_threads_measure_the_servers_records_and_find_the_same() {
 
 #[test]
 fn stragglers_beyond_the_deadline_are_not_even_trained() {
-    let weather = WeatherConfig { latency_spread: 3.0, ..WeatherConfig::default() };
+    let availability = AvailabilityConfig { latency_spread: 3.0, ..AvailabilityConfig::default() };
     let plan = "cohort = { quorum = 1, deadline_seconds = 1 }\nevaluation = { sites = \"none\" }\n";
-    let (outcome, visits) = run(plan, weather, 1);
+    let (outcome, visits) = run(plan, availability, 1);
     assert!(outcome.rounds.iter().all(|round| round.released && round.answered < 50));
     assert!(visits < 4 * 40, "{visits} visits");
     let answered: u64 = outcome.rounds.iter().map(|round| u64::from(round.answered)).sum();
@@ -151,18 +157,25 @@ fn too_few_clients_is_said_before_or_after_waiting() {
     let start = || Parameters::new(vec![0.0; 2]);
     let toys = Toys::new(5);
     let world =
-        World::new(plan("cohort = { clients_min = 6 }\n"), start(), 1, WeatherConfig::default()).unwrap();
-    assert!(matches!(world.run(&toys, &mut |_| {}), Err(WorldError::TooFewClients { needed: 6, found: 5 })));
-    let rain = WeatherConfig { availability: 1e-9, ..WeatherConfig::default() };
-    let world = World::new(plan("cohort = { clients_min = 5 }\n"), start(), 1, rain).unwrap();
-    assert!(matches!(world.run(&toys, &mut |_| {}), Err(WorldError::TooFewClients { .. })));
+        Simulator::new(plan("cohort = { clients_min = 6 }\n"), start(), 1, AvailabilityConfig::default())
+            .unwrap();
+    assert!(matches!(
+        world.run(&toys, &mut |_| {}),
+        Err(SimulatorError::TooFewClients { needed: 6, found: 5 })
+    ));
+    let rain = AvailabilityConfig { availability: 1e-9, ..AvailabilityConfig::default() };
+    let world = Simulator::new(plan("cohort = { clients_min = 5 }\n"), start(), 1, rain).unwrap();
+    assert!(matches!(world.run(&toys, &mut |_| {}), Err(SimulatorError::TooFewClients { .. })));
 }
 
 #[test]
 fn observers_see_virtual_time() {
-    let weather =
-        WeatherConfig { latency_seconds: protocol::Positive::new(30.0).unwrap(), ..WeatherConfig::default() };
-    let world = World::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, weather).unwrap();
+    let availability = AvailabilityConfig {
+        latency_seconds: protocol::Positive::new(30.0).unwrap(),
+        ..AvailabilityConfig::default()
+    };
+    let world =
+        Simulator::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, availability).unwrap();
     let mut rounds = Vec::new();
     let toys = Toys::new(3);
     let outcome = world.run(&toys, &mut |seen| {

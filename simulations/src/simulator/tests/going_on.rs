@@ -32,23 +32,23 @@ impl Watch for Keeper {
 }
 
 /// Noise whose n-th vector is always the same.
-fn seeded() -> Chance {
+fn seeded() -> NoiseRng {
     let mut drawn = 0u8;
-    Chance::of(move || {
+    NoiseRng::of(move || {
         drawn += 1;
         Ok(NoiseSource::insecure([drawn; 32]))
     })
 }
 
-fn world(plan: &str, weather: WeatherConfig) -> World {
+fn world(plan: &str, availability: AvailabilityConfig) -> Simulator {
     let start = Parameters::new(vec![0.0; 2]);
-    World::new(Plan::parse(&format!("{PLAN}{plan}")).unwrap(), start, 5, weather)
+    Simulator::new(Plan::parse(&format!("{PLAN}{plan}")).unwrap(), start, 5, availability)
         .unwrap()
         .with_threads(2)
         .with_chance(seeded())
 }
 
-fn play(world: World, toys: &Toys, keeper: &mut Keeper) -> Outcome {
+fn play(world: Simulator, toys: &Toys, keeper: &mut Keeper) -> Outcome {
     let optimizer = world.plan.strategy.optimizer();
     world.run_watched(optimizer, toys, keeper).unwrap()
 }
@@ -64,9 +64,9 @@ fn facts(outcome: &Outcome) -> impl PartialEq + std::fmt::Debug {
 
 const CENTRAL: &str = "[update]\nnorm_max = 60.0\n[privacy.central]\ndelta = 1e-5\nepsilon_max = 1000\nnoise_multiplier = 2\ndenominator = 10\n";
 
-fn plans() -> Vec<(String, WeatherConfig)> {
-    let fair = WeatherConfig::default();
-    let foul = WeatherConfig { latency_spread: 1.0, dropout: 0.1, availability: 0.7, ..fair };
+fn plans() -> Vec<(String, AvailabilityConfig)> {
+    let fair = AvailabilityConfig::default();
+    let foul = AvailabilityConfig { latency_spread: 1.0, dropout: 0.1, availability: 0.7, ..fair };
     let cohort = "cohort = { clients_min = 10, count = 20, quorum = 5, deadline_seconds = 3 }\n";
     let everybody = "sampling = { availability = { participations_max = 1000 } }\n";
     vec![
@@ -83,15 +83,16 @@ fn plans() -> Vec<(String, WeatherConfig)> {
 
 #[test]
 fn a_world_that_goes_on_from_any_round_ends_with_the_same_bits() {
-    for (plan, weather) in plans() {
+    for (plan, availability) in plans() {
         let (toys, mut keeper) = (Toys::new(50), Keeper::default());
-        let whole = play(world(&plan, weather), &toys, &mut keeper);
+        let whole = play(world(&plan, availability), &toys, &mut keeper);
         assert_eq!(whole.end, RunEnd::Finished, "{plan}");
         assert!(keeper.snapshots.len() >= 3, "{plan}");
         for snapshot in keeper.snapshots.iter().take(3) {
             let snapshot: Snapshot = serde_json::from_str(snapshot).unwrap();
             let round = snapshot.round();
-            let rest = play(world(&plan, weather).with_snapshot(snapshot), &toys, &mut Keeper::default());
+            let rest =
+                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Keeper::default());
             assert_eq!(
                 format!("{:?}", facts(&rest)),
                 format!("{:?}", facts(&whole)),
@@ -103,13 +104,13 @@ fn a_world_that_goes_on_from_any_round_ends_with_the_same_bits() {
 
 #[test]
 fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
-    for (plan, weather) in plans() {
+    for (plan, availability) in plans() {
         let toys = Toys::new(50);
-        let whole = play(world(&plan, weather), &toys, &mut Keeper::default());
+        let whole = play(world(&plan, availability), &toys, &mut Keeper::default());
         for round in 1..=4 {
             let stop = Stop::default();
             let mut keeper = Keeper { stop_in: Some((round, stop.clone())), ..Keeper::default() };
-            let stopped = play(world(&plan, weather).with_stop(stop), &toys, &mut keeper);
+            let stopped = play(world(&plan, availability).with_stop(stop), &toys, &mut keeper);
             if stopped.end == RunEnd::Finished {
                 // It was told while its last model was measured, which is the end of a round.
                 continue;
@@ -122,7 +123,8 @@ fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
             assert!(snapshot.round() + 1 == round, "{} before {round}: {plan}", snapshot.round());
             let text = serde_json::to_string(&snapshot).unwrap();
             let snapshot: Snapshot = serde_json::from_str(&text).unwrap();
-            let rest = play(world(&plan, weather).with_snapshot(snapshot), &toys, &mut Keeper::default());
+            let rest =
+                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Keeper::default());
             assert_eq!(
                 format!("{:?}", facts(&rest)),
                 format!("{:?}", facts(&whole)),
@@ -135,14 +137,15 @@ fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
 #[test]
 fn a_snapshot_of_another_world_is_refused() {
     let (toys, mut keeper) = (Toys::new(50), Keeper::default());
-    play(world("", WeatherConfig::default()), &toys, &mut keeper);
+    play(world("", AvailabilityConfig::default()), &toys, &mut keeper);
     let snapshot = || serde_json::from_str::<Snapshot>(&keeper.snapshots[0]).unwrap();
     let fewer = Toys::new(49);
-    let begun = world("", WeatherConfig::default()).with_snapshot(snapshot());
+    let begun = world("", AvailabilityConfig::default()).with_snapshot(snapshot());
     let refused = begun.run(&fewer, &mut |_| {}).unwrap_err();
     assert!(refused.to_string().contains("population"), "{refused}");
     let plan = Plan::parse(PLAN).unwrap();
-    let other = World::new(plan, Parameters::new(vec![0.0; 2]), 6, WeatherConfig::default()).unwrap();
+    let other =
+        Simulator::new(plan, Parameters::new(vec![0.0; 2]), 6, AvailabilityConfig::default()).unwrap();
     let refused = other.with_snapshot(snapshot()).run(&toys, &mut |_| {}).unwrap_err();
     assert!(refused.to_string().contains("seed"), "{refused}");
 }
@@ -195,7 +198,7 @@ impl Learner for BrokenLearner {
 fn a_world_whose_clients_all_decline_has_failed_in_their_own_words_but_not_beside_a_promise() {
     let broken = Broken((0..3).map(|i| ClientId::new(&format!("c{i}")).unwrap()).collect());
     let run = |plan: &str| {
-        let world = world(plan, WeatherConfig::default());
+        let world = world(plan, AvailabilityConfig::default());
         let (optimizer, mut keeper) = (world.plan.strategy.optimizer(), Keeper::default());
         (world.run_watched(optimizer, &broken, &mut keeper).unwrap(), keeper.declined)
     };

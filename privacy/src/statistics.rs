@@ -9,12 +9,12 @@ use crate::wide::{WORDS, WideSum};
 /// One site's statistics, in the order the plan names them.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(missing_debug_implementations, reason = "what it holds is never printed")]
-pub struct Tally(Vec<i64>);
+pub struct Statistics(Vec<i64>);
 
 /// Why statistics cannot be summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum TallyError {
+pub enum StatisticsError {
     /// Words from outside that no sum has.
     #[error("statistic {index} is no number in the form that statistics travel in")]
     Words {
@@ -34,7 +34,7 @@ pub enum TallyError {
     },
 }
 
-impl Tally {
+impl Statistics {
     /// Encodes sums, each rounded to 190 significant bits.
     pub fn encode<'a>(sums: impl IntoIterator<Item = &'a WideSum>) -> Self {
         Self(sums.into_iter().flat_map(WideSum::words).collect())
@@ -43,16 +43,16 @@ impl Tally {
     /// Checks words that came from outside, for `count` statistics.
     ///
     /// # Errors
-    /// [`TallyError`] names the first check they fail.
-    pub fn admit(words: Vec<i64>, count: usize) -> Result<Self, TallyError> {
+    /// [`StatisticsError`] names the first check they fail.
+    pub fn admit(words: Vec<i64>, count: usize) -> Result<Self, StatisticsError> {
         let expected = count * WORDS;
         if words.len() != expected {
-            return Err(TallyError::Shape { expected, found: words.len() });
+            return Err(StatisticsError::Shape { expected, found: words.len() });
         }
         let tally = Self(words);
         let wrong = tally.chunks().position(|words| WideSum::of_words(words).is_none());
         match wrong {
-            Some(index) => Err(TallyError::Words { index }),
+            Some(index) => Err(StatisticsError::Words { index }),
             None => Ok(tally),
         }
     }
@@ -93,25 +93,25 @@ mod tests {
     use crate::{Released, Sum};
     use proptest::prelude::*;
 
-    fn tally(values: &[f64]) -> Tally {
+    fn tally(values: &[f64]) -> Statistics {
         let sums: Vec<WideSum> = values.iter().map(|value| WideSum::of(*value).unwrap()).collect();
-        Tally::admit(Tally::encode(&sums).into_words(), values.len())
+        Statistics::admit(Statistics::encode(&sums).into_words(), values.len())
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]
     fn words_that_are_no_number_are_refused_by_place() {
-        let wrong = |words: &[i64], count| Tally::admit(words.to_vec(), count).err();
-        assert_eq!(wrong(&[0, 1, 0, 0, 0, 2, 0, 0], 2), Some(TallyError::Words { index: 1 }));
-        assert_eq!(wrong(&[0; 3], 1), Some(TallyError::Shape { expected: 4, found: 3 }));
+        let wrong = |words: &[i64], count| Statistics::admit(words.to_vec(), count).err();
+        assert_eq!(wrong(&[0, 1, 0, 0, 0, 2, 0, 0], 2), Some(StatisticsError::Words { index: 1 }));
+        assert_eq!(wrong(&[0; 3], 1), Some(StatisticsError::Shape { expected: 4, found: 3 }));
         assert_eq!(wrong(&[], 0), None);
     }
 
     #[test]
     fn statistics_of_another_number_are_foreign() {
-        let mut sum = Sum::of_tallies(2, 10);
-        assert!(sum.add_tally(&tally(&[1.0])).is_err());
-        sum.add_tally(&tally(&[1.0, 2.0])).unwrap();
+        let mut sum = Sum::of_statistics(2, 10);
+        assert!(sum.add_statistics(&tally(&[1.0])).is_err());
+        sum.add_statistics(&tally(&[1.0, 2.0])).unwrap();
         assert_eq!(Released::unprotected(sum).unwrap().totals()[1].value(), 2.0);
     }
 
@@ -122,10 +122,10 @@ mod tests {
         ) {
             let factor = 2f64.powi(scale);
             let exact: i128 = values.iter().map(|value| value.trunc() as i128).sum();
-            let mut sum = Sum::of_tallies(1, 100);
+            let mut sum = Sum::of_statistics(1, 100);
             let mut turned = values.clone();
             turned.rotate_left(turn % values.len());
-            turned.iter().for_each(|value| sum.add_tally(&tally(&[value.trunc() * factor])).unwrap());
+            turned.iter().for_each(|value| sum.add_statistics(&tally(&[value.trunc() * factor])).unwrap());
             prop_assert_eq!(Released::unprotected(sum).unwrap().totals()[0].value(), exact as f64 * factor);
         }
     }

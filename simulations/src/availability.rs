@@ -8,13 +8,13 @@ use rand::Rng;
 use rand_distr::{Distribution, LogNormal};
 use serde::{Deserialize, Serialize};
 
-/// The table `[simulation.weather]` as typed.
+/// The table `[simulation.availability]` as typed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct WeatherConfig {
-    /// Chance that a client is connected in a round, above 0 up to 1.
+pub struct AvailabilityConfig {
+    /// NoiseRng that a client is connected in a round, above 0 up to 1.
     pub availability: f64,
-    /// Chance that a client that was asked goes away without answering, from 0 up to 1.
+    /// NoiseRng that a client that was asked goes away without answering, from 0 up to 1.
     pub dropout: f64,
     /// Median of the virtual seconds between a task and its answer.
     pub latency_seconds: Positive,
@@ -22,17 +22,17 @@ pub struct WeatherConfig {
     pub latency_spread: f64,
 }
 
-impl Default for WeatherConfig {
+impl Default for AvailabilityConfig {
     fn default() -> Self {
         let latency_seconds = Positive::new(1.0).expect("one is positive");
         Self { availability: 1.0, dropout: 0.0, latency_seconds, latency_spread: 0.0 }
     }
 }
 
-impl WeatherConfig {
+impl AvailabilityConfig {
     pub(crate) fn check(&self) -> Result<(), SpecError> {
         let fault = |key: &str, value: f64, range: &str| {
-            Err(SpecError::new(format!("simulation.weather.{key}"), format!("{value} is not {range}")))
+            Err(SpecError::new(format!("simulation.availability.{key}"), format!("{value} is not {range}")))
         };
         if !(self.availability > 0.0 && self.availability <= 1.0) {
             return fault("availability", self.availability, "above 0 and at most 1");
@@ -49,30 +49,30 @@ impl WeatherConfig {
 
 /// What happens to one task at one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum ClientFate {
     /// The answer arrives after this time.
     Answers(Duration),
     /// The client goes away after this time.
     Leaves(Duration),
 }
 
-/// The weather of a simulation.
+/// Who is there in a simulation, how fast, and who drops out.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
-    config: WeatherConfig,
+pub struct AvailabilityModel {
+    config: AvailabilityConfig,
     latency: LogNormal<f64>,
     seed: Seed,
 }
 
-impl Weather {
-    /// Weather that follows from `seed`.
+impl AvailabilityModel {
+    /// AvailabilityModel that follows from `seed`.
     ///
     /// # Errors
     /// [`SpecError`] names the setting out of range.
-    pub fn new(config: WeatherConfig, seed: Seed) -> Result<Self, SpecError> {
+    pub fn new(config: AvailabilityConfig, seed: Seed) -> Result<Self, SpecError> {
         config.check()?;
         let latency = LogNormal::new(config.latency_seconds.value().ln(), config.latency_spread)
-            .map_err(|error| SpecError::new("simulation.weather.latency_spread", error.to_string()))?;
+            .map_err(|error| SpecError::new("simulation.availability.latency_spread", error.to_string()))?;
         Ok(Self { config, latency, seed })
     }
 
@@ -87,24 +87,24 @@ impl Weather {
         self.config.availability >= 1.0 && self.config.dropout <= 0.0
     }
 
-    pub(crate) fn fate(&self, client: &ClientId, task: TaskId) -> Fate {
+    pub(crate) fn fate(&self, client: &ClientId, task: TaskId) -> ClientFate {
         if self.config.latency_spread == 0.0 && self.config.dropout == 0.0 {
             // What every draw would say.
             let seconds = self.config.latency_seconds.value().ln().exp().clamp(0.0, 1e9);
-            return Fate::Answers(Duration::from_secs_f64(seconds));
+            return ClientFate::Answers(Duration::from_secs_f64(seconds));
         }
         let mut generator = self.generator(client, task.round, 1 + stream_of(task));
         let seconds = self.latency.sample(&mut generator).clamp(0.0, 1e9);
         let latency = Duration::from_secs_f64(seconds);
         if generator.random_bool(self.config.dropout) {
-            Fate::Leaves(latency / 2)
+            ClientFate::Leaves(latency / 2)
         } else {
-            Fate::Answers(latency)
+            ClientFate::Answers(latency)
         }
     }
 
     fn generator(&self, client: &ClientId, round: Round, stream: u64) -> impl Rng {
-        let mut generator = self.seed.derive(Purpose::Weather, round, Some(client)).generator();
+        let mut generator = self.seed.derive(Purpose::AvailabilityModel, round, Some(client)).generator();
         generator.set_stream(stream);
         generator
     }
@@ -125,12 +125,12 @@ mod tests {
         let task = TaskId::new(RunId(1), Round(1), StepId::TRAIN);
         for seconds in [1.0, 0.3, 7.0, 1e-3, 3600.0] {
             let latency_seconds = Positive::new(seconds).unwrap();
-            let plain = WeatherConfig { latency_seconds, ..WeatherConfig::default() };
+            let plain = AvailabilityConfig { latency_seconds, ..AvailabilityConfig::default() };
             // So seldom that nobody leaves, and the draw is made.
-            let drawn = WeatherConfig { dropout: f64::MIN_POSITIVE, ..plain };
+            let drawn = AvailabilityConfig { dropout: f64::MIN_POSITIVE, ..plain };
             let fate = |config| {
-                let weather = Weather::new(config, Seed::from_number(1)).unwrap();
-                weather.fate(&ClientId::new("a").unwrap(), task)
+                let availability = AvailabilityModel::new(config, Seed::from_number(1)).unwrap();
+                availability.fate(&ClientId::new("a").unwrap(), task)
             };
             assert_eq!(fate(plain), fate(drawn));
         }
@@ -138,22 +138,23 @@ mod tests {
 
     #[test]
     fn chances_are_what_was_asked_for() {
-        let config = WeatherConfig {
+        let config = AvailabilityConfig {
             availability: 0.3,
             dropout: 0.2,
             latency_spread: 0.5,
-            ..WeatherConfig::default()
+            ..AvailabilityConfig::default()
         };
-        let weather = Weather::new(config, Seed::from_number(1)).unwrap();
+        let availability = AvailabilityModel::new(config, Seed::from_number(1)).unwrap();
         let clients: Vec<ClientId> = (0..5000).map(|i| ClientId::new(&format!("c{i}")).unwrap()).collect();
         let share = |count: usize| count as f64 / 5000.0;
-        let online = share(clients.iter().filter(|client| weather.is_online(client, 1)).count());
+        let online = share(clients.iter().filter(|client| availability.is_online(client, 1)).count());
         assert!((online - 0.3).abs() < 0.04, "{online}");
         let task = TaskId::new(RunId(1), Round(1), StepId::TRAIN);
-        let fates: Vec<Fate> = clients.iter().map(|client| weather.fate(client, task)).collect();
-        let left = share(fates.iter().filter(|fate| matches!(fate, Fate::Leaves(_))).count());
+        let fates: Vec<ClientFate> = clients.iter().map(|client| availability.fate(client, task)).collect();
+        let left = share(fates.iter().filter(|fate| matches!(fate, ClientFate::Leaves(_))).count());
         assert!((left - 0.2).abs() < 0.04, "{left}");
-        let slow = |fate: &&Fate| matches!(fate, Fate::Answers(latency) if latency.as_secs_f64() > 1.0);
+        let slow =
+            |fate: &&ClientFate| matches!(fate, ClientFate::Answers(latency) if latency.as_secs_f64() > 1.0);
         let above_median = share(fates.iter().filter(slow).count()) / (1.0 - left);
         assert!((above_median - 0.5).abs() < 0.04, "{above_median}");
     }

@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use protocol::RunId;
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, CodecError, Control, FRAME_HEAD, FrameKind, HEADER_MAX, ModelChoice,
-    ModelLine, Rejection, RunSummary, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, Control, FRAME_HEAD, FrameKind,
+    HEADER_MAX, ModelChoice, ModelLine, RunSummary, encode,
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::archive::ArchivedModel;
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
 use super::members::{Members, Verdict};
 use super::request::{Asked, StorageFault, request};
 use super::session::{OPENING, reject_on};
-use super::shelf::Shelved;
 use super::store::{Store, StoreError};
 use super::{ModelRoom, audit};
 use crate::plan::draws_secretly;
@@ -45,7 +45,7 @@ const MODELS_MAX: i64 = 1000;
 const LISTED_MAX: usize = 300;
 
 /// Answers operators.
-pub(crate) struct Desk {
+pub(crate) struct OperatorService {
     pub(crate) store: Arc<Store>,
     pub(crate) room: Arc<dyn ModelRoom>,
     pub(crate) commands: mpsc::Sender<Command>,
@@ -56,13 +56,13 @@ pub(crate) struct Desk {
     pub(crate) fault: StorageFault,
 }
 
-impl std::fmt::Debug for Desk {
+impl std::fmt::Debug for OperatorService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Desk")
     }
 }
 
-impl Desk {
+impl OperatorService {
     /// Checks a plan and puts it into the queue; `by` goes into the audit log.
     pub(crate) async fn submit(
         &self,
@@ -156,8 +156,8 @@ impl Desk {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
-                        let (desk, connection, by) = (Arc::clone(self), connection.clone(), name.to_owned());
-                        streams.spawn(async move { desk.answer(&connection, &by, send, recv).await });
+                        let (operators, connection, by) = (Arc::clone(self), connection.clone(), name.to_owned());
+                        streams.spawn(async move { operators.answer(&connection, &by, send, recv).await });
                     }
                     Err(_) => return,
                 },
@@ -213,7 +213,7 @@ impl Desk {
             },
             // An operator's certificate in a site's hands.
             Err(FrameError::Codec(CodecError::Kind { found, .. })) if found == FrameKind::Hello as u8 => {
-                return reject_on(connection, &mut send, by, Rejection::NotASite).await;
+                return reject_on(connection, &mut send, by, ConnectError::NotASite).await;
             }
             Err(error) => Err(error.to_string()),
         };
@@ -275,7 +275,7 @@ impl Desk {
         send: &mut SendStream,
     ) -> Result<(), String> {
         let shelved = self.store.released(run, choice).await.map_err(|error| error.to_string())?;
-        let Shelved { run, line, statement, layout, model, standardiser } = shelved;
+        let ArchivedModel { run, line, statement, layout, model, standardiser } = shelved;
         let side = |side: &usize| *side as u64;
         let tensors = layout.shared().map(|one| (one.name.clone(), one.shape.iter().map(side).collect()));
         let (tensors, model_len) = (tensors.collect(), model.len() as u64);

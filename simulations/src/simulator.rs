@@ -17,24 +17,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use client::{Personal, Trouble};
+use client::{LocalState, TaskError};
 use privacy::chain::Link;
 use protocol::wire::{Control, RoundSummary};
 use protocol::{ClientId, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time};
 use server::{
-    Action, Chance, Checker, Checkpoint, ClientRecord, Commit, Coordinator, Event, Note, Plan, Purse, RunEnd,
-    ServerOptimizer, Setup,
+    Action, Checker, Checkpoint, ClientRecord, Commit, Coordinator, DpContext, Event, NoiseRng, Note, Plan,
+    RunEnd, ServerOptimizer, Setup,
 };
 
 use crate::adversaries::{Adversaries, AdversariesConfig};
-use crate::weather::{Fate, Weather, WeatherConfig};
-use crate::workers::{Board, Crew, Workforce};
+use crate::availability::{AvailabilityConfig, AvailabilityModel, ClientFate};
+use crate::workers::{JobQueue, WorkerPool, Workforce};
 use answers::Collusion;
 pub use best::Best;
 use central::Central;
 pub(crate) use central::unprotected;
 use ledger::ledger_of;
-pub use outcome::{Outcome, WorldError};
+pub use outcome::{Outcome, SimulatorError};
 use roster::Roster;
 use snapshot::{Mark, Rest};
 pub use snapshot::{Snapshot, SnapshotError};
@@ -48,45 +48,45 @@ const JOBS_MAX: usize = 1024;
 /// ... as long as their updates take no more memory than this.
 const WAITING_BYTES: usize = 32 << 20;
 /// Virtual time between two looks at who is there, when too few are.
-const LULL: Duration = Duration::from_secs(60);
+const IDLE_TICK: Duration = Duration::from_secs(60);
 /// Looks in a row without enough clients, after which the simulation gives up.
-const LULLS_MAX: u32 = 1000;
+const IDLE_TICKS_MAX: u32 = 1000;
 
 /// A simulation about to run.
 #[derive(Debug)]
-pub struct World {
+pub struct Simulator {
     plan: Arc<Plan>,
     initial: Parameters,
     tensors: Vec<usize>,
     seed: Seed,
-    weather: Weather,
+    availability: AvailabilityModel,
     threads: usize,
-    chance: Chance,
+    chance: NoiseRng,
     stop: Stop,
     begun: Option<Box<Snapshot>>,
     adversaries: Option<AdversariesConfig>,
 }
 
-impl World {
-    /// A world that trains `initial` (shared part) by `plan`; everything random follows from `seed`.
+impl Simulator {
+    /// A simulation that trains `initial` (shared part) by `plan`; everything random follows from `seed`.
     ///
     /// # Errors
-    /// [`WorldError::Weather`] when the weather is impossible.
+    /// [`SimulatorError::Availability`] when nobody could be there.
     pub fn new(
         plan: Plan,
         initial: Parameters,
         seed: u64,
-        weather: WeatherConfig,
-    ) -> Result<Self, WorldError> {
+        availability: AvailabilityConfig,
+    ) -> Result<Self, SimulatorError> {
         let seed = Seed::from_number(seed);
-        let weather = Weather::new(weather, seed)?;
+        let availability = AvailabilityModel::new(availability, seed)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), Chance::system());
+        let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), NoiseRng::system());
         let (stop, begun, adversaries) = (Stop::default(), None, None);
-        Ok(Self { plan, initial, tensors, seed, weather, threads, chance, stop, begun, adversaries })
+        Ok(Self { plan, initial, tensors, seed, availability, threads, chance, stop, begun, adversaries })
     }
 
-    /// The same world with a model of tensors that have this many values each, in layout order. A plan that clips tensor by
+    /// The same simulation with a model of tensors that have this many values each, in layout order. A plan that clips tensor by
     /// tensor needs it.
     #[must_use]
     pub fn with_tensors(mut self, tensors: Vec<usize>) -> Self {
@@ -94,29 +94,29 @@ impl World {
         self
     }
 
-    /// The same world on this many threads, at least one. The result does not depend on it.
+    /// The same simulation on this many threads, at least one. The result does not depend on it.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// The same world with noise from `chance`. By default it comes from the operating system: of a plan that promises
+    /// The same simulation with noise from `chance`. By default it comes from the operating system: of a plan that promises
     /// privacy, no two simulations end alike.
     #[must_use]
-    pub fn with_chance(mut self, chance: Chance) -> Self {
+    pub fn with_chance(mut self, chance: NoiseRng) -> Self {
         self.chance = chance;
         self
     }
 
-    /// The same world ending early once `stop` is set: the open round is dropped, and the outcome is that of the rounds before.
+    /// The same simulation ending early once `stop` is set: the open round is dropped, and the outcome is that of the rounds before.
     #[must_use]
     pub fn with_stop(mut self, stop: Stop) -> Self {
         self.stop = stop;
         self
     }
 
-    /// The same world going on from where another one stood that began with the same plan, model, seed, weather and clients. It ends
+    /// The same simulation going on from where another one stood that began with the same plan, model, seed, availability and clients. It ends
     /// with the same bits as one that was never interrupted; where noise comes from the operating system no two do.
     #[must_use]
     pub fn with_snapshot(mut self, snapshot: Snapshot) -> Self {
@@ -124,7 +124,7 @@ impl World {
         self
     }
 
-    /// The same world with corrupted clients, if there are to be any: those that [`Adversaries::draw`] draws of the workforce by the
+    /// The same simulation with corrupted clients, if there are to be any: those that [`Adversaries::draw`] draws of the workforce by the
     /// world's seed. What they do to records, a [`crate::Population`] of the same settings has done.
     #[must_use]
     pub fn with_adversaries(mut self, adversaries: Option<AdversariesConfig>) -> Self {
@@ -135,12 +135,12 @@ impl World {
     /// Runs to the end of the plan.
     ///
     /// # Errors
-    /// [`WorldError`]; a run that fails by its own rules is no error but [`RunEnd::Failed`].
+    /// [`SimulatorError`]; a run that fails by its own rules is no error but [`RunEnd::Failed`].
     pub fn run(
         self,
         workforce: &dyn Workforce,
         observe: &mut dyn FnMut(Observation<'_>),
-    ) -> Result<Outcome, WorldError> {
+    ) -> Result<Outcome, SimulatorError> {
         let optimizer = self.plan.strategy.optimizer();
         self.run_with(optimizer, workforce, observe)
     }
@@ -148,23 +148,23 @@ impl World {
     /// Runs to the end of the plan with a server optimizer of your own.
     ///
     /// # Errors
-    /// As [`World::run`].
+    /// As [`Simulator::run`].
     pub fn run_with(
         self,
         optimizer: Box<dyn ServerOptimizer>,
         workforce: &dyn Workforce,
         observe: &mut dyn FnMut(Observation<'_>),
-    ) -> Result<Outcome, WorldError> {
+    ) -> Result<Outcome, SimulatorError> {
         self.run_watched(optimizer, workforce, &mut Notes(observe))
     }
 
-    fn check_clients(&self, workforce: &dyn Workforce) -> Result<(), WorldError> {
+    fn check_clients(&self, workforce: &dyn Workforce) -> Result<(), SimulatorError> {
         let (needed, found) = (self.plan.cohort.clients_min, workforce.clients().len());
-        if found < needed { Err(WorldError::TooFewClients { needed, found }) } else { Ok(()) }
+        if found < needed { Err(SimulatorError::TooFewClients { needed, found }) } else { Ok(()) }
     }
 
     /// Who of the clients is corrupted, where there are enough of them.
-    fn collusion(&self, workforce: &dyn Workforce) -> Result<Collusion, WorldError> {
+    fn collusion(&self, workforce: &dyn Workforce) -> Result<Collusion, SimulatorError> {
         self.check_clients(workforce)?;
         let drawn =
             |config: &AdversariesConfig| Adversaries::draw(config, self.seed, workforce.clients().iter());
@@ -176,13 +176,13 @@ impl World {
     /// Runs to the end of the plan, or until it is told to stop, and shows more of itself.
     ///
     /// # Errors
-    /// As [`World::run`].
+    /// As [`Simulator::run`].
     pub fn run_watched(
         self,
         optimizer: Box<dyn ServerOptimizer>,
         workforce: &dyn Workforce,
         watch: &mut dyn Watch,
-    ) -> Result<Outcome, WorldError> {
+    ) -> Result<Outcome, SimulatorError> {
         let collusion = self.collusion(workforce)?;
         let (central, bytes) = (Central::of(workforce), 4 * self.initial.len().max(1));
         let begun = self.begun;
@@ -202,19 +202,19 @@ impl World {
             checkpoint,
             clients,
             tensors: self.tensors,
-            purse: ledger.map(|ledger| Purse { ledger, chance, threads: self.threads }),
+            dp_context: ledger.map(|ledger| DpContext { ledger, chance, threads: self.threads }),
         };
         let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
-        let board = Board::default();
+        let queue = JobQueue::default();
         std::thread::scope(|scope| {
-            let crew = Crew::start(scope, self.threads, &board, workforce, &self.stop)?;
+            let pool = WorkerPool::start(scope, self.threads, &queue, workforce, &self.stop)?;
             let mut stage = Stage {
                 coordinator,
-                weather: self.weather,
+                availability: self.availability,
                 roster: Roster::new(workforce),
                 central,
                 central_spec: unprotected(&self.plan.spec),
-                crew,
+                pool,
                 jobs_max: (WAITING_BYTES / bytes).min(JOBS_MAX).max(self.threads * JOBS_PER_THREAD),
                 now: Time::ZERO,
                 turn: 0,
@@ -267,12 +267,12 @@ type Moment = (Time, u64);
 struct Stage<'a> {
     coordinator: Coordinator,
     plan: Arc<Plan>,
-    weather: Weather,
+    availability: AvailabilityModel,
     roster: Roster<'a>,
     central: Central,
     /// The plan's spec without its promises: what the server measures on records of its own is not a site's metric.
     central_spec: Arc<Spec>,
-    crew: Crew<'a>,
+    pool: WorkerPool<'a>,
     jobs_max: usize,
     now: Time,
     turn: u32,
@@ -286,14 +286,14 @@ struct Stage<'a> {
     under_way: BTreeMap<Moment, usize>,
     /// The checks of the open task.
     checker: Option<(TaskId, Arc<Checker>)>,
-    personal: BTreeMap<usize, Personal>,
+    personal: BTreeMap<usize, LocalState>,
     rounds: BTreeMap<u32, RoundSummary>,
     updates: u64,
     end: Option<RunEnd>,
     ledger: Vec<Link>,
     statement: Option<String>,
     /// What went wrong at the client whose answer was handed over last.
-    trouble: Option<(ClientId, Trouble)>,
+    trouble: Option<(ClientId, TaskError)>,
     seed: Seed,
     /// Vectors of noise that were drawn.
     draws: Arc<AtomicU64>,
@@ -319,8 +319,8 @@ impl Stage<'_> {
         self.mark = Some(mark);
     }
 
-    fn play(mut self, watch: &mut dyn Watch) -> Result<Outcome, WorldError> {
-        let mut lulls = 0;
+    fn play(mut self, watch: &mut dyn Watch) -> Result<Outcome, SimulatorError> {
+        let mut idle_ticks = 0;
         self.look_who_is_there();
         loop {
             if self.is_told_to_stop() && !self.is_stopping {
@@ -335,28 +335,28 @@ impl Stage<'_> {
             let next = self.pending.first_key_value().map(|(moment, _)| *moment);
             match (next, self.coordinator.deadline()) {
                 (Some((time, _)), deadline) if deadline.is_none_or(|deadline| time <= deadline) => {
-                    lulls = 0;
+                    idle_ticks = 0;
                     self.happen()?;
                 }
                 (_, Some(deadline)) => {
                     self.now = self.now.max(deadline);
                     self.coordinator.handle(self.now, Event::Tick);
                 }
-                _ if lulls < LULLS_MAX => {
-                    lulls += 1;
-                    self.now = self.now + LULL;
+                _ if idle_ticks < IDLE_TICKS_MAX => {
+                    idle_ticks += 1;
+                    self.now = self.now + IDLE_TICK;
                     self.look_who_is_there();
                 }
                 _ => {
                     let needed = self.plan.cohort.clients_min;
-                    return Err(WorldError::TooFewClients { needed, found: self.roster.sorted.len() });
+                    return Err(SimulatorError::TooFewClients { needed, found: self.roster.sorted.len() });
                 }
             }
         }
     }
 
     /// Does what the coordinator asks.
-    fn obey(&mut self, watch: &mut dyn Watch) -> Result<(), WorldError> {
+    fn obey(&mut self, watch: &mut dyn Watch) -> Result<(), SimulatorError> {
         while let Some(action) = self.coordinator.poll() {
             match action {
                 Action::Send { client, task } => self.send(client, task),
@@ -415,7 +415,7 @@ impl Stage<'_> {
         let stored = Stored { commit: &commit, snapshot: is_between.then_some(&snapshot) };
         watch.stored(stored);
         // Who would come after a round that was dropped is not known where the simulation goes on.
-        if !self.weather.is_fair() && commit.checkpoint.evaluated && !self.is_stopping {
+        if !self.availability.is_fair() && commit.checkpoint.evaluated && !self.is_stopping {
             self.look_who_is_there();
         }
         // A step works on the model where it is, as long as nobody else holds it.
@@ -440,7 +440,7 @@ impl Stage<'_> {
     }
 
     /// What went wrong at the client that a note is about.
-    fn trouble_of(&self, note: &Note) -> Option<&Trouble> {
+    fn trouble_of(&self, note: &Note) -> Option<&TaskError> {
         let (Note::Declined { client, .. } | Note::Accepted { client, .. }) = note else { return None };
         self.trouble.as_ref().filter(|(whose, _)| whose == client).map(|(_, trouble)| trouble)
     }
@@ -451,7 +451,7 @@ impl Stage<'_> {
         let connected = |client: &ClientId| known.get(client).is_some_and(|record| record.connected);
         let (mut joined, mut left) = (Vec::new(), Vec::new());
         for client in self.roster.names() {
-            match (self.weather.is_online(client, self.turn), connected(client)) {
+            match (self.availability.is_online(client, self.turn), connected(client)) {
                 (true, false) => joined.push(client.clone()),
                 (false, true) => left.push(client.clone()),
                 (true, true) | (false, false) => {}
@@ -467,9 +467,9 @@ impl Stage<'_> {
     fn send(&mut self, client: ClientId, task: Task) {
         let Some(number) = self.roster.find(&client) else { return };
         self.tickets += 1;
-        let (after, what) = match self.weather.fate(&client, task.id) {
-            Fate::Answers(after) => (after, What::Answer(task)),
-            Fate::Leaves(after) => (after, What::Leave),
+        let (after, what) = match self.availability.fate(&client, task.id) {
+            ClientFate::Answers(after) => (after, What::Answer(task)),
+            ClientFate::Leaves(after) => (after, What::Leave),
         };
         let moment = (self.now + after, self.tickets);
         let is_answer = matches!(what, What::Answer(_));
@@ -484,7 +484,7 @@ impl Stage<'_> {
     }
 
     /// Lets the next pending thing happen.
-    fn happen(&mut self) -> Result<(), WorldError> {
+    fn happen(&mut self) -> Result<(), SimulatorError> {
         let Some((moment, Pending { client, number, what })) = self.pending.pop_first() else {
             return Ok(());
         };
@@ -504,7 +504,7 @@ impl Stage<'_> {
         };
         self.coordinator.handle(self.now, event);
         if let Some(points) = self.coordinator.reclaim() {
-            self.crew.give_back(points);
+            self.pool.give_back(points);
         }
         Ok(())
     }

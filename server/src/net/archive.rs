@@ -10,7 +10,7 @@ use crate::{Methods, Plan, PrivacyStatement, StatementError, Subject};
 
 /// A model that may leave.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Shelved {
+pub struct ArchivedModel {
     /// Its run.
     pub run: RunId,
     /// What is known of it.
@@ -28,7 +28,7 @@ pub struct Shelved {
 /// Why a model does not leave.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ShelfError {
+pub enum ArchiveError {
     /// The state cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -73,27 +73,31 @@ impl Store {
     /// A model of a run (the newest run when `None`) that may leave, with its statement, whose numbers were computed again.
     ///
     /// # Errors
-    /// [`ShelfError`] when there is none, or it must not leave.
-    pub async fn released(&self, run: Option<RunId>, choice: ModelChoice) -> Result<Shelved, ShelfError> {
+    /// [`ArchiveError`] when there is none, or it must not leave.
+    pub async fn released(
+        &self,
+        run: Option<RunId>,
+        choice: ModelChoice,
+    ) -> Result<ArchivedModel, ArchiveError> {
         let run = match run {
             Some(run) => run,
-            None => self.summary(None).await?.ok_or(ShelfError::NoRun)?.run,
+            None => self.summary(None).await?.ok_or(ArchiveError::NoRun)?.run,
         };
         let Described { plan_toml, seed, layout, standardiser } = self.description(run).await?;
-        let unreadable = |what, message| ShelfError::Unreadable { run, what, message };
+        let unreadable = |what, message| ArchiveError::Unreadable { run, what, message };
         let stored = self.model(run, choice).await?.ok_or_else(|| match choice {
-            ModelChoice::Best => ShelfError::NoBest { run, why: why_unmeasured(&plan_toml) },
-            ModelChoice::Last | ModelChoice::Round(_) => ShelfError::NoModel(run),
+            ModelChoice::Best => ArchiveError::NoBest { run, why: why_unmeasured(&plan_toml) },
+            ModelChoice::Last | ModelChoice::Round(_) => ArchiveError::NoModel(run),
         })?;
         let (line, round) = (&stored.line, stored.line.round);
         if !line.kept {
-            return Err(ShelfError::GivenUp(round));
+            return Err(ArchiveError::GivenUp(round));
         }
         let statement = match &stored.statement {
             // One of an earlier version becomes what can still be claimed; its plan need not be one of today's.
             Some(text) => PrivacyStatement::read(text).map_err(|error| match error {
                 StatementError::Form(message) => unreadable("privacy statement", message),
-                other => ShelfError::Statement(other),
+                other => ArchiveError::Statement(other),
             })?,
             None if round == 0 || promises_nothing(&plan_toml).map_err(|why| unreadable("plan", why))? => {
                 let (model_sha256, rehearsal) = (line.sha256.clone(), seed.is_some());
@@ -103,12 +107,12 @@ impl Store {
             }
             None => {
                 let why = "the run promises privacy, but its model has no statement";
-                return Err(ShelfError::Refused(why.to_owned()));
+                return Err(ArchiveError::Refused(why.to_owned()));
             }
         };
         may_leave(&statement, &line.sha256)?;
         let model = self.values(&stored).await?;
-        Ok(Shelved { run, line: stored.line, statement, layout, model, standardiser })
+        Ok(ArchivedModel { run, line: stored.line, statement, layout, model, standardiser })
     }
 }
 
@@ -149,13 +153,13 @@ fn why_unmeasured(plan_toml: &str) -> String {
 }
 
 /// Whether a model with this fingerprint may leave with this statement.
-fn may_leave(statement: &PrivacyStatement, model_sha256: &str) -> Result<(), ShelfError> {
+fn may_leave(statement: &PrivacyStatement, model_sha256: &str) -> Result<(), ArchiveError> {
     if let Some(void) = statement.void.as_ref().filter(|void| void.starts_with("INSECURE")) {
-        return Err(ShelfError::Refused(void.clone()));
+        return Err(ArchiveError::Refused(void.clone()));
     }
     if statement.model_sha256 != model_sha256 {
         let why = "the statement is about another model than the stored one";
-        return Err(ShelfError::Refused(why.to_owned()));
+        return Err(ArchiveError::Refused(why.to_owned()));
     }
     Ok(())
 }

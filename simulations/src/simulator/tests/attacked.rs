@@ -1,6 +1,6 @@
 //! Corrupted clients: what they send travels like everything else, and follows from the seed alone.
 
-use protocol::Refusal;
+use protocol::Rejection;
 
 use super::*;
 use crate::AdversariesConfig;
@@ -20,16 +20,16 @@ const ATTACKS: [&str; 10] = [
     "\"backdoor\"",
 ];
 
-fn attacked(plan: &str, adversaries: &str, weather: WeatherConfig, threads: usize) -> Outcome {
+fn attacked(plan: &str, adversaries: &str, availability: AvailabilityConfig, threads: usize) -> Outcome {
     let plan = Plan::parse(&format!("{PLAN}{plan}")).unwrap();
     let adversaries: AdversariesConfig = toml::from_str(adversaries).unwrap();
-    let world = World::new(plan, Parameters::new(vec![0.0; 2]), 5, weather).unwrap();
+    let world = Simulator::new(plan, Parameters::new(vec![0.0; 2]), 5, availability).unwrap();
     let world = world.with_threads(threads).with_adversaries(Some(adversaries));
     world.run(&Toys::new(50), &mut |_| {}).unwrap()
 }
 
-fn late() -> WeatherConfig {
-    WeatherConfig { latency_spread: 1.0, ..WeatherConfig::default() }
+fn late() -> AvailabilityConfig {
+    AvailabilityConfig { latency_spread: 1.0, ..AvailabilityConfig::default() }
 }
 
 /// The number in a toy's name, which is the first value of its update.
@@ -48,17 +48,17 @@ fn neither_threads_nor_the_order_of_arrival_change_what_is_sent() {
     let mut models = BTreeSet::new();
     for attack in ATTACKS {
         let table = format!("share = 0.3\nattack = {attack}\n");
-        let calm = attacked(ALIKE, &table, WeatherConfig::default(), 1);
+        let calm = attacked(ALIKE, &table, AvailabilityConfig::default(), 1);
         assert_eq!((calm.corrupted.len(), calm.end.clone()), (15, RunEnd::Finished));
         assert_eq!(calm.model.sha256(), attacked(ALIKE, &table, late(), 3).model.sha256(), "{attack}");
         models.insert(calm.model.sha256());
-        let weather = WeatherConfig { dropout: 0.1, availability: 0.8, ..late() };
+        let availability = AvailabilityConfig { dropout: 0.1, availability: 0.8, ..late() };
         let plan = format!(
             "{ALIKE}cohort = {{ clients_min = 10, count = 20, quorum = 5, deadline_seconds = 3, oversample = 1.3 }}\n"
         );
-        let one = attacked(&plan, &table, weather, 1);
+        let one = attacked(&plan, &table, availability, 1);
         for threads in [2, 7] {
-            let many = attacked(&plan, &table, weather, threads);
+            let many = attacked(&plan, &table, availability, threads);
             assert_eq!(one.model.sha256(), many.model.sha256(), "{attack}");
             assert_eq!((one.elapsed, one.updates), (many.elapsed, many.updates));
         }
@@ -93,7 +93,7 @@ fn an_update_beyond_the_norm_is_refused_by_its_norm_and_the_others_count() {
     assert!((f64::from(outcome.model.values()[0]) - 4.0 * good / 40.0).abs() < 1e-3);
     assert_eq!((outcome.corrupted.len(), outcome.updates), (10, 4 * 40));
     for (client, record) in &outcome.clients {
-        let refused = record.refused.get(&Refusal::NormExceeded).copied().unwrap_or_default();
+        let refused = record.refused.get(&Rejection::NormExceeded).copied().unwrap_or_default();
         assert_eq!(refused, if outcome.corrupted.contains(client) { 4 } else { 0 }, "{client}");
     }
 }
@@ -124,7 +124,7 @@ fn without_anybody_corrupted_nothing_changes() {
 
 #[test]
 fn more_corrupted_clients_than_there_are_is_no_simulation() {
-    let world = World::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, late()).unwrap();
+    let world = Simulator::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, late()).unwrap();
     let table = toml::from_str("count = 51\nattack = \"zero\"\n").unwrap();
     let world = world.with_adversaries(Some(table));
     let error = world.run(&Toys::new(50), &mut |_| {}).unwrap_err();

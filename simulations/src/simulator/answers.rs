@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client::{Personal, Trouble};
+use client::{LocalState, TaskError};
 use protocol::{Answer, ClientId, Task, TaskId};
 use server::{Checked, Checker};
 
-use super::{Moment, Pending, Stage, What, WorldError};
+use super::{Moment, Pending, SimulatorError, Stage, What};
 use crate::adversaries::{Adversaries, Conduct, Seen, in_units, lattice_of};
 use crate::workers::{Done, Job, Order, Role};
 
@@ -29,8 +29,8 @@ pub(super) struct Collusion {
 /// What came of a job.
 struct Worked {
     checked: Checked,
-    personal: Personal,
-    trouble: Option<Trouble>,
+    personal: LocalState,
+    trouble: Option<TaskError>,
 }
 
 impl Collusion {
@@ -103,7 +103,7 @@ impl Stage<'_> {
             self.unposted.remove(&moment);
             self.collusion.early.remove(&moment);
             if let Some(size) = self.under_way.remove(&moment) {
-                self.crew.withdraw(size, moment.1);
+                self.pool.withdraw(size, moment.1);
             }
         }
     }
@@ -131,7 +131,7 @@ impl Stage<'_> {
         let personal = self.personal.get(&client).cloned().unwrap_or_default();
         let checker = self.checker_of(task.id);
         let size = self.roster.workforce.size(client);
-        self.crew.post(size, moment.1, Job::Client { client, personal, task, checker, role });
+        self.pool.post(size, moment.1, Job::Client { client, personal, task, checker, role });
         self.under_way.insert(moment, size);
     }
 
@@ -148,7 +148,7 @@ impl Stage<'_> {
         moment: Moment,
         number: usize,
         task: Task,
-    ) -> Result<(Checked, Option<Trouble>), WorldError> {
+    ) -> Result<(Checked, Option<TaskError>), SimulatorError> {
         let client = &self.roster.workforce.clients()[number];
         let Worked { checked, personal, trouble } = match self.collusion.conduct(client, &task) {
             Conduct::Colluding => self.await_colluder(moment, client, task)?,
@@ -169,7 +169,12 @@ impl Stage<'_> {
     }
 
     /// An answer that is checked where it was made.
-    fn await_worked(&mut self, moment: Moment, number: usize, task: TaskId) -> Result<Worked, WorldError> {
+    fn await_worked(
+        &mut self,
+        moment: Moment,
+        number: usize,
+        task: TaskId,
+    ) -> Result<Worked, SimulatorError> {
         match self.await_job(moment)? {
             Done::Client { checked, personal, trouble, seen } => {
                 if let Some(points) = seen {
@@ -178,14 +183,14 @@ impl Stage<'_> {
                 }
                 Ok(Worked { checked, personal, trouble })
             }
-            Done::Colluder { .. } | Done::Central(_) => Err(WorldError::WorkerLost),
+            Done::Colluder { .. } | Done::Central(_) => Err(SimulatorError::WorkerLost),
         }
     }
 
-    fn await_job(&mut self, moment: Moment) -> Result<Done, WorldError> {
-        let size = self.under_way.remove(&moment).ok_or(WorldError::WorkerLost)?;
+    fn await_job(&mut self, moment: Moment) -> Result<Done, SimulatorError> {
+        let size = self.under_way.remove(&moment).ok_or(SimulatorError::WorkerLost)?;
         let order = if self.unposted.is_empty() { Order::LargestFirst } else { Order::AsDue };
-        Ok(self.crew.result(size, moment.1, order)?)
+        Ok(self.pool.result(size, moment.1, order)?)
     }
 
     /// What a colluding client sends: it has trained, for its weight and metrics, and sends what all have agreed on.
@@ -194,7 +199,7 @@ impl Stage<'_> {
         moment: Moment,
         client: &ClientId,
         task: Task,
-    ) -> Result<Worked, WorldError> {
+    ) -> Result<Worked, SimulatorError> {
         self.collusion.turn_to(task.id);
         if self.collusion.agreed.is_none() {
             let colluders = self.gather_honest(&task)?;
@@ -202,7 +207,7 @@ impl Stage<'_> {
             self.collusion.agreed = Some(agreed);
         }
         let Done::Colluder { answer, personal, trouble } = self.await_job(moment)? else {
-            return Err(WorldError::WorkerLost);
+            return Err(SimulatorError::WorkerLost);
         };
         let answer = self.collusion.forge(client, &task, answer);
         let checked = self.checker_of(task.id).check(answer);
@@ -210,7 +215,7 @@ impl Stage<'_> {
     }
 
     /// Waits for every honest answer of a task that is still to come in time. Gives the number of colluding clients, of which one is due.
-    fn gather_honest(&mut self, task: &Task) -> Result<usize, WorldError> {
+    fn gather_honest(&mut self, task: &Task) -> Result<usize, SimulatorError> {
         let (mut honest, mut colluders) = (Vec::new(), 1);
         for (moment, Pending { client, number, what }) in &self.pending {
             if !matches!(what, What::Answer(other) if other.id == task.id) || self.is_late(*moment) {

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Personal;
+use client::LocalState;
 use privacy::chain::Link;
 use privacy::correlation::NoiseMemory;
 use protocol::wire::RoundSummary;
@@ -30,7 +30,7 @@ pub struct Snapshot {
     checkpoint: Stand,
     pub(super) mark: Mark,
     pub(super) clients: Vec<(ClientId, ClientRecord)>,
-    pub(super) personal: BTreeMap<usize, Personal>,
+    pub(super) personal: BTreeMap<usize, LocalState>,
     pub(super) rounds: BTreeMap<u32, RoundSummary>,
     pub(super) ledger: Vec<Link>,
     pub(super) statement: Option<String>,
@@ -94,7 +94,7 @@ pub(super) struct Rest<'a> {
     pub(super) known: &'a BTreeMap<ClientId, ClientRecord>,
     /// What was stored of those who have done anything.
     pub(super) records: &'a BTreeMap<ClientId, ClientRecord>,
-    pub(super) personal: &'a BTreeMap<usize, Personal>,
+    pub(super) personal: &'a BTreeMap<usize, LocalState>,
     pub(super) rounds: &'a BTreeMap<u32, RoundSummary>,
     pub(super) ledger: &'a [Link],
     pub(super) statement: Option<&'a String>,

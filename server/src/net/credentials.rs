@@ -25,7 +25,7 @@ const WARNED_BEFORE: u64 = 90 * DAY;
 const DAY: u64 = 24 * 3600;
 
 /// See the module.
-pub(crate) struct Papers {
+pub(crate) struct ServerCredentials {
     identity: PathBuf,
     endpoint: Endpoint,
     shown: watch::Sender<TlsAcceptor>,
@@ -34,7 +34,7 @@ pub(crate) struct Papers {
     cert: Mutex<Vec<u8>>,
 }
 
-impl Papers {
+impl ServerCredentials {
     pub(crate) fn new(
         identity: PathBuf,
         endpoint: Endpoint,
@@ -74,9 +74,9 @@ impl Papers {
             if stop.run_until_cancelled(sleep(LOOK)).await.is_none() {
                 return;
             }
-            let papers = Arc::clone(&self);
+            let credentials = Arc::clone(&self);
             // A disk may take its time.
-            let looked = tokio::task::spawn_blocking(move || papers.look()).await;
+            let looked = tokio::task::spawn_blocking(move || credentials.look()).await;
             if let Ok(Err(error)) = looked {
                 tracing::warn!("a renewed certificate is not taken up: {error}; the one before is shown on");
             }

@@ -40,15 +40,15 @@ const PARTITION: Duration = Duration::from_secs(30);
 const MIDDLE: u64 = 20_000;
 
 /// A model of 15,618 parameters: an update takes some fifty packets.
-const PLAN: &str = "name = \"weather\"\nrounds = 4\nmodel = { mlp = { hidden = [120, 120] } }\n\
+const PLAN: &str = "name = \"lossy-line\"\nrounds = 4\nmodel = { mlp = { hidden = [120, 120] } }\n\
      [data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\
      [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.05 } }\n\
      [cohort]\nclients_min = 3\nquorum = 3\ndeadline_seconds = 300\n";
 
-/// One run through the relay while `weather` does to it what it likes; the seconds it took and the model.
+/// One run through the relay while `availability` does to it what it likes; the seconds it took and the model.
 async fn run(
     line: Line,
-    weather: impl AsyncFnOnce(&Relay, tokio::sync::watch::Receiver<server::net::LiveRuns>),
+    availability: impl AsyncFnOnce(&Relay, tokio::sync::watch::Receiver<server::net::LiveRuns>),
 ) -> (f64, String) {
     let federation = Federation::new();
     let server = federation.serve(Limits::default()).await;
@@ -65,7 +65,7 @@ async fn run(
     }
     let (operator, began) = (federation.operator(&server).await, Instant::now());
     let run = operator.submit(PLAN, SEED).await;
-    let (summary, ()) = tokio::join!(operator.follow(run), weather(&relay, server.watch()));
+    let (summary, ()) = tokio::join!(operator.follow(run), availability(&relay, server.watch()));
     let seconds = began.elapsed().as_secs_f64();
     assert_eq!(summary.state, RunState::Finished, "{}", summary.message);
     assert!(summary.history.iter().all(|round| round.answered == 3), "{:?}", summary.history);
