@@ -13,12 +13,12 @@
 mod audit;
 mod guard;
 mod ledger;
+mod local_state;
 mod methods;
 #[cfg(feature = "net")]
 pub mod net;
 mod participant;
 mod pause;
-mod personal;
 mod policy;
 mod rounds;
 
@@ -28,10 +28,10 @@ pub use ledger::{
     Charge, LedgerHead, LedgerHistory, LedgerReservation, PayError, RunAccount, SITE_LEDGER_VERSION,
     SiteAccount, SiteLedger, SiteLedgerError, Total,
 };
+pub use local_state::LocalState;
 pub use methods::{MethodSite, MethodState, SiteMethod, SiteMethods};
 pub use participant::{Lent, Memory, Participant, TaskError, answer};
 pub use pause::Pause;
-pub use personal::LocalState;
 pub use policy::{
     Denied, History, Metric, Mode, PLAIN_POLICY, PRIVATE_POLICY, Participation, Policy, RECORDS_POLICY,
     SiteFacts,

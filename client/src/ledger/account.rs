@@ -13,7 +13,7 @@ use super::entry::{Charge, Entry, Recovered, drawn};
 use super::history::LedgerHead;
 use super::reservations::Reservations;
 use super::{PayError, SiteLedgerError};
-use crate::personal::Origin;
+use crate::local_state::Origin;
 use crate::policy::{History, Participation};
 
 /// Lost records that count as trainings of the day on which they were booked, at most.

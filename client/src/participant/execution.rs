@@ -23,8 +23,8 @@ use protocol::{
 use super::{Lent, TaskError};
 use crate::guard::Guard;
 use crate::ledger::pay_without_memory;
+use crate::local_state::{Origin, gather_personal, scatter_personal};
 use crate::methods::{MethodSite, SiteMethod, SiteMethods};
-use crate::personal::{Origin, gather_personal, scatter_personal};
 use crate::policy::SiteFacts;
 
 /// The method that this work asks for.

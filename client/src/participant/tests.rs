@@ -266,9 +266,9 @@ fn the_personal_part_stays_and_grows_from_round_to_round() {
 }
 
 /// Where what is kept of a task without books comes from.
-fn origin(task: &Task) -> crate::personal::Origin {
+fn origin(task: &Task) -> crate::local_state::Origin {
     let (run, promise) = (task.id.run, task.spec.privacy.clone());
-    crate::personal::Origin { federation: Digest::default(), run, promise }
+    crate::local_state::Origin { federation: Digest::default(), run, promise }
 }
 
 #[test]

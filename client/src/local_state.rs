@@ -198,7 +198,7 @@ impl LocalState {
 
 impl std::fmt::Debug for LocalState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Personal({} runs)", self.0.len())
+        write!(f, "LocalState({} runs)", self.0.len())
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
         personal.keep(&origin(1), Round(1), vec![12345.0]);
         assert_eq!(personal.values(RunId(2)), None);
         assert_eq!(personal.runs().collect::<Vec<_>>(), [RunId(1)]);
-        assert_eq!(format!("{personal:?}"), "Personal(1 runs)");
+        assert_eq!(format!("{personal:?}"), "LocalState(1 runs)");
     }
 
     #[test]
