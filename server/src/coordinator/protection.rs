@@ -49,7 +49,7 @@ impl NoiseRng {
 
 impl fmt::Debug for NoiseRng {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Chance")
+        f.write_str("NoiseRng")
     }
 }
 

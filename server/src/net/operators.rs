@@ -58,7 +58,7 @@ pub(crate) struct OperatorService {
 
 impl std::fmt::Debug for OperatorService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Desk")
+        f.write_str("OperatorService")
     }
 }
 
