@@ -42,6 +42,15 @@ fn plan(name: &str, model: &str, rounds: u32) -> String {
     )
 }
 
+/// A server whose models are in this bucket.
+async fn serve(federation: &Federation, bucket: &Arc<SlowBucket>) -> Server {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (state, identity) = (federation.folder("state"), federation.folder("identity"));
+    let objects = Some(Objects::new(Arc::clone(bucket) as Arc<_>, "ours"));
+    let config = ServerConfig { objects, ..ServerConfig::new(state, listen, identity) };
+    Server::start(config, Arc::new(Room::new())).await.unwrap()
+}
+
 fn rounds_done(server: &Server, run: RunId) -> u32 {
     server.watch().borrow().get(&run).map_or(0, |live| live.rounds_done)
 }
@@ -70,11 +79,7 @@ async fn pace(server: &Server, run: RunId, windows: usize) -> f64 {
 async fn a_run_whose_models_take_seconds_to_store_holds_up_no_other_run_no_site_and_no_operator() {
     let federation = Federation::new();
     let bucket = Arc::new(SlowBucket::new(LARGE, WRITE));
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let (state, identity) = (federation.folder("state"), federation.folder("identity"));
-    let objects = Some(Objects::new(Arc::clone(&bucket) as Arc<_>, "ours"));
-    let config = ServerConfig { objects, ..ServerConfig::new(state, listen, identity) };
-    let server = Server::start(config, Arc::new(Room::new())).await.unwrap();
+    let server = serve(&federation, &bucket).await;
     let mut members = Vec::new();
     for (name, data) in trio::sites() {
         members.push(federation.join(&server, name.as_str(), trio::learner(data)).await);

@@ -132,7 +132,15 @@ impl Engine {
 /// Removes files that nobody needs any more, aside from all runs.
 async fn sweep(shared: Arc<Shared>) {
     while shared.halt.run_until_cancelled(shared.unused.notified()).await.is_some() {
-        shared.store.sweep().await;
+        let overdue = async {
+            shared.halt.cancelled().await;
+            tokio::time::sleep(LAST_SWEEP).await;
+        };
+        // A database that does not answer must not hold up a server that stops: the next start finds what is left.
+        tokio::select! {
+            () = shared.store.sweep() => {}
+            () = overdue => return,
+        }
     }
     let _ = tokio::time::timeout(LAST_SWEEP, shared.store.sweep()).await;
 }

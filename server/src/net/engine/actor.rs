@@ -91,7 +91,7 @@ pub(super) struct RunActor {
     sessions: BTreeMap<ClientId, u64>,
     shared: Arc<Shared>,
     inbox: mpsc::Receiver<RunCommand>,
-    /// What has come while the coordinator was away.
+    /// What has come while the coordinator was away: for as long as folding or releasing takes, which waits for nothing.
     queue: VecDeque<Queued>,
     owed: Vec<Owed>,
     /// Whether what the coordinator does may take long.

@@ -38,6 +38,7 @@ pub(super) struct Dispatcher {
     runs_max: usize,
     /// Whether there may be a run in the queue that could begin.
     look: bool,
+    /// Each operator's request waits for its reply, and their requests are bounded; the rest is one of a run.
     decisions: VecDeque<Decision>,
     is_deciding: bool,
     submissions: VecDeque<Submitting>,

@@ -54,10 +54,10 @@ async fn what_thousands_of_sites_report_is_stored_whole_and_as_it_was_reported_l
             for site in 0..1203u32 {
                 let client = ClientId::new(&format!("s{site:04}")).unwrap();
                 // Missing in the first row, in the last, and in between; and once what no number is.
-                let accuracy = (site % 3 > 0).then_some(0.5);
+                let accuracy = (!site.is_multiple_of(3)).then_some(0.5);
                 let loss = if site == 7 { f64::NAN } else { f64::from(site * round) };
                 done.reports.push((client.clone(), task, Metrics { loss, accuracy, ..metrics }));
-                let test = (site % 2 > 0).then_some(metrics);
+                let test = (!site.is_multiple_of(2)).then_some(metrics);
                 done.clients.push((client, ClientRecord { accepted: site + round, test, ..record.clone() }));
             }
             store.commit(RUN, &layout(), &done).await.unwrap();
@@ -66,7 +66,7 @@ async fn what_thousands_of_sites_report_is_stored_whole_and_as_it_was_reported_l
             for report in reports {
                 let site: u32 = report.site.as_str()[1..].parse().unwrap();
                 let told = (report.loss, report.accuracy.is_some());
-                assert_eq!(told, (f64::from(site * round), site % 3 > 0), "{site}");
+                assert_eq!(told, (f64::from(site * round), !site.is_multiple_of(3)), "{site}");
             }
             assert_eq!(store.load(RUN).await.unwrap().clients.into_iter().collect::<Vec<_>>(), done.clients);
         }
@@ -146,7 +146,7 @@ async fn writers_of_one_program_take_turns() {
     let writing = (0..20u32).map(|round| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
-            let control = if round % 2 == 0 { Control::Pause } else { Control::Resume };
+            let control = if round.is_multiple_of(2) { Control::Pause } else { Control::Resume };
             store.wish(RUN, control).await
         })
     });
