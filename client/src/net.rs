@@ -33,7 +33,7 @@ mod session;
 mod values;
 
 pub use agent::{Agent, AgentConfig, AgentError};
-pub use connection::{ConnectError, SERVER_NAME, Transport};
+pub use connection::{DialError, SERVER_NAME, Transport};
 pub use enrol::{EnrolError, enrol};
 pub use events::AgentEvent;
 pub use frames::FrameError;

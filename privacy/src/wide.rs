@@ -174,7 +174,7 @@ impl WideSum {
         }
         self.pending += 1;
         let (first, shift) = (exponent.div_euclid(LIMB_BITS), exponent.rem_euclid(LIMB_BITS));
-        self.range(first, first + 2);
+        self.reach(first, first + 2);
         let start = (first - self.lowest) as usize;
         let bits = u128::from(magnitude) << shift;
         let pieces = [bits, bits >> LIMB_BITS, bits >> (2 * LIMB_BITS)].map(|bits| i64::from(bits as u32));
@@ -205,7 +205,7 @@ impl WideSum {
             return;
         }
         self.carry();
-        self.range(other.lowest, other.lowest + other.limbs.len() as i32 - 1);
+        self.reach(other.lowest, other.lowest + other.limbs.len() as i32 - 1);
         let start = (other.lowest - self.lowest) as usize;
         self.limbs[start..].iter_mut().zip(&other.limbs).for_each(|(limb, more)| *limb += sign * more);
         self.carry();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ::client::net::{ConnectError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
+use ::client::net::{DialError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
 use clap::Args;
 use learning::CsvSource;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
@@ -313,7 +313,7 @@ pub(super) async fn connect_to(servers: &[String], folder: &ServerFolder) -> Res
     let identity = Identity::load(&folder.operator()).or_fail(Kind::Connection, "")?;
     let connecting = OperatorClient::connect_any(servers, SERVER_NAME, &identity);
     match tokio::time::timeout(Duration::from_secs(15), connecting).await {
-        Ok(connected) => connected.map_err(|error: ConnectError| Failure::new(Kind::Connection, error)),
+        Ok(connected) => connected.map_err(|error: DialError| Failure::new(Kind::Connection, error)),
         Err(_) => Err(Failure::new(
             Kind::Timeout,
             format!("{} does not answer; is `consortia server run` up?", servers.join(", ")),

@@ -11,7 +11,7 @@ use rand::TryRngCore;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
+use super::connection::{DialError, Link, SERVER_NAME, Transport, explain};
 use super::events::AgentEvent;
 use super::greeting::{GreetError, ended_for_good, greet};
 use super::identity::Identity;
@@ -83,7 +83,7 @@ pub enum AgentError {
     Version(CodecError),
     /// The configuration can never lead to a connection.
     #[error(transparent)]
-    Configuration(ConnectError),
+    Configuration(DialError),
     /// The site's ledger or audit log could not be written. Nothing leaves that is not written down, so the site would keep every round
     /// waiting; a new start reads what the disk has.
     #[error("the site's books cannot be kept: {0}")]
@@ -242,9 +242,7 @@ impl Agent {
         let AgentConfig { servers, server_name, transport, .. } = config;
         let link = Link::open_any(servers, server_name, *transport, identity.tls()).await;
         let link = link.map_err(|error| match error {
-            ConnectError::ServerName(_) | ConnectError::Nobody => {
-                Attempt::Final(AgentError::Configuration(error))
-            }
+            DialError::ServerName(_) | DialError::Nobody => Attempt::Final(AgentError::Configuration(error)),
             other => Attempt::Passing(other.to_string()),
         })?;
         let hello = (&*config.software, &self.capabilities);

@@ -63,7 +63,7 @@ fn unresolved(address: &str, reason: &str) -> String {
 /// Why there is no connection.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConnectError {
+pub enum DialError {
     /// The address is not understood or not known.
     #[error("{}", unresolved(address, reason))]
     Address {
@@ -135,7 +135,7 @@ fn turns(servers: usize, transport: Transport) -> impl Iterator<Item = Turn> {
 }
 
 /// What became of an attempt.
-type Tried = (Result<Link, ConnectError>, usize);
+type Tried = (Result<Link, DialError>, usize);
 
 impl Link {
     /// Whether packets travel in a TCP stream.
@@ -149,7 +149,7 @@ impl Link {
         server_name: &str,
         transport: Transport,
         tls: &Tls,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<Self, DialError> {
         let liveness = if servers.len() == 1 { ALONE } else { AMONG_SEVERAL };
         let dials: Vec<Dial> = servers
             .iter()
@@ -180,9 +180,9 @@ impl Link {
             };
             match ended {
                 Some(Ok((Ok(link), _))) => return Ok(link),
-                Some(Ok((Err(error @ ConnectError::ServerName(_)), _))) => return Err(error),
+                Some(Ok((Err(error @ DialError::ServerName(_)), _))) => return Err(error),
                 Some(Ok((Err(error), server))) => troubles.add(server, error),
-                Some(Err(died)) => troubles.add(usize::MAX, ConnectError::Nowhere(died.to_string())),
+                Some(Err(died)) => troubles.add(usize::MAX, DialError::Nowhere(died.to_string())),
                 None if rest.is_empty() => return Err(troubles.sum_up(servers)),
                 None => {}
             }
@@ -210,14 +210,14 @@ impl Link {
 /// What went wrong, server by server.
 #[derive(Default)]
 struct TaskErrors {
-    met: Vec<(usize, ConnectError)>,
+    met: Vec<(usize, DialError)>,
     /// Servers that have spoken: TCP would lead to the same words.
     spoken: BTreeSet<usize>,
 }
 
 impl TaskErrors {
-    fn add(&mut self, server: usize, error: ConnectError) {
-        if matches!(error, ConnectError::Connection(_) | ConnectError::Address { .. }) {
+    fn add(&mut self, server: usize, error: DialError) {
+        if matches!(error, DialError::Connection(_) | DialError::Address { .. }) {
             self.spoken.insert(server);
         }
         self.met.push((server, error));
@@ -228,19 +228,19 @@ impl TaskErrors {
         turn.over_tcp && self.spoken.contains(&turn.server)
     }
 
-    fn sum_up(mut self, servers: &[String]) -> ConnectError {
-        self.met.sort_by_key(|(server, error)| (*server, matches!(error, ConnectError::Tcp { .. })));
+    fn sum_up(mut self, servers: &[String]) -> DialError {
+        self.met.sort_by_key(|(server, error)| (*server, matches!(error, DialError::Tcp { .. })));
         match (servers, self.met.len()) {
-            ([], _) => ConnectError::Nobody,
+            ([], _) => DialError::Nobody,
             ([_], 1) => self.met.remove(0).1,
             ([_], _) => {
                 let told: Vec<_> = self.met.iter().map(|(_, error)| error.to_string()).collect();
-                ConnectError::Nowhere(told.join("; "))
+                DialError::Nowhere(told.join("; "))
             }
             _ => {
                 let name = |server: usize| servers.get(server).map_or("a server", String::as_str);
                 let told = self.met.iter().map(|(server, error)| format!("{}: {error}", name(*server)));
-                ConnectError::Nowhere(told.collect::<Vec<_>>().join("; "))
+                DialError::Nowhere(told.collect::<Vec<_>>().join("; "))
             }
         }
     }

@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel::ClientSocket;
 
-use super::connection::{ConnectError, Link, OTHER_FEDERATION};
+use super::connection::{DialError, Link, OTHER_FEDERATION};
 
 /// A handshake that takes longer has failed.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -73,7 +73,7 @@ pub(super) struct Dial {
 
 impl Dial {
     /// Over UDP, trying every address that the name stands for.
-    pub(super) async fn udp(&self) -> Result<Link, ConnectError> {
+    pub(super) async fn udp(&self) -> Result<Link, DialError> {
         let mut trouble = self.lost("the name has no address".to_owned());
         for address in self.look_up().await? {
             match self.udp_to(address).await {
@@ -85,7 +85,7 @@ impl Dial {
     }
 
     /// Through a stream over TCP. UDP is preferred where it turns out to work, if `may_return`.
-    pub(super) async fn tcp(&self, may_return: bool) -> Result<Link, ConnectError> {
+    pub(super) async fn tcp(&self, may_return: bool) -> Result<Link, DialError> {
         let mut trouble = self.lost("the name has no address".to_owned());
         for address in self.look_up().await? {
             match self.tcp_to(address, may_return).await {
@@ -96,25 +96,25 @@ impl Dial {
         Err(trouble)
     }
 
-    fn lost(&self, reason: String) -> ConnectError {
-        ConnectError::Address { address: self.server.clone(), reason }
+    fn lost(&self, reason: String) -> DialError {
+        DialError::Address { address: self.server.clone(), reason }
     }
 
-    async fn look_up(&self) -> Result<impl Iterator<Item = SocketAddr>, ConnectError> {
+    async fn look_up(&self) -> Result<impl Iterator<Item = SocketAddr>, DialError> {
         tokio::net::lookup_host(&self.server).await.map_err(|error| self.lost(error.to_string()))
     }
 
-    async fn udp_to(&self, address: SocketAddr) -> Result<Link, ConnectError> {
-        let socket = bind(address).map_err(|error| ConnectError::Socket(error.to_string()))?;
+    async fn udp_to(&self, address: SocketAddr) -> Result<Link, DialError> {
+        let socket = bind(address).map_err(|error| DialError::Socket(error.to_string()))?;
         let endpoint = Endpoint::new(takes(), None, socket, Arc::new(quinn::TokioRuntime))
-            .map_err(|error| ConnectError::Socket(error.to_string()))?;
+            .map_err(|error| DialError::Socket(error.to_string()))?;
         self.shake_hands(endpoint, address, transport(self.liveness)).await
     }
 
-    async fn tcp_to(&self, address: SocketAddr, may_return: bool) -> Result<Link, ConnectError> {
-        let failed = |reason: String| ConnectError::Tcp { address, reason };
+    async fn tcp_to(&self, address: SocketAddr, may_return: bool) -> Result<Link, DialError> {
+        let failed = |reason: String| DialError::Tcp { address, reason };
         let name = ServerName::try_from(self.server_name.clone());
-        let name = name.map_err(|_| ConnectError::ServerName(self.server_name.clone()))?;
+        let name = name.map_err(|_| DialError::ServerName(self.server_name.clone()))?;
         let connecting = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
@@ -133,7 +133,7 @@ impl Dial {
         let ended = socket.ended();
         let endpoint =
             Endpoint::new_with_abstract_socket(takes(), None, socket, Arc::new(quinn::TokioRuntime))
-                .map_err(|error| ConnectError::Socket(error.to_string()))?;
+                .map_err(|error| DialError::Socket(error.to_string()))?;
         // Inside a stream every size passes.
         let mut transport = transport(self.liveness);
         transport.initial_mtu(DATAGRAM_MAX).mtu_discovery_config(None);
@@ -152,17 +152,17 @@ impl Dial {
         endpoint: Endpoint,
         address: SocketAddr,
         transport: TransportConfig,
-    ) -> Result<Link, ConnectError> {
+    ) -> Result<Link, DialError> {
         let mut config = quinn::ClientConfig::new(Arc::clone(&self.tls.quic) as Arc<_>);
         config.transport_config(Arc::new(transport));
         let connecting = endpoint.connect_with(config, address, &self.server_name);
         let connecting = connecting.map_err(|error| match error {
-            quinn::ConnectError::InvalidServerName(name) => ConnectError::ServerName(name),
-            other => ConnectError::Socket(other.to_string()),
+            quinn::ConnectError::InvalidServerName(name) => DialError::ServerName(name),
+            other => DialError::Socket(other.to_string()),
         })?;
         match timeout(HANDSHAKE_MAX, connecting).await {
             Ok(Ok(connection)) => Ok(Link { connection, endpoint, stream: None }),
-            Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(ConnectError::Silence(address)),
+            Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(DialError::Silence(address)),
             Ok(Err(error)) => Err(error.into()),
         }
     }

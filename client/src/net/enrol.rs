@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
 
-use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
+use super::connection::{DialError, Link, SERVER_NAME, Transport, explain};
 use super::dial::Tls;
 use super::frames::{FrameError, read_frame, write_frame};
 use super::identity::{Identity, IdentityError};
@@ -58,7 +58,7 @@ pub enum EnrolError {
     Expired,
     /// None of the invite's servers can be reached.
     #[error("{0}")]
-    Unreachable(ConnectError),
+    Unreachable(DialError),
     /// The connection was lost before the answer came.
     #[error("{0}; try again with the same invite: it is not used up by this")]
     Lost(String),
@@ -166,7 +166,7 @@ async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<Option<(String, 
     let tls = tls(invite.root_sha256).map_err(|error| EnrolError::Lost(error.to_string()))?;
     let link = Link::open_any(&invite.servers, SERVER_NAME, Transport::Auto, &tls).await;
     let link = link.map_err(|error| match error {
-        ConnectError::Nobody => EnrolError::Answer("it names no server"),
+        DialError::Nobody => EnrolError::Answer("it names no server"),
         other => unreachable(other),
     })?;
     let answer = exchange(&link, request).await;
@@ -176,12 +176,12 @@ async fn ask(invite: &Invite, request: &EnrolRequest) -> Result<Option<(String, 
 
 /// Why there is no connection. One that the server gave up, for others who waited for its place, is lost as one that was given up
 /// later: it is worth another try.
-pub(super) fn unreachable(error: ConnectError) -> EnrolError {
+pub(super) fn unreachable(error: DialError) -> EnrolError {
     match &error {
-        ConnectError::Connection(lost @ ConnectionError::ApplicationClosed(_)) => {
+        DialError::Connection(lost @ ConnectionError::ApplicationClosed(_)) => {
             EnrolError::Lost(explain(lost))
         }
-        ConnectError::Connection(ConnectionError::ConnectionClosed(close))
+        DialError::Connection(ConnectionError::ConnectionClosed(close))
             if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
         {
             EnrolError::Lost("the server gave the connection up before it was open".to_owned())

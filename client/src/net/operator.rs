@@ -10,7 +10,7 @@ use protocol::wire::{
 use protocol::{Layout, Parameters, RunId, Standardiser};
 use quinn::{ConnectionError, RecvStream};
 
-use super::connection::{ConnectError, Link, Transport, explain};
+use super::connection::{DialError, Link, Transport, explain};
 use super::frames::{FrameError, read_frame, write_frame};
 use super::identity::Identity;
 use super::values::read_model;
@@ -72,21 +72,21 @@ impl OperatorClient {
     /// [`SERVER_NAME`](super::SERVER_NAME)), with an operator's identity. There is no second attempt.
     ///
     /// # Errors
-    /// [`ConnectError`] says what failed and what to do. A certificate that the server does not accept may show only
+    /// [`DialError`] says what failed and what to do. A certificate that the server does not accept may show only
     /// with the first request.
-    pub async fn connect(server: &str, server_name: &str, identity: &Identity) -> Result<Self, ConnectError> {
+    pub async fn connect(server: &str, server_name: &str, identity: &Identity) -> Result<Self, DialError> {
         Self::connect_any(&[server.to_owned()], server_name, identity).await
     }
 
     /// Connects to the first of `servers` that answers, as [`OperatorClient::connect`] does to one.
     ///
     /// # Errors
-    /// [`ConnectError`].
+    /// [`DialError`].
     pub async fn connect_any(
         servers: &[String],
         server_name: &str,
         identity: &Identity,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<Self, DialError> {
         Ok(Self { link: Link::open_any(servers, server_name, Transport::Auto, identity.tls()).await? })
     }
 

@@ -7,7 +7,7 @@ use protocol::Capabilities;
 use protocol::wire::PROBE;
 use rustls::pki_types::CertificateDer;
 
-use super::connection::{ConnectError, Link, SERVER_NAME, Transport, explain};
+use super::connection::{DialError, Link, SERVER_NAME, Transport, explain};
 use super::greeting::{GreetError, greet};
 use super::identity::Identity;
 use crate::LedgerHistory;
@@ -38,7 +38,7 @@ pub struct Probe {
 pub enum ProbeError {
     /// No connection.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(#[from] DialError),
     /// A connection, and no welcome.
     #[error("the server does not greet this site: {0}")]
     Greeting(String),

@@ -43,7 +43,7 @@ impl Run {
     }
 
     fn mass(&self, z: i64) -> f64 {
-        usize::try_from(z + self.range()).ok().and_then(|at| self.masses.get(at)).copied().unwrap_or(0.0)
+        usize::try_from(z + self.reach()).ok().and_then(|at| self.masses.get(at)).copied().unwrap_or(0.0)
     }
 
     fn again(&self, noise: &CorrelatedNoise) -> CorrelatedNoise {
@@ -76,7 +76,7 @@ impl Run {
             return tails.beyond(chances.0, chances.1, epsilon);
         }
         let mut sum = 0.0;
-        for z in -self.range()..=self.range() {
+        for z in -self.reach()..=self.reach() {
             let chances = (chances.0 * self.mass(z), chances.1 * self.mass(z + shift));
             if chances.0 < 1e-18 {
                 continue;

@@ -27,7 +27,7 @@ impl Axis {
     /// The masses of -reach to reach.
     fn masses(self) -> Vec<f64> {
         let weight = |x: i64| (-0.5 * (x as f64 / self.sigma).powi(2)).exp();
-        let weights: Vec<f64> = (-self.range()..=self.range()).map(weight).collect();
+        let weights: Vec<f64> = (-self.reach()..=self.reach()).map(weight).collect();
         let total: f64 = weights.iter().sum();
         weights.into_iter().map(|weight| weight / total).collect()
     }
@@ -96,11 +96,11 @@ impl Cells {
             .enumerate()
             .map(|(at, axis)| {
                 let of = || sums().map(|sums| sums[at]);
-                (of().min().unwrap_or(0) - axis.range(), of().max().unwrap_or(0) + axis.range())
+                (of().min().unwrap_or(0) - axis.reach(), of().max().unwrap_or(0) + axis.reach())
             })
             .collect();
         let mass = |axis: usize, offset: i64| {
-            let place = offset + axes[axis].range();
+            let place = offset + axes[axis].reach();
             usize::try_from(place).ok().and_then(|place| masses[axis].get(place)).copied().unwrap_or(0.0)
         };
         // By axis and outcome, the mass at every value.

@@ -10,7 +10,7 @@ use privacy::ledger::{Ledger, Noised, Record};
 use privacy::noise::NoiseSource;
 use protocol::wire::Receipt;
 use protocol::{Answer, ClientId, Decline, Metrics, Outcome, Parameters, RunId, Seed, Task, Time, Work};
-use server::{Action, Chance, Checkpoint, Coordinator, DpContext, Event, Plan, Setup};
+use server::{Action, Checkpoint, Coordinator, DpContext, Event, NoiseRng, Plan, Setup};
 
 /// What a client sends, whenever it is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +80,7 @@ impl Script<'_> {
             Ledger::replay(&links).unwrap()
         };
         let mut drawn = 0;
-        let chance = Chance::of(move || {
+        let chance = NoiseRng::of(move || {
             drawn += 1;
             Ok(NoiseSource::insecure([drawn; 32]))
         });
