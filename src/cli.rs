@@ -104,7 +104,7 @@ enum Command {
     /// Set up and run a site; list and revoke sites, as the operator.
     #[command(subcommand)]
     Site(SiteCommand),
-    /// Hand in and follow runs, as the operator.
+    /// Submit and follow runs, as the operator.
     #[command(subcommand)]
     Run(RunCommand),
     /// Take a model elsewhere: as ONNX or safetensors; see whether a file is what it says.
@@ -253,7 +253,7 @@ enum PrivacyCommand {
 
 #[derive(Debug, Subcommand)]
 enum RunCommand {
-    /// Hand a plan to a running server.
+    /// Submit a plan to a running server.
     Submit(run::SubmitArgs),
     /// Follow a run until it ends.
     Watch(run::WatchArgs),

@@ -183,7 +183,7 @@ fn every_reason_of_a_refusal_has_its_number_and_its_name_on_the_page() {
     }
     let names: Vec<String> = Rejection::ALL.iter().map(|reason| format!("`{}`", reason.name())).collect();
     let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(page.contains(&names.join(", ")), "docs/protocol.md lists other reasons than Refusal::ALL");
+    assert!(page.contains(&names.join(", ")), "docs/protocol.md lists other reasons than Rejection::ALL");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::part::{Access, Part};
 use super::shell::quoted;
-use made_up::{Chance, File};
+use made_up::{File, MadeUp};
 
 #[derive(Debug, Args)]
 pub(super) struct NewArgs {
@@ -51,7 +51,7 @@ impl Template {
     }
 
     fn records(self) -> Vec<File> {
-        let mut chance = Chance(SEED);
+        let mut chance = MadeUp(SEED);
         match self {
             Self::Csv => made_up::table(&mut chance, 120),
             Self::Private => made_up::table(&mut chance, 600),

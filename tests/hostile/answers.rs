@@ -10,7 +10,7 @@ use protocol::{Metrics, Rejection, Round, RunId, Task};
 use server::net::Limits;
 use tokio::time::sleep;
 
-use crate::intruder::{Asked, Intruder, Papers, hello, socket};
+use crate::intruder::{Asked, Credentials, Intruder, hello, socket};
 use crate::stage::{ROUNDS, Stage, plan, refused};
 
 /// What the intruder does with a task.
@@ -31,7 +31,7 @@ struct Heard {
 /// Plays tricks until it is aborted; comes back whenever it is thrown out, and after a transfer that broke off.
 async fn misbehave(
     stage: Arc<Stage>,
-    papers: Papers,
+    papers: Credentials,
     trick: fn(&Task, usize) -> Trick,
     heard: Arc<Mutex<Heard>>,
 ) {
@@ -78,7 +78,7 @@ async fn play(trick: Trick, asked: &mut Asked) {
 /// list must each have cost the site its connection.
 async fn refuses(reasons: &[Rejection], trick: fn(&Task, usize) -> Trick, limits: Limits) {
     let stage = Arc::new(Stage::open(limits).await);
-    let papers = Papers::of(&stage.federation.issue("mallory"));
+    let papers = Credentials::of(&stage.federation.issue("mallory"));
     let heard = Arc::new(Mutex::new(Heard::default()));
     let intruder = tokio::spawn(misbehave(Arc::clone(&stage), papers, trick, Arc::clone(&heard)));
     let summary = stage.finish(&plan(4)).await;

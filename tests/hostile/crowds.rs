@@ -8,7 +8,7 @@ use server::net::Limits;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::intruder::{Intruder, Papers, socket};
+use crate::intruder::{Credentials, Intruder, socket};
 use crate::member::PATIENCE;
 use crate::stage::{Stage, plan};
 
@@ -38,7 +38,7 @@ async fn crowd(stage: &Stage) -> Vec<Intruder> {
         let name = ClientId::new(&format!("idle-{number}")).unwrap();
         let identity = stage.federation.authority.issue_site(&name, std::time::SystemTime::now()).unwrap();
         let proof = Some((identity.cert_pem, identity.key_pem));
-        let papers = Papers { ca_pem: ca_pem.clone(), proof, alpn: protocol::wire::ALPN.to_vec() };
+        let papers = Credentials { ca_pem: ca_pem.clone(), proof, alpn: protocol::wire::ALPN.to_vec() };
         let (endpoint, gate) = (sockets[number % SOCKETS].clone(), Arc::clone(&gate));
         arrivals.spawn(async move {
             let _turn = gate.acquire().await.unwrap();
@@ -58,7 +58,7 @@ async fn a_thousand_idle_connections_take_their_seats_and_nothing_else() {
     let stage = Stage::open(limits).await;
     let before = resident();
     let idle = crowd(&stage).await;
-    let papers = Papers::of(&stage.federation.issue("late"));
+    let papers = Credentials::of(&stage.federation.issue("late"));
     let late = Intruder::connect(&socket(), stage.server.local_addr(), papers.config()).await.unwrap();
     assert_eq!(late.greet().await, Greeting::Rejected(ConnectError::Busy));
     assert_eq!(late.farewell().await, ConnectError::Busy.to_string());
@@ -81,7 +81,7 @@ async fn a_site_that_connects_and_connects_takes_nobodys_seat() {
     // Room for the operator, the three honest sites, what one site may keep waiting, and a few more.
     let limits = Limits { connections_max: 12, ..Limits::default() };
     let stage = Stage::open(limits).await;
-    let mallory = Papers::of(&stage.federation.issue("mallory"));
+    let mallory = Credentials::of(&stage.federation.issue("mallory"));
     let (endpoint, address) = (socket(), stage.server.local_addr());
     let mut silent = tokio::task::JoinSet::new();
     for _ in 0..24 {
@@ -93,7 +93,7 @@ async fn a_site_that_connects_and_connects_takes_nobodys_seat() {
         assert_eq!(farewell.unwrap().unwrap(), ConnectError::Busy.to_string());
     }
     stage.finish(&plan(3)).await;
-    let papers = Papers::of(&stage.federation.issue("late"));
+    let papers = Credentials::of(&stage.federation.issue("late"));
     let late = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
     assert!(matches!(late.greet().await, Greeting::Welcome { .. }));
     drop(silent);

@@ -14,12 +14,12 @@ use server::net::{Authority, Limits, SERVER_NAME};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::intruder::{Intruder, Papers, hello, socket};
+use crate::intruder::{Credentials, Intruder, hello, socket};
 use crate::member::PATIENCE;
 use crate::stage::{Stage, plan};
 
 /// A peer with these papers must fail in TLS, with this alert (RFC 8446, section 6.2).
-async fn tls_refuses(stage: &Stage, papers: &Papers, alert: u8) {
+async fn tls_refuses(stage: &Stage, papers: &Credentials, alert: u8) {
     let address = stage.server.local_addr();
     // With TLS 1.3 a client may believe that it is connected until the server has seen its certificate.
     let end = match Intruder::connect(&socket(), address, papers.config()).await {
@@ -33,14 +33,14 @@ async fn tls_refuses(stage: &Stage, papers: &Papers, alert: u8) {
     assert_eq!(u64::from(close.error_code), 0x100 + u64::from(alert), "{end}");
 }
 
-/// Papers of a self-made certificate that claims to be a site's.
-fn self_made(stage: &Stage) -> Papers {
+/// Credentials of a self-made certificate that claims to be a site's.
+fn self_made(stage: &Stage) -> Credentials {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.subject_alt_names.push(SanType::URI("consortia:site:north".try_into().unwrap()));
     let cert = params.self_signed(&key).unwrap();
     let ca_pem = stage.federation.authority.ca_pem().to_owned();
-    Papers { ca_pem, proof: Some((cert.pem(), key.serialize_pem())), alpn: ALPN.to_vec() }
+    Credentials { ca_pem, proof: Some((cert.pem(), key.serialize_pem())), alpn: ALPN.to_vec() }
 }
 
 const UNKNOWN_AUTHORITY: u8 = 48;
@@ -61,7 +61,7 @@ async fn a_certificate_that_nobody_signed_opens_nothing() {
 async fn without_a_certificate_nobody_comes_in() {
     let stage = Stage::open(Limits::default()).await;
     // It is let in as far as somebody with an invite would be, and no further: not one word of it is read.
-    let papers = Papers { proof: None, ..self_made(&stage) };
+    let papers = Credentials { proof: None, ..self_made(&stage) };
     let intruder = Intruder::connect(&socket(), stage.server.local_addr(), papers.config()).await.unwrap();
     let closed = timeout(PATIENCE, intruder.connection.closed()).await;
     match closed.expect("a connection without a certificate ends") {
@@ -79,7 +79,7 @@ async fn another_federations_certificate_opens_nothing() {
     let stage = Stage::open(Limits::default()).await;
     let other = Authority::create(&stage.federation.folder("other"), SystemTime::now()).unwrap();
     let north = other.issue_site(&ClientId::new("north").unwrap(), SystemTime::now()).unwrap();
-    let papers = Papers { proof: Some((north.cert_pem, north.key_pem)), ..self_made(&stage) };
+    let papers = Credentials { proof: Some((north.cert_pem, north.key_pem)), ..self_made(&stage) };
     tls_refuses(&stage, &papers, DECRYPT_ERROR).await;
     stage.finish(&plan(3)).await;
     stage.close().await;
@@ -88,7 +88,7 @@ async fn another_federations_certificate_opens_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_servers_own_certificate_is_no_clients() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Papers::of(&stage.federation.folder("identity"));
+    let papers = Credentials::of(&stage.federation.folder("identity"));
     tls_refuses(&stage, &papers, UNSUPPORTED_CERTIFICATE).await;
     stage.finish(&plan(3)).await;
     stage.close().await;
@@ -97,7 +97,7 @@ async fn the_servers_own_certificate_is_no_clients() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_application_on_the_port_is_told_so() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Papers { alpn: b"h3".to_vec(), ..Papers::of(&stage.federation.issue("mallory")) };
+    let papers = Credentials { alpn: b"h3".to_vec(), ..Credentials::of(&stage.federation.issue("mallory")) };
     tls_refuses(&stage, &papers, NO_APPLICATION_PROTOCOL).await;
     stage.finish(&plan(3)).await;
     stage.close().await;
@@ -169,7 +169,7 @@ async fn a_sites_certificate_makes_no_operator() {
 
 /// Says these bytes first, as a site of the federation, and must be rejected with these words on the stream and in the
 /// close.
-async fn rejects(stage: &Stage, papers: &Papers, first: &[u8], why: &ConnectError) {
+async fn rejects(stage: &Stage, papers: &Credentials, first: &[u8], why: &ConnectError) {
     let address = stage.server.local_addr();
     let intruder = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
     assert_eq!(intruder.greet_with(first).await, Greeting::Rejected(why.clone()));
@@ -179,7 +179,7 @@ async fn rejects(stage: &Stage, papers: &Papers, first: &[u8], why: &ConnectErro
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_version_of_the_protocol_is_told_what_to_install() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Papers::of(&stage.federation.issue("mallory"));
+    let papers = Credentials::of(&stage.federation.issue("mallory"));
     for theirs in [VERSION - 1, VERSION + 1, u16::MAX] {
         let mut first = hello();
         first[4..6].copy_from_slice(&theirs.to_le_bytes());
@@ -198,7 +198,7 @@ async fn another_version_of_the_protocol_is_told_what_to_install() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_words_that_are_no_hello_are_the_last() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Papers::of(&stage.federation.issue("mallory"));
+    let papers = Credentials::of(&stage.federation.issue("mallory"));
     let mut endless = hello();
     endless[8..12].fill(0xff);
     let mut liar = encode(FrameKind::Hello, &Hello { software: "x".into() });
@@ -215,7 +215,7 @@ async fn first_words_that_are_no_hello_are_the_last() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_never_says_hello_is_closed_after_a_while() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Papers::of(&stage.federation.issue("mallory"));
+    let papers = Credentials::of(&stage.federation.issue("mallory"));
     let address = stage.server.local_addr();
     let began = Instant::now();
     let silent = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
@@ -234,7 +234,7 @@ async fn who_never_says_hello_is_closed_after_a_while() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_greeted_site_opens_no_second_stream() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Papers::of(&stage.federation.issue("mallory"));
+    let papers = Credentials::of(&stage.federation.issue("mallory"));
     let address = stage.server.local_addr();
     let mallory = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
     assert!(matches!(mallory.greet().await, Greeting::Welcome { .. }));

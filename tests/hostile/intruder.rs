@@ -17,14 +17,14 @@ use serde::de::DeserializeOwned;
 use server::net::SERVER_NAME;
 
 /// What a peer shows of itself.
-pub(crate) struct Papers {
+pub(crate) struct Credentials {
     pub(crate) ca_pem: String,
     /// Certificate and key.
     pub(crate) proof: Option<(String, String)>,
     pub(crate) alpn: Vec<u8>,
 }
 
-impl Papers {
+impl Credentials {
     /// The identity in a folder.
     pub(crate) fn of(folder: &Path) -> Self {
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();

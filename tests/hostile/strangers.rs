@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::federation::{Federation, Operator};
-use crate::intruder::{Intruder, Papers};
+use crate::intruder::{Credentials, Intruder};
 use crate::member::Member;
 use crate::trio::{learner, sites};
 
@@ -105,8 +105,8 @@ impl Stranger {
         }
     }
 
-    fn papers(&self, alpn: &[u8]) -> Papers {
-        Papers { ca_pem: self.ca_pem.to_string(), proof: None, alpn: alpn.to_vec() }
+    fn papers(&self, alpn: &[u8]) -> Credentials {
+        Credentials { ca_pem: self.ca_pem.to_string(), proof: None, alpn: alpn.to_vec() }
     }
 
     async fn connect(&self, endpoint: &Endpoint, alpn: &[u8]) -> Option<Connection> {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::intruder::Papers;
+use crate::intruder::Credentials;
 use crate::member::{Member, PATIENCE};
 use crate::stage::{Stage, plan};
 use crate::stream::forward;
@@ -23,7 +23,7 @@ use crate::trio::{learner, sites};
 /// Streams of one name that the server takes at a time.
 const OF_ONE_NAME: usize = 4;
 
-async fn open(server: SocketAddr, papers: &Papers) -> std::io::Result<TlsStream<TcpStream>> {
+async fn open(server: SocketAddr, papers: &Credentials) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(SERVER_NAME).unwrap();
     let connector = TlsConnector::from(Arc::new(papers.tls()));
     connector.connect(name, TcpStream::connect(server).await?).await
@@ -51,8 +51,8 @@ async fn an_honest_site_passes(stage: &Stage, name: &str) {
     site.leave().await;
 }
 
-fn tunnel_of(papers: Papers) -> Papers {
-    Papers { alpn: tunnel::ALPN.to_vec(), ..papers }
+fn tunnel_of(papers: Credentials) -> Credentials {
+    Credentials { alpn: tunnel::ALPN.to_vec(), ..papers }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,7 +61,7 @@ async fn strangers_have_few_streams_and_take_none_from_sites() {
     let stage = Stage::open(limits).await;
     let server = stage.server.local_addr();
     let ca_pem = stage.federation.authority.ca_pem().to_owned();
-    let stranger = tunnel_of(Papers { ca_pem, proof: None, alpn: Vec::new() });
+    let stranger = tunnel_of(Credentials { ca_pem, proof: None, alpn: Vec::new() });
     let mut idle = Vec::new();
     for _ in 0..8 {
         idle.push(open(server, &stranger).await.unwrap());
@@ -89,7 +89,7 @@ async fn strangers_have_few_streams_and_take_none_from_sites() {
 async fn one_name_has_few_streams() {
     let stage = Stage::open(Limits::default()).await;
     let server = stage.server.local_addr();
-    let mallory = tunnel_of(Papers::of(&stage.federation.issue("mallory")));
+    let mallory = tunnel_of(Credentials::of(&stage.federation.issue("mallory")));
     let mut held = Vec::new();
     for _ in 0..OF_ONE_NAME {
         held.push(open(server, &mallory).await.unwrap());
@@ -106,13 +106,13 @@ async fn one_name_has_few_streams() {
 async fn a_stream_of_another_protocol_or_federation_is_not_opened() {
     let stage = Stage::open(Limits::default()).await;
     let server = stage.server.local_addr();
-    let other_words = Papers::of(&stage.federation.issue("mallory"));
+    let other_words = Credentials::of(&stage.federation.issue("mallory"));
     assert!(open(server, &other_words).await.is_err(), "QUIC's own protocol is not spoken here");
     let elsewhere = Stage::open(Limits::default()).await;
-    let foreign = Papers::of(&elsewhere.federation.issue("mallory"));
+    let foreign = Credentials::of(&elsewhere.federation.issue("mallory"));
     let ca_pem = stage.federation.authority.ca_pem().to_owned();
     // With TLS 1.3 a client hears that its certificate is refused when it first reads.
-    if let Ok(mut stream) = open(server, &tunnel_of(Papers { ca_pem, ..foreign })).await {
+    if let Ok(mut stream) = open(server, &tunnel_of(Credentials { ca_pem, ..foreign })).await {
         assert!(is_closed(&mut stream).await);
     }
     an_honest_site_passes(&stage, "east").await;

@@ -34,7 +34,7 @@ const RECEIPT_MAX: Duration = Duration::from_secs(120);
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
 /// Takes what a participant keeps to wherever the shell wants it.
-pub(super) type Keeper = Arc<dyn Fn(&LocalState) + Send + Sync>;
+pub(super) type StateSink = Arc<dyn Fn(&LocalState) + Send + Sync>;
 
 /// Where tasks are done, whatever connection they come over.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ pub(super) struct TaskRunner {
     pub(super) audit: Option<Audit>,
     /// Set once the site's books can be kept no longer.
     pub(super) broken: CancellationToken,
-    pub(super) keeper: Option<Keeper>,
+    pub(super) keeper: Option<StateSink>,
     pub(super) outbox: Arc<Mutex<Outbox>>,
     /// Where the site's ledger ends, and has ended.
     pub(super) ledger: Option<LedgerHistory>,
@@ -532,6 +532,6 @@ async fn given_up(recv: &mut RecvStream) {
 
 impl std::fmt::Debug for TaskRunner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Workshop").field("model_bytes_max", &self.model_bytes_max).finish_non_exhaustive()
+        f.debug_struct("TaskRunner").field("model_bytes_max", &self.model_bytes_max).finish_non_exhaustive()
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn train(
     let mut mean = vec![0.0; dimension];
     for step in 0..releases.steps {
         let seed = order.seed.derive(Purpose::Train, Round(step as u32), None);
-        let mut chance = Chance { coins: &mut coins, seed };
+        let mut chance = Draws { coins: &mut coins, seed };
         let sum = batch.sum(&mut *engine, data, &mut chance, &mut tally, stop)?;
         let released = noised(sum, releases, &mut permit, &mut || noise(seed))?;
         mean.iter_mut().zip(released.mean()).for_each(|(value, mean)| *value = mean as f32);
@@ -151,7 +151,7 @@ struct Batch {
 }
 
 /// What is drawn in one step.
-struct Chance<'a> {
+struct Draws<'a> {
     coins: &'a mut Coins,
     /// Of the step: dropout takes from it.
     seed: Seed,
@@ -181,7 +181,7 @@ impl Batch {
         &mut self,
         engine: &mut dyn Engine,
         data: &View,
-        chance: &mut Chance<'_>,
+        chance: &mut Draws<'_>,
         tally: &mut RunningMetrics,
         stop: &Stop,
     ) -> Result<Sum, LearnError> {

@@ -1,9 +1,9 @@
 //! Records that are nobody's: they follow from a seed and a rule that a small model can learn.
 
-/// Chance that follows from a number (Steele, Lea, Flood 2014, SplitMix). Good enough to make things up.
-pub(super) struct Chance(pub(super) u64);
+/// MadeUp that follows from a number (Steele, Lea, Flood 2014, SplitMix). Good enough to make things up.
+pub(super) struct MadeUp(pub(super) u64);
 
-impl Chance {
+impl MadeUp {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -32,7 +32,7 @@ pub(super) type File = (&'static str, Vec<u8>);
 const SITES: [&str; 4] = ["north", "east", "south", "west"];
 
 /// People with an age, a blood pressure and a habit, at four sites that differ in whom they see.
-pub(super) fn table(chance: &mut Chance, rows: u32) -> Vec<File> {
+pub(super) fn table(chance: &mut MadeUp, rows: u32) -> Vec<File> {
     let mut text = "site,split,age,pressure,smoker,ill\n".to_owned();
     for (place, site) in SITES.iter().enumerate() {
         for row in 0..rows {
@@ -51,8 +51,8 @@ pub(super) fn table(chance: &mut Chance, rows: u32) -> Vec<File> {
 }
 
 /// Pictures of 12 by 12 bytes in three kinds, with noise.
-pub(super) fn images(chance: &mut Chance) -> Vec<File> {
-    let picture = |chance: &mut Chance, kind: u64| -> Vec<u8> {
+pub(super) fn images(chance: &mut MadeUp) -> Vec<File> {
+    let picture = |chance: &mut MadeUp, kind: u64| -> Vec<u8> {
         let (phase, x, y) = (chance.below(4), 3 + chance.below(6), 3 + chance.below(6));
         let bright = |row: u64, column: u64| match kind {
             0 => (row + phase) % 4 < 2,
@@ -67,11 +67,11 @@ pub(super) fn images(chance: &mut Chance) -> Vec<File> {
 }
 
 /// Words of two made-up languages: one likes pairs of a vowel and a consonant, the other clusters.
-pub(super) fn text(chance: &mut Chance) -> Vec<File> {
-    let record = |chance: &mut Chance, language: u64| -> Vec<u8> {
+pub(super) fn text(chance: &mut MadeUp) -> Vec<File> {
+    let record = |chance: &mut MadeUp, language: u64| -> Vec<u8> {
         let (vowels, others) = (b"aeiou", b"bcdfghjklmnprstvz");
-        let symbol = |chance: &mut Chance, from: &[u8]| from[chance.below(from.len() as u64) as usize] - b'a';
-        let next = |chance: &mut Chance, at: u32| match (at % 7, language) {
+        let symbol = |chance: &mut MadeUp, from: &[u8]| from[chance.below(from.len() as u64) as usize] - b'a';
+        let next = |chance: &mut MadeUp, at: u32| match (at % 7, language) {
             (6, _) => 26,
             (place, 0) if place % 2 == 0 => symbol(chance, others),
             (place, 1) if place % 3 != 2 => symbol(chance, others),
@@ -85,11 +85,11 @@ pub(super) fn text(chance: &mut Chance) -> Vec<File> {
 
 /// 480 records to train and 120 to test, of as many kinds, as IDX files.
 fn arrays(
-    chance: &mut Chance,
+    chance: &mut MadeUp,
     names: [&'static str; 4],
     shape: &[u32],
     kinds: u64,
-    make: impl Fn(&mut Chance, u64) -> Vec<u8>,
+    make: impl Fn(&mut MadeUp, u64) -> Vec<u8>,
 ) -> Vec<File> {
     let mut files = Vec::new();
     for (count, names) in [(480u32, [names[0], names[1]]), (120, [names[2], names[3]])] {

@@ -72,7 +72,7 @@ fn totals(trainer: &mut Trainer, parameters: &[f32], rate: f64, seed: u64) -> (V
     let mut batch = Batch::new(&guarantee, layout.len()).unwrap();
     let mut tally = RunningMetrics::new(spec.loss());
     let seed = Seed::from_number(seed);
-    let mut chance = Chance { coins: &mut Coins::new(rate, seed), seed };
+    let mut chance = Draws { coins: &mut Coins::new(rate, seed), seed };
     let stop = Stop::default();
     let sum = batch.sum(engine, data, &mut chance, &mut tally, &stop).unwrap();
     let reach = i64::from(batch.lattice.range());

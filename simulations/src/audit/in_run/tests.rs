@@ -26,7 +26,7 @@ impl Workforce for Quiet {
         &self.clients
     }
     fn worker(&self) -> Box<dyn Worker + '_> {
-        Box::new(Desk(Canary { layout: self.layout.clone(), update: vec![0.0; DIMENSION] }))
+        Box::new(Visit(Canary { layout: self.layout.clone(), update: vec![0.0; DIMENSION] }))
     }
     fn central(&self) -> Option<Box<dyn Learner>> {
         None
@@ -34,9 +34,9 @@ impl Workforce for Quiet {
 }
 
 /// A canary whose update is zero is a client that has nothing to say.
-struct Desk(Canary);
+struct Visit(Canary);
 
-impl Worker for Desk {
+impl Worker for Visit {
     fn visit(&mut self, _: usize) -> &mut dyn Learner {
         &mut self.0
     }

@@ -7,13 +7,13 @@ use super::*;
 
 /// Watches, keeps what to go on from, and stops a world when a round opens.
 #[derive(Default)]
-struct Keeper {
+struct Collected {
     snapshots: Vec<String>,
     stop_in: Option<(u32, Stop)>,
     declined: Vec<(String, Option<String>)>,
 }
 
-impl Watch for Keeper {
+impl Watch for Collected {
     fn note(&mut self, seen: Observation<'_>) {
         match (seen.note, &self.stop_in) {
             (Note::Opened { task, .. }, Some((round, stop))) if task.round.0 == *round => stop.stop(),
@@ -48,7 +48,7 @@ fn world(plan: &str, availability: AvailabilityConfig) -> Simulator {
         .with_chance(seeded())
 }
 
-fn play(world: Simulator, toys: &Toys, keeper: &mut Keeper) -> Outcome {
+fn play(world: Simulator, toys: &Toys, keeper: &mut Collected) -> Outcome {
     let optimizer = world.plan.strategy.optimizer();
     world.run_watched(optimizer, toys, keeper).unwrap()
 }
@@ -84,7 +84,7 @@ fn plans() -> Vec<(String, AvailabilityConfig)> {
 #[test]
 fn a_world_that_goes_on_from_any_round_ends_with_the_same_bits() {
     for (plan, availability) in plans() {
-        let (toys, mut keeper) = (Toys::new(50), Keeper::default());
+        let (toys, mut keeper) = (Toys::new(50), Collected::default());
         let whole = play(world(&plan, availability), &toys, &mut keeper);
         assert_eq!(whole.end, RunEnd::Finished, "{plan}");
         assert!(keeper.snapshots.len() >= 3, "{plan}");
@@ -92,7 +92,7 @@ fn a_world_that_goes_on_from_any_round_ends_with_the_same_bits() {
             let snapshot: Snapshot = serde_json::from_str(snapshot).unwrap();
             let round = snapshot.round();
             let rest =
-                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Keeper::default());
+                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Collected::default());
             assert_eq!(
                 format!("{:?}", facts(&rest)),
                 format!("{:?}", facts(&whole)),
@@ -106,10 +106,10 @@ fn a_world_that_goes_on_from_any_round_ends_with_the_same_bits() {
 fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
     for (plan, availability) in plans() {
         let toys = Toys::new(50);
-        let whole = play(world(&plan, availability), &toys, &mut Keeper::default());
+        let whole = play(world(&plan, availability), &toys, &mut Collected::default());
         for round in 1..=4 {
             let stop = Stop::default();
-            let mut keeper = Keeper { stop_in: Some((round, stop.clone())), ..Keeper::default() };
+            let mut keeper = Collected { stop_in: Some((round, stop.clone())), ..Collected::default() };
             let stopped = play(world(&plan, availability).with_stop(stop), &toys, &mut keeper);
             if stopped.end == RunEnd::Finished {
                 // It was told while its last model was measured, which is the end of a round.
@@ -124,7 +124,7 @@ fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
             let text = serde_json::to_string(&snapshot).unwrap();
             let snapshot: Snapshot = serde_json::from_str(&text).unwrap();
             let rest =
-                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Keeper::default());
+                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Collected::default());
             assert_eq!(
                 format!("{:?}", facts(&rest)),
                 format!("{:?}", facts(&whole)),
@@ -136,7 +136,7 @@ fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
 
 #[test]
 fn a_snapshot_of_another_world_is_refused() {
-    let (toys, mut keeper) = (Toys::new(50), Keeper::default());
+    let (toys, mut keeper) = (Toys::new(50), Collected::default());
     play(world("", AvailabilityConfig::default()), &toys, &mut keeper);
     let snapshot = || serde_json::from_str::<Snapshot>(&keeper.snapshots[0]).unwrap();
     let fewer = Toys::new(49);
@@ -199,7 +199,7 @@ fn a_world_whose_clients_all_decline_has_failed_in_their_own_words_but_not_besid
     let broken = Broken((0..3).map(|i| ClientId::new(&format!("c{i}")).unwrap()).collect());
     let run = |plan: &str| {
         let world = world(plan, AvailabilityConfig::default());
-        let (optimizer, mut keeper) = (world.plan.strategy.optimizer(), Keeper::default());
+        let (optimizer, mut keeper) = (world.plan.strategy.optimizer(), Collected::default());
         (world.run_watched(optimizer, &broken, &mut keeper).unwrap(), keeper.declined)
     };
     for failures_max in [1, 10, 4_000_000_000_u32] {
