@@ -75,10 +75,10 @@ struct Global {
     /// What stdout carries.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "CONSORTIA_FORMAT")]
     format: Format,
-    /// Say less; twice for nothing but errors.
+    /// Less output; twice for errors alone.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     quiet: u8,
-    /// Say more; twice for everything.
+    /// More output; twice for everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
 }
@@ -107,10 +107,10 @@ enum Command {
     /// Submit and follow runs, as the operator.
     #[command(subcommand)]
     Run(RunCommand),
-    /// Take a model elsewhere: as ONNX or safetensors; see whether a file is what it says.
+    /// Export, evaluate and verify models.
     #[command(subcommand)]
     Model(ModelCommand),
-    /// What noise buys: epsilon, the noise for an epsilon, what a plan promises, whether a statement holds.
+    /// Privacy accounting: epsilon of a noise, noise for an epsilon, what a plan promises, whether a statement holds.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
     /// Attack made-up clients: what succeeds without privacy and fails with it, with drawings.
@@ -119,10 +119,10 @@ enum Command {
     /// Measure this machine: whole workloads, aggregation and training steps, each beside the machine's own limit.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Read what a site or a server has written down.
+    /// Verify audit logs and ledgers.
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Show what has been given away, and what may be.
+    /// Show privacy budgets: what is spent and what is left.
     #[command(subcommand)]
     Budget(BudgetCommand),
     /// Print a completion script for a shell.
@@ -146,7 +146,7 @@ enum ServerCommand {
     Init(serve::InitArgs),
     /// Make the certificate bundle of one site.
     Issue(serve::IssueArgs),
-    /// Serve until interrupted.
+    /// Run the server until interrupted.
     Run(serve::RunArgs),
     /// Print the address of the dashboard, with the token that opens it.
     Dashboard(dashboard::DashboardArgs),
@@ -156,9 +156,9 @@ enum ServerCommand {
     Crl(crl::CrlArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
-    /// Copy all that the server remembers and is, while it works.
+    /// Back up the server's state, while it runs.
     Backup(backup::BackupArgs),
-    /// Make a server's folder from a backup.
+    /// Restore a server's folder from a backup.
     Restore(backup::RestoreArgs),
     /// Copy the state of a stopped server from SQLite into an empty PostgreSQL database.
     Migrate(state::MigrateArgs),
@@ -166,44 +166,44 @@ enum ServerCommand {
 
 #[derive(Debug, Subcommand)]
 enum InviteCommand {
-    /// Make a line for each site that makes it a member, once.
+    /// Create a one-time invite for each site.
     Create(members::InviteArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum SiteCommand {
-    /// Become a site with an operator's invite: makes the key, fetches the certificate, writes `site.toml`.
+    /// Join a federation with an operator's invite: makes the key, fetches the certificate, writes `site.toml`.
     Join(join::JoinArgs),
     /// Write a `site.toml` beside a certificate bundle.
     Init(site::InitArgs),
-    /// Take part until interrupted.
+    /// Run the site until interrupted.
     Run(site::RunArgs),
-    /// Take part in nothing, whatever a server asks: stops the running task and declines every other, until `site resume`.
+    /// Pause the site: stop the running task and decline every other, until `site resume`.
     Pause(site::pause::PauseArgs),
-    /// Take part again.
+    /// Resume a paused site.
     Resume(site::pause::PauseArgs),
     /// Leave the federation: removes the key and the certificates, keeps ledger, audit log and policy.
     Leave(site::leave::LeaveArgs),
-    /// Put the site's books in order when one is lost, damaged or an older copy: restores what is known, and charges the rest.
+    /// Recover the site's ledger and audit log when one is lost, damaged or an older copy: restores what is known, and charges the rest.
     Recover(site::recover::RecoverArgs),
-    /// Read the site's audit log, once its chain is seen to be whole.
+    /// Print the site's audit log, once its chain is verified.
     Audit(site::log::AuditArgs),
-    /// See whether a site is well: its files, certificate, device, data, policy and its line to the server.
+    /// Check a site: its files, certificate, device, data, policy and its line to the server.
     Check(site::check::CheckArgs),
-    /// Get the next certificate now, with a new key; `site run` does it by itself in time.
+    /// Renew the site's certificate now, with a new key; `site run` does it by itself in time.
     Renew(renewal::RenewArgs),
-    /// Write and try a policy.
+    /// Write and check policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// As the operator: list who was invited, who has joined, who is revoked.
     Ls(run::OperatorArgs),
     /// As the operator: make a site's certificates and invites void and close its connection.
     Revoke(members::RevokeArgs),
-    /// As the operator: let in who waits with an invite, once the phrases were compared by telephone.
+    /// As the operator: approve a pending site, once the phrases were compared by telephone.
     Approve(members::DecideArgs),
-    /// As the operator: keep out who waits with an invite, and take the invite back.
+    /// As the operator: reject a pending site, and revoke its invite.
     Refuse(members::DecideArgs),
-    /// As the operator: give a site no task and take no update of it, until it is released; it stays a member.
+    /// As the operator: quarantine a site: it gets no task and no update of it counts, until it is released; it stays a member.
     Quarantine(members::QuarantineArgs),
     /// As the operator: end a site's quarantine.
     Release(members::ReleaseArgs),
@@ -213,7 +213,7 @@ enum SiteCommand {
 enum PolicyCommand {
     /// Write a policy to begin with, where there is none.
     Init(policy::InitArgs),
-    /// Say what a policy and its budget make of a plan where nothing has been spent yet; exit code 6 when a task would be declined.
+    /// Check which tasks of a plan a policy and its budget allow where nothing has been spent yet; exit code 6 when one would be declined.
     Check(policy::CheckArgs),
 }
 
@@ -225,7 +225,7 @@ enum AuditCommand {
 
 #[derive(Debug, Subcommand)]
 enum BudgetCommand {
-    /// Epsilon so far, computed anew from the books.
+    /// Show the epsilon spent so far, computed anew from the ledgers.
     Show(budget::ShowArgs),
 }
 
@@ -235,7 +235,7 @@ enum ModelCommand {
     Export(model::ExportArgs),
     /// Measure a model on records that are here: a site's, or a simulation's.
     Evaluate(model::EvaluateArgs),
-    /// Say what a model's file holds, and whether it is the model of a privacy statement.
+    /// Inspect a model file, and verify whether it is the model of a privacy statement.
     Verify(model::VerifyArgs),
 }
 
@@ -255,17 +255,17 @@ enum PrivacyCommand {
 enum RunCommand {
     /// Submit a plan to a running server.
     Submit(run::SubmitArgs),
-    /// Follow a run until it ends.
+    /// Watch a run until it ends.
     Watch(run::WatchArgs),
     /// List the runs.
     Ls(run::OperatorArgs),
-    /// Open no new round; the one that is open is brought to its end.
+    /// Pause a run after its open round.
     Pause(control::ControlArgs),
-    /// Let a paused run go on.
+    /// Resume a paused run.
     Resume(control::ControlArgs),
     /// End a run with its open round; its models stay.
     Stop(control::StopArgs),
-    /// Show what the server's audit log says of a run.
+    /// Show a run's records in the server's audit log.
     Log(control::NamedArgs),
     /// List the models of a run, with what was measured of each.
     Models(control::ModelsArgs),

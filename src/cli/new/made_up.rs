@@ -1,6 +1,6 @@
 //! Records that are nobody's: they follow from a seed and a rule that a small model can learn.
 
-/// MadeUp that follows from a number (Steele, Lea, Flood 2014, SplitMix). Good enough to make things up.
+/// Numbers that follow from a seed (Steele, Lea, Flood 2014, SplitMix). Good enough to make things up.
 pub(super) struct MadeUp(pub(super) u64);
 
 impl MadeUp {
