@@ -114,7 +114,7 @@ pub enum ReserveError {
     Accounting(#[from] AccountingError),
     /// A charge that is none.
     #[error(
-        "a reservation of {releases} releases by {mechanism} at noise multiplier {noise_multiplier} is none"
+        "invalid reservation: {releases} releases by {mechanism} at noise multiplier {noise_multiplier}"
     )]
     Charge {
         /// How many.

@@ -148,7 +148,7 @@ export const REASONS = {
   oversize: "longer than allowed",
   truncated: "the upload broke off",
   too_slow: "the upload took too long",
-  bad_vote: "a vote that is none",
+  bad_vote: "an invalid vote",
   quarantined: "it was in quarantine",
   unsupported: "its software does not know this task",
   data: "its data does not fit the plan",

@@ -94,7 +94,7 @@ pub(super) fn describe(summary: &RoundSummary) -> String {
         None => "no answers to show".to_owned(),
     }];
     if !summary.released {
-        parts.push("nothing released, the model stands still".to_owned());
+        parts.push("nothing released, the model was not updated".to_owned());
     }
     if let Some(train) = summary.train {
         parts.push(format!("training loss {:.4}", train.loss));

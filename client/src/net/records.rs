@@ -2,7 +2,7 @@
 //!
 //! A file that a crash left with half a line is cut back to its last whole line, and that is said. Any other damage is an
 //! error and nothing is changed; and so is a book that is missing or shorter than what another book knows of it. One program at a time may
-//! have a folder's books open: a lock file sees to it that no two write one chain.
+//! have a folder's books open: a lock file prevents two programs from writing one chain.
 
 mod compare;
 mod recovery;

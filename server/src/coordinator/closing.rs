@@ -1,4 +1,4 @@
-//! How a round ends: the sum is released or not, the model moves or stands still, and everything is committed at once.
+//! How a round ends: the sum is released or not, the model is updated or not, and everything is committed at once.
 
 use std::sync::Arc;
 

@@ -15,7 +15,7 @@ impl Coordinator {
     }
 }
 
-/// One task put to a cohort. It opens when nobody is awaited any more, or at its deadline.
+/// One task put to a cohort. It is complete when every client of its cohort has answered or is out, or at its deadline.
 #[derive(Debug)]
 pub(super) struct CohortTracker {
     pub(super) task: TaskId,

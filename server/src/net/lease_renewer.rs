@@ -1,6 +1,6 @@
 //! Keeps the lease of a server that shares its database with others, and stops the server when the lease is gone.
 //!
-//! It decides nothing about what may be written: the database does, in every transaction. It sees to it that a server which was
+//! It decides nothing about what may be written: the database does, in every transaction. It ensures that a server which was
 //! deposed, or cannot reach its database, soon stops talking to sites, so that they look for the one that leads.
 
 #![expect(clippy::disallowed_methods, reason = "how long ago the lease was renewed is this machine's time")]

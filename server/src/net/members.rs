@@ -146,7 +146,7 @@ impl Members {
             return Err(format!("an invite names 1 to {SERVERS_MAX} servers, host:port each"));
         }
         if let Some(wrong) = servers.iter().find(|server| !is_address(server)) {
-            return Err(format!("an invite names servers as host:port, and {wrong:?} is none"));
+            return Err(format!("invalid server {wrong:?}: an invite names servers as host:port"));
         }
         let valid = Duration::from_secs(seconds);
         if valid > VALID_MAX || valid.is_zero() {

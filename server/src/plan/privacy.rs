@@ -239,7 +239,7 @@ fn check_buffers(buffers: &[(f64, f64)]) -> Result<(), SpecError> {
     match buffers.iter().find(|buffer| !sound(buffer)) {
         None => Ok(()),
         Some((decay, scale)) => wrong(format!(
-            "the buffer [{decay}, {scale}] is none: a decay is at least 0 and below 1, a scale from 0 to 1"
+            "invalid buffer [{decay}, {scale}]: a decay is at least 0 and below 1, a scale from 0 to 1"
         )),
     }
 }

@@ -1,6 +1,6 @@
 //! Who may ask, how, and how often: asked before anything else looks at a request.
 //!
-//! A request must call this port by a name of its own, or a page of elsewhere could reach it through a name that resolves to
+//! A request must call this port by a name of its own, or a cross-origin page could reach it through a name that resolves to
 //! loopback (DNS rebinding). It says that name once: a second `Host`, `Origin` or `Authorization`, or a target that names a host
 //! of its own (`GET http://elsewhere/`), could mean one thing to a proxy and another here, and is refused; so is a header
 //! longer than [`HEADER_MAX`]. What is behind `/api` and `/metrics` needs the token. Whoever shows a wrong one, or
@@ -116,7 +116,7 @@ impl Guard {
         if let Some(origin) = headers.get(ORIGIN) {
             let origin = origin.to_str().unwrap_or_default();
             if !origin.split_once("://").is_some_and(|(_, host)| known(host)) {
-                return refuse("host", StatusCode::FORBIDDEN, "a page of elsewhere may not ask here");
+                return refuse("host", StatusCode::FORBIDDEN, "cross-origin request refused");
             }
         }
         let too_many = |bucket: &Bucket, cost| {

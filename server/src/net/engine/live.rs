@@ -138,7 +138,7 @@ pub(super) fn log(run: RunId, note: &Note) {
         Note::Round(summary) => tracing::info!(target: "events",
             "round {} of run {run} is stored; the model {}",
             summary.round,
-            if summary.released { "moved" } else { "stood still" }
+            if summary.released { "was updated" } else { "was not updated" }
         ),
         // `log_end` says it with the run's name, for every way a run can end.
         Note::Ended(_) => {}

@@ -94,7 +94,7 @@ pub(super) fn control(row: &AnyRow) -> Result<Control, StoreError> {
         "resume" => Ok(Control::Resume),
         "pause" => Ok(Control::Pause),
         "stop" => Ok(Control::Stop),
-        other => Err(wrong(row, "wish", format!("`{other}` is none"))),
+        other => Err(wrong(row, "wish", format!("`{other}` is invalid"))),
     }
 }
 
