@@ -1,4 +1,4 @@
-//! What a file says, without a program that runs it: `tests/onnx.rs` of the whole house compares numbers with ONNX Runtime.
+//! What a file says, without a program that runs it: `tests/onnx.rs` of the whole program compares numbers with ONNX Runtime.
 
 use std::collections::BTreeMap;
 
