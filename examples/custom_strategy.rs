@@ -65,8 +65,8 @@ fn losses(optimizer: Box<dyn ServerOptimizer>) -> Result<Vec<f64>> {
     let population = Population::build(&simulation, &plan.spec, Device::Cpu)?;
     let seed = Seed::from_number(simulation.seed);
     let first = first_model(population.models(), &plan.spec, seed).map_err(Error::msg)?;
-    let world = Simulator::new(plan, first.shared, simulation.seed, simulation.availability)?;
-    let outcome = world.run_with(optimizer, &population, &mut |_| {})?;
+    let simulator = Simulator::new(plan, first.shared, simulation.seed, simulation.availability)?;
+    let outcome = simulator.run_with(optimizer, &population, &mut |_| {})?;
     Ok(outcome.rounds.iter().filter_map(|round| round.train).map(|train| train.loss).collect())
 }
 

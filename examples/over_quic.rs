@@ -86,8 +86,8 @@ fn simulated() -> Result<String> {
     let first = first_model(&Models::new(), &plan.spec, seed).map_err(Error::msg)?;
     let site = |name| Ok((ClientId::new(name)?, load(&records(name), &plan.spec.data)?));
     let population = Population::of(SITES.into_iter().map(site).collect::<Result<_>>()?, None, Device::Cpu);
-    let world = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?;
-    Ok(world.run(&population, &mut |_| {})?.model.sha256())
+    let simulator = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?;
+    Ok(simulator.run(&population, &mut |_| {})?.model.sha256())
 }
 
 fn main() -> Result<()> {

@@ -65,8 +65,8 @@ fn main() -> Result<()> {
     let seed = simulation.seed;
     let first =
         first_model(hospitals.models(), &plan.spec, Seed::from_number(seed)).map_err(anyhow::Error::msg)?;
-    let world = Simulator::new(plan, first.shared, seed, simulation.availability)?;
-    let outcome = world.run(&hospitals, &mut |seen| {
+    let simulator = Simulator::new(plan, first.shared, seed, simulation.availability)?;
+    let outcome = simulator.run(&hospitals, &mut |seen| {
         if let Note::Round(round) = seen.note
             && let Some(test) = round.sites
         {

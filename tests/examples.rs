@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use consortia::methods::Registry;
 use consortia::simulations::Scenario;
 
 fn folder() -> PathBuf {
@@ -109,7 +110,8 @@ fn every_simulation_file_makes_sense_and_names_its_command() {
     for path in files("toml") {
         let text = std::fs::read_to_string(&path).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
-        let scenario = Scenario::parse(&text, &folder(), &|_| Some("/data".into()));
+        let methods = Registry::standard();
+        let scenario = Scenario::parse_with(&text, &folder(), &|_| Some("/data".into()), methods.server());
         assert!(scenario.is_ok(), "{name}: {}", scenario.unwrap_err());
         assert!(
             text.contains(&format!("consortia simulate examples/{name}\n")),

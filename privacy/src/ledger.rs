@@ -113,9 +113,7 @@ pub enum ReserveError {
     #[error(transparent)]
     Accounting(#[from] AccountingError),
     /// A charge that is none.
-    #[error(
-        "invalid reservation: {releases} releases by {mechanism} at noise multiplier {noise_multiplier}"
-    )]
+    #[error("invalid reservation: {releases} releases by {mechanism} at noise multiplier {noise_multiplier}")]
     Charge {
         /// How many.
         releases: u64,

@@ -339,7 +339,8 @@ impl Blobs {
         name: &'a str,
         sealed: Option<&Sealed>,
     ) -> Result<Option<Stream<'a>>, BlobError> {
-        let unreadable = || BlobError::Damaged { place: self.show(name), message: "its key is invalid".into() };
+        let unreadable =
+            || BlobError::Damaged { place: self.show(name), message: "its key is invalid".into() };
         let key = sealed.map(|sealed| SealingKey::read(&sealed.key).ok_or_else(unreadable)).transpose()?;
         let file = sealed.map_or_else(|| object(name), |sealed| sealed_object(&sealed.name));
         let path = self.objects.path(&file);
