@@ -14,7 +14,7 @@ use anyhow::Result;
 use consortia::protocol::{ClientId, EvaluateOrder, Layout, LearnError, Learner, Metrics, Parameters};
 use consortia::protocol::{Seed, Spec, Statistic, Stop, TrainOrder};
 use consortia::server::Plan;
-use consortia::simulations::{AvailabilityConfig, Simulator, Worker, Workforce};
+use consortia::simulations::{Simulator, Worker, Workforce};
 
 const PLAN: &str = r#"name = "centres"
 rounds = 10
@@ -92,8 +92,8 @@ fn main() -> Result<()> {
     let points = |site: usize| (0..160).map(|row| ((row + 4 * site) % 9 + row / 99) as f32).collect();
     let sites = (0..4).map(|site| Site(points(site), layout.clone())).collect();
     let names = (0..4).map(|site| ClientId::new(&format!("site-{site}"))).collect::<Result<_, _>>()?;
-    let (plan, first) = (Plan::parse(PLAN)?, Parameters::new(FIRST.to_vec()));
-    let simulator = Simulator::new(plan, first, 1, AvailabilityConfig::default())?;
+    let simulator =
+        Simulator::new(Plan::parse(PLAN)?, Parameters::new(FIRST.to_vec()), 1, Default::default())?;
     for round in simulator.run(&Sites(names, sites), &mut |_| {})?.rounds {
         println!("round {:2}: squared distance {:.3}", round.round, round.sites.unwrap_or_default().loss);
     }

@@ -180,9 +180,11 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     let short = std::fs::read_to_string(&plan).unwrap().replace("[cohort]", "[cohort]\nfailures_max = 1");
     let file = path("short.toml");
     std::fs::write(&file, short).unwrap();
-    let end = watch(&submit(&file, &folder, &address, Some(SEED)));
-    assert_eq!(end["state"], "failed", "{end}");
-    assert!(end["message"].as_str().unwrap().contains("policy"), "{end}");
+    let run = submit(&file, &folder, &address, Some(SEED));
+    let watched = Process::start(&["run", "watch", &run, "--dir", &folder, "--server", &address]);
+    let last = watched.rest().pop().unwrap();
+    assert_eq!(last["state"], "failed", "{last}");
+    assert!(last["message"].as_str().unwrap().contains("va declined (policy)"), "{last}");
 }
 
 #[test]
