@@ -89,12 +89,12 @@ impl Worker for Sites {
 
 fn main() -> Result<()> {
     let layout = Layout::new([("centres".to_owned(), vec![3])])?;
-    let points = |site: usize| (0..160).map(|row| ((row + 4 * site) % 9 + row / 99) as f32).collect();
-    let sites = (0..4).map(|site| Site(points(site), layout.clone())).collect();
+    let point = |row, site| ((row + 4 * site) % 9 + row / 99) as f32;
+    let site = |site| Site((0..160).map(|row| point(row, site)).collect(), layout.clone());
     let names = (0..4).map(|site| ClientId::new(&format!("site-{site}"))).collect::<Result<_, _>>()?;
-    let simulator =
-        Simulator::new(Plan::parse(PLAN)?, Parameters::new(FIRST.to_vec()), 1, Default::default())?;
-    for round in simulator.run(&Sites(names, sites), &mut |_| {})?.rounds {
+    let (plan, first) = (Plan::parse(PLAN)?, Parameters::new(FIRST.to_vec()));
+    let simulator = Simulator::new(plan, first, 1, Default::default())?;
+    for round in simulator.run(&Sites(names, (0..4).map(site).collect()), &mut |_| {})?.rounds {
         println!("round {:2}: squared distance {:.3}", round.round, round.sites.unwrap_or_default().loss);
     }
     Ok(())
