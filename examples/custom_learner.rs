@@ -92,9 +92,8 @@ fn main() -> Result<()> {
     let point = |row, site| ((row + 4 * site) % 9 + row / 99) as f32;
     let site = |site| Site((0..160).map(|row| point(row, site)).collect(), layout.clone());
     let names = (0..4).map(|site| ClientId::new(&format!("site-{site}"))).collect::<Result<_, _>>()?;
-    let (plan, first) = (Plan::parse(PLAN)?, Parameters::new(FIRST.to_vec()));
-    let simulator = Simulator::new(plan, first, 1, Default::default())?;
-    for round in simulator.run(&Sites(names, (0..4).map(site).collect()), &mut |_| {})?.rounds {
+    let run = Simulator::new(Plan::parse(PLAN)?, Parameters::new(FIRST.to_vec()), 1, Default::default())?;
+    for round in run.run(&Sites(names, (0..4).map(site).collect()), &mut |_| {})?.rounds {
         println!("round {:2}: squared distance {:.3}", round.round, round.sites.unwrap_or_default().loss);
     }
     Ok(())
