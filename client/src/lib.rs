@@ -22,6 +22,7 @@ mod pause;
 mod policy;
 mod rounds;
 
+pub use self::methods::{MethodSite, MethodState, SiteMethod, SiteMethods};
 pub use audit::{AUDIT_VERSION, Audit, AuditEvent, AuditRecord, LedgerCopy, RefusedLedger, TaskName};
 pub use guard::Guard;
 pub use ledger::{
@@ -29,7 +30,6 @@ pub use ledger::{
     SiteAccount, SiteLedger, SiteLedgerError, Total,
 };
 pub use local_state::LocalState;
-pub use methods::{MethodSite, MethodState, SiteMethod, SiteMethods};
 pub use participant::{Lent, Memory, Participant, TaskError, answer};
 pub use pause::Pause;
 pub use policy::{

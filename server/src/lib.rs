@@ -19,12 +19,12 @@ pub mod workflow;
 #[cfg(feature = "net")]
 pub mod net;
 
+pub use self::methods::{Given, Method, MethodPlan, Methods, PlannedMethod, Rule, Step};
 pub use config::{ConfigError, read_toml};
 pub use coordinator::{
     Action, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, DpContext, Event,
     LedgerReservation, NoiseRng, Note, ProtectionError, RunEnd, Setup, SetupError,
 };
-pub use methods::{Given, Method, MethodPlan, Methods, PlannedMethod, Rule, Step};
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ModelUpdate, ServerOptimizer, StateError};
 pub use plan::{
     AdaptiveConfig, AggregationConfig, AggregationPlan, CentralConfig, ClippingConfig, CohortConfig,

@@ -260,6 +260,29 @@ pub struct Server {
     lease_renewer: Option<LeaseRenewer>,
 }
 
+/// What sessions work with.
+fn context_of(
+    limits: Limits,
+    spare: Arc<Spare>,
+    commands: mpsc::Sender<Command>,
+    operators: &Arc<OperatorService>,
+    (metrics, presence): (&Arc<Metrics>, &Arc<Presence>),
+) -> ServerContext {
+    ServerContext {
+        limits,
+        uploads: Uploads::new(limits.upload_bytes_max, spare),
+        seats: Arc::new(Semaphore::new(limits.connections_max)),
+        strangers: Strangers::new(2 * limits.handshakes_max),
+        commands,
+        operators: Arc::clone(operators),
+        newcomers: Newcomers::default(),
+        members: Arc::clone(&operators.members),
+        metrics: Arc::clone(metrics),
+        presence: Arc::clone(presence),
+        ledgers: Ledgers::new(Arc::clone(&operators.store)),
+    }
+}
+
 impl Server {
     /// Opens the state and the port and begins to work. Where replicas share a database, it first waits until it is this one's
     /// turn, and refuses whoever comes meanwhile, so that sites try the next server. Must be called within a multi-threaded
@@ -339,20 +362,8 @@ impl Server {
             members: Arc::clone(&members),
             fault,
         });
-        let context = Arc::new(ServerContext {
-            limits: config.limits,
-            uploads: Uploads::new(config.limits.upload_bytes_max, spare),
-            seats: Arc::new(Semaphore::new(config.limits.connections_max)),
-            strangers: Strangers::new(2 * config.limits.handshakes_max),
-            commands,
-            operators: Arc::clone(&operators),
-            newcomers: Newcomers::default(),
-            members,
-            metrics: Arc::clone(&metrics),
-            presence: Arc::clone(&presence),
-            ledgers: Ledgers::new(Arc::clone(&store)),
-        });
-        tokio::spawn(session::welcome(context, endpoint.clone(), stop.clone()));
+        let context = context_of(config.limits, spare, commands, &operators, (&metrics, &presence));
+        tokio::spawn(session::welcome(Arc::new(context), endpoint.clone(), stop.clone()));
         if let Some(door) = door {
             let (operators, places) = (Arc::clone(&operators), Places { state: config.state, audit });
             let view = Admin::new(operators, metrics, presence, credentials, places, address);

@@ -286,13 +286,18 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     runtime()?.block_on(take_part(&file, args.while_stdin_open, global))
 }
 
+/// What trains on the site's own records.
+fn trainer_of(file: &SiteFile) -> Result<Trainer, Failure> {
+    let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
+    let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
+    Ok(trainer.with_record_count(file.record_count()))
+}
+
 async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> Result<(), Failure> {
     leave::refuse_left(file)?;
     let identity = super::renewal::load(&file.identity)?;
     let name = site_name(&file.identity)?;
-    let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
-    let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
-    let trainer = trainer.with_record_count(file.record_count());
+    let trainer = trainer_of(file)?;
     let guard = open_guard(file)?;
     let (pause, audit) = (pause::following(&file.state), guard.audit().clone());
     let mut participant =
