@@ -188,6 +188,33 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
 }
 
 #[test]
+fn statistics_are_of_all_sites_however_few_a_round_asks() {
+    let text = std::fs::read_to_string(examples().join("kmeans.toml")).unwrap();
+    let few = text.replace("clients_min = 4\nquorum = 4", "clients_min = 2\ncount = 2");
+    let training = "model = \"logistic\"\ntraining = { batch_size = 16, optimizer = { sgd = { learning_rate = 0.05 } } }";
+    let trained = few.replace("rounds = 50", "rounds = 2").replace("[method.kmeans]\nclusters = 3", "");
+    let trained = trained.replace("name = \"groups\"", &format!("name = \"groups\"\n{training}"));
+    let registry = Registry::standard();
+    let simulated = |text: &str| {
+        let scenario = Scenario::parse_with(text, examples(), &|_| None, registry.server()).unwrap();
+        let spec = &scenario.plan.spec;
+        let population = Population::build(&scenario.simulation, spec, Device::Cpu).unwrap();
+        let population = population.with_methods(registry.site().clone());
+        let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
+        let availability = scenario.simulation.availability;
+        let simulator = Simulator::new(scenario.plan, first.shared, SEED, availability).unwrap();
+        simulator.run(&population, &mut |_| {}).unwrap()
+    };
+    let whole = simulated(&text).standardiser;
+    for plan in [&few, &trained] {
+        let outcome = simulated(plan);
+        assert_eq!(outcome.standardiser, whole, "a site was left out of the statistics");
+        assert_eq!(outcome.rounds[1].cohort, 2);
+        assert!(outcome.clients.values().all(|client| client.refused.is_empty()));
+    }
+}
+
+#[test]
 fn what_a_plan_of_a_method_does_is_told_and_nothing_of_training() {
     let plan = examples().join("kmeans.toml");
     let facts = command(&["check", plan.to_str().unwrap()]);

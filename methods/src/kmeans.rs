@@ -90,8 +90,7 @@ impl PlannedMethod for Planned {
     }
 
     fn workflow(&self, plan: &Arc<Plan>) -> Result<Box<dyn Workflow>, SpecError> {
-        let clients_max = plan.spec.lattice(self.settings.clusters * self.width)?.clients_max();
-        Ok(Box::new(Lloyd { planned: *self, plan: Arc::clone(plan), clients_max, settled: false }))
+        Ok(Box::new(Lloyd { planned: *self, plan: Arc::clone(plan), settled: false }))
     }
 }
 
@@ -99,7 +98,6 @@ impl PlannedMethod for Planned {
 struct Lloyd {
     planned: Planned,
     plan: Arc<Plan>,
-    clients_max: u64,
     /// Whether the last round moved no centre.
     settled: bool,
 }
@@ -109,7 +107,7 @@ impl Workflow for Lloyd {
         if self.is_finished(state) {
             return None;
         }
-        if let Some(statistics) = StepPlan::statistics(&self.plan, self.clients_max, state) {
+        if let Some(statistics) = StepPlan::statistics(&self.plan, state) {
             return Some(statistics);
         }
         let centres = Values::F32(state.checkpoint.model.values().to_vec());
@@ -117,7 +115,7 @@ impl Workflow for Lloyd {
         let work = MethodWork { method: NAME, version: VERSION, numbers: Vec::new(), blocks };
         let Planned { settings: Settings { clusters, .. }, width } = self.planned;
         let plausible = Arc::new(move |sums: &[WideSum]| plausible(sums, width));
-        let sums = ExactSum::of_totals(clusters * (width + 2), self.clients_max, plausible).with_metrics();
+        let sums = ExactSum::of_totals(clusters * (width + 2), plausible).with_metrics();
         Some(StepPlan {
             step: ASSIGN,
             round: state.checkpoint.round.next(),

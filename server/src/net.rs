@@ -264,7 +264,7 @@ pub struct Server {
 fn context_of(
     limits: Limits,
     spare: Arc<Spare>,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<engine::Command>,
     operators: &Arc<OperatorService>,
     (metrics, presence): (&Arc<Metrics>, &Arc<Presence>),
 ) -> ServerContext {

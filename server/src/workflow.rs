@@ -107,9 +107,8 @@ pub struct StepPlan {
 
 impl StepPlan {
     /// The sums of [`Spec::statistics`](protocol::Spec::statistics) over everybody who is connected, by which columns are standardised; `None`
-    /// where the plan needs none or they are known. A sum holds at most `clients_max` clients. What comes is
-    /// [`Aggregate::Totals`], for [`Standardiser::from_totals`].
-    pub fn statistics(plan: &Plan, clients_max: u64, state: &RunState<'_>) -> Option<Self> {
+    /// where the plan needs none or they are known. What comes is [`Aggregate::Totals`], for [`Standardiser::from_totals`].
+    pub fn statistics(plan: &Plan, state: &RunState<'_>) -> Option<Self> {
         let names = plan.spec.statistics();
         if names.is_empty() || state.checkpoint.standardiser.is_some() {
             return None;
@@ -118,7 +117,7 @@ impl StepPlan {
             step: StepId::STATISTICS,
             round: Round(0),
             cohort: CohortRule::Connected,
-            collector: Box::new(ExactSum::of_totals(names.len(), clients_max, Arc::new(are_plausible))),
+            collector: Box::new(ExactSum::of_totals(names.len(), Arc::new(are_plausible))),
             work: Work::Statistics { names },
             quorum: plan.cohort.quorum,
             close: ClosePolicy::All,

@@ -43,10 +43,11 @@ impl ExactSum {
         Self { sum: Sum::new(lattice), summands: Arc::new(summands), spent: None }
     }
 
-    /// Of `count` named sums of at most `clients_max` clients, each of which `plausible` accepts.
-    pub fn of_totals(count: usize, clients_max: u64, plausible: Plausible) -> Self {
+    /// Of `count` named sums of a client each, which `plausible` accepts. They are added without rounding, so that no lattice bounds how
+    /// many clients there may be.
+    pub fn of_totals(count: usize, plausible: Plausible) -> Self {
         let summands = Summands::Totals { count, plausible, measured: false };
-        Self { sum: Sum::of_statistics(count, clients_max), summands: Arc::new(summands), spent: None }
+        Self { sum: Sum::of_statistics(count, u64::MAX), summands: Arc::new(summands), spent: None }
     }
 
     /// The same sums, each of which comes with metrics. Those of updates always do.

@@ -109,7 +109,7 @@ impl Workflow for Training {
         if !state.checkpoint.evaluated {
             return Some(self.evaluation(state));
         }
-        if let Some(statistics) = StepPlan::statistics(&self.plan, self.lattice.clients_max(), state) {
+        if let Some(statistics) = StepPlan::statistics(&self.plan, state) {
             return Some(statistics);
         }
         if self.is_finished(state) {

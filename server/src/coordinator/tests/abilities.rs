@@ -22,7 +22,7 @@ impl Workflow for Count {
             round: state.checkpoint.round.next(),
             cohort: CohortRule::Drawn,
             work: Work::Method(Arc::new(work)),
-            collector: Box::new(ExactSum::of_totals(1, 10, Arc::new(|_| Ok(())))),
+            collector: Box::new(ExactSum::of_totals(1, Arc::new(|_| Ok(())))),
             quorum: self.quorum,
             close: ClosePolicy::All,
             central: false,
