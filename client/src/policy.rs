@@ -17,7 +17,7 @@ pub use history::{History, Participation};
 
 use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile, TaskRule};
 
-/// A policy that allows everything, as text.
+/// A policy that allows all of training and no method, as text.
 pub const PLAIN_POLICY: &str = include_str!("policy/plain.toml");
 /// A policy that allows training with noise within a budget, as text.
 pub const PRIVATE_POLICY: &str = include_str!("policy/private.toml");

@@ -36,12 +36,12 @@ pub struct Adversaries {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdversariesError {
-    /// More are to be corrupted than there are.
+    /// Nobody honest is left.
     #[error(
-        "simulation.adversaries.count: {count} clients are to be corrupted and there are {clients}; give at most so many"
+        "simulation.adversaries: {count} of {clients} clients would be corrupted; give a `count` or `share` that leaves an honest one"
     )]
     TooMany {
-        /// What was typed.
+        /// What was typed, or a share of them rounded up.
         count: usize,
         /// Clients of the simulation.
         clients: usize,
@@ -84,7 +84,7 @@ impl Adversaries {
         let mut clients: Vec<&ClientId> = clients.collect();
         clients.sort_unstable();
         let count = config.count_of(clients.len());
-        if count > clients.len() {
+        if count >= clients.len() && count > 0 {
             return Err(AdversariesError::TooMany { count, clients: clients.len() });
         }
         if let (Attack::Mimic { client: Some(client) }, [first, ..]) = (&config.attack, &clients[..])
@@ -147,10 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn more_corrupted_clients_than_clients_are_refused() {
-        let config = config("count = 3\nattack = \"zero\"\n");
-        let drawn = Adversaries::draw(&config, Seed::from_number(1), named(2).iter());
-        assert_eq!(drawn.unwrap_err(), AdversariesError::TooMany { count: 3, clients: 2 });
+    fn an_attack_that_leaves_nobody_honest_is_refused() {
+        for (typed, count) in [("count = 3", 3), ("count = 2", 2), ("share = 0.95", 2)] {
+            let config = config(&format!("{typed}\nattack = \"zero\"\n"));
+            let drawn = Adversaries::draw(&config, Seed::from_number(1), named(2).iter());
+            assert_eq!(drawn.unwrap_err(), AdversariesError::TooMany { count, clients: 2 }, "{typed}");
+        }
     }
 
     #[test]

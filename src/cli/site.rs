@@ -143,7 +143,7 @@ impl Preset {
 
     pub(super) fn meaning(self) -> &'static str {
         match self {
-            Self::Plain => "allows everything, and asks for no privacy",
+            Self::Plain => "allows all of training, and asks for no privacy",
             Self::Private => "allows training whose noise hides what each client contributes",
             Self::Records => "allows training in which noise hides each single record",
         }
