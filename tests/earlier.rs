@@ -1,6 +1,10 @@
 //! The folders of an earlier version are opened as they are: what was finished is there, and what was not goes on to the same bits.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic, and time what they wait for"
+)]
 
 #[path = "support/processes.rs"]
 #[allow(dead_code, reason = "these tests need a part of it")]
