@@ -186,7 +186,7 @@ fn the_distributed_file_is_optimised_in_full() {
     let levels = |profile: &str| profiles[profile]["package"].as_table().unwrap().clone();
     let full = |level: &toml::Value| level["opt-level"].as_integer() == Some(3);
     let dist = levels("dist");
-    let below = |name: &String, level: &toml::Value| !dist.get(name).map_or(full(level), full);
+    let below = |name: &String, level: &toml::Value| !dist.get(name).map_or_else(|| full(level), full);
     let release = levels("release");
     let faults = release.iter().filter(|(name, level)| below(name, level)).map(|(name, _)| {
         format!("Cargo.toml: `{name}` is below level 3 in profile.release.package, and so in dist; give it 3 in profile.dist.package")
