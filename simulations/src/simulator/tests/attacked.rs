@@ -110,12 +110,6 @@ fn what_is_sent_is_never_longer_than_an_honest_update_may_be() {
 }
 
 #[test]
-fn where_nobody_is_honest_colluders_know_their_own_updates() {
-    let outcome = attacked(ALIKE, "count = 50\nattack = { inner_product = { epsilon = 2 } }\n", late(), 2);
-    assert!((f64::from(outcome.model.values()[0]) + 4.0 * 2.0 * 1225.0 / 50.0).abs() < 1e-2);
-}
-
-#[test]
 fn without_anybody_corrupted_nothing_changes() {
     let honest = attacked(ALIKE, "share = 0.0\nattack = \"alie\"\n", late(), 2);
     let (plain, _) = run(ALIKE, late(), 2);
@@ -128,5 +122,5 @@ fn more_corrupted_clients_than_there_are_is_no_simulation() {
     let table = toml::from_str("count = 51\nattack = \"zero\"\n").unwrap();
     let world = world.with_adversaries(Some(table));
     let error = world.run(&Toys::new(50), &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains("51 clients are to be corrupted and there are 50"), "{error}");
+    assert!(error.to_string().contains("51 of 50 clients would be corrupted"), "{error}");
 }
