@@ -27,13 +27,13 @@ pub const EXAMPLES_MAX: u64 = 1 << 48;
 /// Bytes of a plan's text.
 pub const PLAN_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a column's name, a category, a prefix of layers, a custom model's name.
-const TEXT_MAX: usize = 256;
+pub(crate) const TEXT_MAX: usize = 256;
 /// Columns of a table.
 const COLUMNS_MAX: usize = 65_536;
 /// Categories of all columns together.
 const CATEGORIES_MAX: usize = 65_536;
 /// Dimensions of a sample.
-const DIMENSIONS_MAX: usize = 8;
+pub(crate) const DIMENSIONS_MAX: usize = 8;
 /// Poolings of a cnn: each halves an image's sides.
 const POOLINGS_MAX: usize = 32;
 /// Layers that are named to stay at the sites.
@@ -80,6 +80,7 @@ impl Spec {
                 let key = "data.tensor.shape";
                 at_most(key, "dimensions", tensor.shape.len() as u64, DIMENSIONS_MAX as u64)?;
             }
+            DataSpec::Own => {}
         }
         self.check_lists()?;
         self.check_size()
@@ -88,7 +89,7 @@ impl Spec {
     /// Lists whose elements are counted one by one later.
     fn check_lists(&self) -> Result<(), SpecError> {
         match &self.model {
-            ModelSpec::Linear | ModelSpec::Logistic => Ok(()),
+            ModelSpec::Linear | ModelSpec::Logistic | ModelSpec::External(_) => Ok(()),
             ModelSpec::Mlp { hidden } => {
                 at_most("model.mlp.hidden", "hidden layers", hidden.len() as u64, LAYERS_MAX as u64)
             }
@@ -241,6 +242,10 @@ impl Size {
     fn model(&mut self, model: &ModelSpec, start: Shape, sample: u64, outputs: u64) -> Result<(), Stop> {
         let end = match model {
             ModelSpec::Custom { .. } => return Ok(()),
+            ModelSpec::External(model) => {
+                self.parameters = model.parameters();
+                return Ok(());
+            }
             ModelSpec::Values { shape } => {
                 let sides: Vec<u64> = shape.iter().map(|side| *side as u64).collect();
                 return self.add(&sides);

@@ -106,6 +106,15 @@ impl Layout {
         Ok(self)
     }
 
+    /// The same layout with these tensors kept at the sites.
+    #[must_use]
+    pub fn with_kept(mut self, names: &[String]) -> Self {
+        for tensor in self.tensors.iter_mut().filter(|tensor| names.contains(&tensor.name)) {
+            tensor.placement = Placement::Site;
+        }
+        self
+    }
+
     /// The tensors in order.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors

@@ -48,9 +48,10 @@ pub use payload::{
 };
 pub use seed::{Purpose, Seed};
 pub use spec::{
-    Categorical, ClassName, DataSpec, EvaluationRecords, GradientPath, Loss, Missing, ModelSpec,
-    OptimizerSpec, Positive, Spec, SpecError, Standardise, TableSpec, Target, TargetSpec, TensorSpec,
-    TrainingSpec, UpdateSpec, VALUES_TENSOR, Weighting, flag_of,
+    CONFIG_MAX, Categorical, ClassName, DataSpec, EXTERNAL_METRICS_MAX, EXTERNAL_TENSORS_MAX,
+    EvaluationRecords, External, ExternalModel, ExternalTensor, GradientPath, LearnerSpec, Loss, Missing,
+    ModelSpec, OptimizerSpec, Positive, Spec, SpecError, Standardise, TableSpec, Target, TargetSpec,
+    TensorSpec, TrainingSpec, UpdateSpec, VALUES_TENSOR, Weighting, flag_of,
 };
 pub use task::{
     Answer, Decline, MethodWork, Metrics, NUMBERS_MAX, Outcome, Rejection, Standardiser, Task, Work,

@@ -127,6 +127,7 @@ impl Spec {
             norm_within("privacy.examples.norm_max", examples.norm_max)?;
         }
         match &self.data {
+            DataSpec::Own => Ok(()),
             DataSpec::Tensor(tensor) => norm_within("data.tensor.divide_by", tensor.divide_by),
             DataSpec::Table(table) => {
                 if let crate::Missing::Constant(value) = table.missing {

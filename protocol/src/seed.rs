@@ -63,6 +63,12 @@ impl Seed {
         ChaCha20Rng::from_seed(self.0)
     }
 
+    /// A number below 2^53 that follows from this seed, for generators of other programs: every language has such a number.
+    pub fn to_number(self) -> u64 {
+        let hash = Sha256::new().chain_update(b"consortia number").chain_update(self.0).finalize();
+        hash.iter().take(7).fold(0, |number, byte| number << 8 | u64::from(*byte)) >> 3
+    }
+
     fn from_bytes(hash: Sha256) -> Self {
         Self(hash.finalize().into())
     }

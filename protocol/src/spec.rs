@@ -4,6 +4,7 @@
 //! that exists is in range. Enums are externally tagged (`[model.mlp]`), which keeps line numbers in TOML errors.
 
 mod columns;
+mod external;
 mod lattice;
 mod privacy;
 mod target;
@@ -13,6 +14,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use external::{
+    CONFIG_MAX, EXTERNAL_METRICS_MAX, EXTERNAL_TENSORS_MAX, External, ExternalModel, ExternalTensor,
+    LearnerSpec,
+};
 pub use target::{ClassName, Target, TargetSpec, flag_of};
 pub use training::{GradientPath, Loss, OptimizerSpec, TrainingSpec};
 
@@ -112,6 +117,8 @@ pub enum ModelSpec {
         /// The tensor's shape, each side above 0.
         shape: Vec<usize>,
     },
+    /// A model that the site's own program computes with (an external learner).
+    External(ExternalModel),
 }
 
 /// The one tensor of [`ModelSpec::Values`].
@@ -128,13 +135,16 @@ fn cnn_hidden() -> usize {
 }
 
 /// What a record looks like.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataSpec {
     /// Rows and named columns, from CSV.
     Table(TableSpec),
     /// Arrays of one shape with class or real labels, from IDX or NumPy files.
     Tensor(TensorSpec),
+    /// Records that an external learner reads by itself; a plan with an external model has no other.
+    #[default]
+    Own,
 }
 
 impl DataSpec {
@@ -146,7 +156,12 @@ impl DataSpec {
                 vec![table.features.len() + categories]
             }
             Self::Tensor(tensor) => tensor.shape.clone(),
+            Self::Own => Vec::new(),
         }
+    }
+
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Own)
     }
 }
 
@@ -282,6 +297,7 @@ pub struct Spec {
     /// The model.
     pub model: ModelSpec,
     /// The records.
+    #[serde(default, skip_serializing_if = "DataSpec::is_own")]
     pub data: DataSpec,
     /// Local training.
     pub training: TrainingSpec,
@@ -302,6 +318,9 @@ pub struct Spec {
     /// On which of their records sites evaluate.
     #[serde(default, skip_serializing_if = "EvaluationRecords::are_test")]
     pub evaluation_records: EvaluationRecords,
+    /// What external learners are told.
+    #[serde(default, skip_serializing_if = "LearnerSpec::is_absent")]
+    pub learner: LearnerSpec,
 }
 
 /// On which records a model is evaluated; neither are trained on.
@@ -337,6 +356,7 @@ impl Spec {
     /// [`SpecError`] names the setting at fault.
     pub fn checked(self) -> Result<Self, SpecError> {
         // First: everything after it may take time and memory that follows from these numbers.
+        self.check_external()?;
         self.check_bounds()?;
         self.check_data()?;
         self.check_training()?;
@@ -383,6 +403,7 @@ impl Spec {
         match &self.data {
             DataSpec::Table(table) => table.target.target(),
             DataSpec::Tensor(tensor) => tensor.target.target(),
+            DataSpec::Own => Target::Real,
         }
     }
 
@@ -391,6 +412,7 @@ impl Spec {
         match &self.data {
             DataSpec::Table(table) => table.target.names(),
             DataSpec::Tensor(tensor) => tensor.target.names(),
+            DataSpec::Own => Vec::new(),
         }
     }
 
@@ -449,6 +471,38 @@ impl Spec {
                 Err(SpecError::new("data.tensor.shape", "give the shape of one sample, each side above 0"))
             }
             DataSpec::Tensor(tensor) => tensor.check(),
+            DataSpec::Own => Ok(()),
+        }
+    }
+
+    /// That model and records go together: an external learner reads its own records, and nobody else does.
+    fn check_external(&self) -> Result<(), SpecError> {
+        match (&self.model, &self.data) {
+            (ModelSpec::External(model), DataSpec::Own) => {
+                model.check()?;
+                self.learner.check()
+            }
+            (ModelSpec::External(_), _) => {
+                let message = "an external learner reads its own records; leave `[data]` out";
+                Err(SpecError::new("data", message))
+            }
+            (_, DataSpec::Own) => {
+                let message = "say what a record looks like: `[data.table]` or `[data.tensor]`";
+                Err(SpecError::new("data", message))
+            }
+            _ if !self.learner.is_absent() => {
+                let message = "`[learner]` is for plans whose model is `external`";
+                Err(SpecError::new("learner", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a plan with an external model says of it; `None` for the models of this program.
+    pub fn external(&self) -> Option<External<'_>> {
+        match &self.model {
+            ModelSpec::External(model) => Some(External { tensors: &model.tensors, learner: &self.learner }),
+            _ => None,
         }
     }
 

@@ -1,0 +1,145 @@
+//! Models that an external learner holds: what a plan says of them, and what it gives the learner.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::SpecError;
+use crate::bounds::{DIMENSIONS_MAX, PARAMETERS_MAX, TEXT_MAX};
+
+/// Tensors of a model, at most.
+pub const EXTERNAL_TENSORS_MAX: usize = 10_000;
+/// Bytes of `[learner.config]` as JSON, at most.
+pub const CONFIG_MAX: usize = 64 << 10;
+/// Further metrics, at most.
+pub const EXTERNAL_METRICS_MAX: usize = 32;
+
+/// A model of which the framework knows the tensors alone: what computes with them is the site's own program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalModel {
+    /// The safetensors file that the run begins with, by its path from the plan's folder.
+    pub start: String,
+    /// Its tensors, in the order of the file's bytes. A plan leaves them out: they are read from the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<ExternalTensor>,
+}
+
+/// A tensor of f32.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalTensor {
+    /// Unique in its model.
+    pub name: String,
+    /// Empty for a scalar.
+    pub shape: Vec<usize>,
+}
+
+impl ExternalTensor {
+    /// Number of values; `None` where nobody can count them.
+    pub fn count(&self) -> Option<u64> {
+        self.shape.iter().try_fold(1u64, |all, side| all.checked_mul(*side as u64))
+    }
+}
+
+/// What a plan says to external learners: the table `[learner]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LearnerSpec {
+    /// A free table, given to the learner as it is.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
+    /// Names of further metrics that the learner may tell, beside `loss` and `accuracy`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<String>,
+}
+
+impl LearnerSpec {
+    /// Whether a plan has no such table.
+    pub fn is_absent(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(super) fn check(&self) -> Result<(), SpecError> {
+        let bytes = Value::from(self.config.clone()).to_string().len();
+        if bytes > CONFIG_MAX {
+            let message = format!("{bytes} bytes as JSON; at most {CONFIG_MAX} travel with every task");
+            return Err(SpecError::new("learner.config", message));
+        }
+        let wrong = |message: String| Err(SpecError::new("learner.metrics", message));
+        if self.metrics.len() > EXTERNAL_METRICS_MAX {
+            return wrong(format!(
+                "{} names; at most {EXTERNAL_METRICS_MAX} are allowed",
+                self.metrics.len()
+            ));
+        }
+        let mut seen = BTreeSet::from(["loss", "accuracy", "examples", "seconds"]);
+        for name in &self.metrics {
+            let is_word =
+                |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_';
+            if name.is_empty() || name.len() > 64 || !name.chars().all(is_word) {
+                return wrong(format!("`{name}` is no name of a metric: 1 to 64 of a-z, 0-9 and _"));
+            }
+            if !seen.insert(name) {
+                return wrong(format!("`{name}` is named twice, or is one that every run has"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a plan with an external model says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct External<'a> {
+    /// The model's tensors.
+    pub tensors: &'a [ExternalTensor],
+    /// What the learner is given.
+    pub learner: &'a LearnerSpec,
+}
+
+impl ExternalModel {
+    pub(super) fn check(&self) -> Result<(), SpecError> {
+        let wrong = |message: String| Err(SpecError::new("model.external", message));
+        if self.start.is_empty() || self.start.len() > TEXT_MAX {
+            let message =
+                "name the safetensors file that the run begins with, as `consortia.save_initial` writes it";
+            return Err(SpecError::new("model.external.start", message));
+        }
+        if self.tensors.len() > EXTERNAL_TENSORS_MAX {
+            return wrong(format!(
+                "{} tensors; at most {EXTERNAL_TENSORS_MAX} are allowed",
+                self.tensors.len()
+            ));
+        }
+        let (mut names, mut parameters) = (BTreeSet::new(), 0u64);
+        for tensor in &self.tensors {
+            let ExternalTensor { name, shape } = tensor;
+            if name.is_empty() || name.len() > TEXT_MAX {
+                return wrong(format!(
+                    "a tensor's name has {} bytes; 1 to {TEXT_MAX} are allowed",
+                    name.len()
+                ));
+            }
+            if !names.insert(&**name) {
+                return wrong(format!("two tensors are named `{name}`"));
+            }
+            if shape.len() > DIMENSIONS_MAX || shape.contains(&0) {
+                return wrong(format!(
+                    "tensor `{name}` has shape {shape:?}; at most {DIMENSIONS_MAX} sides are allowed, each above 0"
+                ));
+            }
+            let count = tensor.count().and_then(|count| parameters.checked_add(count));
+            parameters = match count.filter(|all| *all <= PARAMETERS_MAX) {
+                Some(all) => all,
+                None => return wrong(format!("more than {PARAMETERS_MAX} parameters, at tensor `{name}`")),
+            };
+        }
+        Ok(())
+    }
+
+    /// Values of all tensors together.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().filter_map(ExternalTensor::count).fold(0, u64::saturating_add)
+    }
+}
