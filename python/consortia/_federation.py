@@ -234,7 +234,7 @@ def _admin_address(folder: str) -> str:
             f"{path} cannot be read ({error.strerror}); give the folder that `consortia server init` made, or the address of the admin port"
         ) from None
     # The only value that is needed; the standard library reads TOML from Python 3.11 on.
-    table = re.search(r"^\s*\[\s*admin\s*\]\s*(?:#.*)?$(.*?)(?=^\s*\[|\Z)", text, re.MULTILINE | re.DOTALL)
+    table = re.search(r"^\s*\[\s*admin\s*\]\s*(?:#[^\n]*)?$(.*?)(?=^\s*\[|\Z)", text, re.MULTILINE | re.DOTALL)
     listen = re.search(r"""^\s*listen\s*=\s*["']([^"']+)["']""", table.group(1), re.MULTILINE) if table else None
     if listen is None:
         raise Error(

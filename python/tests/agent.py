@@ -9,10 +9,13 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-PACKAGE = str(Path(__file__).resolve().parents[1])
+FOLDER = Path(__file__).resolve().parents[1]
+# With CONSORTIA_TEST_INSTALLED, the package that is installed is tested instead of the one beside the tests.
+PACKAGE = "" if os.environ.get("CONSORTIA_TEST_INSTALLED") else str(FOLDER)
 WELCOME = {
     "type": "welcome",
     "version": 1,
@@ -55,10 +58,9 @@ class Agent:
         path = tmp_path / "script.py"
         path.write_text(textwrap.dedent(script), encoding="utf-8")
         agent = cls(ours)
-        # `python -m venv` and pytest need not have installed the package.
         environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": os.environ.get("CONSORTIA_TEST_PATH", PACKAGE),
+            "PYTHONPATH": PACKAGE,
             **environment,
         }
         agent.process = subprocess.Popen(
@@ -86,7 +88,9 @@ class Agent:
 
     def receive(self) -> Tuple[Dict[str, Any], bytes]:
         """The next frame that is not `alive` or `accepted`."""
-        while True:
+        # `alive` comes for ever from a learner that is stuck.
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
             length, body = struct.unpack("<IQ", self.exactly(12))
             header = json.loads(self.exactly(length))
             content = self.exactly(body)
@@ -94,6 +98,7 @@ class Agent:
                 self.alive += 1
             elif header["type"] != "accepted":
                 return header, content
+        raise TimeoutError("no answer in a minute")
 
     def send(self, header: Dict[str, Any], body: bytes = b"") -> None:
         self.connection.sendall(frame(header, body))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Iterator
 
 import agent
 import pytest
+
+if agent.PACKAGE:
+    sys.path.insert(0, agent.PACKAGE)
 
 
 @pytest.fixture(autouse=True)
