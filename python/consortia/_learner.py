@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import copy
 import math
+import os
 import sys
 import time
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
-from . import _channel
+from . import _channel, _safetensors
 from ._channel import Channel, Closed, Header
 from ._distributed import Ranks
 from ._errors import ModelError, ProtocolError, TaskError
@@ -18,6 +19,7 @@ from ._models import Model, Parameters, Personal, parameters_of
 from ._task import STOPPED, Answers, Client, Task, details_of, say
 from ._version import __version__
 
+START_VARIABLE = "CONSORTIA_SAVE_INITIAL"
 # Other ranks wait in a collective, which torch ends after minutes; so often rank 0 tells them to wait on.
 _WAIT_SECONDS = 30.0
 # How long the traceback of an exception that leaves the loop is waited for.
@@ -406,6 +408,9 @@ def tasks(
     Raises `NotLaunched` where nobody started the script as a learner, `ModelError` for a model that cannot take part, and
     `Refused` where the agent refuses. The loop raises `ProtocolError` where the agent breaks the rules of the channel.
 
+    With CONSORTIA_SAVE_INITIAL=PATH in the environment, and no agent, the first values are written to that file as `save_initial` does, and there are no tasks:
+    `CONSORTIA_SAVE_INITIAL=start.safetensors python train.py` makes what the plan starts from.
+
     An exception that the body of the loop does not catch ends the script, as everywhere in Python; the task is declined with its traceback in the site's
     log, and a site starts the script again for the next task. `with task:` around the body goes on without a start.
     """
@@ -414,6 +419,9 @@ def tasks(
         raise TaskError(f"this process {again}; call `consortia.tasks()` once in a script")
     parameters = parameters_of(model, personal, trainable_only)
     ranks = Ranks()
+    start = os.environ.get(START_VARIABLE)
+    if start and not os.environ.get(_channel.VARIABLE):
+        return Tasks(_Starter(parameters, ranks, start))
     if not ranks.speaks:
         return Tasks(_Follower(parameters, ranks))
     channel = _channel.connect(f"consortia-python {__version__}")
@@ -427,6 +435,20 @@ def tasks(
     sys.excepthook = report
     atexit.register(learner.report_exit)
     return Tasks(learner)
+
+
+class _Starter(Answers):
+    """No tasks: it writes the values that the model has now, from which a run begins."""
+
+    def __init__(self, parameters: Parameters, ranks: Ranks, path: str) -> None:
+        super().__init__(parameters, ranks)
+        self._path = path
+
+    def next_task(self) -> Optional[Task]:
+        if self._ranks.speaks:
+            _safetensors.save_parameters(self._parameters, self._path)
+            say(f"wrote {self._path}, from which a run begins; there are no tasks")
+        return None
 
 
 class _State:

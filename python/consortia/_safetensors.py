@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 from . import _values
 from ._errors import ModelError
-from ._models import Model, Personal, Spec, parameters_of
+from ._models import Model, Parameters, Personal, Spec, parameters_of
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -96,7 +96,11 @@ def save_initial(model: Model, path: Path, personal: Personal = (), *, trainable
 
     Raises `ModelError` for a model that cannot take part and for values that are not finite, and `OSError` where the file cannot be written.
     """
-    parameters = parameters_of(model, personal, trainable_only)
+    save_parameters(parameters_of(model, personal, trainable_only), path)
+
+
+def save_parameters(parameters: Parameters, path: Path) -> None:
+    """Write the tensors that travel."""
     chosen = [(spec, values) for spec, values in zip(parameters.specs, parameters.body()) if not spec.personal]
     write(path, [spec for spec, _ in chosen], [values for _, values in chosen])
 
