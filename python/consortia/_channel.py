@@ -248,9 +248,16 @@ def _inherited(where: str) -> socket.socket:
         number = int(where[3:])
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             raise ValueError
-        # Programs that this one starts must not hold the connection open.
-        os.set_inheritable(number, False)
-        return socket.socket(fileno=number)
+        # A duplicate, which programs that this one starts do not inherit: they must not hold the connection open.
+        connection = socket.socket(fileno=os.dup(number))
+        # The agent may hand the connection over as standard input, whose place must not stay empty: the next file would get it.
+        if number <= 2:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, number)
+            os.close(nothing)
+        else:
+            os.close(number)
+        return connection
     except (ValueError, OSError):
         raise Error(
             f"{VARIABLE} is `{where}`, which is not an open socket in this process. A launcher between agent and script, "

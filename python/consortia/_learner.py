@@ -94,7 +94,7 @@ class _Learner(Answers):
         self._channel = channel
         self._initialise = initialise
         self._last_id = 0
-        self._run: Optional[str] = None
+        self._is_prepared = False
         self._config: Dict[str, Any] = {}
         self._metrics: List[str] = []
         self._left: Optional[Tuple[Task, float]] = None
@@ -142,7 +142,7 @@ class _Learner(Answers):
         self._channel.skip_body(length)
         kind = header["type"]
         if kind == "rejected":
-            say(f"the agent did not take the result of task {header.get('id')}: {header.get('reason')}")
+            say(f"the agent did not take the answer to request {header.get('id')}: {header.get('reason')}")
         elif kind == "stop" and self._open is not None and header.get("id") == self._open._id:
             self._open._stopped = True
 
@@ -182,7 +182,7 @@ class _Learner(Answers):
             raise self._broken(
                 f"`{header['type']}` with a body of {length} bytes; the tensors of this learner have {expected}"
             )
-        if header["type"] != "prepare" and self._run is None:
+        if header["type"] != "prepare" and not self._is_prepared:
             raise self._broken(f"`{header['type']}` before `prepare`")
         self._last_id = number
         return number
@@ -199,10 +199,10 @@ class _Learner(Answers):
 
     def _prepare(self, header: Header, length: int) -> None:
         number = self._request(header, length, 0)
-        run, config, names = header.get("run"), header.get("config", {}), header.get("metrics", [])
-        if not isinstance(run, str) or not isinstance(config, dict) or not isinstance(names, list):
-            raise self._broken("`prepare` without a run, an object `config` and a list `metrics`")
-        self._run, self._config, self._metrics = run, config, [str(name) for name in names]
+        config, names = header.get("config", {}), header.get("metrics", [])
+        if not isinstance(config, dict) or not isinstance(names, list):
+            raise self._broken("`prepare` with a `config` that is not an object or `metrics` that are not a list")
+        self._is_prepared, self._config, self._metrics = True, config, [str(name) for name in names]
         self._explain_layout(header.get("tensors"))
         tensors = [
             {"name": spec.name, "shape": list(spec.shape), "personal": spec.personal} for spec in self._parameters.specs
@@ -269,7 +269,6 @@ class _Learner(Answers):
         given: Dict[str, Any] = {
             "kind": kind,
             "number": number,
-            "run": self._run or "",
             "client": client,
             "fields": fields,
         }
@@ -308,7 +307,7 @@ class _Learner(Answers):
         unknown = sorted(set(numbers) - {"loss", "accuracy"} - set(self._metrics))
         if unknown:
             raise TaskError(
-                f"the plan does not declare the metric `{unknown[0]}`; it declares {self._metrics or 'none beside loss and accuracy'}. Declare it in the plan, or leave it out"
+                f"the plan does not declare the metric `{unknown[0]}`; it declares {self._metrics or 'none beside loss and accuracy'}. Add it to `metrics` under [learner] of the plan, or leave it out"
             )
         if not 0 <= numbers.get("accuracy", 0.0) <= 1:
             raise TaskError(f"the metric `accuracy` is {numbers['accuracy']}; it is a share from 0 to 1")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union
 
 from . import _values
 from ._errors import ModelError
@@ -46,7 +46,7 @@ def write(path: Path, specs: Sequence[Spec], body: Sequence[memoryview]) -> None
 
 
 def read(path: Path) -> List[Tuple[Spec, memoryview]]:
-    """The tensors of a file in the order of their values. Raises `ModelError` for a file that is not safetensors of f32."""
+    """The tensors of a file in the order that it tells, else of their values. Raises `ModelError` for a file that is not safetensors of f32."""
 
     def wrong(what: str) -> ModelError:
         return ModelError(
@@ -68,9 +68,10 @@ def read(path: Path) -> List[Tuple[Spec, memoryview]]:
             raise wrong("cut short while it was read")
     if not isinstance(header, dict):
         raise wrong("a header that is not an object")
+    order = _order(header, wrong)
     found = []
     for name, entry in header.items():
-        if name == "__metadata__":
+        if name not in order:
             continue
         try:
             dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -84,8 +85,21 @@ def read(path: Path) -> List[Tuple[Spec, memoryview]]:
         if not fits or end - start != 4 * _values.size_of(shape):
             raise wrong(f"tensor `{name}` of the shape {list(shape)} does not have its values in the file")
         found.append((start, Spec(name, shape), memoryview(values)[start:end]))
-    found.sort(key=lambda one: one[0])
+    if len(found) < len(order):
+        raise wrong("fewer tensors than it lists")
+    found.sort(key=lambda one: (order[one[1].name], one[0]))
     return [(spec, part) for _, spec, part in found]
+
+
+def _order(header: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> Dict[str, int]:
+    """The model's tensors with their places. What the program writes lists them, beside what else it keeps; others' files hold nothing else."""
+    notes = header.get("__metadata__")
+    if not isinstance(notes, dict) or "layout" not in notes:
+        return {name: 0 for name in header if name != "__metadata__"}
+    try:
+        return {str(name): place for place, name in enumerate(json.loads(notes["layout"]))}
+    except (TypeError, ValueError):
+        raise wrong("a list of tensors that is not JSON") from None
 
 
 def save_initial(model: Model, path: Path, personal: Personal = (), *, trainable_only: bool = False) -> None:

@@ -36,7 +36,6 @@ class Task:
     kind: "train" or "evaluate".
     client: whom it is for.
     config: the plan's `[learner.config]`, the same for all tasks of a run.
-    run: the run's id.
     metrics: the names of the metrics beside loss and accuracy that the plan declares.
 
     Of a task to train (else 0, and 1.0 for the factor):
@@ -55,7 +54,6 @@ class Task:
         learner: Answers,
         kind: str,
         number: int,
-        run: str,
         client: Client,
         config: Dict[str, Any],
         metrics: Tuple[str, ...],
@@ -66,7 +64,6 @@ class Task:
         self._open = True
         self._stopped = False
         self.kind = kind
-        self.run = run
         self.client = client
         self.config = config
         self.metrics = metrics

@@ -52,7 +52,7 @@ class Agent:
         self.alive = 0
 
     @classmethod
-    def launch(cls, script: str, tmp_path: Path, **environment: str) -> Agent:
+    def launch(cls, script: str, tmp_path: Path, as_input: bool = False, **environment: str) -> Agent:
         """Start a script as a learner, as an agent does."""
         ours, theirs = socket.socketpair()
         path = tmp_path / "script.py"
@@ -65,8 +65,9 @@ class Agent:
         }
         agent.process = subprocess.Popen(
             [sys.executable, str(path)],
-            env={**environment, "CONSORTIA_LEARNER": f"fd:{theirs.fileno()}"},
-            pass_fds=[theirs.fileno()],
+            env={**environment, "CONSORTIA_LEARNER": f"fd:{0 if as_input else theirs.fileno()}"},
+            stdin=theirs if as_input else subprocess.DEVNULL,
+            pass_fds=[] if as_input else [theirs.fileno()],
             stdout=open(tmp_path / "stdout", "w+"),
             stderr=open(tmp_path / "stderr", "w+"),
             text=True,
@@ -121,7 +122,7 @@ class Agent:
         self.number += 1
         client = {"name": "north", "index": 0, "clients": 1}
         common: Dict[str, Any] = {
-            "prepare": {"run": "00000000000000000000000000000007", "config": {}, "tensors": [], "metrics": []},
+            "prepare": {"config": {}, "tensors": [], "metrics": []},
             "initialise": {"client": client, "seed": 1},
             "train": {
                 "round": 1,

@@ -67,7 +67,7 @@ def test_a_task_says_everything_that_the_agent_said(tmp_path: Path) -> None:
     script = """
         import consortia
         for task in consortia.tasks({"w": [0.0]}):
-            print(task.kind, task.run, task.round, task.seed, task.epochs, task.batch_size, task.learning_rate_scale, task.client, task.config, task.metrics)
+            print(task.kind, task.round, task.seed, task.epochs, task.batch_size, task.learning_rate_scale, task.client, task.config, task.metrics)
             task.done(examples=1, loss=0, auc=1)
     """
     agent = Agent.launch(script, tmp_path)
@@ -80,10 +80,9 @@ def test_a_task_says_everything_that_the_agent_said(tmp_path: Path) -> None:
     agent.ask("evaluate", floats(0), client=client)
     code, out, _ = agent.end()
     who = "Client(name='c3', index=3, clients=5)"
-    run = "00000000000000000000000000000007"
     assert out.splitlines() == [
-        f"train {run} 9 9007199254740991 2 0 0.5 {who} {{'rate': 0.5}} ('auc',)",
-        f"evaluate {run} 0 0 0 0 1.0 {who} {{'rate': 0.5}} ('auc',)",
+        f"train 9 9007199254740991 2 0 0.5 {who} {{'rate': 0.5}} ('auc',)",
+        f"evaluate 0 0 0 0 1.0 {who} {{'rate': 0.5}} ('auc',)",
     ]
     assert code == 0
 
@@ -92,15 +91,15 @@ def test_a_second_run_brings_another_config(tmp_path: Path) -> None:
     script = """
         import consortia
         for task in consortia.tasks({"w": [0.0]}):
-            print(task.run, task.config)
+            print(task.config)
             task.done(examples=1, loss=0)
     """
     agent = Agent.launch(script, tmp_path)
     agent.greet()
     for run in ("01", "02"):
-        agent.prepare([{"name": "w", "shape": [1]}], run=run, config={"of": run})
+        agent.prepare([{"name": "w", "shape": [1]}], config={"of": run})
         agent.ask("evaluate", floats(0))
-    assert agent.end()[1].splitlines() == ["01 {'of': '01'}", "02 {'of': '02'}"]
+    assert agent.end()[1].splitlines() == ["{'of': '01'}", "{'of': '02'}"]
 
 
 def test_an_exception_under_with_declines_its_task_and_the_loop_goes_on(tmp_path: Path) -> None:
@@ -272,7 +271,7 @@ def test_a_rejected_result_is_told_in_the_log(tmp_path: Path) -> None:
     agent.receive()
     agent.send({"type": "rejected", "id": 2, "reason": "values that are not finite"})
     code, _, err = agent.end()
-    assert code == 0 and "did not take the result of task 2: values that are not finite" in err
+    assert code == 0 and "did not take the answer to request 2: values that are not finite" in err
 
 
 def test_a_stop_is_seen_and_its_result_may_be_left_out(tmp_path: Path) -> None:
@@ -520,29 +519,30 @@ def test_a_token_goes_to_no_other_machine(tmp_path: Path, address: str) -> None:
     assert done.returncode == 1 and "loopback" in done.stderr
 
 
-def test_children_hold_no_end_of_the_connection_and_cannot_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_input", [False, True])
+def test_children_hold_no_end_of_the_connection_and_cannot_answer(tmp_path: Path, as_input: bool) -> None:
     script = """
         import consortia, os, subprocess, sys
-        number = int(os.environ["CONSORTIA_LEARNER"][3:])
+        def sockets():
+            return [name for name in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + name) and os.readlink("/proc/self/fd/" + name).startswith("socket:")]
         for task in consortia.tasks({"w": [0.0]}):
+            assert len(sockets()) == 1 and sys.stdin.read() == ""
             child = os.fork()
             if child == 0:
-                try:
-                    os.fstat(number)
+                if sockets():
                     os._exit(1)
-                except OSError:
-                    pass
                 try:
                     task.done(examples=1, loss=1)
                 except consortia.TaskError as error:
                     os._exit(0 if "main process" in str(error) else 2)
                 os._exit(3)
             assert os.waitpid(child, 0)[1] == 0
-            ask = "import os, sys\\ntry:\\n os.fstat(int(sys.argv[1]))\\nexcept OSError: sys.exit(7)"
-            assert subprocess.run([sys.executable, "-c", ask, str(number)], close_fds=False).returncode == 7
+            ask = "import os, sys; sys.exit(7 * (os.readlink('/proc/self/fd/0') == '/dev/null' and not any(os.readlink('/proc/self/fd/%d' % at).startswith('socket') for at in (0, 1, 2))))"
+            assert subprocess.run([sys.executable, "-c", ask]).returncode == 7
+            assert subprocess.run(["ls", "-l", "/proc/self/fd"], close_fds=False, stdout=subprocess.PIPE).stdout.count(b"socket:") == 0
             task.done(examples=1, loss=1)
     """
-    agent = Agent.launch(script, tmp_path)
+    agent = Agent.launch(script, tmp_path, as_input)
     agent.greet(alive_seconds=0.05)
     agent.prepare([{"name": "w", "shape": [1]}])
     assert agent.ask("train", floats(0))[0]["type"] == "result"

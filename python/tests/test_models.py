@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from array import array
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_a_file_of_another_model_is_refused_whole(tmp_path: Path) -> None:
     ):
         consortia.load_into(model, path)
     assert model == {"w": [0.0], "u": 3.0}
+
+
+def test_a_file_of_the_program_lists_its_tensors_beside_what_else_it_keeps(tmp_path: Path) -> None:
+    layout = r'["b","a"]'
+    notes = {"layout": layout, "model_sha256": "00"}
+    header: Dict[str, Any] = {"__metadata__": notes}
+    header["standardise.mean"] = {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}
+    header.update(
+        {name: {"dtype": "F32", "shape": [], "data_offsets": [at, at + 4]} for name, at in (("a", 8), ("b", 12))}
+    )
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<d", 3) + floats(1, 2))
+    assert [(spec.name, unfloats(bytes(part))) for spec, part in _safetensors.read(path)] == [("b", [2]), ("a", [1])]
+    for wrong in (layout.replace("a", "c"), "[", 3):
+        text = json.dumps({**header, "__metadata__": {"layout": wrong}}).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<d", 3) + floats(1, 2))
+        with pytest.raises(consortia.ModelError):
+            _safetensors.read(path)
 
 
 HEADER = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
