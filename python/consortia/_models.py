@@ -86,7 +86,8 @@ class Parameters:
         for spec in self.specs:
             values[spec.name] = body[at : at + spec.bytes]
             at += spec.bytes
-        self.write(values, self._fixed)
+        with _values.one_thread():
+            self.write(values, self._fixed)
 
     def replace(self, values: Mapping[str, memoryview]) -> None:
         """Replace the values of some tensors by name, as f32 bytes; the others, and those that do not travel, stay as they are."""
@@ -98,6 +99,10 @@ class Parameters:
         They may be views into the model. Raises `ModelError` for values that are not finite and for tensors that have changed their shape or
         have gone.
         """
+        with _values.one_thread():
+            return self._body(personal_only)
+
+    def _body(self, personal_only: bool) -> List[memoryview]:
         state = self.read()
         parts = []
         for spec in self.specs:
