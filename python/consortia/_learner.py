@@ -303,7 +303,10 @@ class _Learner(Answers):
 
     def done(self, task: Task, examples: Any, metrics: Dict[str, Any]) -> None:
         self.expect_open(task, "done")
-        examples, numbers = _examples(examples), {name: _metric(name, value) for name, value in metrics.items()}
+        examples, numbers = (
+            _examples(examples, 1 if task.kind == "train" else 0),
+            {name: _metric(name, value) for name, value in metrics.items()},
+        )
         unknown = sorted(set(numbers) - {"loss", "accuracy"} - set(self._metrics))
         if unknown:
             raise TaskError(
@@ -456,14 +459,15 @@ class _State:
     learner: Optional[_Learner] = None
 
 
-def _examples(value: Any) -> int:
+def _examples(value: Any, least: int) -> int:
     try:
         number = value.__index__()
     except AttributeError:
         raise TaskError(f"`examples` is {value!r}; it is a whole number, such as `len(loader.dataset)`") from None
-    if isinstance(value, bool) or not 1 <= number < _channel.NUMBER_MAX:
+    if isinstance(value, bool) or not least <= number < _channel.NUMBER_MAX:
         raise TaskError(
-            f"`examples` is {value!r}; at least one record must have been used; without records call `task.decline(reason)`"
+            f"`examples` is {value!r}; it is the number of records that were used, at least {least} here. "
+            "Without records to train on call `task.decline(reason)`"
         )
     return int(number)
 

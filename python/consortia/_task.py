@@ -91,7 +91,8 @@ class Task:
     def done(self, *, examples: int, loss: float, **metrics: float) -> None:
         """Send the result: of a training the values that are in the model now, and what was measured.
 
-        examples: the number of records that were used, at least 1. It is the weight of this site where the plan weighs by examples.
+        examples: the number of records that were used: at least 1 of a training, whose weight it is where the plan weighs by examples; 0 of an evaluation where there
+        are no test records, whose loss counts for nothing.
         loss: the mean loss over them.
         metrics: `accuracy`, a share from 0 to 1, and what the plan declares.
 
@@ -101,7 +102,7 @@ class Task:
         self._learner.done(self, examples, {"loss": loss, **metrics})
 
     def decline(self, reason: str) -> None:
-        """Answer that this task cannot be done, such as an evaluation where there are no test records.
+        """Answer that this task cannot be done.
 
         The reason goes to the site's own log and never to the server. Raises `TaskError` where the task was answered before.
         """

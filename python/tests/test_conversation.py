@@ -63,6 +63,19 @@ def test_values_of_an_evaluation_are_not_sent_back(tmp_path: Path) -> None:
     agent.end()
 
 
+def test_an_evaluation_may_have_no_records(tmp_path: Path) -> None:
+    script = """
+        import consortia
+        for task in consortia.tasks({"w": [0.0]}):
+            task.done(examples=0, loss=0)
+    """
+    agent = Agent.launch(script, tmp_path)
+    agent.greet()
+    agent.prepare([{"name": "w", "shape": [1]}])
+    assert agent.ask("evaluate", floats(0))[0] == {"type": "result", "id": 2, "examples": 0, "metrics": {"loss": 0.0}}
+    agent.end()
+
+
 def test_a_task_says_everything_that_the_agent_said(tmp_path: Path) -> None:
     script = """
         import consortia
@@ -234,9 +247,9 @@ def test_what_must_not_leave_declines_the_task_by_name_and_the_loop_goes_on(
 @pytest.mark.parametrize(
     "call, error",
     [
-        ("task.done(examples=0, loss=1)", "at least one record"),
+        ("task.done(examples=0, loss=1)", "at least 1 here"),
         ("task.done(examples=1.5, loss=1)", "whole number"),
-        ("task.done(examples=True, loss=1)", "at least one record"),
+        ("task.done(examples=True, loss=1)", "at least 1 here"),
         ("task.done(examples=1, loss='low')", "the metric `loss` is str and not a number"),
         ("task.done(examples=1, loss=1, accuracy=97)", "a share from 0 to 1"),
         ("task.done(examples=1, loss=1, auc=1)", "does not declare the metric `auc`"),

@@ -37,7 +37,11 @@ def test_a_body_that_the_line_takes_in_parts_arrives_whole(tmp_path: Path) -> No
     agent.prepare([{"name": "a", "shape": [1000003]}, {"name": "b", "shape": [77777]}])
     body = floats(*(float(at % 1000) for at in range(1077780)))
     values = unfloats(agent.ask("train", body)[1])
-    assert values[1000002] == 5 and values[:1000002] == unfloats(body)[:1000002] and values[1000003:] == unfloats(body)[1000003:]
+    assert (
+        values[1000002] == 5
+        and values[:1000002] == unfloats(body)[:1000002]
+        and values[1000003:] == unfloats(body)[1000003:]
+    )
     assert agent.end()[0] == 0
 
 

@@ -106,6 +106,26 @@ def test_a_trainer_of_lightning_works_on_tasks(tmp_path: Path) -> None:
     assert code == 0 and "rates 20 [0.05, 0.1]" in out, err
 
 
+def test_of_a_model_with_adapters_the_adapters_alone_travel(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    pytest.importorskip("peft")
+    script = HUGGING_FACE.replace(
+        "trainer = transformers.Trainer(Model()",
+        "import peft\n    adapted = peft.get_peft_model(Model(), peft.LoraConfig(r=1, target_modules=['dense']))\n    trainer = transformers.Trainer(adapted",
+    )
+    agent = start(script, tmp_path)
+    agent.greet()
+    layout = agent.prepare([])
+    assert [(one["name"].split(".")[-3:], one["shape"]) for one in layout] == [
+        (["lora_A", "default", "weight"], [1, 2]),
+        (["lora_B", "default", "weight"], [2, 1]),
+    ]
+    header, body = agent.ask("train", floats(1, 1, 0, 0))
+    assert header["type"] == "result" and len(body) == 16 and body != floats(1, 1, 0, 0)
+    agent.end()
+
+
 def test_what_is_no_trainer_is_said() -> None:
     with pytest.raises(consortia.Error, match="is not a trainer that is known here"):
         consortia.patch(object())

@@ -193,6 +193,17 @@ def test_metrics_have_the_types_of_their_values(command: Path) -> None:
     assert _value("1") == 1 and isinstance(_value("1"), int)
 
 
+def test_metrics_are_a_frame_where_pandas_is(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = consortia.simulate("federation.toml", show=False)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pandas", None)
+        with pytest.raises(consortia.Error, match="`.metrics` has the same numbers"):
+            result.frame()
+    pytest.importorskip("pandas")
+    frame = result.frame()
+    assert list(frame.index) == [1, 2] and frame["train_loss"].tolist() == [0.5, 1e-3]
+
+
 def test_settings_are_written_as_toml() -> None:
     value: Dict[str, Any] = {"a": [1, 0.5, True], 'b "c"': 'x\n"\\'}
     assert toml_value(value) == '{"a" = [1, 0.5, true], "b \\"c\\"" = "x\\n\\"\\\\"}'
