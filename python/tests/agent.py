@@ -44,7 +44,9 @@ class Agent:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        connection.settimeout(30)
+        # Libraries take their time to be imported where the machine has other work, too.
+        self.patience = 240
+        connection.settimeout(self.patience)
         self.process: Optional[subprocess.Popen[str]] = None
         self.folder = Path()
         self.number = 0
@@ -90,7 +92,7 @@ class Agent:
     def receive(self) -> Tuple[Dict[str, Any], bytes]:
         """The next frame that is not `alive` or `accepted`."""
         # `alive` comes for ever from a learner that is stuck.
-        until = time.monotonic() + 60
+        until = time.monotonic() + self.patience
         while time.monotonic() < until:
             length, body = struct.unpack("<IQ", self.exactly(12))
             header = json.loads(self.exactly(length))
@@ -99,7 +101,7 @@ class Agent:
                 self.alive += 1
             elif header["type"] != "accepted":
                 return header, content
-        raise TimeoutError("no answer in a minute")
+        raise TimeoutError(f"no answer in {self.patience} s")
 
     def send(self, header: Dict[str, Any], body: bytes = b"") -> None:
         self.connection.sendall(frame(header, body))
@@ -153,7 +155,7 @@ class Agent:
     def wait(self) -> Tuple[int, str, str]:
         assert self.process is not None
         try:
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=self.patience)
         finally:
             self.process.kill()
             self.process.wait()

@@ -62,9 +62,7 @@ LAYOUT = [{"name": "dense.weight", "shape": [2, 2]}, {"name": "dense.bias", "sha
 
 
 def start(script: str, tmp_path: Path) -> Agent:
-    agent = Agent.launch(script, tmp_path, HOME=str(tmp_path), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    agent.connection.settimeout(120)
-    return agent
+    return Agent.launch(script, tmp_path, HOME=str(tmp_path), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 
 
 def test_a_trainer_of_hugging_face_works_on_tasks(tmp_path: Path) -> None:
