@@ -74,6 +74,7 @@ def simulate(
     out: Optional[Path] = None,
     *,
     seed: Optional[int] = None,
+    arguments: Sequence[str] = (),
     processes: Optional[int] = None,
     settings: Mapping[str, Any] = {},
     show: bool = True,
@@ -85,6 +86,7 @@ def simulate(
     that does; or a command as a list of words. By default what the plan names under `[simulation.learner]`, or its built-in model.
     A function runs in processes of its own: it is found by its module and name, so what it uses must be there when its module is imported.
     One that is defined in a notebook or within another function needs the package `cloudpickle`.
+    arguments: of a script, such as the path of its records: a whole path, because a learner works in a folder of its own.
     rounds, seed: instead of the plan's.
     out: the folder in which the results folder is made; `runs` by default.
     processes: how many processes of the learner share the clients; the plan's by default.
@@ -98,7 +100,7 @@ def simulate(
         raise Error(
             'this process is a learner itself; call `consortia.simulate` under `if __name__ == "__main__":`, so that importing the script does not simulate'
         )
-    arguments = ["simulate", os.fspath(plan)]
+    words = ["simulate", os.fspath(plan)]
     changed: Dict[str, Any] = dict(settings)
     if rounds is not None:
         changed["rounds"] = rounds
@@ -106,16 +108,18 @@ def simulate(
         changed["simulation.learner.processes"] = processes
     with tempfile.TemporaryDirectory(prefix="consortia-") as scratch:
         if learner is not None:
-            changed["simulation.learner.command"] = _command(learner, scratch)
+            changed["simulation.learner.command"] = _command(learner, arguments, scratch)
         for key, value in changed.items():
-            arguments += ["--set", f"{key}={toml_value(value)}"]
+            words += ["--set", f"{key}={toml_value(value)}"]
         if seed is not None:
-            arguments += ["--seed", str(seed)]
-        arguments += ["--out", os.fspath(out) if out is not None else "runs"]
-        return Result(run_json(arguments, show))
+            words += ["--seed", str(seed)]
+        words += ["--out", os.fspath(out) if out is not None else "runs"]
+        return Result(run_json(words, show))
 
 
-def _command(learner: Learner, scratch: str) -> List[str]:
+def _command(learner: Learner, arguments: Sequence[str], scratch: str) -> List[str]:
+    if arguments and not isinstance(learner, (str, os.PathLike)):
+        raise Error("`arguments` are those of a script; a command has its own, and a function has none")
     if isinstance(learner, (str, os.PathLike)):
         path = os.path.abspath(os.fspath(learner))
         if not os.path.isfile(path):
@@ -123,7 +127,7 @@ def _command(learner: Learner, scratch: str) -> List[str]:
                 f"there is no script `{path}`; `learner` is the path of a script, a function, or a command as a list of words"
             )
         # Unbuffered, so that what the script prints is seen when it prints it.
-        return [sys.executable, "-u", path]
+        return [sys.executable, "-u", path, *map(str, arguments)]
     if callable(learner):
         where = {"path": [os.path.abspath(entry) for entry in sys.path], **_place(learner, scratch)}
         launcher = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_launch.py")

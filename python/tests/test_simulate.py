@@ -99,12 +99,18 @@ def arguments(result: consortia.Result) -> List[str]:
 
 def test_a_script_is_simulated(command: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = consortia.simulate(
-        "federation.toml", learner="train.py", rounds=3, seed=5, processes=2, settings={"training.epochs": 2}
+        "federation.toml",
+        learner="train.py",
+        arguments=["/data"],
+        rounds=3,
+        seed=5,
+        processes=2,
+        settings={"training.epochs": 2},
     )
     given = arguments(result)
     assert given == [
         "simulate", "federation.toml", "--set", "training.epochs=2", "--set", "rounds=3", "--set", "simulation.learner.processes=2",
-        "--set", f'simulation.learner.command=["{sys.executable}", "-u", "{tmp_path}/train.py"]', "--seed", "5", "--out", "runs", "--format", "json",
+        "--set", f'simulation.learner.command=["{sys.executable}", "-u", "{tmp_path}/train.py", "/data"]', "--seed", "5", "--out", "runs", "--format", "json",
     ]  # fmt: skip
     assert "round 3/3" in capsys.readouterr().err
     assert (result.rounds, result.model_sha256, result.loss, result.accuracy) == (3, "ab", 0.25, None)
@@ -183,6 +189,8 @@ def test_a_learner_does_not_simulate(command: Path, monkeypatch: pytest.MonkeyPa
 def test_a_script_that_is_not_there_is_said(command: Path) -> None:
     with pytest.raises(consortia.Error, match="there is no script"):
         consortia.simulate("federation.toml", learner="trian.py")
+    with pytest.raises(consortia.Error, match="a function has none"):
+        consortia.simulate("federation.toml", learner=learner, arguments=["x"])
 
 
 def test_metrics_have_the_types_of_their_values(command: Path) -> None:
