@@ -258,11 +258,12 @@ impl AuditLog {
         now: Time,
     ) -> Result<Self, AuditError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (segments, lines) = SegmentWriter::open(path, segment)?;
-        if lines.torn > 0 {
+        let mut carried = Carried::default();
+        let (segments, found) = SegmentWriter::open(path, segment, &mut |link| carried.learn(link))?;
+        if found.torn > 0 {
             tracing::warn!("{}: a crash left half a line; it is cut off", path.display());
         }
-        let mut log = Self { segments, name, cross, carried: Carried::of(&lines.links) };
+        let mut log = Self { segments, name, cross, carried };
         let software = concat!("consortia ", env!("CARGO_PKG_VERSION"));
         log.write(now, None, &Event::Started { software })?;
         log.sync()?;

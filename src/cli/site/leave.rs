@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use ::client::net::{BooksError, open_audit};
 use ::client::{AuditEvent, AuditRecord};
 use clap::Args;
-use privacy::chain::segments::{files_of, read_segment};
-use privacy::chain::{Digest, Link};
+use privacy::chain::Digest;
+use privacy::chain::segments::{files_of, visit_segment};
 use serde_json::json;
 
 use super::super::Global;
@@ -116,12 +116,13 @@ pub(in crate::cli) fn refuse_left(file: &SiteFile) -> Result<(), Failure> {
 
 /// Whether this site has left: its log says so, and no identity came back.
 pub(in crate::cli) fn has_left(file: &SiteFile) -> bool {
-    let log = std::fs::read(file.state.join("audit.jsonl")).unwrap_or_default();
-    let records = read_segment(&log).map(|segment| segment.lines.links).unwrap_or_default();
-    let is_left = |link: &Link| {
-        link.read::<AuditRecord>().is_ok_and(|record| matches!(record.event, AuditEvent::Left { .. }))
-    };
-    !has_identity(file) && records.iter().any(is_left)
+    let mut is_left = false;
+    // A log that cannot be read says nothing; whoever starts the site hears of it.
+    let _ = visit_segment(&file.state.join("audit.jsonl"), &mut |link| {
+        is_left |=
+            link.read::<AuditRecord>().is_ok_and(|record| matches!(record.event, AuditEvent::Left { .. }));
+    });
+    is_left && !has_identity(file)
 }
 
 fn has_identity(file: &SiteFile) -> bool {

@@ -8,11 +8,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::segments::{KnownHead, SegmentFault, Snapshot, files_of};
-use privacy::chain::{Chain, Digest, Lines, LinkReader, ReadError};
+use privacy::chain::segments::{HeadSought, KnownHead, SegmentExtent, SegmentFault, Snapshot, files_of};
+use privacy::chain::{Chain, Digest, LinkReader, ReadError};
 use serde::{Deserialize, Serialize};
 
-use super::{AUDIT, BooksError, HEADS, LEDGER, failed, said_in};
+use super::{AUDIT, BooksError, HEADS, LEDGER, Said, failed};
 use crate::audit::LogSummary;
 use crate::ledger::{LedgerHead, LedgerReading};
 
@@ -200,21 +200,27 @@ fn read_log(
     heads: Option<&Heads>,
 ) -> Result<(BookEnd, LogSummary, Option<Digest>), BooksError> {
     let log = Snapshot::of(&path)?;
-    let lines = match log.newest() {
-        Ok(segment) => segment.lines,
+    let mut sought = HeadSought::new(heads.map_or(0, |heads| heads.audit.records));
+    let mut said = Said::default();
+    let read = log.newest(&mut |link| {
+        sought.see(link);
+        said.learn(link);
+    });
+    let segment = match read {
+        Ok(segment) => segment,
         // That the end of the log is missing, the other books tell.
-        Err(SegmentFault::NoCurrent { .. }) => Lines::default(),
+        Err(SegmentFault::NoCurrent { .. }) => SegmentExtent::default(),
         Err(fault) => return Err(fault.into()),
     };
-    let known = match heads.map(|heads| log.head_at(&lines, heads.audit.records)).transpose()? {
+    let known = match heads.map(|_| log.head_at(&segment, &sought)).transpose()? {
         Some(KnownHead::Is(head)) => Some(head),
         // In a segment that was moved away: the newest one goes on from it.
         Some(KnownHead::Elsewhere) => heads.map(|heads| heads.audit.head),
         Some(KnownHead::Beyond) | None => None,
     };
-    let said = said_in(&path, &lines.links)?;
-    let (whole, torn) = (lines.whole as u64, lines.torn as u64);
-    Ok((BookEnd { path, chain: lines.chain, whole, torn }, said, known))
+    let said = said.all(&path)?;
+    let SegmentExtent { end, whole, torn, .. } = segment;
+    Ok((BookEnd { path, chain: end, whole, torn }, said, known))
 }
 
 /// Reads the ledger at `path` line by line and keeps no line: it has a record for each round that the site has taken part in, and is never

@@ -165,7 +165,8 @@ impl Remains {
         let ledger = ledger.unwrap_or_else(|damaged| before(&ledger_text, damaged.line));
         let mut log = Snapshot::of(&audit_path)?;
         log.settle()?;
-        let (newest, is_audit_damaged) = readable(&log.text);
+        let log_text = log.text()?;
+        let (newest, is_audit_damaged) = readable(&log_text);
         let number = (!newest.lines.links.is_empty()).then_some(newest.number);
         let missing = log.missing(number);
         let (mut said, mut copies, mut closed) = (LogSummary::default(), BTreeMap::new(), None);
@@ -175,7 +176,7 @@ impl Remains {
             learn(&one.path, &segment.lines.links, &mut said, &mut copies)?;
             closed = Some((one, segment.lines.chain));
         }
-        let (audit, audit_text) = (newest.lines, log.text);
+        let (audit, audit_text) = (newest.lines, log_text);
         learn(&audit_path, &audit.links, &mut said, &mut copies)?;
         let remembered = compare::remembered(state)?;
         Ok(Self {
@@ -202,7 +203,7 @@ impl Remains {
             Some((closed, end)) if self.audit.links.is_empty() => {
                 Ok(SegmentWriter::open_behind(path, segment, closed, *end)?)
             }
-            _ => Ok(SegmentWriter::open(path, segment)?.0),
+            _ => Ok(SegmentWriter::open(path, segment, &mut |_| ())?.0),
         }
     }
 

@@ -27,13 +27,6 @@ struct Run {
 }
 
 impl Carried {
-    /// What these records say: those of a segment, which begin with what was carried into it.
-    pub(super) fn of(links: &[Link]) -> Self {
-        let mut carried = Self::default();
-        links.iter().for_each(|link| carried.learn(link));
-        carried
-    }
-
     /// Takes a record in. One that is not understood was refused when the log was compared.
     pub(super) fn learn(&mut self, link: &Link) {
         match Claim::of(link) {

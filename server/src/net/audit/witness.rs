@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::segments::{KnownHead, Segment, SegmentFault, Snapshot, logs_in, survey};
+use privacy::chain::segments::{HeadSought, KnownHead, Segment, SegmentFault, Snapshot, logs_in, survey};
 use privacy::chain::{Chain, ChainError, DamagedLine, Digest, Link};
 use protocol::{ClientId, RunId};
 use serde::Deserialize;
@@ -40,8 +40,9 @@ impl Log {
     pub(crate) fn head_at(&self, records: u64) -> Result<KnownHead, AuditError> {
         let Some((start, hashes)) = self.parts.iter().rev().find(|(start, _)| start.len() <= records) else {
             // A start reads one segment alone; which of the others is needed, the database says.
-            let found = Snapshot::of(&self.path)?;
-            return Ok(found.head_at(&found.newest()?.lines, records)?);
+            let (found, mut sought) = (Snapshot::of(&self.path)?, HeadSought::new(records));
+            let newest = found.newest(&mut |link| sought.see(link))?;
+            return Ok(found.head_at(&newest, &sought)?);
         };
         let count = records - start.len();
         let at = usize::try_from(count).unwrap_or(usize::MAX);
@@ -194,7 +195,8 @@ impl Witness {
             let found = survey(&log, archives, &mut |path, segment| {
                 if fault.is_none() {
                     parts.push(hashes_of(segment));
-                    fault = witness.add(path, &segment.lines.links, &mut told).err();
+                    let mut lines = (1..).zip(&segment.lines.links);
+                    fault = lines.find_map(|(line, link)| witness.add(path, line, link, &mut told).err());
                 }
             })?;
             let mut is_there = true;
@@ -217,14 +219,21 @@ impl Witness {
         let mut witness = Self::default();
         for log in listed(state)? {
             let found = Snapshot::of(&log)?;
-            let segment = match found.newest() {
+            let path = found.file.as_ref().unwrap_or(&log);
+            let (mut hashes, mut told, mut fault) = (Vec::new(), Told::default(), None);
+            let read = found.newest(&mut |link| {
+                hashes.push(link.hash);
+                if fault.is_none() {
+                    fault = witness.add(path, hashes.len(), link, &mut told).err();
+                }
+            });
+            let segment = match read {
                 // Whoever misses it says so.
                 Err(SegmentFault::NoCurrent { .. }) => continue,
                 segment => segment?,
             };
-            let path = found.file.unwrap_or_else(|| log.clone());
-            witness.add(&path, &segment.lines.links, &mut Told::default())?;
-            witness.logs.push(Log { name: name_of(&log), path: log, parts: vec![hashes_of(&segment)] });
+            fault.map_or(Ok(()), Err)?;
+            witness.logs.push(Log { name: name_of(&log), path: log, parts: vec![(segment.start, hashes)] });
         }
         Ok(witness)
     }
@@ -234,17 +243,13 @@ impl Witness {
         self.releases.contains_key(&(run, round)) || self.carried.get(&run).is_some_and(|last| round <= *last)
     }
 
-    /// Takes a segment in.
-    fn add(&mut self, path: &Path, links: &[Link], told: &mut Told) -> Result<(), AuditError> {
-        for (line, link) in (1..).zip(links) {
-            let place = Place { log: path.to_owned(), line };
-            // None of this release's.
-            self.take(link, place, told).map_err(|fault| {
-                let fault = DamagedLine { line, fault: fault.into() };
-                AuditError::Damaged { path: path.to_owned(), fault }
-            })?;
-        }
-        Ok(())
+    /// Takes in what stands in a line of the file `path`.
+    fn add(&mut self, path: &Path, line: usize, link: &Link, told: &mut Told) -> Result<(), AuditError> {
+        // None of this release's.
+        self.take(link, Place { log: path.to_owned(), line }, told).map_err(|fault| {
+            let fault = DamagedLine { line, fault: fault.into() };
+            AuditError::Damaged { path: path.to_owned(), fault }
+        })
     }
 
     fn take(&mut self, link: &Link, place: Place, told: &mut Told) -> Result<(), ChainError> {
@@ -338,7 +343,10 @@ mod tests {
     fn of(records: &[Value]) -> Witness {
         let (mut chain, mut witness) = (Chain::new(), Witness::default());
         let links: Vec<Link> = records.iter().map(|record| chain.append(record)).collect();
-        witness.add(Path::new("audit.jsonl"), &links, &mut Told::default()).unwrap();
+        let mut told = Told::default();
+        for (line, link) in (1..).zip(&links) {
+            witness.add(Path::new("audit.jsonl"), line, link, &mut told).unwrap();
+        }
         witness
     }
 
