@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
+use privacy::first_not_finite;
 use privacy::noise::{EntropyError, NoiseSource};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, Label, Layout, LearnError, Learner, Metrics, ModelSpec, Record,
@@ -30,7 +31,6 @@ use self::engine::Engine;
 pub use self::engine::gradient_path;
 use self::private::Records;
 pub use self::profile::{LayerTime, StepTime, step_time};
-use crate::kernels::vectorised;
 use crate::model::{Model, ModelError, Models, first_line};
 use crate::{DataSource, Labels, Prepared, SiteData, View};
 
@@ -259,15 +259,8 @@ impl Trainer {
 /// # Errors
 /// When a value is NaN or infinite; names the tensor.
 fn check_finite(parameters: &[f32], layout: &Layout, round: Round) -> Result<(), LearnError> {
-    let finite = vectorised(
-        #[inline(always)]
-        || parameters.iter().fold(true, |finite, value| finite & value.is_finite()),
-    );
-    if finite {
-        return Ok(());
-    }
-    let place = parameters.iter().position(|value| !value.is_finite());
-    let holds = |tensor: &&Tensor| place.is_some_and(|place| tensor.range().contains(&place));
+    let Some(place) = first_not_finite(parameters) else { return Ok(()) };
+    let holds = |tensor: &&Tensor| tensor.range().contains(&place);
     let name = layout.tensors().iter().find(holds).map_or("", |tensor| tensor.name.as_str());
     let message = format!("after round {} `{name}` is not finite; try a lower learning rate", round.0);
     Err(LearnError::new(Decline::NotFinite, message))

@@ -24,6 +24,7 @@ mod sum;
 mod wide;
 
 pub use clipping::{Clipped, NormBound, NormBoundError, NotFinite, clip};
+pub use kernels::first_not_finite;
 pub use lattice::{Encoded, Inadmissible, Lattice, LatticeError, LocalNoiseError, Weight};
 pub use ledger::Permit;
 pub use moments::Moments;

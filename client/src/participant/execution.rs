@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use privacy::noise::NoiseSource;
-use privacy::{Encoded, Lattice, Permit, Statistics};
+use privacy::{Encoded, Lattice, Permit, Statistics, first_not_finite};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, LentPermit, LocalPrivacy, MethodWork, Metrics, Outcome,
     Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
@@ -528,11 +528,11 @@ fn difference(mut trained: Vec<f32>, model: &Parameters, left_out: &[f32]) -> Ve
 }
 
 fn check_finite(full: &[f32], model: &Parameters) -> Result<(), TaskError> {
-    full.iter().position(|value| !value.is_finite()).map_or(Ok(()), |index| Err(not_finite(index, model)))
+    first_not_finite(full).map_or(Ok(()), |index| Err(not_finite(index, model)))
 }
 
 fn not_finite(index: usize, model: &Parameters) -> TaskError {
-    let message = if model.values().iter().all(|value| value.is_finite()) {
+    let message = if first_not_finite(model.values()).is_none() {
         format!("training made parameter {index} not finite; lower the learning rate or check the data")
     } else {
         "the model that the server sent is not finite".into()
