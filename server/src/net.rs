@@ -14,10 +14,8 @@ mod central;
 mod crash;
 mod credentials;
 mod dialogue;
-mod endpoint;
 mod engine;
 mod exchange;
-mod frames;
 mod lease_renewer;
 mod ledgers;
 mod members;
@@ -26,14 +24,12 @@ mod operators;
 mod outage;
 mod outgoing;
 mod paths;
-mod peer;
 mod presence;
 mod private;
 mod request;
 mod session;
 mod store;
-mod strangers;
-mod tcp;
+mod transport;
 mod uploads;
 
 use std::net::SocketAddr;
@@ -60,8 +56,6 @@ pub use authority::{
     SERVER_NAME,
 };
 use credentials::ServerCredentials;
-pub use endpoint::EndpointError;
-use endpoint::Port;
 pub use engine::LiveRuns;
 use engine::{Engine, EngineHandles};
 use lease_renewer::LeaseRenewer;
@@ -71,7 +65,6 @@ use members::Members;
 use metrics::Metrics;
 use operators::OperatorService;
 pub use paths::real_path;
-pub use peer::{NotASite, root_sha256_of_pem, site_of_pem, validity_of_der, validity_of_pem};
 use presence::Presence;
 use session::{Newcomers, ServerContext};
 pub use store::{
@@ -79,7 +72,10 @@ pub use store::{
     Objects, ObjectsError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError,
     Transferred,
 };
-use strangers::Strangers;
+pub use transport::endpoint::EndpointError;
+use transport::endpoint::Port;
+pub use transport::peer::{NotASite, root_sha256_of_pem, site_of_pem, validity_of_der, validity_of_pem};
+use transport::strangers::Strangers;
 use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
@@ -295,10 +291,10 @@ impl Server {
             Database::Sqlite => {
                 let objects = config.objects.as_ref();
                 let store = Store::lead_with(&config.state, &config.database, objects).await?;
-                (store, endpoint::open(&config).await?)
+                (store, transport::endpoint::open(&config).await?)
             }
             Database::Postgres(_) => {
-                let port = endpoint::open(&config).await?;
+                let port = transport::endpoint::open(&config).await?;
                 let store = tokio::select! {
                     store = Store::lead_with(&config.state, &config.database, config.objects.as_ref()) => store?,
                     never = session::stand_by(&port.endpoint) => match never {},

@@ -37,10 +37,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::credentials::ServerCredentials;
-use super::endpoint::listening_advice;
 use super::metrics::Metrics;
 use super::operators::OperatorService;
 use super::presence::Presence;
+use super::transport::endpoint::listening_advice;
 use books::Books;
 use guard::Guard;
 pub use token::{AdminToken, TokenError};

@@ -14,9 +14,9 @@ use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::{EndpointError, Shown};
 use super::members::{Members, now};
-use super::peer::validity_of_pem;
+use super::transport::endpoint::{EndpointError, Shown};
+use super::transport::peer::validity_of_pem;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(5);

@@ -9,11 +9,11 @@ use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 
 use super::engine::{Command, Record};
-use super::frames::{FrameError, Patience, read_known, write_frame};
 use super::ledgers::{Judged, Proven, check};
 use super::members::now;
 use super::session::{OPENING, ServerContext, close, reject_on};
 use super::store::{Showing, ShownLedger, StoreError};
+use super::transport::frames::{FrameError, Patience, read_known, write_frame};
 
 /// Connections of one site that may be quicker than this one, before it has to call again.
 const TRIES: usize = 4;

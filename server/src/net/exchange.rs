@@ -19,11 +19,13 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::engine::{Command, TaskOrder};
-use super::frames::{FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame};
 use super::metrics::Carried;
 use super::session::{CODE_MISBEHAVED, LAST_WORDS, ServerContext};
+use super::transport::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
+use super::transport::frames::{
+    FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame,
+};
 use super::uploads::Room;
 
 /// The code with which a stream is given up.

@@ -25,13 +25,13 @@ use tokio::time::timeout;
 
 use super::authority::{Issuing, Request, RevocationList, issued};
 use super::engine::{Command, Record};
-use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::metrics::{Enrolment, Metrics};
-use super::peer::Peer;
 use super::presence::Presence;
 use super::session::{LAST_WORDS, Newcomers, OPENING, close};
 use super::store::{Asking, Shown, Store, StoreError, nobody};
-use super::strangers::{Origin, Places};
+use super::transport::frames::{FrameError, Patience, read_frame, write_frame};
+use super::transport::peer::Peer;
+use super::transport::strangers::{Origin, Places};
 pub use approval::Approval;
 pub(crate) use approval::Verdict;
 use quarantine::Quarantines;

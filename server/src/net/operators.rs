@@ -19,11 +19,11 @@ use tokio::time::timeout;
 
 use super::archive::ArchivedModel;
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
-use super::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
 use super::members::{Members, Verdict};
 use super::request::{Asked, StorageFault, request};
 use super::session::{OPENING, reject_on};
 use super::store::{Store, StoreError};
+use super::transport::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
 use super::{ModelRoom, audit};
 use crate::plan::draws_secretly;
 

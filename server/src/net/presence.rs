@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tunnel::Tunnels;
 
 use super::members::now;
-use super::strangers::Origin;
+use super::transport::strangers::Origin;
 
 /// What is known of a site's connection since the server was started.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,14 +24,14 @@ use super::Limits;
 use super::dialogue::Dialogue;
 use super::engine::{Command, Link, Order, Record};
 use super::exchange::Exchange;
-use super::frames::{FrameError, Patience, read_frame, write_frame};
 use super::ledgers::Ledgers;
 use super::members::{Members, Revocations};
 use super::metrics::Metrics;
 use super::operators::OperatorService;
-use super::peer::{Peer, is_capable, is_enrolment};
 use super::presence::{Displaced, Presence};
-use super::strangers::{Origin, Place, Strangers, Turn};
+use super::transport::frames::{FrameError, Patience, read_frame, write_frame};
+use super::transport::peer::{Peer, is_capable, is_enrolment};
+use super::transport::strangers::{Origin, Place, Strangers, Turn};
 use super::uploads::Uploads;
 
 /// What this program calls itself.

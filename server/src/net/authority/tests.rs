@@ -81,8 +81,8 @@ fn of_a_signing_request_nothing_but_the_key_is_taken() {
         CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().unwrap();
     assert_eq!(certificates.len(), 2);
     let issued = 1_767_225_600;
-    let north = crate::net::peer::Peer::Site { name: ClientId::new("north").unwrap(), issued };
-    assert_eq!(crate::net::peer::Peer::of(&certificates[0]), Some(north));
+    let north = crate::net::transport::peer::Peer::Site { name: ClientId::new("north").unwrap(), issued };
+    assert_eq!(crate::net::transport::peer::Peer::of(&certificates[0]), Some(north));
     let (_, certificate) = x509_parser::parse_x509_certificate(&certificates[0]).unwrap();
     assert!(!certificate.is_ca());
     let usage = certificate.extended_key_usage().unwrap().unwrap().value;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::net::strangers::Lines;
+use crate::net::transport::strangers::Lines;
 
 /// Seconds between two records of refusals in the audit log, and of one invite that was used before.
 const RECORD_EVERY: u64 = 600;

@@ -26,8 +26,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel::{ServerSocket, Tunnels};
 
-use super::ServerConfig;
 use super::tcp::TcpPort;
+use crate::net::ServerConfig;
 
 /// Bytes of the socket's buffers: with the usual 212 KiB a thousand uploads never finish.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -83,7 +83,7 @@ pub enum EndpointError {
 }
 
 /// What to do about a port that the system did not give.
-pub(super) fn listening_advice(source: &std::io::Error) -> &'static str {
+pub(crate) fn listening_advice(source: &std::io::Error) -> &'static str {
     match source.kind() {
         ErrorKind::AddrInUse => {
             "another program has this port, perhaps another `consortia server run`: end it, or take another port by `listen` in server.toml"

@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::authority::{BACKDATED, OPERATOR_URI, SITE_URI};
+use crate::net::authority::{BACKDATED, OPERATOR_URI, SITE_URI};
 
 /// The party behind a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
