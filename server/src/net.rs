@@ -7,25 +7,18 @@
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
 mod admin;
-mod archive;
-mod audit;
 mod authority;
 mod central;
-mod crash;
 mod credentials;
 mod dialogue;
 mod engine;
 mod exchange;
-mod lease_renewer;
 mod ledgers;
 mod members;
 mod metrics;
 mod operators;
-mod outage;
 mod outgoing;
-mod paths;
 mod presence;
-mod private;
 mod request;
 mod session;
 mod store;
@@ -49,8 +42,6 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{Methods, Note};
 use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
-pub use archive::{ArchiveError, ArchivedModel};
-pub use audit::AuditError;
 pub use authority::{
     Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
     SERVER_NAME,
@@ -58,15 +49,17 @@ pub use authority::{
 use credentials::ServerCredentials;
 pub use engine::LiveRuns;
 use engine::{Engine, EngineHandles};
-use lease_renewer::LeaseRenewer;
 use ledgers::Ledgers;
 pub use members::Approval;
 use members::Members;
 use metrics::Metrics;
 use operators::OperatorService;
-pub use paths::real_path;
 use presence::Presence;
 use session::{Newcomers, ServerContext};
+pub use store::archive::{ArchiveError, ArchivedModel};
+pub use store::audit::AuditError;
+use store::lease_renewer::LeaseRenewer;
+pub use store::paths::real_path;
 pub use store::{
     Agreement, BackupError, BlobError, BooksError, BroughtBack, Database, DatabaseError, HANDED_OVER, Lost,
     Objects, ObjectsError, Postgres, Store, StoreError, StoredModel, StoredRun, Submission, TransferError,

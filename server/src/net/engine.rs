@@ -32,10 +32,10 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use super::ModelRoom;
-use super::audit::AuditLog;
 use super::metrics::Metrics as Meter;
-use super::outage::Patience;
 use super::request::StorageFault;
+use super::store::audit::AuditLog;
+use super::store::outage::Patience;
 use super::store::{Store, StoreError};
 use super::uploads::Spare;
 use crate::Note;

@@ -17,14 +17,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::archive::ArchivedModel;
+use super::ModelRoom;
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::members::{Members, Verdict};
 use super::request::{Asked, StorageFault, request};
 use super::session::{OPENING, reject_on};
+use super::store::archive::ArchivedModel;
+use super::store::audit;
 use super::store::{Store, StoreError};
 use super::transport::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
-use super::{ModelRoom, audit};
 use crate::plan::draws_secretly;
 
 /// Requests of one operator at a time.

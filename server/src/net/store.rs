@@ -5,21 +5,28 @@
 //! a time: with SQLite a second one is refused, with PostgreSQL it holds a lease, without which no transaction writes. The store
 //! never guesses: a damaged file is an error that names it.
 
+pub(super) mod archive;
+pub(super) mod audit;
 mod backup;
 mod blobs;
 pub(crate) mod calibrated;
 mod committing;
 mod compare;
+pub(super) mod crash;
 mod database;
 mod error;
 mod founding;
 mod leading;
 mod lease;
+pub(super) mod lease_renewer;
 mod ledger;
 mod ledgers;
 mod members;
 mod models;
 mod objects;
+pub(super) mod outage;
+pub(super) mod paths;
+pub(super) mod private;
 mod publishing;
 mod queue;
 mod reports;

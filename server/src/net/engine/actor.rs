@@ -23,9 +23,9 @@ use super::live::{self, Live};
 use super::shared::Shared;
 use super::{Order, TaskOrder, joined, on_blocking_thread, writer};
 use crate::net::central::Evaluator;
-use crate::net::crash;
 use crate::net::outgoing::Broadcast;
 use crate::net::store::StoreError;
+use crate::net::store::crash;
 use crate::net::uploads::Room;
 use crate::{Action, Checked, Commit, Coordinator, Event, Note, Plan};
 

@@ -17,9 +17,9 @@ use super::dispatcher::population;
 use super::live::Live;
 use super::seed_of;
 use super::shared::Shared;
-use crate::net::audit;
 use crate::net::central::Evaluator;
 use crate::net::request::{Asked, FaultOf};
+use crate::net::store::audit;
 use crate::net::store::{BackupError, Opened, Queued, StoreError, StoredRun};
 use crate::{Coordinator, DpContext, NoiseRng, Note, Plan, RunEnd, Setup};
 

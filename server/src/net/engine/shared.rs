@@ -15,9 +15,9 @@ use super::journal::Journal;
 use super::{Command, Link, LiveRuns, Order};
 use crate::net::ModelRoom;
 use crate::net::metrics::Metrics;
-use crate::net::outage::Patience;
 use crate::net::session::CODE_MISBEHAVED;
 use crate::net::store::Store;
+use crate::net::store::outage::Patience;
 use crate::net::uploads::Spare;
 
 /// See the module.

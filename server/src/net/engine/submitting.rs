@@ -6,9 +6,10 @@ use tokio::sync::oneshot;
 use super::shared::Shared;
 use super::{NewRun, entropy};
 use crate::Checkpoint;
+use crate::net::InitialModel;
 use crate::net::request::{Asked, FaultOf};
+use crate::net::store::audit;
 use crate::net::store::{StoreError, Submission};
-use crate::net::{InitialModel, audit};
 use crate::plan::calibrates;
 
 /// A checked plan that is to become a run.

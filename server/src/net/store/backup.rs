@@ -20,8 +20,8 @@ use super::founding::{book_unknown, charges_in};
 use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
 use crate::net::AuditError;
-use crate::net::audit::witness::{Witness, known_to};
-use crate::net::private;
+use crate::net::store::audit::witness::{Witness, known_to};
+use crate::net::store::private;
 use crate::{LedgerReservation, RunEnd};
 
 /// How often a copy is begun anew when a server on another machine has removed files meanwhile.

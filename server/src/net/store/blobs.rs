@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::objects::{Objects, PART, Sink};
 use super::sealing::{SealingKey, TAG, hexadecimal as digits, random_name};
-use crate::net::private;
+use crate::net::store::private;
 
 const EXTENSION: &str = ".safetensors";
 /// Of what cannot be read yet.

@@ -10,7 +10,7 @@ use super::ledgers::Taken;
 use super::sweeping::Unused;
 use super::{Files, Readable, Store, StoreError, ledger, models, publishing, rows};
 use crate::Commit;
-use crate::net::crash;
+use crate::net::store::crash;
 
 /// A commit whose files are durable.
 pub(crate) struct Prepared<'a> {

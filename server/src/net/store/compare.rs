@@ -20,7 +20,7 @@ use sqlx::Row as _;
 
 use super::blobs::{Sealed, is_later};
 use super::{Needed, Store, StoreError, database, rows};
-use crate::net::audit::witness::{Place, Witness};
+use crate::net::store::audit::witness::{Place, Witness};
 use crate::plan::typed_privacy;
 
 pub(super) use logs::miss_database;

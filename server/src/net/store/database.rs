@@ -12,7 +12,7 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Row as _, Transaction};
 
 use super::{BooksError, StoreError};
-use crate::net::private;
+use crate::net::store::private;
 
 /// One step of the schema: what both databases take, then what only one of them takes.
 pub(super) struct Step {

@@ -21,8 +21,9 @@ use super::secrets::Secrets;
 use super::sweeping::Sweep;
 use super::transaction::Turns;
 use super::{Database, Postgres, Store, StoreError, compare};
-use crate::net::outage::Reminder;
-use crate::net::{AuditError, private};
+use crate::net::AuditError;
+use crate::net::store::outage::Reminder;
+use crate::net::store::private;
 
 /// How long a database has to say whether there is another leader, when there is a reason to stop anyhow.
 const SECOND_LOOK: Duration = Duration::from_secs(5);

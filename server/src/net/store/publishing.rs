@@ -9,7 +9,7 @@ use sqlx::{AnyConnection, Row as _};
 
 use super::blobs::{BlobError, Blobs, Sealed};
 use super::{Store, StoreError};
-use crate::net::crash;
+use crate::net::store::crash;
 
 /// Writes down which files are to be published, and the keys that open them.
 pub(super) async fn announce(

@@ -16,7 +16,7 @@ use super::StoreError;
 use super::blobs::{BlobError, hash_in, in_epoch, is_later};
 use super::objects::Objects;
 use super::sealing::{SealingKey, hexadecimal};
-use crate::net::private;
+use crate::net::store::private;
 
 /// The folder of such files; each is named by the SHA-256 of its bytes, after the epoch where there are several. What was sealed
 /// is known by its name, a full stop and its key.

@@ -17,7 +17,7 @@ use sqlx::{Any, AnyPool, AssertSqlSafe, Row, Transaction};
 use super::leading::{MIGRATED, MIGRATING};
 use super::lease::Fence;
 use super::{Postgres, Store, StoreError, database, ledger};
-use crate::net::crash;
+use crate::net::store::crash;
 
 /// Rows that are read at a time.
 const ROWS: i64 = 500;

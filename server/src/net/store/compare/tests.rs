@@ -14,8 +14,8 @@ use protocol::{ClientId, Time};
 use super::super::tests::{RUN, begin, commit, layout, submit};
 use super::super::{BackupError, Submission};
 use super::*;
-use crate::net::audit::{AuditLog, Event};
 use crate::net::engine::Record as Member;
+use crate::net::store::audit::{AuditLog, Event};
 use crate::{Commit, LedgerReservation};
 
 const PLAN: &str = "name = \"hearts\"\nrounds = 9\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\

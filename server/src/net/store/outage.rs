@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::request::{FaultOf, StorageFault};
-use super::store::StoreError;
+use crate::net::request::{FaultOf, StorageFault};
+use crate::net::store::StoreError;
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -23,9 +23,9 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::engine::Record;
-use super::members::Verdict;
-use super::store::{AuditHead, CrossCheck, StoreError, Unlogged};
+use crate::net::engine::Record;
+use crate::net::members::Verdict;
+use crate::net::store::{AuditHead, CrossCheck, StoreError, Unlogged};
 use crate::{Note, RunEnd};
 
 use carried::Carried;
