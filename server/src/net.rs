@@ -7,14 +7,12 @@
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
 mod admin;
-mod authority;
 mod central;
-mod credentials;
 mod dialogue;
 mod engine;
 mod exchange;
 mod ledgers;
-mod members;
+mod membership;
 mod metrics;
 mod operators;
 mod outgoing;
@@ -42,16 +40,16 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{Methods, Note};
 use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
-pub use authority::{
-    Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
-    SERVER_NAME,
-};
-use credentials::ServerCredentials;
 pub use engine::LiveRuns;
 use engine::{Engine, EngineHandles};
 use ledgers::Ledgers;
-pub use members::Approval;
-use members::Members;
+pub use membership::authority::{
+    Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
+    SERVER_NAME,
+};
+use membership::credentials::ServerCredentials;
+pub use membership::members::Approval;
+use membership::members::Members;
 use metrics::Metrics;
 use operators::OperatorService;
 use presence::Presence;

@@ -36,7 +36,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::credentials::ServerCredentials;
+use super::membership::credentials::ServerCredentials;
 use super::metrics::Metrics;
 use super::operators::OperatorService;
 use super::presence::Presence;
@@ -123,7 +123,7 @@ impl Admin {
         places: Places,
         address: SocketAddr,
     ) -> Self {
-        let (books, started) = (Books::new(Arc::clone(&operators.store)), super::members::now());
+        let (books, started) = (Books::new(Arc::clone(&operators.store)), super::membership::members::now());
         let streams = Arc::new(Semaphore::new(events::STREAMS));
         Self {
             operators,

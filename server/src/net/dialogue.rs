@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::engine::{Command, Record};
 use super::ledgers::{Judged, Proven, check};
-use super::members::now;
+use super::membership::members::now;
 use super::session::{OPENING, ServerContext, close, reject_on};
 use super::store::{Showing, ShownLedger, StoreError};
 use super::transport::frames::{FrameError, Patience, read_known, write_frame};

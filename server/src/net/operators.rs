@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::ModelRoom;
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
-use super::members::{Members, Verdict};
+use super::membership::members::{Members, Verdict};
 use super::request::{Asked, StorageFault, request};
 use super::session::{OPENING, reject_on};
 use super::store::archive::ArchivedModel;

@@ -8,7 +8,7 @@ use protocol::{ClientId, wire};
 use tokio::sync::watch;
 use tunnel::Tunnels;
 
-use super::members::now;
+use super::membership::members::now;
 use super::transport::strangers::Origin;
 
 /// What is known of a site's connection since the server was started.

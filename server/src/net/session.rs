@@ -25,7 +25,7 @@ use super::dialogue::Dialogue;
 use super::engine::{Command, Link, Order, Record};
 use super::exchange::Exchange;
 use super::ledgers::Ledgers;
-use super::members::{Members, Revocations};
+use super::membership::members::{Members, Revocations};
 use super::metrics::Metrics;
 use super::operators::OperatorService;
 use super::presence::{Displaced, Presence};

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::runs::rejected;
 use super::views::Problem;
 use super::{Caller, Shared};
-use crate::net::members::{Verdict, now};
+use crate::net::membership::members::{Verdict, now};
 use crate::net::store::Counts;
 
 /// For how long an invite is good unless something else is asked for.

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::Shared;
 use super::views::Problem;
-use crate::net::members::now;
+use crate::net::membership::members::now;
 use crate::net::metrics::{Observed, state_name};
 use crate::net::session::SOFTWARE;
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::Plan;
 use crate::net::InitialModel;
-use crate::net::members::Verdict;
+use crate::net::membership::members::Verdict;
 use crate::net::request::Asked;
 use crate::net::uploads::Room;
 

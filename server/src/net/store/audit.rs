@@ -24,7 +24,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::net::engine::Record;
-use crate::net::members::Verdict;
+use crate::net::membership::members::Verdict;
 use crate::net::store::{AuditHead, CrossCheck, StoreError, Unlogged};
 use crate::{Note, RunEnd};
 

@@ -8,7 +8,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Store, StoreError, rows};
-use crate::net::members::Verdict;
+use crate::net::membership::members::Verdict;
 
 /// What became of a token that was shown.
 pub(crate) enum Shown {

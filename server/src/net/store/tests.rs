@@ -7,7 +7,7 @@ use protocol::{Decline, Metrics, Rejection, Round, Standardiser, StepId, TaskId}
 
 use super::place::Place;
 use super::*;
-use crate::net::members::Verdict;
+use crate::net::membership::members::Verdict;
 use crate::{Commit, LedgerReservation, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;

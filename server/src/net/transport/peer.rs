@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::net::authority::{BACKDATED, OPERATOR_URI, SITE_URI};
+use crate::net::membership::authority::{BACKDATED, OPERATOR_URI, SITE_URI};
 
 /// The party behind a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::net::authority::Authority;
+    use crate::net::membership::authority::Authority;
 
     #[test]
     fn the_uri_alone_says_who_it_is() {

@@ -15,8 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::members::{Members, now};
-use super::transport::endpoint::{EndpointError, Shown};
-use super::transport::peer::validity_of_pem;
+use crate::net::transport::endpoint::{EndpointError, Shown};
+use crate::net::transport::peer::validity_of_pem;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(5);

@@ -28,7 +28,7 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::store::private;
+use crate::net::store::private;
 
 pub use issuing::Issuing;
 pub(crate) use issuing::Request;
