@@ -7,21 +7,15 @@
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
 mod admin;
-mod central;
 mod dialogue;
 mod engine;
 mod exchange;
 mod ledgers;
 mod membership;
-mod metrics;
 mod operators;
-mod outgoing;
-mod presence;
-mod request;
 mod session;
 mod store;
 mod transport;
-mod uploads;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,6 +35,9 @@ use crate::{Methods, Note};
 use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
 pub use engine::LiveRuns;
+use engine::metrics::Metrics;
+use engine::presence::Presence;
+use engine::uploads::{Spare, Uploads};
 use engine::{Engine, EngineHandles};
 use ledgers::Ledgers;
 pub use membership::authority::{
@@ -50,9 +47,7 @@ pub use membership::authority::{
 use membership::credentials::ServerCredentials;
 pub use membership::members::Approval;
 use membership::members::Members;
-use metrics::Metrics;
 use operators::OperatorService;
-use presence::Presence;
 use session::{Newcomers, ServerContext};
 pub use store::archive::{ArchiveError, ArchivedModel};
 pub use store::audit::AuditError;
@@ -67,7 +62,6 @@ pub use transport::endpoint::EndpointError;
 use transport::endpoint::Port;
 pub use transport::peer::{NotASite, root_sha256_of_pem, site_of_pem, validity_of_der, validity_of_pem};
 use transport::strangers::Strangers;
-use uploads::{Spare, Uploads};
 
 /// Commands that may wait for the engine; updates among them are bounded by bytes.
 const COMMANDS: usize = 1024;
@@ -317,7 +311,7 @@ impl Server {
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
         let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new(tunnels)));
-        let fault = request::StorageFault::default();
+        let fault = engine::request::StorageFault::default();
         let handles = EngineHandles {
             commands: commands.downgrade(),
             live,

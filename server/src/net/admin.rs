@@ -36,10 +36,10 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::engine::metrics::Metrics;
+use super::engine::presence::Presence;
 use super::membership::credentials::ServerCredentials;
-use super::metrics::Metrics;
 use super::operators::OperatorService;
-use super::presence::Presence;
 use super::transport::endpoint::listening_advice;
 use books::Books;
 use guard::Guard;

@@ -6,14 +6,20 @@
 
 mod actor;
 mod calibration;
+mod central;
 mod conduct;
 mod deciding;
 mod dispatcher;
 mod journal;
 mod live;
 mod messages;
+pub(super) mod metrics;
+mod outgoing;
+pub(super) mod presence;
+pub(super) mod request;
 mod shared;
 mod submitting;
+pub(super) mod uploads;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,17 +38,17 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use super::ModelRoom;
-use super::metrics::Metrics as Meter;
-use super::request::StorageFault;
 use super::store::audit::AuditLog;
 use super::store::outage::Patience;
 use super::store::{Store, StoreError};
-use super::uploads::Spare;
 use crate::Note;
 use dispatcher::Dispatcher;
 use journal::Journal;
 pub(crate) use messages::{Command, Link, NewRun, Order, Record, TaskOrder};
+use metrics::Metrics as Meter;
+use request::StorageFault;
 use shared::{Clock, Shared, Sites};
+use uploads::Spare;
 
 /// How long removing what nobody needs may hold up a server that stops.
 const LAST_SWEEP: Duration = Duration::from_secs(1);

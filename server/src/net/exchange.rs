@@ -19,14 +19,14 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::engine::metrics::Carried;
+use super::engine::uploads::Room;
 use super::engine::{Command, TaskOrder};
-use super::metrics::Carried;
 use super::session::{CODE_MISBEHAVED, LAST_WORDS, ServerContext};
 use super::transport::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
 use super::transport::frames::{
     FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame,
 };
-use super::uploads::Room;
 
 /// The code with which a stream is given up.
 const CODE_CANCELLED: VarInt = VarInt::from_u32(1);

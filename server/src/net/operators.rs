@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::ModelRoom;
+use super::engine::request::{Asked, StorageFault, request};
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::membership::members::{Members, Verdict};
-use super::request::{Asked, StorageFault, request};
 use super::session::{OPENING, reject_on};
 use super::store::archive::ArchivedModel;
 use super::store::audit;

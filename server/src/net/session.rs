@@ -22,17 +22,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::Limits;
 use super::dialogue::Dialogue;
+use super::engine::metrics::Metrics;
+use super::engine::presence::{Displaced, Presence};
+use super::engine::uploads::Uploads;
 use super::engine::{Command, Link, Order, Record};
 use super::exchange::Exchange;
 use super::ledgers::Ledgers;
 use super::membership::members::{Members, Revocations};
-use super::metrics::Metrics;
 use super::operators::OperatorService;
-use super::presence::{Displaced, Presence};
 use super::transport::frames::{FrameError, Patience, read_frame, write_frame};
 use super::transport::peer::{Peer, is_capable, is_enrolment};
 use super::transport::strangers::{Origin, Place, Strangers, Turn};
-use super::uploads::Uploads;
 
 /// What this program calls itself.
 pub(crate) const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));

@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 
 use super::Shared;
 use super::views::Problem;
+use crate::net::engine::metrics::{Observed, state_name};
 use crate::net::membership::members::now;
-use crate::net::metrics::{Observed, state_name};
 use crate::net::session::SOFTWARE;
 
 /// The media type of what Prometheus reads.

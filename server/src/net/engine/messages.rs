@@ -10,11 +10,11 @@ use protocol::{
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+use super::request::Asked;
+use super::uploads::Room;
 use crate::Plan;
 use crate::net::InitialModel;
 use crate::net::membership::members::Verdict;
-use crate::net::request::Asked;
-use crate::net::uploads::Room;
 
 /// What sessions and operators' services tell the engine.
 pub(crate) enum Command {

@@ -3,11 +3,11 @@
 use protocol::RunId;
 use tokio::sync::oneshot;
 
+use super::request::{Asked, FaultOf};
 use super::shared::Shared;
 use super::{NewRun, entropy};
 use crate::Checkpoint;
 use crate::net::InitialModel;
-use crate::net::request::{Asked, FaultOf};
 use crate::net::store::audit;
 use crate::net::store::{StoreError, Submission};
 use crate::plan::calibrates;

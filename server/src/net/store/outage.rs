@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::net::request::{FaultOf, StorageFault};
+use crate::net::engine::request::{FaultOf, StorageFault};
 use crate::net::store::StoreError;
 
 /// Between two attempts.

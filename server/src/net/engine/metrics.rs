@@ -16,8 +16,8 @@ use prometheus_client::registry::{Metric, Registry};
 use protocol::wire::RunState;
 use protocol::{Decline, Rejection, RunId, StepId, Time};
 
-use super::session::SOFTWARE;
 use crate::Note;
+use crate::net::session::SOFTWARE;
 
 /// Every reason to decline, so that a reason that has not occurred yet is a zero and no gap.
 const DECLINES: [Decline; 7] = [

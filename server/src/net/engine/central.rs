@@ -12,7 +12,7 @@ use protocol::{
 };
 use tokio::sync::mpsc;
 
-use super::engine::Command;
+use super::messages::Command;
 
 /// One model to evaluate.
 struct Question {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protocol::{BroadcastCodec, Parameters, Task};
 
-use super::transport::frames::model_bytes;
+use crate::net::transport::frames::model_bytes;
 
 /// The last model that was sent in a short form, and its bytes.
 #[derive(Default)]

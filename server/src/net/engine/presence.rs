@@ -8,8 +8,8 @@ use protocol::{ClientId, wire};
 use tokio::sync::watch;
 use tunnel::Tunnels;
 
-use super::membership::members::now;
-use super::transport::strangers::Origin;
+use crate::net::membership::members::now;
+use crate::net::transport::strangers::Origin;
 
 /// What is known of a site's connection since the server was started.
 #[derive(Clone, Debug, PartialEq, Eq)]
