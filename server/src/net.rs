@@ -7,13 +7,10 @@
 //! is bounded: connections, handshakes, bytes in flight, time. Only a disk that fails stops the server.
 
 mod admin;
-mod dialogue;
 mod engine;
-mod exchange;
-mod ledgers;
 mod membership;
 mod operators;
-mod session;
+mod sessions;
 mod store;
 mod transport;
 
@@ -39,7 +36,6 @@ use engine::metrics::Metrics;
 use engine::presence::Presence;
 use engine::uploads::{Spare, Uploads};
 use engine::{Engine, EngineHandles};
-use ledgers::Ledgers;
 pub use membership::authority::{
     Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
     SERVER_NAME,
@@ -48,7 +44,8 @@ use membership::credentials::ServerCredentials;
 pub use membership::members::Approval;
 use membership::members::Members;
 use operators::OperatorService;
-use session::{Newcomers, ServerContext};
+use sessions::ledgers::Ledgers;
+use sessions::session::{Newcomers, ServerContext};
 pub use store::archive::{ArchiveError, ArchivedModel};
 pub use store::audit::AuditError;
 use store::lease_renewer::LeaseRenewer;
@@ -282,7 +279,7 @@ impl Server {
                 let port = transport::endpoint::open(&config).await?;
                 let store = tokio::select! {
                     store = Store::lead_with(&config.state, &config.database, config.objects.as_ref()) => store?,
-                    never = session::stand_by(&port.endpoint) => match never {},
+                    never = sessions::session::stand_by(&port.endpoint) => match never {},
                 };
                 (store, port)
             }
@@ -344,7 +341,7 @@ impl Server {
             fault,
         });
         let context = context_of(config.limits, spare, commands, &operators, (&metrics, &presence));
-        tokio::spawn(session::welcome(Arc::new(context), endpoint.clone(), stop.clone()));
+        tokio::spawn(sessions::session::welcome(Arc::new(context), endpoint.clone(), stop.clone()));
         if let Some(door) = door {
             let (operators, places) = (Arc::clone(&operators), Places { state: config.state, audit });
             let view = Admin::new(operators, metrics, presence, credentials, places, address);
@@ -454,7 +451,7 @@ impl Server {
             Some(engine) => engine.await,
             None => Ok(Ok(())),
         };
-        session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
+        sessions::session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
         // A client that does not answer must not hold up the end, and less so where the storage has held it up.
         let is_clean = matches!(ended, Ok(Ok(())));
         let farewell = if is_clean { FAREWELL } else { FAREWELL_LATE };
@@ -482,6 +479,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
-        session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
+        sessions::session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
     }
 }

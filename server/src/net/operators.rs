@@ -21,7 +21,7 @@ use super::ModelRoom;
 use super::engine::request::{Asked, StorageFault, request};
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::membership::members::{Members, Verdict};
-use super::session::{OPENING, reject_on};
+use super::sessions::session::{OPENING, reject_on};
 use super::store::archive::ArchivedModel;
 use super::store::audit;
 use super::store::{Store, StoreError};

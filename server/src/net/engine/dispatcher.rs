@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::submitting::{Submitting, submit};
 use super::{Command, Link, Order, calibration, joined};
 use crate::Plan;
-use crate::net::session::close;
+use crate::net::sessions::session::close;
 use crate::net::store::StoreError;
 use crate::net::store::crash;
 

@@ -16,7 +16,7 @@ use super::metrics::Metrics;
 use super::uploads::Spare;
 use super::{Command, Link, LiveRuns, Order};
 use crate::net::ModelRoom;
-use crate::net::session::CODE_MISBEHAVED;
+use crate::net::sessions::session::CODE_MISBEHAVED;
 use crate::net::store::Store;
 use crate::net::store::outage::Patience;
 

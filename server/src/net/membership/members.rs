@@ -27,7 +27,7 @@ use super::authority::{Issuing, Request, RevocationList, issued};
 use crate::net::engine::metrics::{Enrolment, Metrics};
 use crate::net::engine::presence::Presence;
 use crate::net::engine::{Command, Record};
-use crate::net::session::{LAST_WORDS, Newcomers, OPENING, close};
+use crate::net::sessions::session::{LAST_WORDS, Newcomers, OPENING, close};
 use crate::net::store::{Asking, Shown, Store, StoreError, nobody};
 use crate::net::transport::frames::{FrameError, Patience, read_frame, write_frame};
 use crate::net::transport::peer::Peer;

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::net::session;
+use crate::net::sessions::session;
 use crate::net::store::{Store, StoreError};
 
 /// The task that renews the lease; it ends with the reason why there is none any more.

@@ -20,7 +20,7 @@ use tunnel::Tunnels;
 use super::peer::Peer;
 use super::strangers::{Lines, Origin, Place, Places, Rates, Turn};
 use crate::net::Limits;
-use crate::net::session::{Newcomers, OPENING};
+use crate::net::sessions::session::{Newcomers, OPENING};
 
 /// How long a stream may carry nothing. A site over QUIC says something every five seconds.
 const SILENCE: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{Members, now};
 use crate::net::engine::{Command, Record};
-use crate::net::session::OPENING;
+use crate::net::sessions::session::OPENING;
 use crate::net::transport::frames::write_frame;
 
 /// Bytes of a reason.

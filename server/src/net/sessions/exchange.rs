@@ -19,12 +19,12 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::metrics::Carried;
-use super::engine::uploads::Room;
-use super::engine::{Command, TaskOrder};
 use super::session::{CODE_MISBEHAVED, LAST_WORDS, ServerContext};
-use super::transport::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
-use super::transport::frames::{
+use crate::net::engine::metrics::Carried;
+use crate::net::engine::uploads::Room;
+use crate::net::engine::{Command, TaskOrder};
+use crate::net::transport::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_MIN};
+use crate::net::transport::frames::{
     FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame,
 };
 

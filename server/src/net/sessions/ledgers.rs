@@ -14,7 +14,7 @@ use privacy::chain::Digest;
 use protocol::ClientId;
 use protocol::wire::{ConnectError, LedgerClaim, LedgerProof};
 
-use super::store::{Showing, ShownLedger, Store, StoreError};
+use crate::net::store::{Showing, ShownLedger, Store, StoreError};
 
 /// See the module.
 pub(crate) struct Ledgers {

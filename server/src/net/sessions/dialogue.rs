@@ -8,12 +8,12 @@ use protocol::wire::{ConnectError, FrameKind, Greeting, LedgerClaim, LedgerProof
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 
-use super::engine::{Command, Record};
 use super::ledgers::{Judged, Proven, check};
-use super::membership::members::now;
 use super::session::{OPENING, ServerContext, close, reject_on};
-use super::store::{Showing, ShownLedger, StoreError};
-use super::transport::frames::{FrameError, Patience, read_known, write_frame};
+use crate::net::engine::{Command, Record};
+use crate::net::membership::members::now;
+use crate::net::store::{Showing, ShownLedger, StoreError};
+use crate::net::transport::frames::{FrameError, Patience, read_known, write_frame};
 
 /// Connections of one site that may be quicker than this one, before it has to call again.
 const TRIES: usize = 4;

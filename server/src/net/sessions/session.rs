@@ -20,19 +20,19 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
 use super::dialogue::Dialogue;
-use super::engine::metrics::Metrics;
-use super::engine::presence::{Displaced, Presence};
-use super::engine::uploads::Uploads;
-use super::engine::{Command, Link, Order, Record};
 use super::exchange::Exchange;
 use super::ledgers::Ledgers;
-use super::membership::members::{Members, Revocations};
-use super::operators::OperatorService;
-use super::transport::frames::{FrameError, Patience, read_frame, write_frame};
-use super::transport::peer::{Peer, is_capable, is_enrolment};
-use super::transport::strangers::{Origin, Place, Strangers, Turn};
+use crate::net::Limits;
+use crate::net::engine::metrics::Metrics;
+use crate::net::engine::presence::{Displaced, Presence};
+use crate::net::engine::uploads::Uploads;
+use crate::net::engine::{Command, Link, Order, Record};
+use crate::net::membership::members::{Members, Revocations};
+use crate::net::operators::OperatorService;
+use crate::net::transport::frames::{FrameError, Patience, read_frame, write_frame};
+use crate::net::transport::peer::{Peer, is_capable, is_enrolment};
+use crate::net::transport::strangers::{Origin, Place, Strangers, Turn};
 
 /// What this program calls itself.
 pub(crate) const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));

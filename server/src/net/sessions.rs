@@ -1,0 +1,7 @@
+//! What concerns a connection: its greeting, what a site says of its ledger, a stream for each task, enrolment. It knows the engine by
+//! its messages.
+
+mod dialogue;
+mod exchange;
+pub(super) mod ledgers;
+pub(super) mod session;
