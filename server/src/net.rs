@@ -45,7 +45,7 @@ pub use membership::members::Approval;
 use membership::members::Members;
 use operators::OperatorService;
 use sessions::ledgers::Ledgers;
-use sessions::session::{Newcomers, ServerContext};
+use sessions::session::ServerContext;
 pub use store::archive::{ArchiveError, ArchivedModel};
 pub use store::audit::AuditError;
 use store::lease_renewer::LeaseRenewer;
@@ -56,7 +56,10 @@ pub use store::{
     Transferred,
 };
 pub use transport::endpoint::EndpointError;
-use transport::endpoint::Port;
+use transport::endpoint::{Listening, Port};
+pub use transport::limits::Limits;
+use transport::messages::close_all;
+use transport::newcomers::Newcomers;
 pub use transport::peer::{NotASite, root_sha256_of_pem, site_of_pem, validity_of_der, validity_of_pem};
 use transport::strangers::Strangers;
 
@@ -147,40 +150,6 @@ impl ServerConfig {
     }
 }
 
-/// What clients may ask of this machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Runs that are worked on side by side, at least 1; others wait.
-    pub runs_max: usize,
-    /// Connections of sites and operators at a time.
-    pub connections_max: usize,
-    /// Handshakes at a time, at least 1: from that one on a newcomer must first prove its address, and from twice as many on
-    /// it takes the place of the oldest of the address that has most.
-    pub handshakes_max: usize,
-    /// Bytes of updates in memory at a time. One update is always allowed, however large the plan makes it.
-    pub upload_bytes_max: u64,
-    /// How long an upload may pause.
-    pub upload_idle: Duration,
-    /// How long an upload may take.
-    pub upload_max: Duration,
-    /// Bytes a second below which an upload is given up.
-    pub upload_rate_min: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            runs_max: 4,
-            connections_max: 2000,
-            handshakes_max: 256,
-            upload_bytes_max: 128 << 20,
-            upload_idle: Duration::from_secs(10),
-            upload_max: Duration::from_secs(600),
-            upload_rate_min: 64 << 10,
-        }
-    }
-}
-
 /// Why the server does not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -207,6 +176,12 @@ impl ServeError {
     pub fn passes(&self) -> bool {
         matches!(self, Self::Store(error) if error.passes())
     }
+}
+
+/// Where peers come in.
+fn listening(config: &ServerConfig) -> Listening<'_> {
+    let ServerConfig { listen, tcp, identity, limits, .. } = config;
+    Listening { listen: *listen, tcp: *tcp, identity, limits: *limits }
 }
 
 /// Lets the engine work; `stopped` is cancelled with its end.
@@ -273,10 +248,10 @@ impl Server {
             Database::Sqlite => {
                 let objects = config.objects.as_ref();
                 let store = Store::lead_with(&config.state, &config.database, objects).await?;
-                (store, transport::endpoint::open(&config).await?)
+                (store, transport::endpoint::open(listening(&config)).await?)
             }
             Database::Postgres(_) => {
-                let port = transport::endpoint::open(&config).await?;
+                let port = transport::endpoint::open(listening(&config)).await?;
                 let store = tokio::select! {
                     store = Store::lead_with(&config.state, &config.database, config.objects.as_ref()) => store?,
                     never = sessions::session::stand_by(&port.endpoint) => match never {},
@@ -451,7 +426,7 @@ impl Server {
             Some(engine) => engine.await,
             None => Ok(Ok(())),
         };
-        sessions::session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
+        close_all(&self.endpoint, &ConnectError::ShuttingDown);
         // A client that does not answer must not hold up the end, and less so where the storage has held it up.
         let is_clean = matches!(ended, Ok(Ok(())));
         let farewell = if is_clean { FAREWELL } else { FAREWELL_LATE };
@@ -479,6 +454,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
-        sessions::session::close_all(&self.endpoint, &ConnectError::ShuttingDown);
+        close_all(&self.endpoint, &ConnectError::ShuttingDown);
     }
 }

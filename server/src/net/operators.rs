@@ -21,11 +21,11 @@ use super::ModelRoom;
 use super::engine::request::{Asked, StorageFault, request};
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::membership::members::{Members, Verdict};
-use super::sessions::session::{OPENING, reject_on};
 use super::store::archive::ArchivedModel;
 use super::store::audit;
 use super::store::{Store, StoreError};
 use super::transport::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
+use super::transport::messages::{OPENING, reject_on};
 use crate::plan::draws_secretly;
 
 /// Requests of one operator at a time.

@@ -3,6 +3,9 @@
 
 pub(super) mod endpoint;
 pub(super) mod frames;
+pub(super) mod limits;
+pub(super) mod messages;
+pub(super) mod newcomers;
 pub(super) mod peer;
 pub(super) mod strangers;
 pub(super) mod tcp;

@@ -17,7 +17,7 @@ use protocol::wire::RunState;
 use protocol::{Decline, Rejection, RunId, StepId, Time};
 
 use crate::Note;
-use crate::net::sessions::session::SOFTWARE;
+use crate::net::transport::messages::SOFTWARE;
 
 /// Every reason to decline, so that a reason that has not occurred yet is a zero and no gap.
 const DECLINES: [Decline; 7] = [

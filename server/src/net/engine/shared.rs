@@ -16,9 +16,9 @@ use super::metrics::Metrics;
 use super::uploads::Spare;
 use super::{Command, Link, LiveRuns, Order};
 use crate::net::ModelRoom;
-use crate::net::sessions::session::CODE_MISBEHAVED;
 use crate::net::store::Store;
 use crate::net::store::outage::Patience;
+use crate::net::transport::messages::CODE_MISBEHAVED;
 
 /// See the module.
 pub(super) struct Shared {

@@ -29,6 +29,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::net::store::private;
+use crate::net::transport::peer::{BACKDATED, OPERATOR_URI, SITE_URI};
 
 pub use issuing::Issuing;
 pub(crate) use issuing::Request;
@@ -38,11 +39,6 @@ pub use sealed::Passphrase;
 
 /// The name every server certificate carries, whatever host it runs on; clients ask for it.
 pub const SERVER_NAME: &str = "server.consortia";
-/// What a site's name follows in its certificate.
-pub(crate) const SITE_URI: &str = "consortia:site:";
-/// What an operator's name follows in its certificate.
-pub(crate) const OPERATOR_URI: &str = "consortia:operator:";
-
 const CA_CERT: &str = "ca.pem";
 const CA_KEY: &str = "ca-key.pem";
 const ISSUER_CERT: &str = "issuer.pem";
@@ -50,9 +46,6 @@ const ISSUER_KEY: &str = "issuer-key.pem";
 const ROOT_DAYS: i64 = 3652;
 const ISSUER_DAYS: i64 = 1826;
 const LEAF_DAYS: i64 = 730;
-/// Seconds by which a certificate begins before it is issued: clocks at the sites may be behind.
-pub(crate) const BACKDATED: u64 = 3600;
-
 /// The federation's root, with its key. Whoever has it decides who is in the federation.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,

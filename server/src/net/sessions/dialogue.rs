@@ -9,11 +9,12 @@ use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 
 use super::ledgers::{Judged, Proven, check};
-use super::session::{OPENING, ServerContext, close, reject_on};
+use super::session::ServerContext;
 use crate::net::engine::{Command, Record};
 use crate::net::membership::members::now;
 use crate::net::store::{Showing, ShownLedger, StoreError};
 use crate::net::transport::frames::{FrameError, Patience, read_known, write_frame};
+use crate::net::transport::messages::{OPENING, close, reject_on};
 
 /// Connections of one site that may be quicker than this one, before it has to call again.
 const TRIES: usize = 4;

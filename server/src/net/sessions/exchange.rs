@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::session::{CODE_MISBEHAVED, LAST_WORDS, ServerContext};
+use super::session::ServerContext;
 use crate::net::engine::metrics::Carried;
 use crate::net::engine::uploads::Room;
 use crate::net::engine::{Command, TaskOrder};
@@ -27,6 +27,7 @@ use crate::net::transport::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_
 use crate::net::transport::frames::{
     FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame,
 };
+use crate::net::transport::messages::{CODE_MISBEHAVED, LAST_WORDS};
 
 /// The code with which a stream is given up.
 const CODE_CANCELLED: VarInt = VarInt::from_u32(1);

@@ -5,16 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use protocol::wire::{
     CapableHello, CodecError, ConnectError, FrameKind, Greeting, HELLO_MAX, Hello, Receipt, SMALL_MAX,
     VERSION,
 };
 use protocol::{Capabilities, Capability, ClientId, TaskId, software_name};
-use quinn::{Connection, Endpoint, Incoming, SendStream, VarInt};
+use quinn::{Connection, Endpoint, Incoming, VarInt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -23,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 use super::dialogue::Dialogue;
 use super::exchange::Exchange;
 use super::ledgers::Ledgers;
-use crate::net::Limits;
 use crate::net::engine::metrics::Metrics;
 use crate::net::engine::presence::{Displaced, Presence};
 use crate::net::engine::uploads::Uploads;
@@ -31,27 +29,16 @@ use crate::net::engine::{Command, Link, Order, Record};
 use crate::net::membership::members::{Members, Revocations};
 use crate::net::operators::OperatorService;
 use crate::net::transport::frames::{FrameError, Patience, read_frame, write_frame};
+use crate::net::transport::limits::Limits;
+use crate::net::transport::messages::{OPENING, SOFTWARE, close, reject_on};
+use crate::net::transport::newcomers::Newcomers;
 use crate::net::transport::peer::{Peer, is_capable, is_enrolment};
 use crate::net::transport::strangers::{Origin, Place, Strangers, Turn};
 
-/// What this program calls itself.
-pub(crate) const SOFTWARE: &str = concat!("consortia ", env!("CARGO_PKG_VERSION"));
-/// How long a handshake, a hello or a request may take.
-pub(crate) const OPENING: Duration = Duration::from_secs(10);
-/// How long the last words on a stream may take to arrive before the connection is closed.
-pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
-/// The close's code when the text is a [`ConnectError`].
-const CODE_REJECTED: VarInt = VarInt::from_u32(1);
-/// The close's code when the peer broke the protocol.
-pub(crate) const CODE_MISBEHAVED: VarInt = VarInt::from_u32(2);
 /// Orders that may wait for a session.
 const ORDERS: usize = 64;
 
 static SESSIONS: AtomicU64 = AtomicU64::new(0);
-
-/// Connections of one site that have not been greeted, at a time. An honest site has one; one that opens more and says
-/// nothing must not take the seats of others.
-const NEWCOMERS: usize = 4;
 
 /// What all sessions share.
 pub(crate) struct ServerContext {
@@ -66,40 +53,6 @@ pub(crate) struct ServerContext {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) ledgers: Ledgers,
-}
-
-/// Connections by the name in their certificate, a few for each: those that have not been greeted, or streams over TCP.
-#[derive(Default)]
-pub(crate) struct Newcomers(Mutex<BTreeMap<ClientId, usize>>);
-
-impl Newcomers {
-    /// Counts one more while what is returned lives; `None` when the site has all it may.
-    pub(crate) fn admit<'a>(&'a self, client: &'a ClientId) -> Option<Newcomer<'a>> {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = waiting.entry(client.clone()).or_default();
-        (*count < NEWCOMERS).then(|| {
-            *count += 1;
-            Newcomer { all: self, client }
-        })
-    }
-}
-
-/// One of the few.
-pub(crate) struct Newcomer<'a> {
-    all: &'a Newcomers,
-    client: &'a ClientId,
-}
-
-impl Drop for Newcomer<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = waiting.get_mut(self.client) {
-            *count -= 1;
-            if *count == 0 {
-                waiting.remove(self.client);
-            }
-        }
-    }
 }
 
 /// Lets connections in until `stop`.
@@ -136,16 +89,6 @@ pub(crate) async fn stand_by(endpoint: &Endpoint) -> Infallible {
         incoming.refuse();
     }
     std::future::pending().await
-}
-
-/// Closes every connection with this text.
-pub(crate) fn close_all(endpoint: &Endpoint, why: &ConnectError) {
-    endpoint.close(CODE_REJECTED, why.to_string().as_bytes());
-}
-
-/// Closes one connection with this text.
-pub(crate) fn close(connection: &Connection, why: &ConnectError) {
-    connection.close(CODE_REJECTED, why.to_string().as_bytes());
 }
 
 async fn open(context: Arc<ServerContext>, incoming: Incoming, place: Place, origin: Origin) {
@@ -196,16 +139,6 @@ async fn open(context: Arc<ServerContext>, incoming: Incoming, place: Place, ori
 async fn reject(connection: &Connection, who: &str, why: ConnectError) {
     if let Ok(Ok((mut send, _recv))) = timeout(OPENING, connection.accept_bi()).await {
         return reject_on(connection, &mut send, who, why).await;
-    }
-    close(connection, &why);
-}
-
-/// Rejects a peer on its first stream and closes the connection once that has arrived. `who` is for the log.
-pub(crate) async fn reject_on(connection: &Connection, send: &mut SendStream, who: &str, why: ConnectError) {
-    tracing::info!("{who} is rejected: {why}");
-    let said = write_frame(send, FrameKind::Greeting, &Greeting::Rejected(why.clone())).await;
-    if said.is_ok() && send.finish().is_ok() {
-        let _ = timeout(LAST_WORDS, send.stopped()).await;
     }
     close(connection, &why);
 }

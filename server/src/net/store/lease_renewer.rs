@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::net::sessions::session;
 use crate::net::store::{Store, StoreError};
+use crate::net::transport::messages::close_all;
 
 /// The task that renews the lease; it ends with the reason why there is none any more.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl LeaseRenewer {
             let lost = stopped.run_until_cancelled(keep(&store)).await?;
             tracing::error!("{lost}");
             stop.cancel();
-            session::close_all(&endpoint, &ConnectError::ShuttingDown);
+            close_all(&endpoint, &ConnectError::ShuttingDown);
             Some(lost)
         }))
     }

@@ -26,8 +26,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel::{ServerSocket, Tunnels};
 
+use super::limits::Limits;
 use super::tcp::TcpPort;
-use crate::net::ServerConfig;
 
 /// Bytes of the socket's buffers: with the usual 212 KiB a thousand uploads never finish.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -98,6 +98,16 @@ pub(crate) fn listening_advice(source: &std::io::Error) -> &'static str {
     }
 }
 
+/// Where to listen, and as whom.
+pub(crate) struct Listening<'a> {
+    pub(crate) listen: SocketAddr,
+    /// Whether peers may come over TCP, too.
+    pub(crate) tcp: bool,
+    /// The folder with `ca.pem`, `cert.pem` and `key.pem`.
+    pub(crate) identity: &'a Path,
+    pub(crate) limits: Limits,
+}
+
 /// Where peers come in.
 pub(crate) struct Port {
     pub(crate) endpoint: Endpoint,
@@ -129,13 +139,12 @@ impl Shown {
 }
 
 /// Opens the port with the identity (`ca.pem`, `cert.pem`, `key.pem`) of a server, for UDP and, where it is configured, for TCP.
-pub(crate) async fn open(config: &ServerConfig) -> Result<Port, EndpointError> {
-    let ServerConfig { listen, tcp, identity, limits, .. } = config;
-    let (listen, limits) = (*listen, *limits);
+pub(crate) async fn open(listening: Listening<'_>) -> Result<Port, EndpointError> {
+    let Listening { listen, tcp, identity, limits } = listening;
     let endpoint = endpoint_config(&private_key(identity)?);
     let Shown { quic, stream } = Shown::read(identity)?;
     let failed = |source| EndpointError::Listen { address: listen, source };
-    let (socket, listener) = sockets(listen, *tcp).await?;
+    let (socket, listener) = sockets(listen, tcp).await?;
     let udp = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
     let (socket, tunnels) = ServerSocket::new(udp);
     let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(quic), socket, Arc::new(TokioRuntime));

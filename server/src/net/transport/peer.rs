@@ -11,7 +11,13 @@ use rustls::pki_types::pem::PemObject;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::net::membership::authority::{BACKDATED, OPERATOR_URI, SITE_URI};
+/// What a site's name follows in its certificate.
+pub(crate) const SITE_URI: &str = "consortia:site:";
+/// What an operator's name follows in its certificate.
+pub(crate) const OPERATOR_URI: &str = "consortia:operator:";
+
+/// Seconds by which a certificate begins before it is issued: clocks at the sites may be behind.
+pub(crate) const BACKDATED: u64 = 3600;
 
 /// The party behind a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,28 +118,4 @@ pub fn validity_of_der(der: &[u8]) -> Result<(u64, u64), NotASite> {
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let validity = certificate.validity();
     Ok((seconds(validity.not_before), seconds(validity.not_after)))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use super::*;
-    use crate::net::membership::authority::Authority;
-
-    #[test]
-    fn the_uri_alone_says_who_it_is() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
-        let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::create(dir.path(), now).unwrap();
-        let peer = |pem: &str| Peer::of(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
-        let north = ClientId::new("north").unwrap();
-        let site = authority.issue_site(&north, now).unwrap();
-        let issued = 1_767_225_600;
-        assert_eq!(peer(&site.cert_pem), Some(Peer::Site { name: north, issued }));
-        let operator = authority.issue_operator("ada", now).unwrap();
-        assert_eq!(peer(&operator.cert_pem), Some(Peer::Operator("ada".into())));
-        assert_eq!(peer(&authority.issue_server(&[], now).unwrap().cert_pem), None);
-        assert_eq!(Peer::of(b"not a certificate"), None);
-    }
 }

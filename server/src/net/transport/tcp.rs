@@ -17,10 +17,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tunnel::Tunnels;
 
+use super::limits::Limits;
+use super::messages::OPENING;
+use super::newcomers::Newcomers;
 use super::peer::Peer;
 use super::strangers::{Lines, Origin, Place, Places, Rates, Turn};
-use crate::net::Limits;
-use crate::net::sessions::session::{Newcomers, OPENING};
 
 /// How long a stream may carry nothing. A site over QUIC says something every five seconds.
 const SILENCE: Duration = Duration::from_secs(60);

@@ -16,7 +16,7 @@ use super::{
     AuthorityError, CA_CERT, ISSUER_CERT, ISSUER_KEY, LEAF_DAYS, SITE_URI, content, fingerprint, leaf, named,
     read,
 };
-use crate::net::validity_of_pem;
+use crate::net::transport::peer::validity_of_pem;
 
 /// Certifies sites.
 pub struct Issuing {

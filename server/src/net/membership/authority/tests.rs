@@ -5,6 +5,7 @@ use std::time::Duration as StdDuration;
 use rcgen::PublicKeyData;
 
 use super::*;
+use crate::net::transport::peer::Peer;
 
 /// A fixed moment: 2026-01-01.
 fn now() -> SystemTime {
@@ -81,8 +82,8 @@ fn of_a_signing_request_nothing_but_the_key_is_taken() {
         CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().unwrap();
     assert_eq!(certificates.len(), 2);
     let issued = 1_767_225_600;
-    let north = crate::net::transport::peer::Peer::Site { name: ClientId::new("north").unwrap(), issued };
-    assert_eq!(crate::net::transport::peer::Peer::of(&certificates[0]), Some(north));
+    let north = Peer::Site { name: ClientId::new("north").unwrap(), issued };
+    assert_eq!(Peer::of(&certificates[0]), Some(north));
     let (_, certificate) = x509_parser::parse_x509_certificate(&certificates[0]).unwrap();
     assert!(!certificate.is_ca());
     let usage = certificate.extended_key_usage().unwrap().unwrap().value;
@@ -118,4 +119,20 @@ fn a_signing_request_that_is_damaged_or_of_another_kind_of_key_is_refused() {
     for kind in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P384_SHA384] {
         assert!(Request::parse(&request(&KeyPair::generate_for(kind).unwrap())).is_err());
     }
+}
+
+#[test]
+fn the_uri_alone_says_who_it_is() {
+    let now = now();
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::create(dir.path(), now).unwrap();
+    let peer = |pem: &str| Peer::of(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+    let north = ClientId::new("north").unwrap();
+    let site = authority.issue_site(&north, now).unwrap();
+    let issued = 1_767_225_600;
+    assert_eq!(peer(&site.cert_pem), Some(Peer::Site { name: north, issued }));
+    let operator = authority.issue_operator("ada", now).unwrap();
+    assert_eq!(peer(&operator.cert_pem), Some(Peer::Operator("ada".into())));
+    assert_eq!(peer(&authority.issue_server(&[], now).unwrap().cert_pem), None);
+    assert_eq!(Peer::of(b"not a certificate"), None);
 }

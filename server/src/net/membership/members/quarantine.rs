@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use super::{Members, now};
 use crate::net::engine::{Command, Record};
-use crate::net::sessions::session::OPENING;
 use crate::net::transport::frames::write_frame;
+use crate::net::transport::messages::OPENING;
 
 /// Bytes of a reason.
 const REASON_MAX: usize = 500;
