@@ -283,7 +283,7 @@ impl Server {
         let notes = broadcast::Sender::new(NOTES);
         let spare = Arc::<Spare>::default();
         let (metrics, presence) = (Arc::new(Metrics::new()), Arc::new(Presence::new(tunnels)));
-        let fault = engine::request::StorageFault::default();
+        let fault = store::fault::StorageFault::default();
         let handles = EngineHandles {
             commands: commands.downgrade(),
             live,

@@ -39,14 +39,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::ModelRoom;
 use super::store::audit::AuditLog;
+use super::store::fault::StorageFault;
 use super::store::outage::Patience;
 use super::store::{Store, StoreError};
 use crate::Note;
 use dispatcher::Dispatcher;
 use journal::Journal;
-pub(crate) use messages::{Command, Link, NewRun, Order, Record, TaskOrder};
+pub(crate) use messages::{Command, Link, NewRun, Order, TaskOrder};
 use metrics::Metrics as Meter;
-use request::StorageFault;
 use shared::{Clock, Shared, Sites};
 use uploads::Spare;
 

@@ -18,11 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::ModelRoom;
-use super::engine::request::{Asked, StorageFault, request};
+use super::engine::request::{Asked, request};
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
-use super::membership::members::{Members, Verdict};
+use super::membership::members::Members;
 use super::store::archive::ArchivedModel;
 use super::store::audit;
+use super::store::fault::StorageFault;
+use super::store::messages::Verdict;
 use super::store::{Store, StoreError};
 use super::transport::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
 use super::transport::messages::{OPENING, reject_on};

@@ -16,8 +16,9 @@ use utoipa::ToSchema;
 use super::runs::rejected;
 use super::views::Problem;
 use super::{Caller, Shared};
-use crate::net::membership::members::{Verdict, now};
+use crate::net::membership::members::now;
 use crate::net::store::Counts;
+use crate::net::store::messages::Verdict;
 
 /// For how long an invite is good unless something else is asked for.
 const HOURS: u64 = 72;

@@ -16,10 +16,11 @@ use super::calibration::accepted;
 use super::central::Evaluator;
 use super::dispatcher::population;
 use super::live::Live;
-use super::request::{Asked, FaultOf};
+use super::request::Asked;
 use super::seed_of;
 use super::shared::Shared;
 use crate::net::store::audit;
+use crate::net::store::fault::FaultOf;
 use crate::net::store::{BackupError, Opened, Queued, StoreError, StoredRun};
 use crate::{Coordinator, DpContext, NoiseRng, Note, Plan, RunEnd, Setup};
 

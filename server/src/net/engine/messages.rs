@@ -14,7 +14,7 @@ use super::request::Asked;
 use super::uploads::Room;
 use crate::Plan;
 use crate::net::InitialModel;
-use crate::net::membership::members::Verdict;
+use crate::net::store::messages::Record;
 
 /// What sessions and operators' services tell the engine.
 pub(crate) enum Command {
@@ -44,72 +44,6 @@ pub(crate) enum Command {
     Calibrated { run: RunId, plan_toml: String, found: Result<Positive, String> },
     /// Something for the audit log that no run knows of.
     Record(Record),
-}
-
-/// What happens to the membership.
-pub(crate) enum Record {
-    Invited {
-        site: ClientId,
-        expires: u64,
-        by: String,
-    },
-    Enrolled {
-        site: ClientId,
-        key_sha256: String,
-    },
-    Renewed {
-        site: ClientId,
-        key_sha256: String,
-    },
-    InviteReused {
-        token_sha256: String,
-    },
-    EnrolmentsRefused {
-        count: u64,
-    },
-    Revoked {
-        site: ClientId,
-        before: u64,
-        by: String,
-    },
-    /// A site's ledger does not go on from the one that is remembered, or none was named.
-    LedgerRefused {
-        site: ClientId,
-        address: String,
-        reason: String,
-    },
-    /// A site has booked the loss of the ledger that is remembered, and goes on with another one.
-    LedgerReplaced {
-        site: ClientId,
-        address: String,
-    },
-    /// Connections of a site end each other.
-    Alternating {
-        site: ClientId,
-        address: String,
-        replaced_address: String,
-        times: u64,
-    },
-    Quarantined {
-        site: ClientId,
-        reason: String,
-        by: String,
-    },
-    QuarantineEnded {
-        site: ClientId,
-        by: String,
-    },
-    Asked {
-        site: ClientId,
-        key_sha256: String,
-        address: String,
-    },
-    Decided {
-        site: ClientId,
-        key_sha256: String,
-        verdict: Verdict,
-        by: String,
-    },
 }
 
 /// A plan that was checked, and where its model begins.

@@ -3,12 +3,13 @@
 use protocol::RunId;
 use tokio::sync::oneshot;
 
-use super::request::{Asked, FaultOf};
+use super::request::Asked;
 use super::shared::Shared;
 use super::{NewRun, entropy};
 use crate::Checkpoint;
 use crate::net::InitialModel;
 use crate::net::store::audit;
+use crate::net::store::fault::FaultOf;
 use crate::net::store::{StoreError, Submission};
 use crate::plan::calibrates;
 

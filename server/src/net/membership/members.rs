@@ -24,9 +24,10 @@ use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use super::authority::{Issuing, Request, RevocationList, issued};
+use crate::net::engine::Command;
 use crate::net::engine::metrics::{Enrolment, Metrics};
 use crate::net::engine::presence::Presence;
-use crate::net::engine::{Command, Record};
+use crate::net::store::messages::Record;
 use crate::net::store::{Asking, Shown, Store, StoreError, nobody};
 use crate::net::transport::frames::{FrameError, Patience, read_frame, write_frame};
 use crate::net::transport::messages::{LAST_WORDS, OPENING, close};
@@ -34,7 +35,6 @@ use crate::net::transport::newcomers::Newcomers;
 use crate::net::transport::peer::Peer;
 use crate::net::transport::strangers::{Origin, Places};
 pub use approval::Approval;
-pub(crate) use approval::Verdict;
 use quarantine::Quarantines;
 use refusals::Rejections;
 

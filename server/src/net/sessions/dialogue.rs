@@ -10,8 +10,9 @@ use rustls::pki_types::CertificateDer;
 
 use super::ledgers::{Judged, Proven, check};
 use super::session::ServerContext;
-use crate::net::engine::{Command, Record};
+use crate::net::engine::Command;
 use crate::net::membership::members::now;
+use crate::net::store::messages::Record;
 use crate::net::store::{Showing, ShownLedger, StoreError};
 use crate::net::transport::frames::{FrameError, Patience, read_known, write_frame};
 use crate::net::transport::messages::{OPENING, close, reject_on};

@@ -3,7 +3,7 @@
 use protocol::wire::{ModelChoice, ModelLine};
 use protocol::{Layout, Parameters, Positive, RunId, Standardiser};
 
-use crate::net::store::{Described, Store, StoreError};
+use super::{Described, Store, StoreError};
 use crate::plan::typed_privacy;
 use crate::plan::{EvaluationPlan, Evaluators};
 use crate::{Methods, Plan, PrivacyStatement, StatementError, Subject};

@@ -23,9 +23,8 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::net::engine::Record;
-use crate::net::membership::members::Verdict;
-use crate::net::store::{AuditHead, CrossCheck, StoreError, Unlogged};
+use super::messages::{Record, Verdict};
+use super::{AuditHead, CrossCheck, StoreError, Unlogged};
 use crate::{Note, RunEnd};
 
 use carried::Carried;

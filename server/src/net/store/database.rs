@@ -11,8 +11,8 @@ use privacy::chain::segments::closed_by_name;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Row as _, Transaction};
 
+use super::private;
 use super::{BooksError, StoreError};
-use crate::net::store::private;
 
 /// One step of the schema: what both databases take, then what only one of them takes.
 pub(super) struct Step {

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::net::store::{Store, StoreError};
+use super::{Store, StoreError};
 use crate::net::transport::messages::close_all;
 
 /// The task that renews the lease; it ends with the reason why there is none any more.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::net::engine::request::{FaultOf, StorageFault};
-use crate::net::store::StoreError;
+use super::StoreError;
+use super::fault::{FaultOf, StorageFault};
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -6,8 +6,8 @@
 use protocol::{ClientId, spoken};
 
 use super::{Members, now};
-use crate::net::engine::Record;
 use crate::net::store::Asking;
+use crate::net::store::messages::{Record, Verdict};
 
 /// Who lets somebody with an invite in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,22 +17,6 @@ pub enum Approval {
     ByInvite,
     /// An operator, once the invite was shown.
     ByOperator,
-}
-
-/// What an operator says of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Approved,
-    Refused,
-}
-
-impl Verdict {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Approved => "approved",
-            Self::Refused => "refused",
-        }
-    }
 }
 
 /// The words for a key, from its SHA-256 in hexadecimal digits.

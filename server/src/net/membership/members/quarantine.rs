@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::{Members, now};
-use crate::net::engine::{Command, Record};
+use crate::net::engine::Command;
+use crate::net::store::messages::Record;
 use crate::net::transport::frames::write_frame;
 use crate::net::transport::messages::OPENING;
 
