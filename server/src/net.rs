@@ -44,6 +44,7 @@ use membership::credentials::ServerCredentials;
 pub use membership::members::Approval;
 use membership::members::Members;
 use operators::OperatorService;
+use sessions::enrolment::Enrolments;
 use sessions::ledgers::Ledgers;
 use sessions::session::ServerContext;
 pub use store::archive::{ArchiveError, ArchivedModel};
@@ -230,6 +231,7 @@ fn context_of(
         operators: Arc::clone(operators),
         newcomers: Newcomers::default(),
         members: Arc::clone(&operators.members),
+        enrolments: Enrolments::new(Arc::clone(&operators.members), Arc::clone(metrics)),
         metrics: Arc::clone(metrics),
         presence: Arc::clone(presence),
         ledgers: Ledgers::new(Arc::clone(&operators.store)),
@@ -300,8 +302,8 @@ impl Server {
         let lease_renewer =
             Some(LeaseRenewer::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
         let engine = Some(begun(engine, inbox, &stopped));
-        let (keys, eyes) = ((config.issuing, config.approval), (Arc::clone(&metrics), Arc::clone(&presence)));
-        let members = Members::new(Arc::clone(&store), keys, eyes, commands.clone());
+        let keys = (config.issuing, config.approval);
+        let members = Members::new(Arc::clone(&store), keys, Arc::new(commands.clone()));
         let members = Arc::new(members.await?);
         let credentials =
             Arc::new(ServerCredentials::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
@@ -313,6 +315,7 @@ impl Server {
             live: watched,
             state: config.state.clone(),
             members: Arc::clone(&members),
+            presence: Arc::clone(&presence),
             fault,
         });
         let context = context_of(config.limits, spare, commands, &operators, (&metrics, &presence));

@@ -4,3 +4,4 @@
 pub(super) mod authority;
 pub(super) mod credentials;
 pub(super) mod members;
+pub(super) mod messages;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use protocol::RunId;
 use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, Control, FRAME_HEAD, FrameKind,
-    HEADER_MAX, ModelChoice, ModelLine, RunSummary, encode,
+    HEADER_MAX, Member, ModelChoice, ModelLine, RunSummary, encode,
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::ModelRoom;
+use super::engine::presence::Presence;
 use super::engine::request::{Asked, request};
 use super::engine::{Command, LiveRuns, NewRun, seed_of};
 use super::membership::members::Members;
@@ -55,6 +56,7 @@ pub(crate) struct OperatorService {
     pub(crate) live: watch::Receiver<LiveRuns>,
     pub(crate) state: PathBuf,
     pub(crate) members: Arc<Members>,
+    pub(crate) presence: Arc<Presence>,
     /// What the engine waits for at present.
     pub(crate) fault: StorageFault,
 }
@@ -144,6 +146,12 @@ impl OperatorService {
         Ok(if hides_participation(&current, &plan_toml) { without_participation(current) } else { current })
     }
 
+    /// Who belongs to the federation, and whether they are connected.
+    pub(crate) async fn members(&self) -> Result<Vec<Member>, String> {
+        let seen = self.presence.sites().into_iter().map(|(site, seen)| (site, seen.told()));
+        self.members.list(seen).await
+    }
+
     /// Lets a run pause, go on or stop.
     pub(crate) async fn control(&self, run: RunId, control: Control, by: &str) -> Result<RunSummary, String> {
         let by = by.to_owned();
@@ -179,7 +187,7 @@ impl OperatorService {
             Ok(AdminRequest::Invite { sites, servers, seconds }) => {
                 self.members.invite(&sites, &servers, seconds, by).await.map(AdminReply::Invites)
             }
-            Ok(AdminRequest::Members) => self.members.list().await.map(AdminReply::Members),
+            Ok(AdminRequest::Members) => self.members().await.map(AdminReply::Members),
             Ok(AdminRequest::Revoke { site }) => {
                 self.members.revoke(site, by).await.map(|()| AdminReply::Done)
             }

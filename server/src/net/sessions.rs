@@ -2,6 +2,8 @@
 //! its messages.
 
 mod dialogue;
+pub(super) mod enrolment;
 mod exchange;
 pub(super) mod ledgers;
+mod refusals;
 pub(super) mod session;

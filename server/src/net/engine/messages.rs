@@ -1,5 +1,6 @@
 //! What the rest of the server and the engine tell each other.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::request::Asked;
 use super::uploads::Room;
 use crate::Plan;
 use crate::net::InitialModel;
+use crate::net::membership::messages::{Listener, ToEngine};
 use crate::net::store::messages::Record;
 
 /// What sessions and operators' services tell the engine.
@@ -44,6 +46,16 @@ pub(crate) enum Command {
     Calibrated { run: RunId, plan_toml: String, found: Result<Positive, String> },
     /// Something for the audit log that no run knows of.
     Record(Record),
+}
+
+impl Listener for mpsc::Sender<Command> {
+    fn hear(&self, told: ToEngine) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        let command = match told {
+            ToEngine::Record(record) => Command::Record(record),
+            ToEngine::Hold { client, held, reply } => Command::Hold { client, held, reply },
+        };
+        Box::pin(async move { self.send(command).await.is_ok() })
+    }
 }
 
 /// A plan that was checked, and where its model begins.

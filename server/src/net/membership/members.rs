@@ -1,46 +1,27 @@
 //! Who belongs to the federation: invites are made, redeemed and taken back, members are told from those whose certificates are
 //! void.
 //!
-//! Enrolment is the one thing that somebody without a certificate may ask for: one small request on a connection of its own
-//! ALPN, a few of them at a time, each with little patience. Those who have a certificate and want the next one have places of
-//! their own. Of the request only the public key is used; name, usage and lifetime are the server's. Tokens are kept as hashes
-//! and are good once. Every refusal is counted; of those that strangers can cause, a few are logged and written down.
+//! Of a request to enrol only the public key is used; name, usage and lifetime are the server's. Tokens are kept as hashes and are good
+//! once. How many may ask, and how long, sessions see to.
 
 mod approval;
 mod quarantine;
-mod refusals;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use protocol::wire::{
-    Applicant, ConnectError, ENROL_MAX, EnrolRejection, EnrolReply, EnrolRequest, FrameKind, InviteText,
-    Member,
-};
+use protocol::wire::{Applicant, EnrolRejection, EnrolRequest, InviteText, Member, Seen};
 use protocol::{ClientId, Invite, Token};
-use quinn::{Connection, SendStream};
-use tokio::sync::{Mutex, Semaphore, mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Mutex, watch};
 
 use super::authority::{Issuing, Request, RevocationList, issued};
-use crate::net::engine::Command;
-use crate::net::engine::metrics::{Enrolment, Metrics};
-use crate::net::engine::presence::Presence;
+use super::messages::{Listener, ToEngine};
 use crate::net::store::messages::Record;
 use crate::net::store::{Asking, Shown, Store, StoreError, nobody};
-use crate::net::transport::frames::{FrameError, Patience, read_frame, write_frame};
-use crate::net::transport::messages::{LAST_WORDS, OPENING, close};
-use crate::net::transport::newcomers::Newcomers;
-use crate::net::transport::peer::Peer;
-use crate::net::transport::strangers::{Origin, Places};
 pub use approval::Approval;
 use quarantine::Quarantines;
-use refusals::Rejections;
 
-/// Enrolments of those without a certificate at a time, and renewals of those who have one.
-const STRANGERS: usize = 64;
-const RENEWALS: usize = 64;
 /// How long an invite may be good: a season.
 const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -65,15 +46,9 @@ pub(crate) struct Members {
     store: Arc<Store>,
     issuing: RwLock<Option<Arc<Issuing>>>,
     approval: Approval,
-    metrics: Arc<Metrics>,
-    presence: Arc<Presence>,
-    commands: mpsc::Sender<Command>,
+    engine: Arc<dyn Listener>,
     revoked: watch::Sender<Revocations>,
     quarantined: watch::Sender<Quarantines>,
-    places: Arc<Places>,
-    renewals: Semaphore,
-    renewing: Newcomers,
-    refusals: Rejections,
     /// One invite is looked at after the other.
     turn: Mutex<()>,
 }
@@ -82,8 +57,7 @@ impl Members {
     pub(crate) async fn new(
         store: Arc<Store>,
         (issuing, approval): (Option<Arc<Issuing>>, Approval),
-        (metrics, presence): (Arc<Metrics>, Arc<Presence>),
-        commands: mpsc::Sender<Command>,
+        engine: Arc<dyn Listener>,
     ) -> Result<Self, StoreError> {
         for name in store.names_refused().await? {
             tracing::warn!(
@@ -97,15 +71,9 @@ impl Members {
             store,
             issuing: RwLock::new(issuing),
             approval,
-            metrics,
-            presence,
-            commands,
+            engine,
             revoked,
             quarantined,
-            places: Places::new(STRANGERS),
-            renewals: Semaphore::new(RENEWALS),
-            renewing: Newcomers::default(),
-            refusals: Rejections::default(),
             turn: Mutex::default(),
         })
     }
@@ -189,17 +157,20 @@ impl Members {
     }
 
     /// Everybody who was ever invited, certified, revoked, held in quarantine or, since the server was started, seen; by name.
-    pub(crate) async fn list(&self) -> Result<Vec<Member>, String> {
+    pub(crate) async fn list(
+        &self,
+        all_seen: impl IntoIterator<Item = (ClientId, Seen)>,
+    ) -> Result<Vec<Member>, String> {
         let wrong = |error: StoreError| error.to_string();
         let now = now();
         let mut members = self.store.members(now).await.map_err(wrong)?;
-        for (site, seen) in self.presence.sites() {
+        for (site, seen) in all_seen {
             let place = members.binary_search_by(|member| member.site.cmp(&site));
             let place = place.unwrap_or_else(|place| {
                 members.insert(place, nobody(site));
                 place
             });
-            members[place].seen = Some(seen.told());
+            members[place].seen = Some(seen);
         }
         for asking in self.store.asking().await.map_err(wrong)? {
             let Asking { site, key_sha256, asked: since, expires, address, .. } = asking;
@@ -210,117 +181,13 @@ impl Members {
         Ok(members)
     }
 
-    /// Serves a connection that came to enrol from `address`, until it is done.
-    pub(crate) async fn attend(&self, connection: &Connection, address: &str, origin: Origin) {
-        let done = match Peer::of_connection(connection) {
-            Some(Peer::Site { name, issued }) => {
-                let (Some(_one_of_few), Ok(_place)) =
-                    (self.renewing.admit(&name), self.renewals.try_acquire())
-                else {
-                    return self.turn_away(connection, address, ConnectError::Busy).await;
-                };
-                match request_on(connection).await {
-                    Ok((send, request)) => {
-                        Ok((send, self.renewed(name.clone(), issued, &request, address).await))
-                    }
-                    Err(why) => Err(why),
-                }
-            }
-            Some(Peer::Operator(_)) | None => {
-                let Some(mut place) = self.places.take(origin) else {
-                    return self.turn_away(connection, address, ConnectError::Busy).await;
-                };
-                match place.while_kept(request_on(connection)).await {
-                    // What is asked now takes no longer because of who asks.
-                    Some(Ok((send, request))) if place.keep() => {
-                        Ok((send, self.redeemed(&request, address).await))
-                    }
-                    Some(Err(why)) => Err(why),
-                    Some(Ok(_)) | None => Err(ConnectError::Busy),
-                }
-            }
-        };
-        let (mut send, done) = match done {
-            Ok(done) => done,
-            Err(why) => return self.turn_away(connection, address, why).await,
-        };
-        let reply = self.told(done, address).await;
-        let said = write_frame(&mut send, FrameKind::EnrolReply, &reply).await;
-        if said.is_ok() && send.finish().is_ok() {
-            let _ = timeout(LAST_WORDS, send.stopped()).await;
-        }
-    }
-
-    /// Closes a connection that came to enrol and was not heard.
-    async fn turn_away(&self, connection: &Connection, address: &str, why: ConnectError) {
-        close(connection, &why);
-        self.refused(address, &why, None).await;
-    }
-
-    /// Counts a refusal, and says it where that is not one of too many.
-    async fn refused(&self, address: &str, why: &(dyn std::fmt::Display + Sync), used: Option<String>) {
-        self.metrics.enrolment(Enrolment::Refused);
-        if let Some(more) = self.refusals.line() {
-            tracing::warn!("an enrolment from {address} is refused: {why}{more}");
-        }
-        if let Some(token_sha256) = used.filter(|token| self.refusals.is_news(token, now())) {
-            self.record(Record::InviteReused { token_sha256 }).await;
-        }
-        if let Some(count) = self.refusals.count(now()) {
-            self.record(Record::EnrolmentsRefused { count }).await;
-        }
-    }
-
-    /// What is answered to a request, and counted.
-    async fn told(&self, done: Result<Done, (EnrolRejection, Option<String>)>, address: &str) -> EnrolReply {
-        match done {
-            Ok(Done::Issued(good, (chain_pem, root_pem))) => {
-                self.metrics.enrolment(good);
-                EnrolReply::Issued { chain_pem, root_pem }
-            }
-            Ok(Done::Waiting) => EnrolReply::Waiting,
-            Err((refused, used)) => {
-                self.refused(address, &refused, used).await;
-                EnrolReply::Refused(refused)
-            }
-        }
-    }
-
-    async fn redeemed(
-        &self,
-        request: &EnrolRequest,
-        address: &str,
-    ) -> Result<Done, (EnrolRejection, Option<String>)> {
-        let Some(token) = &request.token else { return Err((EnrolRejection::NotASite, None)) };
-        match self.redeem(token, request, address).await {
-            Ok(Some(chain)) => Ok(Done::Issued(Enrolment::Issued, chain)),
-            Ok(None) => Ok(Done::Waiting),
-            Err(refused) => Err((refused, (refused == EnrolRejection::Used).then(|| token.sha256()))),
-        }
-    }
-
-    /// A site may use an invite as anybody may; without one it renews its certificate.
-    async fn renewed(
-        &self,
-        name: ClientId,
-        issued: u64,
-        request: &EnrolRequest,
-        address: &str,
-    ) -> Result<Done, (EnrolRejection, Option<String>)> {
-        if request.token.is_some() {
-            return self.redeemed(request, address).await;
-        }
-        let chain = self.renew(name, issued, request).await.map_err(|refused| (refused, None))?;
-        Ok(Done::Issued(Enrolment::Renewed, chain))
-    }
-
-    /// The chain of the site that the token is for, and the root; none while an operator has to approve.
-    async fn redeem(
+    /// What an invite is good for now.
+    pub(crate) async fn redeem(
         &self,
         token: &Token,
         request: &EnrolRequest,
         address: &str,
-    ) -> Result<Option<(String, String)>, EnrolRejection> {
+    ) -> Result<Redeemed, EnrolRejection> {
         let (issuing, csr) = self.ready(request)?;
         let (token, key) = (token.sha256(), csr.key_sha256());
         let _turn = self.turn.lock().await;
@@ -330,18 +197,19 @@ impl Members {
                 if !asked.map_err(|error| unable(&error))? {
                     return Err(EnrolRejection::Used);
                 }
-                self.metrics.enrolment(Enrolment::Waiting);
                 tracing::warn!(
                     "somebody at {address} waits to become {site}: compare \"{}\" by telephone, then `consortia site approve {site}`",
                     approval::phrase(&key)
                 );
                 let address = address.to_owned();
                 self.record(Record::Asked { site, key_sha256: key, address }).await;
-                return Ok(None);
+                return Ok(Redeemed::Asked);
             }
-            Shown::Waiting => return Ok(None),
+            Shown::Waiting => return Ok(Redeemed::Waiting),
             Shown::Good(site) | Shown::Approved(site) => site,
-            Shown::Again { chain_pem } => return Ok(Some((chain_pem, issuing.root_pem().to_owned()))),
+            Shown::Again { chain_pem } => {
+                return Ok(Redeemed::Issued(chain_pem, issuing.root_pem().to_owned()));
+            }
             Shown::Refused(refused) => return Err(refused),
         };
         let chain = self.certify(&issuing, &site, &csr).await?;
@@ -352,11 +220,11 @@ impl Members {
         }
         tracing::info!("{site} has joined");
         self.record(Record::Enrolled { site, key_sha256: key }).await;
-        Ok(Some((chain, issuing.root_pem().to_owned())))
+        Ok(Redeemed::Issued(chain, issuing.root_pem().to_owned()))
     }
 
     /// The next chain of the site whose certificate the connection shows, and the root.
-    async fn renew(
+    pub(crate) async fn renew(
         &self,
         name: ClientId,
         issued: u64,
@@ -409,29 +277,19 @@ impl Members {
     }
 
     /// For the audit log. A server that is shutting down has closed it.
-    async fn record(&self, record: Record) {
-        let _ = self.commands.send(Command::Record(record)).await;
+    pub(crate) async fn record(&self, record: Record) {
+        self.engine.hear(ToEngine::Record(record)).await;
     }
 }
 
-/// What became of a request that was not refused.
-enum Done {
-    /// Chain and root.
-    Issued(Enrolment, (String, String)),
+/// What an invite was good for.
+pub(crate) enum Redeemed {
+    /// The chain of its site, and the root.
+    Issued(String, String),
+    /// Its site waits from now on until an operator approves it.
+    Asked,
+    /// It waits still.
     Waiting,
-}
-
-/// The one request of a connection, and where it is answered.
-async fn request_on(connection: &Connection) -> Result<(SendStream, EnrolRequest), ConnectError> {
-    let Ok(Ok((send, mut recv))) = timeout(OPENING, connection.accept_bi()).await else {
-        return Err(ConnectError::Late);
-    };
-    let patience = Patience { first: Some(OPENING), idle: OPENING };
-    match read_frame(&mut recv, FrameKind::EnrolRequest, ENROL_MAX, patience).await {
-        Ok(request) => Ok((send, request)),
-        Err(FrameError::TooSlow) => Err(ConnectError::Late),
-        Err(_) => Err(ConnectError::NotAHello),
-    }
 }
 
 fn unable(error: &dyn std::fmt::Display) -> EnrolRejection {

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::dialogue::Dialogue;
+use super::enrolment::Enrolments;
 use super::exchange::Exchange;
 use super::ledgers::Ledgers;
 use crate::net::engine::metrics::Metrics;
@@ -51,6 +52,7 @@ pub(crate) struct ServerContext {
     pub(crate) operators: Arc<OperatorService>,
     pub(crate) newcomers: Newcomers,
     pub(crate) members: Arc<Members>,
+    pub(crate) enrolments: Enrolments,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) ledgers: Ledgers,
@@ -114,7 +116,7 @@ async fn open(context: Arc<ServerContext>, incoming: Incoming, place: Place, ori
     // Whoever has no certificate must not take the room of those who have; enrolments have places of their own.
     if is_enrolment(&connection) {
         drop(place);
-        return context.members.attend(&connection, &address, origin).await;
+        return context.enrolments.attend(&connection, &address, origin).await;
     }
     if !certified {
         context.metrics.handshake_refused();

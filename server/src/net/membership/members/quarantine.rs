@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::{Members, now};
-use crate::net::engine::Command;
+use crate::net::membership::messages::ToEngine;
 use crate::net::store::messages::Record;
 use crate::net::transport::frames::write_frame;
 use crate::net::transport::messages::OPENING;
@@ -63,8 +63,9 @@ impl Members {
     async fn hold(&self, site: &ClientId, held: bool) -> Result<(), String> {
         let stopping = || "the server is shutting down; what was asked for is stored".to_owned();
         let (reply, done) = oneshot::channel();
-        let command = Command::Hold { client: site.clone(), held, reply };
-        self.commands.send(command).await.map_err(|_| stopping())?;
+        if !self.engine.hear(ToEngine::Hold { client: site.clone(), held, reply }).await {
+            return Err(stopping());
+        }
         done.await.map_err(|_| stopping())
     }
 
