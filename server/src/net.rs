@@ -20,22 +20,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use privacy::chain::segments::SegmentBytes;
+use protocol::RunId;
 use protocol::wire::{ConnectError, Control, RunSummary};
-use protocol::{Layout, Learner, Parameters, RunId, Seed, Spec};
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Methods, Note};
+use crate::Note;
 use admin::{Admin, Door, Places};
 pub use admin::{AdminConfig, AdminError, AdminToken, TokenError};
-pub use engine::LiveRuns;
 use engine::metrics::Metrics;
 use engine::presence::Presence;
+use engine::service::OperatorService;
 use engine::uploads::{Spare, Uploads};
 use engine::{Engine, EngineHandles};
+pub use engine::{InitialModel, LiveRuns, ModelRoom};
 pub use membership::authority::{
     Authority, AuthorityError, Identity, Issuing, Passphrase, RevocationList, RevocationListError,
     SERVER_NAME,
@@ -43,9 +44,9 @@ pub use membership::authority::{
 use membership::credentials::ServerCredentials;
 pub use membership::members::Approval;
 use membership::members::Members;
-use operators::OperatorService;
 use sessions::enrolment::Enrolments;
 use sessions::ledgers::Ledgers;
+use sessions::messages::OperatorArrived;
 use sessions::session::ServerContext;
 pub use store::archive::{ArchiveError, ArchivedModel};
 pub use store::audit::AuditError;
@@ -69,37 +70,12 @@ const COMMANDS: usize = 1024;
 /// How long clients have to hear that the server ends, and how long where the storage has taken up the time.
 const FAREWELL: Duration = Duration::from_secs(2);
 const FAREWELL_LATE: Duration = Duration::from_millis(500);
+/// Operators that may wait to be attended to.
+const OPERATORS: usize = 64;
 /// What the audit log calls the program that embeds the server.
 const PROGRAM: &str = "this program";
 /// Notes that a slow listener may be behind before it misses some.
 const NOTES: usize = 4096;
-
-/// What the embedding program knows of models.
-pub trait ModelRoom: Send + Sync {
-    /// The layout of a plan's model and the first values of its shared tensors. `seed` is the run's seed: derive
-    /// [`protocol::Purpose::Initialise`] from it.
-    ///
-    /// # Errors
-    /// A sentence for the operator when the plan's model cannot be built.
-    fn begin(&self, spec: &Spec, seed: Seed) -> Result<InitialModel, String>;
-
-    /// A learner over the server's own test data; `None` when it has none for this plan.
-    fn central(&self, spec: &Spec) -> Option<Box<dyn Learner>>;
-
-    /// The methods that plans may name.
-    fn methods(&self) -> Methods {
-        Methods::default()
-    }
-}
-
-/// Where a model begins.
-#[derive(Debug)]
-pub struct InitialModel {
-    /// The tensors.
-    pub layout: Layout,
-    /// First values of the shared ones.
-    pub shared: Parameters,
-}
 
 /// Where the server keeps and finds things.
 #[derive(Clone, Debug)]
@@ -219,7 +195,7 @@ fn context_of(
     limits: Limits,
     spare: Arc<Spare>,
     commands: mpsc::Sender<engine::Command>,
-    operators: &Arc<OperatorService>,
+    (operators, arrived): (&Arc<OperatorService>, mpsc::Sender<OperatorArrived>),
     (metrics, presence): (&Arc<Metrics>, &Arc<Presence>),
 ) -> ServerContext {
     ServerContext {
@@ -228,7 +204,7 @@ fn context_of(
         seats: Arc::new(Semaphore::new(limits.connections_max)),
         strangers: Strangers::new(2 * limits.handshakes_max),
         commands,
-        operators: Arc::clone(operators),
+        operators: arrived,
         newcomers: Newcomers::default(),
         members: Arc::clone(&operators.members),
         enrolments: Enrolments::new(Arc::clone(&operators.members), Arc::clone(metrics)),
@@ -318,7 +294,10 @@ impl Server {
             presence: Arc::clone(&presence),
             fault,
         });
-        let context = context_of(config.limits, spare, commands, &operators, (&metrics, &presence));
+        let (arrived, arrivals) = mpsc::channel(OPERATORS);
+        tokio::spawn(operators::welcome(Arc::clone(&operators), arrivals));
+        let ties = (&operators, arrived);
+        let context = context_of(config.limits, spare, commands, ties, (&metrics, &presence));
         tokio::spawn(sessions::session::welcome(Arc::new(context), endpoint.clone(), stop.clone()));
         if let Some(door) = door {
             let (operators, places) = (Arc::clone(&operators), Places { state: config.state, audit });

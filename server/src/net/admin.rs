@@ -38,8 +38,8 @@ use utoipa_axum::routes;
 
 use super::engine::metrics::Metrics;
 use super::engine::presence::Presence;
+use super::engine::service::OperatorService;
 use super::membership::credentials::ServerCredentials;
-use super::operators::OperatorService;
 use super::transport::endpoint::listening_advice;
 use books::Books;
 use guard::Guard;

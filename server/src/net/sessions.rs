@@ -5,5 +5,6 @@ mod dialogue;
 pub(super) mod enrolment;
 mod exchange;
 pub(super) mod ledgers;
+pub(super) mod messages;
 mod refusals;
 pub(super) mod session;

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protocol::wire::{Control, Receipt};
 use protocol::{
-    Answer, Capabilities, ClientId, Metrics, PayloadSpec, Positive, Rejection, Round, RunId, Task, TaskId,
+    Answer, Capabilities, ClientId, Layout, Learner, Metrics, Parameters, PayloadSpec, Positive, Rejection,
+    Round, RunId, Seed, Spec, Task, TaskId,
 };
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::request::Asked;
 use super::uploads::Room;
-use crate::Plan;
-use crate::net::InitialModel;
 use crate::net::membership::messages::{Listener, ToEngine};
 use crate::net::store::messages::Record;
+use crate::{Methods, Plan};
 
 /// What sessions and operators' services tell the engine.
 pub(crate) enum Command {
@@ -99,4 +99,31 @@ impl Link {
     pub(crate) fn greeted(&self) -> (u64, Arc<Capabilities>) {
         (self.session, Arc::clone(&self.capabilities))
     }
+}
+
+/// What the embedding program knows of models.
+pub trait ModelRoom: Send + Sync {
+    /// The layout of a plan's model and the first values of its shared tensors. `seed` is the run's seed: derive
+    /// [`protocol::Purpose::Initialise`] from it.
+    ///
+    /// # Errors
+    /// A sentence for the operator when the plan's model cannot be built.
+    fn begin(&self, spec: &Spec, seed: Seed) -> Result<InitialModel, String>;
+
+    /// A learner over the server's own test data; `None` when it has none for this plan.
+    fn central(&self, spec: &Spec) -> Option<Box<dyn Learner>>;
+
+    /// The methods that plans may name.
+    fn methods(&self) -> Methods {
+        Methods::default()
+    }
+}
+
+/// Where a model begins.
+#[derive(Debug)]
+pub struct InitialModel {
+    /// The tensors.
+    pub layout: Layout,
+    /// First values of the shared ones.
+    pub shared: Parameters,
 }

@@ -3,11 +3,11 @@
 use protocol::RunId;
 use tokio::sync::oneshot;
 
+use super::entropy;
+use super::messages::{InitialModel, NewRun};
 use super::request::Asked;
 use super::shared::Shared;
-use super::{NewRun, entropy};
 use crate::Checkpoint;
-use crate::net::InitialModel;
 use crate::net::store::audit;
 use crate::net::store::fault::FaultOf;
 use crate::net::store::{StoreError, Submission};

@@ -23,12 +23,12 @@ use super::dialogue::Dialogue;
 use super::enrolment::Enrolments;
 use super::exchange::Exchange;
 use super::ledgers::Ledgers;
+use super::messages::OperatorArrived;
 use crate::net::engine::metrics::Metrics;
 use crate::net::engine::presence::{Displaced, Presence};
 use crate::net::engine::uploads::Uploads;
 use crate::net::engine::{Command, Link, Order};
 use crate::net::membership::members::{Members, Revocations};
-use crate::net::operators::OperatorService;
 use crate::net::store::messages::Record;
 use crate::net::transport::frames::{FrameError, Patience, read_frame, write_frame};
 use crate::net::transport::limits::Limits;
@@ -49,7 +49,8 @@ pub(crate) struct ServerContext {
     pub(crate) seats: Arc<Semaphore>,
     pub(crate) strangers: Strangers,
     pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) operators: Arc<OperatorService>,
+    /// Where operators are attended to.
+    pub(crate) operators: mpsc::Sender<OperatorArrived>,
     pub(crate) newcomers: Newcomers,
     pub(crate) members: Arc<Members>,
     pub(crate) enrolments: Enrolments,
@@ -122,7 +123,7 @@ async fn open(context: Arc<ServerContext>, incoming: Incoming, place: Place, ori
         context.metrics.handshake_refused();
         return close(&connection, &ConnectError::NotASite);
     }
-    let Ok(_seat) = Arc::clone(&context.seats).try_acquire_owned() else {
+    let Ok(seat) = Arc::clone(&context.seats).try_acquire_owned() else {
         // Its place may go to others while it listens.
         let said = place.while_kept(reject(&connection, &address, ConnectError::Busy)).await;
         return said.unwrap_or_else(|| close(&connection, &ConnectError::Busy));
@@ -132,7 +133,8 @@ async fn open(context: Arc<ServerContext>, incoming: Incoming, place: Place, ori
         Some(Peer::Site { name, issued }) => attend_site(&context, &connection, address, name, issued).await,
         Some(Peer::Operator(name)) => {
             tracing::info!("operator {name} is connected from {address}");
-            context.operators.attend(&connection, &name).await;
+            // Whoever attends to operators does so for as long as there are sessions.
+            let _ = context.operators.send(OperatorArrived { connection, name, seat }).await;
         }
         None => reject(&connection, &address, ConnectError::NotASite).await,
     }
