@@ -46,7 +46,6 @@ pub use membership::members::Approval;
 use membership::members::Members;
 use sessions::enrolment::Enrolments;
 use sessions::ledgers::Ledgers;
-use sessions::messages::OperatorArrived;
 use sessions::session::ServerContext;
 pub use store::archive::{ArchiveError, ArchivedModel};
 pub use store::audit::AuditError;
@@ -70,8 +69,6 @@ const COMMANDS: usize = 1024;
 /// How long clients have to hear that the server ends, and how long where the storage has taken up the time.
 const FAREWELL: Duration = Duration::from_secs(2);
 const FAREWELL_LATE: Duration = Duration::from_millis(500);
-/// Operators that may wait to be attended to.
-const OPERATORS: usize = 64;
 /// What the audit log calls the program that embeds the server.
 const PROGRAM: &str = "this program";
 /// Notes that a slow listener may be behind before it misses some.
@@ -195,7 +192,7 @@ fn context_of(
     limits: Limits,
     spare: Arc<Spare>,
     commands: mpsc::Sender<engine::Command>,
-    (operators, arrived): (&Arc<OperatorService>, mpsc::Sender<OperatorArrived>),
+    operators: &Arc<OperatorService>,
     (metrics, presence): (&Arc<Metrics>, &Arc<Presence>),
 ) -> ServerContext {
     ServerContext {
@@ -204,7 +201,7 @@ fn context_of(
         seats: Arc::new(Semaphore::new(limits.connections_max)),
         strangers: Strangers::new(2 * limits.handshakes_max),
         commands,
-        operators: arrived,
+        operators: operators::welcome(Arc::clone(operators)),
         newcomers: Newcomers::default(),
         members: Arc::clone(&operators.members),
         enrolments: Enrolments::new(Arc::clone(&operators.members), Arc::clone(metrics)),
@@ -294,10 +291,7 @@ impl Server {
             presence: Arc::clone(&presence),
             fault,
         });
-        let (arrived, arrivals) = mpsc::channel(OPERATORS);
-        tokio::spawn(operators::welcome(Arc::clone(&operators), arrivals));
-        let ties = (&operators, arrived);
-        let context = context_of(config.limits, spare, commands, ties, (&metrics, &presence));
+        let context = context_of(config.limits, spare, commands, &operators, (&metrics, &presence));
         tokio::spawn(sessions::session::welcome(Arc::new(context), endpoint.clone(), stop.clone()));
         if let Some(door) = door {
             let (operators, places) = (Arc::clone(&operators), Places { state: config.state, audit });

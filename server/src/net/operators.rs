@@ -20,15 +20,22 @@ use super::transport::messages::{OPENING, reject_on};
 
 /// Requests of one operator at a time.
 const REQUESTS: u32 = 16;
-/// Attends to every operator that sessions have let in, until there are no sessions any more.
-pub(crate) async fn welcome(service: Arc<OperatorService>, mut arrived: mpsc::Receiver<OperatorArrived>) {
-    while let Some(OperatorArrived { connection, name, seat }) = arrived.recv().await {
-        let operator = Operators(Arc::clone(&service));
-        tokio::spawn(async move {
-            operator.attend(&connection, &name).await;
-            drop(seat);
-        });
-    }
+/// Operators that may wait to be attended to.
+const WAITING: usize = 64;
+
+/// Attends to every operator that is sent here, until nobody can send one any more.
+pub(crate) fn welcome(service: Arc<OperatorService>) -> mpsc::Sender<OperatorArrived> {
+    let (sender, mut arrived) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        while let Some(OperatorArrived { connection, name, seat }) = arrived.recv().await {
+            let operator = Operators(Arc::clone(&service));
+            tokio::spawn(async move {
+                operator.attend(&connection, &name).await;
+                drop(seat);
+            });
+        }
+    });
+    sender
 }
 
 /// Answers operators.
