@@ -252,8 +252,7 @@ impl Server {
             Some(LeaseRenewer::start(Arc::clone(&store), endpoint.clone(), stop.clone(), stopped.clone()));
         let engine = Some(begun(engine, inbox, &stopped));
         let keys = (config.issuing, config.approval);
-        let members = Members::new(Arc::clone(&store), keys, Arc::new(commands.clone()));
-        let members = Arc::new(members.await?);
+        let members = Arc::new(Members::new(Arc::clone(&store), keys, Arc::new(commands.clone())).await?);
         let credentials =
             Arc::new(ServerCredentials::new(config.identity, endpoint.clone(), shown, Arc::clone(&members)));
         tokio::spawn(Arc::clone(&credentials).watch(stop.clone()));

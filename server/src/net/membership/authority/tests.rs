@@ -5,7 +5,7 @@ use std::time::Duration as StdDuration;
 use rcgen::PublicKeyData;
 
 use super::*;
-use crate::net::transport::peer::Peer;
+use crate::net::transport::peer::{Peer, validity_of_pem};
 
 /// A fixed moment: 2026-01-01.
 fn now() -> SystemTime {
@@ -96,7 +96,7 @@ fn of_a_signing_request_nothing_but_the_key_is_taken() {
     let late = now() + StdDuration::from_secs(86_400 * (ISSUER_DAYS - 10).cast_unsigned());
     let days_left = |issuing: &Issuing| {
         let chain = issuing.certify(&ClientId::new("north").unwrap(), &request, late).unwrap();
-        let (_, ends) = crate::net::validity_of_pem(chain.as_bytes()).unwrap();
+        let (_, ends) = validity_of_pem(chain.as_bytes()).unwrap();
         (ends - late.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()) / 86_400
     };
     assert_eq!(days_left(&issuing), 10);
