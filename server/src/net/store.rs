@@ -281,7 +281,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when they cannot be read.
-    pub async fn summaries(&self) -> Result<Vec<RunSummary>, StoreError> {
+    pub(crate) async fn summaries(&self) -> Result<Vec<RunSummary>, StoreError> {
         let sql = "SELECT * FROM runs JOIN checkpoints USING (run) ORDER BY sequence DESC LIMIT $1";
         let found = sqlx::query(sql).bind(RUNS_MAX).fetch_all(&self.pool).await?;
         found.iter().map(rows::summary).collect()

@@ -316,7 +316,7 @@ impl Store {
     ///
     /// # Errors
     /// [`BackupError`] when a ledger is damaged or cannot be written.
-    pub async fn charge_lost(&self, releases: u64) -> Result<Vec<Lost>, BackupError> {
+    pub(crate) async fn charge_lost(&self, releases: u64) -> Result<Vec<Lost>, BackupError> {
         let mut lost = Vec::new();
         for population in self.populations().await? {
             let links = self.ledger(&population).await?;

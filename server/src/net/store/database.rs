@@ -81,7 +81,7 @@ pub enum Database {
 
 impl Database {
     /// The audit log of this server in its state folder: replicas have one each.
-    pub fn audit_file(&self, state: &Path) -> PathBuf {
+    pub(crate) fn audit_file(&self, state: &Path) -> PathBuf {
         match self {
             Self::Sqlite => state.join("audit.jsonl"),
             Self::Postgres(postgres) => state.join(format!("audit-{}.jsonl", postgres.replica)),
