@@ -131,7 +131,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Denied`] names the first rule that stands against it.
-    pub(crate) fn judge_again(
+    pub fn judge_again(
         &self,
         task: &Task,
         facts: &SiteFacts,

@@ -20,7 +20,7 @@ pub(super) fn reference(tree: Command) {
     print(&page(tree));
 }
 
-/// Its text.
+/// The page of a command and all below it, as Markdown.
 pub(super) fn page(mut tree: Command) -> String {
     tree.build();
     let mut page = format!("{HEAD}\n## For every command\n\n{}", arguments(&tree, Arg::is_global_set));

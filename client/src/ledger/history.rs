@@ -96,7 +96,7 @@ impl LedgerHistory {
     }
 
     /// Whether the ledger goes on from `head`.
-    pub(crate) fn extends(&self, head: LedgerHead) -> bool {
+    pub fn extends(&self, head: LedgerHead) -> bool {
         self.head_at(head.records) == Some(head.head)
     }
 
