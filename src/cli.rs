@@ -7,6 +7,7 @@ mod backup;
 mod bench;
 mod budget;
 mod check;
+mod clock;
 mod columns;
 mod control;
 mod crl;
@@ -17,11 +18,14 @@ mod explain;
 mod export;
 mod failure;
 mod folder;
+mod global;
+mod identity;
 #[cfg(feature = "insecure-test-noise")]
 mod insecure;
 mod join;
 mod kinds;
 mod members;
+mod migrate;
 mod model;
 mod modes;
 mod new;
@@ -31,6 +35,7 @@ mod papers;
 mod part;
 mod plans;
 mod policy;
+mod presets;
 mod privacy;
 mod progress;
 mod reference;
@@ -40,6 +45,7 @@ mod request;
 mod root;
 mod run;
 mod serve;
+mod settings;
 mod shell;
 mod simulate;
 mod site;
@@ -49,14 +55,13 @@ mod telemetry;
 mod text;
 mod watch;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::{Parser, Subcommand};
 
 use failure::Failure;
+use global::{Global, listen_to_logs};
 use output::Format;
 
 /// Institutions that may not pool their records train one model together.
@@ -67,20 +72,6 @@ struct Cli {
     global: Global,
     #[command(subcommand)]
     command: Command,
-}
-
-/// Settings of every command.
-#[derive(Debug, Args)]
-struct Global {
-    /// What stdout carries.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "CONSORTIA_FORMAT")]
-    format: Format,
-    /// Less output; twice for errors alone.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    quiet: u8,
-    /// More output; twice for everything.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
-    verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -161,7 +152,7 @@ enum ServerCommand {
     /// Restore a server's folder from a backup.
     Restore(backup::RestoreArgs),
     /// Copy the state of a stopped server from SQLite into an empty PostgreSQL database.
-    Migrate(state::MigrateArgs),
+    Migrate(migrate::MigrateArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -287,15 +278,39 @@ pub(crate) fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
             output::note_unwritten(written);
-            return output::written()
+            return failure::written()
                 .map_or_else(|failure| failure.report(Format::Text), |()| ExitCode::SUCCESS);
         }
     };
     listen_to_logs(&cli.global, shows_events(&cli));
-    modes::keep_private(&cli.command);
-    match perform(&cli).and_then(|()| output::written()) {
+    if keeps_secrets(&cli.command) {
+        modes::keep_private();
+    }
+    match perform(&cli).and_then(|()| failure::written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(cli.global.format),
+    }
+}
+
+/// Whether the command makes or keeps keys, books, models or personal layers.
+fn keeps_secrets(command: &Command) -> bool {
+    match command {
+        Command::Server(_) | Command::Site(_) | Command::Demo(_) => true,
+        Command::Examples(_)
+        | Command::New(_)
+        | Command::Simulate(_)
+        | Command::Check(_)
+        | Command::Invite(_)
+        | Command::Audit(_)
+        | Command::Budget(_)
+        | Command::Run(_)
+        | Command::Model(_)
+        | Command::Privacy(_)
+        | Command::Attack(_)
+        | Command::Bench(_)
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::Reference => false,
     }
 }
 
@@ -331,7 +346,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
         Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),
-        Command::Server(ServerCommand::Migrate(args)) => state::migrate(args, global),
+        Command::Server(ServerCommand::Migrate(args)) => migrate::migrate(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),
@@ -373,19 +388,16 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Attack(command) => attack::attack(command, global),
         Command::Bench(command) => bench::bench(command, global),
         Command::Completions { shell } => {
-            papers::completions(*shell);
+            papers::completions(*shell, command());
             Ok(())
         }
-        Command::Man { folder } => papers::man(folder),
+        Command::Man { folder } => papers::man(folder, command()),
         Command::Reference => {
-            reference::reference();
+            reference::reference(command());
             Ok(())
         }
     }
 }
-
-/// The target under which servers and sites log what happens in runs.
-const EVENTS: &str = "events";
 
 /// Whether the command shows on stdout what happens in runs, so that its log need not.
 fn shows_events(cli: &Cli) -> bool {
@@ -396,63 +408,22 @@ fn shows_events(cli: &Cli) -> bool {
     }
 }
 
-/// Logs go to stderr: warnings by default, more with `-v`, as `RUST_LOG` says if it is set; as JSON with `--format json`.
-fn listen_to_logs(global: &Global, shows_events: bool) {
-    let level = match (global.quiet, global.verbose) {
-        (0, 0) => "warn",
-        (0, 1) => "info",
-        (0, _) => "debug",
-        (_, _) => "error",
-    };
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    // What happens is on stdout already, unless somebody asks for it by name.
-    let is_asked = std::env::var("RUST_LOG").is_ok_and(|wanted| wanted.contains(EVENTS));
-    if shows_events && !is_asked {
-        filter = filter.add_directive(format!("{EVENTS}=off").parse().expect("a target and a level"));
-    }
-    // A file or a journal gets no colour codes, nor does whoever asks for none (no-color.org).
-    let colours =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-    let logs =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    match global.format {
-        Format::Json => logs.json().init(),
-        Format::Text | Format::Silent => logs.with_target(false).init(),
-    }
-}
-
-/// A value typed as `key=value`.
-#[derive(Clone, Debug)]
-struct Setting {
-    key: String,
-    value: String,
-}
-
-impl std::str::FromStr for Setting {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (key, value) = text.split_once('=').ok_or("give key=value, such as training.epochs=2")?;
-        Ok(Self { key: key.trim().to_owned(), value: value.trim().to_owned() })
-    }
-}
-
-impl ValueEnum for Format {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Text, Self::Json]
-    }
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        use clap::builder::PossibleValue;
-        match self {
-            Self::Text => Some(PossibleValue::new("text").help("for people")),
-            Self::Json => {
-                Some(PossibleValue::new("json").help("one object, or one a line while something runs"))
-            }
-            Self::Silent => None,
-        }
-    }
-}
-
 /// The command tree, for completions and man pages.
 fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_visible_command_has_its_heading_and_hidden_arguments_stay_out() {
+        let page = reference::page(command());
+        for heading in ["## consortia demo", "### consortia site join", "#### consortia site policy check"] {
+            assert!(page.lines().any(|line| line == heading), "{heading}");
+        }
+        assert!(page.contains("| `--policy <PRESET>` |") && page.contains("`records` ("), "{page}");
+        assert!(!page.contains("while-stdin-open") && !page.contains("## consortia reference"));
+    }
 }

@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a repository that cannot be read is a failure")]
 
+#[path = "tidy/floors.rs"]
+mod floors;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -12,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use floors::Folder;
 use source::Source;
 
 /// Every crate of ours, and the ones of ours it may use. The command sees everything.
@@ -46,6 +49,34 @@ const SHELL: [&str; 15] = [
 ];
 /// Crates that decide: they take their order from their keys and not from chance.
 const PURE: [&str; 7] = ["client", "learning", "methods", "privacy", "protocol", "server", "simulations"];
+/// The rooms of the server, from the ground up: each imports those before it alone (ARCHITECTURE.md).
+const ROOMS: [&str; 8] =
+    ["transport", "store", "membership", "engine", "sessions", "operators", "admin", "server"];
+/// What commands are made of, from the ground up: it imports no command.
+const BASE: [&str; 22] = [
+    "shell",
+    "clock",
+    "plans",
+    "output",
+    "failure",
+    "global",
+    "text",
+    "address",
+    "kinds",
+    "part",
+    "modes",
+    "watch",
+    "notify",
+    "insecure",
+    "telemetry",
+    "progress",
+    "request",
+    "presets",
+    "state",
+    "folder",
+    "identity",
+    "root",
+];
 const LINES_MAX: usize = 600;
 const FUNCTION_MAX: usize = 70;
 
@@ -206,6 +237,67 @@ fn the_library_links_the_other_crates_alone() {
         )
     };
     judge(foreign.map(fault).collect());
+}
+
+#[test]
+fn a_room_of_the_server_imports_only_rooms_below_it() {
+    let (net, sources) = (Folder { path: "server/src/net" }, sources());
+    let mut faults = net.faults(&sources, &ROOMS);
+    for room in net.modules(&sources).iter().filter(|room| !ROOMS.contains(&room.as_str())) {
+        faults.push(format!(
+            "server/src/net/{room}: it is in no room; move it into one, or put it into ROOMS here"
+        ));
+    }
+    judge(faults);
+}
+
+#[test]
+fn what_every_command_needs_imports_no_command_and_commands_import_in_no_circle() {
+    let (cli, sources) = (Folder { path: "src/cli" }, sources());
+    let mut faults = cli.faults(&sources, &BASE);
+    for arrow in cli.arrows(&sources).into_iter().filter(|arrow| arrow.to.is_none()) {
+        let what = "src/cli.rs lists the commands; what they need stands in a file below them";
+        faults.push(sources[arrow.file].fault(arrow.line, what));
+    }
+    for floors::Arrow { from, to, line, file } in cli.circles(&sources) {
+        let what = format!(
+            "`{from}` and `{}` import each other; move what both need into a file below",
+            to.unwrap_or_default()
+        );
+        faults.push(sources[file].fault(line, &what));
+    }
+    judge(faults);
+}
+
+#[test]
+fn one_import_of_a_floor_above_is_a_fault_however_it_is_written() {
+    let (net, cli) = (Folder { path: "server/src/net" }, Folder { path: "src/cli" });
+    let mut all = sources();
+    let mut with = |path: &str, text: &str, folder: &Folder, floors: &[&str]| {
+        all.push(Source::new(path, text));
+        let found = (folder.faults(&all, floors), folder.circles(&all).len());
+        all.pop();
+        found
+    };
+    for text in [
+        "use crate::net::{transport::frames, engine::{Command}};",
+        "use super::super::engine::Command;",
+        "fn f() { crate::net::sessions::session::stand_by(); }",
+        "mod tests { use super::super::super::operators; }",
+        "use crate::net::AuditError;",
+        "use super::super::*;",
+    ] {
+        let (faults, _) = with("server/src/net/store/new.rs", text, &net, &ROOMS);
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+        assert!(faults[0].starts_with("server/src/net/store/new.rs:1: "), "{faults:?}");
+    }
+    let below = "use super::rows;\nuse crate::net::transport::peer;";
+    assert!(with("server/src/net/store/new.rs", below, &net, &ROOMS).0.is_empty());
+    for text in ["use super::simulate::SimulateArgs;", "use super::Command;", "use crate::cli::Command;"] {
+        let (faults, _) = with("src/cli/text.rs", text, &cli, &BASE);
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+    }
+    assert!(with("src/cli/serve.rs", "use super::demo::demo;", &cli, &BASE).1 > 0);
 }
 
 /// Methods are registered in one place. What drives them knows none: adding one touches nothing else.

@@ -168,7 +168,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Denied`] by `parameters_max`.
-    pub fn judge_size(&self, parameters: u64) -> Result<(), Denied> {
+    pub(crate) fn judge_size(&self, parameters: u64) -> Result<(), Denied> {
         at_most(
             "parameters_max",
             "the model has this many parameters, those that stay at the site included",
@@ -179,7 +179,7 @@ impl Policy {
 
     /// The metrics that may leave the site with an answer to `task`: the others are 0, or absent. Beside a promise they leave
     /// only where plan and policy both say that they are outside of it.
-    pub fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
+    pub(crate) fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
         if !self.tells_metrics(spec) {
             return Metrics::default();
         }
@@ -193,7 +193,7 @@ impl Policy {
     }
 
     /// Whether an evaluation under `spec` tells the server anything at all.
-    pub fn tells_metrics(&self, spec: &Spec) -> bool {
+    pub(crate) fn tells_metrics(&self, spec: &Spec) -> bool {
         let outside = spec.privacy.is_none() || self.rules.outside_the_guarantee;
         !spec.privacy.hides_metrics() && outside && !self.rules.metrics.is_empty()
     }

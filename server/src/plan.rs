@@ -304,7 +304,7 @@ impl Default for CohortPlan {
 
 impl CohortPlan {
     /// Clients that are asked in a round when `connected` are there.
-    pub fn asked_of(&self, connected: usize) -> usize {
+    pub(crate) fn asked_of(&self, connected: usize) -> usize {
         let size = self.size_of(connected);
         let asked = self.oversample.map_or(size, |times| (size as f64 * times).ceil() as usize);
         asked.min(connected.max(size))

@@ -12,9 +12,9 @@ use protocol::Seed;
 use serde_json::{Value, json};
 use simulations::attack::{ConvolutionAttack, Leakage, LinearAttack, MembershipAttack};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
+use super::global::Global;
 
 /// Pictures that are drawn of each attack.
 const DRAWN: usize = 4;

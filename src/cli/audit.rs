@@ -18,9 +18,9 @@ use privacy::chain::{Digest, Link, read_lines};
 use serde_json::{Value, json};
 use server::PrivacyStatement;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
+use super::global::Global;
 use super::kinds::FileKind;
 use super::site::begun::with_path;
 use super::site::owner::refuse_books;

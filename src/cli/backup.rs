@@ -10,9 +10,9 @@ use privacy::chain::Digest;
 use serde_json::json;
 use server::net::{BroughtBack, HANDED_OVER, Lost, Store};
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SUMS, ServerFolder};
+use super::global::Global;
 use super::output::table;
 use super::part::{MADE, MARK, Part, refuse_unfinished};
 use super::shell::quoted;

@@ -18,8 +18,8 @@ mod workload;
 
 use clap::Subcommand;
 
-use super::Global;
 use super::failure::Failure;
+use super::global::Global;
 use workload::Workload;
 
 /// What is measured.

@@ -12,9 +12,9 @@ use privacy::ledger::Unit;
 use protocol::RunId;
 use serde_json::{Value, json};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::output::table;
 use super::site::begun::with_path;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use learning::device::Device;
-use learning::{CsvSource, Models, gradient_path};
+use learning::{Models, gradient_path};
 use privacy::accounting::Figure;
 use privacy::chain::Digest;
 use protocol::{DataSpec, Spec, Weighting};
@@ -14,16 +14,17 @@ use serde_json::{Value, json};
 use server::net::Database;
 use server::{MethodPlan, Plan};
 
-use super::Global;
-use super::columns::{read_plan_text, read_settings_text};
+use super::columns::read_settings_text;
 use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder, SiteFile};
+use super::global::Global;
 use super::kinds::{FileKind as Told, or_what_it_is};
 use super::modes::wide;
 use super::output::text_table;
 use super::plans::{plan_of, scenario_of};
 use super::privacy::finite;
+use super::settings::FileKind;
 use super::shell::quoted;
 
 #[derive(Debug, Args)]
@@ -32,38 +33,8 @@ pub(super) struct CheckArgs {
     file: PathBuf,
 }
 
-/// What a file is for, by the settings only it has.
-enum FileKind {
-    Federation,
-    Simulation,
-    Site,
-    Policy,
-    Server,
-}
-
 /// What this command reads.
 const SETTINGS: [Told; 4] = [Told::Plan, Told::Site, Told::Server, Told::Policy];
-
-/// Rules of a policy, by names that no other file has.
-const RULES: [&str; 5] = ["tasks", "models", "parameters_max", "rounds_per_day", "separation_min_seconds"];
-
-impl FileKind {
-    fn of(table: &toml::Table, path: &Path) -> Self {
-        // A fresh policy holds nothing but comments.
-        let is_fresh_policy = table.is_empty() && path.file_name().is_some_and(|name| name == "policy.toml");
-        if table.contains_key("simulation") {
-            Self::Simulation
-        } else if table.contains_key("identity") || table.contains_key("server") {
-            Self::Site
-        } else if table.contains_key("listen") {
-            Self::Server
-        } else if is_fresh_policy || RULES.iter().any(|rule| table.contains_key(*rule)) {
-            Self::Policy
-        } else {
-            Self::Federation
-        }
-    }
-}
 
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
@@ -144,31 +115,6 @@ fn reached(addresses: &[String]) -> String {
 /// Names what others on this machine have rights on.
 fn warn_of_modes<'a>(paths: impl IntoIterator<Item = &'a Path>) {
     wide(paths).iter().for_each(|one| tracing::warn!("{one}"));
-}
-
-/// A plan and what kind of file it stood in.
-pub(super) struct PlanFile {
-    pub(super) plan: Plan,
-    pub(super) is_simulation: bool,
-}
-
-/// Reads a federation or simulation file.
-///
-/// `table` is the records beside which it is read: columns that the plan does not list are theirs.
-pub(super) fn read_plan(file: &Path, table: Option<&CsvSource>) -> Result<PlanFile, Failure> {
-    let path = file.display().to_string();
-    let text = read_plan_text(file, table)?;
-    let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
-    let is_simulation = match FileKind::of(&table, file) {
-        FileKind::Federation => false,
-        FileKind::Simulation => true,
-        FileKind::Site | FileKind::Policy | FileKind::Server => {
-            let message = format!("{path}: this file has no plan; give a federation or simulation file");
-            return Err(Failure::new(Kind::Configuration, message));
-        }
-    };
-    let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
-    Ok(PlanFile { plan, is_simulation })
 }
 
 type Facts = Vec<(&'static str, Value)>;

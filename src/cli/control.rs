@@ -12,8 +12,8 @@ use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, 
 use serde_json::{Value, json};
 use server::PrivacyStatement;
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
+use super::global::Global;
 use super::output::{fields, listed, share, table, tell, without_empty};
 use super::part::write_released;
 use super::plans::plan_of;

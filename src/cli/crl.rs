@@ -7,9 +7,9 @@ use clap::Args;
 use serde_json::json;
 use server::net::{Issuing, RevocationList};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
 use super::modes;
 use super::watch::runtime;
 

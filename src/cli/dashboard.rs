@@ -9,9 +9,9 @@ use clap::Args;
 use serde_json::json;
 use server::net::AdminToken;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
 
 #[derive(Debug, Args)]
 pub(super) struct DashboardArgs {

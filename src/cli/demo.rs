@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 use server::{Checkpoint, FederationConfig, Plan, read_toml};
 use simulations::{Population, Scenario};
 
-use super::Global;
 use super::examples::{HEART, HEART_PRIVATE, HOSPITALS, RECORDS, hospitals};
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, open_results};
+use super::global::Global;
 use super::output::{Format, share, table, tell};
 use super::progress::Progress;
 use super::run::{connect_to, hand_in, verdict};

@@ -9,8 +9,8 @@ use clap::Args;
 use command::results::{Existing, write_whole};
 use serde_json::json;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::shell::quoted;
 
 #[derive(Debug, Args)]

@@ -15,11 +15,11 @@ use server::Plan;
 use self::promise::Reached;
 pub(super) use self::promise::{Promise, promises};
 use self::signal::{Heard, Signal};
-use super::Global;
-use super::check::{PlanFile, read_plan};
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::output::table;
 use super::privacy::finite;
+use super::settings::{PlanFile, read_plan};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {

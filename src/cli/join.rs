@@ -10,14 +10,15 @@ use protocol::Invite;
 use serde_json::json;
 use server::net::{root_sha256_of_pem, site_of_pem};
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::SiteFile;
+use super::global::Global;
+use super::identity::has_left;
 use super::members::moment;
 use super::output::tell;
+use super::presets::Preset;
 use super::shell::quoted;
-use super::site::leave::has_left;
-use super::site::{Preset, next_steps, refuse_preset, write_files};
+use super::site::{next_steps, refuse_preset, write_files};
 use super::watch::runtime;
 
 /// How often whoever waits for an operator asks.

@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrFail};
+use super::global::Global;
 use super::output::{listed, text_table, without_empty};
 use super::request::put;
 use super::run::{OperatorArgs, connect};

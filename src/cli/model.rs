@@ -15,12 +15,12 @@ use protocol::{DataSpec, Layout, Placement, RunId, Spec, Standardise, Standardis
 use serde_json::json;
 use server::PrivacyStatement;
 
-use super::Global;
-use super::check::read_plan;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::SiteFile;
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::output::table;
+use super::settings::read_plan;
 use super::site::read_personal;
 use super::statement::read_statement;
 

@@ -10,8 +10,8 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use server::Plan;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::part::{Access, Part};
 use super::shell::quoted;
 use made_up::{File, MadeUp};

@@ -8,8 +8,6 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::failure::{Failure, Kind};
-
 /// Why the first line that did not get out did not. The work goes on: what is done is not undone by a full disk behind stdout.
 static UNWRITTEN: OnceLock<std::io::Error> = OnceLock::new();
 
@@ -51,13 +49,9 @@ pub(super) fn note_unwritten(written: std::io::Result<()>) {
     }
 }
 
-/// The failure of a command that did its work and could not say so.
-pub(super) fn written() -> Result<(), Failure> {
-    UNWRITTEN.get().map_or(Ok(()), |error| {
-        let message =
-            format!("stdout: {error}; the command has done its work, and what it printed is not all there");
-        Err(Failure::new(Kind::Run, message))
-    })
+/// Why the first line that did not get out did not.
+pub(super) fn unwritten() -> Option<&'static std::io::Error> {
+    UNWRITTEN.get()
 }
 
 /// Writes a line to stderr. Nothing can be done about one that is closed or full, and it changes no outcome.

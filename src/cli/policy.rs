@@ -15,15 +15,16 @@ use protocol::{
 use serde_json::{Value, json};
 use server::{Evaluators, MethodPlan, Plan};
 
-use super::Global;
+use super::clock::now;
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::modes::write_new;
 use super::output::table;
 use super::plans::plan_of;
+use super::presets::{Preset, policy_text};
 use super::shell::quoted;
-use super::site::{Preset, now, policy_text};
 use super::text::read_text;
 
 #[derive(Debug, Args)]

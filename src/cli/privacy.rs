@@ -9,8 +9,8 @@ use ::privacy::accounting::{
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::progress::telling;
 
 /// Releases that are all made in the same way.

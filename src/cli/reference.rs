@@ -3,7 +3,6 @@
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, Command};
 
-use super::command;
 use super::output::print;
 
 const HEAD: &str = "\
@@ -17,11 +16,12 @@ a connection or with an identity that is not accepted, 4 without an answer in ti
 ";
 
 /// Prints the page.
-pub(super) fn reference() {
-    print(&page(command()));
+pub(super) fn reference(tree: Command) {
+    print(&page(tree));
 }
 
-fn page(mut tree: Command) -> String {
+/// The page of a command and all below it, as Markdown.
+pub(super) fn page(mut tree: Command) -> String {
     tree.build();
     let mut page = format!("{HEAD}\n## For every command\n\n{}", arguments(&tree, Arg::is_global_set));
     for group in commands(&tree) {
@@ -112,19 +112,4 @@ fn choice(value: &PossibleValue) -> String {
 /// Text that stays in its cell.
 fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_visible_command_has_its_heading_and_hidden_arguments_stay_out() {
-        let page = page(command());
-        for heading in ["## consortia demo", "### consortia site join", "#### consortia site policy check"] {
-            assert!(page.lines().any(|line| line == heading), "{heading}");
-        }
-        assert!(page.contains("| `--policy <PRESET>` |") && page.contains("`records` ("), "{page}");
-        assert!(!page.contains("while-stdin-open") && !page.contains("## consortia reference"));
-    }
 }

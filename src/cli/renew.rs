@@ -10,9 +10,9 @@ use clap::Args;
 use serde_json::json;
 use server::net::{Identity, validity_of_pem};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
 use super::members::moment;
 use super::root::RootArgs;
 

@@ -9,9 +9,9 @@ use clap::Args;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::SiteFile;
+use super::global::Global;
 use super::members::moment;
 use super::watch::runtime;
 
@@ -30,7 +30,7 @@ pub(super) struct RenewArgs {
 
 pub(super) fn renew_now(args: &RenewArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
-    super::site::leave::refuse_left(&file)?;
+    super::identity::refuse_left(&file)?;
     settle_renewal(&file.identity).or_fail(Kind::Configuration, "")?;
     let renewed = runtime()?.block_on(renew(&file.identity, &file.servers(), SOFTWARE));
     renewed.or_fail(Kind::Connection, "")?;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use ::client::net::{OperatorClient, OperatorError};
 use protocol::wire::{AdminReply, AdminRequest};
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrBlame};
+use super::global::Global;
 use super::output::tell;
 use super::watch::interrupted;
 

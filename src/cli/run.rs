@@ -11,10 +11,10 @@ use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummar
 use protocol::{ClientId, RunId};
 use serde_json::{Value, json};
 
-use super::Global;
 use super::columns::read_plan_text;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
 use super::output::{listed, share, table, text_table, without_empty};
 use super::plans::plan_of;
 use super::progress::Progress;
@@ -181,7 +181,7 @@ impl Shown {
                 self.rounds = round.round;
             }
         }
-        if global.format == super::Format::Json && !summary.state.is_over() {
+        if global.format == super::output::Format::Json && !summary.state.is_over() {
             global.format.say(String::new, || summary_json(summary));
         }
     }

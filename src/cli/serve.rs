@@ -22,10 +22,10 @@ use server::net::{
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::Global;
 use super::address::listening;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
+use super::global::Global;
 use super::modes::{tighten, write_new};
 use super::notify::Notify;
 use super::output::{Format, fields, timestamp};

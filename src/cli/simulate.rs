@@ -34,12 +34,12 @@ use saved::Saved;
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
+use super::global::Global;
 use super::output::{share, tell};
 use super::plans::{plan_of, scenario_of};
 use super::progress::Progress;
 use super::shell::quoted;
 use super::watch::stop_at_signal;
-use super::{Global, Setting};
 
 /// Clients in the report.
 const REPORTED_MAX: usize = 64;
@@ -55,7 +55,7 @@ pub(super) struct SimulateArgs {
     resume: Option<PathBuf>,
     /// Change a setting of the file, such as `training.epochs=2`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<Setting>,
+    set: Vec<settings::Setting>,
     /// The seed from which everything random follows, instead of the file's.
     #[arg(long)]
     seed: Option<u64>,

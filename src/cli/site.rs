@@ -11,26 +11,28 @@ pub(super) mod pause;
 pub(super) mod recover;
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, Outbox, open_books};
-use ::client::{Guard, LocalState, PLAIN_POLICY, PRIVATE_POLICY, Participant, RECORDS_POLICY};
-use clap::{Args, ValueEnum};
+use ::client::{Guard, LocalState, Participant};
+use clap::Args;
 use learning::device::select;
 use learning::{FileSource, Trainer};
 use methods::Registry;
 use privacy::chain::Digest;
+use protocol::ClientId;
 use protocol::wire::ConnectError;
-use protocol::{ClientId, Time};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Global;
+use super::clock::now;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
+use super::global::Global;
+use super::identity::refuse_left;
 use super::modes::{tighten, write_new};
 use super::output::{Format, timestamp};
+use super::presets::{Preset, policy_text};
 use super::shell::quoted;
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
@@ -112,62 +114,6 @@ train = "data.csv"
 # group_column = "patient"       # ... or by what stands here, so that one patient is on one side
 # decimal = ","
 "#;
-
-/// What a fresh `policy.toml` begins with.
-const POLICY_TOML: &str = "\
-# What this site takes part in, whatever a server asks. A rule that is not written denies.
-# Every rule is explained in docs/federation.md; `consortia site policy check policy.toml PLAN` says what it makes of a plan.
-";
-
-/// What a fresh policy allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Preset {
-    /// Everything, and no privacy is asked for: the server sees each update.
-    Plain,
-    /// Training with noise that hides what each client contributes.
-    Private,
-    /// Training in which noise hides each single record, from the server too.
-    Records,
-}
-
-impl Preset {
-    const ALL: [Self; 3] = [Self::Plain, Self::Private, Self::Records];
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Plain => PLAIN_POLICY,
-            Self::Private => PRIVATE_POLICY,
-            Self::Records => RECORDS_POLICY,
-        }
-    }
-
-    pub(super) fn meaning(self) -> &'static str {
-        match self {
-            Self::Plain => "allows all of training, and asks for no privacy",
-            Self::Private => "allows training whose noise hides what each client contributes",
-            Self::Records => "allows training in which noise hides each single record",
-        }
-    }
-}
-
-/// The text of a fresh `policy.toml`: a preset in force, or all of them as comments.
-pub(super) fn policy_text(preset: Option<Preset>) -> String {
-    if let Some(preset) = preset {
-        return format!("{POLICY_TOML}\n{}", preset.text());
-    }
-    let comment = |preset: Preset| -> String {
-        // A preset's name stays a comment when the marks are taken out; its own comments have a mark more.
-        let line = |line: &str| match line.starts_with("# Preset") {
-            true => format!("{line}\n"),
-            false => format!("# {line}").trim_end().to_owned() + "\n",
-        };
-        preset.text().lines().map(line).collect()
-    };
-    let presets = Preset::ALL.map(comment).join("\n");
-    format!(
-        "{POLICY_TOML}# As it stands, this file denies every task: take out the `# ` before the lines of one preset.\n\n{presets}"
-    )
-}
 
 pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     let path = args.folder.join("site.toml");
@@ -294,7 +240,7 @@ fn trainer_of(file: &SiteFile) -> Result<Trainer, Failure> {
 }
 
 async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> Result<(), Failure> {
-    leave::refuse_left(file)?;
+    refuse_left(file)?;
     let identity = super::renewal::load(&file.identity)?;
     let name = site_name(&file.identity)?;
     let trainer = trainer_of(file)?;
@@ -427,12 +373,6 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     Ok(Guard::new(policy, books.ledger, books.audit, now))
 }
 
-/// The time of this machine, since the Unix epoch.
-pub(super) fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time::ZERO + since
-}
-
 /// Whether what happens is told at all: programs that read it are not to be kept short by `-q`.
 pub(super) fn is_heard(global: &Global) -> bool {
     global.quiet == 0 || global.format == Format::Json
@@ -511,7 +451,6 @@ fn write_personal(path: &Path, personal: &LocalState) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::client::Policy;
 
     #[test]
     fn a_policy_that_is_kept_is_not_said_to_deny() {
@@ -528,22 +467,5 @@ mod tests {
         let kept = write_files(dir.path(), &servers, None, None).unwrap();
         let said = next_steps(&kept, false, None);
         assert!(said.contains("is kept") && !said.contains("denies"), "{said}");
-    }
-
-    #[test]
-    fn a_fresh_policy_denies_everything_until_the_marks_before_a_preset_are_taken_out() {
-        let fresh = policy_text(None);
-        assert!(fresh.lines().all(|line| line.is_empty() || line.starts_with('#')));
-        Policy::parse(&fresh).unwrap();
-        let presets = fresh.split("# Preset").skip(1);
-        for (written, preset) in presets.zip(Preset::ALL.map(Preset::text)) {
-            let lines = written.lines().skip(1).map(|line| line.strip_prefix("# ").unwrap_or_default());
-            let taken_out = lines.collect::<Vec<_>>().join("\n");
-            assert_eq!(taken_out.trim_end(), preset.split_once('\n').unwrap().1.trim_end());
-            Policy::parse(&taken_out).unwrap();
-        }
-        for preset in Preset::ALL {
-            Policy::parse(&policy_text(Some(preset))).unwrap();
-        }
     }
 }

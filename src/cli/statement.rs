@@ -9,8 +9,8 @@ use privacy::accounting::Figure;
 use serde_json::json;
 use server::{Adversary, Claim, PrivacyStatement};
 
-use super::Global;
 use super::failure::{Failure, Kind};
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::text::read_text;
 

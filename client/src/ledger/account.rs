@@ -179,7 +179,7 @@ impl SiteAccount {
     }
 
     /// Whether records were lost of which nobody knows how much they cost this unit.
-    pub fn is_unbounded(&self, unit: Unit) -> bool {
+    pub(crate) fn is_unbounded(&self, unit: Unit) -> bool {
         self.recovered.iter().any(|one| one.unbounded.contains(&unit))
     }
 

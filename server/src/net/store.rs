@@ -5,21 +5,30 @@
 //! a time: with SQLite a second one is refused, with PostgreSQL it holds a lease, without which no transaction writes. The store
 //! never guesses: a damaged file is an error that names it.
 
+pub(super) mod archive;
+pub(super) mod audit;
 mod backup;
 mod blobs;
 pub(crate) mod calibrated;
 mod committing;
 mod compare;
+pub(super) mod crash;
 mod database;
 mod error;
+pub(super) mod fault;
 mod founding;
 mod leading;
 mod lease;
+pub(super) mod lease_renewer;
 mod ledger;
 mod ledgers;
 mod members;
+pub(super) mod messages;
 mod models;
 mod objects;
+pub(super) mod outage;
+pub(super) mod paths;
+pub(super) mod private;
 mod publishing;
 mod queue;
 mod reports;
@@ -272,7 +281,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when they cannot be read.
-    pub async fn summaries(&self) -> Result<Vec<RunSummary>, StoreError> {
+    pub(crate) async fn summaries(&self) -> Result<Vec<RunSummary>, StoreError> {
         let sql = "SELECT * FROM runs JOIN checkpoints USING (run) ORDER BY sequence DESC LIMIT $1";
         let found = sqlx::query(sql).bind(RUNS_MAX).fetch_all(&self.pool).await?;
         found.iter().map(rows::summary).collect()

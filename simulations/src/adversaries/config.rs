@@ -163,7 +163,7 @@ impl Attack {
     }
 
     /// Whether those who do it look at the honest updates of the round first.
-    pub fn colludes(&self) -> bool {
+    pub(crate) fn colludes(&self) -> bool {
         match self {
             Self::Alie { .. }
             | Self::InnerProduct { .. }
@@ -181,7 +181,7 @@ impl Attack {
     }
 
     /// Whether it begins with the records.
-    pub fn changes_records(&self) -> bool {
+    pub(crate) fn changes_records(&self) -> bool {
         matches!(self, Self::LabelFlip {} | Self::RandomLabels {} | Self::Backdoor { .. })
     }
 

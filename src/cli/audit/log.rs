@@ -5,8 +5,8 @@ use std::path::Path;
 use privacy::chain::segments::{Survey, closed_by_name, files_of, read_segment, survey};
 use serde_json::{Value, json};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
+use super::super::global::Global;
 use super::super::kinds::FileKind;
 use super::super::output::{Format, print};
 use super::{Findings, VerifyArgs, entries, told};

@@ -12,8 +12,8 @@ use server::{Averaging, ModelUpdate, ServerOptimizer};
 use super::limits::Copying;
 use super::machine::{cores, load, machine, peak_rss_bytes};
 use super::samples::Samples;
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 use crate::cli::output::table;
 
 /// Clients for which the lattice has room.

@@ -6,8 +6,8 @@ use command::measure::{self, Program, crowd};
 use serde_json::{Value, json};
 
 use super::machine::machine;
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CrowdArgs {

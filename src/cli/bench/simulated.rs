@@ -17,8 +17,8 @@ use super::people::Images;
 use super::profile::{Around, Profile};
 use super::samples::Samples;
 use super::workload::{BATCH, Workload};
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct SimulatedArgs {

@@ -19,8 +19,8 @@ use super::limits::product_flops;
 use super::machine::{load, machine, peak_rss_bytes};
 use super::samples::Samples;
 use super::workload::Workload;
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 use crate::cli::output::table;
 
 /// The only way to tell candle how many threads its operations may use.

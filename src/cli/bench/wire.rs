@@ -7,8 +7,8 @@ use command::measure::{self, Program};
 use serde_json::{Value, json};
 
 use super::machine::{load, machine};
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct WireArgs {

@@ -5,9 +5,9 @@ use privacy::chain::Link;
 use privacy::ledger::{Epsilons, Ledger, Record};
 use serde_json::{Value, json};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::ServerFolder;
+use super::super::global::Global;
 use super::super::output::{table, text_table, without_empty};
 use super::super::watch::runtime;
 

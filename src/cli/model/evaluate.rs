@@ -13,12 +13,12 @@ use protocol::{EvaluateOrder, EvaluationRecords, LearnError, Learner, Metrics, R
 use serde_json::json;
 use simulations::DatasetConfig;
 
-use super::super::Global;
-use super::super::check::read_plan;
 use super::super::columns::read_plan_text;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::plans::scenario_of;
+use super::super::settings::read_plan;
 use super::{agree, joined, personal_of};
 
 #[derive(Debug, Args)]

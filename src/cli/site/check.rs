@@ -17,12 +17,12 @@ use privacy::chain::Digest;
 use serde_json::{Value, json};
 use server::Plan;
 
-use super::super::Global;
-use super::super::check::read_plan;
 use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::modes::wide;
 use super::super::policy;
+use super::super::settings::read_plan;
 use super::begun;
 use super::owner;
 

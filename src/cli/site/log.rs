@@ -10,9 +10,9 @@ use privacy::chain::segments::{Segment, Survey, files_of, survey};
 use serde_json::Value;
 use time::{Date, Month};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::members::moment;
 use super::super::output::fields;
 use super::{now, owner};

@@ -10,9 +10,9 @@ use ::client::{Audit, AuditEvent, Pause};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::members::moment;
 use super::super::output::Format;
 use super::begun::with_path;

@@ -8,9 +8,9 @@ use ::client::net::{BooksError, Recovery, RecoveryOrder, recover_books};
 use clap::Args;
 use serde_json::json;
 
-use super::super::Global;
 use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::policy;
 use super::super::shell::quoted;
 use super::begun;

@@ -11,7 +11,7 @@ use protocol::{Metrics, PrivacySpec};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::net::metrics::state_name;
+use crate::net::engine::metrics::state_name;
 
 /// What went wrong, for a person.
 #[derive(Debug, Serialize, ToSchema)]

@@ -19,14 +19,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use super::central::Evaluator;
 use super::live::{self, Live};
+use super::outgoing::Broadcast;
 use super::shared::Shared;
+use super::uploads::Room;
 use super::{Order, TaskOrder, joined, on_blocking_thread, writer};
-use crate::net::central::Evaluator;
-use crate::net::crash;
-use crate::net::outgoing::Broadcast;
 use crate::net::store::StoreError;
-use crate::net::uploads::Room;
+use crate::net::store::crash;
 use crate::{Action, Checked, Commit, Coordinator, Event, Note, Plan};
 
 /// From how many values on a model is large: to add one update to a sum takes longer than to change threads.

@@ -13,13 +13,14 @@ use tokio::sync::oneshot;
 
 use super::actor::Active;
 use super::calibration::accepted;
+use super::central::Evaluator;
 use super::dispatcher::population;
 use super::live::Live;
+use super::request::Asked;
 use super::seed_of;
 use super::shared::Shared;
-use crate::net::audit;
-use crate::net::central::Evaluator;
-use crate::net::request::{Asked, FaultOf};
+use crate::net::store::audit;
+use crate::net::store::fault::FaultOf;
 use crate::net::store::{BackupError, Opened, Queued, StoreError, StoredRun};
 use crate::{Coordinator, DpContext, NoiseRng, Note, Plan, RunEnd, Setup};
 

@@ -3,12 +3,14 @@
 use protocol::RunId;
 use tokio::sync::oneshot;
 
+use super::entropy;
+use super::messages::{InitialModel, NewRun};
+use super::request::Asked;
 use super::shared::Shared;
-use super::{NewRun, entropy};
 use crate::Checkpoint;
-use crate::net::request::{Asked, FaultOf};
+use crate::net::store::audit;
+use crate::net::store::fault::FaultOf;
 use crate::net::store::{StoreError, Submission};
-use crate::net::{InitialModel, audit};
 use crate::plan::calibrates;
 
 /// A checked plan that is to become a run.

@@ -4,8 +4,8 @@
 use protocol::{Layout, RunId};
 
 use super::shared::Shared;
-use crate::net::crash;
 use crate::net::store::StoreError;
+use crate::net::store::crash;
 use crate::{Commit, LedgerReservation};
 
 /// Stores a reservation.

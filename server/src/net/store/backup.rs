@@ -14,14 +14,14 @@ use privacy::chain::segments::{Segment, SegmentFault, closed_in, is_opening, log
 use privacy::ledger::Ledger;
 use protocol::RunId;
 
+use super::audit::AuditError;
+use super::audit::witness::{Witness, known_to};
 use super::blobs::Blobs;
 use super::compare::Agreement;
 use super::founding::{book_unknown, charges_in};
+use super::private;
 use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
-use crate::net::AuditError;
-use crate::net::audit::witness::{Witness, known_to};
-use crate::net::private;
 use crate::{LedgerReservation, RunEnd};
 
 /// How often a copy is begun anew when a server on another machine has removed files meanwhile.
@@ -316,7 +316,7 @@ impl Store {
     ///
     /// # Errors
     /// [`BackupError`] when a ledger is damaged or cannot be written.
-    pub async fn charge_lost(&self, releases: u64) -> Result<Vec<Lost>, BackupError> {
+    pub(crate) async fn charge_lost(&self, releases: u64) -> Result<Vec<Lost>, BackupError> {
         let mut lost = Vec::new();
         for population in self.populations().await? {
             let links = self.ledger(&population).await?;

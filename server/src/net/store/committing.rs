@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use protocol::{Layout, RunId};
 
 use super::blobs::Sealed;
+use super::crash;
 use super::ledgers::Taken;
 use super::sweeping::Unused;
 use super::{Files, Readable, Store, StoreError, ledger, models, publishing, rows};
 use crate::Commit;
-use crate::net::crash;
 
 /// A commit whose files are durable.
 pub(crate) struct Prepared<'a> {

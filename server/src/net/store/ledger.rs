@@ -35,7 +35,7 @@ impl Store {
     pub async fn book(&self, booking: &LedgerReservation) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         append(&mut transaction, booking).await?;
-        crate::net::crash::point("reservation-uncommitted");
+        super::crash::point("reservation-uncommitted");
         transaction.commit().await?;
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::path::Path;
 use protocol::wire::{Control, EnrolRejection, Member, ModelChoice, Quarantine, RoundSummary, RunState};
 use protocol::{Decline, Metrics, Rejection, Round, Standardiser, StepId, TaskId};
 
+use super::messages::Verdict;
 use super::place::Place;
 use super::*;
-use crate::net::members::Verdict;
 use crate::{Commit, LedgerReservation, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;

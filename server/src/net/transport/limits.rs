@@ -1,0 +1,37 @@
+//! The bounds of what clients may ask of this machine, as the program that embeds the server sets them.
+
+use std::time::Duration;
+
+/// What clients may ask of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Runs that are worked on side by side, at least 1; others wait.
+    pub runs_max: usize,
+    /// Connections of sites and operators at a time.
+    pub connections_max: usize,
+    /// Handshakes at a time, at least 1: from that one on a newcomer must first prove its address, and from twice as many on
+    /// it takes the place of the oldest of the address that has most.
+    pub handshakes_max: usize,
+    /// Bytes of updates in memory at a time. One update is always allowed, however large the plan makes it.
+    pub upload_bytes_max: u64,
+    /// How long an upload may pause.
+    pub upload_idle: Duration,
+    /// How long an upload may take.
+    pub upload_max: Duration,
+    /// Bytes a second below which an upload is given up.
+    pub upload_rate_min: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            runs_max: 4,
+            connections_max: 2000,
+            handshakes_max: 256,
+            upload_bytes_max: 128 << 20,
+            upload_idle: Duration::from_secs(10),
+            upload_max: Duration::from_secs(600),
+            upload_rate_min: 64 << 10,
+        }
+    }
+}
