@@ -22,6 +22,12 @@ pub trait SiteMethod: Send + Sync {
     /// The version that it speaks: a task of another one is declined.
     fn version(&self) -> u16;
 
+    /// What the site's logs call a step of it, in a word or two; by its number where there is no name.
+    fn step_name(&self, step: StepId) -> Option<Name> {
+        let _ = step;
+        None
+    }
+
     /// Does one piece of work. With the same work, records, state and seed it gives the same bits.
     ///
     /// # Errors
@@ -83,6 +89,13 @@ impl SiteMethods {
     /// The method that this work asks for.
     pub fn get(&self, work: &MethodWork) -> Option<&Arc<dyn SiteMethod>> {
         self.0.get(&(work.method.clone(), work.version))
+    }
+
+    /// What logs call the step of this work: the method, and its own name for the step (`kmeans: assign`).
+    pub fn name_of(&self, work: &MethodWork, step: StepId) -> String {
+        let own = self.get(work).and_then(|method| method.step_name(step));
+        let own = own.map_or_else(|| step.name().into_owned(), String::from);
+        format!("{}: {own}", work.method)
     }
 
     /// What a site knows that knows them: this release, and each of them by name and version, as many as a hello may name.

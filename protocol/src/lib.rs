@@ -43,7 +43,7 @@ pub use learner::{
 };
 pub use numbers::{CELL_MAX, TaskFault};
 pub use payload::{
-    BLOCKS_MAX, Block, BlockHead, BlockSpec, Contribution, DType, Length, Name, PayloadSpec, SUMS, UPDATE,
+    ANSWER_BYTES_MAX, BLOCKS_MAX, Block, BlockHead, BlockSpec, Contribution, DType, Length, Name, PayloadSpec, SUMS, UPDATE,
     Values,
 };
 pub use seed::{Purpose, Seed};

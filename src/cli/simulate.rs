@@ -171,7 +171,7 @@ fn world(
     let Scenario { plan, simulation } = scenario;
     let world = Simulator::new(plan, first.shared.clone(), simulation.seed, simulation.availability)
         .or_fail(Kind::Configuration, file(args))?
-        .with_tensors(first.layout.shared_lengths())
+        .with_layout(&first.layout)
         .with_adversaries(simulation.adversaries)
         .with_stop(stop.clone());
     #[cfg(feature = "insecure-test-noise")]
