@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use protocol::{
     Capabilities, Capability, ClientId, Contribution, LearnError, Learner, MethodWork, Name, Round, Seed,
-    Spec, Standardiser, StepId, Stop,
+    Spec, Standardiser, StepId, StepLabel, Stop,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +22,8 @@ pub trait SiteMethod: Send + Sync {
     /// The version that it speaks: a task of another one is declined.
     fn version(&self) -> u16;
 
-    /// What the site's logs call a step of it, in a word or two; by its number where there is no name.
-    fn step_name(&self, step: StepId) -> Option<Name> {
+    /// What the site's logs call a step of it, in a word or two; its number where there is no word.
+    fn step_name(&self, step: StepId) -> Option<&'static str> {
         let _ = step;
         None
     }
@@ -91,11 +91,11 @@ impl SiteMethods {
         self.0.get(&(work.method.clone(), work.version))
     }
 
-    /// What logs call the step of this work: the method, and its own name for the step (`kmeans: assign`).
-    pub fn name_of(&self, work: &MethodWork, step: StepId) -> String {
-        let own = self.get(work).and_then(|method| method.step_name(step));
-        let own = own.map_or_else(|| step.name().into_owned(), String::from);
-        format!("{}: {own}", work.method)
+    /// What logs call the step of a method in some version, where this site knows it.
+    pub fn label_of(&self, method: &Name, version: u16, step: StepId) -> StepLabel {
+        let known = self.0.get(&(method.clone(), version));
+        let own = known.and_then(|known| Some((known.name().as_literal()?, known.step_name(step)?)));
+        own.map_or_else(StepLabel::default, |(method, own)| StepLabel::new(method, own))
     }
 
     /// What a site knows that knows them: this release, and each of them by name and version, as many as a hello may name.

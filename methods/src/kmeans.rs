@@ -21,14 +21,12 @@ use client::{MethodSite, SiteMethod};
 use privacy::chain::Digest;
 use privacy::{Statistics, WORDS, WideSum};
 use protocol::{
-    Block, ClientId, Contribution, DType, DataSpec, Decline, LearnError, MethodWork, Metrics, Name, Parameters, PayloadSpec, Record, SUMS,
-    Spec, SpecError, Standardiser, StepId, Values, Work,
+    Block, ClientId, Contribution, DType, DataSpec, Decline, LearnError, MethodWork, Metrics, Name,
+    Parameters, PayloadSpec, Record, SUMS, Spec, SpecError, Standardiser, StepId, Values, Work,
 };
 use serde::Deserialize;
 use server::methods::read_settings;
-use server::workflow::{
-    Aggregate, CohortRule, Conclusion, Effect, ExactSum, RunState, StepPlan, Workflow,
-};
+use server::workflow::{Aggregate, CohortRule, Conclusion, Effect, ExactSum, RunState, StepPlan, Workflow};
 use server::{Method, MethodStep, Plan, PlannedMethod};
 
 const NAME: Name = Name::literal("kmeans");
@@ -265,8 +263,8 @@ impl SiteMethod for KMeans {
         VERSION
     }
 
-    fn step_name(&self, step: StepId) -> Option<Name> {
-        (step == ASSIGN).then_some(Name::literal(ASSIGN_NAME))
+    fn step_name(&self, step: StepId) -> Option<&'static str> {
+        (step == ASSIGN).then_some(ASSIGN_NAME)
     }
 
     fn perform(&self, work: &MethodWork, site: &mut MethodSite<'_>) -> Result<Contribution, LearnError> {

@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use protocol::{ANSWER_BYTES_MAX, BLOCKS_MAX, DataSpec, Name, PayloadSpec, Positive, SpecError, StepId};
+use protocol::{
+    ANSWER_BYTES_MAX, BLOCKS_MAX, DataSpec, Name, PayloadSpec, Positive, SpecError, StepId, StepLabel,
+};
 use serde::de::DeserializeOwned;
 
 use crate::config::ConfigError;
@@ -113,11 +115,12 @@ pub struct MethodPlan {
 }
 
 impl MethodPlan {
-    /// What a step is called in logs: the method, and its own name for it.
-    pub fn step_name(&self, step: StepId) -> String {
+    /// What logs call a step.
+    pub fn label_of(&self, step: StepId) -> StepLabel {
         let named = self.planned.steps().into_iter().find(|one| one.step == step);
-        let own = named.map_or_else(|| step.name().into_owned(), |one| one.name.into());
-        if step.number() < StepId::METHOD_MIN { own } else { format!("{}: {own}", self.name) }
+        let own = named.and_then(|one| one.name.as_literal());
+        let label = self.name.as_literal().zip(own).map(|(method, own)| StepLabel::new(method, own));
+        label.unwrap_or_default()
     }
 
     /// Refuses answers that no site could send.
@@ -127,7 +130,9 @@ impl MethodPlan {
             let step_name = format!("`{name}` ({})", step.name());
             if answer.blocks.len() > BLOCKS_MAX {
                 let found = answer.blocks.len();
-                let message = format!("an answer to its step {step_name} has {found} blocks; at most {BLOCKS_MAX} are allowed");
+                let message = format!(
+                    "an answer to its step {step_name} has {found} blocks; at most {BLOCKS_MAX} are allowed"
+                );
                 return Err(SpecError::new(key(), message));
             }
             let bytes = answer.bytes_max();

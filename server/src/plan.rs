@@ -12,8 +12,8 @@ mod strategy;
 use std::sync::Arc;
 
 use protocol::{
-    BroadcastCodec, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec,
-    SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
+    BroadcastCodec, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError,
+    StepId, StepLabel, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -231,10 +231,9 @@ impl Strategy {
         match self {
             Self::FedAvg => Ok(()),
             Self::FedProx { mu } if (0.0..=MAGNITUDE_MAX).contains(mu) => Ok(()),
-            Self::FedProx { mu } => Err(SpecError::new(
-                "strategy.fedprox.mu",
-                format!("{mu} is not from 0 to {MAGNITUDE_MAX:e}"),
-            )),
+            Self::FedProx { mu } => {
+                Err(SpecError::new("strategy.fedprox.mu", format!("{mu} is not from 0 to {MAGNITUDE_MAX:e}")))
+            }
             Self::FedAvgM { momentum, learning_rate } => {
                 below_one(*momentum, "strategy.fedavgm.momentum".into())?;
                 check_magnitude(*learning_rate, "strategy.fedavgm.learning_rate")
@@ -340,6 +339,11 @@ impl Plan {
             central.set_noise(found?);
         }
         Some(Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error)))
+    }
+
+    /// What logs call a step of the plan's method.
+    pub(crate) fn label_of(&self, step: StepId) -> StepLabel {
+        self.method.as_ref().map_or_else(StepLabel::default, |method| method.label_of(step))
     }
 
     /// Checks what was typed.

@@ -85,7 +85,19 @@ impl Simulator {
         let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), NoiseRng::system());
         let (stop, begun, adversaries) = (Stop::default(), None, None);
         let tensor_names = Vec::new();
-        Ok(Self { plan, initial, tensors, tensor_names, seed, availability, threads, chance, stop, begun, adversaries })
+        Ok(Self {
+            plan,
+            initial,
+            tensors,
+            tensor_names,
+            seed,
+            availability,
+            threads,
+            chance,
+            stop,
+            begun,
+            adversaries,
+        })
     }
 
     /// The same simulation of a model with this layout: a plan that clips tensor by tensor needs it, and messages name tensors by it.
@@ -466,14 +478,24 @@ impl Stage<'_> {
         self.coordinator.handle(self.now, self.roster.join(joined));
     }
 
+    /// The place of a client's answer among those of one moment, which no two share: as they were asked, or by chance where a round takes
+    /// the first of them.
+    fn order_of(&self, client: &ClientId, task: TaskId) -> u64 {
+        match self.plan.cohort.oversample {
+            Some(_) => u64::from(self.availability.order_at_ties(client, task)) << 32 | self.tickets,
+            None => self.tickets,
+        }
+    }
+
     fn send(&mut self, client: ClientId, task: Task) {
         let Some(number) = self.roster.find(&client) else { return };
         self.tickets += 1;
+        let order = self.order_of(&client, task.id);
         let (after, what) = match self.availability.fate(&client, task.id) {
             ClientFate::Answers(after) => (after, What::Answer(task)),
             ClientFate::Leaves(after) => (after, What::Leave),
         };
-        let moment = (self.now + after, self.tickets);
+        let moment = (self.now + after, order);
         let is_answer = matches!(what, What::Answer(_));
         self.owed.insert(number, moment);
         self.pending.insert(moment, Pending { client, number, what });

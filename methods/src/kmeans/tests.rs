@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{Answer, Outcome, RunId, Seed, Task, Time};
+use protocol::{Answer, Outcome, Round, RunId, Seed, Task, TaskId, Time};
 use server::{Action, Checkpoint, Coordinator, Event, RunEnd, Setup};
 
 use super::*;
@@ -172,7 +172,11 @@ fn answers_that_no_site_could_send_are_refused_with_the_plan() {
     let fine = plan(500).unwrap();
     let steps = fine.method.as_ref().unwrap().planned.steps();
     assert_eq!(steps[0].answer.bytes_max(), Some(32 * 500 * 60_002));
-    assert_eq!(fine.method.as_ref().unwrap().step_name(ASSIGN), "kmeans: assign");
+    let label = fine.method.as_ref().unwrap().label_of(ASSIGN);
+    let task = TaskId::new(RunId(1), Round(2), ASSIGN).labelled(label);
+    assert_eq!(task.step_title(), "kmeans: assign");
+    let at_a_site = Registry::standard().site().label_of(&NAME, VERSION, ASSIGN);
+    assert_eq!(task.labelled(at_a_site).step_title(), "kmeans: assign", "both halves call it so");
     let error = plan(600).unwrap_err();
     for told in ["`assign`", "1152038400", "1073741824", "method.kmeans"] {
         assert!(error.to_string().contains(told), "{told}: {error}");

@@ -117,7 +117,9 @@ impl Coordinator {
     /// What to change where an optimizer's step went astray.
     fn advice(&self, update: &ModelUpdate) -> String {
         let rule = match update {
-            ModelUpdate::Unprotected(_) => "the settings of the rule in [aggregation] nearer to their defaults, ",
+            ModelUpdate::Unprotected(_) => {
+                "the settings of the rule in [aggregation] nearer to their defaults, "
+            }
             ModelUpdate::Released(_) => "",
         };
         let noise = match &self.plan.spec.privacy.central {

@@ -169,7 +169,8 @@ impl Coordinator {
             CohortRule::These(clients) => self.present(clients).into(),
         };
         let cohort = self.able(cohort, &needed);
-        let task = self.task(TaskId::new(self.run, round, step), work);
+        let id = TaskId::new(self.run, round, step).labelled(self.plan.label_of(step));
+        let task = self.task(id, work);
         let id = task.id;
         if !cohort.is_empty() {
             self.note(Note::Opened { task: id, cohort: cohort.len() });

@@ -6,9 +6,7 @@ use protocol::Standardiser;
 use super::private::{EVERY, plan, private_setup, records, seeded};
 use super::*;
 use crate::optimizer::{Adaptive, AdaptiveKind, ModelUpdate, ServerOptimizer, StateError};
-use crate::workflow::{
-    Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, ExactSum, StepPlan, Workflow,
-};
+use crate::workflow::{Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, ExactSum, StepPlan, Workflow};
 
 /// Adds the update, and in a round breaks a value of the model or of what it remembers.
 struct Breaks {
