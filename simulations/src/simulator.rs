@@ -217,8 +217,7 @@ impl Simulator {
             tensors: self.tensors,
             dp_context: ledger.map(|ledger| DpContext { ledger, chance, threads: self.threads }),
         };
-        let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
-        let coordinator = coordinator.with_tensor_names(self.tensor_names);
+        let coordinator = Coordinator::with_optimizer(setup, optimizer)?.with_tensor_names(self.tensor_names);
         let queue = JobQueue::default();
         std::thread::scope(|scope| {
             let pool = WorkerPool::start(scope, self.threads, &queue, workforce, &self.stop)?;
