@@ -185,6 +185,16 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     let last = watched.rest().pop().unwrap();
     assert_eq!(last["state"], "failed", "{last}");
     assert!(last["message"].as_str().unwrap().contains("va declined (policy)"), "{last}");
+    // Records say which method and which step; the site that would do no round has not told its statistics either.
+    let read = |file: &str| std::fs::read_to_string(dir.path().join(file)).unwrap();
+    let titled = "\"title\":\"kmeans: assign\"";
+    for book in ["audit.jsonl", "ledger.jsonl"] {
+        assert!(read(&format!("cleveland/state/{book}")).contains(titled), "{book}");
+    }
+    assert!(read("federation/state/audit.jsonl").contains("kmeans: assign 1"));
+    let wary = read("va/state/audit.jsonl");
+    let denied = wary.lines().find(|line| line.contains("\"denied\"")).unwrap();
+    assert!(denied.contains("\"kind\":\"statistics\"") && denied.contains("no other task"), "{denied}");
 }
 
 #[test]
@@ -220,8 +230,40 @@ fn what_a_plan_of_a_method_does_is_told_and_nothing_of_training() {
     let facts = command(&["check", plan.to_str().unwrap()]);
     assert_eq!((&facts["method"], &facts["values"]), (&"kmeans, version 1".into(), &39.into()), "{facts}");
     assert!(facts["privacy"].as_str().unwrap().contains("answers to the method `kmeans`"), "{facts}");
+    // Three centres of 13 columns, each with a number of records and a sum of distances, in 32 bytes.
+    assert_eq!(facts["bytes_up_per_client_and_round"], 3 * 15 * 32, "{facts}");
+    assert_eq!(facts["an_answer_to"], "`kmeans: assign` has at most 1440 bytes");
     let of_training = ["lattice_step", "gradients_on_a_CPU_are", "updates_travel_as", "evaluated_rounds"];
     assert!(of_training.iter().all(|fact| facts.get(fact).is_none()), "{facts}");
+}
+
+#[test]
+fn an_audit_of_updates_is_refused_where_a_plan_has_none() {
+    let plan = examples().join("kmeans.toml");
+    let dir = tempfile::tempdir().unwrap();
+    for audit in ["gdp", "one-run", "one-shot"] {
+        let mut simulate = std::process::Command::new(env!("CARGO_BIN_EXE_consortia"));
+        simulate.args(["simulate", plan.to_str().unwrap(), "--audit", audit, "--out"]).arg(dir.path());
+        let output = simulate.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("--audit") && told.contains("`kmeans`"), "{told}");
+        assert!(dir.path().read_dir().unwrap().next().is_none(), "nothing was begun");
+    }
+}
+
+#[test]
+fn more_clients_than_a_round_needs_are_asked_where_the_method_can_do_with_some_of_them() {
+    let text = std::fs::read_to_string(examples().join("kmeans.toml")).unwrap();
+    let surplus = |text: &str| {
+        text.replace("clients_min = 4\nquorum = 4", "clients_min = 4\ncount = 2\noversample = 2.0")
+    };
+    let registry = Registry::standard();
+    let plan = registry.server().parse(&surplus(&text)).unwrap();
+    assert_eq!(plan.cohort.oversample, Some(2.0));
+    let tossing = surplus(&tossing(1).replace("clients_min = 3", "clients_min = 4\nquorum = 4"));
+    let error = Methods::default().with(Toss::default()).parse(&tossing).unwrap_err().to_string();
+    assert!(error.contains("cohort.oversample") && error.contains("`toss`"), "{error}");
 }
 
 #[test]

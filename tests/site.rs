@@ -163,6 +163,13 @@ fn a_site_that_is_well_is_told_so_and_one_that_is_not_hears_what_to_do() {
     let (code, matters) = stage.check(&["--plan", text(&plan), "--offline"]);
     assert_eq!(code, 2);
     assert!(message(&matters, "policy: train", "fail").contains("models"));
+    // One that nobody has chosen yet: with a plan the site is not ready for it, and by itself it may be so for now.
+    std::fs::write(stage.path("site/policy.toml"), "# nothing is allowed\n").unwrap();
+    let (code, matters) = stage.check(&["--plan", text(&plan), "--offline"]);
+    assert_eq!(code, 2, "{matters:?}");
+    assert!(message(&matters, "policy", "warn").contains("allows no task"));
+    assert!(message(&matters, "policy: train", "fail").contains("the site would decline it"));
+    assert_eq!(stage.check(&["--offline"]).0, 0);
 
     let key = stage.path("site/identity/key.pem");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();

@@ -76,13 +76,17 @@ pub struct TaskName {
     pub run: String,
     /// The round.
     pub round: u32,
-    /// The kind of work.
+    /// The kind of work: `statistics`, `train`, `evaluate`, or the number of a method's step.
     pub kind: String,
+    /// What people call a method's step: the method, and its own word for the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
 }
 
 impl From<TaskId> for TaskName {
     fn from(id: TaskId) -> Self {
-        Self { run: id.run.to_string(), round: id.round.0, kind: id.step.name().into_owned() }
+        let (run, kind) = (id.run.to_string(), id.step.name().into_owned());
+        Self { run, round: id.round.0, kind, title: id.title() }
     }
 }
 
@@ -532,7 +536,7 @@ mod tests {
     use super::*;
     use crate::ledger::tests::Paper;
     use privacy::chain::{Chain, read_lines};
-    use protocol::{Round, RunId, StepId};
+    use protocol::{Round, RunId, StepId, StepLabel};
 
     #[test]
     fn what_is_noted_is_a_chain_of_records_with_their_moments() {
@@ -549,6 +553,19 @@ mod tests {
         assert_eq!(records[0], AuditRecord { version: 1, at_micros: 7, ledger: None, event: denied });
         assert_eq!((records.len(), &records[1].event), (2, &AuditEvent::Stopped));
         assert!(read.links[0].record.get().contains(r#""run":"00000000000000ab","round":3,"kind":"train""#));
+    }
+
+    #[test]
+    fn a_methods_step_is_named_and_what_has_no_label_is_written_as_it_was() {
+        let task = TaskId::new(RunId(0xab), Round(3), StepId::method(0));
+        let text = |task: TaskId| serde_json::to_string(&TaskName::from(task)).unwrap();
+        let before = r#"{"run":"00000000000000ab","round":3,"kind":"step-16"}"#;
+        assert_eq!(text(task), before);
+        assert_eq!(serde_json::from_str::<TaskName>(before).unwrap(), task.into());
+        let labelled = task.labelled(StepLabel::new("kmeans", "assign"));
+        let named = r#"{"run":"00000000000000ab","round":3,"kind":"step-16","title":"kmeans: assign"}"#;
+        assert_eq!(text(labelled), named);
+        assert_eq!(serde_json::from_str::<TaskName>(named).unwrap(), labelled.into());
     }
 
     #[test]

@@ -154,14 +154,49 @@ impl Policy {
         self.judge_hour(now)?;
         self.judge_cohort(&task.spec)?;
         self.judge_privacy(task)?;
-        if let Work::Train { norm_max, .. } = &task.work {
-            self.judge_norm(&task.spec, *norm_max)?;
-            self.judge_weights(&task.spec)?;
-            judge_records(&task.spec, facts.records)?;
-            judge_frequency()?;
-            judge_participation(task, history)?;
+        match &task.work {
+            Work::Statistics { .. } => self.judge_what_follows(&task.spec, facts.records),
+            Work::Train { norm_max, .. } => {
+                self.judge_training(&task.spec, norm_max.or(Some(task.spec.update.norm_max)), facts.records)?;
+                judge_frequency()?;
+                judge_participation(task, history)
+            }
+            Work::Evaluate { .. } | Work::Method(_) => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What the plan alone shows of each of its trainings. Without a norm that of the round is not known yet.
+    fn judge_training(
+        &self,
+        spec: &Spec,
+        norm_max: Option<Positive>,
+        records: RecordCount,
+    ) -> Result<(), Denied> {
+        norm_max.map_or(Ok(()), |norm_max| self.judge_norm(norm_max))?;
+        self.judge_weights(spec)?;
+        judge_records(spec, records)
+    }
+
+    /// Whether the exchange for which statistics are the preparation can come to anything here: a site that will decline every other task of
+    /// the plan tells nothing of its records for it.
+    fn judge_what_follows(&self, spec: &Spec, records: RecordCount) -> Result<(), Denied> {
+        let judged = if matches!(spec.model, ModelSpec::Values { .. }) {
+            // Which method it is, the task does not say.
+            let allows_one = self.rules.tasks.iter().any(|rule| matches!(rule, TaskRule::Method(_)));
+            if allows_one { Ok(()) } else { denied("tasks", "no `method:NAME` is allowed".into()) }
+        } else if !self.rules.tasks.contains(&TaskRule::Step(StepId::TRAIN)) {
+            denied("tasks", "`train` is not allowed".into())
+        } else {
+            // A norm that follows the updates may have become another one by the first round.
+            let norm_max = (!spec.privacy.is_adaptive()).then_some(spec.update.norm_max);
+            self.judge_protection(&spec.privacy, &Mode::all_of(&spec.privacy))
+                .and_then(|()| self.judge_training(spec, norm_max, records))
+        };
+        judged.map_err(|Denied { rule, message }| {
+            let message =
+                format!("the statistics are for a plan of which this site would do no other task: {message}");
+            Denied { rule, message }
+        })
     }
 
     /// Whether a model of so many parameters is not too large.
@@ -272,16 +307,21 @@ impl Policy {
     }
 
     fn judge_privacy(&self, task: &Task) -> Result<(), Denied> {
-        let (privacy, rules) = (&task.spec.privacy, &self.rules.privacy);
+        let privacy = &task.spec.privacy;
         // The sums of statistics, and what a method asks for, carry no noise, whatever the plan says of updates.
         let modes = match task.id.step {
             StepId::TRAIN | StepId::EVALUATE => Mode::all_of(privacy),
             _ => vec![Mode::None],
         };
+        self.judge_protection(privacy, &modes)
+    }
+
+    fn judge_protection(&self, privacy: &PrivacySpec, modes: &[Mode]) -> Result<(), Denied> {
+        let rules = &self.rules.privacy;
         if !modes.iter().any(|mode| rules.require.contains(mode)) {
             let named = |modes: &[Mode]| modes.iter().map(|mode| mode.name()).collect::<Vec<_>>().join(", ");
             let message =
-                format!("it is protected by `{}`; accepted are [{}]", named(&modes), named(&rules.require));
+                format!("it is protected by `{}`; accepted are [{}]", named(modes), named(&rules.require));
             return denied("privacy.require", message);
         }
         let noises = noise_multipliers(privacy).map_err(|error| Denied {
@@ -311,8 +351,8 @@ impl Policy {
         Ok(())
     }
 
-    fn judge_norm(&self, spec: &Spec, of_the_round: Option<Positive>) -> Result<(), Denied> {
-        let largest = of_the_round.unwrap_or(spec.update.norm_max).value();
+    fn judge_norm(&self, norm_max: Positive) -> Result<(), Denied> {
+        let largest = norm_max.value();
         let limit = self.rules.privacy.norm_max_max.map(|limit| limit.map(Positive::value));
         at_most("privacy.norm_max_max", "updates may be this long", largest, limit)
     }

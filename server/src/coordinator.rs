@@ -15,6 +15,7 @@
 mod abilities;
 mod admission;
 mod closing;
+mod finite;
 mod messages;
 mod opening;
 mod protection;
@@ -115,6 +116,9 @@ pub struct Coordinator {
     protection: Option<Protection>,
     optimizer: Box<dyn ServerOptimizer>,
     state: Checkpoint,
+    /// How many values each tensor of the model has, in layout order, and their names where they are known.
+    tensors: Vec<usize>,
+    tensor_names: Vec<String>,
     clients: BTreeMap<ClientId, ClientRecord>,
     connected: usize,
     roster: Roster,
@@ -232,6 +236,8 @@ impl Coordinator {
             rehearsal,
             optimizer,
             state: checkpoint,
+            tensors,
+            tensor_names: Vec::new(),
             clients,
             connected: 0,
             roster: Roster::default(),

@@ -81,6 +81,17 @@ pub struct RunState<'a> {
     pub connected: usize,
     /// What the server draws follows from it.
     pub seed: &'a Seed,
+    /// Whose answers are in what [`Workflow::concluded`] is told; nobody's elsewhere.
+    pub answers: Answers<'a>,
+}
+
+/// Who took part in a step that is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers<'a> {
+    /// The clients whose contributions were folded, in the order of their names.
+    pub from: &'a [ClientId],
+    /// How many of those who were asked have neither answered nor declined.
+    pub missing: usize,
 }
 
 /// One step: whom it asks, for what, and how it ends.

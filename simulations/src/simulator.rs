@@ -20,7 +20,7 @@ use std::time::Duration;
 use client::{LocalState, TaskError};
 use privacy::chain::Link;
 use protocol::wire::{Control, RoundSummary};
-use protocol::{ClientId, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time};
+use protocol::{ClientId, Layout, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time};
 use server::{
     Action, Checker, Checkpoint, ClientRecord, Commit, Coordinator, DpContext, Event, NoiseRng, Note, Plan,
     RunEnd, ServerOptimizer, Setup,
@@ -58,6 +58,7 @@ pub struct Simulator {
     plan: Arc<Plan>,
     initial: Parameters,
     tensors: Vec<usize>,
+    tensor_names: Vec<String>,
     seed: Seed,
     availability: AvailabilityModel,
     threads: usize,
@@ -83,14 +84,26 @@ impl Simulator {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), NoiseRng::system());
         let (stop, begun, adversaries) = (Stop::default(), None, None);
-        Ok(Self { plan, initial, tensors, seed, availability, threads, chance, stop, begun, adversaries })
+        let tensor_names = Vec::new();
+        Ok(Self {
+            plan,
+            initial,
+            tensors,
+            tensor_names,
+            seed,
+            availability,
+            threads,
+            chance,
+            stop,
+            begun,
+            adversaries,
+        })
     }
 
-    /// The same simulation with a model of tensors that have this many values each, in layout order. A plan that clips tensor by
-    /// tensor needs it.
+    /// The same simulation of a model with this layout: a plan that clips tensor by tensor needs it, and messages name tensors by it.
     #[must_use]
-    pub fn with_tensors(mut self, tensors: Vec<usize>) -> Self {
-        self.tensors = tensors;
+    pub fn with_layout(mut self, layout: &Layout) -> Self {
+        (self.tensors, self.tensor_names) = (layout.shared_lengths(), layout.shared_names());
         self
     }
 
@@ -204,7 +217,7 @@ impl Simulator {
             tensors: self.tensors,
             dp_context: ledger.map(|ledger| DpContext { ledger, chance, threads: self.threads }),
         };
-        let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
+        let coordinator = Coordinator::with_optimizer(setup, optimizer)?.with_tensor_names(self.tensor_names);
         let queue = JobQueue::default();
         std::thread::scope(|scope| {
             let pool = WorkerPool::start(scope, self.threads, &queue, workforce, &self.stop)?;
@@ -464,14 +477,24 @@ impl Stage<'_> {
         self.coordinator.handle(self.now, self.roster.join(joined));
     }
 
+    /// The place of a client's answer among those of one moment, which no two share: as they were asked, or by chance where a round takes
+    /// the first of them.
+    fn order_of(&self, client: &ClientId, task: TaskId) -> u64 {
+        match self.plan.cohort.oversample {
+            Some(_) => u64::from(self.availability.order_at_ties(client, task)) << 32 | self.tickets,
+            None => self.tickets,
+        }
+    }
+
     fn send(&mut self, client: ClientId, task: Task) {
         let Some(number) = self.roster.find(&client) else { return };
         self.tickets += 1;
+        let order = self.order_of(&client, task.id);
         let (after, what) = match self.availability.fate(&client, task.id) {
             ClientFate::Answers(after) => (after, What::Answer(task)),
             ClientFate::Leaves(after) => (after, What::Leave),
         };
-        let moment = (self.now + after, self.tickets);
+        let moment = (self.now + after, order);
         let is_answer = matches!(what, What::Answer(_));
         self.owed.insert(number, moment);
         self.pending.insert(moment, Pending { client, number, what });

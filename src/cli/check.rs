@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use server::net::Database;
-use server::{MethodPlan, Plan};
+use server::{MethodPlan, MethodStep, Plan};
 
 use super::columns::read_settings_text;
 use super::explain::promises;
@@ -133,10 +133,38 @@ fn method_facts(plan: &Plan, method: &MethodPlan, kind: &str) -> Result<Facts, S
         ("clients needed", json!(plan.cohort.clients_min)),
         ("quorum", json!(plan.cohort.quorum)),
         ("records are", json!(records(spec))),
+        ("bytes up per client and round", json!(answer_bytes(method))),
+        ("an answer to", json!(answers(method))),
         ("a site allows it by", json!(format!("tasks = [\"method:{name}\"] in its policy.toml"))),
     ];
     facts.extend(privacy_facts(plan)?);
     Ok(facts)
+}
+
+/// Bytes of all the answers that a site sends in a round of a method, at most.
+fn answer_bytes(method: &MethodPlan) -> u64 {
+    let steps = method.planned.steps();
+    // A plan with more than a machine could hold is refused when it is read.
+    steps.iter().map(|step| step.answer.bytes_max().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
+}
+
+/// The same step by step.
+pub(super) fn answers(method: &MethodPlan) -> String {
+    let told = |step: &MethodStep| {
+        let bytes = step.answer.bytes_max().unwrap_or(u64::MAX);
+        format!("`{}: {}` has at most {bytes} bytes", method.name, step.name)
+    };
+    method.planned.steps().iter().map(told).collect::<Vec<_>>().join(", ")
+}
+
+/// What a rule against corrupted clients does not protect.
+fn warn_of_statistics(plan: &Plan) {
+    if plan.aggregation.is_some() && !plan.spec.statistics().is_empty() {
+        tracing::warn!(
+            "data.standardise = \"federated\": means and deviations of columns come from a plain sum of what all sites say, which the rule in \
+             [aggregation] does not protect: one corrupted site can choose them; standardise = \"site\" asks nobody"
+        );
+    }
 }
 
 /// What a plan costs and does.
@@ -144,6 +172,7 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     if let Some(method) = &plan.method {
         return method_facts(plan, method, kind);
     }
+    warn_of_statistics(plan);
     let spec = &plan.spec;
     let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
     let shared = layout.shared_len();

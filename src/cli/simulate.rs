@@ -78,6 +78,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let stop = Stop::default();
     stop_at_signal(&stop);
     let Begun { saved, mut scenario, text } = Begun::of(args)?;
+    args.audit.map_or(Ok(()), |_| audit::refuse_method(&scenario.plan, &file(args)))?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let population =
@@ -171,7 +172,7 @@ fn world(
     let Scenario { plan, simulation } = scenario;
     let world = Simulator::new(plan, first.shared.clone(), simulation.seed, simulation.availability)
         .or_fail(Kind::Configuration, file(args))?
-        .with_tensors(first.layout.shared_lengths())
+        .with_layout(&first.layout)
         .with_adversaries(simulation.adversaries)
         .with_stop(stop.clone());
     #[cfg(feature = "insecure-test-noise")]

@@ -78,6 +78,9 @@ pub(super) struct Reserved {
     pub(super) run: RunId,
     pub(super) round: Round,
     pub(super) kind: StepId,
+    /// What people call a method's step: the method, and its own word for the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    title: Option<String>,
     /// Whether the server knows the seed: such a training claims nothing, though it is counted.
     pub(super) rehearsal: bool,
     /// What the plan promises.
@@ -123,6 +126,7 @@ impl Entry {
             run: task.id.run,
             round: task.id.round,
             kind: task.id.step,
+            title: task.id.title(),
             rehearsal: task.seed.is_some(),
             privacy: task.spec.privacy.clone(),
             charges,
@@ -168,5 +172,34 @@ mod run_text {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<RunId, D::Error> {
         String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use protocol::{MethodWork, Name, StepLabel, Work};
+
+    use super::*;
+
+    #[test]
+    fn a_methods_step_is_named_and_what_has_no_label_is_written_as_it_was() {
+        let (method, numbers, blocks) = (Name::literal("kmeans"), Vec::new(), Vec::new());
+        let work = Work::Method(Arc::new(MethodWork { method, version: 1, numbers, blocks }));
+        let task = crate::participant::tests::task(3, work);
+        let text = |task: &Task| {
+            serde_json::to_string(&Entry::of(task, Vec::new(), Digest::default(), Time::ZERO)).unwrap()
+        };
+        let before = text(&task);
+        assert!(before.contains(r#""kind":"step-16","rehearsal""#), "{before}");
+        let label = StepLabel::new("kmeans", "assign");
+        let named = text(&Task { id: task.id.labelled(label), ..task });
+        let added = r#""kind":"step-16","title":"kmeans: assign","rehearsal""#;
+        assert_eq!(named, before.replace(r#""kind":"step-16","rehearsal""#, added));
+        for text in [&before, &named] {
+            let entry: Entry = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&entry).unwrap(), *text);
+        }
     }
 }

@@ -113,9 +113,11 @@ impl Agent {
         let model_bytes_max = config.model_bytes_max;
         let capabilities = participant.capabilities();
         let (audit, ledger) = (participant.audit().cloned(), participant.history().cloned());
+        let methods = participant.methods().clone();
         let participant = Arc::new(Mutex::new(participant));
         let runner = TaskRunner {
             participant,
+            methods,
             audit,
             broken: CancellationToken::new(),
             keeper: None,

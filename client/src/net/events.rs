@@ -119,7 +119,9 @@ pub(super) fn meaning(refusal: Rejection) -> &'static str {
         }
         Rejection::Truncated => "the line broke during the upload; the server may ask again",
         Rejection::Quarantined => "the operator holds this site in quarantine; ask why",
-        Rejection::TooSlow => "the upload took longer than the server allows; check the line",
+        Rejection::TooSlow => {
+            "the upload paused for too long, or was slow while others waited; the reason with which the server closed the connection has the limits"
+        }
     }
 }
 
@@ -179,7 +181,7 @@ fn begun(task: TaskId) -> String {
         StepId::STATISTICS => "counting".into(),
         StepId::TRAIN => "training".into(),
         StepId::EVALUATE => "evaluating".into(),
-        other => other.name(),
+        _ => task.step_title(),
     };
     format!("{doing} in round {} of run {}", task.round, task.run)
 }

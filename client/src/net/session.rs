@@ -11,6 +11,7 @@ use std::time::Duration;
 use privacy::chain;
 use protocol::wire::{
     AnswerBody, AnswerHeader, FrameKind, Notice, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported,
+    WorkHeader,
 };
 use protocol::{Answer, Decline, Rejection, RunId, Seed, Stop, Task, TaskId, UPDATE, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -26,7 +27,7 @@ use super::outbox::{self, Outbox, Packed, Unusable};
 use super::pace::Pace;
 use super::values::{read_block, read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
-use crate::{LedgerHead, LedgerHistory, LocalState, Participant, TaskError, answer};
+use crate::{LedgerHead, LedgerHistory, LocalState, Participant, SiteMethods, TaskError, answer};
 
 /// How long the server may take to acknowledge an answer that it has read.
 const RECEIPT_MAX: Duration = Duration::from_secs(120);
@@ -40,6 +41,8 @@ pub(super) type StateSink = Arc<dyn Fn(&LocalState) + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct TaskRunner {
     pub(super) participant: Arc<Mutex<Participant>>,
+    /// What logs call the steps of methods.
+    pub(super) methods: SiteMethods,
     pub(super) audit: Option<Audit>,
     /// Set once the site's books can be kept no longer.
     pub(super) broken: CancellationToken,
@@ -200,7 +203,7 @@ impl TaskRunner {
         newest: &Newest,
         id: &mut Option<TaskId>,
     ) -> Result<(), Abandoned> {
-        let header = match read_opening(&mut stream.recv).await?.ok_or(FrameError::Ended)? {
+        let mut header = match read_opening(&mut stream.recv).await?.ok_or(FrameError::Ended)? {
             Opening::Task(header) => *header,
             Opening::Unread { task, why } => {
                 *id = Some(task.id);
@@ -219,6 +222,9 @@ impl TaskRunner {
                 return Ok(());
             }
         };
+        if let WorkHeader::Method { method, version, .. } = &header.work {
+            header.id.label = self.methods.label_of(method, *version, header.id.step);
+        }
         let task = *id.insert(header.id);
         newest.replace(task.run, stop);
         let attempted = match self.check_size(&header) {
@@ -504,9 +510,18 @@ impl TaskRunner {
             Err(FrameError::Write(WriteError::Stopped(_))) => {}
             Err(error) => return Err(error.into()),
         }
-        let receipt = read_frame(&mut stream.recv, FrameKind::Receipt, SMALL_MAX);
-        let receipt = tokio::time::timeout(RECEIPT_MAX, receipt).await.map_err(|_| Abandoned::NoReceipt)?;
-        Ok(receipt?.ok_or(FrameError::Ended)?)
+        // Of a slow line most of the answer is still under way here.
+        let overdue = async {
+            let _ = stream.send.stopped().await;
+            tokio::time::sleep(RECEIPT_MAX).await;
+        };
+        tokio::select! {
+            biased;
+            receipt = read_frame(&mut stream.recv, FrameKind::Receipt, SMALL_MAX) => {
+                Ok(receipt?.ok_or(FrameError::Ended)?)
+            }
+            () = overdue => Err(Abandoned::NoReceipt),
+        }
     }
 }
 

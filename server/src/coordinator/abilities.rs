@@ -92,7 +92,7 @@ impl Coordinator {
 
     /// Ends a step before it was opened, since nobody can do it. It is tried again after a while: who can may be away for a moment only.
     pub(super) fn fail_unable(&mut self, step: &StepPlan, why: String) {
-        let task = TaskId::new(self.run, step.round, step.step);
+        let task = TaskId::new(self.run, step.round, step.step).labelled(self.plan.label_of(step.step));
         self.note(Note::Withheld { task, reason: why.clone() });
         self.setbacks.unable(Some(why));
         self.state.failures += 1;

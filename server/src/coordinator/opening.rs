@@ -10,7 +10,7 @@ use super::{
     RunState, StepPlan, Workflow,
 };
 use crate::selection::{draw, poisson_sample, select};
-use crate::workflow::CohortRule;
+use crate::workflow::{Answers, CohortRule};
 
 impl Coordinator {
     /// Opens what comes next, once enough clients are there and as long as the operator wants it.
@@ -45,11 +45,20 @@ impl Coordinator {
 
     /// Asks the workflow about where the run stands.
     pub(super) fn with_state<T>(&mut self, ask: impl FnOnce(&mut dyn Workflow, &RunState<'_>) -> T) -> T {
+        self.with_answers(Answers::default(), ask)
+    }
+
+    /// The same, of a step to which these have answered.
+    pub(super) fn with_answers<T>(
+        &mut self,
+        answers: Answers<'_>,
+        ask: impl FnOnce(&mut dyn Workflow, &RunState<'_>) -> T,
+    ) -> T {
         let sent_model = self.sent_model();
         let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
         let connected = self.connected;
         let (checkpoint, seed) = (&self.state, &self.entropy);
-        let state = RunState { checkpoint, sent_model: &sent_model, norm_max, connected, seed };
+        let state = RunState { checkpoint, sent_model: &sent_model, norm_max, connected, seed, answers };
         ask(&mut *self.workflow, &state)
     }
 
@@ -160,7 +169,8 @@ impl Coordinator {
             CohortRule::These(clients) => self.present(clients).into(),
         };
         let cohort = self.able(cohort, &needed);
-        let task = self.task(TaskId::new(self.run, round, step), work);
+        let id = TaskId::new(self.run, round, step).labelled(self.plan.label_of(step));
+        let task = self.task(id, work);
         let id = task.id;
         if !cohort.is_empty() {
             self.note(Note::Opened { task: id, cohort: cohort.len() });

@@ -12,7 +12,7 @@ impl Coordinator {
     /// One sentence on what it waits for.
     pub fn status(&self) -> String {
         let waiting = |tracker: &CohortTracker| {
-            let (kind, round) = (tracker.task.step.name(), tracker.task.round);
+            let (kind, round) = (tracker.task.step_title(), tracker.task.round);
             if self.hides_participation(Some(tracker.task)) {
                 return format!("round {round}, {kind}: waits for the clients that were drawn in secret");
             }

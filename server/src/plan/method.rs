@@ -35,6 +35,15 @@ impl BesideMethod {
         if let Some(table) = typed.method.take() {
             let method = methods.plan(table, &typed.data)?;
             self.check(&method.name, privacy)?;
+            if typed.cohort.oversample.is_some() && !method.planned.may_oversample() {
+                let message = format!(
+                    "a round of the method `{}` needs an answer of everybody whom it asks, so asking more would only cost; leave this out, and \
+                     give `grace_seconds` so that no round waits for a site that is gone",
+                    method.name
+                );
+                return Err(SpecError::new("cohort.oversample", message));
+            }
+            method.check_answers()?;
             let shape = method.planned.shape();
             return Ok((Some(method), ModelSpec::Values { shape }, TrainingSpec::unused()));
         }

@@ -77,10 +77,7 @@ impl Training {
                 }
             },
             quorum: self.plan.cohort.quorum,
-            close: match self.plan.cohort.oversample {
-                Some(_) => ClosePolicy::Target(self.plan.cohort.size_of(state.connected)),
-                None => ClosePolicy::All,
-            },
+            close: self.plan.cohort.close(state.connected),
             central: false,
             is_round: true,
         }

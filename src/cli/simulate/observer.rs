@@ -121,7 +121,7 @@ impl Watch for Observer<'_> {
             Note::Opened { cohort, .. } => (self.asked, self.answered) = (*cohort, 0),
             Note::Accepted { task, .. } => {
                 self.answered += 1;
-                let what = if task.step == StepId::TRAIN { "trained".into() } else { task.step.name() };
+                let what = if task.step == StepId::TRAIN { "trained".into() } else { task.step_title() };
                 self.progress.within(format!("{} of {} {what}", self.answered, self.asked));
                 // One line an answer would drown a large simulation; the round's line has the counts.
                 return;

@@ -17,6 +17,7 @@ use privacy::chain::Digest;
 use serde_json::{Value, json};
 use server::Plan;
 
+use super::super::check::answers;
 use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
 use super::super::global::Global;
@@ -244,11 +245,15 @@ fn look_at_policy(
         Err(failure) => return findings.fail("policy", failure.message()),
     };
     if policy.allows_nothing() {
-        let message = format!("{shown} allows no task: choose there what this site takes part in");
-        return findings.warn("policy", message);
+        // Of a plan each task is judged all the same: a site that would do none of them is not ready for it.
+        findings.warn("policy", format!("{shown} allows no task: choose there what this site takes part in"));
+    } else {
+        findings.ok("policy", format!("{shown} is read"));
     }
-    findings.ok("policy", format!("{shown} is read"));
     let Some(plan) = plan else { return };
+    if let Some(method) = &plan.method {
+        findings.ok("answers", format!("an answer to {}", answers(method)));
+    }
     let layout = match Models::new().layout_of(&plan.spec) {
         Ok(layout) => layout,
         Err(error) => return findings.fail("policy for the plan", error.to_string()),

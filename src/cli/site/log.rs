@@ -134,6 +134,7 @@ fn told(record: &Value) -> String {
     if let Value::Object(task) = &record["task"] {
         let [kind, round, run] =
             ["kind", "round", "run"].map(|name| task.get(name).map(plain).unwrap_or_default());
+        let kind = task.get("title").map_or(kind, plain);
         rest.push(format!("{kind} in round {round} of run {run}"));
     }
     if let Value::Object(copy) = &record["ledger"] {
@@ -171,5 +172,8 @@ mod tests {
             told(&record),
             "1970-01-02 00:00 UTC  denied    train in round 3 of run ab message=\"it is late\" rule=hours"
         );
+        let task = json!({ "run": "ab", "round": 3, "kind": "step-16", "title": "kmeans: assign" });
+        let method = json!({ "version": 1, "at_micros": 0, "event": "done", "task": task });
+        assert_eq!(told(&method), "1970-01-01 00:00 UTC  done      kmeans: assign in round 3 of run ab");
     }
 }

@@ -343,7 +343,7 @@ fn of_task(task: TaskId, outcome: &'static str) -> Vec<KeyValue> {
     vec![
         KeyValue::new("consortia.run", task.run.to_string()),
         KeyValue::new("consortia.round", i64::from(task.round.0)),
-        KeyValue::new("consortia.task", task.step.name()),
+        KeyValue::new("consortia.task", task.step_title().into_owned()),
         KeyValue::new("consortia.outcome", outcome),
     ]
 }

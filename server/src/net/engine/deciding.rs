@@ -278,6 +278,7 @@ pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<A
         dp_context,
     };
     let coordinator = Coordinator::new(setup).map_err(|error| Unable::Run(error.to_string()))?;
+    let coordinator = coordinator.with_tensor_names(layout.shared_names());
     tracing::info!("run {run} ({}) begins or goes on", plan.name);
     Ok(Box::new(Active { run, plan, layout, coordinator: Box::new(coordinator), central, live }))
 }

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// A permit's unit.
 const KIB: u64 = 1024;
@@ -16,6 +16,24 @@ pub(crate) struct Uploads {
     kib: Arc<Semaphore>,
     total: u32,
     spare: Arc<Spare>,
+    /// How many wait for room.
+    waiting: watch::Sender<usize>,
+}
+
+/// One that waits for room, until this is dropped.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn begin(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
 }
 
 /// The room of one update. It is given back when this is dropped.
@@ -32,14 +50,28 @@ impl Uploads {
     pub(crate) fn new(bytes_max: u64, spare: Arc<Spare>) -> Self {
         let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
         let total = u32::try_from(bytes_max.div_ceil(KIB)).unwrap_or(u32::MAX).clamp(1, most);
-        Self { kib: Arc::new(Semaphore::new(total as usize)), total, spare }
+        let waiting = watch::Sender::new(0);
+        Self { kib: Arc::new(Semaphore::new(total as usize)), total, spare, waiting }
+    }
+
+    /// Waits until somebody waits for room.
+    pub(crate) async fn wanted(&self) {
+        let mut waiting = self.waiting.subscribe();
+        // The sender is here as long as this is.
+        let _ = waiting.wait_for(|waiting| *waiting > 0).await;
     }
 
     /// Waits for room for this many bytes. What is larger than all the room waits for all of it.
     pub(crate) async fn room_for(&self, bytes: u64) -> Room {
         let kib = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX).min(self.total);
-        let permit = Arc::clone(&self.kib).acquire_many_owned(kib).await;
-        let permit = permit.expect("this semaphore is never closed");
+        let permit = match Arc::clone(&self.kib).try_acquire_many_owned(kib) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let _waiting = Waiting::begin(&self.waiting);
+                let permit = Arc::clone(&self.kib).acquire_many_owned(kib).await;
+                permit.expect("this semaphore is never closed")
+            }
+        };
         Room { spare: Arc::clone(&self.spare), _permit: permit }
     }
 }
@@ -93,6 +125,24 @@ mod tests {
         assert!(timeout(Duration::ZERO, uploads.room_for(1)).await.is_err());
         drop(large);
         assert!(timeout(Duration::ZERO, uploads.room_for(10 * KIB)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn it_is_known_whether_somebody_waits_for_room() {
+        let uploads = Uploads::new(KIB, Arc::default());
+        let first = uploads.room_for(1).await;
+        assert!(timeout(Duration::ZERO, uploads.wanted()).await.is_err());
+        let second = async { drop(uploads.room_for(1).await) };
+        let hurried = async {
+            uploads.wanted().await;
+            drop(first);
+        };
+        tokio::join!(second, hurried);
+        assert!(timeout(Duration::ZERO, uploads.wanted()).await.is_err(), "nobody waits any more");
+        let held = uploads.room_for(1).await;
+        assert!(timeout(Duration::from_millis(5), uploads.room_for(1)).await.is_err());
+        assert!(timeout(Duration::ZERO, uploads.wanted()).await.is_err(), "whoever gave up waits no more");
+        drop(held);
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use protocol::{
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::session::ServerContext;
@@ -27,6 +27,7 @@ use crate::net::transport::endpoint::{WINDOW_IDLE, WINDOW_UPLOAD, WINDOW_UPLOAD_
 use crate::net::transport::frames::{
     FrameError, Pace, Patience, at_end, block_bytes, read_known, read_values, write_frame,
 };
+use crate::net::transport::limits::Limits;
 use crate::net::transport::messages::{CODE_MISBEHAVED, LAST_WORDS};
 
 /// The code with which a stream is given up.
@@ -137,11 +138,22 @@ impl Exchange {
                 if matches!(reason, Rejection::Malformed | Rejection::Oversize | Rejection::TooSlow) {
                     let _ = timeout(LAST_WORDS, send.stopped()).await;
                     // Both sides log why a connection was closed, and that a site was asked may be a secret.
-                    let why = if expected.is_hidden {
-                        "what was sent was refused".to_owned()
-                    } else {
-                        format!("an answer was refused: {}", reason.name())
+                    let why = match reason {
+                        _ if expected.is_hidden => "what was sent was refused".to_owned(),
+                        Rejection::TooSlow => {
+                            let Limits { upload_idle, upload_rate_min, .. } = &self.context.limits;
+                            format!(
+                                "an answer was refused: {}: it paused for {} s, or came at less than {upload_rate_min} bytes a second while \
+                                 others waited for the server's memory",
+                                reason.name(),
+                                upload_idle.as_secs_f64()
+                            )
+                        }
+                        _ => format!("an answer was refused: {}", reason.name()),
                     };
+                    if !expected.is_hidden {
+                        tracing::info!("{} of {}: {why}", expected.task, self.client);
+                    }
                     self.connection.close(CODE_MISBEHAVED, why.as_bytes());
                 }
                 told
@@ -262,11 +274,13 @@ impl Exchange {
         let limits = &self.context.limits;
         let memory = header.memory_bytes().ok_or(Fault::Refused(Rejection::Oversize))?;
         let room = if memory > 0 { Some(self.context.uploads.room_for(memory).await) } else { None };
-        let at_rate = Duration::from_secs(bytes / limits.upload_rate_min.max(1));
-        let whole = limits.upload_max.min(limits.upload_idle.saturating_add(at_rate));
         let window = upload_window(bytes, self.connection.rtt());
-        let pace = Pace { idle: limits.upload_idle, whole, tail: window as usize };
-        let payload = read_payload(&header, recv, pace, &self.widen(window), room.as_ref()).await?;
+        let pace = Pace { idle: limits.upload_idle, tail: window as usize };
+        let widened = self.widen(window);
+        let payload =
+            self.unless_in_the_way(bytes, read_payload(&header, recv, pace, &widened, room.as_ref()));
+        let payload = payload.await?;
+        drop(widened);
         if !at_end(recv, limits.upload_idle).await? {
             return Err(Fault::Refused(Rejection::Duplicate));
         }
@@ -282,6 +296,25 @@ impl Exchange {
             .await
             .ok_or(Fault::Refused(Rejection::Malformed))?;
         Ok((Answer { task: expected.task, ..answer }, room))
+    }
+
+    /// What `reading` gives. An upload may take until its round closes, and with it this exchange; one that is slower than the least rate
+    /// makes way when somebody waits for memory.
+    async fn unless_in_the_way<T>(
+        &self,
+        bytes: u64,
+        reading: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        let allowed = time_at_least_rate(bytes, &self.context.limits);
+        let in_the_way = async {
+            sleep(allowed).await;
+            self.context.uploads.wanted().await;
+        };
+        tokio::select! {
+            biased;
+            read = reading => read,
+            () = in_the_way => Err(Fault::Refused(Rejection::TooSlow)),
+        }
     }
 
     /// Lets the peer send this much ahead of our reading; dropping or narrowing the result takes that back.
@@ -340,6 +373,11 @@ impl Drop for Widened<'_> {
     fn drop(&mut self) {
         self.narrow();
     }
+}
+
+/// How long an upload may take while others wait.
+fn time_at_least_rate(bytes: u64, limits: &Limits) -> Duration {
+    limits.upload_idle.saturating_add(Duration::from_secs(bytes / limits.upload_rate_min.max(1)))
 }
 
 /// How many bytes of an upload may be under way: what 160 MB/s take for a round trip, so that a near peer does not fill

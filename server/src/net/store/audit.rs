@@ -384,7 +384,7 @@ impl AuditLog {
 
     /// Adds what a note says; at the end of a round and of a run everything is made durable.
     pub(crate) fn note(&mut self, now: Time, run: RunId, note: &Note) -> Result<(), AuditError> {
-        let named = |task: &TaskId| format!("{} {}", task.step.name(), task.round);
+        let named = |task: &TaskId| format!("{} {}", task.step_title(), task.round);
         let event = match note {
             Note::Waiting { .. } => return Ok(()),
             Note::Opened { task, cohort } => Event::Opened { task: named(task), cohort: *cohort },

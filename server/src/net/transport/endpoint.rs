@@ -42,6 +42,8 @@ pub(crate) const WINDOW_UPLOAD_MIN: u32 = 4 << 20;
 /// Bytes sent to a peer that it has not acknowledged.
 const SEND_WINDOW: u64 = 8 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How long a connection lives of which nothing is heard.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(IDLE_MS as u64);
 const IDLE_MS: u32 = 30_000;
 /// Numbers to look at for one that UDP and TCP both have free.
 const TRIES: u32 = 16;

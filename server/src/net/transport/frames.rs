@@ -190,8 +190,6 @@ impl Raw for f64 {
 pub(crate) struct Pace {
     /// The longest pause.
     pub(crate) idle: Duration,
-    /// The longest time for all of them.
-    pub(crate) whole: Duration,
     /// Bytes that count as the end.
     pub(crate) tail: usize,
 }
@@ -206,25 +204,21 @@ pub(crate) async fn read_values<T: Raw>(
 ) -> Result<Vec<T>, FrameError> {
     let mut left: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
     let mut near = Some(near);
-    let reading = async {
-        let mut pieces = [const { Bytes::new() }; PIECES];
-        while !left.is_empty() {
-            if left.len() <= pace.tail {
-                near.take().into_iter().for_each(|near| near());
-            }
-            let read = timeout(pace.idle, stream.read_chunks(&mut pieces)).await;
-            let count = read.map_err(|_| FrameError::TooSlow)??.ok_or(FrameError::Truncated)?;
-            for piece in &mut pieces[..count] {
-                let (here, rest) =
-                    std::mem::take(&mut left).split_at_mut_checked(piece.len()).ok_or(FrameError::Excess)?;
-                here.copy_from_slice(piece);
-                *piece = Bytes::new();
-                left = rest;
-            }
+    let mut pieces = [const { Bytes::new() }; PIECES];
+    while !left.is_empty() {
+        if left.len() <= pace.tail {
+            near.take().into_iter().for_each(|near| near());
         }
-        Ok::<_, FrameError>(())
-    };
-    timeout(pace.whole, reading).await.map_err(|_| FrameError::TooSlow)??;
+        let read = timeout(pace.idle, stream.read_chunks(&mut pieces)).await;
+        let count = read.map_err(|_| FrameError::TooSlow)??.ok_or(FrameError::Truncated)?;
+        for piece in &mut pieces[..count] {
+            let (here, rest) =
+                std::mem::take(&mut left).split_at_mut_checked(piece.len()).ok_or(FrameError::Excess)?;
+            here.copy_from_slice(piece);
+            *piece = Bytes::new();
+            left = rest;
+        }
+    }
     if cfg!(target_endian = "big") {
         values.iter_mut().for_each(|value| *value = value.native());
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::endpoint::SILENCE_MAX;
+
 /// What clients may ask of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -14,11 +16,10 @@ pub struct Limits {
     pub handshakes_max: usize,
     /// Bytes of updates in memory at a time. One update is always allowed, however large the plan makes it.
     pub upload_bytes_max: u64,
-    /// How long an upload may pause.
+    /// How long an upload may pause on a connection that lives.
     pub upload_idle: Duration,
-    /// How long an upload may take.
-    pub upload_max: Duration,
-    /// Bytes a second below which an upload is given up.
+    /// Bytes a second below which an upload is given up when others wait for the memory that it holds. While nobody does, it may take until
+    /// its round closes.
     pub upload_rate_min: u64,
 }
 
@@ -29,8 +30,9 @@ impl Default for Limits {
             connections_max: 2000,
             handshakes_max: 256,
             upload_bytes_max: 128 << 20,
-            upload_idle: Duration::from_secs(10),
-            upload_max: Duration::from_secs(600),
+            // A sender that hears nothing tries again after ever longer pauses, each twice the one before: after the longest cut that a
+            // connection survives it may be silent for as long again.
+            upload_idle: 2 * SILENCE_MAX,
             upload_rate_min: 64 << 10,
         }
     }
