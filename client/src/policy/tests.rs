@@ -122,7 +122,7 @@ fn no_statistics_leave_for_a_plan_of_which_the_site_would_do_nothing_else() {
     let long = sums(&|spec| spec.update.norm_max = Positive::new(1e6).unwrap());
     let cases = [
         (plain("\"train\", ", ""), sums(&|_| {}), "tasks", "`train` is not allowed"),
-        (any.clone(), values, "tasks", "`method:NAME`"),
+        (any, values, "tasks", "`method:NAME`"),
         (plain("norm_max_max = \"any\"", "norm_max_max = 100.0"), long, "privacy.norm_max_max", "1000000"),
         (plain("metrics = [", "metrics = [] #"), sums(&|_| {}), "metrics", "weighted by examples"),
         // The sums themselves may leave unprotected, and the training may not leave as the plan protects it.

@@ -109,7 +109,9 @@ fn a_private_release_that_is_refused_stays_paid() {
 }
 
 /// Sets the model or the standardiser to what it is told.
-struct Sets(fn() -> Effect);
+struct Sets(Made);
+
+type Made = fn() -> Effect;
 
 impl Workflow for Sets {
     fn next(&mut self, state: &RunState<'_>) -> Option<StepPlan> {
@@ -137,7 +139,7 @@ impl Workflow for Sets {
 
 #[test]
 fn no_effect_of_any_workflow_releases_what_is_not_finite_or_of_another_length() {
-    let effects: [(fn() -> Effect, &str); 6] = [
+    let effects: [(Made, &str); 6] = [
         (|| Effect::SetModel(Parameters::new(vec![1.0, f32::NAN])), "value 1 of"),
         (|| Effect::SetModel(Parameters::new(vec![1.0; 3])), "number 3 and the model's 2"),
         (|| Effect::StepModel(ModelUpdate::Unprotected(vec![0.0, f64::INFINITY])), "value 1 of"),
