@@ -271,6 +271,43 @@ fn the_command_tells_who_was_corrupted_and_whether_a_backdoor_opens() {
         (Some("backdoor"), Some(3))
     );
     let median = told("[aggregation]\nrule = \"coordinate_median\"\ncorrupted = 3\n");
+    let without = mean["success_without_pattern"].as_f64().unwrap();
     let (mean, median) = (mean["success"].as_f64().unwrap(), median["success"].as_f64().unwrap());
-    assert!(mean > 0.8 && median < mean - 0.3, "{mean} {median}");
+    assert!(mean > 0.8 && median < mean - 0.3 && without < 0.5, "{mean} {median} {without}");
+}
+
+#[test]
+fn check_tells_what_a_rule_tolerates_and_who_attacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |text: &str| {
+        let file = dir.path().join("plan.toml");
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+        let output = command.args(["--format", "json", "check"]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let rule = "[aggregation]\nrule = \"coordinate_median\"\ncorrupted = 2\n";
+    let attack = "[simulation.adversaries]\ncount = 3\nattack = \"sign_flip\"\n";
+    let facts = check(&format!("{PLAN}{rule}{SIMULATION}{attack}"));
+    let aggregation = facts["aggregation"].as_str().unwrap();
+    assert!(
+        aggregation.contains("coordinate_median") && aggregation.contains("2 corrupted of the 10 clients"),
+        "{facts}"
+    );
+    let told = facts["attack"].as_str().unwrap();
+    assert!(told.starts_with("sign_flip by 3 of 10 clients: client-"), "{told}");
+    assert!(told.contains("than the 2 that [aggregation] tolerates"), "{told}");
+    // The clients that are named are those that attack.
+    let file = dir.path().join("plan.toml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+    command.args(["--format", "json", "simulate"]).arg(&file).arg("--out").arg(dir.path());
+    let object: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    let corrupted = object["adversaries"]["clients"].as_array().unwrap();
+    assert!(corrupted.iter().all(|client| told.contains(client.as_str().unwrap())), "{told} {corrupted:?}");
+    let facts = check(&format!("{PLAN}{SIMULATION}"));
+    assert!(
+        facts["aggregation"].as_str().unwrap().contains("no corrupted client")
+            && facts.get("attack").is_none()
+    );
 }

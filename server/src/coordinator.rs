@@ -40,7 +40,9 @@ use crate::workflow::{Collector, Refused, RunState, StepPlan, Training, Verified
 use abilities::Abilities;
 use admission::Admitted;
 pub use admission::{Checked, Checker};
-pub use messages::{Action, Checkpoint, ClientRecord, Commit, Event, LedgerReservation, Note, RunEnd};
+pub use messages::{
+    Action, Checkpoint, ClientRecord, Commit, Event, LedgerReservation, Note, RunEnd, RunProgress,
+};
 use protection::Protection;
 pub use protection::{DpContext, NoiseRng, ProtectionError};
 use roster::Roster;

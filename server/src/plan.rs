@@ -493,6 +493,7 @@ impl Plan {
             return Err(ConfigError::at("", 0, message));
         }
         let typed: FederationConfig = read_toml(text)?;
+        method::check_typed(text, &typed, methods)?;
         Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error))
     }
 

@@ -148,6 +148,18 @@ pub(super) fn without_empty(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
     rows
 }
 
+/// Names in a sentence.
+const NAMES_MAX: usize = 8;
+
+/// The first names of a list, and how many are left out.
+pub(super) fn some_names(names: &[impl AsRef<str>]) -> String {
+    let shown = names.iter().take(NAMES_MAX).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// A share as people read it.
 pub(super) fn share(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))

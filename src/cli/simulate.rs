@@ -21,7 +21,7 @@ use protocol::{Layout, Loss, Metrics, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
-use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, read_toml};
+use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, RunProgress, read_toml};
 use simulations::audit::AuditReport;
 use simulations::{Outcome, Population, Scenario, Simulator, Workforce};
 
@@ -135,7 +135,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let audit = args.audit.filter(|_| outcome.end != RunEnd::Stopped).map(judge).transpose()?;
     let attack = attack.map(|attack| Attacked::of(&attack, &population, &outcome, &spec));
     let (audit, attack) = (audit.as_ref(), attack.as_ref());
-    let ended = Ended { people: &people, spec: &spec, outcome: &outcome, audit, findings: &findings, attack };
+    let (people, rounds) = (&people, plan.rounds);
+    let ended = Ended { people, rounds, spec: &spec, outcome: &outcome, audit, findings: &findings, attack };
     ended.conclude(results, &plan, started, global)
 }
 
@@ -273,7 +274,7 @@ fn reported(outcome: &Outcome) -> Vec<ClientSummary> {
             |record: &ClientRecord| record.declined.values().chain(record.refused.values()).sum::<u32>();
         let score = |record: &ClientRecord| {
             let score = record.test.as_ref().and_then(Score::of);
-            score.map_or(f64::INFINITY, |score| score.good(score.accuracy.is_some()))
+            score.map_or(f64::INFINITY, |score| score.accuracy.unwrap_or(-score.loss))
         };
         clients.sort_by(|(_, a), (_, b)| troubled(b).cmp(&troubled(a)).then(score(a).total_cmp(&score(b))));
         clients.truncate(REPORTED_MAX);
@@ -307,7 +308,7 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let mut typed: FederationConfig = read_toml(&text).or_fail(Kind::Configuration, &path)?;
     typed.simulation =
         Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
-    let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
+    let resolved = typed.to_toml().or_fail(Kind::Defect, "resolved.toml")?;
     Ok((scenario, resolved))
 }
 
@@ -370,6 +371,8 @@ fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
 /// A simulation that is over.
 struct Ended<'a> {
     people: &'a People,
+    /// Of the plan.
+    rounds: u32,
     spec: &'a Spec,
     outcome: &'a Outcome,
     audit: Option<&'a AuditReport>,
@@ -378,6 +381,11 @@ struct Ended<'a> {
 }
 
 impl Ended<'_> {
+    fn progress(&self) -> RunProgress {
+        let rounds_done = self.outcome.rounds.last().map_or(0, |round| round.round);
+        RunProgress { rounds_done, rounds: self.rounds, releases: releases(self.outcome) }
+    }
+
     /// Writes the rest of the results, says what came of it, and whether it was a success.
     fn conclude(
         &self,
@@ -388,15 +396,17 @@ impl Ended<'_> {
     ) -> Result<(), Failure> {
         let outcome = self.outcome;
         let lead = match &outcome.end {
-            RunEnd::Stopped if releases(outcome) == 0 => "interrupted before anything was released",
-            RunEnd::Stopped => "interrupted; the model of the last release stands",
-            end => end.message(releases(outcome)),
+            RunEnd::Stopped if releases(outcome) == 0 => {
+                "interrupted before anything was released".to_owned()
+            }
+            RunEnd::Stopped => "interrupted; the model of the last release stands".to_owned(),
+            end => end.message(self.progress()),
         };
         let seconds = started.elapsed().as_secs_f64();
         let ending = Ending {
             title: &plan.name,
             state: outcome.end.state(),
-            lead,
+            lead: &lead,
             remarks: &self.remarks().into_iter().map(|remark| remark.whole).collect::<Vec<_>>(),
             model_sha256: &outcome.model.sha256(),
             clock: Clock::Virtual,
@@ -415,7 +425,7 @@ impl Ended<'_> {
 
     /// What there is to warn of, but for the reasons that the end of the run gives already.
     fn remarks(&self) -> Vec<Remark> {
-        let end = self.outcome.end.message(releases(self.outcome));
+        let end = self.outcome.end.message(self.progress());
         let is_told = |remark: &Remark| {
             remark.reason.as_ref().is_some_and(|reason| !reason.is_empty() && end.contains(reason.as_str()))
         };
@@ -428,7 +438,7 @@ impl Ended<'_> {
 
     /// Says what came of it.
     fn tell(&self, folder: &Path, seconds: f64, global: &Global) {
-        let Self { people, spec, outcome, audit, findings, attack } = self;
+        let Self { people, spec, outcome, audit, findings, attack, .. } = self;
         let test = last_test(&outcome.rounds);
         let loss = test
             .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
@@ -470,7 +480,7 @@ impl Ended<'_> {
             json!({
                 "model_sha256": sha256,
                 "state": self.outcome.end.state(),
-                "message": self.outcome.end.message(releases(outcome)),
+                "message": self.outcome.end.message(self.progress()),
                 "rounds": rounds,
                 "best_round": best,
                 "clients": people.clients,
@@ -506,7 +516,7 @@ impl Ended<'_> {
         match &self.outcome.end {
             RunEnd::Finished => Ok(()),
             end @ (RunEnd::Failed(_) | RunEnd::Stopped) => {
-                Err(Failure::new(Kind::Run, end.message(releases(self.outcome))))
+                Err(Failure::new(Kind::Run, end.message(self.progress())))
             }
             RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
         }

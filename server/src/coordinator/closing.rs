@@ -59,7 +59,9 @@ impl Coordinator {
             Close::FurtherExchange(step) => return self.open(now, *step),
             Close::Failed(_) => None,
         };
-        let pooled = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
+        let measured = aggregate.as_ref().and_then(|all| self.workflow.measured(tracker.task.step, all));
+        let pooled = || Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
+        let pooled = measured.or_else(pooled);
         let is_measured = matches!(aggregate, Some(Aggregate::Measured));
         let mut summary = match self.state.summary.clone() {
             Some(line) if is_measured => RoundSummary { sites: pooled, ..line },

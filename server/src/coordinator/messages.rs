@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use privacy::chain::Link;
 use privacy::correlation::NoiseMemory;
+use privacy::counted;
 use protocol::wire::{ClientSummary, Control, Receipt, RoundSummary, RunState};
 use protocol::{
     Answer, Capabilities, ClientId, Decline, Metrics, Parameters, Positive, Rejection, Round, Standardiser,
@@ -159,15 +160,33 @@ impl RunEnd {
         }
     }
 
-    /// One sentence, for a run that has made so many `releases`.
-    pub fn message(&self, releases: u32) -> &str {
+    /// One sentence, for a run that came so far.
+    pub fn message(&self, progress: RunProgress) -> String {
+        let RunProgress { rounds_done, rounds, releases } = progress;
         match self {
-            Self::Finished => "all rounds are done",
-            Self::Failed(reason) | Self::BudgetExhausted(reason) => reason,
-            Self::Stopped if releases == 0 => "stopped by the operator before anything was released",
-            Self::Stopped => "stopped by the operator; the model of the last release stands",
+            // A method may end its run before the last round; training never does.
+            Self::Finished if rounds_done < rounds => {
+                format!("converged after {rounds_done} of {}", counted(rounds.into(), "round"))
+            }
+            Self::Finished => "all rounds are done".to_owned(),
+            Self::Failed(reason) | Self::BudgetExhausted(reason) => reason.clone(),
+            Self::Stopped if releases == 0 => {
+                "stopped by the operator before anything was released".to_owned()
+            }
+            Self::Stopped => "stopped by the operator; the model of the last release stands".to_owned(),
         }
     }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunProgress {
+    /// Rounds that are over.
+    pub rounds_done: u32,
+    /// Rounds of the plan.
+    pub rounds: u32,
+    /// Rounds that released a model.
+    pub releases: u32,
 }
 
 /// Where a run stands: all that a new coordinator needs to go on. Cheap to clone.

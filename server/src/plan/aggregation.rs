@@ -47,6 +47,10 @@ pub struct Named {
 pub struct AggregationPlan {
     /// The rule, with the steps before it.
     pub rule: Arc<dyn AggregationRule>,
+    /// Corrupted clients among those of a round that it tolerates: f.
+    pub corrupted: usize,
+    /// Clients of the smallest round: n.
+    pub clients: usize,
     /// Bytes of updates in memory, at most.
     pub memory_max: usize,
 }
@@ -86,7 +90,7 @@ impl AggregationConfig {
             let message = format!("{} MiB are more than there is", self.memory_mib);
             return Err(SpecError::new("aggregation.memory_mib", message));
         };
-        Ok(AggregationPlan { rule, memory_max })
+        Ok(AggregationPlan { rule, corrupted: self.corrupted, clients: smallest, memory_max })
     }
 }
 

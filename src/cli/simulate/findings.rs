@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use command::results::figure;
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Spec, StepId, Target, TaskId, Weighting};
+use protocol::{ClientId, ModelSpec, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};
 use server::Note;
 use simulations::{Observation, Population, Workforce as _};
@@ -33,6 +33,8 @@ pub(super) struct Findings {
     entries: Vec<Entry>,
     /// Answers with reasons beyond [`REASONS_MAX`].
     others: u64,
+    /// Whether gradients move the model: a method's loss can grow for other reasons, and has no learning rate.
+    trains: bool,
     loss_least: Option<f64>,
     loss_last: Option<(u32, f64)>,
     notes: Vec<String>,
@@ -90,6 +92,7 @@ impl Findings {
             is_private: !spec.privacy.is_none(),
             tells_all,
             classifies,
+            trains: !matches!(spec.model, ModelSpec::Values { .. }),
             entries: Vec::new(),
             others: 0,
             loss_least: None,
@@ -100,6 +103,10 @@ impl Findings {
 
     /// Takes what the records show before anybody trains.
     pub(super) fn look_at(&mut self, population: &Population, spec: &Spec) {
+        // A method is neither evaluated, nor does it weigh clients.
+        if !self.trains {
+            return;
+        }
         if !population.has_tests() && population.central_parts() == 0 && population.central().is_none() {
             self.notes.push(
                 "nobody has test records, so no model is measured on records it was not trained with; give `split_column` or `test` in the data"
@@ -151,6 +158,9 @@ impl Findings {
     }
 
     fn look_at_loss(&mut self, round: &RoundSummary) {
+        if !self.trains {
+            return;
+        }
         let measured = round.sites.or(round.central).or(round.train);
         let Some(loss) = measured.map(|metrics| metrics.loss) else { return };
         self.loss_last = Some((round.round, loss));

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::LiveRuns;
 use crate::net::store::{HISTORY_MAX, rows::client_summary};
-use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd};
+use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd, RunProgress};
 
 /// The shortest time between two summaries, unless something is stored.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -74,7 +74,9 @@ impl Live {
 
     /// The run is over.
     pub(super) fn end(&mut self, end: &RunEnd) {
-        (self.summary.state, self.summary.message) = (end.state(), end.message(self.releases).to_owned());
+        let RunSummary { rounds_done, rounds, .. } = self.summary;
+        let progress = RunProgress { rounds_done, rounds, releases: self.releases };
+        (self.summary.state, self.summary.message) = (end.state(), end.message(progress));
     }
 
     /// Publishes when something has changed and the last time was long enough ago.

@@ -17,7 +17,7 @@ use sqlx::{AnyConnection, Row};
 
 use super::sweeping::{Named, Unused};
 use super::{Files, StoreError, database};
-use crate::{Checkpoint, ClientRecord, RunEnd};
+use crate::{Checkpoint, ClientRecord, RunEnd, RunProgress};
 
 /// Rows that one statement writes. Each has at most ten values, and SQLite takes 32,766 of them at a time.
 const ROWS_MAX: usize = 500;
@@ -360,10 +360,11 @@ pub(super) fn client(row: &AnyRow) -> Result<Option<(ClientId, ClientRecord)>, S
 /// A run's line without rounds and clients.
 pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
     // A row of an older release counts the releases of private runs alone; of a run without one every round has failed.
-    let rounds = number(row, "round")?.saturating_sub(number(row, "failures")?);
-    let releases = number(row, "releases")?.max(rounds);
+    let rounds_done: u32 = number(row, "round")?;
+    let releases = number(row, "releases")?.max(rounds_done.saturating_sub(number(row, "failures")?));
+    let progress = RunProgress { rounds_done, rounds: number(row, "rounds")?, releases };
     let (state, message) = match (end(row)?, control(row)?) {
-        (Some(end), _) => (end.state(), end.message(releases).to_owned()),
+        (Some(end), _) => (end.state(), end.message(progress)),
         (None, Control::Pause) => (RunState::Paused, "paused by the operator".to_owned()),
         (None, _) => {
             let message = "waits for a place, or for the budget that another run is spending";
@@ -375,8 +376,8 @@ pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
         name: row.try_get("name")?,
         state,
         message,
-        rounds_done: number(row, "round")?,
-        rounds: number(row, "rounds")?,
+        rounds_done,
+        rounds: progress.rounds,
         rehearsal: seed(row)?.is_some(),
         model_sha256: row.try_get("model_sha256")?,
         history: Vec::new(),
