@@ -17,6 +17,7 @@ mod explain;
 mod export;
 mod failure;
 mod folder;
+mod hints;
 #[cfg(feature = "insecure-test-noise")]
 mod insecure;
 mod join;
@@ -247,7 +248,8 @@ enum PrivacyCommand {
     Noise(privacy::NoiseArgs),
     /// What a plan promises, to whom, what it does not, and whether the noise leaves anything to learn.
     Explain(explain::ExplainArgs),
-    /// Compute the epsilons of a privacy statement again.
+    /// Compute the epsilons of a privacy statement again: exit code 1 when one does not follow from its events, 2 when there is none, as of a run
+    /// without privacy.
     Verify(statement::VerifyArgs),
 }
 

@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use privacy::noise::{EntropyError, NoiseSource};
+use privacy::{counted, verb};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, Label, Layout, LearnError, Learner, Metrics, ModelSpec, Record,
     RecordCount, Round, Seed, Spec, Standardiser, Statistic, Stop, Tensor, TrainOrder,
@@ -248,7 +249,11 @@ impl Trainer {
         let unused = match (used, left_out) {
             (0, _) => Some("no record could be used, so the update is noise alone; `consortia site check --plan` says why".to_owned()),
             (_, 0) => None,
-            (_, left_out) => Some(format!("{left_out} records do not fit the plan and counted as zeros")),
+            (_, left_out) => Some(format!(
+                "{} {} not fit the plan and counted as zeros",
+                counted(left_out, "record"),
+                verb(left_out, "does", "do")
+            )),
         };
         let complaints: Vec<String> = diverged.map(|error| error.message).into_iter().chain(unused).collect();
         self.complaint = (!complaints.is_empty()).then(|| complaints.join("; "));

@@ -1,13 +1,14 @@
 //! Counts in sentences: one round, two rounds. Every message that counts something takes its words from here.
 
 /// A number and what it counts, in the singular or plural: `1 round`, `3 rounds`, `2 entries`. What is counted is the last word of `one`.
-pub fn counted(number: u64, one: &str) -> String {
+pub fn counted(number: impl TryInto<u64>, one: &str) -> String {
+    let number = whole(number);
     format!("{number} {}", plural(number, one))
 }
 
 /// The word for so many of it: `round` of 1, else `rounds`.
-pub fn plural(number: u64, one: &str) -> String {
-    if number == 1 {
+pub fn plural(number: impl TryInto<u64>, one: &str) -> String {
+    if whole(number) == 1 {
         return one.to_owned();
     }
     let sibilant = ["s", "x", "z", "ch", "sh"].iter().any(|end| one.ends_with(end));
@@ -19,8 +20,13 @@ pub fn plural(number: u64, one: &str) -> String {
 }
 
 /// The verb for so many: `is` or `are`, `has` or `have`.
-pub fn verb<'a>(number: u64, one: &'a str, many: &'a str) -> &'a str {
-    if number == 1 { one } else { many }
+pub fn verb<'a>(number: impl TryInto<u64>, one: &'a str, many: &'a str) -> &'a str {
+    if whole(number) == 1 { one } else { many }
+}
+
+/// Counts are `usize`, `u32` and `u64`, none of which is more.
+fn whole(number: impl TryInto<u64>) -> u64 {
+    number.try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod strategy;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::privacy::counted;
 use protocol::{
     BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec,
     SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
@@ -409,8 +410,9 @@ impl CohortConfig {
         plan.quorum = self.quorum.unwrap_or(smallest);
         if plan.quorum == 0 || plan.quorum > smallest {
             let message = format!(
-                "a quorum of {} cannot be met by the smallest cohort, {smallest} of {} clients; give 1 to {smallest}",
-                plan.quorum, self.clients_min
+                "a quorum of {} cannot be met by the smallest cohort, {smallest} of {}; give 1 to {smallest}",
+                plan.quorum,
+                counted(self.clients_min, "client")
             );
             return Err(SpecError::new("cohort.quorum", message));
         }

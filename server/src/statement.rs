@@ -235,6 +235,11 @@ impl PrivacyStatement {
         Ok(())
     }
 
+    /// Whether it is of a run that promises no privacy at all, neither by the server nor by the sites.
+    pub fn promises_nothing(&self) -> bool {
+        self.claims.is_empty() && self.outside.iter().any(|outside| outside == words::NOTHING)
+    }
+
     /// As it is written to a file.
     ///
     /// # Panics

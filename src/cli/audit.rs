@@ -15,6 +15,7 @@ use ::client::net::{BooksError, check_books};
 use clap::Args;
 use privacy::chain::segments::logs_in;
 use privacy::chain::{Digest, Link, read_lines};
+use privacy::counted;
 use serde_json::{Value, json};
 use server::PrivacyStatement;
 
@@ -193,7 +194,8 @@ fn read(path: &Path) -> Result<Result<Verified, String>, Failure> {
     if lines.torn > 0 {
         let (line, bytes) = (lines.links.len() + 1, lines.torn);
         let fault = format!(
-            "line {line}: it has no end ({bytes} bytes); a crash left it or somebody cut it, and the next start removes it"
+            "line {line}: it has no end ({}); a crash left it or somebody cut it, and the next start removes it",
+            counted(bytes, "byte")
         );
         return Ok(Err(fault));
     }
@@ -213,7 +215,8 @@ fn entries(links: &[Link]) -> impl Iterator<Item = Value> {
 
 fn describe(verified: &Verified, records: bool) -> String {
     let Verified { path, links, head } = verified;
-    told(links, records) + &format!("{}: {} records in order, head {head}", path.display(), links.len())
+    told(links, records)
+        + &format!("{}: {} in order, head {head}", path.display(), counted(links.len(), "record"))
 }
 
 fn object(verified: &Verified, records: bool) -> Value {

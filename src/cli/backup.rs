@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use privacy::accounting::Figure;
 use privacy::chain::Digest;
+use privacy::counted;
 use serde_json::json;
 use server::net::{BroughtBack, HANDED_OVER, Lost, Store};
 
@@ -73,11 +74,11 @@ pub(super) fn backup(args: &BackupArgs, global: &Global) -> Result<(), Failure> 
     global.format.say(
         || {
             format!(
-                "{} files in {shown}, checked: {} ledgers replayed, {} releases compared with models and audit log; {shown}/{SUMS} names \
+                "{} in {shown}, checked: {} replayed, {} compared with models and audit log; {shown}/{SUMS} names \
                  them\nthe root's key ({ROOT_KEY}) is not among them: keep it elsewhere",
-                sums.len(),
-                agreed.populations,
-                agreed.released
+                counted(sums.len(), "file"),
+                counted(agreed.populations, "ledger"),
+                counted(agreed.released, "release")
             )
         },
         || {
@@ -162,7 +163,8 @@ fn describe(brought: &BroughtBack) -> String {
     }
     if *owed > 0 {
         let owed = format!(
-            "a population of which it knows no charge is charged {owed} releases before its first run, by that run's noise"
+            "a population of which it knows no charge is charged {} before its first run, by that run's noise",
+            counted(*owed, "release")
         );
         said = format!("{}\n{owed}", said.trim_end());
     }

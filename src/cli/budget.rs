@@ -9,6 +9,7 @@ use ::client::{Policy, SiteAccount, Total};
 use clap::Args;
 use privacy::accounting::{AccountingError, Figure};
 use privacy::ledger::Unit;
+use privacy::{counted, verb};
 use protocol::RunId;
 use serde_json::{Value, json};
 
@@ -146,7 +147,9 @@ impl Spending {
         let lost = match self.lost {
             0 => String::new(),
             lost => format!(
-                "\n{lost} records of the ledger were lost; each is charged, in every run, by the guess that costs most"
+                "\n{} of the ledger {} lost; each is charged, in every run, by the guess that costs most",
+                counted(lost, "record"),
+                verb(lost, "was", "were")
             ),
         };
         format!(

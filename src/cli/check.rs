@@ -242,8 +242,8 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
 /// What makes one vector of a round's updates, and how many corrupted clients it stands.
 fn aggregation(plan: &Plan) -> String {
     let Some(rule) = &plan.aggregation else { return "the mean: tolerates no corrupted client".to_owned() };
-    let (corrupted, clients) = (rule.corrupted, counted(rule.clients as u64, "client"));
-    let needed = counted(rule.rule.updates_min() as u64, "update");
+    let (corrupted, clients) = (rule.corrupted, counted(rule.clients, "client"));
+    let needed = counted(rule.rule.updates_min(), "update");
     format!(
         "{}: tolerates {corrupted} corrupted of the {clients} of a round, needs {needed}",
         rule.rule.describe()
@@ -259,7 +259,7 @@ fn attack_facts(scenario: &Scenario) -> Result<Facts, String> {
     let Some(names) = names else {
         let drawn = "the seed draws them among the clients that the data names";
         let count = match (adversaries.count, adversaries.share) {
-            (Some(count), _) => counted(count as u64, "client"),
+            (Some(count), _) => counted(count, "client"),
             (None, share) => format!("a share of {} of the clients", share.unwrap_or(0.0)),
         };
         return Ok(vec![("attack", json!(format!("{attack} by {count}: {drawn}")))]);
@@ -273,7 +273,7 @@ fn attack_facts(scenario: &Scenario) -> Result<Facts, String> {
         true => format!("; a round may have more of them than the {tolerated} that [aggregation] tolerates"),
         false => String::new(),
     };
-    let clients = counted(names.len() as u64, "client");
+    let clients = counted(names.len(), "client");
     let said = match count {
         0 => format!("{attack} by none of {clients}"),
         _ => format!("{attack} by {count} of {clients}: {}{beyond}", some_names(&corrupted)),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::Args;
+use privacy::counted;
 use serde_json::json;
 use server::net::{Issuing, RevocationList};
 
@@ -41,7 +42,9 @@ pub(super) fn crl(args: &CrlArgs, global: &Global) -> Result<(), Failure> {
     }
     global.format.say(
         || match &args.output {
-            Some(path) => format!("{entries} revoked certificates in {}; good for 7 days", path.display()),
+            Some(path) => {
+                format!("{} in {}; good for 7 days", counted(entries, "revoked certificate"), path.display())
+            }
             None => pem.trim_end().to_owned(),
         },
         || match &args.output {

@@ -25,12 +25,14 @@ use super::Global;
 use super::examples::{HEART, HEART_PRIVATE, HOSPITALS, RECORDS, hospitals};
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, open_results};
+use super::hints::Given;
 use super::output::{Format, share, table, tell};
 use super::progress::Progress;
 use super::run::{connect_to, hand_in, verdict};
 use super::simulate::last_test;
 use super::watch::runtime;
 use price::{Price, describe, object, prices};
+use privacy::counted;
 use processes::Processes;
 use yardstick::{Yardstick, measure, together};
 
@@ -173,7 +175,8 @@ async fn federate(
 
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
     let (plan, _, rehearsed) = args.plan();
-    let run = hand_in(&operator, plan.to_owned(), rehearsed, global).await?;
+    let given = Given::Operator { folder: &folder.0, server: Some(&address) };
+    let run = hand_in(&operator, plan.to_owned(), rehearsed, given, global).await?;
     let mut shown = Vec::new();
     let mut progress = None;
     let watching = operator.watch(Some(run), |summary| {
@@ -335,12 +338,12 @@ impl Ended<'_> {
             String::new()
         };
         format!(
-            "\ntest accuracy after {} rounds over QUIC, {:.1} s\n\n{}\n\n\
+            "\ntest accuracy after {} over QUIC, {:.1} s\n\n{}\n\n\
              together  one model, trained without any record leaving its hospital\n\
              alone     each hospital's own model, on its own test rows; no noise\n\
              pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
              epsilon       {}\nparameters    sha256 {}\nresults       {}\n{kept}\n{}",
-            self.rounds(),
+            counted(self.rounds(), "round"),
             self.seconds,
             table(&rows),
             describe(self.prices),

@@ -122,7 +122,7 @@ fn invite_json(invite: &InviteText) -> Value {
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let (members, newest) = runtime()?.block_on(async {
         let operator = connect(args).await?;
-        let members = put(&operator, &AdminRequest::Members, global).await?;
+        let members = put(&operator, &AdminRequest::Members, args.given(), global).await?;
         // Where there is no run yet, this is refused.
         let newest = operator.ask(&AdminRequest::Watch { run: None }).await.ok();
         operator.close().await;
@@ -155,8 +155,9 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
         object["declined"] = declined(&member.site, newest.as_ref()).into();
         object
     };
-    let none = "nobody was invited yet, and nobody has come: `consortia invite create SITE` invites";
-    let lines = || listed(&rows, none, |rows| text_table(&without_empty(rows.to_vec())));
+    let none = "nobody was invited yet, and nobody has come: `consortia invite create SITE` invites a site";
+    let none = args.given().complete(none);
+    let lines = || listed(&rows, &none, |rows| text_table(&without_empty(rows.to_vec())));
     global.format.say(lines, || members.iter().map(object).collect());
     Ok(())
 }
@@ -223,8 +224,9 @@ pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> 
     global.format.say(
         || {
             format!(
-                "{} is revoked: its certificates and invites are void, its connection is closed\nto let it back in, make it a new invite",
-                args.site
+                "{site} is revoked: its certificates and invites are void, its connection is closed\nto let it back in: {}",
+                args.operator.given().command(&format!("invite create {}", args.site)),
+                site = args.site
             )
         },
         || json!({ "site": args.site.as_str(), "revoked": true }),
@@ -239,7 +241,9 @@ pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), F
     global.format.say(
         || {
             format!(
-                "{site} is in quarantine: it gets no task, what it owed is refused, and it is told so while it is connected\nto end that: consortia site release {site}",
+                "{site} is in quarantine: it gets no task, answers that it still owes are rejected, and it is told so while it is connected\nto end \
+                 that: {}",
+                args.operator.given().command(&format!("site release {}", args.site)),
                 site = args.site
             )
         },
@@ -291,8 +295,9 @@ pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> 
     global.format.say(
         || {
             format!(
-                "{} is refused, and its invite is worth nothing now; to let it in, make it a new one",
-                args.site
+                "{site} is rejected, and its invite is void\nto let it in: {}",
+                args.operator.given().command(&format!("invite create {}", args.site)),
+                site = args.site
             )
         },
         || json!({ "site": args.site.as_str(), "approved": false }),
@@ -334,7 +339,7 @@ fn done(operator: &OperatorArgs, request: &AdminRequest, global: &Global) -> Res
 fn ask(args: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<AdminReply, Failure> {
     runtime()?.block_on(async {
         let operator: OperatorClient = connect(args).await?;
-        let reply = put(&operator, request, global).await;
+        let reply = put(&operator, request, args.given(), global).await;
         operator.close().await;
         reply
     })

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use command::results::{Existing, Held, ModelFile, Notes, write_tensors, write_whole};
 use learning::onnx::{Export, Inputs, OPSET, columns, export as onnx};
 use learning::{Models, layout_of};
+use privacy::counted;
 use protocol::{DataSpec, Layout, Placement, RunId, Spec, Standardise, Standardiser, Target, Tensor};
 use serde_json::json;
 use server::PrivacyStatement;
@@ -136,7 +137,7 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
                 Form::Onnx => format!("onnx, opset {OPSET}"),
                 Form::Safetensors => "safetensors".to_owned(),
             };
-            format!("{to}: {form}, {parameters} parameters of sha256 {sha256}")
+            format!("{to}: {form}, {} of sha256 {sha256}", counted(parameters, "parameter"))
         },
         || {
             json!({ "model": args.to, "as": form.name(), "parameters": parameters, "model_sha256": sha256,
@@ -186,7 +187,8 @@ fn joined(held: Held, layout: &Layout, personal: &[f32], site: &Path) -> Result<
     if personal.len() != needed {
         let found = personal.len();
         return refuse(&format!(
-            "the site keeps {found} personal parameters where the plan has {needed}; give the plan and the run that they are of"
+            "the site keeps {} where the plan has {needed}; give the plan and the run that they are of",
+            counted(found, "personal parameter")
         ));
     }
     let (mut full, mut rest) = (vec![0.0; layout.len()], personal);
@@ -370,7 +372,7 @@ fn tell(path: &Path, file: &ModelFile, sha256: &str, statement: Option<&PrivacyS
             vec![tensor.name.clone(), format!("{:?}", tensor.shape), tensor.len().to_string()]
         }));
         let said = if file.said_sha256().is_some() { ", as the file says" } else { "" };
-        let scaled = scales.map_or_else(|| "nothing".to_owned(), |columns| format!("{columns} columns"));
+        let scaled = scales.map_or_else(|| "nothing".to_owned(), |columns| counted(columns, "column"));
         let about = statement.map_or_else(String::new, |statement| {
             let (round, run) = (statement.round, &statement.run);
             let void = statement.void.as_ref().map_or_else(String::new, |void| format!(", void: {void}"));

@@ -7,6 +7,7 @@ use ::privacy::accounting::{
     AccountingError, Event, EventError, Figure, Mechanism, Relation, pld, promised_delta, rdp,
 };
 use clap::{Args, ValueEnum};
+use privacy::counted;
 use serde_json::{Value, json};
 
 use super::Global;
@@ -149,7 +150,7 @@ impl Releases {
             format!("each client in each round with probability {rate}, by a coin that nobody sees")
         };
         let relation = Relation::from(self.relation);
-        let rounds = if self.rounds == 1 { "1 round".to_owned() } else { format!("{} rounds", self.rounds) };
+        let rounds = counted(self.rounds, "round");
         format!("{rounds}; {sampling}; to {relation}; delta {}", Figure(self.delta))
     }
 }

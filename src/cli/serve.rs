@@ -12,6 +12,7 @@ use command::results::{Existing, event_json, write_whole};
 use consortia::Room;
 use learning::device::select;
 use methods::Registry;
+use privacy::counted;
 use protocol::ClientId;
 use serde_json::{Value, json};
 use server::Note;
@@ -26,6 +27,7 @@ use super::Global;
 use super::address::listening;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
+use super::hints::Given;
 use super::modes::{tighten, write_new};
 use super::notify::Notify;
 use super::output::{Format, fields, timestamp};
@@ -243,16 +245,18 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     }
     let database = file.database(&folder, args.replica.as_deref())?;
     tighten(folder.private().iter().map(PathBuf::as_path));
-    let shown = Shown { format: global.format, is_talkative: global.verbose > 0 };
+    let shown = Shown { format: global.format, is_talkative: global.verbose > 0, folder: &folder.0 };
     runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, shown))
 }
 
 /// What stdout carries.
 #[derive(Clone, Copy)]
-struct Shown {
+struct Shown<'a> {
     format: Format,
     /// Whether every answer has a line.
     is_talkative: bool,
+    /// The server's folder, for hints.
+    folder: &'a Path,
 }
 
 async fn serve(
@@ -260,7 +264,7 @@ async fn serve(
     file: &ServerFile,
     database: Database,
     while_stdin_open: bool,
-    shown: Shown,
+    shown: Shown<'_>,
 ) -> Result<(), Failure> {
     settle_renewal(&folder.identity()).or_fail(Kind::Configuration, "")?;
     miss_state(folder, &database).await?;
@@ -304,7 +308,7 @@ async fn turns(
     stop: &CancellationToken,
     notify: &Notify,
     telemetry: &Telemetry,
-    shown: Shown,
+    shown: Shown<'_>,
 ) -> Result<(), Failure> {
     let format = shown.format;
     let shared = match &config.database {
@@ -379,9 +383,9 @@ async fn work(
     stop: &CancellationToken,
     notify: &Notify,
     telemetry: &Telemetry,
-    shown: Shown,
+    shown: Shown<'_>,
 ) -> Result<(), ServeError> {
-    let Shown { format, is_talkative } = shown;
+    let Shown { format, is_talkative, folder } = shown;
     let address = server.local_addr();
     notify.ready(&format!("listening on {address}"));
     let (mut notes, live) = (server.notes(), server.watch());
@@ -391,7 +395,7 @@ async fn work(
     let (tcp, admin) = (server.comes_over_tcp(), server.admin_addr().map(|admin| admin.to_string()));
     format.say(
         || {
-            let open = "`consortia server dashboard` says how to open it";
+            let open = Given::Server(folder).complete("`consortia server dashboard` says how to open it");
             let admin = admin.as_ref().map(|admin| format!("\nadmin port {admin} (TCP, HTTP); {open}"));
             let ways = if tcp { "UDP, TCP" } else { "UDP" };
             format!("listening on {address} ({ways}; QUIC){}", admin.unwrap_or_default())
@@ -412,7 +416,7 @@ async fn work(
                         format.say(|| format!("{}  run {run}  {}", timestamp(), line(&note, &event)), object);
                     }
                 }
-                Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were not shown"),
+                Err(RecvError::Lagged(missed)) => tracing::warn!("{} not shown", counted(missed, "event")),
                 Err(RecvError::Closed) => break,
             },
         }

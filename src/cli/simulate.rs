@@ -29,6 +29,7 @@ use attacked::Attacked;
 use audit::{Audit, with_canaries};
 use findings::{Findings, Remark};
 use observer::{Observer, tell_of_crowd};
+use privacy::counted;
 use saved::Saved;
 
 use super::columns::read_plan_text;
@@ -342,7 +343,8 @@ impl People {
             1 => self.clients.to_string(),
             copies => {
                 let originals = self.clients / copies;
-                format!("{}: the records of {originals} clients, each used by {copies} of them", self.clients)
+                let originals = counted(originals, "client");
+                format!("{}: the records of {originals}, each used by {copies} of them", self.clients)
             }
         }
     }
@@ -459,7 +461,7 @@ impl Ended<'_> {
         let text = || {
             let declined = match findings.declined() {
                 0 => String::new(),
-                declined => format!("declined       {declined} tasks\n"),
+                declined => format!("declined       {}\n", counted(declined, "task")),
             };
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(

@@ -36,6 +36,7 @@ use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 use health::Health;
 use in_force::PolicyInForce;
+use privacy::{counted, verb};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -334,7 +335,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         let _ = tell.send(holds);
     });
     let telemetry = Telemetry::from_environment("consortia-site");
-    let mut policy = PolicyInForce::of(&file.policy);
+    let mut policy = PolicyInForce::of(file);
     let mut health = Health::begin(file.health.clone(), &servers.join(", "), &file.identity);
     let mut beats = tokio::time::interval(health.every());
     tokio::pin!(told, fresh, paused);
@@ -420,8 +421,8 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     for torn in &books.torn {
         let path = torn.path.display();
         tracing::warn!(
-            "{path}: the last start ended in the middle of a line; its {} bytes were cut off",
-            torn.bytes
+            "{path}: the last start ended in the middle of a line; its {} cut off",
+            format_args!("{} {}", counted(torn.bytes, "byte"), verb(torn.bytes, "was", "were"))
         );
     }
     Ok(Guard::new(policy, books.ledger, books.audit, now))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use learning::{SourceError, expand};
+use privacy::counted;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use server::net::{Database, Postgres, Store};
@@ -120,10 +121,11 @@ pub(super) fn migrate(args: &MigrateArgs, global: &Global) -> Result<(), Failure
     global.format.say(
         || {
             format!(
-                "{rows} rows of {} tables are in {target}, {} ledgers replayed; the old file is {}\n\nnext: write into {}\n  \
+                "{} of {} are in {target}, {} replayed; the old file is {}\n\nnext: write into {}\n  \
                  [state]\n  database = \"{target}\"",
-                done.rows.len(),
-                done.ledgers.len(),
+                counted(rows, "row"),
+                counted(done.rows.len(), "table"),
+                counted(done.ledgers.len(), "ledger"),
                 done.kept.display(),
                 folder.config().display()
             )

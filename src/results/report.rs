@@ -102,8 +102,12 @@ impl Report<'_> {
 
     /// What is to be known of the rounds that are shown; empty where all are.
     fn left_out(&self) -> String {
-        let told = |(first, last)| {
-            format!("Rounds {first} to {last} are shown; the {} rounds before them are left out.", first - 1)
+        let told = |(first, last)| match first {
+            2 => format!("Rounds 2 to {last} are shown; the round before them is left out."),
+            _ => format!(
+                "Rounds {first} to {last} are shown; the {} rounds before them are left out.",
+                first - 1
+            ),
         };
         self.shown().map_or_else(String::new, told)
     }

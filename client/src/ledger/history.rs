@@ -8,6 +8,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use privacy::chain::{Chain, ChainWriter, Digest, Link, LinkReader, WriteError};
+use privacy::counted;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -34,7 +35,7 @@ impl LedgerHead {
 
 impl std::fmt::Display for LedgerHead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} records, head {}", self.records, self.head)
+        write!(f, "{}, head {}", counted(self.records, "record"), self.head)
     }
 }
 

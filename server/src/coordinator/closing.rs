@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use privacy::{Released, Sum};
+use privacy::{Released, Sum, counted};
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
 
@@ -18,6 +18,14 @@ use super::{
 
 /// Failures in a row that a short run may have, too, before it ends: as many as a plan allows by default.
 const FAILURES_USUAL: u32 = 10;
+
+/// Rounds that failed one after the other.
+fn in_a_row(failures: u32) -> String {
+    match failures {
+        1 => "1 round".to_owned(),
+        _ => format!("{failures} rounds in a row"),
+    }
+}
 
 /// Lets sums out as they are.
 struct Unprotected;
@@ -224,13 +232,16 @@ impl Coordinator {
         } else if self.state.failures >= self.failures_max() {
             let (failures, quorum) = (self.state.failures, self.plan.cohort.quorum);
             let what = match quorum {
-                0 => format!("{failures} rounds in a row released nothing"),
-                _ => format!("{failures} rounds in a row found no quorum of {quorum} clients"),
+                0 => format!("{} released nothing", in_a_row(failures)),
+                _ => format!("{} found no quorum of {}", in_a_row(failures), counted(quorum, "client")),
             };
             self.state.end = Some(self.failed(&what));
         } else if self.with_state(|workflow, state| workflow.is_finished(state)) {
             self.state.end = Some(match self.state.releases {
-                0 => self.failed(&format!("none of the {} rounds released anything", self.plan.rounds)),
+                0 => self.failed(&match self.plan.rounds {
+                    1 => "the only round released nothing".to_owned(),
+                    rounds => format!("none of the {rounds} rounds released anything"),
+                }),
                 _ => RunEnd::Finished,
             });
         }

@@ -166,7 +166,7 @@ impl RunEnd {
         match self {
             // A method may end its run before the last round; training never does.
             Self::Finished if rounds_done < rounds => {
-                format!("converged after {rounds_done} of {}", counted(rounds.into(), "round"))
+                format!("converged after {rounds_done} of {}", counted(rounds, "round"))
             }
             Self::Finished => "all rounds are done".to_owned(),
             Self::Failed(reason) | Self::BudgetExhausted(reason) => reason.clone(),

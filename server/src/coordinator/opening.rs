@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use privacy::counted;
 use protocol::wire::Control;
 use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, Task, TaskId, Time, Work};
 
@@ -71,7 +72,8 @@ impl Coordinator {
             && self.clients.values().all(|record| record.releases >= participations_max)
         {
             let why = format!(
-                "every client has taken part in {participations_max} releases, as many as the plan allows"
+                "every client has taken part in {}, as many as the plan allows",
+                counted(participations_max, "release")
             );
             return self.end_early(RunEnd::BudgetExhausted(why));
         }

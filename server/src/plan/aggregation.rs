@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use privacy::counted;
 use protocol::{SpecError, Weighting};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -76,9 +77,11 @@ impl AggregationConfig {
         let needed = rule.updates_min();
         if smallest < needed {
             let message = format!(
-                "{} needs {needed} updates, and a round may ask only {smallest} clients; set `cohort.clients_min` (and `count` or `fraction`) so \
+                "{} needs {}, and a round may ask only {}; set `cohort.clients_min` (and `count` or `fraction`) so \
                  that at least {needed} are asked, or lower `corrupted`",
-                rule.describe()
+                rule.describe(),
+                counted(needed, "update"),
+                counted(smallest, "client")
             );
             return Err(SpecError::new("aggregation.corrupted", message));
         }

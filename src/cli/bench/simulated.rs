@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
+use privacy::counted;
 use protocol::{EvaluateOrder, Metrics, Parameters, Seed, StepId, Stop};
 use serde_json::{Value, json};
 use server::{Note, Plan, RunEnd};
@@ -286,9 +287,9 @@ fn describe(object: &Value) -> String {
     }
     lines.push(format!("first aggregate after    {:.2} s", number("seconds_to_first_aggregate")));
     lines.push(format!(
-        "test accuracy            {:.4} after {} rounds",
+        "test accuracy            {:.4} after {}",
         number("accuracy"),
-        object["rounds"]
+        counted(object["rounds"].as_u64().unwrap_or(0), "round")
     ));
     if let Some(phases) = object["profile"]["phases"].as_array() {
         lines.push(String::new());

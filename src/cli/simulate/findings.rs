@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use command::results::figure;
+use privacy::{counted, verb};
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, ModelSpec, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};
@@ -75,11 +76,21 @@ enum Kind {
 }
 
 impl Kind {
-    fn verb(self) -> &'static str {
+    /// What happened, when it happens: a client declines, and the server rejects.
+    fn told(self, client: &ClientId, place: &str) -> String {
         match self {
-            Self::Declined => "declined",
-            Self::Refused => "refused",
-            Self::Covered => "failed, and counted as zeros",
+            Self::Declined => format!("{client} declined {place}"),
+            Self::Refused => format!("the answer of {client} to {place} was rejected"),
+            Self::Covered => format!("{client} failed in {place}, and counts as zeros"),
+        }
+    }
+
+    /// How often it happened, at the end.
+    fn counted(self, answers: u64) -> String {
+        match self {
+            Self::Declined => format!("{} declined", counted(answers, "task")),
+            Self::Refused => format!("{} rejected by the server", counted(answers, "answer")),
+            Self::Covered => format!("{} failed, and counted as zeros", counted(answers, "task")),
         }
     }
 }
@@ -123,11 +134,13 @@ impl Findings {
             let rows = rows(site);
             let others = match cut.len() {
                 1 => String::new(),
-                more => format!(", and so it is with {} clients more", more - 1),
+                more => format!(", and so do those of {}", counted(more - 1, "other client")),
             };
             self.notes.push(format!(
-                "the {rows} training records of {client} count as {weight_max}, as update.weight_max says{others}; raise it to weigh \
-                 clients by their records"
+                "the {} of {client} {} as {weight_max}, as update.weight_max says{others}; raise it to weigh \
+                 clients by their records",
+                counted(rows, "training record"),
+                verb(rows, "counts", "count")
             ));
         }
     }
@@ -194,10 +207,13 @@ impl Findings {
         let words = words.to_owned();
         let clients = BTreeSet::from([client.clone()]);
         self.entries.push(Entry { kind, reason, words: words.clone(), clients, answers: 1 });
-        let place = task.map_or_else(String::new, |task| match task.step {
-            StepId::STATISTICS => " the statistics".to_owned(),
-            _ => format!(" round {}", task.round),
-        });
+        let place = task.map_or_else(
+            || "no task".to_owned(),
+            |task| match task.step {
+                StepId::STATISTICS => "the statistics".to_owned(),
+                _ => format!("round {}", task.round),
+            },
+        );
         let outside =
             if self.is_private && self.tells_all { "outside of what the plan protects: " } else { "" };
         let hint = if self.is_private && !self.tells_all && words != HINT {
@@ -205,7 +221,7 @@ impl Findings {
         } else {
             String::new()
         };
-        Some(format!("{outside}{client} {}{place}: {reason}: {words}{hint}", kind.verb()))
+        Some(format!("{outside}{}: {reason}: {words}{hint}", kind.told(client, &place)))
     }
 
     /// How many tasks were declined.
@@ -226,9 +242,8 @@ impl Findings {
             if entry.clients.len() > NAMES_MAX {
                 names.push("others");
             }
-            let answers =
-                if entry.answers == 1 { "1 task".to_owned() } else { format!("{} tasks", entry.answers) };
-            let count = format!("{}: {answers} {} ({})", names.join(", "), entry.kind.verb(), entry.reason);
+            let count =
+                format!("{}: {} ({})", names.join(", "), entry.kind.counted(entry.answers), entry.reason);
             Remark {
                 whole: format!("{count}: {}", entry.words),
                 count: Some(format!("{count}, as was said")),
@@ -236,8 +251,8 @@ impl Findings {
             }
         }));
         if self.others > 0 {
-            let others =
-                format!("{} more answers did not count, for other reasons: see events.jsonl", self.others);
+            let others = counted(self.others, "more answer");
+            let others = format!("{others} did not count, for other reasons: see events.jsonl");
             remarks.push(Remark::new(others));
         }
         if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {

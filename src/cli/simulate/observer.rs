@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use command::results::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured, Results, event_json};
+use privacy::counted;
 use protocol::wire::RoundSummary;
 use protocol::{StepId, Stop};
 use server::Note;
@@ -98,7 +99,11 @@ impl<'a> Observer<'a> {
         for (client, Measured { train, test }) in self.metrics.round(round.round) {
             let mut parts = Vec::new();
             if let Some(train) = train {
-                parts.push(format!("{} examples, training loss {:.4}", train.examples, train.loss));
+                parts.push(format!(
+                    "{}, training loss {:.4}",
+                    counted(train.examples, "example"),
+                    train.loss
+                ));
             }
             if let Some(test) = test {
                 let accuracy =

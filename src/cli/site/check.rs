@@ -14,6 +14,7 @@ use clap::Args;
 use learning::Models;
 use learning::device::select;
 use privacy::chain::Digest;
+use privacy::counted;
 use serde_json::{Value, json};
 use server::Plan;
 
@@ -123,7 +124,8 @@ impl Findings {
         else {
             return Ok(());
         };
-        let message = format!("{} of {} matters failed; see {}", failed().count(), self.0.len(), first.name);
+        let message =
+            format!("{} of {} failed; see {}", failed().count(), counted(self.0.len(), "check"), first.name);
         Err(Failure::new(first.kind, message))
     }
 }
@@ -144,6 +146,9 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
         Some(identity) if !args.offline => line::call(&file, &identity, running, &mut findings)?,
         Some(_) => findings.warn("connection", "not tried (--offline)"),
         None => findings.warn("connection", "not tried: there is no usable identity to call with"),
+    }
+    for matter in &mut findings.0 {
+        matter.message = begun::with_path(&matter.message, &file);
     }
     global.format.say(|| findings.lines(), || findings.object());
     findings.verdict()

@@ -7,6 +7,7 @@ use ::client::AuditEvent;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use privacy::chain::segments::{Segment, Survey, files_of, survey};
+use privacy::counted;
 use serde_json::Value;
 use time::{Date, Month};
 
@@ -118,7 +119,10 @@ pub(in crate::cli) fn audit(args: &AuditArgs, global: &Global) -> Result<(), Fai
     }
     if global.quiet == 0 {
         let (count, head) = (seen.records(), seen.end().head());
-        super::super::output::tell(format_args!("{shown}: {count} records in order, head {head}"));
+        super::super::output::tell(format_args!(
+            "{shown}: {} in order, head {head}",
+            counted(count, "record")
+        ));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use privacy::{counted, verb};
 use protocol::wire::{Control, RunState, RunSummary};
 use protocol::{RunId, Time};
 use tokio::sync::watch;
@@ -114,17 +115,17 @@ impl Live {
 pub(super) fn log(run: RunId, note: &Note) {
     match note {
         Note::Waiting { connected, needed } => {
-            tracing::info!(target: "events", "run {run} waits: {connected} of {needed} clients are connected");
+            tracing::info!(target: "events", "run {run} waits: {connected} of {} {} connected", counted(*needed, "client"), verb(*needed, "is", "are"));
         }
         Note::Opened { task, cohort } => {
-            tracing::info!(target: "events", "{task} is put to {cohort} clients")
+            tracing::info!(target: "events", "{task} is put to {}", counted(*cohort, "client"))
         }
         Note::Accepted { client, task, .. } => {
             tracing::debug!(target: "events", "{client} has answered {task}")
         }
         Note::Refused { client, task, reason, detail } => {
             let task = task.map_or_else(|| "no task".to_owned(), |task| task.to_string());
-            tracing::warn!(target: "events", "{client} is refused for {task}: {} ({detail})", reason.name());
+            tracing::warn!(target: "events", "the answer of {client} to {task} is rejected: {} ({detail})", reason.name());
         }
         Note::Declined { client, task, reason, detail } => {
             let detail: String = detail.chars().filter(|c| !c.is_control()).collect();
@@ -132,7 +133,7 @@ pub(super) fn log(run: RunId, note: &Note) {
         }
         Note::Closed { task, answered, missing, quorum } => {
             let word = if *quorum { "enough" } else { "too few" };
-            tracing::info!(target: "events", "{task} is over: {answered} answers, {word}; {missing} missing");
+            tracing::info!(target: "events", "{task} is over: {}, {word}; {missing} missing", counted(*answered, "answer"));
         }
         Note::Withheld { task, reason } => {
             tracing::error!(target: "events", "{task} releases nothing: {reason}")
