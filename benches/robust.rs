@@ -100,8 +100,8 @@ fn measure(
         Population::of(sites, Some(central), Device::Cpu).poisoned(Some(&table), SEED, &plan.spec)?;
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).map_err(Error::msg)?;
     let spec = Arc::clone(&plan.spec);
-    let world = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?.with_threads(1);
-    let outcome = world.with_adversaries(Some(table.clone())).run(&population, &mut |_| {})?;
+    let simulator = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?.with_threads(1);
+    let outcome = simulator.with_adversaries(Some(table.clone())).run(&population, &mut |_| {})?;
     if outcome.end != RunEnd::Finished {
         return Ok(json!({ "refused": outcome.end.message(RunProgress::default()) }));
     }

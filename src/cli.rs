@@ -22,13 +22,13 @@ mod hints;
 mod insecure;
 mod join;
 mod kinds;
+mod manuals;
 mod members;
 mod model;
 mod modes;
 mod new;
 mod notify;
 mod output;
-mod papers;
 mod part;
 mod plans;
 mod policy;
@@ -375,10 +375,10 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Attack(command) => attack::attack(command, global),
         Command::Bench(command) => bench::bench(command, global),
         Command::Completions { shell } => {
-            papers::completions(*shell);
+            manuals::completions(*shell);
             Ok(())
         }
-        Command::Man { folder } => papers::man(folder),
+        Command::Man { folder } => manuals::man(folder),
         Command::Reference => {
             reference::reference();
             Ok(())

@@ -61,8 +61,9 @@ fn grouped(threads: usize) -> (Outcome, Population) {
     let population = Population::build(&scenario.simulation, spec, Device::Cpu).unwrap();
     let population = population.with_methods(registry.site().clone());
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
-    (world.with_threads(threads).run(&population, &mut |_| {}).unwrap(), population)
+    let simulator =
+        Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
+    (simulator.with_threads(threads).run(&population, &mut |_| {}).unwrap(), population)
 }
 
 #[test]
@@ -314,8 +315,8 @@ fn simulated_toss(rounds: u32, availability: AvailabilityConfig, observe: &mut d
     let population = Population::of(trio::sites(), None, Device::Cpu);
     let population = population.with_methods(SiteMethods::default().with(Toss::default()));
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(plan, first.shared, SEED, availability).unwrap();
-    world.run(&population, &mut |seen| observe(seen.note)).unwrap()
+    let simulator = Simulator::new(plan, first.shared, SEED, availability).unwrap();
+    simulator.run(&population, &mut |seen| observe(seen.note)).unwrap()
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Tidiness that the compiler does not see: who may import whom, how files open and how long they get, and that the
-//! papers name commands that are there (their links are `tests/book.rs`'s). Every fault is one line, `file:line: what is wrong; what to do`.
+//! pages name commands that are there (their links are `tests/book.rs`'s). Every fault is one line, `file:line: what is wrong; what to do`.
 //!
 //! It reads files and runs nothing. A file is Rust by its name; strings and comments are blanked before lines are judged.
 
@@ -404,14 +404,14 @@ fn the_readme_s_first_commands_are_the_demo_and_the_tests() {
 }
 
 #[test]
-fn every_command_of_the_papers_exists() {
+fn every_command_of_the_pages_exists() {
     let command_line: String =
         sources().iter().filter(|source| source.is_in("src")).map(|source| source.text.as_str()).collect();
     let mut faults = Vec::new();
     let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
     let docs = docs.map(|name| format!("docs/{}", name.into_string().unwrap()));
-    let papers = ["README.md", "SECURITY.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter();
-    for page in papers.chain(docs.filter(|page| page.ends_with(".md"))) {
+    let pages = ["README.md", "SECURITY.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter();
+    for page in pages.chain(docs.filter(|page| page.ends_with(".md"))) {
         for (number, words) in commands(&read(&page)) {
             let plain = |word: &&String| word.chars().all(|c| c.is_ascii_lowercase());
             let sub = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
@@ -422,9 +422,8 @@ fn every_command_of_the_papers_exists() {
                 words.iter().filter_map(|word| word.strip_prefix("--")).map(|flag| flag.replace('-', "_"));
             for name in verbs.chain(flags) {
                 if !source::has_word(&command_line, &name) {
-                    faults.push(format!(
-                        "{page}:{number}: the command line has no `{name}`; correct the paper"
-                    ));
+                    faults
+                        .push(format!("{page}:{number}: the command line has no `{name}`; correct the page"));
                 }
             }
         }

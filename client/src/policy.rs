@@ -223,7 +223,7 @@ impl Policy {
             let allowed: Vec<_> = rules.tasks.iter().map(ToString::to_string).collect();
             return denied("tasks", format!("a task `{asked}` came; allowed are {allowed:?}"));
         }
-        if task.seed.is_some() && !rules.rehearsals {
+        if task.seed.is_some() && !rules.seeded_runs {
             let message =
                 "the task carries a seed, so the server knows this site's chance; allowed with `true`";
             return denied("rehearsals", message.into());

@@ -236,7 +236,7 @@ impl Trainer {
         let came = parameters.to_vec();
         let (records, engine, spec, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
         let data = &records.train;
-        let tally = {
+        let running = {
             let records = Records { engine: &mut *engine, data, spec };
             private::train(records, layout.len(), &releases, order, noise, stop)?
         };
@@ -257,7 +257,7 @@ impl Trainer {
         };
         let complaints: Vec<String> = diverged.map(|error| error.message).into_iter().chain(unused).collect();
         self.complaint = (!complaints.is_empty()).then(|| complaints.join("; "));
-        Ok(tally.metrics(used as u64, started.elapsed().as_secs_f64()))
+        Ok(running.metrics(used as u64, started.elapsed().as_secs_f64()))
     }
 }
 
@@ -385,11 +385,11 @@ impl Learner for Trainer {
             return Err(LearnError::new(Decline::Data, "the site has no training records"));
         }
         let data = &records.train;
-        let tally = steps::train(&mut *engine, spec, data, order, stop)?;
+        let running = steps::train(&mut *engine, spec, data, order, stop)?;
         let examples = data.len() as u64;
         engine.store(parameters)?;
         check_finite(parameters, layout, order.round)?;
-        Ok(tally.metrics(examples, started.elapsed().as_secs_f64()))
+        Ok(running.metrics(examples, started.elapsed().as_secs_f64()))
     }
 
     fn evaluate(
@@ -403,8 +403,8 @@ impl Learner for Trainer {
         let Some(test) = records.test.as_ref().filter(|test| !test.is_empty()) else {
             return Ok(Metrics { seconds: started.elapsed().as_secs_f64(), ..Metrics::default() });
         };
-        let tally = steps::evaluate(engine, spec.loss(), test, stop)?;
-        Ok(tally.metrics(test.len() as u64, started.elapsed().as_secs_f64()))
+        let running = steps::evaluate(engine, spec.loss(), test, stop)?;
+        Ok(running.metrics(test.len() as u64, started.elapsed().as_secs_f64()))
     }
 }
 

@@ -105,7 +105,7 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
     if is_backup {
         fs::remove_file(&sums).or_fail(Kind::Run, SUMS)?;
     }
-    // All that is owed is booked before the folder has a name by which a server could be started.
+    // All that is owed is reserved before the folder has a name by which a server could be started.
     let brought = runtime()?.block_on(Store::bring_back(&part.path().join("state"), args.lost_releases));
     let brought = brought.map_err(|error| match error.kind() {
         Kind::Refused => error.blamed(),

@@ -41,7 +41,7 @@ pub(super) struct DemoArgs {
     /// The seed from which everything random follows: `simulate examples/heart.toml` (`consortia examples`) with it gives the same model.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Protect every patient's record: examples/heart_private.toml, DP-SGD at each hospital. It is no rehearsal: nothing follows
+    /// Protect every patient's record: examples/heart_private.toml, DP-SGD at each hospital. It is not a seeded run: nothing follows
     /// from a seed.
     #[arg(long, conflicts_with = "seed")]
     private: bool,
@@ -54,7 +54,7 @@ pub(super) struct DemoArgs {
 }
 
 impl DemoArgs {
-    /// The plan that is handed in, its file, and the seed of a rehearsal.
+    /// The plan that is handed in, its file, and the seed of a seeded run.
     fn plan(&self) -> (&'static str, &'static str, Option<u64>) {
         if self.private {
             (HEART_PRIVATE, "examples/heart_private.toml", None)
@@ -174,9 +174,9 @@ async fn federate(
         tokio::task::spawn_blocking(move || Ok((measure(&scenario, &population, seed)?, population)));
 
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
-    let (plan, _, rehearsed) = args.plan();
+    let (plan, _, seed) = args.plan();
     let given = Given::Operator { folder: &folder.0, server: Some(&address) };
-    let run = hand_in(&operator, plan.to_owned(), rehearsed, given, global).await?;
+    let run = hand_in(&operator, plan.to_owned(), seed, given, global).await?;
     let mut shown = Vec::new();
     let mut progress = None;
     let watching = operator.watch(Some(run), |summary| {
@@ -366,7 +366,7 @@ impl Ended<'_> {
             "alone": self.yardstick.alone,
             "pooled": self.yardstick.pooled,
             "sites": self.hospitals().map(site).collect::<Vec<_>>(),
-            "rehearsal": self.summary.rehearsal,
+            "rehearsal": self.summary.is_seeded,
             "epsilon_of_records": object(self.prices),
         })
     }

@@ -393,7 +393,7 @@ fn describe(run: &RunSummary) -> String {
         run.message,
         run.rounds_done,
         run.rounds,
-        if run.rehearsal { "  (a seeded run, which may not claim privacy)" } else { "" },
+        if run.is_seeded { "  (a seeded run, which may not claim privacy)" } else { "" },
         if run.model_sha256.is_empty() { "none yet" } else { &run.model_sha256 },
     );
     let mut rows = vec![
@@ -451,7 +451,7 @@ mod tests {
             message: "round 3, train: 0 of 3 clients have answered; waits for 3".into(),
             rounds_done: 2,
             rounds: 9,
-            rehearsal: false,
+            is_seeded: false,
             model_sha256: String::new(),
             history: Vec::new(),
             clients: Vec::new(),

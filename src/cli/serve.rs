@@ -352,7 +352,7 @@ async fn turns(
             Err(error) => return Err(Failure::new(kind, error)),
         };
         format.say(
-            || format!("standing back: {error}"),
+            || format!("no longer the leader: {error}"),
             || json!({ "event": "deposed", "message": error.to_string() }),
         );
         pause = if led { PAUSE_FIRST } else { (2 * pause).min(PAUSE_MAX) };

@@ -107,10 +107,10 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         .map(|canaries| with_canaries(&population, canaries, &spec, &first.layout))
         .transpose()?;
     let workforce: &dyn Workforce = canaried.as_ref().map_or(&population, |canaried| canaried);
-    let world = world(args, scenario, &first, &stop)?;
-    let (world, metrics, events) = match saved {
-        Some(saved) => (world.with_snapshot(saved.simulation), saved.metrics, saved.events),
-        None => (world, ClientMetrics::of(workforce.clients().iter().cloned()), 0),
+    let simulator = simulator(args, scenario, &first, &stop)?;
+    let (simulator, metrics, events) = match saved {
+        Some(saved) => (simulator.with_snapshot(saved.simulation), saved.metrics, saved.events),
+        None => (simulator, ClientMetrics::of(workforce.clients().iter().cloned()), 0),
     };
     let progress = Progress::new(global, plan.rounds);
     let mut observer = Observer::new(progress, &mut results, &text, findings, metrics, stop);
@@ -119,14 +119,14 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     if observer.shows_clients {
         tell_of_crowd(people.clients);
     }
-    let ran = world.run_watched(plan.strategy.optimizer(), workforce, &mut observer);
+    let ran = simulator.run_watched(plan.strategy.optimizer(), workforce, &mut observer);
     observer.progress.end();
     let mut outcome = ran.or_fail(Kind::Run, file(args))?;
-    if let Some(snapshot) = outcome.snapshot.take().filter(|_| observer.trouble.is_none()) {
+    if let Some(snapshot) = outcome.snapshot.take().filter(|_| observer.error.is_none()) {
         observer.save(snapshot);
     }
-    let Observer { findings, metrics, trouble, .. } = observer;
-    save(&results, &first.layout, &outcome, trouble)?;
+    let Observer { findings, metrics, error, .. } = observer;
+    save(&results, &first.layout, &outcome, error)?;
     results.show_clients(reported(&outcome), metrics);
     let judge = |audit: Audit| {
         let claimed = epsilon(&spec, &outcome.rounds).unwrap_or(f64::INFINITY);
@@ -164,21 +164,21 @@ impl Begun {
     }
 }
 
-fn world(
+fn simulator(
     args: &SimulateArgs,
     scenario: Scenario,
     first: &InitialModel,
     stop: &Stop,
 ) -> Result<Simulator, Failure> {
     let Scenario { plan, simulation } = scenario;
-    let world = Simulator::new(plan, first.shared.clone(), simulation.seed, simulation.availability)
+    let simulator = Simulator::new(plan, first.shared.clone(), simulation.seed, simulation.availability)
         .or_fail(Kind::Configuration, file(args))?
         .with_tensors(first.layout.shared_lengths())
         .with_adversaries(simulation.adversaries)
         .with_stop(stop.clone());
     #[cfg(feature = "insecure-test-noise")]
-    let world = world.with_chance(super::insecure::chance(simulation.seed));
-    Ok(if let Some(threads) = args.threads { world.with_threads(threads) } else { world })
+    let simulator = simulator.with_chance(super::insecure::chance(simulation.seed));
+    Ok(if let Some(threads) = args.threads { simulator.with_threads(threads) } else { simulator })
 }
 
 /// Writes the models, in the room that was kept for them, and what may be said of their privacy.
@@ -186,11 +186,11 @@ fn save(
     results: &Results,
     layout: &Layout,
     outcome: &Outcome,
-    trouble: Option<(&'static str, std::io::Error)>,
+    error: Option<(&'static str, std::io::Error)>,
 ) -> Result<(), Failure> {
     results.give_back().or_fail(Kind::Run, "the room that was kept for the model")?;
     write_models(results, layout, outcome)?;
-    if let Some((file, error)) = trouble {
+    if let Some((file, error)) = error {
         return Err(cut_short(results, file, &error, outcome));
     }
     match &outcome.statement {
@@ -271,13 +271,13 @@ fn interrupted(folder: &Path, outcome: &Outcome, rounds: u32) -> Failure {
 fn reported(outcome: &Outcome) -> Vec<ClientSummary> {
     let mut clients: Vec<_> = outcome.clients.iter().collect();
     if clients.len() > REPORTED_MAX {
-        let troubled =
+        let setbacks =
             |record: &ClientRecord| record.declined.values().chain(record.refused.values()).sum::<u32>();
         let score = |record: &ClientRecord| {
             let score = record.test.as_ref().and_then(Score::of);
             score.map_or(f64::INFINITY, |score| score.accuracy.unwrap_or(-score.loss))
         };
-        clients.sort_by(|(_, a), (_, b)| troubled(b).cmp(&troubled(a)).then(score(a).total_cmp(&score(b))));
+        clients.sort_by(|(_, a), (_, b)| setbacks(b).cmp(&setbacks(a)).then(score(a).total_cmp(&score(b))));
         clients.truncate(REPORTED_MAX);
     }
     clients.into_iter().map(|(client, record)| record.summary(client)).collect()

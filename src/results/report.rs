@@ -49,7 +49,7 @@ pub struct Report<'a> {
     pub plan: Option<&'a str>,
     /// What the seconds of its rounds are of.
     pub clock: Clock,
-    /// Seconds that it took by the world's clock, where that is another.
+    /// Seconds that it took by the wall clock, where that is another.
     pub real_seconds: Option<f64>,
     /// When the page is written.
     pub written: Option<OffsetDateTime>,

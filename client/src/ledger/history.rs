@@ -52,7 +52,7 @@ pub struct LedgerHistory(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     hashes: Vec<Digest>,
-    /// Heads of ledgers whose loss this one has booked.
+    /// Heads of ledgers whose loss this one has charged.
     replaced: Vec<Digest>,
     /// The newest records, until somebody has taken a copy of them; `None` where nobody will.
     copies: Option<Vec<Box<RawValue>>>,
@@ -101,7 +101,7 @@ impl LedgerHistory {
         self.head_at(head.records) == Some(head.head)
     }
 
-    /// Heads of ledgers that were lost, and whose loss this ledger has booked, newest first.
+    /// Heads of ledgers that were lost, and whose loss this ledger has charged, newest first.
     pub fn replaced(&self) -> Vec<Digest> {
         self.state().replaced.iter().rev().copied().collect()
     }

@@ -249,10 +249,10 @@ impl Coordinator {
         let changed = std::mem::take(&mut self.changed);
         let record = |client: ClientId| self.clients.get(&client).cloned().map(|record| (client, record));
         let clients = changed.into_iter().filter_map(record).collect();
-        let booking = self.protection.as_mut().map(Protection::take_reservation);
+        let reservation = self.protection.as_mut().map(Protection::take_reservation);
         let statement = self.statement();
         let (checkpoint, line) = (self.state.clone(), summary.clone());
-        let commit = Commit { checkpoint, summary: line, reports, clients, booking, statement };
+        let commit = Commit { checkpoint, summary: line, reports, clients, reservation, statement };
         self.actions.push_back(Action::Commit(Box::new(commit)));
         self.phase = Phase::Committing { summary, told: false, rests: false };
     }
@@ -271,7 +271,7 @@ impl Coordinator {
             model_sha256: self.model_sha256(),
             run: self.run.to_string(),
             round: self.state.round.0,
-            rehearsal: self.rehearsal,
+            is_seeded: self.is_seeded,
         };
         let ledger = self.protection.as_ref().map(Protection::ledger);
         let statement = PrivacyStatement::of(subject, &self.plan.spec.privacy, ledger);

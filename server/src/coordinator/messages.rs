@@ -59,8 +59,8 @@ pub enum Event {
         /// Why.
         reason: Rejection,
     },
-    /// The last [`Action::Book`] is on disk.
-    Booked,
+    /// The last [`Action::Reserve`] is on disk.
+    Reserved,
     /// The last [`Action::Commit`] is on disk.
     Committed,
     /// The result of [`Action::EvaluateCentrally`]; `None` when it failed.
@@ -115,9 +115,9 @@ pub enum Action {
         /// What to tell.
         receipt: Receipt,
     },
-    /// Append these records to the population's ledger, synced to disk, then report [`Event::Booked`]. Nothing
+    /// Append these records to the population's ledger, synced to disk, then report [`Event::Reserved`]. Nothing
     /// else happens in the run until then.
-    Book(LedgerReservation),
+    Reserve(LedgerReservation),
     /// Store this in one transaction, then report [`Event::Committed`]. Nothing else happens in the run until then.
     Commit(Box<Commit>),
     /// Evaluate on the server's own data, then report [`Event::EvaluatedCentrally`]. Asked only when
@@ -258,7 +258,7 @@ pub struct Commit {
     /// Clients whose record has changed since the last commit: their whole record.
     pub clients: Vec<(ClientId, ClientRecord)>,
     /// What the release cost, or that there was none.
-    pub booking: Option<LedgerReservation>,
+    pub reservation: Option<LedgerReservation>,
     /// What may be said about the privacy of the model, as JSON, where the plan promises any.
     pub statement: Option<String>,
 }

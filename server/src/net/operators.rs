@@ -321,7 +321,7 @@ impl OperatorService {
 
 /// Whether nobody may be shown who, or how many, took part in this run: its cohorts are drawn by secret chance, and no seed is told.
 pub(crate) fn hides_participation(run: &RunSummary, plan_toml: &str) -> bool {
-    !run.rehearsal && draws_secretly(plan_toml)
+    !run.is_seeded && draws_secretly(plan_toml)
 }
 
 /// The same without who and how many took part. A coordinator tells nothing of it; what an earlier version has stored does.
@@ -410,7 +410,7 @@ mod tests {
             message: String::new(),
             rounds_done: 0,
             rounds: 1,
-            rehearsal: false,
+            is_seeded: false,
             model_sha256: String::new(),
             history: vec![],
             clients: (0..50_000).map(client).collect(),

@@ -154,7 +154,7 @@ mod tests {
 
     fn of(round: u32) -> PrivacyStatement {
         let run = RunId(7).to_string();
-        let subject = Subject { model_sha256: "ab".into(), run, round, rehearsal: false };
+        let subject = Subject { model_sha256: "ab".into(), run, round, is_seeded: false };
         PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap()
     }
 

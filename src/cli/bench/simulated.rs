@@ -144,7 +144,7 @@ pub(super) fn run(
     seed: u64,
     threads: usize,
 ) -> Result<Run, Failure> {
-    let world = Simulator::new(plan.clone(), first.clone(), seed, AvailabilityConfig::default())
+    let simulator = Simulator::new(plan.clone(), first.clone(), seed, AvailabilityConfig::default())
         .or_fail(Kind::Defect, "the workload")?
         .with_threads(threads);
     let mut opened: Option<Instant> = None;
@@ -167,7 +167,7 @@ pub(super) fn run(
         }
         _ => {}
     };
-    let outcome = world.run(workforce, &mut observe).or_fail(Kind::Run, "the workload")?;
+    let outcome = simulator.run(workforce, &mut observe).or_fail(Kind::Run, "the workload")?;
     let processor = processor.and_then(|before| Some(processor_seconds()? - before));
     if let RunEnd::Failed(why) | RunEnd::BudgetExhausted(why) = &outcome.end {
         return Err(Failure::new(Kind::Run, why));

@@ -149,17 +149,17 @@ impl Findings {
     pub(super) fn observe(&mut self, seen: &Observation<'_>) -> Option<String> {
         match seen.note {
             Note::Declined { client, task, reason, detail } => {
-                let own = seen.trouble.filter(|_| self.is_private && self.tells_all);
-                let words = own.map_or(detail, |trouble| &trouble.message);
+                let own = seen.error.filter(|_| self.is_private && self.tells_all);
+                let words = own.map_or(detail, |error| &error.message);
                 self.add(Kind::Declined, client, Some(*task), reason.name(), words)
             }
             Note::Refused { client, task, reason, detail } => {
                 self.add(Kind::Refused, client, *task, reason.name(), detail)
             }
             Note::Accepted { client, task, .. } => {
-                let trouble = seen.trouble?;
-                let words = if self.tells_all { trouble.message.as_str() } else { HINT };
-                self.add(Kind::Covered, client, Some(*task), trouble.reason.name(), words)
+                let error = seen.error?;
+                let words = if self.tells_all { error.message.as_str() } else { HINT };
+                self.add(Kind::Covered, client, Some(*task), error.reason.name(), words)
             }
             Note::Withheld { task, reason } => Some(format!("{task} releases nothing: {reason}")),
             Note::Round(round) => {

@@ -34,7 +34,7 @@ pub(super) struct Observer<'a> {
     pub(super) shows_clients: bool,
     /// Set when the disk refuses.
     pub(super) stop: Stop,
-    pub(super) trouble: Option<(&'static str, io::Error)>,
+    pub(super) error: Option<(&'static str, io::Error)>,
     /// Bytes of `events.jsonl` up to the end of the last round.
     pub(super) events: u64,
     /// From where to go on, to be written with the line of its round.
@@ -64,7 +64,7 @@ impl<'a> Observer<'a> {
             is_talkative: false,
             shows_clients: false,
             stop,
-            trouble: None,
+            error: None,
             events: 0,
             pending: None,
             asked: 0,
@@ -89,7 +89,7 @@ impl<'a> Observer<'a> {
     /// A disk that refuses ends the simulation at once, while what it has can still be written where room was kept.
     fn note_trouble(&mut self, file: &'static str, written: io::Result<()>) {
         if let Err(error) = written {
-            self.trouble.get_or_insert((file, error));
+            self.error.get_or_insert((file, error));
             self.stop.stop();
         }
     }

@@ -88,7 +88,7 @@ impl Findings {
     fn fail(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Configuration, message);
     }
-    /// TaskError with who the site is, or with its line.
+    /// A fault of who the site is, or of its line.
     fn fail_identity(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Connection, message);
     }
@@ -117,7 +117,7 @@ impl Findings {
         })
     }
 
-    /// The command's end: trouble with the line or the identity comes first.
+    /// The command's end: a fault of the line or the identity comes first.
     fn verdict(&self) -> Result<(), Failure> {
         let failed = || self.0.iter().filter(|matter| matter.state == State::Fail);
         let Some(first) = failed().find(|matter| matter.kind == Kind::Connection).or_else(|| failed().next())

@@ -28,7 +28,7 @@ impl Live {
     pub(super) fn new(
         run: RunId,
         plan: &Plan,
-        rehearsal: bool,
+        is_seeded: bool,
         checkpoint: &Checkpoint,
         before: Option<RunSummary>,
     ) -> Self {
@@ -41,7 +41,7 @@ impl Live {
             message: String::new(),
             rounds_done: checkpoint.round.0,
             rounds: plan.rounds,
-            rehearsal,
+            is_seeded,
             model_sha256,
             history,
             clients: Vec::new(),

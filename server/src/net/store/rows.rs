@@ -46,7 +46,7 @@ pub(super) fn number(row: &AnyRow, column: &'static str) -> Result<u32, StoreErr
     u32::try_from(row.try_get::<i64, _>(column)?).map_err(|error| wrong(row, column, error))
 }
 
-/// The seed of a rehearsal.
+/// The seed of a seeded run.
 pub(super) fn seed(row: &AnyRow) -> Result<Option<u64>, StoreError> {
     let text: Option<String> = row.try_get("seed")?;
     text.map(|text| text.parse()).transpose().map_err(|error| wrong(row, "seed", error))
@@ -378,7 +378,7 @@ pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
         message,
         rounds_done,
         rounds: progress.rounds,
-        rehearsal: seed(row)?.is_some(),
+        is_seeded: seed(row)?.is_some(),
         model_sha256: row.try_get("model_sha256")?,
         history: Vec::new(),
         clients: Vec::new(),
