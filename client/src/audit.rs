@@ -457,13 +457,13 @@ impl Audit {
     }
 
     /// Remembers that a book of the site could not be written.
-    pub(crate) fn note_trouble(&self, error: &WriteError) {
+    pub(crate) fn note_error(&self, error: &WriteError) {
         self.log().error.get_or_insert_with(|| error.to_string());
     }
 
     /// Writes a record, durably if it must be or if the ledger has grown.
     fn write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
-        self.try_write(event, durable).inspect_err(|error| self.note_trouble(error))
+        self.try_write(event, durable).inspect_err(|error| self.note_error(error))
     }
 
     fn try_write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {

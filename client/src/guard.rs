@@ -181,7 +181,7 @@ impl Guard {
 
     /// The books cannot be kept, so nothing is done, and nothing will be before a new start.
     fn unkept(&self, error: &WriteError) -> TaskError {
-        self.audit.note_trouble(error);
+        self.audit.note_error(error);
         TaskError::private(Decline::Failed, format!("the site's books cannot be kept: {error}"))
     }
 

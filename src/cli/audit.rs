@@ -37,10 +37,11 @@ pub(super) struct VerifyArgs {
     /// A `privacy_statement.json` of the server's newest model, to compare the ledgers of sites with.
     #[arg(long, value_name = "FILE")]
     statement: Option<PathBuf>,
-    /// A folder to which closed segments of the audit log were moved; may be repeated. With logs of one name, name one of them alone.
+    /// A folder to which closed segments of the audit log were moved; may be repeated. If several logs have the same name, give
+    /// only one of them.
     #[arg(long = "archive", value_name = "DIR")]
     archives: Vec<PathBuf>,
-    /// Print every record, too.
+    /// Also print every record.
     #[arg(long)]
     records: bool,
 }

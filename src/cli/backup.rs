@@ -29,22 +29,22 @@ pub(super) struct BackupArgs {
     /// The server's folder; the server may be running.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     folder: PathBuf,
-    /// The folder to make. It holds the server's keys: keep it as safe as the server.
+    /// The folder to create. It contains the server's keys: protect it like the server.
     #[arg(long)]
     to: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
-    /// A folder that `server backup` made, or the folder of a stopped server that does not start because its books disagree; no server starts
-    /// in that one afterwards.
+    /// A folder that `server backup` created, or the folder of a stopped server that does not start because its books disagree.
+    /// No server starts in that folder afterwards.
     backup: PathBuf,
-    /// The server's folder to make.
+    /// The server's folder to create.
     #[arg(long)]
     to: PathBuf,
-    /// How many releases may have been made after the backup, at most: each is charged to every privacy budget, since the
-    /// backup does not know of it; to a budget that the backup does not know either, before its first run. 0 only if no
-    /// server has worked since. Always needed.
+    /// An upper bound on the releases made after the backup, which does not know of them: each is charged to every privacy
+    /// budget. A budget that the backup does not know is charged before its first run. Give 0 only if no server has run since.
+    /// Required.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=LOST_MAX))]
     lost_releases: Option<u64>,
 }

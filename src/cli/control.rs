@@ -35,7 +35,7 @@ pub(super) struct ControlArgs {
 pub(super) struct StopArgs {
     #[command(flatten)]
     what: ControlArgs,
-    /// Do not wait for the open round: what it has collected is thrown away.
+    /// Stop at once, and discard what the open round has collected.
     #[arg(long)]
     now: bool,
 }
@@ -76,7 +76,7 @@ pub(super) struct PullArgs {
 pub(super) struct ReportArgs {
     #[command(flatten)]
     named: NamedArgs,
-    /// The file to write; one of that name is replaced.
+    /// The file to write; an existing one is replaced.
     #[arg(long, default_value = "report.html")]
     out: PathBuf,
 }

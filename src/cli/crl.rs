@@ -16,10 +16,10 @@ use super::watch::runtime;
 
 #[derive(Debug, Args)]
 pub(super) struct CrlArgs {
-    /// The server's folder; the server may be at work.
+    /// The server's folder; the server may be running.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     folder: PathBuf,
-    /// Write the list here, beside and renamed, so that a reader finds it whole; to stdout without it.
+    /// The file to write, replaced atomically; by default the list goes to stdout.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

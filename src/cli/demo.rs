@@ -41,14 +41,13 @@ pub(super) struct DemoArgs {
     /// The seed from which everything random follows: `simulate examples/heart.toml` (`consortia examples`) with it gives the same model.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Protect every patient's record: examples/heart_private.toml, DP-SGD at each hospital. It is not a seeded run: nothing follows
-    /// from a seed.
+    /// Protect every patient's record with DP-SGD at each hospital (examples/heart_private.toml). The run is not seeded.
     #[arg(long, conflicts_with = "seed")]
     private: bool,
     /// The folder in which the results folder is made.
     #[arg(long, default_value = "runs")]
     out: PathBuf,
-    /// Keep the federation's folder (certificates, state, records) here instead of a temporary one.
+    /// Keep the federation's folder (certificates, state, records) in this folder instead of a temporary one.
     #[arg(long)]
     keep: Option<PathBuf>,
 }
@@ -372,7 +371,8 @@ impl Ended<'_> {
     }
 }
 
-/// What to type next: the same in one process, and with a server and sites of one's own. Every line works where nothing but this program is.
+/// What to type next: the same in one process, and with a server and sites of one's own. Every line works where nothing but this
+/// program is.
 fn next_steps(args: &DemoArgs) -> String {
     let (_, file, seed) = args.plan();
     let again = match seed {

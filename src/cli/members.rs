@@ -26,10 +26,10 @@ pub(super) struct InviteArgs {
     sites: Vec<ClientId>,
     #[command(flatten)]
     operator: OperatorArgs,
-    /// Where sites reach the server, `host:port`; may be repeated. Instead of `addresses` in `server.toml`.
+    /// The address under which sites reach the server, `host:port`, instead of `addresses` in `server.toml`; may be repeated.
     #[arg(long = "address", value_name = "HOST:PORT", value_parser = super::address::host_and_port)]
     addresses: Vec<String>,
-    /// For how many hours the invites are good.
+    /// For how many hours the invites are valid.
     #[arg(long, default_value_t = 72)]
     hours: u64,
 }
@@ -38,7 +38,7 @@ pub(super) struct InviteArgs {
 pub(super) struct RevokeArgs {
     /// The site.
     site: ClientId,
-    /// Also a name that the server does not know, of a site that was made by `server issue` and has never come.
+    /// Accept the name of a site that `server issue` created and that has never connected.
     #[arg(long)]
     unseen: bool,
     #[command(flatten)]
@@ -49,10 +49,10 @@ pub(super) struct RevokeArgs {
 pub(super) struct QuarantineArgs {
     /// The site.
     site: ClientId,
-    /// Why, in one line: the site is told so, and the audit log has it.
+    /// The reason, in one line: told to the site and written to the audit log.
     #[arg(long, default_value = "")]
     reason: String,
-    /// Also a name that the server does not know, of a site that was made by `server issue` and has never come.
+    /// Accept the name of a site that `server issue` created and that has never connected.
     #[arg(long)]
     unseen: bool,
     #[command(flatten)]
@@ -71,7 +71,7 @@ pub(super) struct ReleaseArgs {
 pub(super) struct DecideArgs {
     /// The site.
     site: ClientId,
-    /// What the site's people say by telephone; asked for on a terminal.
+    /// The phrase that the site's staff read out by telephone; by default it is read from the terminal.
     #[arg(long, value_name = "WORDS")]
     phrase: Option<String>,
     /// Do not compare phrases.
@@ -162,7 +162,8 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a site has declined of the newest run, or was refused: `None` where all that it was asked has counted, or where the run hides who was
+/// What a site has declined of the newest run, or was refused: `None` where all that it was asked has counted, or where the run hides
+/// who was
 /// asked.
 fn declined(site: &ClientId, newest: Option<&RunSummary>) -> Option<String> {
     let run = newest?;

@@ -29,7 +29,7 @@ pub(super) use evaluate::{EvaluateArgs, evaluate};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// A `model.safetensors`, as `simulate`, `demo` and `server export` leave it.
+    /// A `model.safetensors`, as written by `simulate`, `demo`, `run pull` and `server export`.
     model: PathBuf,
     /// The plan it was trained by: a federation or simulation file.
     #[arg(long, value_name = "FILE")]
@@ -37,19 +37,19 @@ pub(super) struct ExportArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
-    /// Its form; by default what its name ends in.
+    /// The file format; by default given by the file's extension.
     #[arg(long = "as", value_enum, value_name = "FORM")]
     form: Option<Form>,
     /// What an ONNX file takes.
     #[arg(long, value_enum, default_value_t = Input::Raw)]
     input: Input,
-    /// A `site.toml`: add the personal layers that this site keeps, where the plan has such.
+    /// A `site.toml`: add the personal layers of this site, if the plan has any.
     #[arg(long, value_name = "FILE")]
     site: Option<PathBuf>,
-    /// The run whose personal layers the site adds; not needed where it keeps those of one run.
+    /// The run whose personal layers are added; needed only if the site keeps those of several runs.
     #[arg(long, requires = "site")]
     run: Option<RunId>,
-    /// Replace a file that is there.
+    /// Overwrite an existing file.
     #[arg(long)]
     force: bool,
 }

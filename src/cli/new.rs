@@ -18,9 +18,9 @@ use made_up::{File, MadeUp};
 
 #[derive(Debug, Args)]
 pub(super) struct NewArgs {
-    /// The folder to make; its name becomes the plan's.
+    /// The folder to create; its name becomes the plan's name.
     folder: PathBuf,
-    /// What the records are.
+    /// The kind of records.
     #[arg(long, value_enum, default_value_t = Template::Csv)]
     template: Template,
 }

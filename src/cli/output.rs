@@ -13,12 +13,12 @@ use super::failure::{Failure, Kind};
 /// Why the first line that did not get out did not. The work goes on: what is done is not undone by a full disk behind stdout.
 static UNWRITTEN: OnceLock<std::io::Error> = OnceLock::new();
 
-/// What stdout carries.
+/// The format of stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// For people.
     Text,
-    /// One object, or one a line while something runs.
+    /// One object, or one per line while something runs.
     Json,
     /// Nothing: a command that is part of another.
     Silent,

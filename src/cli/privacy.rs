@@ -23,10 +23,10 @@ struct Releases {
     /// Rounds: noised sums released.
     #[arg(long)]
     rounds: u64,
-    /// The probability with which the promise may fail: at most 0.01, and below one over the number of clients.
+    /// The delta of (epsilon, delta)-differential privacy: at most 0.01, and below one over the number of clients.
     #[arg(long, value_parser = typed_delta)]
     delta: f64,
-    /// Which two federations must be hard to tell apart.
+    /// Which two federations must be hard to distinguish.
     #[arg(long, value_enum, default_value_t = RelationArg::AddOrRemoveOne)]
     relation: RelationArg,
     /// Which accountant answers.
@@ -51,7 +51,7 @@ pub(super) struct EpsilonArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct NoiseArgs {
-    /// What may be given away in all.
+    /// The total epsilon that may be spent.
     #[arg(long)]
     epsilon: f64,
     #[command(flatten)]

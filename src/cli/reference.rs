@@ -81,7 +81,7 @@ fn row(arg: &Arg) -> String {
         meaning += &format!(". One of {}", values.join(", "));
     }
     let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-    if takes && !defaults.is_empty() {
+    if takes && defaults.iter().any(|default| !default.is_empty()) {
         meaning += &format!(". By default `{}`", defaults.join(" "));
     }
     if let Some(variable) = arg.get_env() {

@@ -31,7 +31,7 @@ pub(super) struct OperatorArgs {
     /// The server's folder, which holds the operator's identity.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     pub(super) folder: PathBuf,
-    /// The server, `host:port`, if it is not on this machine at the port of `server.toml`.
+    /// The server's address, `host:port`; by default this machine at the port of `server.toml`.
     #[arg(long, value_parser = super::address::host_and_port)]
     server: Option<String>,
 }
@@ -42,10 +42,11 @@ pub(super) struct SubmitArgs {
     file: PathBuf,
     #[command(flatten)]
     operator: OperatorArgs,
-    /// Make it a seeded run: everything random follows from this seed, so that the run can be repeated bit for bit. It may not claim privacy.
+    /// Make it a seeded run: everything random follows from this seed, so that the run can be repeated bit for bit. It may not
+    /// claim privacy.
     #[arg(long)]
     seed: Option<u64>,
-    /// A table whose header line names the columns that all sites have, where the plan does not list its features.
+    /// A table whose header line names the columns that all sites share, for a plan that does not list its features.
     #[arg(long, value_name = "FILE")]
     columns: Option<PathBuf>,
     /// Follow the run until it ends.

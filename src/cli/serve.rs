@@ -40,7 +40,7 @@ use super::watch::{runtime, until_told};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
-    /// The folder to make; the federation's server lives in it.
+    /// The folder to create for the federation's server.
     pub(super) folder: PathBuf,
     /// A DNS name or IP address under which sites reach the server; may be repeated.
     #[arg(long = "name", value_name = "HOST", value_parser = super::address::host)]
@@ -68,10 +68,10 @@ pub(super) struct RunArgs {
     /// The server's folder.
     #[arg(default_value = ".")]
     folder: PathBuf,
-    /// Listen here instead of where `server.toml` says; port 0 takes a free one. The admin port then takes a free one, too.
+    /// The address to listen on, instead of the one in `server.toml`; port 0 takes a free port. The admin port is then a free port, too.
     #[arg(long, value_parser = listening)]
     listen: Option<SocketAddr>,
-    /// Open the admin port here instead of where `server.toml` says; port 0 takes a free one.
+    /// The address of the admin port, instead of the one in `server.toml`; port 0 takes a free port.
     #[arg(long, value_parser = listening)]
     admin_listen: Option<SocketAddr>,
     /// This server's name among those that share a PostgreSQL database, instead of what `server.toml` says.
@@ -249,7 +249,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, shown))
 }
 
-/// What stdout carries.
+/// The format of stdout.
 #[derive(Clone, Copy)]
 struct Shown<'a> {
     format: Format,

@@ -50,8 +50,8 @@ pub(super) struct SimulateArgs {
     /// The simulation file: a federation file with a `[simulation]` table.
     #[arg(required_unless_present = "resume")]
     file: Option<PathBuf>,
-    /// Go on with an interrupted simulation: the folder of its results. It ends with the same model as if it had not been interrupted;
-    /// noise of a private plan is drawn by the operating system, so of such a plan no two end alike.
+    /// Resume an interrupted simulation from the folder of its results. The model is the same as without the interruption, except
+    /// in a private plan, whose noise comes from the operating system.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["file", "set", "seed", "out", "audit"])]
     resume: Option<PathBuf>,
     /// Change a setting of the file, such as `training.epochs=2`.
@@ -69,7 +69,7 @@ pub(super) struct SimulateArgs {
     /// Where to train: auto, cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Attack the plan's client-level privacy, too, and say how much was given away at least.
+    /// Also attack the plan's client-level privacy, and report a lower bound on the privacy loss.
     #[arg(long, value_enum)]
     audit: Option<Audit>,
 }

@@ -48,7 +48,7 @@ pub(super) struct InitArgs {
     /// The folder with `ca.pem`, `cert.pem` and `key.pem` that the operator handed over; it is copied.
     #[arg(long)]
     bundle: PathBuf,
-    /// What the site takes part in, to begin with; without it nothing, until a person chooses in `policy.toml`.
+    /// The initial policy. Without it the site takes part in nothing until somebody edits `policy.toml`.
     #[arg(long, value_name = "PRESET")]
     policy: Option<Preset>,
 }
@@ -58,7 +58,7 @@ pub(super) struct RunArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Keep a file of JSON that says how the site is; instead of `health` in the site's file.
+    /// Write the site's health to this JSON file, instead of `health` in the site's file.
     #[arg(long, value_name = "FILE")]
     health: Option<PathBuf>,
     /// End when stdin is closed, so that no site outlives the program that started it.
@@ -123,7 +123,7 @@ const POLICY_TOML: &str = "\
 /// What a fresh policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Preset {
-    /// Everything, and no privacy is asked for: the server sees each update.
+    /// Every task but methods, without privacy: the server sees each update.
     Plain,
     /// Training with noise that hides what each client contributes.
     Private,

@@ -104,7 +104,7 @@ pub(super) struct MigrateArgs {
     /// The empty database, postgres://USER@HOST/NAME; `${NAME}` stands for an environment variable.
     #[arg(long, value_name = "URL")]
     to: String,
-    /// A file whose first line is the password; otherwise it is in PGPASSWORD or the address.
+    /// A file whose first line is the password; by default it is taken from PGPASSWORD or the address.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }

@@ -129,7 +129,7 @@ fn told_in_every_mood(privacy: &PrivacySpec) -> Vec<(String, usize, Vec<String>)
 }
 
 #[test]
-fn under_noise_at_the_site_every_trouble_with_records_is_an_ordinary_answer() {
+fn under_noise_at_the_site_every_fault_of_records_is_an_ordinary_answer() {
     let told = told_in_every_mood(&local(1e6));
     assert!(told[0].0.starts_with("3 1 0 Metrics"), "{told:?}");
     assert!(told.iter().all(|one| *one == told[0]), "{told:?}");

@@ -26,22 +26,22 @@ pub(in crate::cli) struct SimulatedArgs {
     /// Rounds of each repeat; by default as many as take a few seconds.
     #[arg(long)]
     rounds: Option<u32>,
-    /// Images of each client, instead of the workload's.
+    /// Images per client, instead of the workload's number.
     #[arg(long)]
     records: Option<usize>,
     /// Worker threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
-    /// How often the rounds are run; medians are told.
+    /// How often the rounds are run; medians are reported.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
-    /// Run on one thread, too, in turn with the others.
+    /// Also run on one thread, alternating with the other runs.
     #[arg(long)]
     scaling: bool,
-    /// Say where the time goes, too.
+    /// Also report where the time is spent.
     #[arg(long)]
     profile: bool,
-    /// The folder that holds MNIST's four files in `mnist`; without it images are made up.
+    /// The folder with MNIST's four files in `mnist`; without it images are synthetic.
     #[arg(long, env = "CONSORTIA_DATA")]
     data: Option<PathBuf>,
     /// The seed from which everything random follows, but for noise.

@@ -81,13 +81,13 @@ impl<'a> Observer<'a> {
         let (plan, events, metrics) = (self.plan, self.events, self.metrics.clone());
         let written = self.results.flush_events();
         let written = written.and_then(|()| Saved::new(plan, events, metrics, simulation)?.write(&folder));
-        self.note_trouble(super::saved::FILE, written);
+        self.note_error(super::saved::FILE, written);
         self.saved = Instant::now();
         self.save_every = SAVE_EVERY.max((self.saved - began) * SAVE_SHARE);
     }
 
     /// A disk that refuses ends the simulation at once, while what it has can still be written where room was kept.
-    fn note_trouble(&mut self, file: &'static str, written: io::Result<()>) {
+    fn note_error(&mut self, file: &'static str, written: io::Result<()>) {
         if let Err(error) = written {
             self.error.get_or_insert((file, error));
             self.stop.stop();
@@ -141,7 +141,7 @@ impl Watch for Observer<'_> {
             _ => {}
         }
         let written = self.results.event(&event_json(seen.now.as_seconds(), seen.note));
-        self.note_trouble("events.jsonl", written);
+        self.note_error("events.jsonl", written);
         if let Note::Round(_) = seen.note {
             self.events = self.results.events_written();
             if let Some(snapshot) = self.pending.take() {

@@ -32,7 +32,7 @@ pub(in crate::cli) struct CheckArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// A federation's plan: check data and policy against it, too.
+    /// Also check data and policy against this plan.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// Do not call the server.

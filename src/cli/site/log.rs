@@ -23,7 +23,7 @@ pub(in crate::cli) struct AuditArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Only what happened since then: a day as 2026-11-30 (UTC), or 90m, 24h, 7d ago.
+    /// Only events since this time: a day as 2026-11-30 (UTC), or 90m, 24h, 7d ago.
     #[arg(long)]
     since: Option<Since>,
     /// Only events of this kind; may be repeated.

@@ -24,16 +24,16 @@ pub(in crate::cli) struct RecoverArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Also charge what the server knows of and this ledger lacks, after it has refused this folder as a copy or an older backup. Give it
-    /// only where you know that such a folder was at work.
+    /// Also charge what the server remembers and this ledger lacks. Use it after the server has refused this folder as a copy or
+    /// an older backup, and only if that is what it is.
     #[arg(long)]
     believe_server: bool,
-    /// How many records are missing at the end of the ledger, where no other file is left that knows and you do: without it a loss without
-    /// a bound is charged then. Where a file is left that knows, its word holds.
+    /// The number of records missing at the end of the ledger, if no file is left that tells it. Without it an unbounded loss is
+    /// charged. If a file tells the number, that one is used.
     #[arg(long, value_name = "NUMBER")]
     lost_records: Option<u64>,
-    /// Go on where closed segments of the audit log that hold copies of lost records are gone for good: those records are charged by the guess
-    /// that costs most.
+    /// Continue although closed segments of the audit log with copies of lost records are gone for good: those records are
+    /// charged at the highest possible cost.
     #[arg(long)]
     without_segments: bool,
 }
