@@ -155,7 +155,7 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
         object["declined"] = declined(&member.site, newest.as_ref()).into();
         object
     };
-    let none = "nobody was invited yet, and nobody has come: `consortia invite create SITE` invites a site";
+    let none = "no site was invited yet: `consortia invite create SITE` invites one";
     let none = args.given().complete(none);
     let lines = || listed(&rows, &none, |rows| text_table(&without_empty(rows.to_vec())));
     global.format.say(lines, || members.iter().map(object).collect());

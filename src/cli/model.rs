@@ -181,7 +181,7 @@ fn joined(held: Held, layout: &Layout, personal: &[f32], site: &Path) -> Result<
     let refuse =
         |message: &str| Err(Failure::new(Kind::Configuration, format!("{}: {message}", site.display())));
     let Held::Shared(shared) = held else {
-        return refuse("the model is whole, and nothing of it stays at a site; leave out --site");
+        return refuse("the model has no personal layers; leave out --site");
     };
     let needed = layout.len() - layout.shared_len();
     if personal.len() != needed {

@@ -147,7 +147,7 @@ impl Releases {
             "every client may be in every round (no amplification claimed)".to_owned()
         } else {
             let rate = Figure(self.sampling_rate);
-            format!("each client in each round with probability {rate}, by a coin that nobody sees")
+            format!("each client in each round with probability {rate}, drawn in secret")
         };
         let relation = Relation::from(self.relation);
         let rounds = counted(self.rounds, "round");

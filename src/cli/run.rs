@@ -166,7 +166,7 @@ pub(super) fn has_released_nothing(run: &RunSummary) -> bool {
 fn given_up(run: Option<RunId>) -> String {
     let run = run.map_or_else(String::new, |run| format!(" {run}"));
     format!(
-        "no longer watched; the run goes on: `consortia run watch{run}` follows it, `consortia run stop{run}` ends it"
+        "stopped watching; the run continues: `consortia run watch{run}` follows it, `consortia run stop{run}` stops it"
     )
 }
 

@@ -480,8 +480,10 @@ pub(super) fn read_personal(path: &Path) -> Result<Option<LocalState>, Failure> 
         return Ok(None);
     }
     let text = std::fs::read(path).or_fail(Kind::Configuration, path.display())?;
-    let doing =
-        format!("{}: what stays at this site cannot be read; restore it or move it away", path.display());
+    let doing = format!(
+        "{}: the local state of this site cannot be read; restore it or move it away",
+        path.display()
+    );
     serde_json::from_slice(&text).map(Some).or_fail(Kind::Configuration, doing)
 }
 
@@ -490,7 +492,7 @@ fn restore_personal(participant: &mut Participant, kept: &Path) -> Result<(), Fa
     let Some(personal) = read_personal(kept)? else { return Ok(()) };
     for run in participant.restore_personal(personal) {
         tracing::warn!(
-            "{}: nothing shows which federation and which promise of privacy the personal layers of run {run} are of; they are not used, and begin anew",
+            "{}: the federation and privacy settings that the personal layers of run {run} belong to are unknown; they are not used, and start anew",
             kept.display()
         );
     }

@@ -120,7 +120,7 @@ impl Findings {
         }
         if !population.has_tests() && population.central_parts() == 0 && population.central().is_none() {
             self.notes.push(
-                "nobody has test records, so no model is measured on records it was not trained with; give `split_column` or `test` in the data"
+                "no client has test records, so no model is evaluated on records that it was not trained on; give `split_column` or `test` in the data"
                     .to_owned(),
             );
         }
@@ -246,7 +246,7 @@ impl Findings {
                 format!("{}: {} ({})", names.join(", "), entry.kind.counted(entry.answers), entry.reason);
             Remark {
                 whole: format!("{count}: {}", entry.words),
-                count: Some(format!("{count}, as was said")),
+                count: Some(format!("{count}, as reported above")),
                 reason: Some(entry.words.clone()),
             }
         }));

@@ -52,7 +52,7 @@ pub(in crate::cli) fn told(file: &SiteFile) -> String {
                 "the books of this site are gone, and {} says that they were kept here",
                 witness.display()
             ),
-            "A site that is to begin anew joins in another folder",
+            "To start a new site, join in another folder",
         )
     } else {
         (

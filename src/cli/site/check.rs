@@ -303,7 +303,7 @@ mod tests {
         findings.fail_identity("d", "who");
         let failure = findings.verdict().unwrap_err();
         assert_eq!(failure.kind(), Kind::Connection);
-        assert_eq!(failure.message(), "2 of 4 matters failed; see d");
+        assert_eq!(failure.message(), "2 of 4 checks failed; see d");
         assert_eq!(findings.lines().lines().nth(1), Some("warn  b  take care"));
         assert_eq!(findings.object()["fail"], 2);
         findings.ok("c".repeat(500), "a column with a very long name");

@@ -44,15 +44,15 @@ impl PolicyInForce {
         self.text = text;
         let shown = self.path.display();
         Some(if text == self.in_force {
-            format!("{shown} is again as it was at the start of this site, and in force")
+            format!("{shown} is the policy of this site's start again, and in force")
         } else if text.is_none() {
             format!(
                 "{shown} cannot be read any more: the policy of this site's start stays in force, and the next start needs the file"
             )
         } else {
             format!(
-                "{shown} has changed and is not in force: the policy of this site's start is, until the site is started again (`consortia site pause` stops it \
-                 from taking part meanwhile)"
+                "{shown} has changed and is not in force: the policy of this site's start is in force until the site is restarted (`consortia site pause` stops it \
+                 from taking part until then)"
             )
         })
     }

@@ -96,10 +96,10 @@ fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
         verb(*restored, "was", "were")
     )];
     if is_all_lost {
-        lines.push("all books were gone, and nothing here knows how much was spent".to_owned());
+        lines.push("all books were gone, and nothing here tells how much was spent".to_owned());
     } else if *is_uncounted && !unbounded.is_empty() {
         lines.push(
-            "no book is left that knows how long the ledger was: records at its end may be lost, nobody knows how many".to_owned(),
+            "no file is left that tells the length of the ledger: an unknown number of records at its end may be lost".to_owned(),
         );
     } else if *lost > 0 {
         lines.push(format!(

@@ -124,8 +124,15 @@ fn describe_column(column: &ColumnSurvey, rows: u64, planned: bool, findings: &m
         let line = column.first_word.unwrap_or_default();
         let shown: Vec<&str> = column.values.iter().take(SHOWN).map(String::as_str).collect();
         let more = if column.values.len() > SHOWN { ", ..." } else { "" };
-        let what = if column.classes.is_empty() { "no numbers" } else { "no class of the plan" };
-        told.push(format!("{words} {what} (first at line {line}): {}{more}", shown.join(", ")));
+        let what = match column.classes.is_empty() {
+            true => verb(words, "is not numeric", "are not numeric"),
+            false => verb(words, "is not a class of the plan", "are not classes of the plan"),
+        };
+        told.push(format!(
+            "{} {what} (first at line {line}): {}{more}",
+            counted(words, "value"),
+            shown.join(", ")
+        ));
     }
     if unlisted > 0 {
         told.push(format!(
@@ -170,7 +177,8 @@ fn open_files(source: &SourceSpec, findings: &mut Findings) {
     };
     for path in files.into_iter().flatten() {
         match std::fs::File::open(path) {
-            Ok(_) => findings.ok("data", format!("{} opens; `--plan FILE` looks into it", path.display())),
+            Ok(_) => findings
+                .ok("data", format!("{} can be opened; `--plan FILE` checks its records", path.display())),
             Err(error) => {
                 findings.fail("data", format!("{}: {error}; check the path under [data]", path.display()));
             }
