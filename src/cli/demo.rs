@@ -176,8 +176,7 @@ async fn federate(
     let (plan, _, seed) = args.plan();
     let given = Given::Operator { folder: &folder.0, server: Some(&address) };
     let run = hand_in(&operator, plan.to_owned(), seed, given, global).await?;
-    let mut shown = Vec::new();
-    let mut progress = None;
+    let (mut shown, mut progress) = (Vec::new(), None);
     let watching = operator.watch(Some(run), |summary| {
         let progress = progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
         progress.within(summary.message.clone());

@@ -17,7 +17,7 @@ use learning::device::select;
 use methods::Registry;
 use privacy::accounting::Figure;
 use protocol::wire::{ClientSummary, RoundSummary};
-use protocol::{Layout, Loss, Metrics, Seed, Spec, Stop};
+use protocol::{Layout, Loss, Metrics, ModelSpec, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
@@ -370,6 +370,18 @@ fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
     }
 }
 
+/// The line of the last evaluation; none for a method, whose values are not evaluated.
+fn describe_test(spec: &Spec, test: Option<Metrics>) -> String {
+    match spec.loss() {
+        _ if matches!(spec.model, ModelSpec::Values { .. }) => String::new(),
+        Loss::MeanSquared => {
+            let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
+            format!("test RMSE      {rmse}\n")
+        }
+        _ => format!("test accuracy  {}\n", share(test.and_then(|metrics| metrics.accuracy))),
+    }
+}
+
 /// A simulation that is over.
 struct Ended<'a> {
     people: &'a People,
@@ -438,6 +450,15 @@ impl Ended<'_> {
             .collect()
     }
 
+    /// Behind the number of rounds, where a method ended before the last one.
+    fn converged(&self) -> String {
+        let RunProgress { rounds_done, rounds, .. } = self.progress();
+        match self.outcome.end == RunEnd::Finished && rounds_done < rounds {
+            true => format!(" of {rounds}: converged"),
+            false => String::new(),
+        }
+    }
+
     /// Says what came of it.
     fn tell(&self, folder: &Path, seconds: f64, global: &Global) {
         let Self { people, spec, outcome, audit, findings, attack, .. } = self;
@@ -448,24 +469,20 @@ impl Ended<'_> {
         let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
         let sha256 = outcome.model.sha256();
         let accuracy = test.and_then(|metrics| metrics.accuracy);
-        let measured = if spec.loss() == Loss::MeanSquared {
-            let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
-            format!("test RMSE      {rmse}")
-        } else {
-            format!("test accuracy  {}", share(accuracy))
-        };
+        let measured = describe_test(spec, test);
         let speed = outcome.updates as f64 / seconds;
         let epsilon = epsilon(spec, &outcome.rounds);
         let price = describe_price(spec, epsilon);
         let best = outcome.best.as_ref().map(|best| best.round);
         let text = || {
+            let converged = self.converged();
             let declined = match findings.declined() {
                 0 => String::new(),
                 declined => format!("declined       {}\n", counted(declined, "task")),
             };
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
-                "clients        {}\n{}rounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\n\
+                "clients        {}\n{}rounds         {rounds}{converged}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\
                  loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
                 people.describe(),
                 attack.map_or_else(String::new, |attack| format!("{attack}\n")),
