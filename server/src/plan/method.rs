@@ -20,7 +20,9 @@ pub(super) fn check_typed(
     let named = typed.method.as_ref().and_then(|table| table.keys().next());
     let Some(name) = named.filter(|name| methods.knows(name)) else { return Ok(()) };
     let file: toml::Table = crate::config::read_toml(text)?;
-    let found = OF_TRAINING.into_iter().chain(["privacy"]).find_map(|key| Some((key, file.get(key)?)));
+    // `aggregation` has no default: `check_beside` refuses it with a reason of its own.
+    let keys = OF_TRAINING.into_iter().chain(["privacy"]).filter(|key| *key != "aggregation");
+    let found = keys.into_iter().find_map(|key| Some((key, file.get(key)?)));
     let Some((key, value)) = found else { return Ok(()) };
     let inner = value.as_table().and_then(|table| table.keys().next());
     let key = match inner.filter(|_| !["model", "training", "privacy"].contains(&key)) {
