@@ -22,7 +22,7 @@ use consortia::{first_model, methods::Registry};
 const NAME: Name = Name::literal("class_means");
 const CLASSES: usize = 2;
 const PLAN: &str = "name = \"means\"\nrounds = 1\nmethod = { class_means = {} }\ncohort = { clients_min = 4 }\n\
-    data = { table = { label = \"label\", target = { classes = 2 }, features = [\"age\"] } }\n\
+    data = { table = { label = \"label\", target = { classes = 2 }, features = [\"age\"], standardise = \"none\" } }\n\
     [simulation]\npartition = { natural = { column = \"site\" } }\n\
     dataset = { files = { csv = { train = \"data/heart_disease.csv\", split_column = \"split\" } } }\n";
 
