@@ -61,8 +61,9 @@ fn grouped(threads: usize) -> (Outcome, Population) {
     let population = Population::build(&scenario.simulation, spec, Device::Cpu).unwrap();
     let population = population.with_methods(registry.site().clone());
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
-    (world.with_threads(threads).run(&population, &mut |_| {}).unwrap(), population)
+    let simulator =
+        Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
+    (simulator.with_threads(threads).run(&population, &mut |_| {}).unwrap(), population)
 }
 
 #[test]
@@ -144,6 +145,7 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     command(&["server", "init", &folder, "--listen", "127.0.0.1:0"]);
     let (_server, address) = serve(&folder, "127.0.0.1:0");
     let records = examples().join("data/heart_disease.csv");
+    // One of them tells no metrics.
     let join = |site: &str, tasks: &str| {
         let home = path(site);
         if !Path::new(&home).exists() {
@@ -158,6 +160,9 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
         let file = Path::new(&home).join("site.toml");
         std::fs::write(&file, text).unwrap();
         let policy = client::PLAIN_POLICY.replace("tasks = [", &format!("tasks = [{tasks}"));
+        let told = "metrics = [\"loss\", \"accuracy\", \"examples\", \"seconds\"]";
+        assert!(policy.contains(told));
+        let policy = if site == "va" { policy.replace(told, "metrics = []") } else { policy };
         std::fs::write(Path::new(&home).join("policy.toml"), policy).unwrap();
         let process = Process::start(&["site", "run", file.to_str().unwrap(), "--while-stdin-open"]);
         process.event("connected");
@@ -174,6 +179,12 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     assert_eq!(end["state"], "finished", "{end}");
     assert_eq!(end["rounds_done"], simulated.rounds.last().unwrap().round);
     assert_eq!(end["model_sha256"], simulated.model.sha256());
+    assert_eq!(end["message"], format!("converged after {} of 50 rounds", end["rounds_done"]));
+    // The loss is that of all records, though one site tells no metrics.
+    let last = (end["history"].as_array().unwrap().last(), simulated.rounds.last().unwrap().train.unwrap());
+    let (told, expected) = (&last.0.unwrap()["train"], last.1);
+    assert_eq!(told["examples"], expected.examples, "{told}");
+    assert!((told["loss"].as_f64().unwrap() - expected.loss).abs() < 1e-9, "{told}");
     // A site that trains for anybody has not allowed this.
     drop(_last);
     let _wary = join("va", "");
@@ -288,6 +299,34 @@ fn a_plan_s_method_is_read_with_line_and_setting() {
             "name = \"groups\"\nmodel = \"linear\"",
             "model: the method `kmeans` trains no model by gradients",
         ),
+        // What says the default is refused, too.
+        (
+            "[cohort]",
+            "[evaluation]\nevery = 1\n[cohort]",
+            "line 25, column 9: evaluation.every: the method `kmeans`",
+        ),
+        ("[cohort]", "[update]\n[cohort]", "line 24, column 2: update: the method `kmeans`"),
+        ("[cohort]", "[privacy]\n[cohort]", "line 24, column 2: privacy: the method `kmeans` adds no noise"),
+        (
+            "name = \"groups\"",
+            "name = \"groups\"\nstrategy = \"fedavg\"",
+            "line 10, column 12: strategy: the method `kmeans` trains no model by gradients and ignores this",
+        ),
+        (
+            "name = \"groups\"",
+            "name = \"groups\"\nschedule = { decay = \"constant\" }",
+            "schedule.decay: the method `kmeans`",
+        ),
+        (
+            "name = \"groups\"",
+            "name = \"groups\"\npersonal_layers = []",
+            "personal_layers: the method `kmeans`",
+        ),
+        (
+            "[cohort]",
+            "[training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.1 } }\n[cohort]",
+            "line 24, column 2: training: the method `kmeans`",
+        ),
         (
             "[cohort]",
             "[privacy.local]\nnoise_multiplier = 1.0\ndelta = 1e-5\nepsilon_max = 9.0\n[cohort]",
@@ -318,8 +357,8 @@ fn simulated_toss(rounds: u32, availability: AvailabilityConfig, observe: &mut d
     let population = Population::of(trio::sites(), None, Device::Cpu);
     let population = population.with_methods(SiteMethods::default().with(Toss::default()));
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(plan, first.shared, SEED, availability).unwrap();
-    world.run(&population, &mut |seen| observe(seen.note)).unwrap()
+    let simulator = Simulator::new(plan, first.shared, SEED, availability).unwrap();
+    simulator.run(&population, &mut |seen| observe(seen.note)).unwrap()
 }
 
 #[test]

@@ -157,7 +157,7 @@ fn a_site_that_is_well_is_told_so_and_one_that_is_not_hears_what_to_do() {
     assert!(rows.starts_with("2 rows cannot be used, at lines 3, 5") && rows.contains("`old`"), "{rows}");
     let (code, matters) = stage.check(&["--offline"]);
     assert_eq!(code, 0, "without a plan a column may hold anything");
-    assert!(message(&matters, "column age", "ok").contains("1 no numbers (first at line 3): old"));
+    assert!(message(&matters, "column age", "ok").contains("1 value is not numeric (first at line 3): old"));
 
     std::fs::write(stage.path("site/policy.toml"), "tasks = [\"train\"]\n").unwrap();
     let (code, matters) = stage.check(&["--plan", text(&plan), "--offline"]);

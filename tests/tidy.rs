@@ -1,5 +1,5 @@
 //! Tidiness that the compiler does not see: who may import whom, how files open and how long they get, and that the
-//! papers name commands that are there (their links are `tests/book.rs`'s). Every fault is one line, `file:line: what is wrong; what to do`.
+//! pages name commands that are there (their links are `tests/book.rs`'s). Every fault is one line, `file:line: what is wrong; what to do`.
 //!
 //! It reads files and runs nothing. A file is Rust by its name; strings and comments are blanked before lines are judged.
 
@@ -300,6 +300,62 @@ fn one_import_of_a_floor_above_is_a_fault_however_it_is_written() {
     assert!(with("src/cli/serve.rs", "use super::demo::demo;", &cli, &BASE).1 > 0);
 }
 
+/// Names that were given up, each with the one in its place. `key` stands in files, on the wire or in JSON that earlier releases have written.
+const GIVEN_UP: [(&str, &str); 9] = [
+    ("booked", "reserved"),
+    ("booking", "reservation"),
+    ("rehearsal", "seeded run"),
+    ("trouble", "error"),
+    ("lull", "idle tick"),
+    ("labour", "worker_loop"),
+    ("purse", "DpContext"),
+    ("workshop", "TaskRunner"),
+    ("porch", "TcpAcceptor"),
+];
+
+/// Whether an old name stands in a line within quotes, where it is a key of a format or the name of a setting.
+fn is_key(line: &str, name: &str) -> bool {
+    let quoted = |quote: char| {
+        [name.to_owned(), format!("{name}s")].iter().any(|key| line.contains(&format!("{quote}{key}{quote}")))
+    };
+    quoted('"')
+        || quoted('`')
+        || line.contains(&format!("\\\"{name}"))
+        || line.contains(&format!("{name}s = "))
+        || line.contains(&format!("run.{name}"))
+}
+
+#[test]
+fn names_that_were_given_up_do_not_come_back() {
+    let mut faults = Vec::new();
+    let mut texts: Vec<(String, String)> =
+        sources().into_iter().map(|source| (source.path, source.text)).collect();
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    let docs = docs.map(|name| format!("docs/{}", name.into_string().unwrap()));
+    let pages = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "ARCHITECTURE.md"].map(str::to_owned);
+    let scripts = ["promise.js", "run.js", "runs.js"].map(|name| format!("server/web/views/{name}"));
+    texts.extend(
+        pages
+            .into_iter()
+            .chain(docs.filter(|page| page.ends_with(".md")))
+            .chain(scripts)
+            .map(|page| (page.clone(), read(&page))),
+    );
+    for (path, text) in texts.iter().filter(|(path, _)| path != "tests/tidy.rs") {
+        for (number, line) in (1..).zip(text.lines()) {
+            let lower = line.to_lowercase();
+            for (old, new) in GIVEN_UP {
+                let parts = lower.split(|letter: char| !letter.is_ascii_alphabetic());
+                let found = parts.into_iter().any(|part| part == old || part.strip_suffix('s') == Some(old));
+                if found && !is_key(line, old) {
+                    faults.push(format!("{path}:{number}: `{old}` was given up; say `{new}`"));
+                }
+            }
+        }
+    }
+    judge(faults);
+}
+
 /// Methods are registered in one place. What drives them knows none: adding one touches nothing else.
 #[test]
 fn methods_are_named_where_they_are_registered_alone() {
@@ -496,14 +552,14 @@ fn the_readme_s_first_commands_are_the_demo_and_the_tests() {
 }
 
 #[test]
-fn every_command_of_the_papers_exists() {
+fn every_command_of_the_pages_exists() {
     let command_line: String =
         sources().iter().filter(|source| source.is_in("src")).map(|source| source.text.as_str()).collect();
     let mut faults = Vec::new();
     let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
     let docs = docs.map(|name| format!("docs/{}", name.into_string().unwrap()));
-    let papers = ["README.md", "SECURITY.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter();
-    for page in papers.chain(docs.filter(|page| page.ends_with(".md"))) {
+    let pages = ["README.md", "SECURITY.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter();
+    for page in pages.chain(docs.filter(|page| page.ends_with(".md"))) {
         for (number, words) in commands(&read(&page)) {
             let plain = |word: &&String| word.chars().all(|c| c.is_ascii_lowercase());
             let sub = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
@@ -514,9 +570,8 @@ fn every_command_of_the_papers_exists() {
                 words.iter().filter_map(|word| word.strip_prefix("--")).map(|flag| flag.replace('-', "_"));
             for name in verbs.chain(flags) {
                 if !source::has_word(&command_line, &name) {
-                    faults.push(format!(
-                        "{page}:{number}: the command line has no `{name}`; correct the paper"
-                    ));
+                    faults
+                        .push(format!("{page}:{number}: the command line has no `{name}`; correct the page"));
                 }
             }
         }

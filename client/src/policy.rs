@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use history::{History, Participation};
 
 use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile, TaskRule};
+use privacy::{counted, verb};
 
 /// A policy that allows all of training and no method, as text.
 pub const PLAIN_POLICY: &str = include_str!("policy/plain.toml");
@@ -257,7 +258,7 @@ impl Policy {
             let allowed: Vec<_> = rules.tasks.iter().map(ToString::to_string).collect();
             return denied("tasks", format!("a task `{asked}` came; allowed are {allowed:?}"));
         }
-        if task.seed.is_some() && !rules.rehearsals {
+        if task.seed.is_some() && !rules.seeded_runs {
             let message =
                 "the task carries a seed, so the server knows this site's chance; allowed with `true`";
             return denied("rehearsals", message.into());
@@ -373,7 +374,7 @@ impl Policy {
         };
         let since = history.since_the_last(now).map(|since| since.as_secs_f64());
         if let Some(since) = since.filter(|since| *since < least) {
-            let message = format!("the last training began {since:.0} seconds ago; at least {least}");
+            let message = format!("the last training began {since:.0} s ago; it must be at least {least} s");
             return denied("separation_min_seconds", message);
         }
         let count = history.of_the_day(now) as u64 + 1;
@@ -414,18 +415,25 @@ fn judge_participation(task: &Task, history: &History) -> Result<(), Denied> {
     let Some(central) = &task.spec.privacy.central else { return Ok(()) };
     let (run, round) = (task.id.run, task.id.round);
     if round.0 > central.rounds {
-        let message = format!("the plan promises {} releases, and this is round {round}", central.rounds);
+        let message =
+            format!("the plan promises {}, and this is round {round}", counted(central.rounds, "release"));
         return denied("participation", message);
     }
     let Some((times, apart)) = central.participation() else { return Ok(()) };
     let others = history.other_rounds(run, round);
     if others >= u64::from(times) {
-        let message = format!("the plan promises at most {times} rounds to each site, and {others} are done");
+        let message = format!(
+            "the plan promises at most {} to each site, and {others} {} done",
+            counted(times, "round"),
+            verb(others, "is", "are")
+        );
         return denied("participation", message);
     }
     if let Some(near) = history.round_near(run, round, apart) {
-        let message =
-            format!("the plan promises {apart} rounds between two of a site, and round {near} is done");
+        let message = format!(
+            "the plan promises {} between two of a site, and round {near} is done",
+            counted(apart, "round")
+        );
         return denied("participation", message);
     }
     Ok(())

@@ -170,6 +170,19 @@ impl Workflow for Lloyd {
         Conclusion { effect, is_round_over: true }
     }
 
+    /// Of all records of the round, whoever told metrics: the sums have them.
+    fn measured(&self, step: StepId, aggregate: &Aggregate) -> Option<Metrics> {
+        let Aggregate::Totals(totals) = aggregate else { return None };
+        if step != ASSIGN {
+            return None;
+        }
+        let sums = || of_centres(totals, self.planned.width);
+        let records: f64 = sums().map(|(count, ..)| count.value()).sum();
+        let spread: f64 = sums().map(|(_, spread, _)| spread.value()).sum();
+        let loss = spread / records;
+        loss.is_finite().then(|| Metrics { loss, examples: records as u64, ..Metrics::default() })
+    }
+
     fn is_finished(&self, state: &RunState<'_>) -> bool {
         self.settled || state.checkpoint.round.0 >= self.plan.rounds
     }

@@ -23,7 +23,7 @@ pub use self::methods::{Given, Method, MethodPlan, MethodStep, Methods, PlannedM
 pub use config::{ConfigError, read_toml};
 pub use coordinator::{
     Action, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, DpContext, Event,
-    LedgerReservation, NoiseRng, Note, ProtectionError, RunEnd, Setup, SetupError,
+    LedgerReservation, NoiseRng, Note, ProtectionError, RunEnd, RunProgress, Setup, SetupError,
 };
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ModelUpdate, ServerOptimizer, StateError};
 pub use plan::{

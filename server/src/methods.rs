@@ -204,6 +204,11 @@ impl Methods {
         self
     }
 
+    /// Whether there is a method of this name.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        name.parse().is_ok_and(|name: Name| self.methods.contains_key(&name))
+    }
+
     /// The rule that a plan names.
     pub(crate) fn rule(&self, typed: &Named, given: &Given) -> Result<Arc<dyn AggregationRule>, SpecError> {
         let rule = found(&self.rules, "aggregation.rule", "rule", typed)?;

@@ -11,6 +11,7 @@ mod strategy;
 
 use std::sync::Arc;
 
+use ::privacy::counted;
 use protocol::{
     BroadcastCodec, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError,
     StepId, StepLabel, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
@@ -320,6 +321,7 @@ impl Plan {
             return Err(ConfigError::at("", 0, message));
         }
         let typed: FederationConfig = read_toml(text)?;
+        method::check_typed(text, &typed, methods)?;
         Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error))
     }
 

@@ -22,7 +22,7 @@ use rand::seq::SliceRandom;
 pub(crate) use collusion::Seen;
 pub use config::{AdversariesConfig, Attack, Direction};
 pub(crate) use forging::{in_units, lattice_of};
-pub(crate) use poison::{poison, triggered};
+pub(crate) use poison::{Pattern, poison, relabelled};
 
 /// The corrupted clients of a simulation.
 #[derive(Clone, Debug)]

@@ -138,7 +138,7 @@ impl Simulator {
     }
 
     /// The same simulation with corrupted clients, if there are to be any: those that [`Adversaries::draw`] draws of the workforce by the
-    /// world's seed. What they do to records, a [`crate::Population`] of the same settings has done.
+    /// simulation's seed. What they do to records, a [`crate::Population`] of the same settings has done.
     #[must_use]
     pub fn with_adversaries(mut self, adversaries: Option<AdversariesConfig>) -> Self {
         self.adversaries = adversaries;
@@ -210,7 +210,7 @@ impl Simulator {
             run: RunId(0),
             plan: Arc::clone(&self.plan),
             entropy: self.seed,
-            rehearsal: true,
+            is_seeded: true,
             central: !matches!(central, Central::None),
             checkpoint,
             clients,
@@ -244,7 +244,7 @@ impl Simulator {
                 end: None,
                 ledger: links,
                 statement: None,
-                trouble: None,
+                error: None,
                 seed: self.seed,
                 draws,
                 stop: self.stop,
@@ -293,9 +293,9 @@ struct Stage<'a> {
     /// The one thing that is pending at a client.
     owed: BTreeMap<usize, Moment>,
     tickets: u64,
-    /// Answers that the crew was not asked for yet.
+    /// Answers that the workers were not asked for yet.
     unposted: BTreeSet<Moment>,
-    /// Jobs given to the crew, by the moment they are for, and their size.
+    /// Jobs given to the workers, by the moment they are for, and their size.
     under_way: BTreeMap<Moment, usize>,
     /// The checks of the open task.
     checker: Option<(TaskId, Arc<Checker>)>,
@@ -306,7 +306,7 @@ struct Stage<'a> {
     ledger: Vec<Link>,
     statement: Option<String>,
     /// What went wrong at the client whose answer was handed over last.
-    trouble: Option<(ClientId, TaskError)>,
+    error: Option<(ClientId, TaskError)>,
     seed: Seed,
     /// Vectors of noise that were drawn.
     draws: Arc<AtomicU64>,
@@ -377,12 +377,12 @@ impl Stage<'_> {
                 Action::Note(note) => {
                     let folded = matches!(&note, Note::Accepted { task, .. } if task.step.is_of_round());
                     self.updates += u64::from(folded);
-                    let trouble = self.trouble_of(&note);
-                    watch.note(Observation { now: self.now, note: &note, trouble });
+                    let error = self.error_of(&note);
+                    watch.note(Observation { now: self.now, note: &note, error });
                 }
-                Action::Book(booking) => {
-                    self.ledger.extend(booking.links);
-                    self.coordinator.handle(self.now, Event::Booked);
+                Action::Reserve(reservation) => {
+                    self.ledger.extend(reservation.links);
+                    self.coordinator.handle(self.now, Event::Reserved);
                 }
                 Action::Commit(commit) => self.store(*commit, watch),
                 Action::EvaluateCentrally { round, model, standardiser } => {
@@ -405,7 +405,7 @@ impl Stage<'_> {
 
     /// Keeps what a server would store.
     fn store(&mut self, mut commit: Commit, watch: &mut dyn Watch) {
-        let links = commit.booking.as_mut().map(|booking| std::mem::take(&mut booking.links));
+        let links = commit.reservation.as_mut().map(|reservation| std::mem::take(&mut reservation.links));
         self.ledger.extend(links.into_iter().flatten());
         self.statement = commit.statement.take();
         self.rounds.insert(commit.summary.round, commit.summary.clone());
@@ -453,9 +453,9 @@ impl Stage<'_> {
     }
 
     /// What went wrong at the client that a note is about.
-    fn trouble_of(&self, note: &Note) -> Option<&TaskError> {
+    fn error_of(&self, note: &Note) -> Option<&TaskError> {
         let (Note::Declined { client, .. } | Note::Accepted { client, .. }) = note else { return None };
-        self.trouble.as_ref().filter(|(whose, _)| whose == client).map(|(_, trouble)| trouble)
+        self.error.as_ref().filter(|(whose, _)| whose == client).map(|(_, error)| error)
     }
 
     /// Draws anew who is connected and tells the coordinator of every change.
@@ -516,12 +516,12 @@ impl Stage<'_> {
         let event = match what {
             What::Leave => Event::Left(client),
             What::Answer(task) => {
-                let (checked, trouble) = self.await_answer(moment, number, task)?;
+                let (checked, error) = self.await_answer(moment, number, task)?;
                 if self.is_told_to_stop() {
                     // It may be of a training that was broken off, and its round is dropped.
                     return Ok(());
                 }
-                self.trouble = trouble.map(|trouble| (client.clone(), trouble));
+                self.error = error.map(|error| (client.clone(), error));
                 Event::Checked { client, checked }
             }
         };

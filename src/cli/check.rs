@@ -7,12 +7,14 @@ use learning::device::Device;
 use learning::{Models, gradient_path};
 use privacy::accounting::Figure;
 use privacy::chain::Digest;
-use protocol::{DataSpec, Spec, Weighting};
+use privacy::counted;
+use protocol::{ClientId, DataSpec, Seed, Spec, Weighting};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use server::net::Database;
 use server::{MethodPlan, MethodStep, Plan};
+use simulations::{Adversaries, Population, Scenario};
 
 use super::columns::read_settings_text;
 use super::explain::promises;
@@ -21,7 +23,7 @@ use super::folder::{ServerFile, ServerFolder, SiteFile};
 use super::global::Global;
 use super::kinds::{FileKind as Told, or_what_it_is};
 use super::modes::wide;
-use super::output::text_table;
+use super::output::{some_names, text_table};
 use super::plans::{plan_of, scenario_of};
 use super::privacy::finite;
 use super::settings::FileKind;
@@ -55,6 +57,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
             if let Some(clients) = scenario.simulation.clients {
                 facts.push(("virtual clients", json!(clients)));
             }
+            facts.extend(attack_facts(&scenario).or_fail(Kind::Configuration, &path)?);
             facts
         }
         FileKind::Site => site_facts(&args.file)?,
@@ -197,14 +200,60 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
         ("bytes up per client and round", json!(model_bytes.min(spec.update.codec.bytes_max(shared)))),
         ("updates travel as", json!(spec.update.codec)),
         ("the model travels as", json!(spec.update.broadcast)),
-        ("server memory for the sum", json!(8 * shared)),
+        match &plan.aggregation {
+            None => ("server memory for the sum", json!(8 * shared)),
+            Some(rule) => ("server memory for updates at most", json!(rule.memory_max)),
+        },
         ("largest norm of an update", json!(spec.update.norm_max.value())),
         ("one client counts", json!(weight(spec))),
+        ("aggregation", json!(aggregation(plan))),
         ("lattice step", json!(lattice.step())),
         ("records are", json!(records(spec))),
     ];
     facts.extend(privacy_facts(plan)?);
     Ok(facts)
+}
+
+/// What makes one vector of a round's updates, and how many corrupted clients it stands.
+fn aggregation(plan: &Plan) -> String {
+    let Some(rule) = &plan.aggregation else { return "the mean: tolerates no corrupted client".to_owned() };
+    let (corrupted, clients) = (rule.corrupted, counted(rule.clients, "client"));
+    let needed = counted(rule.rule.updates_min(), "update");
+    format!(
+        "{}: tolerates {corrupted} corrupted of the {clients} of a round, needs {needed}",
+        rule.rule.describe()
+    )
+}
+
+/// Who attacks a simulation, and how.
+fn attack_facts(scenario: &Scenario) -> Result<Facts, String> {
+    let (plan, simulation) = (&scenario.plan, &scenario.simulation);
+    let Some(adversaries) = &simulation.adversaries else { return Ok(vec![]) };
+    let attack = adversaries.attack.name();
+    let names = Population::names(simulation).map_err(|error| error.to_string())?;
+    let Some(names) = names else {
+        let drawn = "the seed draws them among the clients that the data names";
+        let count = match (adversaries.count, adversaries.share) {
+            (Some(count), _) => counted(count, "client"),
+            (None, share) => format!("a share of {} of the clients", share.unwrap_or(0.0)),
+        };
+        return Ok(vec![("attack", json!(format!("{attack} by {count}: {drawn}")))]);
+    };
+    let seed = Seed::from_number(simulation.seed);
+    let drawn = Adversaries::draw(adversaries, seed, names.iter()).map_err(|error| error.to_string())?;
+    let corrupted: Vec<&str> = drawn.corrupted().iter().map(ClientId::as_str).collect();
+    let count = corrupted.len();
+    let tolerated = plan.aggregation.as_ref().map_or(0, |rule| rule.corrupted);
+    let beyond = match count > tolerated && plan.aggregation.is_some() {
+        true => format!("; a round may have more of them than the {tolerated} that [aggregation] tolerates"),
+        false => String::new(),
+    };
+    let clients = counted(names.len(), "client");
+    let said = match count {
+        0 => format!("{attack} by none of {clients}"),
+        _ => format!("{attack} by {count} of {clients}: {}{beyond}", some_names(&corrupted)),
+    };
+    Ok(vec![("attack", json!(said))])
 }
 
 /// What a plan promises, and what that amounts to after all its rounds.

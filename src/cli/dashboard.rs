@@ -18,7 +18,7 @@ pub(super) struct DashboardArgs {
     /// The server's folder.
     #[arg(default_value = ".")]
     folder: PathBuf,
-    /// The admin port, where the server runs with another one than `server.toml` says.
+    /// The address of the admin port, if the server was started with another one than in `server.toml`.
     #[arg(long = "address", value_name = "HOST:PORT")]
     address: Option<SocketAddr>,
 }

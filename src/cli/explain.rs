@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use ::privacy::accounting::Figure;
 use clap::Args;
 use learning::Models;
+use privacy::counted;
 use serde_json::{Value, json};
 use server::Plan;
 
@@ -65,7 +66,11 @@ impl Explanation {
 
     fn lines(&self) -> String {
         let (name, rounds, parameters) = (&self.plan.name, self.plan.rounds, self.parameters);
-        let mut parts = vec![format!("{name}: {rounds} rounds, {parameters} shared parameters")];
+        let mut parts = vec![format!(
+            "{name}: {}, {}",
+            counted(rounds, "round"),
+            counted(parameters, "shared parameter")
+        )];
         if self.promises.is_empty() {
             let seen = match self.plan.method {
                 Some(_) => "answer",

@@ -10,7 +10,7 @@ use super::output::Format;
 /// Settings of every command.
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// What stdout carries.
+    /// The format of stdout.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "CONSORTIA_FORMAT")]
     pub(super) format: Format,
     /// Less output; twice for errors alone.

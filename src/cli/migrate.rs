@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use privacy::counted;
 use serde_json::json;
 use server::net::Store;
 
@@ -20,7 +21,7 @@ pub(super) struct MigrateArgs {
     /// The empty database, postgres://USER@HOST/NAME; `${NAME}` stands for an environment variable.
     #[arg(long, value_name = "URL")]
     to: String,
-    /// A file whose first line is the password; otherwise it is in PGPASSWORD or the address.
+    /// A file whose first line is the password; by default it is taken from PGPASSWORD or the address.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }
@@ -37,10 +38,11 @@ pub(super) fn migrate(args: &MigrateArgs, global: &Global) -> Result<(), Failure
     global.format.say(
         || {
             format!(
-                "{rows} rows of {} tables are in {target}, {} ledgers replayed; the old file is {}\n\nnext: write into {}\n  \
+                "{} of {} are in {target}, {} replayed; the old file is {}\n\nnext: write into {}\n  \
                  [state]\n  database = \"{target}\"",
-                done.rows.len(),
-                done.ledgers.len(),
+                counted(rows, "row"),
+                counted(done.rows.len(), "table"),
+                counted(done.ledgers.len(), "ledger"),
                 done.kept.display(),
                 folder.config().display()
             )

@@ -12,7 +12,7 @@ const POLICY_TOML: &str = "\
 /// What a fresh policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Preset {
-    /// Everything, and no privacy is asked for: the server sees each update.
+    /// Every task but methods, without privacy: the server sees each update.
     Plain,
     /// Training with noise that hides what each client contributes.
     Private,

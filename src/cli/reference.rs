@@ -12,7 +12,7 @@ Every command, as `consortia COMMAND --help` says it. Made by `consortia referen
 `consortia completions SHELL` a script that completes them.
 
 Results go to stdout, talk and progress to stderr. The exit code is 0 when it is done, 1 when the run failed, released nothing or was interrupted, or something in the way will pass (a lock, a full disk, a port that is taken), 2 when the command line or a file is wrong, 3 without
-a connection or with an identity that is not accepted, 4 without an answer in time, 5 for a defect of this program, 6 when a policy or a privacy budget refuses.
+a connection or with an identity that is not accepted, 4 without an answer in time, 5 for a defect of this program, 6 when a policy or a privacy budget refuses, 7 when `audit verify` found no fault and parts of a log are missing.
 ";
 
 /// Prints the page.
@@ -81,7 +81,7 @@ fn row(arg: &Arg) -> String {
         meaning += &format!(". One of {}", values.join(", "));
     }
     let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-    if takes && !defaults.is_empty() {
+    if takes && defaults.iter().any(|default| !default.is_empty()) {
         meaning += &format!(". By default `{}`", defaults.join(" "));
     }
     if let Some(variable) = arg.get_env() {

@@ -38,6 +38,7 @@ use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 use health::Health;
 use in_force::PolicyInForce;
+use privacy::{counted, verb};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -49,7 +50,7 @@ pub(super) struct InitArgs {
     /// The folder with `ca.pem`, `cert.pem` and `key.pem` that the operator handed over; it is copied.
     #[arg(long)]
     bundle: PathBuf,
-    /// What the site takes part in, to begin with; without it nothing, until a person chooses in `policy.toml`.
+    /// The initial policy. Without it the site takes part in nothing until somebody edits `policy.toml`.
     #[arg(long, value_name = "PRESET")]
     policy: Option<Preset>,
 }
@@ -59,7 +60,7 @@ pub(super) struct RunArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Keep a file of JSON that says how the site is; instead of `health` in the site's file.
+    /// Write the site's health to this JSON file, instead of `health` in the site's file.
     #[arg(long, value_name = "FILE")]
     health: Option<PathBuf>,
     /// End when stdin is closed, so that no site outlives the program that started it.
@@ -280,7 +281,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         let _ = tell.send(holds);
     });
     let telemetry = Telemetry::from_environment("consortia-site");
-    let mut policy = PolicyInForce::of(&file.policy);
+    let mut policy = PolicyInForce::of(file);
     let mut health = Health::begin(file.health.clone(), &servers.join(", "), &file.identity);
     let mut beats = tokio::time::interval(health.every());
     tokio::pin!(told, fresh, paused);
@@ -366,8 +367,8 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     for torn in &books.torn {
         let path = torn.path.display();
         tracing::warn!(
-            "{path}: the last start ended in the middle of a line; its {} bytes were cut off",
-            torn.bytes
+            "{path}: the last start ended in the middle of a line; its {} cut off",
+            format_args!("{} {}", counted(torn.bytes, "byte"), verb(torn.bytes, "was", "were"))
         );
     }
     Ok(Guard::new(policy, books.ledger, books.audit, now))
@@ -419,8 +420,10 @@ pub(super) fn read_personal(path: &Path) -> Result<Option<LocalState>, Failure> 
         return Ok(None);
     }
     let text = std::fs::read(path).or_fail(Kind::Configuration, path.display())?;
-    let doing =
-        format!("{}: what stays at this site cannot be read; restore it or move it away", path.display());
+    let doing = format!(
+        "{}: the local state of this site cannot be read; restore it or move it away",
+        path.display()
+    );
     serde_json::from_slice(&text).map(Some).or_fail(Kind::Configuration, doing)
 }
 
@@ -429,7 +432,7 @@ fn restore_personal(participant: &mut Participant, kept: &Path) -> Result<(), Fa
     let Some(personal) = read_personal(kept)? else { return Ok(()) };
     for run in participant.restore_personal(personal) {
         tracing::warn!(
-            "{}: nothing shows which federation and which promise of privacy the personal layers of run {run} are of; they are not used, and begin anew",
+            "{}: the federation and privacy settings that the personal layers of run {run} belong to are unknown; they are not used, and start anew",
             kept.display()
         );
     }

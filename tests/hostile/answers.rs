@@ -31,14 +31,14 @@ struct Heard {
 /// Plays tricks until it is aborted; comes back whenever it is thrown out, and after a transfer that broke off.
 async fn misbehave(
     stage: Arc<Stage>,
-    papers: Credentials,
+    credentials: Credentials,
     trick: fn(&Task, usize) -> Trick,
     heard: Arc<Mutex<Heard>>,
 ) {
     let (endpoint, mut turn) = (socket(), 0);
     loop {
         let address = stage.server.local_addr();
-        let intruder = Intruder::connect(&endpoint, address, papers.config()).await.unwrap();
+        let intruder = Intruder::connect(&endpoint, address, credentials.config()).await.unwrap();
         intruder.greet().await;
         while let Some(mut asked) = intruder.next_task().await {
             play(trick(&asked.task, turn), &mut asked).await;
@@ -74,13 +74,13 @@ async fn play(trick: Trick, asked: &mut Asked) {
 }
 
 /// Runs the plan with the honest sites and one that plays tricks. Every train task's answer must be refused for one of
-/// these reasons, each as often as there are rounds, at the operator's desk and at the site; the reasons in the other
+/// these reasons, each as often as there are rounds, at the operator and at the site; the reasons in the other
 /// list must each have cost the site its connection.
 async fn refuses(reasons: &[Rejection], trick: fn(&Task, usize) -> Trick, limits: Limits) {
     let stage = Arc::new(Stage::open(limits).await);
-    let papers = Credentials::of(&stage.federation.issue("mallory"));
+    let credentials = Credentials::of(&stage.federation.issue("mallory"));
     let heard = Arc::new(Mutex::new(Heard::default()));
-    let intruder = tokio::spawn(misbehave(Arc::clone(&stage), papers, trick, Arc::clone(&heard)));
+    let intruder = tokio::spawn(misbehave(Arc::clone(&stage), credentials, trick, Arc::clone(&heard)));
     let summary = stage.finish(&plan(4)).await;
     intruder.abort();
     assert!(intruder.await.unwrap_err().is_cancelled(), "the intruder panicked");

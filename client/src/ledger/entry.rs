@@ -61,7 +61,7 @@ pub(super) enum Entry {
         /// The record that is taken back.
         reservation: u64,
     },
-    /// Records that were lost are booked by what is known of them.
+    /// Records that were lost are charged by what is known of them.
     Recovered(Box<Recovered>),
 }
 
@@ -82,7 +82,8 @@ pub(super) struct Reserved {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     title: Option<String>,
     /// Whether the server knows the seed: such a training claims nothing, though it is counted.
-    pub(super) rehearsal: bool,
+    #[serde(rename = "rehearsal")]
+    pub(super) is_seeded: bool,
     /// What the plan promises.
     #[serde(default, skip_serializing_if = "PrivacySpec::is_none")]
     pub(super) privacy: PrivacySpec,
@@ -112,7 +113,7 @@ impl Reserved {
     /// What it costs for whoever it costs most: the server that has given a seed knows which records were drawn into which batch. Records of
     /// earlier versions have written such charges with their sampling.
     pub(super) fn true_charges(&self) -> impl Iterator<Item = Charge> + '_ {
-        let known = |charge: &Charge| if self.rehearsal { charge.with_known_draws() } else { *charge };
+        let known = |charge: &Charge| if self.is_seeded { charge.with_known_draws() } else { *charge };
         self.charges.iter().map(known)
     }
 }
@@ -127,7 +128,7 @@ impl Entry {
             round: task.id.round,
             kind: task.id.step,
             title: task.id.title(),
-            rehearsal: task.seed.is_some(),
+            is_seeded: task.seed.is_some(),
             privacy: task.spec.privacy.clone(),
             charges,
         }))

@@ -171,8 +171,8 @@ fn a_method_is_allowed_by_its_name_alone() {
 
 #[test]
 fn every_rule_denies_alone() {
-    let mut rehearsal = asked();
-    rehearsal.seed = Some(Seed::from_number(1));
+    let mut seeded = asked();
+    seeded.seed = Some(Seed::from_number(1));
     let mut larger = asked();
     let model = Arc::new(Parameters::new(vec![0.0; 4]));
     larger.work = Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
@@ -187,7 +187,7 @@ fn every_rule_denies_alone() {
         |change: fn(&mut CentralPrivacy)| changed(|spec| change(spec.privacy.central.as_mut().unwrap()));
     let cases = [
         ("tasks", task(1, Work::Evaluate { model })),
-        ("rehearsals", rehearsal),
+        ("rehearsals", seeded),
         ("models", changed(|spec| spec.model = ModelSpec::Custom { name: "linear".into() })),
         ("parameters_max", larger),
         ("clients_min", central_of(|central| central.clients_min = 9)),

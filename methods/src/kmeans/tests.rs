@@ -35,7 +35,7 @@ impl Stage {
             run: RunId(1),
             plan: Arc::new(plan),
             entropy: Seed::from_number(3),
-            rehearsal: true,
+            is_seeded: true,
             central: false,
             checkpoint,
             clients: BTreeMap::new(),

@@ -1,6 +1,8 @@
 //! How a round ends: the sum is released or not, the model is updated or not, and everything is committed at once.
 
-use privacy::{Released, Sum};
+use std::sync::Arc;
+
+use privacy::{Released, Sum, counted};
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
 
@@ -16,6 +18,14 @@ use super::{
 
 /// Failures in a row that a short run may have, too, before it ends: as many as a plan allows by default.
 const FAILURES_USUAL: u32 = 10;
+
+/// Rounds that failed one after the other.
+fn in_a_row(failures: u32) -> String {
+    match failures {
+        1 => "1 round".to_owned(),
+        _ => format!("{failures} rounds in a row"),
+    }
+}
 
 /// Lets sums out as they are.
 struct Unprotected;
@@ -57,7 +67,9 @@ impl Coordinator {
             Close::FurtherExchange(step) => return self.open(now, *step),
             Close::Failed(_) => None,
         };
-        let pooled = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
+        let measured = aggregate.as_ref().and_then(|all| self.workflow.measured(tracker.task.step, all));
+        let pooled = || Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
+        let pooled = measured.or_else(pooled);
         let is_measured = matches!(aggregate, Some(Aggregate::Measured));
         let mut summary = match self.state.summary.clone() {
             Some(line) if is_measured => RoundSummary { sites: pooled, ..line },
@@ -216,13 +228,16 @@ impl Coordinator {
         } else if self.state.failures >= self.failures_max() {
             let (failures, quorum) = (self.state.failures, self.plan.cohort.quorum);
             let what = match quorum {
-                0 => format!("{failures} rounds in a row released nothing"),
-                _ => format!("{failures} rounds in a row found no quorum of {quorum} clients"),
+                0 => format!("{} released nothing", in_a_row(failures)),
+                _ => format!("{} found no quorum of {}", in_a_row(failures), counted(quorum, "client")),
             };
             self.state.end = Some(self.failed(&what));
         } else if self.with_state(|workflow, state| workflow.is_finished(state)) {
             self.state.end = Some(match self.state.releases {
-                0 => self.failed(&format!("none of the {} rounds released anything", self.plan.rounds)),
+                0 => self.failed(&match self.plan.rounds {
+                    1 => "the only round released nothing".to_owned(),
+                    rounds => format!("none of the {rounds} rounds released anything"),
+                }),
                 _ => RunEnd::Finished,
             });
         }
@@ -230,10 +245,10 @@ impl Coordinator {
         let changed = std::mem::take(&mut self.changed);
         let record = |client: ClientId| self.clients.get(&client).cloned().map(|record| (client, record));
         let clients = changed.into_iter().filter_map(record).collect();
-        let booking = self.protection.as_mut().map(Protection::take_reservation);
+        let reservation = self.protection.as_mut().map(Protection::take_reservation);
         let statement = self.statement();
         let (checkpoint, line) = (self.state.clone(), summary.clone());
-        let commit = Commit { checkpoint, summary: line, reports, clients, booking, statement };
+        let commit = Commit { checkpoint, summary: line, reports, clients, reservation, statement };
         self.actions.push_back(Action::Commit(Box::new(commit)));
         self.phase = Phase::Committing { summary, told: false, rests: false };
     }
@@ -252,7 +267,7 @@ impl Coordinator {
             model_sha256: self.model_sha256(),
             run: self.run.to_string(),
             round: self.state.round.0,
-            rehearsal: self.rehearsal,
+            is_seeded: self.is_seeded,
         };
         let ledger = self.protection.as_ref().map(Protection::ledger);
         let statement = PrivacyStatement::of(subject, &self.plan.spec.privacy, ledger);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use privacy::counted;
 use protocol::wire::Control;
 use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, Task, TaskId, Time, Work};
 
@@ -80,14 +81,15 @@ impl Coordinator {
             && self.clients.values().all(|record| record.releases >= participations_max)
         {
             let why = format!(
-                "every client has taken part in {participations_max} releases, as many as the plan allows"
+                "every client has taken part in {}, as many as the plan allows",
+                counted(participations_max, "release")
             );
             return self.end_early(RunEnd::BudgetExhausted(why));
         }
         let Some(protection) = &mut self.protection else { return };
         match protection.reserve(self.run, round) {
             Ok(()) => {
-                self.actions.push_back(Action::Book(protection.take_reservation()));
+                self.actions.push_back(Action::Reserve(protection.take_reservation()));
                 self.phase = Phase::Reserving(Box::new(step));
             }
             Err(refused) => self.end_early(RunEnd::BudgetExhausted(refused.to_string())),
@@ -204,7 +206,7 @@ impl Coordinator {
         let again = |last: &TaskId| (last.run, last.round, last.step) == (first.run, first.round, first.step);
         let id = self.opened_last.filter(again).map_or(first, TaskId::next_attempt);
         self.opened_last = Some(id);
-        let seed = self.rehearsal.then_some(self.entropy);
+        let seed = self.is_seeded.then_some(self.entropy);
         let standardiser = self.state.standardiser.clone();
         Task { id, spec: Arc::clone(&self.plan.spec), seed, standardiser, work }
     }

@@ -167,7 +167,7 @@ fn joined<T>(done: Result<T, JoinError>) -> Result<T, StoreError> {
     })
 }
 
-/// The seed of a rehearsal, or fresh entropy.
+/// The seed of a seeded run, or fresh entropy.
 pub(crate) fn seed_of(number: Option<u64>) -> Seed {
     number.map_or_else(|| Seed::from_entropy(entropy()), Seed::from_number)
 }

@@ -211,7 +211,7 @@ mod tests {
             message: String::new(),
             rounds_done: 0,
             rounds: 1,
-            rehearsal: false,
+            is_seeded: false,
             model_sha256: String::new(),
             history: vec![],
             clients: (0..50_000).map(client).collect(),

@@ -309,7 +309,7 @@ impl Server {
         self.store.epoch()
     }
 
-    /// Takes a plan into the queue of runs; a seed makes it a rehearsal.
+    /// Takes a plan into the queue of runs; a seed makes it a seeded run.
     ///
     /// # Errors
     /// A sentence for the operator.

@@ -132,7 +132,7 @@ pub struct Submission<'a> {
     pub rounds: u32,
     /// The plan as typed.
     pub plan_toml: &'a str,
-    /// Makes it a rehearsal.
+    /// Makes it a seeded run.
     pub seed: Option<u64>,
     /// The noise multiplier that was found for the plan, where it names a target epsilon instead.
     pub calibrated: Option<protocol::Positive>,
@@ -156,7 +156,7 @@ pub(crate) struct Described {
 pub struct StoredRun {
     /// The plan as typed.
     pub plan_toml: String,
-    /// The seed of a rehearsal.
+    /// The seed of a seeded run.
     pub seed: Option<u64>,
     /// Names and shapes of the shared tensors.
     pub layout: Layout,

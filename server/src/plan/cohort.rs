@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use privacy::counted;
 use protocol::{COHORT_MAX, Positive, SpecError};
 use serde::{Deserialize, Serialize};
 
@@ -191,8 +192,9 @@ impl CohortConfig {
         plan.quorum = self.quorum.unwrap_or(smallest);
         if plan.quorum == 0 || plan.quorum > smallest {
             let message = format!(
-                "a quorum of {} cannot be met by the smallest cohort, {smallest} of {} clients; give 1 to {smallest}",
-                plan.quorum, self.clients_min
+                "a quorum of {} cannot be met by the smallest cohort, {smallest} of {}; give 1 to {smallest}",
+                plan.quorum,
+                counted(self.clients_min, "client")
             );
             return Err(SpecError::new("cohort.quorum", message));
         }

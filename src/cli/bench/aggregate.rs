@@ -27,10 +27,10 @@ pub(in crate::cli) struct AggregateArgs {
     /// Values of an update.
     #[arg(long, default_value_t = 1_663_370)]
     parameters: usize,
-    /// How often each is done; medians are told.
+    /// How often each is done; medians are reported.
     #[arg(long, default_value_t = 15)]
     repeats: usize,
-    /// Threads of the noise; all cores by default. Everything else is done by one.
+    /// Threads that draw noise; all cores by default. Everything else runs on one thread.
     #[arg(long)]
     threads: Option<usize>,
 }

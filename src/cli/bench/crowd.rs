@@ -20,7 +20,7 @@ pub(in crate::cli) struct CrowdArgs {
     /// Values of the model; each is 4 bytes.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     parameters: u32,
-    /// Let all sites come over TCP, as from networks that let no UDP out.
+    /// Connect all sites over TCP, as from networks that block UDP.
     #[arg(long)]
     tcp: bool,
 }

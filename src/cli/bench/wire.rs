@@ -18,7 +18,7 @@ pub(in crate::cli) struct WireArgs {
     /// Sites of the second measurement; the first has one.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     sites: u32,
-    /// Rounds that are timed; medians are told.
+    /// Rounds that are timed; medians are reported.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 }

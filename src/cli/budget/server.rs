@@ -2,6 +2,7 @@
 
 use privacy::accounting::Figure;
 use privacy::chain::Link;
+use privacy::counted;
 use privacy::ledger::{Epsilons, Ledger, Record};
 use serde_json::{Value, json};
 
@@ -75,9 +76,9 @@ fn lines(accounts: &[Account]) -> String {
     let heads = accounts.iter().map(|account| {
         let secure = if account.ledger.is_secure() { "" } else { "  INSECURE: noise from a test's seed" };
         format!(
-            "{}: {} records, head {}{secure}",
+            "{}: {}, head {}{secure}",
             account.ledger.terms().population,
-            account.ledger.len(),
+            counted(account.ledger.len(), "record"),
             account.ledger.head()
         )
     });

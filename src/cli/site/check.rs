@@ -14,6 +14,7 @@ use clap::Args;
 use learning::Models;
 use learning::device::select;
 use privacy::chain::Digest;
+use privacy::counted;
 use serde_json::{Value, json};
 use server::Plan;
 
@@ -32,7 +33,7 @@ pub(in crate::cli) struct CheckArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// A federation's plan: check data and policy against it, too.
+    /// Also check data and policy against this plan.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// Do not call the server.
@@ -88,7 +89,7 @@ impl Findings {
     fn fail(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Configuration, message);
     }
-    /// TaskError with who the site is, or with its line.
+    /// A fault of who the site is, or of its line.
     fn fail_identity(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Connection, message);
     }
@@ -117,14 +118,15 @@ impl Findings {
         })
     }
 
-    /// The command's end: trouble with the line or the identity comes first.
+    /// The command's end: a fault of the line or the identity comes first.
     fn verdict(&self) -> Result<(), Failure> {
         let failed = || self.0.iter().filter(|matter| matter.state == State::Fail);
         let Some(first) = failed().find(|matter| matter.kind == Kind::Connection).or_else(|| failed().next())
         else {
             return Ok(());
         };
-        let message = format!("{} of {} matters failed; see {}", failed().count(), self.0.len(), first.name);
+        let message =
+            format!("{} of {} failed; see {}", failed().count(), counted(self.0.len(), "check"), first.name);
         Err(Failure::new(first.kind, message))
     }
 }
@@ -145,6 +147,9 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
         Some(identity) if !args.offline => line::call(&file, &identity, running, &mut findings)?,
         Some(_) => findings.warn("connection", "not tried (--offline)"),
         None => findings.warn("connection", "not tried: there is no usable identity to call with"),
+    }
+    for matter in &mut findings.0 {
+        matter.message = begun::with_path(&matter.message, &file);
     }
     global.format.say(|| findings.lines(), || findings.object());
     findings.verdict()
@@ -303,7 +308,7 @@ mod tests {
         findings.fail_identity("d", "who");
         let failure = findings.verdict().unwrap_err();
         assert_eq!(failure.kind(), Kind::Connection);
-        assert_eq!(failure.message(), "2 of 4 matters failed; see d");
+        assert_eq!(failure.message(), "2 of 4 checks failed; see d");
         assert_eq!(findings.lines().lines().nth(1), Some("warn  b  take care"));
         assert_eq!(findings.object()["fail"], 2);
         findings.ok("c".repeat(500), "a column with a very long name");

@@ -7,6 +7,7 @@ use ::client::AuditEvent;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use privacy::chain::segments::{Segment, Survey, files_of, survey};
+use privacy::counted;
 use serde_json::Value;
 use time::{Date, Month};
 
@@ -22,7 +23,7 @@ pub(in crate::cli) struct AuditArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Only what happened since then: a day as 2026-11-30 (UTC), or 90m, 24h, 7d ago.
+    /// Only events since this time: a day as 2026-11-30 (UTC), or 90m, 24h, 7d ago.
     #[arg(long)]
     since: Option<Since>,
     /// Only events of this kind; may be repeated.
@@ -118,7 +119,10 @@ pub(in crate::cli) fn audit(args: &AuditArgs, global: &Global) -> Result<(), Fai
     }
     if global.quiet == 0 {
         let (count, head) = (seen.records(), seen.end().head());
-        super::super::output::tell(format_args!("{shown}: {count} records in order, head {head}"));
+        super::super::output::tell(format_args!(
+            "{shown}: {} in order, head {head}",
+            counted(count, "record")
+        ));
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::{AUDIT, BooksError, HEADS, LEDGER, Said, failed};
 use crate::audit::LogSummary;
 use crate::ledger::{LedgerHead, LedgerReading};
 
-/// Records by which the log may be behind the ledger: a booking, and a booking back.
+/// Records by which the log may be behind the ledger: a reservation, and a cancellation.
 pub(super) const BEHIND_MAX: u64 = 2;
 /// The version of the remembered ends.
 const HEADS_VERSION: u32 = 1;
@@ -157,13 +157,13 @@ impl Found {
         let (found, known) = (LedgerHead::from(self.ledger.chain), &self.said);
         if let Some(head) = known.ledger {
             goes_on(&self.ledger, head, AUDIT, |records| self.read.history.head_at(records))?;
-        } else if found.records < known.booked {
-            return Err(short(&self.ledger, AUDIT, known.booked).into());
+        } else if found.records < known.reserved {
+            return Err(short(&self.ledger, AUDIT, known.reserved).into());
         }
         let behind = match known.ledger {
             // A log that says nothing of the ledger's head was written by an older release, or nothing is left of it.
             None if self.audit.chain.is_empty() => found.records,
-            None => self.read.account.open_from(known.booked).saturating_sub(1),
+            None => self.read.account.open_from(known.reserved).saturating_sub(1),
             Some(head) => (found.records - head.records).saturating_sub(BEHIND_MAX),
         };
         if at_rest && behind > 0 {
@@ -183,9 +183,9 @@ impl Found {
         let book = self.audit.path.with_file_name(HEADS);
         let heads = self.heads.clone().map_err(|fault| Mismatch::Heads { book: book.clone(), fault })?;
         let Some(heads) = heads else {
-            // They are written before the first booking.
+            // They are written before the first reservation.
             let is_due = self.said.ledger.is_some_and(|head| head.records > 0);
-            let fault = "the file is missing, though the audit log tells of bookings".to_owned();
+            let fault = "the file is missing, though the audit log tells of reservations".to_owned();
             return if is_due { Err(Mismatch::Heads { book, fault }) } else { Ok(()) };
         };
         goes_on(&self.ledger, heads.ledger, HEADS, |records| self.read.history.head_at(records))?;

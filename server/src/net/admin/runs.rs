@@ -45,7 +45,7 @@ pub(super) struct ReportView {
 pub(super) struct SubmitBody {
     /// The text of a federation.toml.
     plan_toml: String,
-    /// Makes it a rehearsal.
+    /// Makes it a seeded run.
     #[serde(default)]
     seed: Option<u64>,
 }

@@ -77,7 +77,8 @@ pub(super) struct RunView {
     rounds_done: u32,
     rounds: u32,
     /// Whether it carries a seed: it may not claim privacy then.
-    rehearsal: bool,
+    #[serde(rename = "rehearsal")]
+    is_seeded: bool,
     model_sha256: String,
 }
 
@@ -90,7 +91,7 @@ impl From<&RunSummary> for RunView {
             message: summary.message.clone(),
             rounds_done: summary.rounds_done,
             rounds: summary.rounds,
-            rehearsal: summary.rehearsal,
+            is_seeded: summary.is_seeded,
             model_sha256: summary.model_sha256.clone(),
         }
     }

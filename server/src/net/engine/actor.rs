@@ -416,12 +416,12 @@ impl RunActor {
                 Action::Receipt { client, task, receipt } => {
                     self.order(&client, Order::Receipt(task, receipt));
                 }
-                Action::Book(booking) => {
+                Action::Reserve(reservation) => {
                     crash::point("reservation-due");
-                    let stored = move |shared: &Shared| writer::reserve(shared, &booking);
+                    let stored = move |shared: &Shared| writer::reserve(shared, &reservation);
                     self.store(&mut coordinator, stored).await?;
                     crash::point("reserved");
-                    coordinator = self.tell(coordinator, News::Event(Event::Booked)).await?;
+                    coordinator = self.tell(coordinator, News::Event(Event::Reserved)).await?;
                 }
                 Action::Commit(commit) => {
                     crash::point("noised");

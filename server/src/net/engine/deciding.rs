@@ -270,7 +270,7 @@ pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<A
         run,
         plan: Arc::clone(&plan),
         entropy: seed_of(seed),
-        rehearsal: seed.is_some(),
+        is_seeded: seed.is_some(),
         central: central.is_some(),
         checkpoint,
         clients,

@@ -193,7 +193,7 @@ impl OperatorService {
 
 /// Whether nobody may be shown who, or how many, took part in this run: its cohorts are drawn by secret chance, and no seed is told.
 pub(crate) fn hides_participation(run: &RunSummary, plan_toml: &str) -> bool {
-    !run.rehearsal && draws_secretly(plan_toml)
+    !run.is_seeded && draws_secretly(plan_toml)
 }
 
 /// The same without who and how many took part. A coordinator tells nothing of it; what an earlier version has stored does.

@@ -9,8 +9,8 @@ use crate::net::store::crash;
 use crate::{Commit, LedgerReservation};
 
 /// Stores a reservation.
-pub(super) fn reserve(shared: &Shared, booking: &LedgerReservation) -> Result<(), StoreError> {
-    shared.storage.wait_for(async || shared.store.book(booking).await)
+pub(super) fn reserve(shared: &Shared, reservation: &LedgerReservation) -> Result<(), StoreError> {
+    shared.storage.wait_for(async || shared.store.append_to_ledger(reservation).await)
 }
 
 /// Stores a commit; gives the model's fingerprint.

@@ -105,8 +105,8 @@ impl ServerCredentials {
     }
 
     fn warn(&self) {
-        if let Some(trouble) = clock_trouble(&self.begins(), now()) {
-            tracing::error!("{trouble}");
+        if let Some(error) = clock_fault(&self.begins(), now()) {
+            tracing::error!("{error}");
         }
         for (name, ends) in self.ends().into_iter().filter(|(_, ends)| *ends < now() + WARNED_BEFORE) {
             let days = ends.saturating_sub(now()) / DAY;
@@ -120,7 +120,7 @@ impl ServerCredentials {
 }
 
 /// What certificates say of a clock that is before the beginning of one of them.
-fn clock_trouble(begins: &[(&'static str, u64)], now: u64) -> Option<String> {
+fn clock_fault(begins: &[(&'static str, u64)], now: u64) -> Option<String> {
     let (name, latest) =
         begins.iter().filter(|(_, begins)| now < *begins).max_by_key(|(_, begins)| *begins)?;
     let shown = |seconds: u64| {
@@ -143,10 +143,10 @@ mod tests {
     #[test]
     fn a_clock_before_the_certificates_is_told_with_both_moments() {
         let begins = [("server", 1_700_000_000), ("issuing", 1_600_000_000)];
-        assert_eq!(clock_trouble(&begins, 1_700_000_000), None);
-        let trouble = clock_trouble(&begins, 1_500_000_000).unwrap();
+        assert_eq!(clock_fault(&begins, 1_700_000_000), None);
+        let error = clock_fault(&begins, 1_500_000_000).unwrap();
         for said in ["2017-07-14T02:40:00Z", "server certificate", "2023-11-14T22:13:20Z"] {
-            assert!(trouble.contains(said), "{trouble}");
+            assert!(error.contains(said), "{error}");
         }
     }
 }

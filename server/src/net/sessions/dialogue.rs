@@ -103,7 +103,7 @@ impl Dialogue<'_> {
     async fn tell(&self, proven: Proven) {
         if proven == Proven::Replaces {
             tracing::warn!(
-                "{} goes on with another ledger, from {}: it has booked the loss of the one that it showed last",
+                "{} goes on with another ledger, from {}: it has charged the loss of the one that it showed last",
                 self.client,
                 self.address
             );

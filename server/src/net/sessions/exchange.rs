@@ -287,7 +287,7 @@ impl Exchange {
         if !expected.is_hidden {
             self.context.metrics.carried(Carried::Update, bytes);
             // What is counted is written down and decides about a copy: of a secret cohort both would show who was drawn.
-            // What was booked for an answer that is sent again may stand in the ledger that the site has shown meanwhile.
+            // What was reserved for an answer that is sent again may stand in the ledger that the site has shown meanwhile.
             if !is_resent && header.blocks().iter().any(|block| block.name == UPDATE) {
                 self.context.ledgers.answered(&self.client, self.session);
             }

@@ -3,7 +3,7 @@
 //!
 //! A site says how long its ledger is and which record is the last. The server remembers that, durably, and asks a site that comes back
 //! with another length for the head that it had at the remembered one. It knows no record, believes no length before it has seen that head, and
-//! counts the updates that come, each of which an honest ledger has booked: so two copies are told apart even where both showed the same.
+//! counts the updates that come, each of which an honest ledger has reserved: so two copies are told apart even where both showed the same.
 //! Updates of runs with secret cohorts are not counted, since whoever has a copied certificate could read from a refusal who was drawn: there
 //! two copies are told apart once one of them has shown a longer ledger.
 //! A site that never claimed a ledger is let in without one. It decides nothing about budgets: those are the site's.
@@ -37,7 +37,7 @@ pub(crate) enum Judged {
 pub(crate) enum Proven {
     /// The ledger goes on from the remembered one.
     GoesOn,
-    /// It does not, and says that the loss of that one is booked.
+    /// It does not, and says that the loss of that one is reserved.
     Replaces,
 }
 
@@ -80,7 +80,7 @@ impl Ledgers {
         Ok(shown)
     }
 
-    /// A session has brought an update, which an honest ledger has booked.
+    /// A session has brought an update, which an honest ledger has reserved.
     pub(crate) fn answered(&self, site: &ClientId, session: u64) {
         self.store.count_update(site, session);
     }
@@ -151,15 +151,16 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_without_records_is_replaced_by_one_that_has_booked_exactly_the_updates_it_has_had() {
+    fn a_ledger_without_records_is_replaced_by_one_that_has_reserved_exactly_the_updates_it_has_had() {
         let empty = ShownLedger { claim: LedgerClaim::default(), answered: 3, secret_rounds: 0 };
         let nothing = LedgerProof { head: Some(Digest::default()), replaced: vec![Digest::default()] };
         assert!(check(empty, LedgerClaim::default(), &nothing).is_err());
         assert_eq!(check(empty, claim(3, "a"), &nothing), Ok(Proven::GoesOn));
-        let booked = |updates| LedgerProof { head: None, replaced: vec![empty.claim.name_of_loss(updates)] };
-        assert_eq!(check(empty, claim(2, "a"), &booked(3)), Ok(Proven::Replaces));
+        let reserved =
+            |updates| LedgerProof { head: None, replaced: vec![empty.claim.name_of_loss(updates)] };
+        assert_eq!(check(empty, claim(2, "a"), &reserved(3)), Ok(Proven::Replaces));
         for other in [0, 2, 4] {
-            assert!(check(empty, claim(2, "a"), &booked(other)).is_err(), "{other}");
+            assert!(check(empty, claim(2, "a"), &reserved(other)).is_err(), "{other}");
         }
     }
 }

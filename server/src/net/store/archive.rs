@@ -100,8 +100,8 @@ impl Store {
                 other => ArchiveError::Statement(other),
             })?,
             None if round == 0 || promises_nothing(&plan_toml).map_err(|why| unreadable("plan", why))? => {
-                let (model_sha256, rehearsal) = (line.sha256.clone(), seed.is_some());
-                let subject = Subject { model_sha256, run: run.to_string(), round, rehearsal };
+                let (model_sha256, is_seeded) = (line.sha256.clone(), seed.is_some());
+                let subject = Subject { model_sha256, run: run.to_string(), round, is_seeded };
                 PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None)
                     .map_err(|error| unreadable("privacy statement", error.to_string()))?
             }
@@ -194,13 +194,13 @@ mod tests {
 
     #[test]
     fn a_model_with_noise_that_can_be_predicted_or_with_another_model_s_statement_does_not_leave() {
-        let subject = Subject { model_sha256: "ab".into(), run: "r".into(), round: 1, rehearsal: false };
+        let subject = Subject { model_sha256: "ab".into(), run: "r".into(), round: 1, is_seeded: false };
         let good = PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap();
         assert!(may_leave(&good, "ab").is_ok() && may_leave(&good, "cd").is_err());
         let void = "INSECURE: the noise came from a test's seed and can be taken off again";
         let insecure = PrivacyStatement { void: Some(void.into()), ..good.clone() };
         assert!(may_leave(&insecure, "ab").is_err());
-        let rehearsed = PrivacyStatement { void: Some("a rehearsal".into()), ..good };
-        assert!(may_leave(&rehearsed, "ab").is_ok());
+        let seeded = PrivacyStatement { void: Some("a seeded run".into()), ..good };
+        assert!(may_leave(&seeded, "ab").is_ok());
     }
 }

@@ -104,7 +104,8 @@ pub(crate) enum Event<'a> {
     Submitted {
         name: &'a str,
         plan_sha256: String,
-        rehearsal: bool,
+        #[serde(rename = "rehearsal")]
+        is_seeded: bool,
         by: &'a str,
     },
     Opened {

@@ -50,7 +50,7 @@ pub(crate) enum Record {
         address: String,
         reason: String,
     },
-    /// A site has booked the loss of the ledger that is remembered, and goes on with another one.
+    /// A site has charged the loss of the ledger that is remembered, and goes on with another one.
     LedgerReplaced {
         site: ClientId,
         address: String,

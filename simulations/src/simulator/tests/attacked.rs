@@ -23,9 +23,9 @@ const ATTACKS: [&str; 10] = [
 fn attacked(plan: &str, adversaries: &str, availability: AvailabilityConfig, threads: usize) -> Outcome {
     let plan = Plan::parse(&format!("{PLAN}{plan}")).unwrap();
     let adversaries: AdversariesConfig = toml::from_str(adversaries).unwrap();
-    let world = Simulator::new(plan, Parameters::new(vec![0.0; 2]), 5, availability).unwrap();
-    let world = world.with_threads(threads).with_adversaries(Some(adversaries));
-    world.run(&Toys::new(50), &mut |_| {}).unwrap()
+    let simulator = Simulator::new(plan, Parameters::new(vec![0.0; 2]), 5, availability).unwrap();
+    let simulator = simulator.with_threads(threads).with_adversaries(Some(adversaries));
+    simulator.run(&Toys::new(50), &mut |_| {}).unwrap()
 }
 
 fn late() -> AvailabilityConfig {
@@ -159,9 +159,10 @@ fn without_anybody_corrupted_nothing_changes() {
 
 #[test]
 fn more_corrupted_clients_than_there_are_is_no_simulation() {
-    let world = Simulator::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, late()).unwrap();
+    let simulator =
+        Simulator::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, late()).unwrap();
     let table = toml::from_str("count = 51\nattack = \"zero\"\n").unwrap();
-    let world = world.with_adversaries(Some(table));
-    let error = world.run(&Toys::new(50), &mut |_| {}).unwrap_err();
+    let simulator = simulator.with_adversaries(Some(table));
+    let error = simulator.run(&Toys::new(50), &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("51 of 50 clients would be corrupted"), "{error}");
 }

@@ -37,7 +37,7 @@ fn events(text: &str) -> Vec<Event<'_>> {
     let (key_sha256, max) = (text, u64::MAX);
     every!(Event<'_> {
         Started { software: text }
-        Submitted { name: text, plan_sha256: text.to_owned(), rehearsal: true, by }
+        Submitted { name: text, plan_sha256: text.to_owned(), is_seeded: true, by }
         Opened { task: task.clone(), cohort: usize::MAX }
         Accepted { client, task: task.clone() }
         Refused { client, task: Some(task.clone()), reason: Rejection::NormExceeded }
@@ -245,7 +245,7 @@ fn the_last_lines_of_a_run_are_found_from_the_end_of_a_log_of_many_blocks() {
         let now = Time::from_micros(round);
         if round == 300 {
             let (name, plan_sha256) = ("p", String::new());
-            let event = Event::Submitted { name, plan_sha256, rehearsal: false, by: "ada" };
+            let event = Event::Submitted { name, plan_sha256, is_seeded: false, by: "ada" };
             log.write(now, Some(RUN), &event).unwrap();
         }
         let run = if round % 3 == 0 { other } else { RUN };
@@ -285,7 +285,7 @@ fn rotated() -> (tempfile::TempDir, PathBuf) {
     log.member(NOW, &Record::Revoked { site, before: 9, by: "ada".into() }).unwrap();
     for (run, rounds) in [(RunId(8), 1..4), (RUN, 1..40)] {
         let plan_sha256 = format!("plan of {run}");
-        let event = Event::Submitted { name: "p", plan_sha256, rehearsal: false, by: "ada" };
+        let event = Event::Submitted { name: "p", plan_sha256, is_seeded: false, by: "ada" };
         log.write(NOW, Some(run), &event).unwrap();
         for round in rounds {
             log.released(Time::from_micros(u64::from(round)), run, round, &format!("model {round}")).unwrap();
