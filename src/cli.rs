@@ -19,8 +19,8 @@ mod export;
 mod failure;
 mod folder;
 mod global;
-mod identity;
 mod hints;
+mod identity;
 #[cfg(feature = "insecure-test-noise")]
 mod insecure;
 mod join;

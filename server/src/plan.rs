@@ -11,7 +11,6 @@ mod strategy;
 
 use std::sync::Arc;
 
-use ::privacy::counted;
 use protocol::{
     BroadcastCodec, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError,
     StepId, StepLabel, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use learning::{SourceError, expand};
-use privacy::counted;
 use serde::{Deserialize, Serialize};
 use server::net::{Database, Postgres};
 

@@ -1,7 +1,5 @@
 //! How a round ends: the sum is released or not, the model is updated or not, and everything is committed at once.
 
-use std::sync::Arc;
-
 use privacy::{Released, Sum, counted};
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Metrics, TaskId, Time, Weighting};

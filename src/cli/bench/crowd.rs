@@ -2,7 +2,7 @@
 
 use ::client::net::Transport;
 use clap::Args;
-use command::measure::{self, Program, crowd};
+use measure::{Program, crowd};
 use serde_json::{Value, json};
 
 use super::machine::machine;

@@ -2,8 +2,8 @@
 //! where that is slower.
 
 use clap::Args;
-use command::measure::wire::{self, Order};
-use command::measure::{self, Program};
+use measure::Program;
+use measure::wire::{self, Order};
 use serde_json::{Value, json};
 
 use super::machine::{load, machine};

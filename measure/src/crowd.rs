@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::role::{Program, Role, until_input_ends};
-use super::vector::{Adder, VectorRoom, plan, vector};
+use super::vector::{Adder, EXAMPLES, VectorRoom, plan, vector};
 use super::{issue_identities, load_average, median, now, sites};
 
 /// Seats beyond those of the sites.
@@ -119,7 +119,7 @@ pub async fn measure(order: Order, program: &Program) -> anyhow::Result<Measured
     let (leave, (events, heard)) = (CancellationToken::new(), mpsc::channel(4096));
     let mut agents = JoinSet::new();
     for site in sites(count)? {
-        let learner = Adder { layout: vector(parameters)?, meeting: None };
+        let learner = Adder::new(vector(parameters)?, EXAMPLES);
         let identity = Identity::load(&dir.path().join(site.as_str()))?;
         let participant = Participant::new(site, Box::new(learner));
         let config = AgentConfig { transport, ..AgentConfig::new(address.clone()) };

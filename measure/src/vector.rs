@@ -1,6 +1,7 @@
 //! A federation whose model is one vector and whose training is one addition: what moves and what waits is all there is to measure.
 
 use std::sync::{Arc, Barrier};
+use std::time::Instant;
 
 use protocol::{
     EvaluateOrder, Layout, LearnError, Learner, Metrics, Parameters, Seed, Spec, Statistic, Stop, TrainOrder,
@@ -12,6 +13,9 @@ const PLAN: &str = "name = \"transport\"\nmodel = { custom = { name = \"vector\"
     data = { tensor = { shape = [1], target = \"real\" } }\n\
     training = { batch_size = 1, optimizer = { sgd = { learning_rate = 0.1 } } }\n\
     evaluation = { sites = \"none\", central = false }\n";
+
+/// What each site says it has trained on.
+pub(super) const EXAMPLES: u64 = 10;
 
 /// A room whose every model is one vector of zeros.
 pub(super) struct VectorRoom(pub(super) usize);
@@ -37,10 +41,25 @@ pub(super) fn plan(sites: usize, rounds: usize) -> String {
     format!("rounds = {rounds}\n{PLAN}cohort = {{ clients_min = {sites}, count = {sites} }}\n")
 }
 
-/// Adds a constant to the model; before that it waits until every site of the meeting has come.
-pub(super) struct Adder {
-    pub(super) layout: Layout,
-    pub(super) meeting: Option<Arc<Barrier>>,
+/// A learner that hardly works: it adds a constant to the model, and says how long that took. Before that it waits until every site of the
+/// meeting has come.
+#[derive(Debug)]
+pub struct Adder {
+    layout: Layout,
+    examples: u64,
+    meeting: Option<Arc<Barrier>>,
+}
+
+impl Adder {
+    /// A learner of a model of this layout that says it has trained on so many examples.
+    pub fn new(layout: Layout, examples: u64) -> Self {
+        Self { layout, examples, meeting: None }
+    }
+
+    /// The same learner meeting others before it trains.
+    pub(super) fn meeting(self, meeting: Arc<Barrier>) -> Self {
+        Self { meeting: Some(meeting), ..self }
+    }
 }
 
 impl Learner for Adder {
@@ -64,8 +83,10 @@ impl Learner for Adder {
         if let Some(meeting) = &self.meeting {
             meeting.wait();
         }
+        let began = Instant::now();
         parameters.iter_mut().for_each(|value| *value += 1e-3);
-        Ok(Metrics { loss: 0.0, accuracy: None, examples: 10, seconds: 0.0 })
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(Metrics { loss: 0.0, accuracy: None, examples: self.examples, seconds })
     }
 
     fn evaluate(&mut self, _: &[f32], _: &EvaluateOrder, _: &Stop) -> Result<Metrics, LearnError> {

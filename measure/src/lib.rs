@@ -1,4 +1,5 @@
-//! Measuring the program against the machine it runs on: what the command `consortia bench` and the benches share.
+//! Measuring the program against the machine it runs on: what the command `consortia bench` and the benches share. It is a package of its
+//! own so that it is optimised, which the command is not where it is built from source.
 //!
 //! Every figure has its limit measured beside it in the same run. Nothing is judged here: callers do.
 #![expect(clippy::disallowed_methods, reason = "who measures reads the clock")]
@@ -16,6 +17,7 @@ use protocol::ClientId;
 use server::net::Authority;
 
 pub use role::Program;
+pub use vector::Adder;
 
 /// Plays the role that a [`Program`] was started in, until its standard input ends. `None` when it was started in none.
 ///

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::super::role::until_input_ends;
-use super::super::vector::{Adder, VectorRoom, plan, vector};
+use super::super::vector::{Adder, EXAMPLES, VectorRoom, plan, vector};
 use super::{Leg, Order, Stage, median, now, sites};
 
 /// The server's process: says where it listens, then when each round opens and closes, until its input ends.
@@ -62,7 +62,7 @@ pub(super) async fn run(stage: &Stage<'_>) -> anyhow::Result<(Vec<Leg>, u64)> {
     let (leave, (events, mut heard)) = (CancellationToken::new(), mpsc::channel(64));
     let mut agents = JoinSet::new();
     for site in sites(count)? {
-        let learner = Adder { layout: vector(parameters)?, meeting: Some(Arc::clone(&meeting)) };
+        let learner = Adder::new(vector(parameters)?, EXAMPLES).meeting(Arc::clone(&meeting));
         let identity = Identity::load(&stage.dir.join(site.as_str()))?;
         let participant = Participant::new(site, Box::new(learner));
         let agent = Agent::new(participant, identity, AgentConfig::new(address.clone()));
@@ -123,7 +123,7 @@ pub(super) fn work_alone(order: Order) -> anyhow::Result<Work> {
     let meeting = Arc::new(Barrier::new(count + 1));
     let mut participants = Vec::new();
     for site in sites(count)? {
-        let learner = Adder { layout: vector(parameters)?, meeting: Some(Arc::clone(&meeting)) };
+        let learner = Adder::new(vector(parameters)?, EXAMPLES).meeting(Arc::clone(&meeting));
         participants.push(Participant::new(site, Box::new(learner)));
     }
     let perform = |mut participant: Participant| {
