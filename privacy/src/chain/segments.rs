@@ -499,7 +499,7 @@ impl Snapshot {
     }
 
     /// The file of the current segment, at its first byte.
-    fn from_its_start(&self) -> Result<Option<&File>, SegmentFault> {
+    fn rewound(&self) -> Result<Option<&File>, SegmentFault> {
         let Some(mut file) = self.opened.as_ref() else { return Ok(None) };
         file.rewind().map_err(failed(self.path()))?;
         Ok(Some(file))
@@ -515,7 +515,7 @@ impl Snapshot {
     /// [`SegmentFault::File`].
     pub fn text(&self) -> Result<Vec<u8>, SegmentFault> {
         let mut text = Vec::new();
-        if let Some(mut file) = self.from_its_start()? {
+        if let Some(mut file) = self.rewound()? {
             file.read_to_end(&mut text).map_err(failed(self.path()))?;
         }
         Ok(text)
@@ -546,7 +546,7 @@ impl Snapshot {
         if self.file.is_none() {
             return Ok(true);
         }
-        let Some(file) = self.from_its_start()? else { return Ok(false) };
+        let Some(file) = self.rewound()? else { return Ok(false) };
         let first = first_link_of(file).map_err(failed(self.path()))?;
         Ok(first.is_some() && first_link(&last.path).map_err(failed(&last.path))? == first)
     }
@@ -558,7 +558,7 @@ impl Snapshot {
     /// [`SegmentFault`] says what does not fit.
     pub fn newest(&self, visit: &mut dyn FnMut(&Link)) -> Result<SegmentExtent, SegmentFault> {
         let path = self.path();
-        let text: Box<dyn BufRead> = match self.from_its_start()? {
+        let text: Box<dyn BufRead> = match self.rewound()? {
             Some(file) => Box::new(buffered(file)),
             None => Box::new(io::empty()),
         };
