@@ -12,10 +12,10 @@ use std::sync::Arc;
 use anyhow::{Error, Result};
 use consortia::client::{MethodSite, SiteMethod};
 use consortia::learning::device::Device;
-use consortia::privacy::{Statistics, WideSum};
+use consortia::privacy::{Statistics, WORDS, WideSum};
 use consortia::protocol::*;
 use consortia::server::workflow::*;
-use consortia::server::{Method, Plan, PlannedMethod};
+use consortia::server::{Method, MethodStep, Plan, PlannedMethod};
 use consortia::simulations::{Population, Scenario, Simulator};
 use consortia::{first_model, methods::Registry};
 
@@ -45,6 +45,10 @@ impl Method for ClassMeans {
 impl PlannedMethod for ClassMeans {
     fn shape(&self) -> Vec<usize> {
         vec![CLASSES, self.0]
+    }
+    fn steps(&self) -> Vec<MethodStep> {
+        let answer = PayloadSpec::one(SUMS, DType::I64, CLASSES * (1 + self.0) * WORDS);
+        vec![MethodStep { step: StepId::method(0), name: Name::literal("sum"), answer }]
     }
     fn workflow(&self, plan: &Arc<Plan>) -> Result<Box<dyn Workflow>, SpecError> {
         Ok(Box::new(Means(self.0, Arc::clone(plan))))
