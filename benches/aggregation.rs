@@ -149,7 +149,7 @@ impl Stage {
             run: RunId(1),
             plan: Arc::new(Plan::parse(&plan).expect("the plan is consistent")),
             entropy: Seed::from_number(1),
-            rehearsal: true,
+            is_seeded: true,
             central: false,
             checkpoint: Checkpoint::begin(Parameters::new(vec![0.0; 2])),
             clients: BTreeMap::new(),

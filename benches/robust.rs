@@ -16,12 +16,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Error, Result};
+use consortia::first_model;
 use consortia::learning::device::Device;
 use consortia::learning::{Dataset, IdxSource, Partition, SiteData, SourceSpec, View, load, partition};
 use consortia::methods::Registry;
 use consortia::protocol::{ClientId, Purpose, Round, Seed};
+use consortia::server::{RunEnd, RunProgress};
 use consortia::simulations::{AdversariesConfig, AvailabilityConfig, Population, Simulator};
-use consortia::{first_model, server::RunEnd};
 use serde_json::{Value, json};
 
 const SEED: u64 = 1;
@@ -99,14 +100,15 @@ fn measure(
         Population::of(sites, Some(central), Device::Cpu).poisoned(Some(&table), SEED, &plan.spec)?;
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).map_err(Error::msg)?;
     let spec = Arc::clone(&plan.spec);
-    let world = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?.with_threads(1);
-    let outcome = world.with_adversaries(Some(table.clone())).run(&population, &mut |_| {})?;
+    let simulator = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default())?.with_threads(1);
+    let outcome = simulator.with_adversaries(Some(table.clone())).run(&population, &mut |_| {})?;
     if outcome.end != RunEnd::Finished {
-        return Ok(json!({ "refused": outcome.end.message(0) }));
+        return Ok(json!({ "refused": outcome.end.message(RunProgress::default()) }));
     }
     let last = outcome.rounds.iter().rev().find_map(|round| round.central).and_then(|all| all.accuracy);
-    let success = population.attack_success(&table.attack, &outcome.model, None, &spec);
-    Ok(json!({ "accuracy": last, "success": success }))
+    let rates = population.backdoor_rates(&table.attack, &outcome.model, None, &spec);
+    let (success, without) = rates.map(|rates| (rates.with_pattern, rates.without_pattern)).unzip();
+    Ok(json!({ "accuracy": last, "success": success, "success_without_pattern": without }))
 }
 
 fn key(cell: &Value) -> String {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the book into target/book/html: docs/book.sh, with `mdbook` 0.5 on the path (cargo install mdbook --locked).
 #
-# Pages link to sources, units and the papers beside README. So the book is built of a copy of the repository's files, in which
-# every link leads somewhere as it does in the repository; the papers become chapters of their own.
+# Pages link to sources, units and the pages beside README. So the book is built of a copy of the repository's files, in which
+# every link leads somewhere as it does in the repository; the pages become chapters of their own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 //! The same federation deployed over QUIC and simulated: both end with the same model, bit for bit.
 //!
 //! An authority makes certificates in a temporary folder; a server listens on a free loopback port; three agents connect
-//! with their own certificates and train. The run carries a seed, which makes it a *rehearsal*: other runs draw from the
+//! with their own certificates and train. The run carries a seed, which makes it a *seeded run*: other runs draw from the
 //! operating system, and nobody can repeat them.
 //!
 //! ```text

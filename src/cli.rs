@@ -7,6 +7,7 @@ mod backup;
 mod bench;
 mod budget;
 mod check;
+mod clock;
 mod columns;
 mod control;
 mod crl;
@@ -17,20 +18,25 @@ mod explain;
 mod export;
 mod failure;
 mod folder;
+mod global;
+mod hints;
+mod identity;
 #[cfg(feature = "insecure-test-noise")]
 mod insecure;
 mod join;
 mod kinds;
+mod manuals;
 mod members;
+mod migrate;
 mod model;
 mod modes;
 mod new;
 mod notify;
 mod output;
-mod papers;
 mod part;
 mod plans;
 mod policy;
+mod presets;
 mod privacy;
 mod progress;
 mod reference;
@@ -40,6 +46,7 @@ mod request;
 mod root;
 mod run;
 mod serve;
+mod settings;
 mod shell;
 mod simulate;
 mod site;
@@ -49,14 +56,13 @@ mod telemetry;
 mod text;
 mod watch;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::{Parser, Subcommand};
 
 use failure::Failure;
+use global::{Global, listen_to_logs};
 use output::Format;
 
 /// Institutions that may not pool their records train one model together.
@@ -69,27 +75,13 @@ struct Cli {
     command: Command,
 }
 
-/// Settings of every command.
-#[derive(Debug, Args)]
-struct Global {
-    /// What stdout carries.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "CONSORTIA_FORMAT")]
-    format: Format,
-    /// Less output; twice for errors alone.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    quiet: u8,
-    /// More output; twice for everything.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
-    verbose: u8,
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train on four hospitals' records over QUIC on this machine, and compare.
     Demo(demo::DemoArgs),
-    /// Write the bundled examples into a folder: plans, and the records of four hospitals.
+    /// Write the bundled examples into a folder: plans and the records of four hospitals.
     Examples(examples::ExamplesArgs),
-    /// Make a folder to begin with: a plan, made-up records, and what to do next.
+    /// Create a project folder: a plan, synthetic records and a README with the next steps.
     New(new::NewArgs),
     /// Run a federation of virtual clients in this process.
     Simulate(simulate::SimulateArgs),
@@ -113,10 +105,10 @@ enum Command {
     /// Privacy accounting: epsilon of a noise, noise for an epsilon, what a plan promises, whether a statement holds.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
-    /// Attack made-up clients: what succeeds without privacy and fails with it, with drawings.
+    /// Attack synthetic clients, with and without privacy, and draw the results.
     #[command(subcommand)]
     Attack(attack::AttackCommand),
-    /// Measure this machine: whole workloads, aggregation and training steps, each beside the machine's own limit.
+    /// Benchmark this machine: whole workloads, aggregation and training steps, each compared with the machine's limit.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Verify audit logs and ledgers.
@@ -142,9 +134,9 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ServerCommand {
-    /// Make a federation: its authority, the server's and the operator's certificates, `server.toml`.
+    /// Create a federation: its certificate authority, the certificates of server and operator, and `server.toml`.
     Init(serve::InitArgs),
-    /// Make the certificate bundle of one site.
+    /// Issue the certificate bundle of one site.
     Issue(serve::IssueArgs),
     /// Run the server until interrupted.
     Run(serve::RunArgs),
@@ -152,7 +144,7 @@ enum ServerCommand {
     Dashboard(dashboard::DashboardArgs),
     /// Renew the certificates that the root signs: the server's, the operator's and the issuing one. Needs the root's key.
     Renew(renew::ServerRenewArgs),
-    /// Write the signed list of certificates that are void (a CRL), for proxies and auditors.
+    /// Write the signed list of revoked certificates (a CRL), for proxies and auditors.
     Crl(crl::CrlArgs),
     /// Copy a released model and its privacy statement out of the server's folder.
     Export(export::ExportArgs),
@@ -161,7 +153,7 @@ enum ServerCommand {
     /// Restore a server's folder from a backup.
     Restore(backup::RestoreArgs),
     /// Copy the state of a stopped server from SQLite into an empty PostgreSQL database.
-    Migrate(state::MigrateArgs),
+    Migrate(migrate::MigrateArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -178,32 +170,32 @@ enum SiteCommand {
     Init(site::InitArgs),
     /// Run the site until interrupted.
     Run(site::RunArgs),
-    /// Pause the site: stop the running task and decline every other, until `site resume`.
+    /// Pause the site: stop the running task and decline new ones until `site resume`.
     Pause(site::pause::PauseArgs),
     /// Resume a paused site.
     Resume(site::pause::PauseArgs),
     /// Leave the federation: removes the key and the certificates, keeps ledger, audit log and policy.
     Leave(site::leave::LeaveArgs),
-    /// Recover the site's ledger and audit log when one is lost, damaged or an older copy: restores what is known, and charges the rest.
+    /// Recover a site's ledger and audit log that are lost, damaged or outdated: restore what is known and charge the rest.
     Recover(site::recover::RecoverArgs),
-    /// Print the site's audit log, once its chain is verified.
+    /// Verify the chain of the site's audit log, and print the log.
     Audit(site::log::AuditArgs),
-    /// Check a site: its files, certificate, device, data, policy and its line to the server.
+    /// Check a site: its files, certificate, device, data, policy and connection to the server.
     Check(site::check::CheckArgs),
-    /// Renew the site's certificate now, with a new key; `site run` does it by itself in time.
+    /// Renew the site's certificate now, with a new key; `site run` renews it automatically.
     Renew(renewal::RenewArgs),
     /// Write and check policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// As the operator: list who was invited, who has joined, who is revoked.
+    /// As the operator: list the sites that were invited, have joined or are revoked.
     Ls(run::OperatorArgs),
-    /// As the operator: make a site's certificates and invites void and close its connection.
+    /// As the operator: revoke a site's certificates and invites, and close its connection.
     Revoke(members::RevokeArgs),
-    /// As the operator: approve a pending site, once the phrases were compared by telephone.
+    /// As the operator: approve a pending site after comparing phrases by telephone.
     Approve(members::DecideArgs),
     /// As the operator: reject a pending site, and revoke its invite.
     Refuse(members::DecideArgs),
-    /// As the operator: quarantine a site: it gets no task and no update of it counts, until it is released; it stays a member.
+    /// As the operator: quarantine a site. It stays a member, but gets no task and none of its updates counts until it is released.
     Quarantine(members::QuarantineArgs),
     /// As the operator: end a site's quarantine.
     Release(members::ReleaseArgs),
@@ -211,15 +203,15 @@ enum SiteCommand {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Write a policy to begin with, where there is none.
+    /// Write an initial policy.
     Init(policy::InitArgs),
-    /// Check which tasks of a plan a policy and its budget allow where nothing has been spent yet; exit code 6 when one would be declined.
+    /// Check which tasks of a plan a policy allows, with an unspent budget; exit code 6 if one would be declined.
     Check(policy::CheckArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum AuditCommand {
-    /// Check that no record of an audit log or ledger was changed, removed or exchanged.
+    /// Verify that no record of an audit log or ledger was changed, removed or reordered; exit code 7 if parts of a log are missing.
     Verify(audit::VerifyArgs),
 }
 
@@ -233,7 +225,7 @@ enum BudgetCommand {
 enum ModelCommand {
     /// Write a run's model as a file that other programs use.
     Export(model::ExportArgs),
-    /// Measure a model on records that are here: a site's, or a simulation's.
+    /// Evaluate a model on local records: a site's, or a simulation's.
     Evaluate(model::EvaluateArgs),
     /// Inspect a model file, and verify whether it is the model of a privacy statement.
     Verify(model::VerifyArgs),
@@ -241,13 +233,15 @@ enum ModelCommand {
 
 #[derive(Debug, Subcommand)]
 enum PrivacyCommand {
-    /// The epsilon of releases with a given noise.
+    /// Compute the epsilon of releases with a given noise.
     Epsilon(privacy::EpsilonArgs),
-    /// The least noise that keeps an epsilon.
+    /// Compute the least noise for a given epsilon.
     Noise(privacy::NoiseArgs),
-    /// What a plan promises, to whom, what it does not, and whether the noise leaves anything to learn.
+    /// Explain what a plan promises, to whom, what it does not promise, and whether a model can still be learned under its noise.
     Explain(explain::ExplainArgs),
-    /// Compute the epsilons of a privacy statement again.
+    /// Compute the epsilons of a privacy statement again: exit code 1 when one does not follow from its events, 2 when there is
+    /// none, as of a run
+    /// without privacy.
     Verify(statement::VerifyArgs),
 }
 
@@ -263,15 +257,15 @@ enum RunCommand {
     Pause(control::ControlArgs),
     /// Resume a paused run.
     Resume(control::ControlArgs),
-    /// End a run with its open round; its models stay.
+    /// Stop a run after its open round; its models are kept.
     Stop(control::StopArgs),
     /// Show a run's records in the server's audit log.
     Log(control::NamedArgs),
-    /// List the models of a run, with what was measured of each.
+    /// List the models of a run with their metrics.
     Models(control::ModelsArgs),
     /// Fetch a model of a run and its privacy statement.
     Pull(control::PullArgs),
-    /// Write a run as one page: how it ended, its curves, its sites, every round.
+    /// Write a report of a run as one HTML page: its outcome, curves, sites and rounds.
     Report(control::ReportArgs),
 }
 
@@ -287,15 +281,39 @@ pub(crate) fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
             output::note_unwritten(written);
-            return output::written()
+            return failure::written()
                 .map_or_else(|failure| failure.report(Format::Text), |()| ExitCode::SUCCESS);
         }
     };
     listen_to_logs(&cli.global, shows_events(&cli));
-    modes::keep_private(&cli.command);
-    match perform(&cli).and_then(|()| output::written()) {
+    if keeps_secrets(&cli.command) {
+        modes::keep_private();
+    }
+    match perform(&cli).and_then(|()| failure::written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(cli.global.format),
+    }
+}
+
+/// Whether the command makes or keeps keys, books, models or personal layers.
+fn keeps_secrets(command: &Command) -> bool {
+    match command {
+        Command::Server(_) | Command::Site(_) | Command::Demo(_) => true,
+        Command::Examples(_)
+        | Command::New(_)
+        | Command::Simulate(_)
+        | Command::Check(_)
+        | Command::Invite(_)
+        | Command::Audit(_)
+        | Command::Budget(_)
+        | Command::Run(_)
+        | Command::Model(_)
+        | Command::Privacy(_)
+        | Command::Attack(_)
+        | Command::Bench(_)
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::Reference => false,
     }
 }
 
@@ -331,7 +349,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Server(ServerCommand::Export(args)) => export::export(args, global),
         Command::Server(ServerCommand::Backup(args)) => backup::backup(args, global),
         Command::Server(ServerCommand::Restore(args)) => backup::restore(args, global),
-        Command::Server(ServerCommand::Migrate(args)) => state::migrate(args, global),
+        Command::Server(ServerCommand::Migrate(args)) => migrate::migrate(args, global),
         Command::Invite(InviteCommand::Create(args)) => members::invite(args, global),
         Command::Site(SiteCommand::Join(args)) => join::join(args, global),
         Command::Site(SiteCommand::Renew(args)) => renewal::renew_now(args, global),
@@ -373,19 +391,16 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Attack(command) => attack::attack(command, global),
         Command::Bench(command) => bench::bench(command, global),
         Command::Completions { shell } => {
-            papers::completions(*shell);
+            manuals::completions(*shell, command());
             Ok(())
         }
-        Command::Man { folder } => papers::man(folder),
+        Command::Man { folder } => manuals::man(folder, command()),
         Command::Reference => {
-            reference::reference();
+            reference::reference(command());
             Ok(())
         }
     }
 }
-
-/// The target under which servers and sites log what happens in runs.
-const EVENTS: &str = "events";
 
 /// Whether the command shows on stdout what happens in runs, so that its log need not.
 fn shows_events(cli: &Cli) -> bool {
@@ -396,63 +411,22 @@ fn shows_events(cli: &Cli) -> bool {
     }
 }
 
-/// Logs go to stderr: warnings by default, more with `-v`, as `RUST_LOG` says if it is set; as JSON with `--format json`.
-fn listen_to_logs(global: &Global, shows_events: bool) {
-    let level = match (global.quiet, global.verbose) {
-        (0, 0) => "warn",
-        (0, 1) => "info",
-        (0, _) => "debug",
-        (_, _) => "error",
-    };
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    // What happens is on stdout already, unless somebody asks for it by name.
-    let is_asked = std::env::var("RUST_LOG").is_ok_and(|wanted| wanted.contains(EVENTS));
-    if shows_events && !is_asked {
-        filter = filter.add_directive(format!("{EVENTS}=off").parse().expect("a target and a level"));
-    }
-    // A file or a journal gets no colour codes, nor does whoever asks for none (no-color.org).
-    let colours =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-    let logs =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    match global.format {
-        Format::Json => logs.json().init(),
-        Format::Text | Format::Silent => logs.with_target(false).init(),
-    }
-}
-
-/// A value typed as `key=value`.
-#[derive(Clone, Debug)]
-struct Setting {
-    key: String,
-    value: String,
-}
-
-impl std::str::FromStr for Setting {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (key, value) = text.split_once('=').ok_or("give key=value, such as training.epochs=2")?;
-        Ok(Self { key: key.trim().to_owned(), value: value.trim().to_owned() })
-    }
-}
-
-impl ValueEnum for Format {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Text, Self::Json]
-    }
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        use clap::builder::PossibleValue;
-        match self {
-            Self::Text => Some(PossibleValue::new("text").help("for people")),
-            Self::Json => {
-                Some(PossibleValue::new("json").help("one object, or one a line while something runs"))
-            }
-            Self::Silent => None,
-        }
-    }
-}
-
 /// The command tree, for completions and man pages.
 fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_visible_command_has_its_heading_and_hidden_arguments_stay_out() {
+        let page = reference::page(command());
+        for heading in ["## consortia demo", "### consortia site join", "#### consortia site policy check"] {
+            assert!(page.lines().any(|line| line == heading), "{heading}");
+        }
+        assert!(page.contains("| `--policy <PRESET>` |") && page.contains("`records` ("), "{page}");
+        assert!(!page.contains("while-stdin-open") && !page.contains("## consortia reference"));
+    }
 }

@@ -58,7 +58,7 @@ pub struct Ending<'a> {
     pub model_sha256: &'a str,
     /// What the seconds of its rounds are of.
     pub clock: Clock,
-    /// Seconds that it took by the world's clock.
+    /// Seconds that it took by the wall clock.
     pub real_seconds: Option<f64>,
     /// When that is.
     pub now: OffsetDateTime,

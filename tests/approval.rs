@@ -130,12 +130,12 @@ fn a_site_in_quarantine_reads_why_and_takes_part_again_once_it_is_released() {
     while waits() != "2 of 3 clients are connected" {
         assert!(began.elapsed().as_secs() < 60, "{}", waits());
     }
-    let booked =
+    let reserved =
         std::fs::read_to_string(Path::new(&federation.path("va")).join("state/ledger.jsonl")).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(500));
     let later =
         std::fs::read_to_string(Path::new(&federation.path("va")).join("state/ledger.jsonl")).unwrap();
-    assert_eq!(booked, later, "a quarantine costs a site nothing");
+    assert_eq!(reserved, later, "a quarantine costs a site nothing");
 
     federation.operator(&["site", "release", "va"]);
     sites[2].event("released");

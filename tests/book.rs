@@ -1,4 +1,4 @@
-//! The papers lead somewhere: the book's summary, every link with its place on the page, the reference of all commands, every
+//! The pages lead somewhere: the book's summary, every link with its place on the page, the reference of all commands, every
 //! setting that a file takes, every test that the threat model names. mdBook itself is not needed.
 #![expect(clippy::unwrap_used, reason = "a page that cannot be read is a failure")]
 

@@ -67,8 +67,9 @@ fn simulated(dir: &Path) -> String {
     let scenario = Scenario::parse(&text, Path::new(""), &|_| None).unwrap();
     let population = Population::build(&scenario.simulation, &scenario.plan.spec, Device::Cpu).unwrap();
     let first = first_model(population.models(), &scenario.plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
-    world.run(&population, &mut |_| {}).unwrap().model.sha256()
+    let simulator =
+        Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
+    simulator.run(&population, &mut |_| {}).unwrap().model.sha256()
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn a_statement_is_verified_and_a_changed_epsilon_is_found() {
         let (permit, _) = ledger.reserve("r", round, &central.charge(), 1).unwrap();
         let _ = ledger.spend(permit, Release::default()).unwrap();
     }
-    let subject = Subject { model_sha256: "ab".to_owned(), run: "r".to_owned(), round: 3, rehearsal: false };
+    let subject = Subject { model_sha256: "ab".to_owned(), run: "r".to_owned(), round: 3, is_seeded: false };
     let statement = PrivacyStatement::of(subject, &plan.spec.privacy, Some(&ledger)).unwrap().to_json();
     let folder = tempfile::tempdir().unwrap();
     let verify =
@@ -218,7 +218,7 @@ fn metrics_are_off_under_every_promise_and_named_where_a_plan_tells_them() {
                 explained(plan)["outside"].to_string().contains("losses, accuracies and numbers of examples");
             let privacy = Plan::parse(plan).unwrap().spec.privacy.clone();
             let subject =
-                Subject { model_sha256: "ab".to_owned(), run: "r".to_owned(), round: 3, rehearsal: false };
+                Subject { model_sha256: "ab".to_owned(), run: "r".to_owned(), round: 3, is_seeded: false };
             let statement = PrivacyStatement::of(subject, &privacy, None).unwrap().to_json();
             assert_eq!(statement.contains("losses, accuracies and numbers of examples"), told, "{statement}");
             (told, Plan::parse(plan).unwrap().evaluation.sites == server::Evaluators::None)

@@ -19,6 +19,7 @@ mod stream;
 #[path = "support/trio.rs"]
 mod trio;
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use client::net::{AgentConfig, AgentEvent};
@@ -102,6 +103,55 @@ async fn loss_delay_partition_and_a_changed_address_cost_seconds_and_nothing_els
     .await;
     println!("with another address in the middle of an upload: {moved:.1} s");
     assert_eq!([through_loss, through_partition, through_move], [&model, &model, &model].map(Clone::clone));
+}
+
+/// Longer than a server once let an upload pause, and shorter than it lets a connection be silent.
+const CUT: Duration = Duration::from_secs(12);
+/// At this rate an update of 62 kB is under way for some six seconds.
+const SLOW: NonZeroU64 = NonZeroU64::new(10_000).unwrap();
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_a_silence_interrupts_goes_on_as_long_as_its_connection_lives() {
+    let plan = PLAN.replace("rounds = 4", "rounds = 1");
+    let federation = Federation::new();
+    let server = federation.serve(Limits::default()).await;
+    let line = Line { lost_of_1000: 0, delay: Duration::ZERO };
+    let relay = Relay::start(server.local_addr(), line, SEED).await;
+    let (mut sites, mut answering) = (Vec::new(), None);
+    for (name, data) in trio::sites() {
+        let (name, learner) = (name.as_str(), trio::learner(data));
+        if name == NEIGHBOUR {
+            let address = relay.address().to_string();
+            let config = AgentConfig { upload_bytes_per_second: Some(SLOW), ..AgentConfig::new(address) };
+            let (site, mut events) = Member::with(config, &federation.issue(name), name, learner);
+            assert!(!connected(&mut events).await);
+            answering = Some(events);
+            sites.push(site);
+            continue;
+        }
+        sites.push(federation.join(&server, name, learner).await);
+    }
+    let mut events = answering.unwrap();
+    let operator = federation.operator(&server).await;
+    let run = operator.submit(&plan, SEED).await;
+    let cut = async {
+        while !matches!(events.recv().await, Some(AgentEvent::Answering { .. })) {}
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        relay.part(CUT).await;
+        while events.recv().await.is_some() {}
+    };
+    let summary = tokio::select! {
+        summary = operator.follow(run) => summary,
+        () = cut => panic!("the site's agent ended"),
+    };
+    assert_eq!(summary.state, RunState::Finished, "{}", summary.message);
+    let refused: Vec<_> = summary.clients.iter().flat_map(|client| client.refused.clone()).collect();
+    assert_eq!((summary.history[0].answered, refused), (3, Vec::new()));
+    assert_eq!(summary.model_sha256, trio::simulated_model(&plan, SEED));
+    for site in sites {
+        site.leave().await;
+    }
+    server.shutdown().await.unwrap();
 }
 
 /// Waits until the site is connected, and says whether it is over TCP.

@@ -61,8 +61,9 @@ fn grouped(threads: usize) -> (Outcome, Population) {
     let population = Population::build(&scenario.simulation, spec, Device::Cpu).unwrap();
     let population = population.with_methods(registry.site().clone());
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
-    (world.with_threads(threads).run(&population, &mut |_| {}).unwrap(), population)
+    let simulator =
+        Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
+    (simulator.with_threads(threads).run(&population, &mut |_| {}).unwrap(), population)
 }
 
 #[test]
@@ -144,6 +145,7 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     command(&["server", "init", &folder, "--listen", "127.0.0.1:0"]);
     let (_server, address) = serve(&folder, "127.0.0.1:0");
     let records = examples().join("data/heart_disease.csv");
+    // One of them tells no metrics.
     let join = |site: &str, tasks: &str| {
         let home = path(site);
         if !Path::new(&home).exists() {
@@ -158,6 +160,9 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
         let file = Path::new(&home).join("site.toml");
         std::fs::write(&file, text).unwrap();
         let policy = client::PLAIN_POLICY.replace("tasks = [", &format!("tasks = [{tasks}"));
+        let told = "metrics = [\"loss\", \"accuracy\", \"examples\", \"seconds\"]";
+        assert!(policy.contains(told));
+        let policy = if site == "va" { policy.replace(told, "metrics = []") } else { policy };
         std::fs::write(Path::new(&home).join("policy.toml"), policy).unwrap();
         let process = Process::start(&["site", "run", file.to_str().unwrap(), "--while-stdin-open"]);
         process.event("connected");
@@ -174,6 +179,12 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     assert_eq!(end["state"], "finished", "{end}");
     assert_eq!(end["rounds_done"], simulated.rounds.last().unwrap().round);
     assert_eq!(end["model_sha256"], simulated.model.sha256());
+    assert_eq!(end["message"], format!("converged after {} of 50 rounds", end["rounds_done"]));
+    // The loss is that of all records, though one site tells no metrics.
+    let last = (end["history"].as_array().unwrap().last(), simulated.rounds.last().unwrap().train.unwrap());
+    let (told, expected) = (&last.0.unwrap()["train"], last.1);
+    assert_eq!(told["examples"], expected.examples, "{told}");
+    assert!((told["loss"].as_f64().unwrap() - expected.loss).abs() < 1e-9, "{told}");
     // A site that trains for anybody has not allowed this.
     drop(_last);
     let _wary = join("va", "");
@@ -185,6 +196,16 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     let last = watched.rest().pop().unwrap();
     assert_eq!(last["state"], "failed", "{last}");
     assert!(last["message"].as_str().unwrap().contains("va declined (policy)"), "{last}");
+    // Records say which method and which step; the site that would do no round has not told its statistics either.
+    let read = |file: &str| std::fs::read_to_string(dir.path().join(file)).unwrap();
+    let titled = "\"title\":\"kmeans: assign\"";
+    for book in ["audit.jsonl", "ledger.jsonl"] {
+        assert!(read(&format!("cleveland/state/{book}")).contains(titled), "{book}");
+    }
+    assert!(read("federation/state/audit.jsonl").contains("kmeans: assign 1"));
+    let wary = read("va/state/audit.jsonl");
+    let denied = wary.lines().find(|line| line.contains("\"denied\"")).unwrap();
+    assert!(denied.contains("\"kind\":\"statistics\"") && denied.contains("no other task"), "{denied}");
 }
 
 #[test]
@@ -220,8 +241,40 @@ fn what_a_plan_of_a_method_does_is_told_and_nothing_of_training() {
     let facts = command(&["check", plan.to_str().unwrap()]);
     assert_eq!((&facts["method"], &facts["values"]), (&"kmeans, version 1".into(), &39.into()), "{facts}");
     assert!(facts["privacy"].as_str().unwrap().contains("answers to the method `kmeans`"), "{facts}");
+    // Three centres of 13 columns, each with a number of records and a sum of distances, in 32 bytes.
+    assert_eq!(facts["bytes_up_per_client_and_round"], 3 * 15 * 32, "{facts}");
+    assert_eq!(facts["an_answer_to"], "`kmeans: assign` has at most 1440 bytes");
     let of_training = ["lattice_step", "gradients_on_a_CPU_are", "updates_travel_as", "evaluated_rounds"];
     assert!(of_training.iter().all(|fact| facts.get(fact).is_none()), "{facts}");
+}
+
+#[test]
+fn an_audit_of_updates_is_refused_where_a_plan_has_none() {
+    let plan = examples().join("kmeans.toml");
+    let dir = tempfile::tempdir().unwrap();
+    for audit in ["gdp", "one-run", "one-shot"] {
+        let mut simulate = std::process::Command::new(env!("CARGO_BIN_EXE_consortia"));
+        simulate.args(["simulate", plan.to_str().unwrap(), "--audit", audit, "--out"]).arg(dir.path());
+        let output = simulate.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("--audit") && told.contains("`kmeans`"), "{told}");
+        assert!(dir.path().read_dir().unwrap().next().is_none(), "nothing was begun");
+    }
+}
+
+#[test]
+fn more_clients_than_a_round_needs_are_asked_where_the_method_can_do_with_some_of_them() {
+    let text = std::fs::read_to_string(examples().join("kmeans.toml")).unwrap();
+    let surplus = |text: &str| {
+        text.replace("clients_min = 4\nquorum = 4", "clients_min = 4\ncount = 2\noversample = 2.0")
+    };
+    let registry = Registry::standard();
+    let plan = registry.server().parse(&surplus(&text)).unwrap();
+    assert_eq!(plan.cohort.oversample, Some(2.0));
+    let tossing = surplus(&tossing(1).replace("clients_min = 3", "clients_min = 4\nquorum = 4"));
+    let error = Methods::default().with(Toss::default()).parse(&tossing).unwrap_err().to_string();
+    assert!(error.contains("cohort.oversample") && error.contains("`toss`"), "{error}");
 }
 
 #[test]
@@ -245,6 +298,34 @@ fn a_plan_s_method_is_read_with_line_and_setting() {
             "name = \"groups\"",
             "name = \"groups\"\nmodel = \"linear\"",
             "model: the method `kmeans` trains no model by gradients",
+        ),
+        // What says the default is refused, too.
+        (
+            "[cohort]",
+            "[evaluation]\nevery = 1\n[cohort]",
+            "line 25, column 9: evaluation.every: the method `kmeans`",
+        ),
+        ("[cohort]", "[update]\n[cohort]", "line 24, column 2: update: the method `kmeans`"),
+        ("[cohort]", "[privacy]\n[cohort]", "line 24, column 2: privacy: the method `kmeans` adds no noise"),
+        (
+            "name = \"groups\"",
+            "name = \"groups\"\nstrategy = \"fedavg\"",
+            "line 10, column 12: strategy: the method `kmeans` trains no model by gradients and ignores this",
+        ),
+        (
+            "name = \"groups\"",
+            "name = \"groups\"\nschedule = { decay = \"constant\" }",
+            "schedule.decay: the method `kmeans`",
+        ),
+        (
+            "name = \"groups\"",
+            "name = \"groups\"\npersonal_layers = []",
+            "personal_layers: the method `kmeans`",
+        ),
+        (
+            "[cohort]",
+            "[training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.1 } }\n[cohort]",
+            "line 24, column 2: training: the method `kmeans`",
         ),
         (
             "[cohort]",
@@ -276,8 +357,8 @@ fn simulated_toss(rounds: u32, availability: AvailabilityConfig, observe: &mut d
     let population = Population::of(trio::sites(), None, Device::Cpu);
     let population = population.with_methods(SiteMethods::default().with(Toss::default()));
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(plan, first.shared, SEED, availability).unwrap();
-    world.run(&population, &mut |seen| observe(seen.note)).unwrap()
+    let simulator = Simulator::new(plan, first.shared, SEED, availability).unwrap();
+    simulator.run(&population, &mut |seen| observe(seen.note)).unwrap()
 }
 
 #[test]

@@ -175,7 +175,7 @@ fn a_statement_is_about_this_model_or_it_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let model = made(folder.path(), vec![0.5; 28]);
     let write = |model_sha256: String| {
-        let subject = Subject { model_sha256, run: "r".into(), round: 3, rehearsal: false };
+        let subject = Subject { model_sha256, run: "r".into(), round: 3, is_seeded: false };
         let statement = PrivacyStatement::of(subject, &PrivacySpec::default(), None).unwrap();
         let path = folder.path().join("statement.json");
         std::fs::write(&path, statement.to_json()).unwrap();

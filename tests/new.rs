@@ -63,3 +63,49 @@ fn a_new_private_folder_learns_and_promises_epsilon_one() {
     let wrong = consortia(dir.path(), &["new", "not a name"]);
     assert_eq!(wrong.status.code(), Some(2));
 }
+
+#[test]
+fn the_readme_names_the_policy_under_which_a_site_takes_part() {
+    for (template, more) in [("csv", &[][..]), ("private", &["--public-records", "150"][..])] {
+        let dir = tempfile::tempdir().unwrap();
+        object(dir.path(), &["new", "mine", "--template", template]);
+        let readme = std::fs::read_to_string(dir.path().join("mine/README.md")).unwrap();
+        let joins: Vec<&str> = readme.lines().filter(|line| line.contains("site join")).collect();
+        let policy = joins[0].split("--policy ").nth(1).unwrap().split_whitespace().next().unwrap();
+        object(dir.path(), &["site", "policy", "init", "policy.toml", "--policy", policy]);
+        let judged = consortia(
+            dir.path(),
+            &[&["site", "policy", "check", "policy.toml", "mine/federation.toml"][..], more].concat(),
+        );
+        assert!(judged.status.success(), "{template}: {}", String::from_utf8_lossy(&judged.stderr));
+        assert_eq!(readme.contains("public_records = N"), !more.is_empty());
+    }
+}
+
+#[test]
+fn of_a_plan_or_run_without_privacy_there_is_no_epsilon_to_verify() {
+    let dir = tempfile::tempdir().unwrap();
+    object(dir.path(), &["new", "mine", "--template", "csv"]);
+    let done = object(dir.path(), &["simulate", "mine/federation.toml", "--out", "runs"]);
+    let run = done["results"].as_str().unwrap();
+    for (file, said) in [
+        ("mine/federation.toml", "it promises no privacy"),
+        (run, "this run promises no privacy"),
+        ("mine", "there is no"),
+    ] {
+        let output = consortia(dir.path(), &["privacy", "verify", file]);
+        let talk = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{talk}");
+        assert!(talk.contains(said), "{talk}");
+    }
+    object(dir.path(), &["new", "guarded", "--template", "private"]);
+    let output = consortia(dir.path(), &["privacy", "verify", "guarded/federation.toml"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("each of its runs writes one"));
+    let done = object(dir.path(), &["simulate", "guarded/federation.toml", "--out", "runs"]);
+    let run = done["results"].as_str().unwrap();
+    assert_eq!(
+        object(dir.path(), &["privacy", "verify", run])["holds"],
+        true,
+        "a folder of results is enough"
+    );
+}

@@ -173,8 +173,8 @@ async fn check_books(state: &Path, seen: &Seen) -> u64 {
     let stored: BTreeSet<u32> =
         summary.history.iter().filter(|round| round.released).map(|round| round.round).collect();
     let first_told = summary.history.first().map_or(0, |round| round.round);
-    let booked: BTreeSet<u32> = released.keys().copied().filter(|round| *round >= first_told).collect();
-    assert_eq!(stored, booked, "releases and ledger differ");
+    let reserved: BTreeSet<u32> = released.keys().copied().filter(|round| *round >= first_told).collect();
+    assert_eq!(stored, reserved, "releases and ledger differ");
     // What sites were given in a round is the one release of the round before, in every life.
     for (round, models) in &*seen.lock().unwrap() {
         assert_eq!(models.len(), 1, "round {round} was put to sites with {} models", models.len());

@@ -71,17 +71,17 @@ fn sign_flip() -> String {
     "[simulation.adversaries]\nshare = 0.2\nattack = \"sign_flip\"\n".to_owned()
 }
 
-fn world(scenario: &Scenario, threads: usize) -> (Simulator, Population) {
+fn simulator(scenario: &Scenario, threads: usize) -> (Simulator, Population) {
     let Scenario { plan, simulation } = scenario.clone();
     let population = Population::build(&simulation, &plan.spec, Device::Cpu).unwrap();
     let first = first_model(population.models(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(plan, first.shared, SEED, simulation.availability).unwrap();
-    (world.with_threads(threads).with_adversaries(simulation.adversaries), population)
+    let simulator = Simulator::new(plan, first.shared, SEED, simulation.availability).unwrap();
+    (simulator.with_threads(threads).with_adversaries(simulation.adversaries), population)
 }
 
 fn run(scenario: &Scenario, threads: usize) -> Outcome {
-    let (world, population) = world(scenario, threads);
-    world.run(&population, &mut |_| {}).unwrap()
+    let (simulator, population) = simulator(scenario, threads);
+    simulator.run(&population, &mut |_| {}).unwrap()
 }
 
 fn accuracy(outcome: &Outcome) -> f64 {
@@ -142,9 +142,9 @@ fn memory_and_disk_give_the_same_bits() {
 #[test]
 fn a_round_of_too_few_updates_releases_nothing_and_says_why() {
     let scenario = scenario(Some(RULES[2]), "", "availability = { dropout = 0.6 }\n");
-    let (world, population) = world(&scenario, 2);
+    let (simulator, population) = simulator(&scenario, 2);
     let mut said = Vec::new();
-    let outcome = world.run(&population, &mut |seen: Observation<'_>| {
+    let outcome = simulator.run(&population, &mut |seen: Observation<'_>| {
         if let Note::Withheld { reason, .. } = seen.note {
             said.push(reason.clone());
         }
@@ -190,13 +190,13 @@ impl Watch for Places {
 fn a_rule_with_a_memory_goes_on_from_any_round_as_if_never_stopped() {
     let scenario = scenario(Some(RULES[5]), &sign_flip(), "");
     let optimizer = || scenario.plan.strategy.optimizer();
-    let (whole, population) = world(&scenario, 2);
+    let (whole, population) = simulator(&scenario, 2);
     let mut places = Places::default();
     let whole = whole.run_watched(optimizer(), &population, &mut places).unwrap();
     assert!(places.0.len() >= 4);
     for place in &places.0 {
         let place: Snapshot = serde_json::from_str(place).unwrap();
-        let rest = world(&scenario, 1).0.with_snapshot(place);
+        let rest = simulator(&scenario, 1).0.with_snapshot(place);
         let rest = rest.run_watched(optimizer(), &population, &mut Places::default()).unwrap();
         assert_eq!(rest.model.sha256(), whole.model.sha256());
     }
@@ -224,8 +224,8 @@ async fn over_quic_a_rule_makes_the_simulated_model() {
     let text = format!("{}{DEPLOYED}", PLAN.replace("clients_min = 10", "clients_min = 6"));
     let plan = Registry::standard().server().parse(&text).unwrap();
     let first = first_model(&Models::new(), &plan.spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default()).unwrap();
-    let simulated = world.run(&Population::of(sites(), None, Device::Cpu), &mut |_| {}).unwrap();
+    let simulator = Simulator::new(plan, first.shared, SEED, AvailabilityConfig::default()).unwrap();
+    let simulated = simulator.run(&Population::of(sites(), None, Device::Cpu), &mut |_| {}).unwrap();
 
     let federation = Federation::new();
     let server = federation.serve(Limits::default()).await;
@@ -271,6 +271,43 @@ fn the_command_tells_who_was_corrupted_and_whether_a_backdoor_opens() {
         (Some("backdoor"), Some(3))
     );
     let median = told("[aggregation]\nrule = \"coordinate_median\"\ncorrupted = 3\n");
+    let without = mean["success_without_pattern"].as_f64().unwrap();
     let (mean, median) = (mean["success"].as_f64().unwrap(), median["success"].as_f64().unwrap());
-    assert!(mean > 0.8 && median < mean - 0.3, "{mean} {median}");
+    assert!(mean > 0.8 && median < mean - 0.3 && without < 0.5, "{mean} {median} {without}");
+}
+
+#[test]
+fn check_tells_what_a_rule_tolerates_and_who_attacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |text: &str| {
+        let file = dir.path().join("plan.toml");
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+        let output = command.args(["--format", "json", "check"]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let rule = "[aggregation]\nrule = \"coordinate_median\"\ncorrupted = 2\n";
+    let attack = "[simulation.adversaries]\ncount = 3\nattack = \"sign_flip\"\n";
+    let facts = check(&format!("{PLAN}{rule}{SIMULATION}{attack}"));
+    let aggregation = facts["aggregation"].as_str().unwrap();
+    assert!(
+        aggregation.contains("coordinate_median") && aggregation.contains("2 corrupted of the 10 clients"),
+        "{facts}"
+    );
+    let told = facts["attack"].as_str().unwrap();
+    assert!(told.starts_with("sign_flip by 3 of 10 clients: client-"), "{told}");
+    assert!(told.contains("than the 2 that [aggregation] tolerates"), "{told}");
+    // The clients that are named are those that attack.
+    let file = dir.path().join("plan.toml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consortia"));
+    command.args(["--format", "json", "simulate"]).arg(&file).arg("--out").arg(dir.path());
+    let object: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    let corrupted = object["adversaries"]["clients"].as_array().unwrap();
+    assert!(corrupted.iter().all(|client| told.contains(client.as_str().unwrap())), "{told} {corrupted:?}");
+    let facts = check(&format!("{PLAN}{SIMULATION}"));
+    assert!(
+        facts["aggregation"].as_str().unwrap().contains("no corrupted client")
+            && facts.get("attack").is_none()
+    );
 }

@@ -106,9 +106,9 @@ fn simulated(threads: usize, rounds: u32, variant: Variant<'_>) -> Outcome {
     assert_eq!(names, SITES);
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
     let availability = scenario.simulation.availability;
-    let world =
+    let simulator =
         Simulator::new(scenario.plan, first.shared, SEED, availability).unwrap().with_threads(threads);
-    world.run(&population, &mut |_| {}).unwrap()
+    simulator.run(&population, &mut |_| {}).unwrap()
 }
 
 #[test]

@@ -157,12 +157,19 @@ fn a_site_that_is_well_is_told_so_and_one_that_is_not_hears_what_to_do() {
     assert!(rows.starts_with("2 rows cannot be used, at lines 3, 5") && rows.contains("`old`"), "{rows}");
     let (code, matters) = stage.check(&["--offline"]);
     assert_eq!(code, 0, "without a plan a column may hold anything");
-    assert!(message(&matters, "column age", "ok").contains("1 no numbers (first at line 3): old"));
+    assert!(message(&matters, "column age", "ok").contains("1 value is not numeric (first at line 3): old"));
 
     std::fs::write(stage.path("site/policy.toml"), "tasks = [\"train\"]\n").unwrap();
     let (code, matters) = stage.check(&["--plan", text(&plan), "--offline"]);
     assert_eq!(code, 2);
     assert!(message(&matters, "policy: train", "fail").contains("models"));
+    // One that nobody has chosen yet: with a plan the site is not ready for it, and by itself it may be so for now.
+    std::fs::write(stage.path("site/policy.toml"), "# nothing is allowed\n").unwrap();
+    let (code, matters) = stage.check(&["--plan", text(&plan), "--offline"]);
+    assert_eq!(code, 2, "{matters:?}");
+    assert!(message(&matters, "policy", "warn").contains("allows no task"));
+    assert!(message(&matters, "policy: train", "fail").contains("the site would decline it"));
+    assert_eq!(stage.check(&["--offline"]).0, 0);
 
     let key = stage.path("site/identity/key.pem");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();

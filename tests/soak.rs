@@ -25,7 +25,7 @@ use serde_json::Value;
 
 /// Rounds of the run.
 fn rounds() -> u64 {
-    if std::env::var_os("CONSORTIA_THOROUGH").is_some() { 100_000 } else { 1500 }
+    if std::env::var_os("CONSORTIA_THOROUGH").is_some() { 100_000 } else { 5000 }
 }
 
 /// Clock ticks a second of `/proc/PID/stat`, on every Linux.

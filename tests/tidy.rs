@@ -1,10 +1,12 @@
 //! Tidiness that the compiler does not see: who may import whom, how files open and how long they get, and that the
-//! papers name commands that are there (their links are `tests/book.rs`'s). Every fault is one line, `file:line: what is wrong; what to do`.
+//! pages name commands that are there (their links are `tests/book.rs`'s). Every fault is one line, `file:line: what is wrong; what to do`.
 //!
 //! It reads files and runs nothing. A file is Rust by its name; strings and comments are blanked before lines are judged.
 
 #![expect(clippy::unwrap_used, reason = "a repository that cannot be read is a failure")]
 
+#[path = "tidy/floors.rs"]
+mod floors;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -12,10 +14,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use floors::Folder;
 use source::Source;
 
 /// Every crate of ours, and the ones of ours it may use. The command sees everything.
-const IMPORTS: [(&str, &[&str]); 9] = [
+const IMPORTS: [(&str, &[&str]); 10] = [
     ("facade", &["client", "learning", "methods", "privacy", "protocol", "server", "simulations"]),
     ("privacy", &[]),
     ("protocol", &["privacy"]),
@@ -23,6 +26,7 @@ const IMPORTS: [(&str, &[&str]); 9] = [
     ("server", &["privacy", "protocol", "tunnel"]),
     ("client", &["privacy", "protocol", "tunnel"]),
     ("learning", &["privacy", "protocol"]),
+    ("measure", &["client", "privacy", "protocol", "server"]),
     ("methods", &["client", "privacy", "protocol", "server"]),
     ("simulations", &["client", "learning", "privacy", "protocol", "server"]),
 ];
@@ -46,6 +50,34 @@ const SHELL: [&str; 15] = [
 ];
 /// Crates that decide: they take their order from their keys and not from chance.
 const PURE: [&str; 7] = ["client", "learning", "methods", "privacy", "protocol", "server", "simulations"];
+/// The rooms of the server, from the ground up: each imports those before it alone (ARCHITECTURE.md).
+const ROOMS: [&str; 8] =
+    ["transport", "store", "membership", "engine", "sessions", "operators", "admin", "server"];
+/// What commands are made of, from the ground up: it imports no command.
+const BASE: [&str; 22] = [
+    "shell",
+    "clock",
+    "plans",
+    "output",
+    "failure",
+    "global",
+    "text",
+    "address",
+    "kinds",
+    "part",
+    "modes",
+    "watch",
+    "notify",
+    "insecure",
+    "telemetry",
+    "progress",
+    "request",
+    "presets",
+    "state",
+    "folder",
+    "identity",
+    "root",
+];
 const LINES_MAX: usize = 600;
 const FUNCTION_MAX: usize = 70;
 
@@ -142,7 +174,9 @@ fn sources_name_no_forbidden_sibling() {
 #[test]
 fn the_network_stays_behind_its_feature() {
     let mut faults = Vec::new();
-    for (krate, _) in IMPORTS.into_iter().filter(|(krate, _)| !["facade", "tunnel"].contains(krate)) {
+    for (krate, _) in
+        IMPORTS.into_iter().filter(|(krate, _)| !["facade", "measure", "tunnel"].contains(krate))
+    {
         let table = manifest(krate);
         let net: Vec<String> = feature(&table, "net");
         for name in names(&table, "dependencies").iter().filter(|name| SHELL.contains(&name.as_str())) {
@@ -206,6 +240,123 @@ fn the_library_links_the_other_crates_alone() {
         )
     };
     judge(foreign.map(fault).collect());
+}
+
+#[test]
+fn a_room_of_the_server_imports_only_rooms_below_it() {
+    let (net, sources) = (Folder { path: "server/src/net" }, sources());
+    let mut faults = net.faults(&sources, &ROOMS);
+    for room in net.modules(&sources).iter().filter(|room| !ROOMS.contains(&room.as_str())) {
+        faults.push(format!(
+            "server/src/net/{room}: it is in no room; move it into one, or put it into ROOMS here"
+        ));
+    }
+    judge(faults);
+}
+
+#[test]
+fn what_every_command_needs_imports_no_command_and_commands_import_in_no_circle() {
+    let (cli, sources) = (Folder { path: "src/cli" }, sources());
+    let mut faults = cli.faults(&sources, &BASE);
+    for arrow in cli.arrows(&sources).into_iter().filter(|arrow| arrow.to.is_none()) {
+        let what = "src/cli.rs lists the commands; what they need stands in a file below them";
+        faults.push(sources[arrow.file].fault(arrow.line, what));
+    }
+    for floors::Arrow { from, to, line, file } in cli.circles(&sources) {
+        let what = format!(
+            "`{from}` and `{}` import each other; move what both need into a file below",
+            to.unwrap_or_default()
+        );
+        faults.push(sources[file].fault(line, &what));
+    }
+    judge(faults);
+}
+
+#[test]
+fn one_import_of_a_floor_above_is_a_fault_however_it_is_written() {
+    let (net, cli) = (Folder { path: "server/src/net" }, Folder { path: "src/cli" });
+    let mut all = sources();
+    let mut with = |path: &str, text: &str, folder: &Folder, floors: &[&str]| {
+        all.push(Source::new(path, text));
+        let found = (folder.faults(&all, floors), folder.circles(&all).len());
+        all.pop();
+        found
+    };
+    for text in [
+        "use crate::net::{transport::frames, engine::{Command}};",
+        "use super::super::engine::Command;",
+        "fn f() { crate::net::sessions::session::stand_by(); }",
+        "mod tests { use super::super::super::operators; }",
+        "use crate::net::AuditError;",
+        "use super::super::*;",
+    ] {
+        let (faults, _) = with("server/src/net/store/new.rs", text, &net, &ROOMS);
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+        assert!(faults[0].starts_with("server/src/net/store/new.rs:1: "), "{faults:?}");
+    }
+    let below = "use super::rows;\nuse crate::net::transport::peer;";
+    assert!(with("server/src/net/store/new.rs", below, &net, &ROOMS).0.is_empty());
+    for text in ["use super::simulate::SimulateArgs;", "use super::Command;", "use crate::cli::Command;"] {
+        let (faults, _) = with("src/cli/text.rs", text, &cli, &BASE);
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+    }
+    assert!(with("src/cli/serve.rs", "use super::demo::demo;", &cli, &BASE).1 > 0);
+}
+
+/// Names that were given up, each with the one in its place. `key` stands in files, on the wire or in JSON that earlier releases have written.
+const GIVEN_UP: [(&str, &str); 9] = [
+    ("booked", "reserved"),
+    ("booking", "reservation"),
+    ("rehearsal", "seeded run"),
+    ("trouble", "error"),
+    ("lull", "idle tick"),
+    ("labour", "worker_loop"),
+    ("purse", "DpContext"),
+    ("workshop", "TaskRunner"),
+    ("porch", "TcpAcceptor"),
+];
+
+/// Whether an old name stands in a line within quotes, where it is a key of a format or the name of a setting.
+fn is_key(line: &str, name: &str) -> bool {
+    let quoted = |quote: char| {
+        [name.to_owned(), format!("{name}s")].iter().any(|key| line.contains(&format!("{quote}{key}{quote}")))
+    };
+    quoted('"')
+        || quoted('`')
+        || line.contains(&format!("\\\"{name}"))
+        || line.contains(&format!("{name}s = "))
+        || line.contains(&format!("run.{name}"))
+}
+
+#[test]
+fn names_that_were_given_up_do_not_come_back() {
+    let mut faults = Vec::new();
+    let mut texts: Vec<(String, String)> =
+        sources().into_iter().map(|source| (source.path, source.text)).collect();
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    let docs = docs.map(|name| format!("docs/{}", name.into_string().unwrap()));
+    let pages = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "ARCHITECTURE.md"].map(str::to_owned);
+    let scripts = ["promise.js", "run.js", "runs.js"].map(|name| format!("server/web/views/{name}"));
+    texts.extend(
+        pages
+            .into_iter()
+            .chain(docs.filter(|page| page.ends_with(".md")))
+            .chain(scripts)
+            .map(|page| (page.clone(), read(&page))),
+    );
+    for (path, text) in texts.iter().filter(|(path, _)| path != "tests/tidy.rs") {
+        for (number, line) in (1..).zip(text.lines()) {
+            let lower = line.to_lowercase();
+            for (old, new) in GIVEN_UP {
+                let parts = lower.split(|letter: char| !letter.is_ascii_alphabetic());
+                let found = parts.into_iter().any(|part| part == old || part.strip_suffix('s') == Some(old));
+                if found && !is_key(line, old) {
+                    faults.push(format!("{path}:{number}: `{old}` was given up; say `{new}`"));
+                }
+            }
+        }
+    }
+    judge(faults);
 }
 
 /// Methods are registered in one place. What drives them knows none: adding one touches nothing else.
@@ -404,14 +555,14 @@ fn the_readme_s_first_commands_are_the_demo_and_the_tests() {
 }
 
 #[test]
-fn every_command_of_the_papers_exists() {
+fn every_command_of_the_pages_exists() {
     let command_line: String =
         sources().iter().filter(|source| source.is_in("src")).map(|source| source.text.as_str()).collect();
     let mut faults = Vec::new();
     let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
     let docs = docs.map(|name| format!("docs/{}", name.into_string().unwrap()));
-    let papers = ["README.md", "SECURITY.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter();
-    for page in papers.chain(docs.filter(|page| page.ends_with(".md"))) {
+    let pages = ["README.md", "SECURITY.md", "CONTRIBUTING.md"].map(str::to_owned).into_iter();
+    for page in pages.chain(docs.filter(|page| page.ends_with(".md"))) {
         for (number, words) in commands(&read(&page)) {
             let plain = |word: &&String| word.chars().all(|c| c.is_ascii_lowercase());
             let sub = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
@@ -422,9 +573,8 @@ fn every_command_of_the_papers_exists() {
                 words.iter().filter_map(|word| word.strip_prefix("--")).map(|flag| flag.replace('-', "_"));
             for name in verbs.chain(flags) {
                 if !source::has_word(&command_line, &name) {
-                    faults.push(format!(
-                        "{page}:{number}: the command line has no `{name}`; correct the paper"
-                    ));
+                    faults
+                        .push(format!("{page}:{number}: the command line has no `{name}`; correct the page"));
                 }
             }
         }

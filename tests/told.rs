@@ -569,3 +569,18 @@ fn the_list_of_sites_has_what_each_declined_of_the_newest_run() {
     let line = format!("run report {run} --out nodir/below/x.html --dir fed --server {address}");
     refused(folder, &line, 1, &["nodir/below/x.html", "there is no folder nodir: make it"]);
 }
+
+#[test]
+fn hints_of_an_operator_s_commands_work_as_they_are_typed() {
+    let (dir, _server, address) = federation();
+    let folder = dir.path();
+    let with = format!("--dir fed --server {address}");
+    let none = works(folder, &format!("run ls {with}"));
+    assert!(named(&none, "run submit PLAN").ends_with(&with), "{none}");
+    let held = works(folder, &format!("site quarantine north {with}"));
+    let release = held.split("consortia ").nth(1).unwrap();
+    assert!(works(folder, release).contains("north is released"), "{release}");
+    let revoked = works(folder, &format!("site revoke north {with}"));
+    let invite = revoked.split("consortia ").nth(1).unwrap();
+    works(folder, &format!("{} --address {address}", invite.trim()));
+}

@@ -83,7 +83,10 @@ async fn federation(dir: &Path) -> PathBuf {
     let (permit, reserved) = ledger.reserve("of an older release", 1, &charge, 1).unwrap();
     let (_, spent) = ledger.spend(permit, Release::default()).unwrap();
     store
-        .book(&LedgerReservation { population: "wards".into(), links: vec![first, reserved, spent] })
+        .append_to_ledger(&LedgerReservation {
+            population: "wards".into(),
+            links: vec![first, reserved, spent],
+        })
         .await
         .unwrap();
     store.close().await;

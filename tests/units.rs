@@ -79,9 +79,10 @@ fn trained(moves: &[Move; 5], standardise: &str) -> (Vec<f32>, f64) {
     let spec = &scenario.plan.spec;
     let population = Population::build(&scenario.simulation, spec, Device::Cpu).unwrap();
     let first = first_model(population.models(), spec, Seed::from_number(SEED)).unwrap();
-    let world = Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
+    let simulator =
+        Simulator::new(scenario.plan, first.shared, SEED, scenario.simulation.availability).unwrap();
     let mut accuracy = None;
-    let outcome = world.run(&population, &mut |seen| {
+    let outcome = simulator.run(&population, &mut |seen| {
         if let Note::Round(round) = seen.note {
             accuracy = round.sites.and_then(|sites| sites.accuracy).or(accuracy);
         }

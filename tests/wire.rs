@@ -148,7 +148,7 @@ async fn greet(connection: &Connection) {
     greeting.end();
 }
 
-/// Hands in the plan as a rehearsal; the run's id.
+/// Hands in the plan as a seeded run; the run's id.
 async fn submit(connection: &Connection) -> u64 {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     say(&mut send, &Body::default().u32(0).text(PLAN).option(1).u64(SEED).frame(6)).await;
@@ -177,7 +177,7 @@ async fn asked(connection: &Connection) -> Asked {
     let spec: serde_json::Value = serde_json::from_str(&header.text()).unwrap();
     assert_eq!(spec["data"]["table"]["features"], serde_json::json!(["a", "b"]));
     assert_eq!(spec["update"]["norm_max"], 5.0);
-    assert_eq!(header.u8(), 1, "a rehearsal tells its seed");
+    assert_eq!(header.u8(), 1, "a seeded run tells its seed");
     let seed = Sha256::new().chain_update(b"consortia seed").chain_update(SEED.to_le_bytes()).finalize();
     assert_eq!(header.bytes(32), seed.to_vec());
     let standardiser = (header.u8() == 1).then(|| [header.reals(), header.reals()]);
@@ -268,8 +268,8 @@ async fn watch(connection: &Connection, run: u64) -> String {
         let mut reply = Received::frame(&mut recv, 7).await;
         assert_eq!((reply.u32(), reply.u64(), reply.text()), (2, run, "by-hand".to_owned()));
         let (state, _message, done, planned) = (reply.u32(), reply.text(), reply.u32(), reply.u32());
-        let (rehearsal, fingerprint) = (reply.u8(), reply.text());
-        assert_eq!((planned, rehearsal), (1, 1));
+        let (is_seeded, fingerprint) = (reply.u8(), reply.text());
+        assert_eq!((planned, is_seeded), (1, 1));
         assert_ne!(state, 3, "the run failed");
         if state == 2 {
             assert_eq!(done, 1);

@@ -6,14 +6,14 @@
 //! cargo bench --bench transport -- --parameters N    a model of another size
 //! ```
 //!
-//! What is measured, and how, is [`command::measure::wire`]; the command `consortia bench wire` prints the same. This program
+//! What is measured, and how, is [`measure::wire`]; the command `consortia bench wire` prints the same. This program
 //! judges: it exits with failure when the server's peak of resident memory reaches five times the model.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use command::measure::wire::{Order, measure};
-use command::measure::{Program, role};
+use measure::wire::{Order, measure};
+use measure::{Program, role};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

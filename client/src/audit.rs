@@ -76,13 +76,17 @@ pub struct TaskName {
     pub run: String,
     /// The round.
     pub round: u32,
-    /// The kind of work.
+    /// The kind of work: `statistics`, `train`, `evaluate`, or the number of a method's step.
     pub kind: String,
+    /// What people call a method's step: the method, and its own word for the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
 }
 
 impl From<TaskId> for TaskName {
     fn from(id: TaskId) -> Self {
-        Self { run: id.run.to_string(), round: id.round.0, kind: id.step.name().into_owned() }
+        let (run, kind) = (id.run.to_string(), id.step.name().into_owned());
+        Self { run, round: id.round.0, kind, title: id.title() }
     }
 }
 
@@ -115,14 +119,16 @@ pub enum AuditEvent {
         /// Shared parameters of its model.
         parameters: u64,
         /// Whether it carries a seed.
-        rehearsal: bool,
+        #[serde(rename = "rehearsal")]
+        is_seeded: bool,
     },
-    /// The policy allows it, and the ledger has booked it where it costs anything.
+    /// The policy allows it, and the ledger has reserved it where it costs anything.
     Allowed {
         /// Which.
         task: TaskName,
         /// The ledger's record, if any.
-        booking: Option<u64>,
+        #[serde(rename = "booking")]
+        reservation: Option<u64>,
     },
     /// The site will not do it.
     Denied {
@@ -167,7 +173,7 @@ pub enum AuditEvent {
         server: String,
         /// The ledger that it remembers.
         known: LedgerHead,
-        /// Updates that it has had since then, each of which that ledger has booked.
+        /// Updates that it has had since then, each of which that ledger has reserved.
         answered: u64,
     },
     /// The site's people had the books put in order.
@@ -176,7 +182,7 @@ pub enum AuditEvent {
         by: String,
         /// Records that were put back into the ledger from copies of them.
         restored: u64,
-        /// Records that are lost, and booked by what is known of them.
+        /// Records that are lost, and charged by what is known of them.
         lost: u64,
     },
     /// The log was behind the ledger by more than one record holds, and takes copies of a part of it.
@@ -209,8 +215,9 @@ pub enum AuditEvent {
         /// From which.
         #[serde(flatten)]
         of: Continuation,
-        /// Records of the ledger that bookings name.
-        booked: u64,
+        /// Records of the ledger that reservations name.
+        #[serde(rename = "booked")]
+        reserved: u64,
         /// From the ledger's first on, of how many records there are copies.
         copied: u64,
         /// Records of the ledger when a server last let it in.
@@ -296,8 +303,8 @@ impl Sink {
 pub(crate) struct LogSummary {
     /// The ledger's end; `None` in a log of a release that did not write it down.
     pub(crate) ledger: Option<LedgerHead>,
-    /// Records that bookings name.
-    pub(crate) booked: u64,
+    /// Records that reservations name.
+    pub(crate) reserved: u64,
     /// From the ledger's first on, of how many records there are copies.
     pub(crate) copied: u64,
     /// How long the ledger was when a server last let it in.
@@ -317,8 +324,8 @@ impl LogSummary {
             }
         }
         match &record.event {
-            AuditEvent::Allowed { booking: Some(booking), .. } => {
-                self.booked = self.booked.max(booking.saturating_add(1));
+            AuditEvent::Allowed { reservation: Some(reservation), .. } => {
+                self.reserved = self.reserved.max(reservation.saturating_add(1));
             }
             AuditEvent::Connected { .. } => {
                 self.accepted = self.ledger.map_or(0, |head| head.records);
@@ -327,8 +334,8 @@ impl LogSummary {
             AuditEvent::LedgerRefused { known, answered, .. } => {
                 self.refused = Some(RefusedLedger { known: *known, answered: *answered });
             }
-            AuditEvent::Continued { booked, copied, accepted, refused, .. } => {
-                (self.booked, self.copied) = (*booked, *copied);
+            AuditEvent::Continued { reserved, copied, accepted, refused, .. } => {
+                (self.reserved, self.copied) = (*reserved, *copied);
                 (self.accepted, self.refused) = (*accepted, *refused);
             }
             _ => {}
@@ -337,9 +344,9 @@ impl LogSummary {
 
     /// What a segment begins with.
     fn opening(&self, of: Continuation, at_micros: u64) -> AuditRecord {
-        let Self { ledger, booked, copied, accepted, refused } = *self;
+        let Self { ledger, reserved, copied, accepted, refused } = *self;
         let ledger = ledger.map(|LedgerHead { records, head }| LedgerCopy { records, head, new: Vec::new() });
-        let event = AuditEvent::Continued { of, booked, copied, accepted, refused };
+        let event = AuditEvent::Continued { of, reserved, copied, accepted, refused };
         AuditRecord { version: AUDIT_VERSION, at_micros, ledger, event }
     }
 }
@@ -350,7 +357,7 @@ struct Log {
     clock: Box<dyn Fn() -> Time + Send>,
     witness: Option<Witness>,
     /// Why the site's books can be kept no longer.
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
 /// What is told once both books are durable: their ends.
@@ -419,8 +426,8 @@ impl Audit {
     }
 
     fn over(to: Sink, said: LogSummary, clock: impl Fn() -> Time + Send + 'static) -> Self {
-        let (clock, witness, trouble) = (Box::new(clock), None, None);
-        Self(Arc::new(Mutex::new(Log { to, said, clock, witness, trouble })))
+        let (clock, witness, error) = (Box::new(clock), None, None);
+        Self(Arc::new(Mutex::new(Log { to, said, clock, witness, error })))
     }
 
     /// Copies the records of `ledger` from now on, of which the log has those up to `copied` and `ledger` holds the others, and tells
@@ -449,18 +456,18 @@ impl Audit {
 
     /// Why the site's books, this log or the ledger, can be kept no longer: a write has failed, and only a new start reads what the disk
     /// has. Until then no answer leaves.
-    pub fn trouble(&self) -> Option<String> {
-        self.log().trouble.clone()
+    pub fn error(&self) -> Option<String> {
+        self.log().error.clone()
     }
 
     /// Remembers that a book of the site could not be written.
-    pub(crate) fn note_trouble(&self, error: &WriteError) {
-        self.log().trouble.get_or_insert_with(|| error.to_string());
+    pub(crate) fn note_error(&self, error: &WriteError) {
+        self.log().error.get_or_insert_with(|| error.to_string());
     }
 
     /// Writes a record, durably if it must be or if the ledger has grown.
     fn write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
-        self.try_write(event, durable).inspect_err(|error| self.note_trouble(error))
+        self.try_write(event, durable).inspect_err(|error| self.note_error(error))
     }
 
     fn try_write(&self, event: AuditEvent, durable: bool) -> Result<(), WriteError> {
@@ -532,7 +539,7 @@ mod tests {
     use super::*;
     use crate::ledger::tests::Paper;
     use privacy::chain::{Chain, read_lines};
-    use protocol::{Round, RunId, StepId};
+    use protocol::{Round, RunId, StepId, StepLabel};
 
     #[test]
     fn what_is_noted_is_a_chain_of_records_with_their_moments() {
@@ -549,6 +556,19 @@ mod tests {
         assert_eq!(records[0], AuditRecord { version: 1, at_micros: 7, ledger: None, event: denied });
         assert_eq!((records.len(), &records[1].event), (2, &AuditEvent::Stopped));
         assert!(read.links[0].record.get().contains(r#""run":"00000000000000ab","round":3,"kind":"train""#));
+    }
+
+    #[test]
+    fn a_methods_step_is_named_and_what_has_no_label_is_written_as_it_was() {
+        let task = TaskId::new(RunId(0xab), Round(3), StepId::method(0));
+        let text = |task: TaskId| serde_json::to_string(&TaskName::from(task)).unwrap();
+        let before = r#"{"run":"00000000000000ab","round":3,"kind":"step-16"}"#;
+        assert_eq!(text(task), before);
+        assert_eq!(serde_json::from_str::<TaskName>(before).unwrap(), task.into());
+        let labelled = task.labelled(StepLabel::new("kmeans", "assign"));
+        let named = r#"{"run":"00000000000000ab","round":3,"kind":"step-16","title":"kmeans: assign"}"#;
+        assert_eq!(text(labelled), named);
+        assert_eq!(serde_json::from_str::<TaskName>(named).unwrap(), labelled.into());
     }
 
     #[test]

@@ -24,13 +24,13 @@ pub struct Guard {
 #[derive(Debug)]
 #[must_use = "what was allowed must be concluded, so that the books know what came of it"]
 pub(crate) struct Leave {
-    booking: Option<LedgerReservation>,
+    reservation: Option<LedgerReservation>,
 }
 
 impl Leave {
     /// The right to release noised gradients, once.
     pub(crate) fn take_permit(&mut self) -> Option<Permit> {
-        self.booking.as_mut()?.permit.take()
+        self.reservation.as_mut()?.permit.take()
     }
 }
 
@@ -81,7 +81,7 @@ impl Guard {
             task: task.id.into(),
             promises,
             parameters: parameters as u64,
-            rehearsal: task.seed.is_some(),
+            is_seeded: task.seed.is_some(),
         };
         self.audit.note(received).map_err(|error| self.unkept(&error))
     }
@@ -128,11 +128,11 @@ impl Guard {
         };
         let budget = self.policy.budget();
         match self.ledger.reserve(task, releases, tells, budget, (self.clock)()) {
-            Ok(booking) => {
-                let record = booking.as_ref().map(LedgerReservation::record);
-                let allowed = AuditEvent::Allowed { task: task.id.into(), booking: record };
+            Ok(reservation) => {
+                let record = reservation.as_ref().map(LedgerReservation::record);
+                let allowed = AuditEvent::Allowed { task: task.id.into(), reservation: record };
                 self.audit.note(allowed).map_err(|error| self.unkept(&error))?;
-                Ok(Leave { booking })
+                Ok(Leave { reservation })
             }
             Err(PayError::Write(error)) => Err(self.unkept(&error)),
             Err(error) => {
@@ -145,13 +145,13 @@ impl Guard {
 
     /// Books back a task that was allowed and ended before a record was read.
     pub(crate) fn give_back(&mut self, task: &Task, leave: Leave) -> Result<(), TaskError> {
-        let back = leave.booking.map(|booking| self.ledger.cancel(booking, (self.clock)()));
+        let back = leave.reservation.map(|reservation| self.ledger.cancel(reservation, (self.clock)()));
         let failed = AuditEvent::Failed { task: task.id.into(), reason: Decline::Stopped };
         let noted = back.unwrap_or(Ok(())).and_then(|()| self.audit.note(failed));
         noted.map_err(|error| self.unkept(&error))
     }
 
-    /// Writes down what came of a task for which records were read. Its booking stands whatever that was: an attempt that
+    /// Writes down what came of a task for which records were read. Its reservation stands whatever that was: an attempt that
     /// cost nothing when it failed would be a free question about what makes it fail.
     pub(crate) fn conclude(
         &self,
@@ -161,7 +161,7 @@ impl Guard {
     ) -> Result<Outcome, TaskError> {
         let event = match &outcome {
             Ok(_) => AuditEvent::Done { task: task.id.into() },
-            Err(trouble) => AuditEvent::Failed { task: task.id.into(), reason: trouble.reason },
+            Err(error) => AuditEvent::Failed { task: task.id.into(), reason: error.reason },
         };
         match self.audit.note(event) {
             Ok(()) => outcome,
@@ -181,7 +181,7 @@ impl Guard {
 
     /// The books cannot be kept, so nothing is done, and nothing will be before a new start.
     fn unkept(&self, error: &WriteError) -> TaskError {
-        self.audit.note_trouble(error);
+        self.audit.note_error(error);
         TaskError::private(Decline::Failed, format!("the site's books cannot be kept: {error}"))
     }
 

@@ -1,7 +1,7 @@
 //! What this site has given away, over all runs and servers, kept on its own disk; and the budgets it does not exceed.
 //!
-//! A training is booked before a record is read for it, and booked back only when it ended before one was: what came of it
-//! plays no part. Booked back or not, it counts where a policy limits how often is trained. What is booked are events and
+//! A training is reserved before a record is read for it, and cancelled only when it ended before one was: what came of it
+//! plays no part. Reserved back or not, it counts where a policy limits how often is trained. What is charged are events and
 //! never epsilons. Nothing is believed that a server could gain from: no cohort is secret here, so every round costs what
 //! it costs a client that is always asked (sampling rate 1). Two totals are kept, since they protect different things: one
 //! for the site as a client (noise at the server or at the site), one for its single records (noise in each gradient
@@ -54,7 +54,7 @@ pub enum SiteLedgerError {
         /// What is wrong.
         fault: ChainError,
     },
-    /// A cancellation of what was never booked, or twice.
+    /// A cancellation of what was never reserved, or twice.
     #[error("line {line} cancels record {reservation}, which is not open; restore the file")]
     Cancellation {
         /// The line, from 1.
@@ -129,9 +129,9 @@ pub enum PayError {
     Write(#[from] WriteError),
 }
 
-/// What was booked for one task.
+/// What was reserved for one task.
 #[derive(Debug)]
-#[must_use = "a booking lets a training begin, and is cancelled when nothing came of it"]
+#[must_use = "a reservation lets a training begin, and is cancelled when nothing came of it"]
 pub struct LedgerReservation {
     sequence: u64,
     /// The right to release noised gradients, where the plan protects records.
@@ -239,7 +239,7 @@ impl<W: Write> SiteLedger<W> {
 
     /// Books a task, durably, before it is done. `site_budget` is the site's own epsilon and delta, `releases` what the
     /// learner will release of single records, and `tells` whether an answer other than an update says anything.
-    /// `None` when nothing is to be booked.
+    /// `None` when nothing is to be reserved.
     ///
     /// # Errors
     /// [`PayError`]; the task must not be done then.
@@ -265,9 +265,9 @@ impl<W: Write> SiteLedger<W> {
     /// Books back a task that ended before a record was read for it.
     ///
     /// # Errors
-    /// [`WriteError`]; the booking stands then.
-    pub fn cancel(&mut self, booking: LedgerReservation, now: Time) -> Result<(), WriteError> {
-        let entry = Entry::cancelling(booking.sequence, now);
+    /// [`WriteError`]; the reservation stands then.
+    pub fn cancel(&mut self, reservation: LedgerReservation, now: Time) -> Result<(), WriteError> {
+        let entry = Entry::cancelling(reservation.sequence, now);
         let sequence = self.writer.append(&entry)?.sequence;
         self.writer.sync()?;
         self.account.book(sequence, entry);
@@ -277,7 +277,7 @@ impl<W: Write> SiteLedger<W> {
 
 impl SiteAccount {
     /// Whether a site with this account would pay for `task`, as [`SiteLedger::reserve`] decides it, with `site_budget` and `releases` as there.
-    /// `federation` is the fingerprint of the authority whose server asks. Nothing is booked.
+    /// `federation` is the fingerprint of the authority whose server asks. Nothing is reserved.
     ///
     /// # Errors
     /// [`PayError`] says why it would not.

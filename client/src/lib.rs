@@ -1,7 +1,7 @@
 //! Who answers: the participant, which does a task with a [`protocol::Learner`], and the agent that keeps it connected.
 //!
 //! The pure half never waits: [`Participant`] (or [`Lent`], where one learner serves many clients) turns a task into
-//! an answer, and trouble of any kind into a declined task. With the `net` feature, `net::Agent` receives tasks over
+//! an answer, and an error of any kind into a declined task. With the `net` feature, `net::Agent` receives tasks over
 //! QUIC and sends the answers, and `net::OperatorClient` speaks for an operator.
 //!
 //! A participant with a [`Guard`] asks its site first: the [`Policy`], then the [`SiteLedger`], and writes both answers into

@@ -5,7 +5,7 @@
 //! would begin with it. A server chooses a run's number, so that the number alone names none ([`Origin`]).
 //!
 //! A task that is asked twice (the server fell over and repeats its round) starts from where the first
-//! time started, so that a repeated rehearsal gives the same bits.
+//! time started, so that a repeated seeded run gives the same bits.
 
 use std::collections::BTreeMap;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use protocol::{
     Capabilities, Capability, ClientId, Contribution, LearnError, Learner, MethodWork, Name, Round, Seed,
-    Spec, Standardiser, StepId, Stop,
+    Spec, Standardiser, StepId, StepLabel, Stop,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,12 @@ pub trait SiteMethod: Send + Sync {
 
     /// The version that it speaks: a task of another one is declined.
     fn version(&self) -> u16;
+
+    /// What the site's logs call a step of it, in a word or two; its number where there is no word.
+    fn step_name(&self, step: StepId) -> Option<&'static str> {
+        let _ = step;
+        None
+    }
 
     /// Does one piece of work. With the same work, records, state and seed it gives the same bits.
     ///
@@ -83,6 +89,13 @@ impl SiteMethods {
     /// The method that this work asks for.
     pub fn get(&self, work: &MethodWork) -> Option<&Arc<dyn SiteMethod>> {
         self.0.get(&(work.method.clone(), work.version))
+    }
+
+    /// What logs call the step of a method in some version, where this site knows it.
+    pub fn label_of(&self, method: &Name, version: u16, step: StepId) -> StepLabel {
+        let known = self.0.get(&(method.clone(), version));
+        let own = known.and_then(|known| Some((known.name().as_literal()?, known.step_name(step)?)));
+        own.map_or_else(StepLabel::default, |(method, own)| StepLabel::new(method, own))
     }
 
     /// What a site knows that knows them: this release, and each of them by name and version, as many as a hello may name.

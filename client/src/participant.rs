@@ -1,6 +1,6 @@
 //! Does one task: prepare, train, clip, encode; or evaluate; or count.
 //!
-//! A participant never fails and never panics: trouble becomes an answer that declines the task. What the operator is
+//! A participant never fails and never panics: an error becomes an answer that declines the task. What the operator is
 //! told names no data of the site; the site's own log gets the learner's full message. An update that is not finite, or
 //! longer than the plan's bound, cannot leave: only the lattice's clipping and rounding make the points that are sent.
 
@@ -183,7 +183,7 @@ impl Participant {
         &self.id
     }
 
-    /// Does a task. See [`Participant::attempt`]; trouble becomes [`Outcome::Declined`].
+    /// Does a task. See [`Participant::attempt`]; an error becomes [`Outcome::Declined`].
     pub fn perform(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Answer {
         answer(task.id, self.attempt(task, entropy, stop))
     }
@@ -290,7 +290,7 @@ pub struct Lent<'a> {
 }
 
 impl Lent<'_> {
-    /// Does a task. See [`Participant::attempt`]; trouble becomes [`Outcome::Declined`].
+    /// Does a task. See [`Participant::attempt`]; an error becomes [`Outcome::Declined`].
     pub fn perform(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> Answer {
         answer(task.id, self.attempt(task, entropy, stop))
     }
@@ -299,11 +299,11 @@ impl Lent<'_> {
     /// all the same because nobody outside may see it.
     pub fn perform_aloud(&mut self, task: &Task, entropy: Seed, stop: &Stop) -> (Answer, Option<TaskError>) {
         let attempt = self.execution(task, stop).run(entropy);
-        let trouble = attempt.outcome.as_ref().err().cloned().or(attempt.complaint);
-        (answer(task.id, attempt.outcome), trouble)
+        let error = attempt.outcome.as_ref().err().cloned().or(attempt.complaint);
+        (answer(task.id, attempt.outcome), error)
     }
 
-    /// [`Lent::perform`], with the trouble's full message.
+    /// [`Lent::perform`], with the error's full message.
     ///
     /// # Errors
     /// [`TaskError`].
@@ -320,7 +320,7 @@ impl Lent<'_> {
 
 /// The answer to a task that was attempted.
 pub fn answer(task: TaskId, attempted: Result<Outcome, TaskError>) -> Answer {
-    let declined = |trouble: TaskError| Outcome::Declined { reason: trouble.reason, detail: trouble.detail };
+    let declined = |error: TaskError| Outcome::Declined { reason: error.reason, detail: error.detail };
     Answer { task, outcome: attempted.unwrap_or_else(declined) }
 }
 

@@ -42,7 +42,7 @@ impl Pause {
     pub(crate) fn conclude<T>(&self, outcome: Result<T, TaskError>) -> Result<T, TaskError> {
         *self.running() = None;
         match outcome {
-            Err(trouble) if trouble.reason == Decline::Stopped && (self.wished)() => Err(paused()),
+            Err(error) if error.reason == Decline::Stopped && (self.wished)() => Err(paused()),
             other => other,
         }
     }
@@ -86,8 +86,8 @@ mod tests {
         let mut site = participant(&[], Mood::Well).with_pause(pause);
         assert!(site.attempt(&train(1, 3), entropy(), &Stop::default()).is_ok());
         switch.store(true, Ordering::Relaxed);
-        let trouble = site.attempt(&train(2, 3), entropy(), &Stop::default()).unwrap_err();
-        assert_eq!((trouble.reason, trouble.detail.as_str()), (Decline::Paused, "the site has paused"));
+        let error = site.attempt(&train(2, 3), entropy(), &Stop::default()).unwrap_err();
+        assert_eq!((error.reason, error.detail.as_str()), (Decline::Paused, "the site has paused"));
         switch.store(false, Ordering::Relaxed);
         assert!(site.attempt(&train(3, 3), entropy(), &Stop::default()).is_ok());
     }
@@ -116,7 +116,7 @@ mod tests {
         let stop = Stop::default();
         stop.stop();
         let mut site = participant(&[], Mood::Well).with_pause(pause);
-        let trouble = site.attempt(&train(1, 3), entropy(), &stop).unwrap_err();
-        assert_eq!(trouble.reason, Decline::Stopped);
+        let error = site.attempt(&train(1, 3), entropy(), &stop).unwrap_err();
+        assert_eq!(error.reason, Decline::Stopped);
     }
 }

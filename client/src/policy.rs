@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use history::{History, Participation};
 
 use file::{Hours, HoursRule, Limit, ModelsRule, PolicyFile, TaskRule};
+use privacy::{counted, verb};
 
 /// A policy that allows all of training and no method, as text.
 pub const PLAIN_POLICY: &str = include_str!("policy/plain.toml");
@@ -154,21 +155,56 @@ impl Policy {
         self.judge_hour(now)?;
         self.judge_cohort(&task.spec)?;
         self.judge_privacy(task)?;
-        if let Work::Train { norm_max, .. } = &task.work {
-            self.judge_norm(&task.spec, *norm_max)?;
-            self.judge_weights(&task.spec)?;
-            judge_records(&task.spec, facts.records)?;
-            judge_frequency()?;
-            judge_participation(task, history)?;
+        match &task.work {
+            Work::Statistics { .. } => self.judge_what_follows(&task.spec, facts.records),
+            Work::Train { norm_max, .. } => {
+                self.judge_training(&task.spec, norm_max.or(Some(task.spec.update.norm_max)), facts.records)?;
+                judge_frequency()?;
+                judge_participation(task, history)
+            }
+            Work::Evaluate { .. } | Work::Method(_) => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What the plan alone shows of each of its trainings. Without a norm that of the round is not known yet.
+    fn judge_training(
+        &self,
+        spec: &Spec,
+        norm_max: Option<Positive>,
+        records: RecordCount,
+    ) -> Result<(), Denied> {
+        norm_max.map_or(Ok(()), |norm_max| self.judge_norm(norm_max))?;
+        self.judge_weights(spec)?;
+        judge_records(spec, records)
+    }
+
+    /// Whether the exchange for which statistics are the preparation can come to anything here: a site that will decline every other task of
+    /// the plan tells nothing of its records for it.
+    fn judge_what_follows(&self, spec: &Spec, records: RecordCount) -> Result<(), Denied> {
+        let judged = if matches!(spec.model, ModelSpec::Values { .. }) {
+            // Which method it is, the task does not say.
+            let allows_one = self.rules.tasks.iter().any(|rule| matches!(rule, TaskRule::Method(_)));
+            if allows_one { Ok(()) } else { denied("tasks", "no `method:NAME` is allowed".into()) }
+        } else if !self.rules.tasks.contains(&TaskRule::Step(StepId::TRAIN)) {
+            denied("tasks", "`train` is not allowed".into())
+        } else {
+            // A norm that follows the updates may have become another one by the first round.
+            let norm_max = (!spec.privacy.is_adaptive()).then_some(spec.update.norm_max);
+            self.judge_protection(&spec.privacy, &Mode::all_of(&spec.privacy))
+                .and_then(|()| self.judge_training(spec, norm_max, records))
+        };
+        judged.map_err(|Denied { rule, message }| {
+            let message =
+                format!("the statistics are for a plan of which this site would do no other task: {message}");
+            Denied { rule, message }
+        })
     }
 
     /// Whether a model of so many parameters is not too large.
     ///
     /// # Errors
     /// [`Denied`] by `parameters_max`.
-    pub fn judge_size(&self, parameters: u64) -> Result<(), Denied> {
+    pub(crate) fn judge_size(&self, parameters: u64) -> Result<(), Denied> {
         at_most(
             "parameters_max",
             "the model has this many parameters, those that stay at the site included",
@@ -179,7 +215,7 @@ impl Policy {
 
     /// The metrics that may leave the site with an answer to `task`: the others are 0, or absent. Beside a promise they leave
     /// only where plan and policy both say that they are outside of it.
-    pub fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
+    pub(crate) fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
         if !self.tells_metrics(spec) {
             return Metrics::default();
         }
@@ -193,7 +229,7 @@ impl Policy {
     }
 
     /// Whether an evaluation under `spec` tells the server anything at all.
-    pub fn tells_metrics(&self, spec: &Spec) -> bool {
+    pub(crate) fn tells_metrics(&self, spec: &Spec) -> bool {
         let outside = spec.privacy.is_none() || self.rules.outside_the_guarantee;
         !spec.privacy.hides_metrics() && outside && !self.rules.metrics.is_empty()
     }
@@ -222,7 +258,7 @@ impl Policy {
             let allowed: Vec<_> = rules.tasks.iter().map(ToString::to_string).collect();
             return denied("tasks", format!("a task `{asked}` came; allowed are {allowed:?}"));
         }
-        if task.seed.is_some() && !rules.rehearsals {
+        if task.seed.is_some() && !rules.seeded_runs {
             let message =
                 "the task carries a seed, so the server knows this site's chance; allowed with `true`";
             return denied("rehearsals", message.into());
@@ -272,16 +308,21 @@ impl Policy {
     }
 
     fn judge_privacy(&self, task: &Task) -> Result<(), Denied> {
-        let (privacy, rules) = (&task.spec.privacy, &self.rules.privacy);
+        let privacy = &task.spec.privacy;
         // The sums of statistics, and what a method asks for, carry no noise, whatever the plan says of updates.
         let modes = match task.id.step {
             StepId::TRAIN | StepId::EVALUATE => Mode::all_of(privacy),
             _ => vec![Mode::None],
         };
+        self.judge_protection(privacy, &modes)
+    }
+
+    fn judge_protection(&self, privacy: &PrivacySpec, modes: &[Mode]) -> Result<(), Denied> {
+        let rules = &self.rules.privacy;
         if !modes.iter().any(|mode| rules.require.contains(mode)) {
             let named = |modes: &[Mode]| modes.iter().map(|mode| mode.name()).collect::<Vec<_>>().join(", ");
             let message =
-                format!("it is protected by `{}`; accepted are [{}]", named(&modes), named(&rules.require));
+                format!("it is protected by `{}`; accepted are [{}]", named(modes), named(&rules.require));
             return denied("privacy.require", message);
         }
         let noises = noise_multipliers(privacy).map_err(|error| Denied {
@@ -311,8 +352,8 @@ impl Policy {
         Ok(())
     }
 
-    fn judge_norm(&self, spec: &Spec, of_the_round: Option<Positive>) -> Result<(), Denied> {
-        let largest = of_the_round.unwrap_or(spec.update.norm_max).value();
+    fn judge_norm(&self, norm_max: Positive) -> Result<(), Denied> {
+        let largest = norm_max.value();
         let limit = self.rules.privacy.norm_max_max.map(|limit| limit.map(Positive::value));
         at_most("privacy.norm_max_max", "updates may be this long", largest, limit)
     }
@@ -333,7 +374,7 @@ impl Policy {
         };
         let since = history.since_the_last(now).map(|since| since.as_secs_f64());
         if let Some(since) = since.filter(|since| *since < least) {
-            let message = format!("the last training began {since:.0} seconds ago; at least {least}");
+            let message = format!("the last training began {since:.0} s ago; it must be at least {least} s");
             return denied("separation_min_seconds", message);
         }
         let count = history.of_the_day(now) as u64 + 1;
@@ -374,18 +415,25 @@ fn judge_participation(task: &Task, history: &History) -> Result<(), Denied> {
     let Some(central) = &task.spec.privacy.central else { return Ok(()) };
     let (run, round) = (task.id.run, task.id.round);
     if round.0 > central.rounds {
-        let message = format!("the plan promises {} releases, and this is round {round}", central.rounds);
+        let message =
+            format!("the plan promises {}, and this is round {round}", counted(central.rounds, "release"));
         return denied("participation", message);
     }
     let Some((times, apart)) = central.participation() else { return Ok(()) };
     let others = history.other_rounds(run, round);
     if others >= u64::from(times) {
-        let message = format!("the plan promises at most {times} rounds to each site, and {others} are done");
+        let message = format!(
+            "the plan promises at most {} to each site, and {others} {} done",
+            counted(times, "round"),
+            verb(others, "is", "are")
+        );
         return denied("participation", message);
     }
     if let Some(near) = history.round_near(run, round, apart) {
-        let message =
-            format!("the plan promises {apart} rounds between two of a site, and round {near} is done");
+        let message = format!(
+            "the plan promises {} between two of a site, and round {near} is done",
+            counted(apart, "round")
+        );
         return denied("participation", message);
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Divides one data set among virtual clients, so that a simulation can be as uneven as the world.
+//! Divides one data set among virtual clients, so that a simulation can be as uneven as real institutions are.
 //!
 //! Every row goes to exactly one client and every client gets at least one row. The result follows from labels, settings
 //! and seed alone. Natural clients are not made here: their ids come with the data, see [`crate::load_with_ids`].

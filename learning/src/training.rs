@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
+use privacy::first_not_finite;
 use privacy::noise::{EntropyError, NoiseSource};
+use privacy::{counted, verb};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, Label, Layout, LearnError, Learner, Metrics, ModelSpec, Record,
     RecordCount, Round, Seed, Spec, Standardiser, Statistic, Stop, Tensor, TrainOrder,
@@ -30,7 +32,6 @@ use self::engine::Engine;
 pub use self::engine::gradient_path;
 use self::private::Records;
 pub use self::profile::{LayerTime, StepTime, step_time};
-use crate::kernels::vectorised;
 use crate::model::{Model, ModelError, Models, first_line};
 use crate::{DataSource, Labels, Prepared, SiteData, View};
 
@@ -235,7 +236,7 @@ impl Trainer {
         let came = parameters.to_vec();
         let (records, engine, spec, layout) = self.loaded(parameters, order.standardiser.as_deref())?;
         let data = &records.train;
-        let tally = {
+        let running = {
             let records = Records { engine: &mut *engine, data, spec };
             private::train(records, layout.len(), &releases, order, noise, stop)?
         };
@@ -248,26 +249,23 @@ impl Trainer {
         let unused = match (used, left_out) {
             (0, _) => Some("no record could be used, so the update is noise alone; `consortia site check --plan` says why".to_owned()),
             (_, 0) => None,
-            (_, left_out) => Some(format!("{left_out} records do not fit the plan and counted as zeros")),
+            (_, left_out) => Some(format!(
+                "{} {} not fit the plan and counted as zeros",
+                counted(left_out, "record"),
+                verb(left_out, "does", "do")
+            )),
         };
         let complaints: Vec<String> = diverged.map(|error| error.message).into_iter().chain(unused).collect();
         self.complaint = (!complaints.is_empty()).then(|| complaints.join("; "));
-        Ok(tally.metrics(used as u64, started.elapsed().as_secs_f64()))
+        Ok(running.metrics(used as u64, started.elapsed().as_secs_f64()))
     }
 }
 
 /// # Errors
 /// When a value is NaN or infinite; names the tensor.
 fn check_finite(parameters: &[f32], layout: &Layout, round: Round) -> Result<(), LearnError> {
-    let finite = vectorised(
-        #[inline(always)]
-        || parameters.iter().fold(true, |finite, value| finite & value.is_finite()),
-    );
-    if finite {
-        return Ok(());
-    }
-    let place = parameters.iter().position(|value| !value.is_finite());
-    let holds = |tensor: &&Tensor| place.is_some_and(|place| tensor.range().contains(&place));
+    let Some(place) = first_not_finite(parameters) else { return Ok(()) };
+    let holds = |tensor: &&Tensor| tensor.range().contains(&place);
     let name = layout.tensors().iter().find(holds).map_or("", |tensor| tensor.name.as_str());
     let message = format!("after round {} `{name}` is not finite; try a lower learning rate", round.0);
     Err(LearnError::new(Decline::NotFinite, message))
@@ -380,11 +378,11 @@ impl Learner for Trainer {
             return Err(LearnError::new(Decline::Data, "the site has no training records"));
         }
         let data = &records.train;
-        let tally = steps::train(&mut *engine, spec, data, order, stop)?;
+        let running = steps::train(&mut *engine, spec, data, order, stop)?;
         let examples = data.len() as u64;
         engine.store(parameters)?;
         check_finite(parameters, layout, order.round)?;
-        Ok(tally.metrics(examples, started.elapsed().as_secs_f64()))
+        Ok(running.metrics(examples, started.elapsed().as_secs_f64()))
     }
 
     fn evaluate(
@@ -398,8 +396,8 @@ impl Learner for Trainer {
         let Some(test) = records.test.as_ref().filter(|test| !test.is_empty()) else {
             return Ok(Metrics { seconds: started.elapsed().as_secs_f64(), ..Metrics::default() });
         };
-        let tally = steps::evaluate(engine, spec.loss(), test, stop)?;
-        Ok(tally.metrics(test.len() as u64, started.elapsed().as_secs_f64()))
+        let running = steps::evaluate(engine, spec.loss(), test, stop)?;
+        Ok(running.metrics(test.len() as u64, started.elapsed().as_secs_f64()))
     }
 }
 

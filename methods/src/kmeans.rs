@@ -4,7 +4,8 @@
 //! and sends for every centre the number of its records, their sum and their squared distances. The sums are exact, so the centres do
 //! not depend on the order of answers, and are those that the pooled records would have. A centre without records is put beside the centre
 //! whose records are spread most, one deviation away. The run ends after its last round, or when no coordinate moves by more than
-//! `tolerance`.
+//! `tolerance` in a second round of the same sites, when all were asked and none is missing: centres of other sites' records are
+//! other centres, and that they are near to the last ones says nothing.
 //!
 //! ```toml
 //! [method.kmeans]
@@ -17,22 +18,22 @@
 use std::sync::Arc;
 
 use client::{MethodSite, SiteMethod};
-use privacy::{Statistics, WideSum};
+use privacy::chain::Digest;
+use privacy::{Statistics, WORDS, WideSum};
 use protocol::{
-    Block, Contribution, DataSpec, Decline, LearnError, MethodWork, Metrics, Name, Parameters, Record, SUMS,
-    Spec, SpecError, Standardiser, StepId, Values, Work,
+    Block, ClientId, Contribution, DType, DataSpec, Decline, LearnError, MethodWork, Metrics, Name,
+    Parameters, PayloadSpec, Record, SUMS, Spec, SpecError, Standardiser, StepId, Values, Work,
 };
 use serde::Deserialize;
 use server::methods::read_settings;
-use server::workflow::{
-    Aggregate, ClosePolicy, CohortRule, Conclusion, Effect, ExactSum, RunState, StepPlan, Workflow,
-};
-use server::{Method, Plan, PlannedMethod};
+use server::workflow::{Aggregate, CohortRule, Conclusion, Effect, ExactSum, RunState, StepPlan, Workflow};
+use server::{Method, MethodStep, Plan, PlannedMethod};
 
 const NAME: Name = Name::literal("kmeans");
 const VERSION: u16 = 1;
 const CENTRES: Name = Name::literal("centres");
 const ASSIGN: StepId = StepId::method(0);
+const ASSIGN_NAME: &str = "assign";
 /// More centres than anybody reads.
 const CLUSTERS_MAX: usize = 1000;
 
@@ -89,8 +90,24 @@ impl PlannedMethod for Planned {
         vec![self.settings.clusters, self.width]
     }
 
+    fn steps(&self) -> Vec<MethodStep> {
+        let answer = PayloadSpec::one(SUMS, DType::I64, self.sums() * WORDS);
+        vec![MethodStep { step: ASSIGN, name: Name::literal(ASSIGN_NAME), answer }]
+    }
+
+    fn may_oversample(&self) -> bool {
+        true
+    }
+
     fn workflow(&self, plan: &Arc<Plan>) -> Result<Box<dyn Workflow>, SpecError> {
-        Ok(Box::new(Lloyd { planned: *self, plan: Arc::clone(plan), settled: false }))
+        Ok(Box::new(Lloyd { planned: *self, plan: Arc::clone(plan), settled: false, sites: None }))
+    }
+}
+
+impl Planned {
+    /// How many sums a site sends: the number of records, their squared distances, and one sum a coordinate, for each centre.
+    fn sums(&self) -> usize {
+        self.settings.clusters.saturating_mul(self.width.saturating_add(2))
     }
 }
 
@@ -98,8 +115,10 @@ impl PlannedMethod for Planned {
 struct Lloyd {
     planned: Planned,
     plan: Arc<Plan>,
-    /// Whether the last round moved no centre.
+    /// Whether a round of the same sites as the one before moved no centre.
     settled: bool,
+    /// Of which sites the last centres are, where all were asked and none was missing.
+    sites: Option<Digest>,
 }
 
 impl Workflow for Lloyd {
@@ -113,9 +132,9 @@ impl Workflow for Lloyd {
         let centres = Values::F32(state.checkpoint.model.values().to_vec());
         let blocks = vec![Block::new(CENTRES, centres)];
         let work = MethodWork { method: NAME, version: VERSION, numbers: Vec::new(), blocks };
-        let Planned { settings: Settings { clusters, .. }, width } = self.planned;
+        let width = self.planned.width;
         let plausible = Arc::new(move |sums: &[WideSum]| plausible(sums, width));
-        let sums = ExactSum::of_totals(clusters * (width + 2), plausible).with_metrics();
+        let sums = ExactSum::of_totals(self.planned.sums(), plausible).with_metrics();
         Some(StepPlan {
             step: ASSIGN,
             round: state.checkpoint.round.next(),
@@ -123,7 +142,7 @@ impl Workflow for Lloyd {
             work: Work::Method(Arc::new(work)),
             collector: Box::new(sums),
             quorum: self.plan.cohort.quorum,
-            close: ClosePolicy::All,
+            close: self.plan.cohort.close(state.connected),
             central: false,
             is_round: true,
         })
@@ -139,7 +158,11 @@ impl Workflow for Lloyd {
                 let centres = moved(before, &totals, self.planned.width);
                 let distance = |(old, new): (&f32, &f32)| (f64::from(*new) - f64::from(*old)).abs();
                 let furthest = before.iter().zip(&centres).map(distance).fold(0.0, f64::max);
-                self.settled = furthest <= self.planned.settings.tolerance;
+                let everybody = self.plan.cohort.size_of(state.connected) >= state.connected;
+                let sites = (everybody && state.answers.missing == 0).then(|| digest_of(state.answers.from));
+                let comparable = sites.is_some() && sites == self.sites;
+                self.settled = comparable && furthest <= self.planned.settings.tolerance;
+                self.sites = sites;
                 Effect::SetModel(Parameters::new(centres))
             }
             _ => Effect::Nothing,
@@ -147,22 +170,50 @@ impl Workflow for Lloyd {
         Conclusion { effect, is_round_over: true }
     }
 
+    /// Of all records of the round, whoever told metrics: the sums have them.
+    fn measured(&self, step: StepId, aggregate: &Aggregate) -> Option<Metrics> {
+        let Aggregate::Totals(totals) = aggregate else { return None };
+        if step != ASSIGN {
+            return None;
+        }
+        let sums = || of_centres(totals, self.planned.width);
+        let records: f64 = sums().map(|(count, ..)| count.value()).sum();
+        let spread: f64 = sums().map(|(_, spread, _)| spread.value()).sum();
+        let loss = spread / records;
+        loss.is_finite().then(|| Metrics { loss, examples: records as u64, ..Metrics::default() })
+    }
+
     fn is_finished(&self, state: &RunState<'_>) -> bool {
         self.settled || state.checkpoint.round.0 >= self.plan.rounds
     }
 
     fn memory(&self) -> Vec<u8> {
-        if self.settled { vec![1] } else { Vec::new() }
+        match (&self.sites, self.settled) {
+            (None, _) => Vec::new(),
+            (Some(sites), settled) => format!("{}{sites}", u8::from(settled)).into_bytes(),
+        }
     }
 
     fn recall(&mut self, memory: &[u8]) -> Result<(), String> {
-        self.settled = match memory {
-            [] => false,
-            [1] => true,
-            other => return Err(format!("k-means remembers one byte, and {} are stored", other.len())),
+        let unknown = || format!("these {} bytes are nothing that k-means remembers", memory.len());
+        (self.settled, self.sites) = match memory {
+            [] => (false, None),
+            // Of a release that wrote down no sites.
+            [1] => (true, None),
+            [settled @ (b'0' | b'1'), sites @ ..] => {
+                let sites = str::from_utf8(sites).ok().and_then(|sites| sites.parse().ok());
+                (*settled == b'1', Some(sites.ok_or_else(unknown)?))
+            }
+            _ => return Err(unknown()),
         };
         Ok(())
     }
+}
+
+/// Which sites these are.
+fn digest_of(sites: &[ClientId]) -> Digest {
+    let names: Vec<&str> = sites.iter().map(ClientId::as_str).collect();
+    Digest::of(names.join("\n").as_bytes())
 }
 
 /// The sums of one centre: the number of its records, their squared distances, and one sum a coordinate.
@@ -176,6 +227,11 @@ fn plausible(sums: &[WideSum], width: usize) -> Result<(), String> {
         let records = count.value();
         if records < 0.0 || records.fract() != 0.0 || spread.value() < 0.0 {
             return Err(format!("no records have the count or the distances that centre {centre} came with"));
+        }
+        // Values of records are f32.
+        let most = records * f64::from(f32::MAX);
+        if coordinates.iter().any(|sum| sum.value().abs() > most) {
+            return Err(format!("{records} records have no sums as large as those of centre {centre}"));
         }
         if records == 0.0 && coordinates.iter().chain([spread]).any(|sum| sum.value() != 0.0) {
             return Err(format!("centre {centre} has sums without a record"));
@@ -203,7 +259,8 @@ fn moved(before: &[f32], totals: &[WideSum], width: usize) -> Vec<f32> {
             // Several that begin beside one centre go different ways.
             let sign = if (centre >> (coordinate % 8)) & 1 == 0 { 1.0 } else { -1.0 };
             let beside = f64::from(centres[widest * width + coordinate]) + sign * deviation;
-            centres[centre * width + coordinate] = beside as f32;
+            let largest = f64::from(f32::MAX);
+            centres[centre * width + coordinate] = beside.clamp(-largest, largest) as f32;
         }
         spreads[widest] /= 2.0;
     }
@@ -217,6 +274,10 @@ impl SiteMethod for KMeans {
 
     fn version(&self) -> u16 {
         VERSION
+    }
+
+    fn step_name(&self, step: StepId) -> Option<&'static str> {
+        (step == ASSIGN).then_some(ASSIGN_NAME)
     }
 
     fn perform(&self, work: &MethodWork, site: &mut MethodSite<'_>) -> Result<Contribution, LearnError> {
@@ -269,3 +330,6 @@ fn nearest(centres: &[f32], record: &[f32], width: usize) -> (usize, f64) {
         },
     )
 }
+
+#[cfg(test)]
+mod tests;

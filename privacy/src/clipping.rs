@@ -102,7 +102,7 @@ impl Clipped {
         let norm = squares.iter().sum::<f64>().sqrt();
         // A square is finite exactly when all values are: that of the largest f32 is far below the largest f64.
         if !norm.is_finite()
-            && let Some(index) = values.iter().position(|value| !value.is_finite())
+            && let Some(index) = kernels::first_not_finite(&values)
         {
             return Err(NotFinite { index });
         }

@@ -19,6 +19,17 @@ pub(crate) fn square_sum(values: &[f32]) -> f64 {
     Arch::new().dispatch(SquareSum(values))
 }
 
+/// Whether all values are finite.
+fn are_finite(values: &[f32]) -> bool {
+    Arch::new().dispatch(AreFinite(values))
+}
+
+/// The place of the first value that is NaN or infinite.
+pub fn first_not_finite(values: &[f32]) -> Option<usize> {
+    // Looking for it stops early, which no compiler widens; it is hardly ever there.
+    if are_finite(values) { None } else { values.iter().position(|value| !value.is_finite()) }
+}
+
 /// Takes `start` from `values`, and gives the sum of the squares of what is left, as [`square_sum`] would.
 pub(crate) fn subtract(values: &mut [f32], start: &[f32]) -> f64 {
     Arch::new().dispatch(Subtract { values, start })
@@ -64,6 +75,17 @@ impl WithSimd for SquareSum<'_> {
             sum += block_square_sum(values);
         }
         sum
+    }
+}
+
+struct AreFinite<'a>(&'a [f32]);
+
+impl WithSimd for AreFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> bool {
+        self.0.iter().fold(true, |finite, value| finite & value.is_finite())
     }
 }
 
@@ -211,6 +233,22 @@ mod tests {
     fn points() -> impl Strategy<Value = Vec<i32>> {
         let point = prop_oneof![i32::MIN..=i32::MAX, -9i32..9];
         any_length().prop_flat_map(move |length| prop::collection::vec(point.clone(), length))
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_value_that_is_not_finite_is_found(
+            values in floats(),
+            wrong in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
+            at in any::<prop::sample::Index>(),
+        ) {
+            prop_assert_eq!(first_not_finite(&values), None);
+            prop_assume!(!values.is_empty());
+            let mut spoilt = values;
+            let place = at.index(spoilt.len());
+            spoilt[place..].fill(wrong);
+            prop_assert_eq!(first_not_finite(&spoilt), Some(place));
+        }
     }
 
     fn exact(points: &[i32]) -> u128 {

@@ -1,7 +1,7 @@
 //! The book of what has been released from one population, and the budget that pays for it.
 //!
 //! Privacy is money: a release exists only if a [`Permit`] was spent on it, and only a ledger that can still pay gives a
-//! permit. What is booked are events, never epsilons: whenever the book is opened, every epsilon is computed anew from
+//! permit. What is charged are events, never epsilons: whenever the book is opened, every epsilon is computed anew from
 //! them. The book is a [`crate::chain`]: append-only, and no record can be changed unseen.
 //!
 //! Secret sampling is counted only where it is declared: [`Ledger::declare`] says of a run that nobody outside the server can
@@ -66,14 +66,14 @@ pub enum LedgerError {
     #[error(
         "population `{population}` has a budget of epsilon {} at delta {} for {} ({}), and this asks for epsilon {} at delta {} \
          for {} ({}); a budget is not changed afterwards: keep its terms, or name another population",
-        Figure(.booked.epsilon_max), Figure(.booked.delta), .booked.unit, .booked.relation,
+        Figure(.reserved.epsilon_max), Figure(.reserved.delta), .reserved.unit, .reserved.relation,
         Figure(.asked.epsilon_max), Figure(.asked.delta), .asked.unit, .asked.relation
     )]
     OtherTerms {
         /// Whose book it is.
         population: String,
         /// The terms in the book.
-        booked: Box<Terms>,
+        reserved: Box<Terms>,
         /// The terms asked for.
         asked: Box<Terms>,
     },
@@ -228,8 +228,8 @@ impl Ledger {
         if self.terms == *asked {
             return Ok(());
         }
-        let (booked, asked) = (Box::new(self.terms.clone()), Box::new(asked.clone()));
-        Err(LedgerError::OtherTerms { population: booked.population.clone(), booked, asked })
+        let (reserved, asked) = (Box::new(self.terms.clone()), Box::new(asked.clone()));
+        Err(LedgerError::OtherTerms { population: reserved.population.clone(), reserved, asked })
     }
 
     /// Whether nobody can predict the noise of any release in the book.
@@ -312,7 +312,7 @@ impl Ledger {
         self.accounts.iter().fold(0, |sum: u64, account| sum.saturating_add(account.spent))
     }
 
-    /// Epsilon of everything booked, at the budget's delta.
+    /// Epsilon of everything charged, at the budget's delta.
     ///
     /// # Errors
     /// [`AccountingError`] when no accountant has a bound.
@@ -461,7 +461,7 @@ impl Ledger {
         &mut self.accounts[at]
     }
 
-    /// `Err` with epsilon when all that is booked is above the budget. The tighter accountant is asked only when the
+    /// `Err` with epsilon when all that is charged is above the budget. The tighter accountant is asked only when the
     /// faster one says no.
     fn within_budget(&mut self) -> Result<Result<(), f64>, AccountingError> {
         let Terms { relation, delta, epsilon_max, .. } = self.terms;

@@ -22,8 +22,10 @@ mod released;
 mod statistics;
 mod sum;
 mod wide;
+mod words;
 
 pub use clipping::{Clipped, NormBound, NormBoundError, NotFinite, clip};
+pub use kernels::first_not_finite;
 pub use lattice::{Encoded, Inadmissible, Lattice, LatticeError, LocalNoiseError, Weight};
 pub use ledger::Permit;
 pub use moments::Moments;
@@ -31,3 +33,4 @@ pub use released::{Noising, ReleaseError, Released};
 pub use statistics::{Statistics, StatisticsError};
 pub use sum::{Sum, SumError};
 pub use wide::{NotSummable, WORDS, WideSum};
+pub use words::{counted, plural, verb};

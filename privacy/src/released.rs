@@ -201,7 +201,7 @@ impl Released {
         kernels::apply(model, &self.totals, self.factor, rule);
     }
 
-    /// The totals of a sum of tallies, one a statistic; none of a sum of updates.
+    /// The totals of a sum of statistics, one each; none of a sum of updates.
     pub fn totals(&self) -> &[WideSum] {
         &self.statistics
     }

@@ -49,11 +49,11 @@ impl Statistics {
         if words.len() != expected {
             return Err(StatisticsError::Shape { expected, found: words.len() });
         }
-        let tally = Self(words);
-        let wrong = tally.chunks().position(|words| WideSum::of_words(words).is_none());
+        let statistics = Self(words);
+        let wrong = statistics.chunks().position(|words| WideSum::of_words(words).is_none());
         match wrong {
             Some(index) => Err(StatisticsError::Words { index }),
-            None => Ok(tally),
+            None => Ok(statistics),
         }
     }
 
@@ -93,7 +93,7 @@ mod tests {
     use crate::{Released, Sum};
     use proptest::prelude::*;
 
-    fn tally(values: &[f64]) -> Statistics {
+    fn statistics(values: &[f64]) -> Statistics {
         let sums: Vec<WideSum> = values.iter().map(|value| WideSum::of(*value).unwrap()).collect();
         Statistics::admit(Statistics::encode(&sums).into_words(), values.len())
             .unwrap_or_else(|error| panic!("{error}"))
@@ -110,8 +110,8 @@ mod tests {
     #[test]
     fn statistics_of_another_number_are_foreign() {
         let mut sum = Sum::of_statistics(2, 10);
-        assert!(sum.add_statistics(&tally(&[1.0])).is_err());
-        sum.add_statistics(&tally(&[1.0, 2.0])).unwrap();
+        assert!(sum.add_statistics(&statistics(&[1.0])).is_err());
+        sum.add_statistics(&statistics(&[1.0, 2.0])).unwrap();
         assert_eq!(Released::unprotected(sum).unwrap().totals()[1].value(), 2.0);
     }
 
@@ -125,7 +125,7 @@ mod tests {
             let mut sum = Sum::of_statistics(1, 100);
             let mut turned = values.clone();
             turned.rotate_left(turn % values.len());
-            turned.iter().for_each(|value| sum.add_statistics(&tally(&[value.trunc() * factor])).unwrap());
+            turned.iter().for_each(|value| sum.add_statistics(&statistics(&[value.trunc() * factor])).unwrap());
             prop_assert_eq!(Released::unprotected(sum).unwrap().totals()[0].value(), exact as f64 * factor);
         }
     }

@@ -48,7 +48,7 @@ impl Sum {
         Self { totals, weight: 0, contributions: 0, votes: 0, unit: Unit::Lattice(lattice.clone()) }
     }
 
-    /// An empty sum of tallies of `count` statistics, for at most `clients_max` contributions (at most 2^22).
+    /// An empty sum of `count` statistics, for at most `clients_max` contributions (at most 2^22).
     pub fn of_statistics(count: usize, clients_max: u64) -> Self {
         let unit =
             Unit::Statistics { clients_max: clients_max.min(1 << 22), sums: vec![WideSum::default(); count] };
@@ -74,14 +74,14 @@ impl Sum {
     ///
     /// # Errors
     /// [`SumError`]; the sum is unchanged then.
-    pub fn add_statistics(&mut self, tally: &Statistics) -> Result<(), SumError> {
+    pub fn add_statistics(&mut self, statistics: &Statistics) -> Result<(), SumError> {
         let Unit::Statistics { clients_max, sums } = &self.unit else { return Err(SumError::Foreign) };
-        if tally.len() != sums.len() {
+        if statistics.len() != sums.len() {
             return Err(SumError::Foreign);
         }
         self.make_room(*clients_max)?;
         if let Unit::Statistics { sums, .. } = &mut self.unit {
-            sums.iter_mut().zip(tally.sums()).for_each(|(total, one)| total.add_sum(&one));
+            sums.iter_mut().zip(statistics.sums()).for_each(|(total, one)| total.add_sum(&one));
         }
         self.weight += 1;
         Ok(())

@@ -1,7 +1,9 @@
 //! Names for who takes part and for what is being done.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -230,12 +232,65 @@ pub struct TaskId {
     pub step: StepId,
     /// How often this step of this round was opened before: 0 the first time. An answer to an earlier attempt is stale.
     pub attempt: u16,
+    /// What people call the step. It does not travel.
+    pub label: StepLabel,
+}
+
+/// What people call a method's step: the method, and the method's own word for the step. It tells no two tasks apart: all labels are equal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepLabel(Option<(&'static str, &'static str)>);
+
+impl StepLabel {
+    /// The label of a method's step.
+    pub const fn new(method: &'static str, step: &'static str) -> Self {
+        Self(Some((method, step)))
+    }
+}
+
+impl PartialEq for StepLabel {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for StepLabel {}
+
+impl PartialOrd for StepLabel {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for StepLabel {
+    fn cmp(&self, _: &Self) -> Ordering {
+        Ordering::Equal
+    }
+}
+
+impl Hash for StepLabel {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 impl TaskId {
     /// The first attempt.
     pub fn new(run: RunId, round: Round, step: StepId) -> Self {
-        Self { run, round, step, attempt: 0 }
+        Self { run, round, step, attempt: 0, label: StepLabel::default() }
+    }
+
+    /// The same task, whose step people call so.
+    #[must_use]
+    pub fn labelled(self, label: StepLabel) -> Self {
+        Self { label, ..self }
+    }
+
+    /// The label of a method's step, such as `kmeans: assign`, where it is known.
+    pub fn title(&self) -> Option<String> {
+        self.label.0.map(|(method, step)| format!("{method}: {step}"))
+    }
+
+    /// The step as people know it: by its label, or by its name.
+    pub fn step_title(&self) -> Cow<'static, str> {
+        self.title().map_or_else(|| self.step.name(), Cow::from)
     }
 
     /// The same step of the same round, put anew.
@@ -256,13 +311,14 @@ impl From<TaskId> for (RunId, Round, u32) {
 impl From<(RunId, Round, u32)> for TaskId {
     fn from((run, round, word): (RunId, Round, u32)) -> Self {
         let halves = [word & 0xffff, word >> 16].map(|half| half as u16);
-        Self { run, round, step: StepId(halves[0]), attempt: halves[1] }
+        let (step, label) = (StepId(halves[0]), StepLabel::default());
+        Self { run, round, step, attempt: halves[1], label }
     }
 }
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of round {} in run {}", self.step.name(), self.round, self.run)?;
+        write!(f, "{} of round {} in run {}", self.step_title(), self.round, self.run)?;
         match self.attempt {
             0 => Ok(()),
             attempt => write!(f, ", attempt {}", u32::from(attempt) + 1),
@@ -342,5 +398,8 @@ mod tests {
         );
         assert_eq!(train[crate::wire::FRAME_HEAD..], [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(id.to_string(), "step-21 of round 2 in run 0000000000000001, attempt 4");
+        let labelled = id.labelled(StepLabel::new("kmeans", "assign"));
+        assert_eq!(labelled.to_string(), "kmeans: assign of round 2 in run 0000000000000001, attempt 4");
+        assert_eq!(labelled, id, "it is the same task");
     }
 }

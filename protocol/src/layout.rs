@@ -145,6 +145,11 @@ impl Layout {
         self.shared().map(Tensor::len).collect()
     }
 
+    /// The names of those tensors, in the same order.
+    pub fn shared_names(&self) -> Vec<String> {
+        self.shared().map(|tensor| tensor.name.clone()).collect()
+    }
+
     /// The shared part of a full vector.
     pub fn gather_shared(&self, full: &[f32]) -> Vec<f32> {
         self.shared().flat_map(|tensor| &full[tensor.range()]).copied().collect()

@@ -33,7 +33,7 @@ pub use guarantee::{
     BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,
     PrivacySpec, Sampling,
 };
-pub use ids::{ClientId, IdError, Round, RunId, StepId, TaskId, is_plain_name, software_name};
+pub use ids::{ClientId, IdError, Round, RunId, StepId, StepLabel, TaskId, is_plain_name, software_name};
 pub use invite::{Invite, InviteError, Token, spoken};
 pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
@@ -43,8 +43,8 @@ pub use learner::{
 };
 pub use numbers::{CELL_MAX, TaskFault};
 pub use payload::{
-    BLOCKS_MAX, Block, BlockHead, BlockSpec, Contribution, DType, Length, Name, PayloadSpec, SUMS, UPDATE,
-    Values,
+    ANSWER_BYTES_MAX, BLOCKS_MAX, Block, BlockHead, BlockSpec, Contribution, DType, Length, Name,
+    PayloadSpec, SUMS, UPDATE, Values,
 };
 pub use seed::{Purpose, Seed};
 pub use spec::{

@@ -5,6 +5,8 @@
 //! records are. The bounds are far from what any sensible plan has. What the bounds let through and a record breaks all the
 //! same counts as a zero where the record is used; it is never an error.
 
+use privacy::first_not_finite;
+
 use crate::{
     DataSpec, Decline, OptimizerSpec, Positive, Spec, Standardise, Standardiser, StepId, Task, Work,
 };
@@ -64,7 +66,7 @@ impl Task {
             return Err(TaskFault::unsupported(message));
         }
         let parameters = self.work.model().map_or(&[][..], |model| model.values());
-        if !parameters.iter().all(|value| value.is_finite()) {
+        if first_not_finite(parameters).is_some() {
             let message = "the model that the server sent is not finite".into();
             return Err(TaskFault { reason: Decline::NotFinite, message });
         }

@@ -9,10 +9,13 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{IdError, Metrics, Rejection, UpdateCodec, is_plain_name};
+use crate::{IdError, Metrics, Rejection, UpdateCodec, VALUES_MAX, is_plain_name};
 
 /// The most blocks of one task or answer.
 pub const BLOCKS_MAX: usize = 16;
+
+/// The most bytes of values in one answer: as many as the largest update has.
+pub const ANSWER_BYTES_MAX: u64 = VALUES_MAX * 4;
 
 /// The name of a method, of its work, or of a block: 1 to 64 of `a-z A-Z 0-9 . _ -`, the first neither `.` nor `-`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -32,6 +35,14 @@ impl Name {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name, where it stands in the program.
+    pub fn as_literal(&self) -> Option<&'static str> {
+        match self.0 {
+            Cow::Borrowed(name) => Some(name),
+            Cow::Owned(_) => None,
+        }
     }
 }
 
@@ -276,6 +287,15 @@ impl PayloadSpec {
     /// An update of `dimension` shared parameters that may travel in the short form of `codec`.
     pub fn update(dimension: usize, codec: UpdateCodec) -> Self {
         Self { codec, ..Self::one(UPDATE, DType::I32, dimension) }
+    }
+
+    /// Bytes of all its values, at most; `None` when no machine could hold them.
+    pub fn bytes_max(&self) -> Option<u64> {
+        let bytes = |block: &BlockSpec| {
+            let (Length::Exactly(most) | Length::AtMost(most)) = block.length;
+            (most as u64).checked_mul(block.dtype.width() as u64)
+        };
+        self.blocks.iter().try_fold(0u64, |sum, block| sum.checked_add(bytes(block)?))
     }
 
     /// Compares what is announced with what is expected.

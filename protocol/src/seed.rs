@@ -40,7 +40,7 @@ pub enum Purpose {
 }
 
 impl Seed {
-    /// The seed that stands for a number typed by a user (simulations, rehearsals and tests).
+    /// The seed that stands for a number typed by a user (simulations, seeded runs and tests).
     pub fn from_number(number: u64) -> Self {
         Self::from_bytes(Sha256::new().chain_update(b"consortia seed").chain_update(number.to_le_bytes()))
     }

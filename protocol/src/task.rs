@@ -88,7 +88,7 @@ pub struct Task {
     pub id: TaskId,
     /// What the run is about.
     pub spec: Arc<Spec>,
-    /// In a simulation or rehearsal, the run's seed; in production `None`, and sites use their own entropy.
+    /// In a simulation or seeded run, the run's seed; in production `None`, and sites use their own entropy.
     pub seed: Option<Seed>,
     /// How numeric columns are standardised, once that is known federation-wide.
     pub standardiser: Option<Arc<Standardiser>>,

@@ -163,8 +163,8 @@ fn short_forms_have_the_bytes_of_the_page() {
 fn raw_values_have_the_bytes_of_the_page() {
     let points: Vec<u8> = [1i32, -2].iter().flat_map(|point| point.to_le_bytes()).collect();
     assert_eq!(bytes("points"), points);
-    let tally = Statistics::encode(&[WideSum::of(-1.5).unwrap()]);
-    let words: Vec<u8> = tally.words().iter().flat_map(|word| word.to_le_bytes()).collect();
+    let statistics = Statistics::encode(&[WideSum::of(-1.5).unwrap()]);
+    let words: Vec<u8> = statistics.words().iter().flat_map(|word| word.to_le_bytes()).collect();
     assert_eq!(bytes("statistic"), words);
 }
 
@@ -318,7 +318,7 @@ fn summary() -> RunSummary {
         message: "waits".into(),
         rounds_done: 1,
         rounds: 20,
-        rehearsal: true,
+        is_seeded: true,
         model_sha256: "ab".into(),
         history: vec![round],
         clients: vec![client],
@@ -347,7 +347,7 @@ fn the_worked_examples_of_the_lattice_are_right() {
 }
 
 #[test]
-fn a_rehearsal_s_seeds_are_derived_as_the_page_says() {
+fn the_seeds_of_a_seeded_run_are_derived_as_the_page_says() {
     let seed = Seed::from_number(7);
     let cleveland = ClientId::new("cleveland").unwrap();
     let seeds = [

@@ -289,7 +289,7 @@ fn run_summary() -> impl Strategy<Value = RunSummary> {
             message,
             rounds_done: numbers.0,
             rounds: numbers.1,
-            rehearsal: numbers.2,
+            is_seeded: numbers.2,
             model_sha256,
             history,
             clients,

@@ -28,9 +28,14 @@ impl Score {
         Some(Self { loss, accuracy: accuracies.and_then(middle) })
     }
 
-    /// How good it is, the more the better: by accuracy, where all scores that are compared have one, else by loss.
-    pub fn good(self, by_accuracy: bool) -> f64 {
-        self.accuracy.filter(|_| by_accuracy).unwrap_or(-self.loss)
+    /// Whether it is better than `other`: by accuracy and, of equals, by loss, where all scores that are compared have an accuracy
+    /// (`by_accuracy`); else by loss alone. Of two that are equal in all of it neither is better, so that the earlier one stays.
+    pub fn is_better(self, other: Self, by_accuracy: bool) -> bool {
+        let accuracies = self.accuracy.zip(other.accuracy).filter(|_| by_accuracy);
+        match accuracies {
+            Some((own, others)) if own != others => own > others,
+            _ => self.loss < other.loss,
+        }
     }
 }
 
@@ -49,5 +54,17 @@ mod tests {
         assert_eq!(middle(Vec::new()), None);
         assert_eq!(middle(vec![3.0, 1.0]), Some(1.0));
         assert_eq!(middle(vec![3.0, 1.0, 2.0]), Some(2.0));
+    }
+
+    #[test]
+    fn of_equal_accuracies_the_lower_loss_is_better_and_of_equals_neither() {
+        let score = |loss, accuracy| Score { loss, accuracy };
+        let (low, high) = (score(0.5, Some(0.9)), score(0.7, Some(0.9)));
+        assert!(low.is_better(high, true) && !high.is_better(low, true) && !low.is_better(low, true));
+        assert!(score(0.9, Some(0.95)).is_better(low, true), "accuracy comes first");
+        assert!(!score(0.9, Some(0.95)).is_better(low, false), "by loss alone where one has no accuracy");
+        assert!(score(0.4, None).is_better(low, true), "without an accuracy the loss decides");
+        let unknown = score(f64::NAN, Some(0.9));
+        assert!(!unknown.is_better(low, true), "what is no number is never better");
     }
 }

@@ -15,6 +15,7 @@
 mod abilities;
 mod admission;
 mod closing;
+mod finite;
 mod messages;
 mod opening;
 mod protection;
@@ -40,7 +41,9 @@ use crate::workflow::{Collector, Refused, RunState, StepPlan, Training, Verified
 use abilities::Abilities;
 use admission::Admitted;
 pub use admission::{Checked, Checker};
-pub use messages::{Action, Checkpoint, ClientRecord, Commit, Event, LedgerReservation, Note, RunEnd};
+pub use messages::{
+    Action, Checkpoint, ClientRecord, Commit, Event, LedgerReservation, Note, RunEnd, RunProgress,
+};
 use protection::Protection;
 pub use protection::{DpContext, NoiseRng, ProtectionError};
 use roster::Roster;
@@ -57,10 +60,10 @@ pub struct Setup {
     pub run: RunId,
     /// What to do.
     pub plan: Arc<Plan>,
-    /// Where cohorts come from: the run's seed in a rehearsal or simulation, else 32 bytes from the operating system.
+    /// Where cohorts come from: the run's seed in a seeded run or simulation, else 32 bytes from the operating system.
     pub entropy: Seed,
     /// Whether `entropy` is a seed that is told to the sites, so that the whole run can be repeated bit for bit.
-    pub rehearsal: bool,
+    pub is_seeded: bool,
     /// Whether the shell can evaluate on data of its own.
     pub central: bool,
     /// Where the run stands.
@@ -111,10 +114,13 @@ pub struct Coordinator {
     plan: Arc<Plan>,
     workflow: Box<dyn Workflow>,
     entropy: Seed,
-    rehearsal: bool,
+    is_seeded: bool,
     protection: Option<Protection>,
     optimizer: Box<dyn ServerOptimizer>,
     state: Checkpoint,
+    /// How many values each tensor of the model has, in layout order, and their names where they are known.
+    tensors: Vec<usize>,
+    tensor_names: Vec<String>,
     clients: BTreeMap<ClientId, ClientRecord>,
     connected: usize,
     roster: Roster,
@@ -209,7 +215,7 @@ impl Coordinator {
         mut workflow: Box<dyn Workflow>,
     ) -> Result<Self, SetupError> {
         let tensors = checked_tensors(&setup)?;
-        let Setup { run, plan, entropy, rehearsal, checkpoint, mut clients, dp_context, .. } = setup;
+        let Setup { run, plan, entropy, is_seeded, checkpoint, mut clients, dp_context, .. } = setup;
         optimizer.restore(checkpoint.optimizer.clone())?;
         workflow.recall(&checkpoint.workflow).map_err(SetupError::Workflow)?;
         let checkpoint = checkpoint.with_releases_counted(&plan);
@@ -219,7 +225,7 @@ impl Coordinator {
         let mut protection = promised
             .map(|central| Protection::new(central, dp_context, norm_max, &lattice, &checkpoint))
             .transpose()?;
-        if let Some(protection) = protection.as_mut().filter(|_| !rehearsal) {
+        if let Some(protection) = protection.as_mut().filter(|_| !is_seeded) {
             protection.declare_secret(run);
         }
         clients.values_mut().for_each(|record| record.connected = false);
@@ -229,9 +235,11 @@ impl Coordinator {
             workflow,
             protection,
             entropy,
-            rehearsal,
+            is_seeded,
             optimizer,
             state: checkpoint,
+            tensors,
+            tensor_names: Vec::new(),
             clients,
             connected: 0,
             roster: Roster::default(),
@@ -269,7 +277,7 @@ impl Coordinator {
                 let detail = "refused before it was an answer";
                 self.refuse(now, client, task, Refused::new(reason, detail));
             }
-            Event::Booked => self.reserved(now),
+            Event::Reserved => self.reserved(now),
             Event::Committed => self.committed(now),
             Event::EvaluatedCentrally { round, metrics } => self.evaluated_centrally(round, metrics),
             Event::Control(control) => self.controlled(now, control),

@@ -19,11 +19,11 @@ pub mod workflow;
 #[cfg(feature = "net")]
 pub mod net;
 
-pub use self::methods::{Given, Method, MethodPlan, Methods, PlannedMethod, Rule, Step};
+pub use self::methods::{Given, Method, MethodPlan, MethodStep, Methods, PlannedMethod, Rule, Step};
 pub use config::{ConfigError, read_toml};
 pub use coordinator::{
     Action, Checked, Checker, Checkpoint, ClientRecord, Commit, Coordinator, DpContext, Event,
-    LedgerReservation, NoiseRng, Note, ProtectionError, RunEnd, Setup, SetupError,
+    LedgerReservation, NoiseRng, Note, ProtectionError, RunEnd, RunProgress, Setup, SetupError,
 };
 pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ModelUpdate, ServerOptimizer, StateError};
 pub use plan::{

@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use protocol::{DataSpec, Name, SpecError};
+use protocol::{
+    ANSWER_BYTES_MAX, BLOCKS_MAX, DataSpec, Name, PayloadSpec, Positive, SpecError, StepId, StepLabel,
+};
 use serde::de::DeserializeOwned;
 
 use crate::config::ConfigError;
@@ -40,11 +42,32 @@ pub trait PlannedMethod: fmt::Debug + Send + Sync {
     /// and compared as f32.
     fn shape(&self) -> Vec<usize>;
 
+    /// The steps that a run of this method puts to sites, by the names that logs and checks call them, and what an answer to each carries at
+    /// most. A plan is refused whose answers would be larger than any site may send.
+    fn steps(&self) -> Vec<MethodStep>;
+
+    /// Whether each of its rounds may end with a part of those who were asked, so that a plan may ask more clients than a round needs
+    /// (`[cohort] oversample`). Its steps then end as [`CohortPlan::close`](crate::CohortPlan::close) says.
+    fn may_oversample(&self) -> bool {
+        false
+    }
+
     /// What a run of this method does. `plan` is the run's plan.
     ///
     /// # Errors
     /// [`SpecError`] where the plan cannot be carried out.
     fn workflow(&self, plan: &Arc<Plan>) -> Result<Box<dyn Workflow>, SpecError>;
+}
+
+/// A step of a method, as logs and checks speak of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MethodStep {
+    /// Its number.
+    pub step: StepId,
+    /// Its name, of a word or two.
+    pub name: Name,
+    /// What an answer carries, at most.
+    pub answer: PayloadSpec,
 }
 
 /// What a plan says to a rule or step beside its settings.
@@ -91,12 +114,64 @@ pub struct MethodPlan {
     pub planned: Arc<dyn PlannedMethod>,
 }
 
+impl MethodPlan {
+    /// What logs call a step.
+    pub fn label_of(&self, step: StepId) -> StepLabel {
+        let named = self.planned.steps().into_iter().find(|one| one.step == step);
+        let own = named.and_then(|one| one.name.as_literal());
+        let label = self.name.as_literal().zip(own).map(|(method, own)| StepLabel::new(method, own));
+        label.unwrap_or_default()
+    }
+
+    /// Refuses answers that no site could send.
+    pub(crate) fn check_answers(&self) -> Result<(), SpecError> {
+        let key = || format!("method.{}", self.name);
+        for MethodStep { step, name, answer } in self.planned.steps() {
+            let step_name = format!("`{name}` ({})", step.name());
+            if answer.blocks.len() > BLOCKS_MAX {
+                let found = answer.blocks.len();
+                let message = format!(
+                    "an answer to its step {step_name} has {found} blocks; at most {BLOCKS_MAX} are allowed"
+                );
+                return Err(SpecError::new(key(), message));
+            }
+            let bytes = answer.bytes_max();
+            if bytes.is_none_or(|bytes| bytes > ANSWER_BYTES_MAX) {
+                let bytes = bytes.map_or_else(|| "more than 2^64".to_owned(), |bytes| bytes.to_string());
+                let message = format!(
+                    "each site's answer to its step {step_name} has {bytes} bytes; at most {ANSWER_BYTES_MAX} are allowed: lower the settings \
+                     that multiply them, or give fewer columns"
+                );
+                return Err(SpecError::new(key(), message));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The settings of a method or rule as its own type, which should deny unknown fields.
 ///
 /// # Errors
 /// [`SpecError`] without a key says what is not understood.
 pub fn read_settings<T: DeserializeOwned>(settings: toml::Table) -> Result<T, SpecError> {
     settings.try_into().map_err(|error: toml::de::Error| SpecError::new("", error.message()))
+}
+
+/// The range of settings that numbers of a model are multiplied or divided by. Beyond it they are lost in rounding, or infinite.
+const MAGNITUDE_MIN: f64 = 1e-12;
+/// See [`MAGNITUDE_MIN`].
+pub(crate) const MAGNITUDE_MAX: f64 = 1e12;
+
+/// Refuses a factor, divisor or radius by which no model moves, or each one breaks.
+///
+/// # Errors
+/// [`SpecError`] of the setting `key` when it is not from 1e-12 to 1e12.
+pub fn check_magnitude(value: Positive, key: &str) -> Result<(), SpecError> {
+    let (least, most) = (MAGNITUDE_MIN, MAGNITUDE_MAX);
+    if (least..=most).contains(&value.value()) {
+        return Ok(());
+    }
+    Err(SpecError::new(key, format!("{:e} is not from {least:e} to {most:e}", value.value())))
 }
 
 /// The methods that plans may name. Cheap to clone.
@@ -127,6 +202,11 @@ impl Methods {
     pub fn with_step(mut self, step: impl Step + 'static) -> Self {
         self.steps.insert(step.name(), Arc::new(step));
         self
+    }
+
+    /// Whether there is a method of this name.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        name.parse().is_ok_and(|name: Name| self.methods.contains_key(&name))
     }
 
     /// The rule that a plan names.

@@ -4,25 +4,26 @@
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
 mod aggregation;
+mod cohort;
 mod method;
 mod privacy;
 mod strategy;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use protocol::{
-    BroadcastCodec, COHORT_MAX, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec,
-    SpecError, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
+    BroadcastCodec, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError,
+    StepId, StepLabel, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, read_toml};
-use crate::methods::{MethodPlan, Methods};
+use crate::methods::{MAGNITUDE_MAX, MethodPlan, Methods, check_magnitude};
 use crate::optimizer::{Adaptive, AdaptiveKind, Averaging, ServerOptimizer};
 use crate::schedule::Schedule;
 use aggregation::check_beside;
 pub use aggregation::{AggregationConfig, AggregationPlan, Named};
+pub use cohort::{CohortConfig, CohortPlan, CohortSize};
 use method::BesideMethod;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 #[cfg(feature = "net")]
@@ -204,6 +205,14 @@ impl Strategy {
         }
     }
 
+    /// The settings of an adaptive server optimizer, where the row has one.
+    pub(crate) fn adaptive(&self) -> Option<&AdaptiveConfig> {
+        match self {
+            Self::FedAdagrad(config) | Self::FedAdam(config) | Self::FedYogi(config) => Some(config),
+            Self::FedAvg | Self::FedProx { .. } | Self::FedAvgM { .. } => None,
+        }
+    }
+
     fn proximal_mu(&self) -> f64 {
         if let Self::FedProx { mu } = self { *mu } else { 0.0 }
     }
@@ -213,208 +222,26 @@ impl Strategy {
             let fine = (0.0..1.0).contains(&value);
             if fine { Ok(()) } else { Err(SpecError::new(key, format!("{value} is not from 0 up to 1"))) }
         };
-        let betas = |config: &AdaptiveConfig, name: &str| {
+        let adaptive = |config: &AdaptiveConfig, name: &str| {
             below_one(config.beta1, format!("strategy.{name}.beta1"))?;
-            below_one(config.beta2, format!("strategy.{name}.beta2"))
+            below_one(config.beta2, format!("strategy.{name}.beta2"))?;
+            check_magnitude(config.learning_rate, &format!("strategy.{name}.learning_rate"))?;
+            check_magnitude(config.tau, &format!("strategy.{name}.tau"))
         };
         match self {
             Self::FedAvg => Ok(()),
-            Self::FedProx { mu } if mu.is_finite() && *mu >= 0.0 => Ok(()),
+            Self::FedProx { mu } if (0.0..=MAGNITUDE_MAX).contains(mu) => Ok(()),
             Self::FedProx { mu } => {
-                Err(SpecError::new("strategy.fedprox.mu", format!("{mu} is not 0 or more")))
+                Err(SpecError::new("strategy.fedprox.mu", format!("{mu} is not from 0 to {MAGNITUDE_MAX:e}")))
             }
-            Self::FedAvgM { momentum, .. } => below_one(*momentum, "strategy.fedavgm.momentum".into()),
-            Self::FedAdagrad(config) => betas(config, "fedadagrad"),
-            Self::FedAdam(config) => betas(config, "fedadam"),
-            Self::FedYogi(config) => betas(config, "fedyogi"),
-        }
-    }
-}
-
-/// Who takes part, as typed.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CohortConfig {
-    /// Clients that must be connected before a round opens.
-    pub clients_min: usize,
-    /// Clients a round, as a share of those connected; this or `count`.
-    pub fraction: Option<f64>,
-    /// Clients a round; this or `fraction`.
-    pub count: Option<usize>,
-    /// Updates without which a round does not count; by default `clients_min`, at most the cohort.
-    pub quorum: Option<usize>,
-    /// Seconds until a round closes without those that are missing.
-    pub deadline_seconds: Positive,
-    /// Seconds for which a round waits for a client whose connection is gone; until its deadline where it is left out.
-    pub grace_seconds: Option<Positive>,
-    /// How many times as many clients are asked as a round needs, from 1 to 10; it closes when as many as it needs have answered.
-    pub oversample: Option<f64>,
-    /// Rounds in a row without quorum after which the run fails.
-    pub failures_max: u32,
-}
-
-impl Default for CohortConfig {
-    fn default() -> Self {
-        Self {
-            clients_min: 1,
-            fraction: None,
-            count: None,
-            quorum: None,
-            deadline_seconds: positive(600.0),
-            grace_seconds: None,
-            oversample: None,
-            failures_max: 10,
-        }
-    }
-}
-
-/// Who takes part.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CohortPlan {
-    /// Clients that must be connected before a round opens.
-    pub clients_min: usize,
-    /// Clients a round.
-    pub size: CohortSize,
-    /// Updates without which the model does not move.
-    pub quorum: usize,
-    /// Time from the opening of a task until it closes.
-    pub deadline: Duration,
-    /// How long a task waits for a client whose connection is gone; until the deadline where there is none.
-    pub grace: Option<Duration>,
-    /// How many times as many clients are asked as a round needs, above 1; `None` asks those and waits for all of them.
-    pub oversample: Option<f64>,
-    /// Rounds in a row without quorum after which the run fails.
-    pub failures_max: u32,
-}
-
-/// Clients a round.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum CohortSize {
-    /// This share of those connected, rounded to the nearest, at least one.
-    Fraction(f64),
-    /// This many, or all when fewer are connected.
-    Count(usize),
-}
-
-impl Default for CohortPlan {
-    fn default() -> Self {
-        CohortConfig::default().parse().expect("the defaults are consistent")
-    }
-}
-
-impl CohortPlan {
-    /// Clients that are asked in a round when `connected` are there.
-    pub fn asked_of(&self, connected: usize) -> usize {
-        let size = self.size_of(connected);
-        let asked = self.oversample.map_or(size, |times| (size as f64 * times).ceil() as usize);
-        asked.min(connected.max(size))
-    }
-
-    /// Clients that a round needs when `connected` are there.
-    pub fn size_of(&self, connected: usize) -> usize {
-        match self.size {
-            CohortSize::Count(count) => count.min(connected),
-            CohortSize::Fraction(share) => {
-                let size = (share * connected as f64).round() as usize;
-                size.clamp(1, connected.clamp(1, COHORT_MAX as usize))
+            Self::FedAvgM { momentum, learning_rate } => {
+                below_one(*momentum, "strategy.fedavgm.momentum".into())?;
+                check_magnitude(*learning_rate, "strategy.fedavgm.learning_rate")
             }
+            Self::FedAdagrad(config) => adaptive(config, "fedadagrad"),
+            Self::FedAdam(config) => adaptive(config, "fedadam"),
+            Self::FedYogi(config) => adaptive(config, "fedyogi"),
         }
-    }
-
-    /// The most updates a round can hold.
-    fn cohort_max(&self) -> u64 {
-        match self.size {
-            CohortSize::Count(count) => count as u64,
-            CohortSize::Fraction(_) => COHORT_MAX,
-        }
-    }
-}
-
-impl CohortConfig {
-    /// Refuses what would keep a client that was drawn by secret chance out of a round, or decide by the cohort whether a
-    /// round is released. How long a round waits (`deadline_seconds`) stays: who is late counts as a zero.
-    fn check_secret_sampling(&self) -> Result<(), SpecError> {
-        let capped = "with poisson or fixed sampling a cohort is what chance draws, and capping it is not accounted for; \
-                      leave this out and set the size by privacy.central.sampling";
-        let quorum = "with poisson or fixed sampling every round is released, whoever answered: a quorum would choose the \
-                      rounds by their cohorts, and the amplification by sampling is lost; leave this out, or take \
-                      sampling = { availability = ... }";
-        let surplus = "with poisson or fixed sampling everybody who is drawn counts, and leaving out the slowest is not accounted for; leave \
-                       this out";
-        let grace = "with poisson or fixed sampling a round that ends early would show that somebody who was drawn had gone; leave this out";
-        let refused = [
-            ("count", self.count.is_some(), capped),
-            ("fraction", self.fraction.is_some(), capped),
-            ("quorum", self.quorum.is_some(), quorum),
-            ("oversample", self.oversample.is_some(), surplus),
-            ("grace_seconds", self.grace_seconds.is_some(), grace),
-        ];
-        match refused.into_iter().find(|(_, is_typed, _)| *is_typed) {
-            Some((key, _, message)) => Err(SpecError::new(format!("cohort.{key}"), message)),
-            None => Ok(()),
-        }
-    }
-
-    fn parse(&self) -> Result<CohortPlan, SpecError> {
-        let size = match (self.fraction, self.count) {
-            (Some(_), Some(_)) => {
-                return Err(SpecError::new("cohort.count", "give `count` or `fraction`, not both"));
-            }
-            (Some(share), None) if !(share > 0.0 && share <= 1.0) => {
-                return Err(SpecError::new(
-                    "cohort.fraction",
-                    format!("{share} is not above 0 and at most 1"),
-                ));
-            }
-            (_, Some(count)) if count == 0 || count as u64 > COHORT_MAX => {
-                return Err(SpecError::new("cohort.count", format!("{count} is not from 1 to {COHORT_MAX}")));
-            }
-            (_, Some(count)) => CohortSize::Count(count),
-            (share, None) => CohortSize::Fraction(share.unwrap_or(1.0)),
-        };
-        if self.clients_min == 0 {
-            return Err(SpecError::new(
-                "cohort.clients_min",
-                "no round can open with 0 clients; give at least 1",
-            ));
-        }
-        if self.failures_max == 0 {
-            return Err(SpecError::new("cohort.failures_max", "0 allows no round at all; give at least 1"));
-        }
-        let deadline = Duration::try_from_secs_f64(self.deadline_seconds.value())
-            .map_err(|error| SpecError::new("cohort.deadline_seconds", error.to_string()))?;
-        let grace =
-            self.grace_seconds.map(|seconds| Duration::try_from_secs_f64(seconds.value())).transpose();
-        let grace = grace.map_err(|error| SpecError::new("cohort.grace_seconds", error.to_string()))?;
-        if let Some(times) = self.oversample
-            && !(1.0..=10.0).contains(&times)
-        {
-            let message = format!("{times} is not from 1 to 10");
-            return Err(SpecError::new("cohort.oversample", message));
-        }
-        if self.oversample.is_some() && size == CohortSize::Fraction(1.0) {
-            let message = "a round takes everybody who is connected, so there is nobody more to ask; give `count`, or a `fraction` below 1";
-            return Err(SpecError::new("cohort.oversample", message));
-        }
-        let mut plan = CohortPlan {
-            clients_min: self.clients_min,
-            size,
-            quorum: 0,
-            deadline,
-            grace,
-            oversample: self.oversample.filter(|times| *times > 1.0),
-            failures_max: self.failures_max,
-        };
-        let smallest = plan.size_of(self.clients_min);
-        plan.quorum = self.quorum.unwrap_or(smallest);
-        if plan.quorum == 0 || plan.quorum > smallest {
-            let message = format!(
-                "a quorum of {} cannot be met by the smallest cohort, {smallest} of {} clients; give 1 to {smallest}",
-                plan.quorum, self.clients_min
-            );
-            return Err(SpecError::new("cohort.quorum", message));
-        }
-        Ok(plan)
     }
 }
 
@@ -493,6 +320,7 @@ impl Plan {
             return Err(ConfigError::at("", 0, message));
         }
         let typed: FederationConfig = read_toml(text)?;
+        method::check_typed(text, &typed, methods)?;
         Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error))
     }
 
@@ -512,6 +340,11 @@ impl Plan {
             central.set_noise(found?);
         }
         Some(Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error)))
+    }
+
+    /// What logs call a step of the plan's method.
+    pub(crate) fn label_of(&self, step: StepId) -> StepLabel {
+        self.method.as_ref().map_or_else(StepLabel::default, |method| method.label_of(step))
     }
 
     /// Checks what was typed.

@@ -2,6 +2,7 @@
 
 use std::f64::consts::PI;
 
+use privacy::counted;
 use protocol::{Positive, SpecError};
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +42,11 @@ impl Schedule {
     /// Checks what serde cannot.
     pub(crate) fn check(&self, rounds: u32) -> Result<(), SpecError> {
         if self.warm_up >= rounds && self.warm_up > 0 {
-            let message = format!("a warm-up of {} rounds does not end within {rounds} rounds", self.warm_up);
+            let message = format!(
+                "a warm-up of {} does not end within {}",
+                counted(self.warm_up, "round"),
+                counted(rounds, "round")
+            );
             return Err(SpecError::new("schedule.warm_up", message));
         }
         match self.decay {

@@ -3,7 +3,7 @@
 //! A statement sums everything that was released from a population, so each of its claims is about one adversary and holds for
 //! every run that the ledger counts: its events are converted for that adversary, its assumptions and what is outside are
 //! those of all of these runs. It holds the events from which its epsilon was computed, so that anybody can compute it again
-//! ([`PrivacyStatement::recompute`]). A run without privacy says so. A rehearsal, whose seed is known, and a run whose noise
+//! ([`PrivacyStatement::recompute`]). A run without privacy says so. A seeded run, whose seed is known, and a run whose noise
 //! could be predicted, claim nothing. Statements of version 1 mixed adversaries; [`PrivacyStatement::read`] takes them for
 //! what they can still claim.
 
@@ -162,7 +162,7 @@ pub struct Subject {
     /// Its round.
     pub round: u32,
     /// Whether the run's seed is known.
-    pub rehearsal: bool,
+    pub is_seeded: bool,
 }
 
 impl PrivacyStatement {
@@ -179,8 +179,8 @@ impl PrivacyStatement {
         let mut void = None;
         let mut outside = outside(privacy);
         if let (Some(central), Some(ledger)) = (&privacy.central, ledger) {
-            if subject.rehearsal {
-                void = Some("a rehearsal: its seed is known, and with it who took part".to_owned());
+            if subject.is_seeded {
+                void = Some("a seeded run: its seed is known, and with it who took part".to_owned());
             } else if !ledger.is_secure() {
                 void =
                     Some("INSECURE: the noise came from a test's seed and can be taken off again".to_owned());
@@ -233,6 +233,11 @@ impl PrivacyStatement {
             agree(number, &claim.events, claim.relation, claim.delta, claim.epsilon)?;
         }
         Ok(())
+    }
+
+    /// Whether it is of a run that promises no privacy at all, neither by the server nor by the sites.
+    pub fn promises_nothing(&self) -> bool {
+        self.claims.is_empty() && self.outside.iter().any(|outside| outside == words::NOTHING)
     }
 
     /// As it is written to a file.

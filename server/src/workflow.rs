@@ -48,6 +48,13 @@ pub trait Workflow: Send {
     /// Takes what a step has given. A step that gave nothing (no quorum, no release) is not told: [`Workflow::next`] is asked again.
     fn concluded(&mut self, step: StepId, aggregate: Aggregate, state: &RunState<'_>) -> Conclusion;
 
+    /// What the contributions of a step that does the round's work amount to, where its aggregate tells it: the round's training metrics then.
+    /// `None` leaves them to be the mean over those clients that report metrics.
+    fn measured(&self, step: StepId, aggregate: &Aggregate) -> Option<Metrics> {
+        let _ = (step, aggregate);
+        None
+    }
+
     /// Whether nothing is left to do.
     fn is_finished(&self, state: &RunState<'_>) -> bool;
 
@@ -81,6 +88,17 @@ pub struct RunState<'a> {
     pub connected: usize,
     /// What the server draws follows from it.
     pub seed: &'a Seed,
+    /// Whose answers are in what [`Workflow::concluded`] is told; nobody's elsewhere.
+    pub answers: Answers<'a>,
+}
+
+/// Who took part in a step that is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers<'a> {
+    /// The clients whose contributions were folded, in the order of their names.
+    pub from: &'a [ClientId],
+    /// How many of those who were asked have neither answered nor declined.
+    pub missing: usize,
 }
 
 /// One step: whom it asks, for what, and how it ends.

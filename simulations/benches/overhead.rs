@@ -60,9 +60,10 @@ fn run(trivial: &Trivial, cohort: usize, threads: usize, rounds: u64) -> Duratio
     ));
     let plan = plan.expect("the plan is consistent");
     let first = Parameters::new(vec![0.0; trivial.parameters]);
-    let world = Simulator::new(plan, first, 1, AvailabilityConfig::default()).expect("everybody is there");
+    let simulator =
+        Simulator::new(plan, first, 1, AvailabilityConfig::default()).expect("everybody is there");
     let (mut begun, mut elapsed) = (None, Duration::ZERO);
-    let outcome = world.with_threads(threads).run(trivial, &mut |seen| {
+    let outcome = simulator.with_threads(threads).run(trivial, &mut |seen| {
         if let Note::Round(_) = seen.note {
             elapsed = begun.get_or_insert_with(Instant::now).elapsed();
         }

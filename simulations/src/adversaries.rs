@@ -22,7 +22,7 @@ use rand::seq::SliceRandom;
 pub(crate) use collusion::Seen;
 pub use config::{AdversariesConfig, Attack, Direction};
 pub(crate) use forging::{in_units, lattice_of};
-pub(crate) use poison::{poison, triggered};
+pub(crate) use poison::{Pattern, poison, relabelled};
 
 /// The corrupted clients of a simulation.
 #[derive(Clone, Debug)]
@@ -87,10 +87,15 @@ impl Adversaries {
         if count >= clients.len() && count > 0 {
             return Err(AdversariesError::TooMany { count, clients: clients.len() });
         }
-        if let (Attack::Mimic { client: Some(client) }, [first, ..]) = (&config.attack, &clients[..])
-            && clients.binary_search(&client).is_err()
-        {
-            return Err(AdversariesError::NoSuchClient { client: client.clone(), first: (*first).clone() });
+        if let (Attack::Mimic { client: Some(client) }, [first, ..]) = (&config.attack, &clients[..]) {
+            let Ok(place) = clients.binary_search(&client) else {
+                return Err(AdversariesError::NoSuchClient {
+                    client: client.clone(),
+                    first: (*first).clone(),
+                });
+            };
+            // Whoever is mimicked is honest.
+            clients.remove(place);
         }
         let mut generator = seed.derive(Purpose::Adversary, Round(0), None).generator();
         let (drawn, _) = clients.partial_shuffle(&mut generator, count);
@@ -161,7 +166,11 @@ mod tests {
             let config = config(&format!("count = 1\nattack = {{ mimic = {{ client = \"{client}\" }} }}\n"));
             Adversaries::draw(&config, Seed::from_number(1), named(2).iter())
         };
-        assert!(draw("c001").is_ok());
+        for client in ["c000", "c001"] {
+            let corrupted = draw(client).unwrap().corrupted;
+            assert!(corrupted.iter().all(|corrupted| corrupted.as_str() != client), "{client} is honest");
+            assert_eq!(corrupted.len(), 1);
+        }
         let error = draw("c002").unwrap_err().to_string();
         assert!(error.contains("no client `c002`; the first by name is `c000`"), "{error}");
     }

@@ -103,6 +103,12 @@ impl AvailabilityModel {
         }
     }
 
+    /// Which of the answers of one moment comes first: by chance, so that a round which takes the first ones does not take always those of
+    /// the same clients.
+    pub(crate) fn order_at_ties(&self, client: &ClientId, task: TaskId) -> u32 {
+        self.generator(client, task.round, (1 << 40) + stream_of(task)).random()
+    }
+
     fn generator(&self, client: &ClientId, round: Round, stream: u64) -> impl Rng {
         let mut generator = self.seed.derive(Purpose::AvailabilityModel, round, Some(client)).generator();
         generator.set_stream(stream);

@@ -19,7 +19,7 @@ mod workers;
 pub use adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, Direction};
 pub use aggregator::{Aggregator, AggregatorError, Entropy, Promise, lattice_of, plain_mean};
 pub use availability::{AvailabilityConfig, AvailabilityModel};
-pub use population::{Population, PopulationError};
+pub use population::{BackdoorRates, Population, PopulationError};
 pub use scenario::{DatasetConfig, Scenario, ScenarioError, SimulationConfig};
 pub use simulator::{
     Best, Observation, Outcome, Simulator, SimulatorError, Snapshot, SnapshotError, Stored, Watch,

@@ -14,7 +14,9 @@ use protocol::{
     RunId, Seed, Spec, Standardiser, StepId, Target, Task, TaskId, Work,
 };
 
-use crate::adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, poison, triggered};
+use crate::adversaries::{
+    Adversaries, AdversariesConfig, AdversariesError, Attack, Pattern, poison, relabelled,
+};
 use crate::scenario::{DatasetConfig, SimulationConfig};
 use crate::simulator::unprotected;
 use crate::workers::{Worker, Workforce, measure};
@@ -30,6 +32,16 @@ pub struct Population {
     models: Models,
     methods: SiteMethods,
     device: Device,
+}
+
+/// How often a model takes test records of other classes for the target of a backdoor. Only a rate with the pattern that is well above the one
+/// without shows a backdoor: a model that answers with one class for everything has both rates at 0 or at 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BackdoorRates {
+    /// Of records that carry the pattern, from 0 to 1: the attack's success.
+    pub with_pattern: f64,
+    /// Of the same records as they are.
+    pub without_pattern: f64,
 }
 
 /// Test records in one part of the server's own evaluation: few enough to keep all threads busy, and the same whatever their
@@ -119,12 +131,7 @@ impl Population {
             (DatasetConfig::Synthetic(_), DataSpec::Table(_)) => return Err(PopulationError::SyntheticTable),
         };
         let parts = partition(&train.labels, &config.partition, config.clients.unwrap_or(0), seed)?;
-        let digits = parts.len().to_string().len();
-        let name = |number: usize| {
-            let name = format!("client-{number:0digits$}");
-            called(&name, &name)
-        };
-        let clients = (1..=parts.len()).map(name).collect::<Result<_, _>>()?;
+        let clients = numbered(parts.len())?;
         let site = |rows: Vec<u32>| {
             let train = View { dataset: Arc::clone(&train), rows: rows.into() };
             SiteData { train, test: None }
@@ -136,6 +143,21 @@ impl Population {
             config.seed,
             spec,
         )
+    }
+
+    /// The names of the clients, without a look at any record; `None` where the data names them.
+    ///
+    /// # Errors
+    /// [`PopulationError::Name`], where there are so many copies that a name gets too long.
+    pub fn names(config: &SimulationConfig) -> Result<Option<Vec<ClientId>>, PopulationError> {
+        let Some(count) = config.clients else { return Ok(None) };
+        let mut names = numbered(count)?;
+        for copy in 2..=config.copies.get() {
+            for index in 0..count {
+                names.push(copy_of(&names[index], copy)?);
+            }
+        }
+        Ok(Some(names))
     }
 
     /// The same population with the training records of corrupted clients as their attack wants them; `seed` is the simulation's.
@@ -161,16 +183,29 @@ impl Population {
         Ok(self)
     }
 
-    /// The share of test records of other classes that a model takes for the target of a backdoor once they carry its pattern; `None` for
-    /// another attack, without test records, and for a model of which parts stay at the sites.
-    pub fn attack_success(
+    /// How often a model takes test records of other classes for the target of a backdoor, with its pattern and without; `None` for another
+    /// attack, without test records, and for a model of which parts stay at the sites.
+    pub fn backdoor_rates(
         &self,
         attack: &Attack,
         model: &Arc<Parameters>,
         standardiser: Option<&Arc<Standardiser>>,
         spec: &Arc<Spec>,
+    ) -> Option<BackdoorRates> {
+        let rate = |pattern| self.rate(attack, pattern, model, standardiser, spec);
+        let (with_pattern, without_pattern) = (rate(Pattern::Drawn)?, rate(Pattern::Absent)?);
+        Some(BackdoorRates { with_pattern, without_pattern })
+    }
+
+    fn rate(
+        &self,
+        attack: &Attack,
+        pattern: Pattern,
+        model: &Arc<Parameters>,
+        standardiser: Option<&Arc<Standardiser>>,
+        spec: &Arc<Spec>,
     ) -> Option<f64> {
-        let own = |site: &SiteData| site.test.as_ref().and_then(|test| triggered(test, attack));
+        let own = |site: &SiteData| site.test.as_ref().and_then(|test| relabelled(test, attack, pattern));
         let central = self.central.as_ref().and_then(own);
         let tests = central.map_or_else(|| self.sites.iter().filter_map(own).collect(), |test| vec![test]);
         let train = self.sites.first()?.train.clone();
@@ -192,8 +227,7 @@ impl Population {
         let originals = self.clients.len();
         for copy in 2..=copies {
             for index in 0..originals {
-                let name = format!("{}.{copy}", self.clients[index]);
-                self.clients.push(called(&name, &name)?);
+                self.clients.push(copy_of(&self.clients[index], copy)?);
                 self.sites.push(self.sites[index].clone());
             }
         }
@@ -272,6 +306,22 @@ fn name_of(id: &str) -> Result<ClientId, PopulationError> {
     let plain =
         |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '_' };
     called(&id.trim().chars().map(plain).collect::<String>(), id)
+}
+
+/// Clients that the data does not name: `client-01` and so on.
+fn numbered(count: usize) -> Result<Vec<ClientId>, PopulationError> {
+    let digits = count.to_string().len();
+    let name = |number: usize| {
+        let name = format!("client-{number:0digits$}");
+        called(&name, &name)
+    };
+    (1..=count).map(name).collect()
+}
+
+/// The name of a client's copy: from the second on, it ends in the copy's number.
+fn copy_of(client: &ClientId, copy: usize) -> Result<ClientId, PopulationError> {
+    let name = format!("{client}.{copy}");
+    called(&name, &name)
 }
 
 fn called(name: &str, id: &str) -> Result<ClientId, PopulationError> {

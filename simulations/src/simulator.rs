@@ -20,7 +20,7 @@ use std::time::Duration;
 use client::{LocalState, TaskError};
 use privacy::chain::Link;
 use protocol::wire::{Control, RoundSummary};
-use protocol::{ClientId, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time};
+use protocol::{ClientId, Layout, Parameters, RunId, Seed, Spec, Stop, Task, TaskId, Time};
 use server::{
     Action, Checker, Checkpoint, ClientRecord, Commit, Coordinator, DpContext, Event, NoiseRng, Note, Plan,
     RunEnd, ServerOptimizer, Setup,
@@ -58,6 +58,7 @@ pub struct Simulator {
     plan: Arc<Plan>,
     initial: Parameters,
     tensors: Vec<usize>,
+    tensor_names: Vec<String>,
     seed: Seed,
     availability: AvailabilityModel,
     threads: usize,
@@ -83,14 +84,26 @@ impl Simulator {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (plan, tensors, chance) = (Arc::new(plan), Vec::new(), NoiseRng::system());
         let (stop, begun, adversaries) = (Stop::default(), None, None);
-        Ok(Self { plan, initial, tensors, seed, availability, threads, chance, stop, begun, adversaries })
+        let tensor_names = Vec::new();
+        Ok(Self {
+            plan,
+            initial,
+            tensors,
+            tensor_names,
+            seed,
+            availability,
+            threads,
+            chance,
+            stop,
+            begun,
+            adversaries,
+        })
     }
 
-    /// The same simulation with a model of tensors that have this many values each, in layout order. A plan that clips tensor by
-    /// tensor needs it.
+    /// The same simulation of a model with this layout: a plan that clips tensor by tensor needs it, and messages name tensors by it.
     #[must_use]
-    pub fn with_tensors(mut self, tensors: Vec<usize>) -> Self {
-        self.tensors = tensors;
+    pub fn with_layout(mut self, layout: &Layout) -> Self {
+        (self.tensors, self.tensor_names) = (layout.shared_lengths(), layout.shared_names());
         self
     }
 
@@ -125,7 +138,7 @@ impl Simulator {
     }
 
     /// The same simulation with corrupted clients, if there are to be any: those that [`Adversaries::draw`] draws of the workforce by the
-    /// world's seed. What they do to records, a [`crate::Population`] of the same settings has done.
+    /// simulation's seed. What they do to records, a [`crate::Population`] of the same settings has done.
     #[must_use]
     pub fn with_adversaries(mut self, adversaries: Option<AdversariesConfig>) -> Self {
         self.adversaries = adversaries;
@@ -197,14 +210,14 @@ impl Simulator {
             run: RunId(0),
             plan: Arc::clone(&self.plan),
             entropy: self.seed,
-            rehearsal: true,
+            is_seeded: true,
             central: !matches!(central, Central::None),
             checkpoint,
             clients,
             tensors: self.tensors,
             dp_context: ledger.map(|ledger| DpContext { ledger, chance, threads: self.threads }),
         };
-        let coordinator = Coordinator::with_optimizer(setup, optimizer)?;
+        let coordinator = Coordinator::with_optimizer(setup, optimizer)?.with_tensor_names(self.tensor_names);
         let queue = JobQueue::default();
         std::thread::scope(|scope| {
             let pool = WorkerPool::start(scope, self.threads, &queue, workforce, &self.stop)?;
@@ -231,7 +244,7 @@ impl Simulator {
                 end: None,
                 ledger: links,
                 statement: None,
-                trouble: None,
+                error: None,
                 seed: self.seed,
                 draws,
                 stop: self.stop,
@@ -280,9 +293,9 @@ struct Stage<'a> {
     /// The one thing that is pending at a client.
     owed: BTreeMap<usize, Moment>,
     tickets: u64,
-    /// Answers that the crew was not asked for yet.
+    /// Answers that the workers were not asked for yet.
     unposted: BTreeSet<Moment>,
-    /// Jobs given to the crew, by the moment they are for, and their size.
+    /// Jobs given to the workers, by the moment they are for, and their size.
     under_way: BTreeMap<Moment, usize>,
     /// The checks of the open task.
     checker: Option<(TaskId, Arc<Checker>)>,
@@ -293,7 +306,7 @@ struct Stage<'a> {
     ledger: Vec<Link>,
     statement: Option<String>,
     /// What went wrong at the client whose answer was handed over last.
-    trouble: Option<(ClientId, TaskError)>,
+    error: Option<(ClientId, TaskError)>,
     seed: Seed,
     /// Vectors of noise that were drawn.
     draws: Arc<AtomicU64>,
@@ -364,12 +377,12 @@ impl Stage<'_> {
                 Action::Note(note) => {
                     let folded = matches!(&note, Note::Accepted { task, .. } if task.step.is_of_round());
                     self.updates += u64::from(folded);
-                    let trouble = self.trouble_of(&note);
-                    watch.note(Observation { now: self.now, note: &note, trouble });
+                    let error = self.error_of(&note);
+                    watch.note(Observation { now: self.now, note: &note, error });
                 }
-                Action::Book(booking) => {
-                    self.ledger.extend(booking.links);
-                    self.coordinator.handle(self.now, Event::Booked);
+                Action::Reserve(reservation) => {
+                    self.ledger.extend(reservation.links);
+                    self.coordinator.handle(self.now, Event::Reserved);
                 }
                 Action::Commit(commit) => self.store(*commit, watch),
                 Action::EvaluateCentrally { round, model, standardiser } => {
@@ -392,7 +405,7 @@ impl Stage<'_> {
 
     /// Keeps what a server would store.
     fn store(&mut self, mut commit: Commit, watch: &mut dyn Watch) {
-        let links = commit.booking.as_mut().map(|booking| std::mem::take(&mut booking.links));
+        let links = commit.reservation.as_mut().map(|reservation| std::mem::take(&mut reservation.links));
         self.ledger.extend(links.into_iter().flatten());
         self.statement = commit.statement.take();
         self.rounds.insert(commit.summary.round, commit.summary.clone());
@@ -440,9 +453,9 @@ impl Stage<'_> {
     }
 
     /// What went wrong at the client that a note is about.
-    fn trouble_of(&self, note: &Note) -> Option<&TaskError> {
+    fn error_of(&self, note: &Note) -> Option<&TaskError> {
         let (Note::Declined { client, .. } | Note::Accepted { client, .. }) = note else { return None };
-        self.trouble.as_ref().filter(|(whose, _)| whose == client).map(|(_, trouble)| trouble)
+        self.error.as_ref().filter(|(whose, _)| whose == client).map(|(_, error)| error)
     }
 
     /// Draws anew who is connected and tells the coordinator of every change.
@@ -464,14 +477,24 @@ impl Stage<'_> {
         self.coordinator.handle(self.now, self.roster.join(joined));
     }
 
+    /// The place of a client's answer among those of one moment, which no two share: as they were asked, or by chance where a round takes
+    /// the first of them.
+    fn order_of(&self, client: &ClientId, task: TaskId) -> u64 {
+        match self.plan.cohort.oversample {
+            Some(_) => u64::from(self.availability.order_at_ties(client, task)) << 32 | self.tickets,
+            None => self.tickets,
+        }
+    }
+
     fn send(&mut self, client: ClientId, task: Task) {
         let Some(number) = self.roster.find(&client) else { return };
         self.tickets += 1;
+        let order = self.order_of(&client, task.id);
         let (after, what) = match self.availability.fate(&client, task.id) {
             ClientFate::Answers(after) => (after, What::Answer(task)),
             ClientFate::Leaves(after) => (after, What::Leave),
         };
-        let moment = (self.now + after, self.tickets);
+        let moment = (self.now + after, order);
         let is_answer = matches!(what, What::Answer(_));
         self.owed.insert(number, moment);
         self.pending.insert(moment, Pending { client, number, what });
@@ -493,12 +516,12 @@ impl Stage<'_> {
         let event = match what {
             What::Leave => Event::Left(client),
             What::Answer(task) => {
-                let (checked, trouble) = self.await_answer(moment, number, task)?;
+                let (checked, error) = self.await_answer(moment, number, task)?;
                 if self.is_told_to_stop() {
                     // It may be of a training that was broken off, and its round is dropped.
                     return Ok(());
                 }
-                self.trouble = trouble.map(|trouble| (client.clone(), trouble));
+                self.error = error.map(|error| (client.clone(), error));
                 Event::Checked { client, checked }
             }
         };

@@ -86,7 +86,7 @@ pub(crate) enum Done {
     Client {
         checked: Checked,
         personal: LocalState,
-        trouble: Option<TaskError>,
+        error: Option<TaskError>,
         /// The update, where colluding clients see it.
         seen: Option<Vec<i32>>,
     },
@@ -94,7 +94,7 @@ pub(crate) enum Done {
     Colluder {
         answer: Answer,
         personal: LocalState,
-        trouble: Option<TaskError>,
+        error: Option<TaskError>,
     },
     Central(Option<Metrics>),
 }
@@ -331,13 +331,13 @@ impl<'a> WorkerThread<'a> {
                 let (id, learner) = (&self.workforce.clients()[client], self.worker.visit(client));
                 let (memory, methods) = (&mut self.memory, &self.methods);
                 let mut lent = Lent { id, learner, personal: &mut personal, memory, methods };
-                let (mut answer, trouble) = lent.perform_aloud(&task, entropy, &stop);
-                if let (Outcome::Declined { detail, .. }, Some(trouble)) = (&mut answer.outcome, &trouble)
+                let (mut answer, error) = lent.perform_aloud(&task, entropy, &stop);
+                if let (Outcome::Declined { detail, .. }, Some(error)) = (&mut answer.outcome, &error)
                     && task.spec.privacy.is_none()
                 {
                     // Whoever simulates holds all records, and there is no site's log to look into. Beside a promise the
                     // answer stays what a site would send.
-                    detail.clone_from(&trouble.message);
+                    detail.clone_from(&error.message);
                 }
                 let mut seen = None;
                 match role {
@@ -346,9 +346,9 @@ impl<'a> WorkerThread<'a> {
                     Role::Alone(adversaries, tensors) => {
                         answer = adversaries.forge_alone(id, &task, &tensors, answer);
                     }
-                    Role::Colluding => return Done::Colluder { answer, personal, trouble },
+                    Role::Colluding => return Done::Colluder { answer, personal, error },
                 }
-                Done::Client { checked: checker.check(answer), personal, trouble, seen }
+                Done::Client { checked: checker.check(answer), personal, error, seen }
             }
             Job::Central { part, task } => {
                 let learner = self.worker.visit_central(part);

@@ -98,7 +98,7 @@ fn an_honest_plan_is_not_accused_whatever_its_options() {
         assert!(refuted == 0, "{name}: {}", reports[0]);
         let weakest = reports.iter().map(|report| report.epsilon_found / report.epsilon_claimed);
         let weakest = weakest.fold(f64::INFINITY, f64::min);
-        // Of a draw its share is bounded as well, and an exchange is booked by a looser bound.
+        // Of a draw its share is bounded as well, and an exchange is reserved by a looser bound.
         let least = if name.contains("drawn") { 0.05 } else { 0.35 };
         assert!(weakest > least, "{name}: the audit has lost its power, {}", reports[0]);
     }

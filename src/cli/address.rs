@@ -215,14 +215,14 @@ fn reaches(address: IpAddr) -> Result<(), String> {
         && let Some(four) = six.to_ipv4_mapped()
     {
         reaches(IpAddr::V4(four))?;
-        return Err(format!("{address} is the IPv4 address {four} in a dress of IPv6; write {four}"));
+        return Err(format!("{address} is the IPv4 address {four} in IPv6 notation; write {four}"));
     }
     if let IpAddr::V4(four) = address
         && four.octets()[0] == 0
         && !four.is_unspecified()
     {
         return Err(format!(
-            "no site can connect to {address}: addresses that begin with 0 stand for this network, and are nobody's"
+            "no site can connect to {address}: addresses that begin with 0 belong to no host"
         ));
     }
     if address.is_unspecified() {

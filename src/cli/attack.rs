@@ -12,20 +12,20 @@ use protocol::Seed;
 use serde_json::{Value, json};
 use simulations::attack::{ConvolutionAttack, Leakage, LinearAttack, MembershipAttack};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
+use super::global::Global;
 
 /// Pictures that are drawn of each attack.
 const DRAWN: usize = 4;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AttackCommand {
-    /// Divide the picture out of the update of a dense layer.
+    /// Reconstruct an image from the update of a dense layer.
     Linear(AttackArgs),
-    /// Search for the picture that explains the update of a small convolutional network.
+    /// Reconstruct an image from the update of a small convolutional network by optimisation.
     Cnn(AttackArgs),
-    /// Tell from a model who helped to train it.
+    /// Infer from a model who took part in its training.
     Membership(AttackArgs),
 }
 
@@ -34,7 +34,7 @@ pub(super) struct AttackArgs {
     /// The folder in which the results folder is made.
     #[arg(long, default_value = "runs")]
     out: PathBuf,
-    /// The seed from which victims and searches follow; the defence's noise never does.
+    /// The seed of victims and searches; the noise of the defence never depends on it.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }

@@ -15,12 +15,13 @@ use ::client::net::{BooksError, check_books};
 use clap::Args;
 use privacy::chain::segments::logs_in;
 use privacy::chain::{Digest, Link, read_lines};
+use privacy::counted;
 use serde_json::{Value, json};
 use server::PrivacyStatement;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
+use super::global::Global;
 use super::kinds::FileKind;
 use super::site::begun::with_path;
 use super::site::owner::refuse_books;
@@ -36,10 +37,11 @@ pub(super) struct VerifyArgs {
     /// A `privacy_statement.json` of the server's newest model, to compare the ledgers of sites with.
     #[arg(long, value_name = "FILE")]
     statement: Option<PathBuf>,
-    /// A folder to which closed segments of the audit log were moved; may be repeated. With logs of one name, name one of them alone.
+    /// A folder to which closed segments of the audit log were moved; may be repeated. If several logs have the same name, give
+    /// only one of them.
     #[arg(long = "archive", value_name = "DIR")]
     archives: Vec<PathBuf>,
-    /// Print every record, too.
+    /// Also print every record.
     #[arg(long)]
     records: bool,
 }
@@ -193,7 +195,8 @@ fn read(path: &Path) -> Result<Result<Verified, String>, Failure> {
     if lines.torn > 0 {
         let (line, bytes) = (lines.links.len() + 1, lines.torn);
         let fault = format!(
-            "line {line}: it has no end ({bytes} bytes); a crash left it or somebody cut it, and the next start removes it"
+            "line {line}: it has no end ({}); a crash left it or somebody cut it, and the next start removes it",
+            counted(bytes, "byte")
         );
         return Ok(Err(fault));
     }
@@ -213,7 +216,8 @@ fn entries(links: &[Link]) -> impl Iterator<Item = Value> {
 
 fn describe(verified: &Verified, records: bool) -> String {
     let Verified { path, links, head } = verified;
-    told(links, records) + &format!("{}: {} records in order, head {head}", path.display(), links.len())
+    told(links, records)
+        + &format!("{}: {} in order, head {head}", path.display(), counted(links.len(), "record"))
 }
 
 fn object(verified: &Verified, records: bool) -> Value {

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use privacy::accounting::Figure;
 use privacy::chain::Digest;
+use privacy::counted;
 use serde_json::json;
 use server::net::{BroughtBack, HANDED_OVER, Lost, Store};
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SUMS, ServerFolder};
+use super::global::Global;
 use super::output::table;
 use super::part::{MADE, MARK, Part, refuse_unfinished};
 use super::shell::quoted;
@@ -28,22 +29,22 @@ pub(super) struct BackupArgs {
     /// The server's folder; the server may be running.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     folder: PathBuf,
-    /// The folder to make. It holds the server's keys: keep it as safe as the server.
+    /// The folder to create. It contains the server's keys: protect it like the server.
     #[arg(long)]
     to: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
-    /// A folder that `server backup` made, or the folder of a stopped server that does not start because its books disagree; no server starts
-    /// in that one afterwards.
+    /// A folder that `server backup` created, or the folder of a stopped server that does not start because its books disagree.
+    /// No server starts in that folder afterwards.
     backup: PathBuf,
-    /// The server's folder to make.
+    /// The server's folder to create.
     #[arg(long)]
     to: PathBuf,
-    /// How many releases may have been made after the backup, at most: each is charged to every privacy budget, since the
-    /// backup does not know of it; to a budget that the backup does not know either, before its first run. 0 only if no
-    /// server has worked since. Always needed.
+    /// An upper bound on the releases made after the backup, which does not know of them: each is charged to every privacy
+    /// budget. A budget that the backup does not know is charged before its first run. Give 0 only if no server has run since.
+    /// Required.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=LOST_MAX))]
     lost_releases: Option<u64>,
 }
@@ -73,11 +74,11 @@ pub(super) fn backup(args: &BackupArgs, global: &Global) -> Result<(), Failure> 
     global.format.say(
         || {
             format!(
-                "{} files in {shown}, checked: {} ledgers replayed, {} releases compared with models and audit log; {shown}/{SUMS} names \
+                "{} in {shown}, checked: {} replayed, {} compared with models and audit log; {shown}/{SUMS} names \
                  them\nthe root's key ({ROOT_KEY}) is not among them: keep it elsewhere",
-                sums.len(),
-                agreed.populations,
-                agreed.released
+                counted(sums.len(), "file"),
+                counted(agreed.populations, "ledger"),
+                counted(agreed.released, "release")
             )
         },
         || {
@@ -104,7 +105,7 @@ pub(super) fn restore(args: &RestoreArgs, global: &Global) -> Result<(), Failure
     if is_backup {
         fs::remove_file(&sums).or_fail(Kind::Run, SUMS)?;
     }
-    // All that is owed is booked before the folder has a name by which a server could be started.
+    // All that is owed is reserved before the folder has a name by which a server could be started.
     let brought = runtime()?.block_on(Store::bring_back(&part.path().join("state"), args.lost_releases));
     let brought = brought.map_err(|error| match error.kind() {
         Kind::Refused => error.blamed(),
@@ -162,7 +163,8 @@ fn describe(brought: &BroughtBack) -> String {
     }
     if *owed > 0 {
         let owed = format!(
-            "a population of which it knows no charge is charged {owed} releases before its first run, by that run's noise"
+            "a population of which it knows no charge is charged {} before its first run, by that run's noise",
+            counted(*owed, "release")
         );
         said = format!("{}\n{owed}", said.trim_end());
     }

@@ -18,8 +18,8 @@ mod workload;
 
 use clap::Subcommand;
 
-use super::Global;
 use super::failure::Failure;
+use super::global::Global;
 use workload::Workload;
 
 /// What is measured.
@@ -37,13 +37,13 @@ pub(super) enum BenchCommand {
     /// W3 with central clipping and exact discrete Gaussian noise.
     #[command(name = "W4", alias = "w4")]
     W4(simulated::SimulatedArgs),
-    /// What client and server do with one update of 1,663,370 parameters, beside copying it.
+    /// Time what client and server do with one update of 1,663,370 parameters, compared with copying it.
     Aggregate(aggregate::AggregateArgs),
     /// One training step (forward, backward, SGD) of several networks on one thread.
     Steps(steps::StepsArgs),
-    /// A model to sites and their updates back over loopback, beside the same bytes over bare QUIC.
+    /// Time sending a model to sites and their updates back over loopback, compared with the same bytes over plain QUIC.
     Wire(wire::WireArgs),
-    /// Very many sites at one server: memory of an idle one, and whether every one is served in every round.
+    /// Connect very many sites to one server: measure the memory of an idle site, and check that each is served in every round.
     Crowd(crowd::CrowdArgs),
 }
 

@@ -9,12 +9,13 @@ use ::client::{Policy, SiteAccount, Total};
 use clap::Args;
 use privacy::accounting::{AccountingError, Figure};
 use privacy::ledger::Unit;
+use privacy::{counted, verb};
 use protocol::RunId;
 use serde_json::{Value, json};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, SiteFile};
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::output::table;
 use super::site::begun::with_path;
@@ -120,7 +121,7 @@ impl Spending {
             Ok(Line { run, delta, tasks, without, client, record })
         };
         let runs = account.runs().into_iter().map(|run| {
-            let tasks = Some((run.tasks, run.rehearsals));
+            let tasks = Some((run.tasks, run.seeded));
             line(Some((run.run, run.federation.to_string())), run.delta.unwrap_or(delta), tasks)
         });
         let runs: Vec<Line> = runs.collect::<Result<_, _>>()?;
@@ -131,7 +132,7 @@ impl Spending {
 
     fn lines(&self) -> String {
         let mut rows = vec![
-            ["run", "delta", "client rdp", "client pld", "record rdp", "record pld", "without", "rehearsed"]
+            ["run", "delta", "client rdp", "client pld", "record rdp", "record pld", "without", "seeded"]
                 .map(str::to_owned)
                 .to_vec(),
         ];
@@ -146,13 +147,15 @@ impl Spending {
         let lost = match self.lost {
             0 => String::new(),
             lost => format!(
-                "\n{lost} records of the ledger were lost; each is charged, in every run, by the guess that costs most"
+                "\n{} of the ledger {} lost; each is charged, in every run, by the guess that costs most",
+                counted(lost, "record"),
+                verb(lost, "was", "were")
             ),
         };
         format!(
             "{}\n\nepsilon of this site as a client and of its single records, over all servers, at sampling rate 1\n\
              without: answers that neither noise covers; they have no epsilon\n\
-             rehearsed: the server knew the seed, and what it released claims nothing\n\
+             seeded: the server knew the seed, and what it released claims nothing\n\
              the policy allows {allowed}{lost}",
             table(&rows)
         )
@@ -189,7 +192,7 @@ impl Line {
             epsilon(record, record.epsilon.rdp),
             epsilon(record, record.epsilon.pld),
             self.without.to_string(),
-            self.tasks.map_or_else(String::new, |(_, rehearsals)| rehearsals.to_string()),
+            self.tasks.map_or_else(String::new, |(_, seeded)| seeded.to_string()),
         ]
     }
 
@@ -200,7 +203,7 @@ impl Line {
             "delta": self.delta,
             "without": self.without,
             "tasks": self.tasks.map(|(tasks, _)| tasks),
-            "rehearsals": self.tasks.map(|(_, rehearsals)| rehearsals),
+            "rehearsals": self.tasks.map(|(_, seeded)| seeded),
             "client": unit(&self.client),
             "record": unit(&self.record),
         })

@@ -4,26 +4,29 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use learning::device::Device;
-use learning::{CsvSource, Models, gradient_path};
+use learning::{Models, gradient_path};
 use privacy::accounting::Figure;
 use privacy::chain::Digest;
-use protocol::{DataSpec, Spec, Weighting};
+use privacy::counted;
+use protocol::{ClientId, DataSpec, Seed, Spec, Weighting};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use server::net::Database;
-use server::{MethodPlan, Plan};
+use server::{MethodPlan, MethodStep, Plan};
+use simulations::{Adversaries, Population, Scenario};
 
-use super::Global;
-use super::columns::{read_plan_text, read_settings_text};
+use super::columns::read_settings_text;
 use super::explain::promises;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder, SiteFile};
+use super::global::Global;
 use super::kinds::{FileKind as Told, or_what_it_is};
 use super::modes::wide;
-use super::output::text_table;
+use super::output::{some_names, text_table};
 use super::plans::{plan_of, scenario_of};
 use super::privacy::finite;
+use super::settings::FileKind;
 use super::shell::quoted;
 
 #[derive(Debug, Args)]
@@ -32,38 +35,8 @@ pub(super) struct CheckArgs {
     file: PathBuf,
 }
 
-/// What a file is for, by the settings only it has.
-enum FileKind {
-    Federation,
-    Simulation,
-    Site,
-    Policy,
-    Server,
-}
-
 /// What this command reads.
 const SETTINGS: [Told; 4] = [Told::Plan, Told::Site, Told::Server, Told::Policy];
-
-/// Rules of a policy, by names that no other file has.
-const RULES: [&str; 5] = ["tasks", "models", "parameters_max", "rounds_per_day", "separation_min_seconds"];
-
-impl FileKind {
-    fn of(table: &toml::Table, path: &Path) -> Self {
-        // A fresh policy holds nothing but comments.
-        let is_fresh_policy = table.is_empty() && path.file_name().is_some_and(|name| name == "policy.toml");
-        if table.contains_key("simulation") {
-            Self::Simulation
-        } else if table.contains_key("identity") || table.contains_key("server") {
-            Self::Site
-        } else if table.contains_key("listen") {
-            Self::Server
-        } else if is_fresh_policy || RULES.iter().any(|rule| table.contains_key(*rule)) {
-            Self::Policy
-        } else {
-            Self::Federation
-        }
-    }
-}
 
 pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let path = args.file.display().to_string();
@@ -84,6 +57,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
             if let Some(clients) = scenario.simulation.clients {
                 facts.push(("virtual clients", json!(clients)));
             }
+            facts.extend(attack_facts(&scenario).or_fail(Kind::Configuration, &path)?);
             facts
         }
         FileKind::Site => site_facts(&args.file)?,
@@ -146,31 +120,6 @@ fn warn_of_modes<'a>(paths: impl IntoIterator<Item = &'a Path>) {
     wide(paths).iter().for_each(|one| tracing::warn!("{one}"));
 }
 
-/// A plan and what kind of file it stood in.
-pub(super) struct PlanFile {
-    pub(super) plan: Plan,
-    pub(super) is_simulation: bool,
-}
-
-/// Reads a federation or simulation file.
-///
-/// `table` is the records beside which it is read: columns that the plan does not list are theirs.
-pub(super) fn read_plan(file: &Path, table: Option<&CsvSource>) -> Result<PlanFile, Failure> {
-    let path = file.display().to_string();
-    let text = read_plan_text(file, table)?;
-    let table: toml::Table = server::read_toml(&text).or_fail(Kind::Configuration, &path)?;
-    let is_simulation = match FileKind::of(&table, file) {
-        FileKind::Federation => false,
-        FileKind::Simulation => true,
-        FileKind::Site | FileKind::Policy | FileKind::Server => {
-            let message = format!("{path}: this file has no plan; give a federation or simulation file");
-            return Err(Failure::new(Kind::Configuration, message));
-        }
-    };
-    let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
-    Ok(PlanFile { plan, is_simulation })
-}
-
 type Facts = Vec<(&'static str, Value)>;
 
 /// What a plan of a method does; what it costs, the method knows alone.
@@ -187,10 +136,38 @@ fn method_facts(plan: &Plan, method: &MethodPlan, kind: &str) -> Result<Facts, S
         ("clients needed", json!(plan.cohort.clients_min)),
         ("quorum", json!(plan.cohort.quorum)),
         ("records are", json!(records(spec))),
+        ("bytes up per client and round", json!(answer_bytes(method))),
+        ("an answer to", json!(answers(method))),
         ("a site allows it by", json!(format!("tasks = [\"method:{name}\"] in its policy.toml"))),
     ];
     facts.extend(privacy_facts(plan)?);
     Ok(facts)
+}
+
+/// Bytes of all the answers that a site sends in a round of a method, at most.
+fn answer_bytes(method: &MethodPlan) -> u64 {
+    let steps = method.planned.steps();
+    // A plan with more than a machine could hold is refused when it is read.
+    steps.iter().map(|step| step.answer.bytes_max().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
+}
+
+/// The same step by step.
+pub(super) fn answers(method: &MethodPlan) -> String {
+    let told = |step: &MethodStep| {
+        let bytes = step.answer.bytes_max().unwrap_or(u64::MAX);
+        format!("`{}: {}` has at most {bytes} bytes", method.name, step.name)
+    };
+    method.planned.steps().iter().map(told).collect::<Vec<_>>().join(", ")
+}
+
+/// What a rule against corrupted clients does not protect.
+fn warn_of_statistics(plan: &Plan) {
+    if plan.aggregation.is_some() && !plan.spec.statistics().is_empty() {
+        tracing::warn!(
+            "data.standardise = \"federated\": means and deviations of columns come from a plain sum of what all sites say, which the rule in \
+             [aggregation] does not protect: one corrupted site can choose them; standardise = \"site\" asks nobody"
+        );
+    }
 }
 
 /// What a plan costs and does.
@@ -198,6 +175,7 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     if let Some(method) = &plan.method {
         return method_facts(plan, method, kind);
     }
+    warn_of_statistics(plan);
     let spec = &plan.spec;
     let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
     let shared = layout.shared_len();
@@ -222,14 +200,60 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
         ("bytes up per client and round", json!(model_bytes.min(spec.update.codec.bytes_max(shared)))),
         ("updates travel as", json!(spec.update.codec)),
         ("the model travels as", json!(spec.update.broadcast)),
-        ("server memory for the sum", json!(8 * shared)),
+        match &plan.aggregation {
+            None => ("server memory for the sum", json!(8 * shared)),
+            Some(rule) => ("server memory for updates at most", json!(rule.memory_max)),
+        },
         ("largest norm of an update", json!(spec.update.norm_max.value())),
         ("one client counts", json!(weight(spec))),
+        ("aggregation", json!(aggregation(plan))),
         ("lattice step", json!(lattice.step())),
         ("records are", json!(records(spec))),
     ];
     facts.extend(privacy_facts(plan)?);
     Ok(facts)
+}
+
+/// What makes one vector of a round's updates, and how many corrupted clients it stands.
+fn aggregation(plan: &Plan) -> String {
+    let Some(rule) = &plan.aggregation else { return "the mean: tolerates no corrupted client".to_owned() };
+    let (corrupted, clients) = (rule.corrupted, counted(rule.clients, "client"));
+    let needed = counted(rule.rule.updates_min(), "update");
+    format!(
+        "{}: tolerates {corrupted} corrupted of the {clients} of a round, needs {needed}",
+        rule.rule.describe()
+    )
+}
+
+/// Who attacks a simulation, and how.
+fn attack_facts(scenario: &Scenario) -> Result<Facts, String> {
+    let (plan, simulation) = (&scenario.plan, &scenario.simulation);
+    let Some(adversaries) = &simulation.adversaries else { return Ok(vec![]) };
+    let attack = adversaries.attack.name();
+    let names = Population::names(simulation).map_err(|error| error.to_string())?;
+    let Some(names) = names else {
+        let drawn = "the seed draws them among the clients that the data names";
+        let count = match (adversaries.count, adversaries.share) {
+            (Some(count), _) => counted(count, "client"),
+            (None, share) => format!("a share of {} of the clients", share.unwrap_or(0.0)),
+        };
+        return Ok(vec![("attack", json!(format!("{attack} by {count}: {drawn}")))]);
+    };
+    let seed = Seed::from_number(simulation.seed);
+    let drawn = Adversaries::draw(adversaries, seed, names.iter()).map_err(|error| error.to_string())?;
+    let corrupted: Vec<&str> = drawn.corrupted().iter().map(ClientId::as_str).collect();
+    let count = corrupted.len();
+    let tolerated = plan.aggregation.as_ref().map_or(0, |rule| rule.corrupted);
+    let beyond = match count > tolerated && plan.aggregation.is_some() {
+        true => format!("; a round may have more of them than the {tolerated} that [aggregation] tolerates"),
+        false => String::new(),
+    };
+    let clients = counted(names.len(), "client");
+    let said = match count {
+        0 => format!("{attack} by none of {clients}"),
+        _ => format!("{attack} by {count} of {clients}: {}{beyond}", some_names(&corrupted)),
+    };
+    Ok(vec![("attack", json!(said))])
 }
 
 /// What a plan promises, and what that amounts to after all its rounds.

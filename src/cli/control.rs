@@ -7,13 +7,15 @@ use ::client::net::{FetchedModel, OperatorClient, OperatorError};
 use clap::Args;
 use command::results::{Report, write_report};
 use privacy::accounting::Figure;
+use privacy::counted;
 use protocol::RunId;
 use protocol::wire::{AdminReply, AdminRequest, Control, ModelChoice, ModelLine, RunState, RunSummary};
 use serde_json::{Value, json};
 use server::PrivacyStatement;
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
+use super::global::Global;
+use super::hints::Given;
 use super::output::{fields, listed, share, table, tell, without_empty};
 use super::part::write_released;
 use super::plans::plan_of;
@@ -33,7 +35,7 @@ pub(super) struct ControlArgs {
 pub(super) struct StopArgs {
     #[command(flatten)]
     what: ControlArgs,
-    /// Do not wait for the open round: what it has collected is thrown away.
+    /// Stop at once, and discard what the open round has collected.
     #[arg(long)]
     now: bool,
 }
@@ -74,7 +76,7 @@ pub(super) struct PullArgs {
 pub(super) struct ReportArgs {
     #[command(flatten)]
     named: NamedArgs,
-    /// The file to write; one of that name is replaced.
+    /// The file to write; an existing one is replaced.
     #[arg(long, default_value = "report.html")]
     out: PathBuf,
 }
@@ -114,7 +116,8 @@ fn control(args: &ControlArgs, control: Control, global: &Global) -> Result<(), 
     let AdminReply::Run(run) = ask(&args.operator, &request, global)? else {
         return Err(OperatorError::WrongReply.blamed());
     };
-    let hint = stop_hint(&run).map_or_else(String::new, |hint| format!("\n{hint}"));
+    let given = args.operator.given();
+    let hint = stop_hint(&run).map_or_else(String::new, |hint| format!("\n{}", given.complete(&hint)));
     global.format.say(
         || format!("run {} ({}) {}: {}{hint}", run.run, run.name, run.state.name(), run.message),
         || summary_json(&run),
@@ -132,7 +135,8 @@ pub(super) fn log(args: &NamedArgs, global: &Global) -> Result<(), Failure> {
     if global.quiet == 0 && entries.first().is_some_and(|first| first["record"]["event"] != "submitted") {
         let shown = entries.len();
         tell(format_args!(
-            "the last {shown} lines of the run; those before them are in state/audit*.jsonl in the server's folder"
+            "the last {} of the run; those before them are in state/audit*.jsonl in the server's folder",
+            counted(shown, "line")
         ));
     }
     for mut entry in entries {
@@ -157,10 +161,11 @@ fn told(record: &Value) -> String {
 pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> {
     let ModelsArgs { named: NamedArgs { run, operator }, before, all } = args;
     let (models, earlier) = runtime()?.block_on(async {
+        let given = operator.given();
         let operator = connect(operator).await?;
-        let mut models = page(&operator, *run, *before, global).await?;
+        let mut models = page(&operator, *run, *before, given, global).await?;
         while let Some(before) = earliest(&models).filter(|_| *all) {
-            let mut longer = page(&operator, *run, Some(before), global).await?;
+            let mut longer = page(&operator, *run, Some(before), given, global).await?;
             if longer.is_empty() {
                 break;
             }
@@ -174,9 +179,11 @@ pub(super) fn models(args: &ModelsArgs, global: &Global) -> Result<(), Failure> 
         Ok::<_, Failure>((models, earlier))
     })?;
     if let Some(before) = earlier.filter(|_| !all && global.quiet == 0) {
-        tell(format_args!(
-            "models of rounds before {before} are not shown: --before {before} shows the next 1,000, --all shows all"
-        ));
+        let run = run.map_or_else(String::new, |run| format!(" {run}"));
+        let hint = format!(
+            "models of rounds before {before} are not shown: `consortia run models{run} --before {before}` shows the next 1,000, `--all` all of them"
+        );
+        tell(operator.given().complete(&hint));
     }
     let mut rows =
         vec![["round", "sha256 of parameters", "sites", "server", "epsilon", ""].map(str::to_owned).to_vec()];
@@ -195,13 +202,14 @@ async fn page(
     operator: &OperatorClient,
     run: Option<RunId>,
     before: Option<u32>,
+    given: Given<'_>,
     global: &Global,
 ) -> Result<Vec<ModelLine>, Failure> {
     let request = match before {
         Some(before) => AdminRequest::ModelsBefore { run, before },
         None => AdminRequest::Models { run },
     };
-    match put(operator, &request, global).await? {
+    match put(operator, &request, given, global).await? {
         AdminReply::Models(models) => Ok(models),
         _ => Err(OperatorError::WrongReply.blamed()),
     }
@@ -326,10 +334,10 @@ fn remarks(run: &RunSummary) -> Vec<String> {
         );
     }
     for client in &run.clients {
-        for (verb, counts) in [("declined", &client.declined), ("was refused", &client.refused)] {
+        for (verb, counts) in [(" declined", &client.declined), ("'s answer was rejected", &client.refused)] {
             remarks.extend(counts.iter().map(|(reason, count)| {
                 let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
-                format!("{} {verb} {times}: {}", client.client, reason.replace('_', " "))
+                format!("{}{verb} {times}: {}", client.client, reason.replace('_', " "))
             }));
         }
     }
@@ -339,7 +347,7 @@ fn remarks(run: &RunSummary) -> Vec<String> {
 fn ask(args: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<AdminReply, Failure> {
     runtime()?.block_on(async {
         let operator = connect(args).await?;
-        let reply = put(&operator, request, global).await;
+        let reply = put(&operator, request, args.given(), global).await;
         operator.close().await;
         reply
     })

@@ -4,21 +4,22 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::Args;
+use privacy::counted;
 use serde_json::json;
 use server::net::{Issuing, RevocationList};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
 use super::modes;
 use super::watch::runtime;
 
 #[derive(Debug, Args)]
 pub(super) struct CrlArgs {
-    /// The server's folder; the server may be at work.
+    /// The server's folder; the server may be running.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     folder: PathBuf,
-    /// Write the list here, beside and renamed, so that a reader finds it whole; to stdout without it.
+    /// The file to write, replaced atomically; by default the list goes to stdout.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -41,7 +42,9 @@ pub(super) fn crl(args: &CrlArgs, global: &Global) -> Result<(), Failure> {
     }
     global.format.say(
         || match &args.output {
-            Some(path) => format!("{entries} revoked certificates in {}; good for 7 days", path.display()),
+            Some(path) => {
+                format!("{} in {}; good for 7 days", counted(entries, "revoked certificate"), path.display())
+            }
             None => pem.trim_end().to_owned(),
         },
         || match &args.output {

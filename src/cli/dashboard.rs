@@ -9,16 +9,16 @@ use clap::Args;
 use serde_json::json;
 use server::net::AdminToken;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
 
 #[derive(Debug, Args)]
 pub(super) struct DashboardArgs {
     /// The server's folder.
     #[arg(default_value = ".")]
     folder: PathBuf,
-    /// The admin port, where the server runs with another one than `server.toml` says.
+    /// The address of the admin port, if the server was started with another one than in `server.toml`.
     #[arg(long = "address", value_name = "HOST:PORT")]
     address: Option<SocketAddr>,
 }

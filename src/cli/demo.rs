@@ -21,16 +21,18 @@ use serde_json::{Value, json};
 use server::{Checkpoint, FederationConfig, Plan, read_toml};
 use simulations::{Population, Scenario};
 
-use super::Global;
 use super::examples::{HEART, HEART_PRIVATE, HOSPITALS, RECORDS, hospitals};
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::{ServerFolder, open_results};
+use super::global::Global;
+use super::hints::Given;
 use super::output::{Format, share, table, tell};
 use super::progress::Progress;
 use super::run::{connect_to, hand_in, verdict};
 use super::simulate::last_test;
 use super::watch::runtime;
 use price::{Price, describe, object, prices};
+use privacy::counted;
 use processes::Processes;
 use yardstick::{Yardstick, measure, together};
 
@@ -39,20 +41,19 @@ pub(super) struct DemoArgs {
     /// The seed from which everything random follows: `simulate examples/heart.toml` (`consortia examples`) with it gives the same model.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Protect every patient's record: examples/heart_private.toml, DP-SGD at each hospital. It is no rehearsal: nothing follows
-    /// from a seed.
+    /// Protect every patient's record with DP-SGD at each hospital (examples/heart_private.toml). The run is not seeded.
     #[arg(long, conflicts_with = "seed")]
     private: bool,
     /// The folder in which the results folder is made.
     #[arg(long, default_value = "runs")]
     out: PathBuf,
-    /// Keep the federation's folder (certificates, state, records) here instead of a temporary one.
+    /// Keep the federation's folder (certificates, state, records) in this folder instead of a temporary one.
     #[arg(long)]
     keep: Option<PathBuf>,
 }
 
 impl DemoArgs {
-    /// The plan that is handed in, its file, and the seed of a rehearsal.
+    /// The plan that is handed in, its file, and the seed of a seeded run.
     fn plan(&self) -> (&'static str, &'static str, Option<u64>) {
         if self.private {
             (HEART_PRIVATE, "examples/heart_private.toml", None)
@@ -172,10 +173,10 @@ async fn federate(
         tokio::task::spawn_blocking(move || Ok((measure(&scenario, &population, seed)?, population)));
 
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
-    let (plan, _, rehearsed) = args.plan();
-    let run = hand_in(&operator, plan.to_owned(), rehearsed, global).await?;
-    let mut shown = Vec::new();
-    let mut progress = None;
+    let (plan, _, seed) = args.plan();
+    let given = Given::Operator { folder: &folder.0, server: Some(&address) };
+    let run = hand_in(&operator, plan.to_owned(), seed, given, global).await?;
+    let (mut shown, mut progress) = (Vec::new(), None);
     let watching = operator.watch(Some(run), |summary| {
         let progress = progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
         progress.within(summary.message.clone());
@@ -335,12 +336,12 @@ impl Ended<'_> {
             String::new()
         };
         format!(
-            "\ntest accuracy after {} rounds over QUIC, {:.1} s\n\n{}\n\n\
+            "\ntest accuracy after {} over QUIC, {:.1} s\n\n{}\n\n\
              together  one model, trained without any record leaving its hospital\n\
              alone     each hospital's own model, on its own test rows; no noise\n\
              pooled    one model on all records in one place, which is what nobody may do; no noise\n\n\
              epsilon       {}\nparameters    sha256 {}\nresults       {}\n{kept}\n{}",
-            self.rounds(),
+            counted(self.rounds(), "round"),
             self.seconds,
             table(&rows),
             describe(self.prices),
@@ -363,13 +364,14 @@ impl Ended<'_> {
             "alone": self.yardstick.alone,
             "pooled": self.yardstick.pooled,
             "sites": self.hospitals().map(site).collect::<Vec<_>>(),
-            "rehearsal": self.summary.rehearsal,
+            "rehearsal": self.summary.is_seeded,
             "epsilon_of_records": object(self.prices),
         })
     }
 }
 
-/// What to type next: the same in one process, and with a server and sites of one's own. Every line works where nothing but this program is.
+/// What to type next: the same in one process, and with a server and sites of one's own. Every line works where nothing but this
+/// program is.
 fn next_steps(args: &DemoArgs) -> String {
     let (_, file, seed) = args.plan();
     let again = match seed {

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use command::results::{Existing, write_whole};
+use privacy::{counted, verb};
 use serde_json::json;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::shell::quoted;
 
 #[derive(Debug, Args)]
@@ -90,14 +91,15 @@ pub(super) fn examples(args: &ExamplesArgs, global: &Global) -> Result<(), Failu
     let shown = folder.display();
     let text = || {
         format!(
-            "{shown}: {} files written, {} were there\n\n  \
+            "{shown}: {} written, {} {} there\n\n  \
              heart.toml           four hospitals predict heart disease\n  \
              heart_private.toml   the same with every patient's record protected\n  \
              heterogeneous.toml, many_clients.toml: made-up records; the other plans read MNIST from $CONSORTIA_DATA\n  \
              data, {HOSPITALS}      the records of all hospitals, and each hospital's own (CC BY 4.0, see data/README.md)\n\n\
              next:\n  consortia simulate {}",
-            missing.len(),
+            counted(missing.len(), "file"),
             files().len() - missing.len(),
+            verb(files().len() - missing.len(), "was", "were"),
             quoted(folder.join("heart.toml"))
         )
     };

@@ -9,17 +9,18 @@ use std::path::PathBuf;
 use ::privacy::accounting::Figure;
 use clap::Args;
 use learning::Models;
+use privacy::counted;
 use serde_json::{Value, json};
 use server::Plan;
 
 use self::promise::Reached;
 pub(super) use self::promise::{Promise, promises};
 use self::signal::{Heard, Signal};
-use super::Global;
-use super::check::{PlanFile, read_plan};
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::output::table;
 use super::privacy::finite;
+use super::settings::{PlanFile, read_plan};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
@@ -65,7 +66,11 @@ impl Explanation {
 
     fn lines(&self) -> String {
         let (name, rounds, parameters) = (&self.plan.name, self.plan.rounds, self.parameters);
-        let mut parts = vec![format!("{name}: {rounds} rounds, {parameters} shared parameters")];
+        let mut parts = vec![format!(
+            "{name}: {}, {}",
+            counted(rounds, "round"),
+            counted(parameters, "shared parameter")
+        )];
         if self.promises.is_empty() {
             let seen = match self.plan.method {
                 Some(_) => "answer",

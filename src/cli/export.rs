@@ -8,10 +8,10 @@ use protocol::RunId;
 use serde_json::json;
 use server::net::ArchivedModel;
 
-use super::Global;
 use super::control::Choice;
 use super::failure::{Failure, OrBlame};
 use super::folder::ServerFolder;
+use super::global::Global;
 use super::part::write_released;
 use super::watch::runtime;
 

@@ -10,7 +10,7 @@ use ::client::net::{BooksError, EnrolError, OperatorError};
 use serde_json::json;
 use server::net::{ArchiveError, BackupError, RevocationListError, StoreError, TransferError};
 
-use super::output::{Format, tell};
+use super::output::{Format, tell, unwritten};
 
 /// What kind of failure it was: the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,15 @@ impl Blame for OperatorError {
             _ => Kind::Connection,
         }
     }
+}
+
+/// The failure of a command that did its work and could not say so.
+pub(super) fn written() -> Result<(), Failure> {
+    unwritten().map_or(Ok(()), |error| {
+        let message =
+            format!("stdout: {error}; the command has done its work, and what it printed is not all there");
+        Err(Failure::new(Kind::Run, message))
+    })
 }
 
 /// Turns errors that know their kind into failures.

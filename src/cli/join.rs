@@ -10,14 +10,15 @@ use protocol::Invite;
 use serde_json::json;
 use server::net::{root_sha256_of_pem, site_of_pem};
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::SiteFile;
+use super::global::Global;
+use super::identity::has_left;
 use super::members::moment;
 use super::output::tell;
+use super::presets::Preset;
 use super::shell::quoted;
-use super::site::leave::has_left;
-use super::site::{Preset, next_steps, refuse_preset, write_files};
+use super::site::{next_steps, refuse_preset, write_files};
 use super::watch::runtime;
 
 /// How often whoever waits for an operator asks.
@@ -33,13 +34,13 @@ const INVITE_MAX: u64 = 64 << 10;
 pub(super) struct JoinArgs {
     /// The line that the operator sent, or `-` to read it from stdin.
     invite: String,
-    /// The folder to make; by default one of the site's name, here.
+    /// The folder to create; by default the site's name in the current folder.
     #[arg(long = "dir", value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// The site's records, a table with a header line: its separator is found, gzip is unpacked.
+    /// The site's records: a table with a header line, whose separator is detected; gzip is unpacked.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// What the site takes part in, to begin with; without it nothing, until a person chooses in `policy.toml`.
+    /// The initial policy. Without it the site takes part in nothing until somebody edits `policy.toml`.
     #[arg(long, value_name = "PRESET")]
     policy: Option<Preset>,
 }

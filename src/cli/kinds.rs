@@ -133,7 +133,8 @@ impl FileKind {
     fn of_settings(text: &str) -> Option<Self> {
         let table: toml::Table = toml::from_str(text).ok()?;
         let has = |names: &[&str]| names.iter().any(|name| table.contains_key(*name));
-        let is_plan = table.contains_key("rounds") && table.contains_key("model");
+        let is_plan =
+            table.contains_key("rounds") && ["model", "method"].iter().any(|key| table.contains_key(*key));
         let fits = [
             (Self::Plan, is_plan || table.contains_key("simulation")),
             (Self::Site, has(&["identity", "server", "servers"])),

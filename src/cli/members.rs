@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrFail};
+use super::global::Global;
 use super::output::{listed, text_table, without_empty};
 use super::request::put;
 use super::run::{OperatorArgs, connect};
@@ -26,10 +26,10 @@ pub(super) struct InviteArgs {
     sites: Vec<ClientId>,
     #[command(flatten)]
     operator: OperatorArgs,
-    /// Where sites reach the server, `host:port`; may be repeated. Instead of `addresses` in `server.toml`.
+    /// The address under which sites reach the server, `host:port`, instead of `addresses` in `server.toml`; may be repeated.
     #[arg(long = "address", value_name = "HOST:PORT", value_parser = super::address::host_and_port)]
     addresses: Vec<String>,
-    /// For how many hours the invites are good.
+    /// For how many hours the invites are valid.
     #[arg(long, default_value_t = 72)]
     hours: u64,
 }
@@ -38,7 +38,7 @@ pub(super) struct InviteArgs {
 pub(super) struct RevokeArgs {
     /// The site.
     site: ClientId,
-    /// Also a name that the server does not know, of a site that was made by `server issue` and has never come.
+    /// Accept the name of a site that `server issue` created and that has never connected.
     #[arg(long)]
     unseen: bool,
     #[command(flatten)]
@@ -49,10 +49,10 @@ pub(super) struct RevokeArgs {
 pub(super) struct QuarantineArgs {
     /// The site.
     site: ClientId,
-    /// Why, in one line: the site is told so, and the audit log has it.
+    /// The reason, in one line: told to the site and written to the audit log.
     #[arg(long, default_value = "")]
     reason: String,
-    /// Also a name that the server does not know, of a site that was made by `server issue` and has never come.
+    /// Accept the name of a site that `server issue` created and that has never connected.
     #[arg(long)]
     unseen: bool,
     #[command(flatten)]
@@ -71,7 +71,7 @@ pub(super) struct ReleaseArgs {
 pub(super) struct DecideArgs {
     /// The site.
     site: ClientId,
-    /// What the site's people say by telephone; asked for on a terminal.
+    /// The phrase that the site's staff read out by telephone; by default it is read from the terminal.
     #[arg(long, value_name = "WORDS")]
     phrase: Option<String>,
     /// Do not compare phrases.
@@ -122,7 +122,7 @@ fn invite_json(invite: &InviteText) -> Value {
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let (members, newest) = runtime()?.block_on(async {
         let operator = connect(args).await?;
-        let members = put(&operator, &AdminRequest::Members, global).await?;
+        let members = put(&operator, &AdminRequest::Members, args.given(), global).await?;
         // Where there is no run yet, this is refused.
         let newest = operator.ask(&AdminRequest::Watch { run: None }).await.ok();
         operator.close().await;
@@ -155,13 +155,15 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
         object["declined"] = declined(&member.site, newest.as_ref()).into();
         object
     };
-    let none = "nobody was invited yet, and nobody has come: `consortia invite create SITE` invites";
-    let lines = || listed(&rows, none, |rows| text_table(&without_empty(rows.to_vec())));
+    let none = "no site was invited yet: `consortia invite create SITE` invites one";
+    let none = args.given().complete(none);
+    let lines = || listed(&rows, &none, |rows| text_table(&without_empty(rows.to_vec())));
     global.format.say(lines, || members.iter().map(object).collect());
     Ok(())
 }
 
-/// What a site has declined of the newest run, or was refused: `None` where all that it was asked has counted, or where the run hides who was
+/// What a site has declined of the newest run, or was refused: `None` where all that it was asked has counted, or where the run hides
+/// who was
 /// asked.
 fn declined(site: &ClientId, newest: Option<&RunSummary>) -> Option<String> {
     let run = newest?;
@@ -223,8 +225,9 @@ pub(super) fn revoke(args: &RevokeArgs, global: &Global) -> Result<(), Failure> 
     global.format.say(
         || {
             format!(
-                "{} is revoked: its certificates and invites are void, its connection is closed\nto let it back in, make it a new invite",
-                args.site
+                "{site} is revoked: its certificates and invites are void, its connection is closed\nto let it back in: {}",
+                args.operator.given().command(&format!("invite create {}", args.site)),
+                site = args.site
             )
         },
         || json!({ "site": args.site.as_str(), "revoked": true }),
@@ -239,7 +242,9 @@ pub(super) fn quarantine(args: &QuarantineArgs, global: &Global) -> Result<(), F
     global.format.say(
         || {
             format!(
-                "{site} is in quarantine: it gets no task, what it owed is refused, and it is told so while it is connected\nto end that: consortia site release {site}",
+                "{site} is in quarantine: it gets no task, answers that it still owes are rejected, and it is told so while it is connected\nto end \
+                 that: {}",
+                args.operator.given().command(&format!("site release {}", args.site)),
                 site = args.site
             )
         },
@@ -291,8 +296,9 @@ pub(super) fn refuse(args: &DecideArgs, global: &Global) -> Result<(), Failure> 
     global.format.say(
         || {
             format!(
-                "{} is refused, and its invite is worth nothing now; to let it in, make it a new one",
-                args.site
+                "{site} is rejected, and its invite is void\nto let it in: {}",
+                args.operator.given().command(&format!("invite create {}", args.site)),
+                site = args.site
             )
         },
         || json!({ "site": args.site.as_str(), "approved": false }),
@@ -334,7 +340,7 @@ fn done(operator: &OperatorArgs, request: &AdminRequest, global: &Global) -> Res
 fn ask(args: &OperatorArgs, request: &AdminRequest, global: &Global) -> Result<AdminReply, Failure> {
     runtime()?.block_on(async {
         let operator: OperatorClient = connect(args).await?;
-        let reply = put(&operator, request, global).await;
+        let reply = put(&operator, request, args.given(), global).await;
         operator.close().await;
         reply
     })

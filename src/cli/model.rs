@@ -11,16 +11,17 @@ use clap::{Args, ValueEnum};
 use command::results::{Existing, Held, ModelFile, Notes, write_tensors, write_whole};
 use learning::onnx::{Export, Inputs, OPSET, columns, export as onnx};
 use learning::{Models, layout_of};
+use privacy::counted;
 use protocol::{DataSpec, Layout, Placement, RunId, Spec, Standardise, Standardiser, Target, Tensor};
 use serde_json::json;
 use server::PrivacyStatement;
 
-use super::Global;
-use super::check::read_plan;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::SiteFile;
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::output::table;
+use super::settings::read_plan;
 use super::site::read_personal;
 use super::statement::read_statement;
 
@@ -28,7 +29,7 @@ pub(super) use evaluate::{EvaluateArgs, evaluate};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// A `model.safetensors`, as `simulate`, `demo` and `server export` leave it.
+    /// A `model.safetensors`, as written by `simulate`, `demo`, `run pull` and `server export`.
     model: PathBuf,
     /// The plan it was trained by: a federation or simulation file.
     #[arg(long, value_name = "FILE")]
@@ -36,19 +37,19 @@ pub(super) struct ExportArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
-    /// Its form; by default what its name ends in.
+    /// The file format; by default given by the file's extension.
     #[arg(long = "as", value_enum, value_name = "FORM")]
     form: Option<Form>,
     /// What an ONNX file takes.
     #[arg(long, value_enum, default_value_t = Input::Raw)]
     input: Input,
-    /// A `site.toml`: add the personal layers that this site keeps, where the plan has such.
+    /// A `site.toml`: add the personal layers of this site, if the plan has any.
     #[arg(long, value_name = "FILE")]
     site: Option<PathBuf>,
-    /// The run whose personal layers the site adds; not needed where it keeps those of one run.
+    /// The run whose personal layers are added; needed only if the site keeps those of several runs.
     #[arg(long, requires = "site")]
     run: Option<RunId>,
-    /// Replace a file that is there.
+    /// Overwrite an existing file.
     #[arg(long)]
     force: bool,
 }
@@ -136,7 +137,7 @@ pub(super) fn export(args: &ExportArgs, global: &Global) -> Result<(), Failure> 
                 Form::Onnx => format!("onnx, opset {OPSET}"),
                 Form::Safetensors => "safetensors".to_owned(),
             };
-            format!("{to}: {form}, {parameters} parameters of sha256 {sha256}")
+            format!("{to}: {form}, {} of sha256 {sha256}", counted(parameters, "parameter"))
         },
         || {
             json!({ "model": args.to, "as": form.name(), "parameters": parameters, "model_sha256": sha256,
@@ -180,13 +181,14 @@ fn joined(held: Held, layout: &Layout, personal: &[f32], site: &Path) -> Result<
     let refuse =
         |message: &str| Err(Failure::new(Kind::Configuration, format!("{}: {message}", site.display())));
     let Held::Shared(shared) = held else {
-        return refuse("the model is whole, and nothing of it stays at a site; leave out --site");
+        return refuse("the model has no personal layers; leave out --site");
     };
     let needed = layout.len() - layout.shared_len();
     if personal.len() != needed {
         let found = personal.len();
         return refuse(&format!(
-            "the site keeps {found} personal parameters where the plan has {needed}; give the plan and the run that they are of"
+            "the site keeps {} where the plan has {needed}; give the plan and the run that they are of",
+            counted(found, "personal parameter")
         ));
     }
     let (mut full, mut rest) = (vec![0.0; layout.len()], personal);
@@ -370,7 +372,7 @@ fn tell(path: &Path, file: &ModelFile, sha256: &str, statement: Option<&PrivacyS
             vec![tensor.name.clone(), format!("{:?}", tensor.shape), tensor.len().to_string()]
         }));
         let said = if file.said_sha256().is_some() { ", as the file says" } else { "" };
-        let scaled = scales.map_or_else(|| "nothing".to_owned(), |columns| format!("{columns} columns"));
+        let scaled = scales.map_or_else(|| "nothing".to_owned(), |columns| counted(columns, "column"));
         let about = statement.map_or_else(String::new, |statement| {
             let (round, run) = (statement.round, &statement.run);
             let void = statement.void.as_ref().map_or_else(String::new, |void| format!(", void: {void}"));

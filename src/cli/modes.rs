@@ -8,39 +8,17 @@ use std::path::{Path, PathBuf};
 
 use command::results::{Existing, write_whole};
 
-use super::Command;
 use super::failure::{Failure, Kind, OrFail};
 use super::shell::quoted;
 
-/// Makes whatever this process writes from now on readable by its owner alone, where the command keeps secrets.
-pub(super) fn keep_private(command: &Command) {
-    match command {
-        Command::Server(_) | Command::Site(_) | Command::Demo(_) => narrow(),
-        Command::Examples(_)
-        | Command::New(_)
-        | Command::Simulate(_)
-        | Command::Check(_)
-        | Command::Invite(_)
-        | Command::Audit(_)
-        | Command::Budget(_)
-        | Command::Run(_)
-        | Command::Model(_)
-        | Command::Privacy(_)
-        | Command::Attack(_)
-        | Command::Bench(_)
-        | Command::Completions { .. }
-        | Command::Man { .. }
-        | Command::Reference => {}
-    }
-}
-
+/// Makes whatever this process writes from now on readable by its owner alone.
 #[cfg(unix)]
-fn narrow() {
+pub(super) fn keep_private() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }
 
 #[cfg(not(unix))]
-fn narrow() {}
+pub(super) fn keep_private() {}
 
 /// A file or folder that others on this machine may enter, read or write.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,17 +10,17 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use server::Plan;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::part::{Access, Part};
 use super::shell::quoted;
 use made_up::{File, MadeUp};
 
 #[derive(Debug, Args)]
 pub(super) struct NewArgs {
-    /// The folder to make; its name becomes the plan's.
+    /// The folder to create; its name becomes the plan's name.
     folder: PathBuf,
-    /// What the records are.
+    /// The kind of records.
     #[arg(long, value_enum, default_value_t = Template::Csv)]
     template: Template,
 }
@@ -77,6 +77,25 @@ impl Template {
         }
     }
 
+    /// The policy under which a site takes part in the plan.
+    fn policy(self) -> &'static str {
+        match self {
+            Self::Csv | Self::Images | Self::Text => "plain",
+            Self::Private => "records",
+        }
+    }
+
+    /// What else a site must say for the plan.
+    fn declared(self) -> &'static str {
+        match self {
+            Self::Csv | Self::Images | Self::Text => "",
+            Self::Private => {
+                "\nAt the top of it stands `public_records = N`, the number of its training records: the plan weighs sites by it, and a site tells it \
+                 only where its file says so.\n"
+            }
+        }
+    }
+
     fn readme(self, name: &str) -> String {
         format!(
             "# {name}\n\nThe plan is `federation.toml`. The records beside it are made up, so that it can be tried before there are \
@@ -84,10 +103,12 @@ impl Template {
              # all sites in this process\nconsortia run submit federation.toml --dir fed --watch   # for real\n```\n\n\
              For real there is a server and a site beside each party's records:\n\n```sh\nconsortia server init fed --name \
              fed.example.org\nconsortia server run fed\nconsortia invite create north east south --dir fed      # a line for each \
-             site\nconsortia site join consortia-invite-... --dir north    # at each site, with its line\nconsortia site check \
+             site\nconsortia site join consortia-invite-... --dir north --policy {}    # at each site, with its line\nconsortia site check \
              north/site.toml --plan federation.toml\nconsortia site run north/site.toml\n```\n\nA site's `site.toml` names its own \
-             records; beside these it would say:\n\n```toml\n{}```\n",
-            self.source()
+             records; beside these it would say:\n\n```toml\n{}```\n{}",
+            self.policy(),
+            self.source(),
+            self.declared()
         )
     }
 }

@@ -8,17 +8,15 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::failure::{Failure, Kind};
-
 /// Why the first line that did not get out did not. The work goes on: what is done is not undone by a full disk behind stdout.
 static UNWRITTEN: OnceLock<std::io::Error> = OnceLock::new();
 
-/// What stdout carries.
+/// The format of stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// For people.
     Text,
-    /// One object, or one a line while something runs.
+    /// One object, or one per line while something runs.
     Json,
     /// Nothing: a command that is part of another.
     Silent,
@@ -51,13 +49,9 @@ pub(super) fn note_unwritten(written: std::io::Result<()>) {
     }
 }
 
-/// The failure of a command that did its work and could not say so.
-pub(super) fn written() -> Result<(), Failure> {
-    UNWRITTEN.get().map_or(Ok(()), |error| {
-        let message =
-            format!("stdout: {error}; the command has done its work, and what it printed is not all there");
-        Err(Failure::new(Kind::Run, message))
-    })
+/// Why the first line that did not get out did not.
+pub(super) fn unwritten() -> Option<&'static std::io::Error> {
+    UNWRITTEN.get()
 }
 
 /// Writes a line to stderr. Nothing can be done about one that is closed or full, and it changes no outcome.
@@ -146,6 +140,18 @@ pub(super) fn without_empty(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
         row.retain(|_| keep.next().copied().unwrap_or(true));
     }
     rows
+}
+
+/// Names in a sentence.
+const NAMES_MAX: usize = 8;
+
+/// The first names of a list, and how many are left out.
+pub(super) fn some_names(names: &[impl AsRef<str>]) -> String {
+    let shown = names.iter().take(NAMES_MAX).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// A share as people read it.

@@ -15,15 +15,16 @@ use protocol::{
 use serde_json::{Value, json};
 use server::{Evaluators, MethodPlan, Plan};
 
-use super::Global;
+use super::clock::now;
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::modes::write_new;
 use super::output::table;
 use super::plans::plan_of;
+use super::presets::{Preset, policy_text};
 use super::shell::quoted;
-use super::site::{Preset, now, policy_text};
 use super::text::read_text;
 
 #[derive(Debug, Args)]
@@ -32,17 +33,17 @@ pub(super) struct CheckArgs {
     policy: PathBuf,
     /// A federation's plan.
     plan: PathBuf,
-    /// The number of training records that the site's file declares as public (`public_records`); without it, it is hidden.
+    /// The number of training records that the site's file declares as public (`public_records`); hidden by default.
     #[arg(long, value_name = "NUMBER")]
     public_records: Option<NonZeroU64>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
-    /// The file to write, which is not there yet.
+    /// The file to create.
     #[arg(default_value = "policy.toml")]
     file: PathBuf,
-    /// What the site takes part in, to begin with; without it nothing, until a person chooses in the file.
+    /// The initial policy. Without it the site takes part in nothing until somebody edits the file.
     #[arg(long, value_name = "PRESET")]
     policy: Option<Preset>,
 }

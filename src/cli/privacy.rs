@@ -7,10 +7,11 @@ use ::privacy::accounting::{
     AccountingError, Event, EventError, Figure, Mechanism, Relation, pld, promised_delta, rdp,
 };
 use clap::{Args, ValueEnum};
+use privacy::counted;
 use serde_json::{Value, json};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
+use super::global::Global;
 use super::progress::telling;
 
 /// Releases that are all made in the same way.
@@ -22,10 +23,10 @@ struct Releases {
     /// Rounds: noised sums released.
     #[arg(long)]
     rounds: u64,
-    /// The probability with which the promise may fail: at most 0.01, and below one over the number of clients.
+    /// The delta of (epsilon, delta)-differential privacy: at most 0.01, and below one over the number of clients.
     #[arg(long, value_parser = typed_delta)]
     delta: f64,
-    /// Which two federations must be hard to tell apart.
+    /// Which two federations must be hard to distinguish.
     #[arg(long, value_enum, default_value_t = RelationArg::AddOrRemoveOne)]
     relation: RelationArg,
     /// Which accountant answers.
@@ -50,7 +51,7 @@ pub(super) struct EpsilonArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct NoiseArgs {
-    /// What may be given away in all.
+    /// The total epsilon that may be spent.
     #[arg(long)]
     epsilon: f64,
     #[command(flatten)]
@@ -146,10 +147,10 @@ impl Releases {
             "every client may be in every round (no amplification claimed)".to_owned()
         } else {
             let rate = Figure(self.sampling_rate);
-            format!("each client in each round with probability {rate}, by a coin that nobody sees")
+            format!("each client in each round with probability {rate}, drawn in secret")
         };
         let relation = Relation::from(self.relation);
-        let rounds = if self.rounds == 1 { "1 round".to_owned() } else { format!("{} rounds", self.rounds) };
+        let rounds = counted(self.rounds, "round");
         format!("{rounds}; {sampling}; to {relation}; delta {}", Figure(self.delta))
     }
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use privacy::accounting::Figure;
 use protocol::wire::RoundSummary;
 
-use super::Global;
+use super::global::Global;
 
 /// Shows a run's rounds.
 pub(super) struct Progress {

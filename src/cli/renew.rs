@@ -10,9 +10,9 @@ use clap::Args;
 use serde_json::json;
 use server::net::{Identity, validity_of_pem};
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
 use super::members::moment;
 use super::root::RootArgs;
 
@@ -21,7 +21,7 @@ pub(super) struct ServerRenewArgs {
     /// The server's folder; the server may be running.
     #[arg(default_value = ".")]
     folder: PathBuf,
-    /// One more DNS name or IP address under which sites reach the server; may be repeated. The names so far stay.
+    /// A further DNS name or IP address under which sites reach the server; may be repeated. Existing names stay.
     #[arg(long = "name", value_name = "HOST", value_parser = super::address::host)]
     names: Vec<String>,
     /// Renew an operator's identity in another folder, and nothing else.

@@ -9,9 +9,9 @@ use clap::Args;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::Global;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::SiteFile;
+use super::global::Global;
 use super::members::moment;
 use super::watch::runtime;
 
@@ -30,7 +30,7 @@ pub(super) struct RenewArgs {
 
 pub(super) fn renew_now(args: &RenewArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
-    super::site::leave::refuse_left(&file)?;
+    super::identity::refuse_left(&file)?;
     settle_renewal(&file.identity).or_fail(Kind::Configuration, "")?;
     let renewed = runtime()?.block_on(renew(&file.identity, &file.servers(), SOFTWARE));
     renewed.or_fail(Kind::Connection, "")?;
@@ -86,8 +86,8 @@ pub(super) async fn keep_fresh(folder: &Path, servers: &[String], slot: watch::S
             Ok(identity) => {
                 tracing::info!("the certificate was renewed");
                 slot.send_replace(identity);
-                if let Some(trouble) = validity(folder).ok().and_then(|new| clock_trouble(new, now())) {
-                    tracing::warn!("{trouble}");
+                if let Some(error) = validity(folder).ok().and_then(|new| clock_fault(new, now())) {
+                    tracing::warn!("{error}");
                 }
                 KEPT
             }
@@ -109,7 +109,7 @@ fn kept_for(folder: &Path) -> Duration {
 }
 
 /// What a new certificate says of this machine's clock, by which it is due again or has not begun.
-fn clock_trouble((begins, ends): (u64, u64), now: u64) -> Option<String> {
+fn clock_fault((begins, ends): (u64, u64), now: u64) -> Option<String> {
     let what = if now < begins {
         "it has not begun"
     } else if now > ends {
@@ -162,11 +162,11 @@ mod tests {
             (begins + 70 * day, Some("it is to be renewed again")),
             (begins + day, None),
         ] {
-            let trouble = clock_trouble(new, clock);
-            assert_eq!(trouble.is_some(), said.is_some(), "{trouble:?}");
-            if let (Some(trouble), Some(said)) = (trouble, said) {
+            let error = clock_fault(new, clock);
+            assert_eq!(error.is_some(), said.is_some(), "{error:?}");
+            if let (Some(error), Some(said)) = (error, said) {
                 let all = [said.to_owned(), moment(clock), moment(new.0), moment(new.1)];
-                assert!(all.iter().all(|part| trouble.contains(part)), "{trouble}");
+                assert!(all.iter().all(|part| error.contains(part)), "{error}");
             }
         }
     }

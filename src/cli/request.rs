@@ -8,8 +8,9 @@ use std::time::Duration;
 use ::client::net::{OperatorClient, OperatorError};
 use protocol::wire::{AdminReply, AdminRequest};
 
-use super::Global;
 use super::failure::{Blame, Failure, Kind, OrBlame};
+use super::global::Global;
+use super::hints::Given;
 use super::output::tell;
 use super::watch::interrupted;
 
@@ -19,13 +20,13 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// The command that shows whether a request was done; `None` for one that changes nothing.
 fn shown_by(request: &AdminRequest) -> Option<&'static str> {
     match request {
-        AdminRequest::Submit { .. } | AdminRequest::Control { .. } => Some("consortia run ls"),
+        AdminRequest::Submit { .. } | AdminRequest::Control { .. } => Some("run ls"),
         AdminRequest::Invite { .. }
         | AdminRequest::Revoke { .. }
         | AdminRequest::Quarantine { .. }
         | AdminRequest::Release { .. }
         | AdminRequest::Approve { .. }
-        | AdminRequest::Refuse { .. } => Some("consortia site ls"),
+        | AdminRequest::Refuse { .. } => Some("site ls"),
         AdminRequest::List
         | AdminRequest::Watch { .. }
         | AdminRequest::Members
@@ -37,13 +38,15 @@ fn shown_by(request: &AdminRequest) -> Option<&'static str> {
     }
 }
 
-/// Sends a request and gives the server's reply.
+/// Sends a request and gives the server's reply. `given` completes the commands that are named when there is none.
 pub(super) async fn put(
     operator: &OperatorClient,
     request: &AdminRequest,
+    given: Given<'_>,
     global: &Global,
 ) -> Result<AdminReply, Failure> {
-    let shown_by = shown_by(request);
+    let shown_by = shown_by(request).map(|command| given.command(command));
+    let shown_by = shown_by.as_deref();
     let asking = operator.ask(request);
     tokio::pin!(asking);
     let reply = tokio::select! {

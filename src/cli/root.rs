@@ -18,10 +18,10 @@ const VARIABLE: &str = "CONSORTIA_ROOT_PASSPHRASE";
 /// Of a command that makes the root's key.
 #[derive(Debug, Default, Args)]
 pub(super) struct SealArgs {
-    /// Encrypt the root's key under a passphrase that is asked for on the terminal; CONSORTIA_ROOT_PASSPHRASE does as well.
+    /// Encrypt the root's key with a passphrase, read from the terminal or from CONSORTIA_ROOT_PASSPHRASE.
     #[arg(long)]
     passphrase: bool,
-    /// Encrypt the root's key under the passphrase in this file.
+    /// Encrypt the root's key with the passphrase in this file.
     #[arg(long, value_name = "FILE", conflicts_with = "passphrase")]
     passphrase_file: Option<PathBuf>,
 }
@@ -32,7 +32,7 @@ pub(super) struct RootArgs {
     /// The root's key, where it is no longer `authority/ca-key.pem` in the server's folder.
     #[arg(long, value_name = "FILE")]
     root_key: Option<PathBuf>,
-    /// The passphrase of an encrypted root's key; else CONSORTIA_ROOT_PASSPHRASE, or the terminal.
+    /// A file with the passphrase of the encrypted root key; by default it is read from CONSORTIA_ROOT_PASSPHRASE or the terminal.
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
 }

@@ -1,20 +1,25 @@
 //! `consortia run`: an operator hands in plans and follows runs.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::pending;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ::client::net::{DialError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
 use clap::Args;
 use learning::CsvSource;
+use privacy::counted;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use protocol::{ClientId, RunId};
 use serde_json::{Value, json};
 
-use super::Global;
 use super::columns::read_plan_text;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
 use super::folder::ServerFolder;
+use super::global::Global;
+use super::hints::Given;
 use super::output::{listed, share, table, text_table, without_empty};
 use super::plans::plan_of;
 use super::progress::Progress;
@@ -26,7 +31,7 @@ pub(super) struct OperatorArgs {
     /// The server's folder, which holds the operator's identity.
     #[arg(long = "dir", value_name = "DIR", default_value = ".")]
     pub(super) folder: PathBuf,
-    /// The server, `host:port`, if it is not on this machine at the port of `server.toml`.
+    /// The server's address, `host:port`; by default this machine at the port of `server.toml`.
     #[arg(long, value_parser = super::address::host_and_port)]
     server: Option<String>,
 }
@@ -37,10 +42,11 @@ pub(super) struct SubmitArgs {
     file: PathBuf,
     #[command(flatten)]
     operator: OperatorArgs,
-    /// Make it a rehearsal: everything random follows from this seed, so that it can be repeated bit for bit.
+    /// Make it a seeded run: everything random follows from this seed, so that the run can be repeated bit for bit. It may not
+    /// claim privacy.
     #[arg(long)]
     seed: Option<u64>,
-    /// A table whose header line names the columns that all sites have, where the plan does not list its features.
+    /// A table whose header line names the columns that all sites share, for a plan that does not list its features.
     #[arg(long, value_name = "FILE")]
     columns: Option<PathBuf>,
     /// Follow the run until it ends.
@@ -63,7 +69,8 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     plan_of(&plan_toml).or_fail(Kind::Configuration, &path)?;
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
-        let run = match hand_in(&operator, plan_toml, args.seed, global).await {
+        let given = args.operator.given();
+        let run = match hand_in(&operator, plan_toml, args.seed, given, global).await {
             Ok(run) => run,
             // What is given up is taken back as soon as the server knows that nobody waits for it.
             Err(failure) => {
@@ -71,10 +78,10 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
                 return Err(failure);
             }
         };
-        let (text, object) = (format!("run {run} is in the queue"), json!({ "run": run.to_string() }));
+        let (text, object) = (format!("run {run} is submitted"), json!({ "run": run.to_string() }));
         if args.watch {
             super::output::tell(text);
-            return follow(&operator, Some(run), global).await;
+            return follow(&operator, Some(run), given, global).await;
         }
         global.format.say(|| text, || object);
         operator.close().await;
@@ -87,9 +94,10 @@ pub(super) async fn hand_in(
     operator: &OperatorClient,
     plan_toml: String,
     seed: Option<u64>,
+    given: Given<'_>,
     global: &Global,
 ) -> Result<RunId, Failure> {
-    match put(operator, &AdminRequest::Submit { plan_toml, seed }, global).await? {
+    match put(operator, &AdminRequest::Submit { plan_toml, seed }, given, global).await? {
         AdminReply::Submitted { run } => Ok(run),
         _ => Err(OperatorError::WrongReply.blamed()),
     }
@@ -98,31 +106,40 @@ pub(super) async fn hand_in(
 pub(super) fn watch(args: &WatchArgs, global: &Global) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
-        follow(&operator, args.run, global).await
+        follow(&operator, args.run, args.operator.given(), global).await
     })
 }
 
 /// Shows a run until it ends; its failure is the command's.
-async fn follow(operator: &OperatorClient, run: Option<RunId>, global: &Global) -> Result<(), Failure> {
-    let (mut shown, mut watched) = (Shown::default(), run);
+async fn follow(
+    operator: &OperatorClient,
+    run: Option<RunId>,
+    given: Given<'_>,
+    global: &Global,
+) -> Result<(), Failure> {
+    let (shown, mut watched) = (RefCell::new(Shown::new(given)), run);
     let following = operator.watch(run, |summary| {
         watched = Some(summary.run);
-        shown.update(summary, global);
+        shown.borrow_mut().update(summary, global);
     });
+    // Most runs leave the queue at once: that is no news.
+    let queued = async {
+        tokio::time::sleep(QUEUE_SILENCE).await;
+        shown.borrow_mut().tell_queue(global);
+        pending::<Infallible>().await
+    };
     let last = tokio::select! {
         last = following => Some(last),
         () = interrupted() => None,
+        never = queued => match never {},
     };
-    let Some(last) = last else {
-        if let Some(progress) = &shown.progress {
-            progress.end();
-        }
-        return Err(Failure::new(Kind::Run, given_up(watched)));
-    };
-    let summary = last.or_blame()?;
-    if let Some(progress) = &shown.progress {
+    if let Some(progress) = &shown.borrow().progress {
         progress.end();
     }
+    let Some(last) = last else {
+        return Err(Failure::new(Kind::Run, given.complete(&given_up(watched))));
+    };
+    let summary = last.or_blame()?;
     global.format.say(|| describe(&summary), || summary_json(&summary));
     verdict(&summary)
 }
@@ -149,12 +166,20 @@ pub(super) fn has_released_nothing(run: &RunSummary) -> bool {
 fn given_up(run: Option<RunId>) -> String {
     let run = run.map_or_else(String::new, |run| format!(" {run}"));
     format!(
-        "no longer watched; the run goes on: `consortia run watch{run}` follows it, `consortia run stop{run}` ends it"
+        "stopped watching; the run continues: `consortia run watch{run}` follows it, `consortia run stop{run}` stops it"
     )
 }
 
-#[derive(Default)]
-struct Shown {
+/// How long nothing is said of a run that is in the queue.
+const QUEUE_SILENCE: Duration = Duration::from_secs(2);
+
+struct Shown<'a> {
+    /// Completes the commands that are named.
+    given: Given<'a>,
+    /// What a run in the queue waits for, until it is told.
+    queued: Option<String>,
+    /// Whether it is time to say of a run that it is in the queue.
+    tells_queue: bool,
     has_begun: bool,
     progress: Option<Progress>,
     rounds: u32,
@@ -166,7 +191,21 @@ struct Shown {
     uncounted: BTreeMap<(ClientId, String), u32>,
 }
 
-impl Shown {
+impl<'a> Shown<'a> {
+    fn new(given: Given<'a>) -> Self {
+        Self {
+            given,
+            queued: None,
+            tells_queue: false,
+            has_begun: false,
+            progress: None,
+            rounds: 0,
+            waiting: String::new(),
+            told_stop: false,
+            uncounted: BTreeMap::new(),
+        }
+    }
+
     fn update(&mut self, summary: &RunSummary, global: &Global) {
         self.tell_reasons(summary, global);
         self.begin(summary, global);
@@ -181,7 +220,7 @@ impl Shown {
                 self.rounds = round.round;
             }
         }
-        if global.format == super::Format::Json && !summary.state.is_over() {
+        if global.format == super::output::Format::Json && !summary.state.is_over() {
             global.format.say(String::new, || summary_json(summary));
         }
     }
@@ -190,7 +229,22 @@ impl Shown {
 /// Rounds that are shown of what was before somebody began to watch.
 const ROUNDS_BEFORE: usize = 5;
 
-impl Shown {
+impl Shown<'_> {
+    /// From now on a run that is in the queue is said to be.
+    fn tell_queue(&mut self, global: &Global) {
+        self.tells_queue = true;
+        if let (Some(why), 0) = (self.queued.take(), global.quiet) {
+            self.tell_waiting(&why);
+        }
+    }
+
+    fn tell_waiting(&mut self, message: &str) {
+        if let Some(progress) = &self.progress {
+            progress.line(waiting(message));
+        }
+        self.waiting = message.to_owned();
+    }
+
     /// Says of a run that has begun long ago how far it is, so that what happens now does not stand behind all that has happened.
     fn begin(&mut self, summary: &RunSummary, global: &Global) {
         let before: Vec<&RoundSummary> = summary.history.iter().filter(|round| round.round > 0).collect();
@@ -202,13 +256,14 @@ impl Shown {
         (self.has_begun, self.rounds) = (true, last);
         if global.quiet == 0 {
             let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
-            progress.line(format!(
+            let line = format!(
                 "run {run} ({}) {}: {} of {} rounds are done; those up to {last} are not shown (`consortia run report {run}` has them)",
                 summary.name,
                 summary.state.name(),
                 summary.rounds_done,
                 summary.rounds
-            ));
+            );
+            progress.line(self.given.complete(&line));
         }
     }
 
@@ -220,7 +275,7 @@ impl Shown {
         }
         let progress = self.progress.get_or_insert_with(|| Progress::new(global, summary.rounds));
         for client in &summary.clients {
-            let kinds = [("declines", &client.declined), ("is refused", &client.refused)];
+            let kinds = [(" declines", &client.declined), ("'s answer is rejected", &client.refused)];
             for (verb, (reason, count)) in
                 kinds.into_iter().flat_map(|(verb, counts)| counts.iter().map(move |one| (verb, one)))
             {
@@ -228,18 +283,21 @@ impl Shown {
                     self.uncounted.entry((client.client.clone(), format!("{verb} {reason}"))).or_default();
                 if *count > *known {
                     *known = *count;
-                    progress.line(format!("{} {verb}: {reason} ({count} times so far)", client.client));
+                    let times = counted(*count, "time");
+                    progress.line(format!("{}{verb}: {reason} ({times} so far)", client.client));
                 }
             }
         }
         // While a round is open its answers come in by and by; its line says what came of it.
         let is_open = summary.message.starts_with("round ") || summary.message.starts_with("storing ");
-        if !summary.state.is_over() && !is_open && summary.message != self.waiting {
-            progress.line(waiting(&summary.message));
-            self.waiting.clone_from(&summary.message);
+        self.queued = None;
+        if summary.state == RunState::Queued && !self.tells_queue {
+            self.queued = Some(summary.message.clone());
+        } else if !summary.state.is_over() && !is_open && summary.message != self.waiting {
+            self.tell_waiting(&summary.message);
         }
-        if let Some(hint) = stop_hint(summary).filter(|_| !self.told_stop) {
-            progress.line(hint);
+        if let (false, Some(hint), Some(progress)) = (self.told_stop, stop_hint(summary), &self.progress) {
+            progress.line(self.given.complete(&hint));
             self.told_stop = true;
         }
     }
@@ -266,12 +324,12 @@ pub(super) fn stop_hint(run: &RunSummary) -> Option<String> {
     })
 }
 
-const NO_RUNS: &str = "there is no run yet: `consortia run submit PLAN` hands one in";
+const NO_RUNS: &str = "there is no run yet: `consortia run submit PLAN` submits one";
 
 pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
     let reply = runtime()?.block_on(async {
         let operator = connect(args).await?;
-        put(&operator, &AdminRequest::List, global).await
+        put(&operator, &AdminRequest::List, args.given(), global).await
     })?;
     let AdminReply::Runs(runs) = reply else { return Err(OperatorError::WrongReply.blamed()) };
     let mut rows = vec![["run", "name", "state", "rounds", "message"].map(str::to_owned).to_vec()];
@@ -280,13 +338,18 @@ pub(super) fn ls(args: &OperatorArgs, global: &Global) -> Result<(), Failure> {
         vec![run.run.to_string(), run.name.clone(), run.state.name().into(), rounds, run.message.clone()]
     }));
     global.format.say(
-        || listed(&rows, NO_RUNS, text_table),
+        || listed(&rows, &args.given().complete(NO_RUNS), text_table),
         || Value::from(runs.iter().map(summary_json).collect::<Vec<_>>()),
     );
     Ok(())
 }
 
 impl OperatorArgs {
+    /// What completes the commands that messages name.
+    pub(super) fn given(&self) -> Given<'_> {
+        Given::Operator { folder: &self.folder, server: self.server.as_deref() }
+    }
+
     /// Where sites reach the server, as `server.toml` says.
     pub(super) fn addresses(&self) -> Result<Vec<String>, Failure> {
         Ok(ServerFolder(self.folder.clone()).read_to_work()?.addresses)
@@ -314,10 +377,10 @@ pub(super) async fn connect_to(servers: &[String], folder: &ServerFolder) -> Res
     let connecting = OperatorClient::connect_any(servers, SERVER_NAME, &identity);
     match tokio::time::timeout(Duration::from_secs(15), connecting).await {
         Ok(connected) => connected.map_err(|error: DialError| Failure::new(Kind::Connection, error)),
-        Err(_) => Err(Failure::new(
-            Kind::Timeout,
-            format!("{} does not answer; is `consortia server run` up?", servers.join(", ")),
-        )),
+        Err(_) => {
+            let message = format!("{} does not answer; is `consortia server run` up?", servers.join(", "));
+            Err(Failure::new(Kind::Timeout, Given::Server(&folder.0).complete(&message)))
+        }
     }
 }
 
@@ -331,7 +394,7 @@ fn describe(run: &RunSummary) -> String {
         run.message,
         run.rounds_done,
         run.rounds,
-        if run.rehearsal { "  (a rehearsal: it carries a seed and may not claim privacy)" } else { "" },
+        if run.is_seeded { "  (a seeded run, which may not claim privacy)" } else { "" },
         if run.model_sha256.is_empty() { "none yet" } else { &run.model_sha256 },
     );
     let mut rows = vec![
@@ -389,7 +452,7 @@ mod tests {
             message: "round 3, train: 0 of 3 clients have answered; waits for 3".into(),
             rounds_done: 2,
             rounds: 9,
-            rehearsal: false,
+            is_seeded: false,
             model_sha256: String::new(),
             history: Vec::new(),
             clients: Vec::new(),

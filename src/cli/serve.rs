@@ -12,6 +12,7 @@ use command::results::{Existing, event_json, write_whole};
 use consortia::Room;
 use learning::device::select;
 use methods::Registry;
+use privacy::counted;
 use protocol::ClientId;
 use serde_json::{Value, json};
 use server::Note;
@@ -22,10 +23,11 @@ use server::net::{
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::Global;
 use super::address::listening;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{ServerFile, ServerFolder};
+use super::global::Global;
+use super::hints::Given;
 use super::modes::{tighten, write_new};
 use super::notify::Notify;
 use super::output::{Format, fields, timestamp};
@@ -38,7 +40,7 @@ use super::watch::{runtime, until_told};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
-    /// The folder to make; the federation's server lives in it.
+    /// The folder to create for the federation's server.
     pub(super) folder: PathBuf,
     /// A DNS name or IP address under which sites reach the server; may be repeated.
     #[arg(long = "name", value_name = "HOST", value_parser = super::address::host)]
@@ -66,10 +68,10 @@ pub(super) struct RunArgs {
     /// The server's folder.
     #[arg(default_value = ".")]
     folder: PathBuf,
-    /// Listen here instead of where `server.toml` says; port 0 takes a free one. The admin port then takes a free one, too.
+    /// The address to listen on, instead of the one in `server.toml`; port 0 takes a free port. The admin port is then a free port, too.
     #[arg(long, value_parser = listening)]
     listen: Option<SocketAddr>,
-    /// Open the admin port here instead of where `server.toml` says; port 0 takes a free one.
+    /// The address of the admin port, instead of the one in `server.toml`; port 0 takes a free port.
     #[arg(long, value_parser = listening)]
     admin_listen: Option<SocketAddr>,
     /// This server's name among those that share a PostgreSQL database, instead of what `server.toml` says.
@@ -243,16 +245,18 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     }
     let database = file.database(&folder, args.replica.as_deref())?;
     tighten(folder.private().iter().map(PathBuf::as_path));
-    let shown = Shown { format: global.format, is_talkative: global.verbose > 0 };
+    let shown = Shown { format: global.format, is_talkative: global.verbose > 0, folder: &folder.0 };
     runtime()?.block_on(serve(&folder, &file, database, args.while_stdin_open, shown))
 }
 
-/// What stdout carries.
+/// The format of stdout.
 #[derive(Clone, Copy)]
-struct Shown {
+struct Shown<'a> {
     format: Format,
     /// Whether every answer has a line.
     is_talkative: bool,
+    /// The server's folder, for hints.
+    folder: &'a Path,
 }
 
 async fn serve(
@@ -260,7 +264,7 @@ async fn serve(
     file: &ServerFile,
     database: Database,
     while_stdin_open: bool,
-    shown: Shown,
+    shown: Shown<'_>,
 ) -> Result<(), Failure> {
     settle_renewal(&folder.identity()).or_fail(Kind::Configuration, "")?;
     miss_state(folder, &database).await?;
@@ -304,7 +308,7 @@ async fn turns(
     stop: &CancellationToken,
     notify: &Notify,
     telemetry: &Telemetry,
-    shown: Shown,
+    shown: Shown<'_>,
 ) -> Result<(), Failure> {
     let format = shown.format;
     let shared = match &config.database {
@@ -348,7 +352,7 @@ async fn turns(
             Err(error) => return Err(Failure::new(kind, error)),
         };
         format.say(
-            || format!("standing back: {error}"),
+            || format!("no longer the leader: {error}"),
             || json!({ "event": "deposed", "message": error.to_string() }),
         );
         pause = if led { PAUSE_FIRST } else { (2 * pause).min(PAUSE_MAX) };
@@ -379,9 +383,9 @@ async fn work(
     stop: &CancellationToken,
     notify: &Notify,
     telemetry: &Telemetry,
-    shown: Shown,
+    shown: Shown<'_>,
 ) -> Result<(), ServeError> {
-    let Shown { format, is_talkative } = shown;
+    let Shown { format, is_talkative, folder } = shown;
     let address = server.local_addr();
     notify.ready(&format!("listening on {address}"));
     let (mut notes, live) = (server.notes(), server.watch());
@@ -391,7 +395,7 @@ async fn work(
     let (tcp, admin) = (server.comes_over_tcp(), server.admin_addr().map(|admin| admin.to_string()));
     format.say(
         || {
-            let open = "`consortia server dashboard` says how to open it";
+            let open = Given::Server(folder).complete("`consortia server dashboard` says how to open it");
             let admin = admin.as_ref().map(|admin| format!("\nadmin port {admin} (TCP, HTTP); {open}"));
             let ways = if tcp { "UDP, TCP" } else { "UDP" };
             format!("listening on {address} ({ways}; QUIC){}", admin.unwrap_or_default())
@@ -412,7 +416,7 @@ async fn work(
                         format.say(|| format!("{}  run {run}  {}", timestamp(), line(&note, &event)), object);
                     }
                 }
-                Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were not shown"),
+                Err(RecvError::Lagged(missed)) => tracing::warn!("{} not shown", counted(missed, "event")),
                 Err(RecvError::Closed) => break,
             },
         }

@@ -17,11 +17,11 @@ use learning::device::select;
 use methods::Registry;
 use privacy::accounting::Figure;
 use protocol::wire::{ClientSummary, RoundSummary};
-use protocol::{Layout, Loss, Metrics, Seed, Spec, Stop};
+use protocol::{Layout, Loss, Metrics, ModelSpec, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
-use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, read_toml};
+use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, RunProgress, read_toml};
 use simulations::audit::AuditReport;
 use simulations::{Outcome, Population, Scenario, Simulator, Workforce};
 
@@ -29,17 +29,18 @@ use attacked::Attacked;
 use audit::{Audit, with_canaries};
 use findings::{Findings, Remark};
 use observer::{Observer, tell_of_crowd};
+use privacy::counted;
 use saved::Saved;
 
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
+use super::global::Global;
 use super::output::{share, tell};
 use super::plans::{plan_of, scenario_of};
 use super::progress::Progress;
 use super::shell::quoted;
 use super::watch::stop_at_signal;
-use super::{Global, Setting};
 
 /// Clients in the report.
 const REPORTED_MAX: usize = 64;
@@ -49,13 +50,13 @@ pub(super) struct SimulateArgs {
     /// The simulation file: a federation file with a `[simulation]` table.
     #[arg(required_unless_present = "resume")]
     file: Option<PathBuf>,
-    /// Go on with an interrupted simulation: the folder of its results. It ends with the same model as if it had not been interrupted;
-    /// noise of a private plan is drawn by the operating system, so of such a plan no two end alike.
+    /// Resume an interrupted simulation from the folder of its results. The model is the same as without the interruption, except
+    /// in a private plan, whose noise comes from the operating system.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["file", "set", "seed", "out", "audit"])]
     resume: Option<PathBuf>,
     /// Change a setting of the file, such as `training.epochs=2`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<Setting>,
+    set: Vec<settings::Setting>,
     /// The seed from which everything random follows, instead of the file's.
     #[arg(long)]
     seed: Option<u64>,
@@ -68,7 +69,7 @@ pub(super) struct SimulateArgs {
     /// Where to train: auto, cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Attack the plan's client-level privacy, too, and say how much was given away at least.
+    /// Also attack the plan's client-level privacy, and report a lower bound on the privacy loss.
     #[arg(long, value_enum)]
     audit: Option<Audit>,
 }
@@ -78,6 +79,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let stop = Stop::default();
     stop_at_signal(&stop);
     let Begun { saved, mut scenario, text } = Begun::of(args)?;
+    args.audit.map_or(Ok(()), |_| audit::refuse_method(&scenario.plan, &file(args)))?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let population =
@@ -106,10 +108,10 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         .map(|canaries| with_canaries(&population, canaries, &spec, &first.layout))
         .transpose()?;
     let workforce: &dyn Workforce = canaried.as_ref().map_or(&population, |canaried| canaried);
-    let world = world(args, scenario, &first, &stop)?;
-    let (world, metrics, events) = match saved {
-        Some(saved) => (world.with_snapshot(saved.simulation), saved.metrics, saved.events),
-        None => (world, ClientMetrics::of(workforce.clients().iter().cloned()), 0),
+    let simulator = simulator(args, scenario, &first, &stop)?;
+    let (simulator, metrics, events) = match saved {
+        Some(saved) => (simulator.with_snapshot(saved.simulation), saved.metrics, saved.events),
+        None => (simulator, ClientMetrics::of(workforce.clients().iter().cloned()), 0),
     };
     let progress = Progress::new(global, plan.rounds);
     let mut observer = Observer::new(progress, &mut results, &text, findings, metrics, stop);
@@ -118,14 +120,14 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     if observer.shows_clients {
         tell_of_crowd(people.clients);
     }
-    let ran = world.run_watched(plan.strategy.optimizer(), workforce, &mut observer);
+    let ran = simulator.run_watched(plan.strategy.optimizer(), workforce, &mut observer);
     observer.progress.end();
     let mut outcome = ran.or_fail(Kind::Run, file(args))?;
-    if let Some(snapshot) = outcome.snapshot.take().filter(|_| observer.trouble.is_none()) {
+    if let Some(snapshot) = outcome.snapshot.take().filter(|_| observer.error.is_none()) {
         observer.save(snapshot);
     }
-    let Observer { findings, metrics, trouble, .. } = observer;
-    save(&results, &first.layout, &outcome, trouble)?;
+    let Observer { findings, metrics, error, .. } = observer;
+    save(&results, &first.layout, &outcome, error)?;
     results.show_clients(reported(&outcome), metrics);
     let judge = |audit: Audit| {
         let claimed = epsilon(&spec, &outcome.rounds).unwrap_or(f64::INFINITY);
@@ -135,7 +137,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let audit = args.audit.filter(|_| outcome.end != RunEnd::Stopped).map(judge).transpose()?;
     let attack = attack.map(|attack| Attacked::of(&attack, &population, &outcome, &spec));
     let (audit, attack) = (audit.as_ref(), attack.as_ref());
-    let ended = Ended { people: &people, spec: &spec, outcome: &outcome, audit, findings: &findings, attack };
+    let (people, rounds) = (&people, plan.rounds);
+    let ended = Ended { people, rounds, spec: &spec, outcome: &outcome, audit, findings: &findings, attack };
     ended.conclude(results, &plan, started, global)
 }
 
@@ -162,21 +165,21 @@ impl Begun {
     }
 }
 
-fn world(
+fn simulator(
     args: &SimulateArgs,
     scenario: Scenario,
     first: &InitialModel,
     stop: &Stop,
 ) -> Result<Simulator, Failure> {
     let Scenario { plan, simulation } = scenario;
-    let world = Simulator::new(plan, first.shared.clone(), simulation.seed, simulation.availability)
+    let simulator = Simulator::new(plan, first.shared.clone(), simulation.seed, simulation.availability)
         .or_fail(Kind::Configuration, file(args))?
-        .with_tensors(first.layout.shared_lengths())
+        .with_layout(&first.layout)
         .with_adversaries(simulation.adversaries)
         .with_stop(stop.clone());
     #[cfg(feature = "insecure-test-noise")]
-    let world = world.with_chance(super::insecure::chance(simulation.seed));
-    Ok(if let Some(threads) = args.threads { world.with_threads(threads) } else { world })
+    let simulator = simulator.with_chance(super::insecure::chance(simulation.seed));
+    Ok(if let Some(threads) = args.threads { simulator.with_threads(threads) } else { simulator })
 }
 
 /// Writes the models, in the room that was kept for them, and what may be said of their privacy.
@@ -184,11 +187,11 @@ fn save(
     results: &Results,
     layout: &Layout,
     outcome: &Outcome,
-    trouble: Option<(&'static str, std::io::Error)>,
+    error: Option<(&'static str, std::io::Error)>,
 ) -> Result<(), Failure> {
     results.give_back().or_fail(Kind::Run, "the room that was kept for the model")?;
     write_models(results, layout, outcome)?;
-    if let Some((file, error)) = trouble {
+    if let Some((file, error)) = error {
         return Err(cut_short(results, file, &error, outcome));
     }
     match &outcome.statement {
@@ -269,13 +272,13 @@ fn interrupted(folder: &Path, outcome: &Outcome, rounds: u32) -> Failure {
 fn reported(outcome: &Outcome) -> Vec<ClientSummary> {
     let mut clients: Vec<_> = outcome.clients.iter().collect();
     if clients.len() > REPORTED_MAX {
-        let troubled =
+        let setbacks =
             |record: &ClientRecord| record.declined.values().chain(record.refused.values()).sum::<u32>();
         let score = |record: &ClientRecord| {
             let score = record.test.as_ref().and_then(Score::of);
-            score.map_or(f64::INFINITY, |score| score.good(score.accuracy.is_some()))
+            score.map_or(f64::INFINITY, |score| score.accuracy.unwrap_or(-score.loss))
         };
-        clients.sort_by(|(_, a), (_, b)| troubled(b).cmp(&troubled(a)).then(score(a).total_cmp(&score(b))));
+        clients.sort_by(|(_, a), (_, b)| setbacks(b).cmp(&setbacks(a)).then(score(a).total_cmp(&score(b))));
         clients.truncate(REPORTED_MAX);
     }
     clients.into_iter().map(|(client, record)| record.summary(client)).collect()
@@ -307,7 +310,7 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     let mut typed: FederationConfig = read_toml(&text).or_fail(Kind::Configuration, &path)?;
     typed.simulation =
         Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
-    let resolved = toml::to_string_pretty(&typed).or_fail(Kind::Defect, "resolved.toml")?;
+    let resolved = typed.to_toml().or_fail(Kind::Defect, "resolved.toml")?;
     Ok((scenario, resolved))
 }
 
@@ -341,7 +344,8 @@ impl People {
             1 => self.clients.to_string(),
             copies => {
                 let originals = self.clients / copies;
-                format!("{}: the records of {originals} clients, each used by {copies} of them", self.clients)
+                let originals = counted(originals, "client");
+                format!("{}: the records of {originals}, each used by {copies} of them", self.clients)
             }
         }
     }
@@ -367,9 +371,23 @@ fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
     }
 }
 
+/// The line of the last evaluation; none for a method, whose values are not evaluated.
+fn describe_test(spec: &Spec, test: Option<Metrics>) -> String {
+    match spec.loss() {
+        _ if matches!(spec.model, ModelSpec::Values { .. }) => String::new(),
+        Loss::MeanSquared => {
+            let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
+            format!("test RMSE      {rmse}\n")
+        }
+        _ => format!("test accuracy  {}\n", share(test.and_then(|metrics| metrics.accuracy))),
+    }
+}
+
 /// A simulation that is over.
 struct Ended<'a> {
     people: &'a People,
+    /// Of the plan.
+    rounds: u32,
     spec: &'a Spec,
     outcome: &'a Outcome,
     audit: Option<&'a AuditReport>,
@@ -378,6 +396,11 @@ struct Ended<'a> {
 }
 
 impl Ended<'_> {
+    fn progress(&self) -> RunProgress {
+        let rounds_done = self.outcome.rounds.last().map_or(0, |round| round.round);
+        RunProgress { rounds_done, rounds: self.rounds, releases: releases(self.outcome) }
+    }
+
     /// Writes the rest of the results, says what came of it, and whether it was a success.
     fn conclude(
         &self,
@@ -388,15 +411,17 @@ impl Ended<'_> {
     ) -> Result<(), Failure> {
         let outcome = self.outcome;
         let lead = match &outcome.end {
-            RunEnd::Stopped if releases(outcome) == 0 => "interrupted before anything was released",
-            RunEnd::Stopped => "interrupted; the model of the last release stands",
-            end => end.message(releases(outcome)),
+            RunEnd::Stopped if releases(outcome) == 0 => {
+                "interrupted before anything was released".to_owned()
+            }
+            RunEnd::Stopped => "interrupted; the model of the last release stands".to_owned(),
+            end => end.message(self.progress()),
         };
         let seconds = started.elapsed().as_secs_f64();
         let ending = Ending {
             title: &plan.name,
             state: outcome.end.state(),
-            lead,
+            lead: &lead,
             remarks: &self.remarks().into_iter().map(|remark| remark.whole).collect::<Vec<_>>(),
             model_sha256: &outcome.model.sha256(),
             clock: Clock::Virtual,
@@ -415,7 +440,7 @@ impl Ended<'_> {
 
     /// What there is to warn of, but for the reasons that the end of the run gives already.
     fn remarks(&self) -> Vec<Remark> {
-        let end = self.outcome.end.message(releases(self.outcome));
+        let end = self.outcome.end.message(self.progress());
         let is_told = |remark: &Remark| {
             remark.reason.as_ref().is_some_and(|reason| !reason.is_empty() && end.contains(reason.as_str()))
         };
@@ -426,9 +451,18 @@ impl Ended<'_> {
             .collect()
     }
 
+    /// Behind the number of rounds, where a method ended before the last one.
+    fn converged(&self) -> String {
+        let RunProgress { rounds_done, rounds, .. } = self.progress();
+        match self.outcome.end == RunEnd::Finished && rounds_done < rounds {
+            true => format!(" of {rounds}: converged"),
+            false => String::new(),
+        }
+    }
+
     /// Says what came of it.
     fn tell(&self, folder: &Path, seconds: f64, global: &Global) {
-        let Self { people, spec, outcome, audit, findings, attack } = self;
+        let Self { people, spec, outcome, audit, findings, attack, .. } = self;
         let test = last_test(&outcome.rounds);
         let loss = test
             .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
@@ -436,24 +470,20 @@ impl Ended<'_> {
         let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
         let sha256 = outcome.model.sha256();
         let accuracy = test.and_then(|metrics| metrics.accuracy);
-        let measured = if spec.loss() == Loss::MeanSquared {
-            let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
-            format!("test RMSE      {rmse}")
-        } else {
-            format!("test accuracy  {}", share(accuracy))
-        };
+        let measured = describe_test(spec, test);
         let speed = outcome.updates as f64 / seconds;
         let epsilon = epsilon(spec, &outcome.rounds);
         let price = describe_price(spec, epsilon);
         let best = outcome.best.as_ref().map(|best| best.round);
         let text = || {
+            let converged = self.converged();
             let declined = match findings.declined() {
                 0 => String::new(),
-                declined => format!("declined       {declined} tasks\n"),
+                declined => format!("declined       {}\n", counted(declined, "task")),
             };
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
-                "clients        {}\n{}rounds         {rounds}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\n\
+                "clients        {}\n{}rounds         {rounds}{converged}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\
                  loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
                 people.describe(),
                 attack.map_or_else(String::new, |attack| format!("{attack}\n")),
@@ -470,7 +500,7 @@ impl Ended<'_> {
             json!({
                 "model_sha256": sha256,
                 "state": self.outcome.end.state(),
-                "message": self.outcome.end.message(releases(outcome)),
+                "message": self.outcome.end.message(self.progress()),
                 "rounds": rounds,
                 "best_round": best,
                 "clients": people.clients,
@@ -506,7 +536,7 @@ impl Ended<'_> {
         match &self.outcome.end {
             RunEnd::Finished => Ok(()),
             end @ (RunEnd::Failed(_) | RunEnd::Stopped) => {
-                Err(Failure::new(Kind::Run, end.message(releases(self.outcome))))
+                Err(Failure::new(Kind::Run, end.message(self.progress())))
             }
             RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
         }

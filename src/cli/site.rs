@@ -11,31 +11,34 @@ pub(super) mod pause;
 pub(super) mod recover;
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, Outbox, open_books};
-use ::client::{Guard, LocalState, PLAIN_POLICY, PRIVATE_POLICY, Participant, RECORDS_POLICY};
-use clap::{Args, ValueEnum};
+use ::client::{Guard, LocalState, Participant};
+use clap::Args;
 use learning::device::select;
 use learning::{FileSource, Trainer};
 use methods::Registry;
 use privacy::chain::Digest;
+use protocol::ClientId;
 use protocol::wire::ConnectError;
-use protocol::{ClientId, Time};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Global;
+use super::clock::now;
 use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
+use super::global::Global;
+use super::identity::refuse_left;
 use super::modes::{tighten, write_new};
 use super::output::{Format, timestamp};
+use super::presets::{Preset, policy_text};
 use super::shell::quoted;
 use super::telemetry::Telemetry;
 use super::watch::{runtime, until_told};
 use health::Health;
 use in_force::PolicyInForce;
+use privacy::{counted, verb};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -47,7 +50,7 @@ pub(super) struct InitArgs {
     /// The folder with `ca.pem`, `cert.pem` and `key.pem` that the operator handed over; it is copied.
     #[arg(long)]
     bundle: PathBuf,
-    /// What the site takes part in, to begin with; without it nothing, until a person chooses in `policy.toml`.
+    /// The initial policy. Without it the site takes part in nothing until somebody edits `policy.toml`.
     #[arg(long, value_name = "PRESET")]
     policy: Option<Preset>,
 }
@@ -57,7 +60,7 @@ pub(super) struct RunArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Keep a file of JSON that says how the site is; instead of `health` in the site's file.
+    /// Write the site's health to this JSON file, instead of `health` in the site's file.
     #[arg(long, value_name = "FILE")]
     health: Option<PathBuf>,
     /// End when stdin is closed, so that no site outlives the program that started it.
@@ -112,62 +115,6 @@ train = "data.csv"
 # group_column = "patient"       # ... or by what stands here, so that one patient is on one side
 # decimal = ","
 "#;
-
-/// What a fresh `policy.toml` begins with.
-const POLICY_TOML: &str = "\
-# What this site takes part in, whatever a server asks. A rule that is not written denies.
-# Every rule is explained in docs/federation.md; `consortia site policy check policy.toml PLAN` says what it makes of a plan.
-";
-
-/// What a fresh policy allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Preset {
-    /// Everything, and no privacy is asked for: the server sees each update.
-    Plain,
-    /// Training with noise that hides what each client contributes.
-    Private,
-    /// Training in which noise hides each single record, from the server too.
-    Records,
-}
-
-impl Preset {
-    const ALL: [Self; 3] = [Self::Plain, Self::Private, Self::Records];
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Plain => PLAIN_POLICY,
-            Self::Private => PRIVATE_POLICY,
-            Self::Records => RECORDS_POLICY,
-        }
-    }
-
-    pub(super) fn meaning(self) -> &'static str {
-        match self {
-            Self::Plain => "allows all of training, and asks for no privacy",
-            Self::Private => "allows training whose noise hides what each client contributes",
-            Self::Records => "allows training in which noise hides each single record",
-        }
-    }
-}
-
-/// The text of a fresh `policy.toml`: a preset in force, or all of them as comments.
-pub(super) fn policy_text(preset: Option<Preset>) -> String {
-    if let Some(preset) = preset {
-        return format!("{POLICY_TOML}\n{}", preset.text());
-    }
-    let comment = |preset: Preset| -> String {
-        // A preset's name stays a comment when the marks are taken out; its own comments have a mark more.
-        let line = |line: &str| match line.starts_with("# Preset") {
-            true => format!("{line}\n"),
-            false => format!("# {line}").trim_end().to_owned() + "\n",
-        };
-        preset.text().lines().map(line).collect()
-    };
-    let presets = Preset::ALL.map(comment).join("\n");
-    format!(
-        "{POLICY_TOML}# As it stands, this file denies every task: take out the `# ` before the lines of one preset.\n\n{presets}"
-    )
-}
 
 pub(super) fn init(args: &InitArgs, global: &Global) -> Result<(), Failure> {
     let path = args.folder.join("site.toml");
@@ -294,7 +241,7 @@ fn trainer_of(file: &SiteFile) -> Result<Trainer, Failure> {
 }
 
 async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> Result<(), Failure> {
-    leave::refuse_left(file)?;
+    refuse_left(file)?;
     let identity = super::renewal::load(&file.identity)?;
     let name = site_name(&file.identity)?;
     let trainer = trainer_of(file)?;
@@ -334,7 +281,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
         let _ = tell.send(holds);
     });
     let telemetry = Telemetry::from_environment("consortia-site");
-    let mut policy = PolicyInForce::of(&file.policy);
+    let mut policy = PolicyInForce::of(file);
     let mut health = Health::begin(file.health.clone(), &servers.join(", "), &file.identity);
     let mut beats = tokio::time::interval(health.every());
     tokio::pin!(told, fresh, paused);
@@ -420,17 +367,11 @@ fn open_guard(file: &SiteFile) -> Result<Guard, Failure> {
     for torn in &books.torn {
         let path = torn.path.display();
         tracing::warn!(
-            "{path}: the last start ended in the middle of a line; its {} bytes were cut off",
-            torn.bytes
+            "{path}: the last start ended in the middle of a line; its {} cut off",
+            format_args!("{} {}", counted(torn.bytes, "byte"), verb(torn.bytes, "was", "were"))
         );
     }
     Ok(Guard::new(policy, books.ledger, books.audit, now))
-}
-
-/// The time of this machine, since the Unix epoch.
-pub(super) fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time::ZERO + since
 }
 
 /// Whether what happens is told at all: programs that read it are not to be kept short by `-q`.
@@ -479,8 +420,10 @@ pub(super) fn read_personal(path: &Path) -> Result<Option<LocalState>, Failure> 
         return Ok(None);
     }
     let text = std::fs::read(path).or_fail(Kind::Configuration, path.display())?;
-    let doing =
-        format!("{}: what stays at this site cannot be read; restore it or move it away", path.display());
+    let doing = format!(
+        "{}: the local state of this site cannot be read; restore it or move it away",
+        path.display()
+    );
     serde_json::from_slice(&text).map(Some).or_fail(Kind::Configuration, doing)
 }
 
@@ -489,7 +432,7 @@ fn restore_personal(participant: &mut Participant, kept: &Path) -> Result<(), Fa
     let Some(personal) = read_personal(kept)? else { return Ok(()) };
     for run in participant.restore_personal(personal) {
         tracing::warn!(
-            "{}: nothing shows which federation and which promise of privacy the personal layers of run {run} are of; they are not used, and begin anew",
+            "{}: the federation and privacy settings that the personal layers of run {run} belong to are unknown; they are not used, and start anew",
             kept.display()
         );
     }
@@ -511,7 +454,6 @@ fn write_personal(path: &Path, personal: &LocalState) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::client::Policy;
 
     #[test]
     fn a_policy_that_is_kept_is_not_said_to_deny() {
@@ -528,22 +470,5 @@ mod tests {
         let kept = write_files(dir.path(), &servers, None, None).unwrap();
         let said = next_steps(&kept, false, None);
         assert!(said.contains("is kept") && !said.contains("denies"), "{said}");
-    }
-
-    #[test]
-    fn a_fresh_policy_denies_everything_until_the_marks_before_a_preset_are_taken_out() {
-        let fresh = policy_text(None);
-        assert!(fresh.lines().all(|line| line.is_empty() || line.starts_with('#')));
-        Policy::parse(&fresh).unwrap();
-        let presets = fresh.split("# Preset").skip(1);
-        for (written, preset) in presets.zip(Preset::ALL.map(Preset::text)) {
-            let lines = written.lines().skip(1).map(|line| line.strip_prefix("# ").unwrap_or_default());
-            let taken_out = lines.collect::<Vec<_>>().join("\n");
-            assert_eq!(taken_out.trim_end(), preset.split_once('\n').unwrap().1.trim_end());
-            Policy::parse(&taken_out).unwrap();
-        }
-        for preset in Preset::ALL {
-            Policy::parse(&policy_text(Some(preset))).unwrap();
-        }
     }
 }

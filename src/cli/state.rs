@@ -1,19 +1,12 @@
-//! Where a server's state is: `[state]` of `server.toml`, and `consortia server migrate`, which moves it.
+//! Where a server's state is: `[state]` of `server.toml`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
 use learning::{SourceError, expand};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use server::net::{Database, Postgres, Store};
-
-use super::Global;
-use super::failure::{Failure, Kind, OrBlame, OrFail};
-use super::folder::ServerFolder;
-use super::watch::runtime;
+use server::net::{Database, Postgres};
 
 /// `[state]` of `server.toml`.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -71,7 +64,7 @@ impl StateFile {
 }
 
 /// The database at an address with `${NAME}` in it. Nothing of the address is ever shown but what [`Postgres`] shows.
-fn postgres(typed: &str, password: Option<&str>, replica: &str) -> Result<Postgres, String> {
+pub(super) fn postgres(typed: &str, password: Option<&str>, replica: &str) -> Result<Postgres, String> {
     let url = expand(typed, &|name| std::env::var(name).ok()).map_err(|error| match error {
         SourceError::Unset { name, .. } => {
             format!("the database's address needs the environment variable {name}, which is not set")
@@ -81,60 +74,18 @@ fn postgres(typed: &str, password: Option<&str>, replica: &str) -> Result<Postgr
     Postgres::new(&url, password, replica).map_err(|error| error.to_string())
 }
 
-fn password_in(path: &Path) -> Result<String, String> {
+pub(super) fn password_in(path: &Path) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The name of this machine, as a replica may be called.
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = name.or_else(|| std::env::var("COMPUTERNAME").ok()).unwrap_or_default();
     let plain = |letter: char| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' };
     let name: String = name.trim().to_ascii_lowercase().chars().map(plain).take(64).collect();
     if name.is_empty() { "server".to_owned() } else { name }
-}
-
-#[derive(Debug, Args)]
-pub(super) struct MigrateArgs {
-    /// The server's folder; the server must be stopped.
-    #[arg(default_value = ".")]
-    folder: PathBuf,
-    /// The empty database, postgres://USER@HOST/NAME; `${NAME}` stands for an environment variable.
-    #[arg(long, value_name = "URL")]
-    to: String,
-    /// A file whose first line is the password; otherwise it is in PGPASSWORD or the address.
-    #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
-}
-
-pub(super) fn migrate(args: &MigrateArgs, global: &Global) -> Result<(), Failure> {
-    let folder = ServerFolder(args.folder.clone());
-    folder.refuse_backup()?;
-    let password = args.password_file.as_deref().map(password_in).transpose();
-    let password = password.or_fail(Kind::Configuration, "--password-file")?;
-    let target = postgres(&args.to, password.as_deref(), &machine()).or_fail(Kind::Configuration, "--to")?;
-    let done = runtime()?.block_on(Store::transfer(&folder.state(), &target));
-    let done = done.or_blame()?;
-    let rows: i64 = done.rows.iter().map(|(_, rows)| rows).sum();
-    global.format.say(
-        || {
-            format!(
-                "{rows} rows of {} tables are in {target}, {} ledgers replayed; the old file is {}\n\nnext: write into {}\n  \
-                 [state]\n  database = \"{target}\"",
-                done.rows.len(),
-                done.ledgers.len(),
-                done.kept.display(),
-                folder.config().display()
-            )
-        },
-        || {
-            let tables: serde_json::Map<_, _> =
-                done.rows.iter().map(|(table, rows)| (table.clone(), json!(rows))).collect();
-            json!({ "database": target.to_string(), "rows": tables, "ledgers": done.ledgers, "kept": done.kept })
-        },
-    );
-    Ok(())
 }
 
 #[cfg(test)]

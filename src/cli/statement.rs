@@ -6,23 +6,36 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use privacy::accounting::Figure;
+use privacy::counted;
 use serde_json::json;
 use server::{Adversary, Claim, PrivacyStatement};
 
-use super::Global;
 use super::failure::{Failure, Kind};
+use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
+use super::plans::plan_of;
+use super::shell::quoted;
 use super::text::read_text;
+
+/// The statement's name in a folder of results.
+const STATEMENT: &str = "privacy_statement.json";
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// A `privacy_statement.json`.
+    /// A `privacy_statement.json`, or the folder of a run's results that has one.
     file: PathBuf,
 }
 
 pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> {
-    let path = args.file.display();
-    let statement = read_statement(&args.file)?;
+    let file = statement_of(&args.file)?;
+    let path = file.display();
+    let statement = read_statement(&file)?;
+    if statement.promises_nothing() {
+        let message = format!(
+            "{path}: the run of this statement promises no privacy, so there is no epsilon to verify"
+        );
+        return Err(Failure::new(Kind::Configuration, message));
+    }
     let text = || {
         let claims: Vec<String> = statement.claims.iter().map(claim_line).collect();
         let held = match (&statement.void, claims.is_empty()) {
@@ -47,6 +60,40 @@ pub(super) fn verify(args: &VerifyArgs, global: &Global) -> Result<(), Failure> 
     };
     global.format.say(text, object);
     Ok(())
+}
+
+/// The statement that was named, itself or by its folder. Where a run has none, that is said.
+fn statement_of(named: &Path) -> Result<PathBuf, Failure> {
+    let refused = |message: String| Err(Failure::new(Kind::Configuration, message));
+    let shown = named.display();
+    if named.is_dir() {
+        let file = named.join(STATEMENT);
+        if file.exists() {
+            return Ok(file);
+        }
+        let is_run = ["resolved.toml", "model.safetensors"].iter().any(|file| named.join(file).exists());
+        return match is_run {
+            true => refused(format!(
+                "{shown}: this run promises no privacy: it has no {STATEMENT}, so there is no epsilon to verify"
+            )),
+            false => refused(format!(
+                "{shown}: there is no {STATEMENT} in this folder; name the file, or a folder that has one"
+            )),
+        };
+    }
+    match FileKind::of(named) {
+        Some(FileKind::Plan) => {
+            let plan = read_text(named).ok().and_then(|text| plan_of(&text).ok());
+            let why = match plan.is_some_and(|plan| plan.spec.privacy.is_none()) {
+                true => "and it promises no privacy: its runs have no privacy statement",
+                false => "and not a privacy statement: each of its runs writes one",
+            };
+            let explains =
+                format!("`consortia privacy explain {}` says what the plan promises", quoted(named));
+            refused(format!("{shown}: this is a plan, {why}, so there is no epsilon to verify; {explains}"))
+        }
+        _ => Ok(named.to_owned()),
+    }
 }
 
 /// A statement whose every epsilon follows from its events.
@@ -76,9 +123,11 @@ fn claim_line(claim: &Claim) -> String {
     };
     format!(
         "for {unit} of {population} ({relation}), against an adversary who {adversary}: epsilon {:.6} at delta {} \
-         after {releases} releases, {runs} charges",
+         after {}, {}",
         Figure(epsilon),
-        Figure(delta)
+        Figure(delta),
+        counted(releases, "release"),
+        counted(runs, "charge")
     )
 }
 

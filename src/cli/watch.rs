@@ -69,8 +69,8 @@ pub(super) async fn until_told(while_stdin_open: bool) {
             }
             let _ = told.send(());
             let why = tokio::select! {
-                () = signals.next() => "told to end a second time",
-                () = tokio::time::sleep(GRACE) => "something still computes",
+                () = signals.next() => "a second signal",
+                () = tokio::time::sleep(GRACE) => "a computation is still running",
             };
             // Whoever reads the log may have stopped reading, and a write to a pipe that is full never returns.
             std::thread::spawn(move || {
@@ -105,7 +105,7 @@ pub(super) fn stop_at_signal(stop: &Stop) {
             let mut signals = Signals::new();
             signals.next().await;
             stop.stop();
-            tell("stops: the open round is dropped and what is done is written; interrupt again to end at once");
+            tell("stopping: the open round is dropped and the results are written; interrupt again to stop at once");
             signals.next().await;
             std::process::exit(i32::from(Kind::Run as u8));
         });

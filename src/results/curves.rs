@@ -13,7 +13,7 @@ use super::report::Report;
 /// What the seconds of a run are of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Clock {
-    /// The world's.
+    /// The wall clock.
     #[default]
     Real,
     /// A simulation's, which waits for nothing.

@@ -59,7 +59,7 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
 fn with_task(task: TaskId, mut body: Value) -> Value {
     if let Value::Object(body) = &mut body {
         body.insert("round".into(), task.round.0.into());
-        body.insert("task".into(), task.step.name().into());
+        body.insert("task".into(), task.step_title().into());
     }
     body
 }

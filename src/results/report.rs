@@ -49,7 +49,7 @@ pub struct Report<'a> {
     pub plan: Option<&'a str>,
     /// What the seconds of its rounds are of.
     pub clock: Clock,
-    /// Seconds that it took by the world's clock, where that is another.
+    /// Seconds that it took by the wall clock, where that is another.
     pub real_seconds: Option<f64>,
     /// When the page is written.
     pub written: Option<OffsetDateTime>,
@@ -102,8 +102,12 @@ impl Report<'_> {
 
     /// What is to be known of the rounds that are shown; empty where all are.
     fn left_out(&self) -> String {
-        let told = |(first, last)| {
-            format!("Rounds {first} to {last} are shown; the {} rounds before them are left out.", first - 1)
+        let told = |(first, last)| match first {
+            2 => format!("Rounds 2 to {last} are shown; the round before them is left out."),
+            _ => format!(
+                "Rounds {first} to {last} are shown; the {} rounds before them are left out.",
+                first - 1
+            ),
         };
         self.shown().map_or_else(String::new, told)
     }

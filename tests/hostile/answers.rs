@@ -31,14 +31,14 @@ struct Heard {
 /// Plays tricks until it is aborted; comes back whenever it is thrown out, and after a transfer that broke off.
 async fn misbehave(
     stage: Arc<Stage>,
-    papers: Credentials,
+    credentials: Credentials,
     trick: fn(&Task, usize) -> Trick,
     heard: Arc<Mutex<Heard>>,
 ) {
     let (endpoint, mut turn) = (socket(), 0);
     loop {
         let address = stage.server.local_addr();
-        let intruder = Intruder::connect(&endpoint, address, papers.config()).await.unwrap();
+        let intruder = Intruder::connect(&endpoint, address, credentials.config()).await.unwrap();
         intruder.greet().await;
         while let Some(mut asked) = intruder.next_task().await {
             play(trick(&asked.task, turn), &mut asked).await;
@@ -74,13 +74,13 @@ async fn play(trick: Trick, asked: &mut Asked) {
 }
 
 /// Runs the plan with the honest sites and one that plays tricks. Every train task's answer must be refused for one of
-/// these reasons, each as often as there are rounds, at the operator's desk and at the site; the reasons in the other
+/// these reasons, each as often as there are rounds, at the operator and at the site; the reasons in the other
 /// list must each have cost the site its connection.
 async fn refuses(reasons: &[Rejection], trick: fn(&Task, usize) -> Trick, limits: Limits) {
     let stage = Arc::new(Stage::open(limits).await);
-    let papers = Credentials::of(&stage.federation.issue("mallory"));
+    let credentials = Credentials::of(&stage.federation.issue("mallory"));
     let heard = Arc::new(Mutex::new(Heard::default()));
-    let intruder = tokio::spawn(misbehave(Arc::clone(&stage), papers, trick, Arc::clone(&heard)));
+    let intruder = tokio::spawn(misbehave(Arc::clone(&stage), credentials, trick, Arc::clone(&heard)));
     let summary = stage.finish(&plan(4)).await;
     intruder.abort();
     assert!(intruder.await.unwrap_err().is_cancelled(), "the intruder panicked");
@@ -100,7 +100,7 @@ async fn refuses(reasons: &[Rejection], trick: fn(&Task, usize) -> Trick, limits
     if matches!(reason, Rejection::Malformed | Rejection::Oversize | Rejection::TooSlow) {
         assert!(farewells.len() + 1 >= ROUNDS as usize, "{farewells:?}");
         let text = format!("an answer was refused: {}", reason.name());
-        assert!(farewells.iter().all(|farewell| *farewell == text), "{farewells:?}");
+        assert!(farewells.iter().all(|farewell| farewell.starts_with(&text)), "{farewells:?}");
     } else {
         assert_eq!(farewells, Vec::<String>::new(), "a bad number is no reason to hang up");
     }
@@ -269,13 +269,9 @@ async fn an_upload_in_drips_is_given_up() {
     let limits = Limits { upload_idle: 10 * DRIP, ..Limits::default() };
     let trick = |task: &Task, turn: usize| {
         let mut header = sound(task);
-        let values = header.split_off(header.len() - 4 * dimension(task));
-        // No pause is long, but the values take too long, or the header does. In the end it just stops.
-        match turn {
-            0 => Trick::Drip(header, values),
-            1 => Trick::Drip(Vec::new(), header),
-            _ => Trick::Drip(header, Vec::new()),
-        }
+        header.truncate(header.len() - 4 * dimension(task));
+        // No pause is long, but the header takes too long. In the end it just stops.
+        if turn < 2 { Trick::Drip(Vec::new(), header) } else { Trick::Drip(header, Vec::new()) }
     };
     refuses(&[Rejection::TooSlow], trick, limits).await;
 }

@@ -38,11 +38,11 @@ async fn crowd(stage: &Stage) -> Vec<Intruder> {
         let name = ClientId::new(&format!("idle-{number}")).unwrap();
         let identity = stage.federation.authority.issue_site(&name, std::time::SystemTime::now()).unwrap();
         let proof = Some((identity.cert_pem, identity.key_pem));
-        let papers = Credentials { ca_pem: ca_pem.clone(), proof, alpn: protocol::wire::ALPN.to_vec() };
+        let credentials = Credentials { ca_pem: ca_pem.clone(), proof, alpn: protocol::wire::ALPN.to_vec() };
         let (endpoint, gate) = (sockets[number % SOCKETS].clone(), Arc::clone(&gate));
         arrivals.spawn(async move {
             let _turn = gate.acquire().await.unwrap();
-            let intruder = Intruder::connect(&endpoint, address, papers.config()).await.unwrap();
+            let intruder = Intruder::connect(&endpoint, address, credentials.config()).await.unwrap();
             assert!(matches!(intruder.greet().await, Greeting::Welcome { .. }));
             intruder
         });
@@ -58,8 +58,8 @@ async fn a_thousand_idle_connections_take_their_seats_and_nothing_else() {
     let stage = Stage::open(limits).await;
     let before = resident();
     let idle = crowd(&stage).await;
-    let papers = Credentials::of(&stage.federation.issue("late"));
-    let late = Intruder::connect(&socket(), stage.server.local_addr(), papers.config()).await.unwrap();
+    let credentials = Credentials::of(&stage.federation.issue("late"));
+    let late = Intruder::connect(&socket(), stage.server.local_addr(), credentials.config()).await.unwrap();
     assert_eq!(late.greet().await, Greeting::Rejected(ConnectError::Busy));
     assert_eq!(late.farewell().await, ConnectError::Busy.to_string());
 
@@ -93,8 +93,8 @@ async fn a_site_that_connects_and_connects_takes_nobodys_seat() {
         assert_eq!(farewell.unwrap().unwrap(), ConnectError::Busy.to_string());
     }
     stage.finish(&plan(3)).await;
-    let papers = Credentials::of(&stage.federation.issue("late"));
-    let late = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
+    let credentials = Credentials::of(&stage.federation.issue("late"));
+    let late = Intruder::connect(&socket(), address, credentials.config()).await.unwrap();
     assert!(matches!(late.greet().await, Greeting::Welcome { .. }));
     drop(silent);
     stage.close().await;

@@ -18,11 +18,11 @@ use crate::intruder::{Credentials, Intruder, hello, socket};
 use crate::member::PATIENCE;
 use crate::stage::{Stage, plan};
 
-/// A peer with these papers must fail in TLS, with this alert (RFC 8446, section 6.2).
-async fn tls_refuses(stage: &Stage, papers: &Credentials, alert: u8) {
+/// A peer with these credentials must fail in TLS, with this alert (RFC 8446, section 6.2).
+async fn tls_refuses(stage: &Stage, credentials: &Credentials, alert: u8) {
     let address = stage.server.local_addr();
     // With TLS 1.3 a client may believe that it is connected until the server has seen its certificate.
-    let end = match Intruder::connect(&socket(), address, papers.config()).await {
+    let end = match Intruder::connect(&socket(), address, credentials.config()).await {
         Err(error) => error,
         Ok(intruder) => {
             let closed = timeout(PATIENCE, intruder.connection.closed()).await;
@@ -61,8 +61,9 @@ async fn a_certificate_that_nobody_signed_opens_nothing() {
 async fn without_a_certificate_nobody_comes_in() {
     let stage = Stage::open(Limits::default()).await;
     // It is let in as far as somebody with an invite would be, and no further: not one word of it is read.
-    let papers = Credentials { proof: None, ..self_made(&stage) };
-    let intruder = Intruder::connect(&socket(), stage.server.local_addr(), papers.config()).await.unwrap();
+    let credentials = Credentials { proof: None, ..self_made(&stage) };
+    let intruder =
+        Intruder::connect(&socket(), stage.server.local_addr(), credentials.config()).await.unwrap();
     let closed = timeout(PATIENCE, intruder.connection.closed()).await;
     match closed.expect("a connection without a certificate ends") {
         ConnectionError::ApplicationClosed(close) => {
@@ -79,8 +80,8 @@ async fn another_federations_certificate_opens_nothing() {
     let stage = Stage::open(Limits::default()).await;
     let other = Authority::create(&stage.federation.folder("other"), SystemTime::now()).unwrap();
     let north = other.issue_site(&ClientId::new("north").unwrap(), SystemTime::now()).unwrap();
-    let papers = Credentials { proof: Some((north.cert_pem, north.key_pem)), ..self_made(&stage) };
-    tls_refuses(&stage, &papers, DECRYPT_ERROR).await;
+    let credentials = Credentials { proof: Some((north.cert_pem, north.key_pem)), ..self_made(&stage) };
+    tls_refuses(&stage, &credentials, DECRYPT_ERROR).await;
     stage.finish(&plan(3)).await;
     stage.close().await;
 }
@@ -88,8 +89,8 @@ async fn another_federations_certificate_opens_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_servers_own_certificate_is_no_clients() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Credentials::of(&stage.federation.folder("identity"));
-    tls_refuses(&stage, &papers, UNSUPPORTED_CERTIFICATE).await;
+    let credentials = Credentials::of(&stage.federation.folder("identity"));
+    tls_refuses(&stage, &credentials, UNSUPPORTED_CERTIFICATE).await;
     stage.finish(&plan(3)).await;
     stage.close().await;
 }
@@ -97,8 +98,9 @@ async fn the_servers_own_certificate_is_no_clients() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_application_on_the_port_is_told_so() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Credentials { alpn: b"h3".to_vec(), ..Credentials::of(&stage.federation.issue("mallory")) };
-    tls_refuses(&stage, &papers, NO_APPLICATION_PROTOCOL).await;
+    let credentials =
+        Credentials { alpn: b"h3".to_vec(), ..Credentials::of(&stage.federation.issue("mallory")) };
+    tls_refuses(&stage, &credentials, NO_APPLICATION_PROTOCOL).await;
     stage.finish(&plan(3)).await;
     stage.close().await;
 }
@@ -169,9 +171,9 @@ async fn a_sites_certificate_makes_no_operator() {
 
 /// Says these bytes first, as a site of the federation, and must be rejected with these words on the stream and in the
 /// close.
-async fn rejects(stage: &Stage, papers: &Credentials, first: &[u8], why: &ConnectError) {
+async fn rejects(stage: &Stage, credentials: &Credentials, first: &[u8], why: &ConnectError) {
     let address = stage.server.local_addr();
-    let intruder = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
+    let intruder = Intruder::connect(&socket(), address, credentials.config()).await.unwrap();
     assert_eq!(intruder.greet_with(first).await, Greeting::Rejected(why.clone()));
     assert_eq!(intruder.farewell().await, why.to_string());
 }
@@ -179,7 +181,7 @@ async fn rejects(stage: &Stage, papers: &Credentials, first: &[u8], why: &Connec
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_version_of_the_protocol_is_told_what_to_install() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Credentials::of(&stage.federation.issue("mallory"));
+    let credentials = Credentials::of(&stage.federation.issue("mallory"));
     for theirs in [VERSION - 1, VERSION + 1, u16::MAX] {
         let mut first = hello();
         first[4..6].copy_from_slice(&theirs.to_le_bytes());
@@ -189,7 +191,7 @@ async fn another_version_of_the_protocol_is_told_what_to_install() {
              both sides"
         );
         assert_eq!(why.to_string(), text);
-        rejects(&stage, &papers, &first, &why).await;
+        rejects(&stage, &credentials, &first, &why).await;
     }
     stage.finish(&plan(3)).await;
     stage.close().await;
@@ -198,7 +200,7 @@ async fn another_version_of_the_protocol_is_told_what_to_install() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_words_that_are_no_hello_are_the_last() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Credentials::of(&stage.federation.issue("mallory"));
+    let credentials = Credentials::of(&stage.federation.issue("mallory"));
     let mut endless = hello();
     endless[8..12].fill(0xff);
     let mut liar = encode(FrameKind::Hello, &Hello { software: "x".into() });
@@ -206,7 +208,7 @@ async fn first_words_that_are_no_hello_are_the_last() {
     liar[12..20].copy_from_slice(&(1u64 << 60).to_le_bytes());
     let receipt = encode(FrameKind::Receipt, &Receipt::Accepted);
     for first in [vec![], vec![7; 64], receipt, endless, liar, hello()[..14].to_vec()] {
-        rejects(&stage, &papers, &first, &ConnectError::NotAHello).await;
+        rejects(&stage, &credentials, &first, &ConnectError::NotAHello).await;
     }
     stage.finish(&plan(3)).await;
     stage.close().await;
@@ -215,11 +217,11 @@ async fn first_words_that_are_no_hello_are_the_last() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_never_says_hello_is_closed_after_a_while() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Credentials::of(&stage.federation.issue("mallory"));
+    let credentials = Credentials::of(&stage.federation.issue("mallory"));
     let address = stage.server.local_addr();
     let began = Instant::now();
-    let silent = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
-    let hesitant = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
+    let silent = Intruder::connect(&socket(), address, credentials.config()).await.unwrap();
+    let hesitant = Intruder::connect(&socket(), address, credentials.config()).await.unwrap();
     let (mut send, _recv) = hesitant.connection.open_bi().await.unwrap();
     send.write_all(&hello()[..5]).await.unwrap();
     stage.finish(&plan(3)).await;
@@ -234,9 +236,9 @@ async fn who_never_says_hello_is_closed_after_a_while() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_greeted_site_opens_no_second_stream() {
     let stage = Stage::open(Limits::default()).await;
-    let papers = Credentials::of(&stage.federation.issue("mallory"));
+    let credentials = Credentials::of(&stage.federation.issue("mallory"));
     let address = stage.server.local_addr();
-    let mallory = Intruder::connect(&socket(), address, papers.config()).await.unwrap();
+    let mallory = Intruder::connect(&socket(), address, credentials.config()).await.unwrap();
     assert!(matches!(mallory.greet().await, Greeting::Welcome { .. }));
     let connection = mallory.connection.clone();
     let second = tokio::spawn(async move { connection.open_bi().await.is_ok() });

@@ -105,12 +105,12 @@ impl Stranger {
         }
     }
 
-    fn papers(&self, alpn: &[u8]) -> Credentials {
+    fn credentials(&self, alpn: &[u8]) -> Credentials {
         Credentials { ca_pem: self.ca_pem.to_string(), proof: None, alpn: alpn.to_vec() }
     }
 
     async fn connect(&self, endpoint: &Endpoint, alpn: &[u8]) -> Option<Connection> {
-        let config = self.papers(alpn).config();
+        let config = self.credentials(alpn).config();
         let connecting = timeout(BOUND, Intruder::connect(endpoint, self.server, config)).await;
         Some(connecting.ok()?.ok()?.connection)
     }
@@ -150,7 +150,7 @@ impl Stranger {
 
     async fn idle_tunnel(&self) {
         let Some(stream) = self.tcp().await else { return };
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(self.papers(tunnel::ALPN).tls()));
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(self.credentials(tunnel::ALPN).tls()));
         let name = server::net::SERVER_NAME.try_into().unwrap();
         if let Ok(Ok(mut stream)) = timeout(BOUND, tls.connect(name, stream)).await {
             let _ = timeout(BOUND, stream.read(&mut [0; 16])).await;

@@ -23,9 +23,9 @@ use crate::trio::{learner, sites};
 /// Streams of one name that the server takes at a time.
 const OF_ONE_NAME: usize = 4;
 
-async fn open(server: SocketAddr, papers: &Credentials) -> std::io::Result<TlsStream<TcpStream>> {
+async fn open(server: SocketAddr, credentials: &Credentials) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(SERVER_NAME).unwrap();
-    let connector = TlsConnector::from(Arc::new(papers.tls()));
+    let connector = TlsConnector::from(Arc::new(credentials.tls()));
     connector.connect(name, TcpStream::connect(server).await?).await
 }
 
@@ -51,8 +51,8 @@ async fn an_honest_site_passes(stage: &Stage, name: &str) {
     site.leave().await;
 }
 
-fn tunnel_of(papers: Credentials) -> Credentials {
-    Credentials { alpn: tunnel::ALPN.to_vec(), ..papers }
+fn tunnel_of(credentials: Credentials) -> Credentials {
+    Credentials { alpn: tunnel::ALPN.to_vec(), ..credentials }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,7 +133,7 @@ async fn a_site_whose_stream_breaks_knows_at_once_and_comes_back() {
     drop(line);
     // Long before QUIC would give the connection up.
     let broke = |event: &AgentEvent| match event {
-        AgentEvent::Waiting { trouble, .. } => trouble.contains("stream to the server broke"),
+        AgentEvent::Waiting { error, .. } => error.contains("stream to the server broke"),
         _ => false,
     };
     timeout(Duration::from_secs(15), until(&mut events, broke)).await.expect("it is told");

@@ -15,7 +15,7 @@ use server::workflow::{
     Aggregate, Close, ClosePolicy, CohortRule, Collector, Conclusion, Effect, Refused, Release, RunState,
     StepPlan, Verified, Verifier, Workflow,
 };
-use server::{Method, Plan, PlannedMethod};
+use server::{Method, MethodStep, Plan, PlannedMethod};
 use tokio::sync::mpsc;
 
 const NAME: Name = Name::literal("toss");
@@ -61,6 +61,14 @@ impl PlannedMethod for Toss {
     /// The sum modulo 2^24, which an f32 holds, and how many revealed.
     fn shape(&self) -> Vec<usize> {
         vec![2]
+    }
+
+    fn steps(&self) -> Vec<MethodStep> {
+        let step = |step, name, answer| MethodStep { step, name: Name::literal(name), answer };
+        vec![
+            step(COMMIT, "commit", PayloadSpec::one(COMMITMENT, DType::U8, 64)),
+            step(REVEAL, "reveal", PayloadSpec::one(SECRET, DType::U64, 1)),
+        ]
     }
 
     fn workflow(&self, plan: &Arc<Plan>) -> Result<Box<dyn Workflow>, SpecError> {

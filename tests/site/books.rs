@@ -177,7 +177,7 @@ fn a_site_that_was_let_in_with_an_empty_ledger_comes_back_when_it_believes_the_s
     end(site);
     let again = stage.site("recover", &["--believe-server"]);
     let again: Value = serde_json::from_slice(&again.stdout).unwrap();
-    assert_eq!(again["recovered"], false, "it is booked once");
+    assert_eq!(again["recovered"], false, "it is charged once");
 }
 
 #[test]

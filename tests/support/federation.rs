@@ -68,7 +68,7 @@ impl Federation {
     }
 }
 
-/// An operator at the desk.
+/// An operator.
 pub(crate) struct Operator(OperatorClient);
 
 impl Operator {

@@ -106,7 +106,7 @@ impl Process {
         self.rest()
     }
 
-    /// The last line of a command that ends by itself, which it must do without trouble.
+    /// The last line of a command that ends by itself, which it must do without an error.
     pub(crate) fn last_line(mut self) -> Value {
         let mut last = Value::Null;
         loop {
@@ -147,7 +147,7 @@ pub(crate) fn serve(folder: &str, listen: &str) -> (Process, String) {
     (server, address)
 }
 
-/// Hands a plan in, with the seed of a rehearsal or without one, and returns the run.
+/// Hands a plan in, as a seeded run or without a seed, and returns the run.
 pub(crate) fn submit(plan: &str, folder: &str, address: &str, seed: Option<u64>) -> String {
     let mut arguments = vec!["run", "submit", plan, "--dir", folder, "--server", address];
     let seed = seed.map(|seed| seed.to_string());

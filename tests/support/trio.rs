@@ -34,7 +34,7 @@ pub(crate) fn learner(data: SiteData) -> Box<dyn Learner> {
 pub(crate) fn simulated_model(plan: &str, seed: u64) -> String {
     let plan = Plan::parse(plan).unwrap();
     let first = first_model(&Models::new(), &plan.spec, Seed::from_number(seed)).unwrap();
-    let world = Simulator::new(plan, first.shared, seed, AvailabilityConfig::default()).unwrap();
+    let simulator = Simulator::new(plan, first.shared, seed, AvailabilityConfig::default()).unwrap();
     let population = Population::of(sites(), None, Device::Cpu);
-    world.run(&population, &mut |_| {}).unwrap().model.sha256()
+    simulator.run(&population, &mut |_| {}).unwrap().model.sha256()
 }

@@ -38,6 +38,11 @@ impl Source {
         line >= self.tests_from
     }
 
+    /// The lines, with comments and the insides of strings blanked.
+    pub(crate) fn code(&self) -> &[String] {
+        &self.code
+    }
+
     /// Numbers of the lines whose code holds `word`, not as the end of a longer name.
     pub(crate) fn lines_with(&self, word: &str) -> Vec<usize> {
         let holds = |line: &String| {

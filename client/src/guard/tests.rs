@@ -83,12 +83,12 @@ fn what_is_denied_is_not_begun_and_the_server_hears_one_fixed_sentence() {
         assert!(site.ledger.text().is_empty());
         assert_eq!(site.events(), ["received", "denied"]);
     }
-    let trouble = site("", Mood::Well).participant.attempt(&train(1, 3), entropy(), &Stop::default());
-    assert!(trouble.unwrap_err().message.contains("rule `tasks`"), "the site's own log has the rule");
+    let error = site("", Mood::Well).participant.attempt(&train(1, 3), entropy(), &Stop::default());
+    assert!(error.unwrap_err().message.contains("rule `tasks`"), "the site's own log has the rule");
 }
 
 #[test]
-fn a_training_is_booked_before_it_begins_and_stays_booked_whatever_comes_of_it() {
+fn a_training_is_reserved_before_it_begins_and_stays_reserved_whatever_comes_of_it() {
     for (mood, events) in [
         (Mood::Well, ["received", "allowed", "done"]),
         (Mood::NotFinite, ["received", "allowed", "failed"]),
@@ -104,7 +104,7 @@ fn a_training_is_booked_before_it_begins_and_stays_booked_whatever_comes_of_it()
     }
 }
 
-/// Asks what is told and booked of a training under `privacy`, in every mood of the learner.
+/// Asks what is told and reserved of a training under `privacy`, in every mood of the learner.
 fn told_in_every_mood(privacy: &PrivacySpec) -> Vec<(String, usize, Vec<String>)> {
     let moods = [Mood::Well, Mood::NotFinite, Mood::BadLoss, Mood::Private, Mood::Panics, Mood::Empty];
     let told = |mood| {
@@ -129,7 +129,7 @@ fn told_in_every_mood(privacy: &PrivacySpec) -> Vec<(String, usize, Vec<String>)
 }
 
 #[test]
-fn under_noise_at_the_site_every_trouble_with_records_is_an_ordinary_answer() {
+fn under_noise_at_the_site_every_fault_of_records_is_an_ordinary_answer() {
     let told = told_in_every_mood(&local(1e6));
     assert!(told[0].0.starts_with("3 1 0 Metrics"), "{told:?}");
     assert!(told.iter().all(|one| *one == told[0]), "{told:?}");
@@ -155,8 +155,8 @@ fn a_task_that_was_stopped_before_a_record_was_read_costs_nothing_and_counts_as_
     // The ledger's disk is slow, and meanwhile the task is stopped.
     let stop = Stop::default();
     let mut site = with_papers(PLAIN_POLICY, Mood::Well, Paper::stopping(&stop), Paper::default());
-    let trouble = site.participant.attempt(&private(1, local(1e6)), entropy(), &stop).unwrap_err();
-    assert_eq!(trouble.reason, Decline::Stopped);
+    let error = site.participant.attempt(&private(1, local(1e6)), entropy(), &stop).unwrap_err();
+    assert_eq!(error.reason, Decline::Stopped);
     let account = site.account();
     assert_eq!((account.history().attempts(), account.trained().count()), (1, 0));
     assert_eq!(site.account().total(Unit::Client, None, 1e-5).unwrap().epsilon.best(), 0.0);
@@ -295,5 +295,5 @@ fn a_pause_comes_before_the_policy_and_is_written_down() {
     assert_eq!(site.events(), ["received", "denied"]);
     assert!(String::from_utf8(site.audit.text()).unwrap().contains(r#""rule":"pause""#));
     assert_eq!(site.prepared.load(Ordering::Relaxed), 0, "the learner was not even prepared");
-    assert_eq!(site.account().history().attempts(), 0, "nothing was booked");
+    assert_eq!(site.account().history().attempts(), 0, "nothing was reserved");
 }

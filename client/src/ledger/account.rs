@@ -16,14 +16,14 @@ use super::{PayError, SiteLedgerError};
 use crate::local_state::Origin;
 use crate::policy::{History, Participation};
 
-/// Lost records that count as trainings of the day on which they were booked, at most.
+/// Lost records that count as trainings of the day on which they were reserved, at most.
 const LOST_COUNTED_MAX: usize = 10_000;
 
-/// Everything a site has booked and not taken back. What a task asks of it takes the same time however many were booked before.
+/// Everything a site has reserved and not cancelled. What a task asks of it takes the same time however many were reserved before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SiteAccount {
     open: Reservations,
-    /// Trainings that were booked, those among them that were booked back, and what was lost.
+    /// Trainings that were reserved, those among them that were cancelled, and what was lost.
     history: History,
     /// What stands for records that were lost.
     recovered: Vec<Recovered>,
@@ -51,10 +51,10 @@ pub struct RunAccount {
     pub run: RunId,
     /// Its delta, from the plan; `None` without a guarantee.
     pub delta: Option<f64>,
-    /// Tasks booked.
+    /// Tasks reserved.
     pub tasks: usize,
     /// Those of them whose seed the server knew: they claim nothing, though they are counted.
-    pub rehearsals: usize,
+    pub seeded: usize,
 }
 
 impl SiteAccount {
@@ -92,7 +92,7 @@ impl SiteAccount {
         &self.history
     }
 
-    /// The rounds for which records may have been read, with their runs, in the order in which they were booked.
+    /// The rounds for which records may have been read, with their runs, in the order in which they were reserved.
     pub fn trained(&self) -> impl Iterator<Item = (RunId, Round)> {
         let trained = self.open.from(0).filter(|(terms, _)| terms.kind == StepId::TRAIN);
         trained.map(|(terms, round)| (terms.run, round))
@@ -103,7 +103,7 @@ impl SiteAccount {
     /// # Errors
     /// [`AccountingError`] when no accountant has a bound.
     pub fn total(&self, unit: Unit, run: Option<RunId>, delta: f64) -> Result<Total, AccountingError> {
-        let (booked, protected) = self.counts(unit, run);
+        let (reserved, protected) = self.counts(unit, run);
         let events = self.events(unit, run, &[]);
         let epsilon = if self.is_unbounded(unit) {
             Epsilon { rdp: Some(f64::INFINITY), pld: Some(f64::INFINITY) }
@@ -114,17 +114,17 @@ impl SiteAccount {
         };
         let lost = self.recovered.iter().map(|one| usize::try_from(one.lost).unwrap_or(usize::MAX));
         let lost = lost.fold(0, usize::saturating_add);
-        Ok(Total { protected: protected.saturating_add(lost), unprotected: booked - protected, epsilon })
+        Ok(Total { protected: protected.saturating_add(lost), unprotected: reserved - protected, epsilon })
     }
 
     /// Answers in all or in one run, and how many of them are trainings with a guarantee for this unit.
     fn counts(&self, unit: Unit, run: Option<RunId>) -> (usize, usize) {
-        let (mut booked, mut protected) = (0, 0);
+        let (mut reserved, mut protected) = (0, 0);
         for terms in self.open.terms(run) {
-            booked += count(terms.count);
+            reserved += count(terms.count);
             protected += if terms.protects(unit) { count(terms.count) } else { 0 };
         }
-        (booked, protected)
+        (reserved, protected)
     }
 
     /// The runs, by federation and number.
@@ -132,10 +132,10 @@ impl SiteAccount {
         let mut runs: BTreeMap<(Digest, RunId), RunAccount> = BTreeMap::new();
         for terms in self.open.terms(None) {
             let (federation, run) = (terms.federation, terms.run);
-            let empty = RunAccount { federation, run, delta: None, tasks: 0, rehearsals: 0 };
+            let empty = RunAccount { federation, run, delta: None, tasks: 0, seeded: 0 };
             let account = runs.entry((federation, run)).or_insert(empty);
             account.tasks += count(terms.count);
-            account.rehearsals += if terms.rehearsal { count(terms.count) } else { 0 };
+            account.seeded += if terms.is_seeded { count(terms.count) } else { 0 };
             let privacy = &terms.privacy;
             let deltas = [
                 privacy.central.as_ref().map(|central| central.delta),
@@ -173,23 +173,23 @@ impl SiteAccount {
         origins.all(|other| other == first).then_some(first)
     }
 
-    /// Records that were lost and are booked by what is known of them.
+    /// Records that were lost and are charged by what is known of them.
     pub fn lost(&self) -> u64 {
         self.recovered.iter().fold(0, |sum, one| sum.saturating_add(one.lost))
     }
 
     /// Whether records were lost of which nobody knows how much they cost this unit.
-    pub fn is_unbounded(&self, unit: Unit) -> bool {
+    pub(crate) fn is_unbounded(&self, unit: Unit) -> bool {
         self.recovered.iter().any(|one| one.unbounded.contains(&unit))
     }
 
-    /// Bookings from the record `place` on that are not taken back.
+    /// Reservations from the record `place` on that are not taken back.
     #[cfg(feature = "net")]
     pub(crate) fn open_from(&self, place: u64) -> u64 {
         self.open.from(place).count() as u64
     }
 
-    /// Whether the loss of a ledger with this head is booked.
+    /// Whether the loss of a ledger with this head is charged.
     #[cfg(feature = "net")]
     pub(crate) fn replaces(&self, head: LedgerHead) -> bool {
         self.recovered.iter().any(|one| one.replaced.contains(&head))

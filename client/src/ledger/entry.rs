@@ -61,7 +61,7 @@ pub(super) enum Entry {
         /// The record that is taken back.
         reservation: u64,
     },
-    /// Records that were lost are booked by what is known of them.
+    /// Records that were lost are charged by what is known of them.
     Recovered(Box<Recovered>),
 }
 
@@ -78,8 +78,12 @@ pub(super) struct Reserved {
     pub(super) run: RunId,
     pub(super) round: Round,
     pub(super) kind: StepId,
+    /// What people call a method's step: the method, and its own word for the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    title: Option<String>,
     /// Whether the server knows the seed: such a training claims nothing, though it is counted.
-    pub(super) rehearsal: bool,
+    #[serde(rename = "rehearsal")]
+    pub(super) is_seeded: bool,
     /// What the plan promises.
     #[serde(default, skip_serializing_if = "PrivacySpec::is_none")]
     pub(super) privacy: PrivacySpec,
@@ -109,7 +113,7 @@ impl Reserved {
     /// What it costs for whoever it costs most: the server that has given a seed knows which records were drawn into which batch. Records of
     /// earlier versions have written such charges with their sampling.
     pub(super) fn true_charges(&self) -> impl Iterator<Item = Charge> + '_ {
-        let known = |charge: &Charge| if self.rehearsal { charge.with_known_draws() } else { *charge };
+        let known = |charge: &Charge| if self.is_seeded { charge.with_known_draws() } else { *charge };
         self.charges.iter().map(known)
     }
 }
@@ -123,7 +127,8 @@ impl Entry {
             run: task.id.run,
             round: task.id.round,
             kind: task.id.step,
-            rehearsal: task.seed.is_some(),
+            title: task.id.title(),
+            is_seeded: task.seed.is_some(),
             privacy: task.spec.privacy.clone(),
             charges,
         }))
@@ -168,5 +173,34 @@ mod run_text {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<RunId, D::Error> {
         String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use protocol::{MethodWork, Name, StepLabel, Work};
+
+    use super::*;
+
+    #[test]
+    fn a_methods_step_is_named_and_what_has_no_label_is_written_as_it_was() {
+        let (method, numbers, blocks) = (Name::literal("kmeans"), Vec::new(), Vec::new());
+        let work = Work::Method(Arc::new(MethodWork { method, version: 1, numbers, blocks }));
+        let task = crate::participant::tests::task(3, work);
+        let text = |task: &Task| {
+            serde_json::to_string(&Entry::of(task, Vec::new(), Digest::default(), Time::ZERO)).unwrap()
+        };
+        let before = text(&task);
+        assert!(before.contains(r#""kind":"step-16","rehearsal""#), "{before}");
+        let label = StepLabel::new("kmeans", "assign");
+        let named = text(&Task { id: task.id.labelled(label), ..task });
+        let added = r#""kind":"step-16","title":"kmeans: assign","rehearsal""#;
+        assert_eq!(named, before.replace(r#""kind":"step-16","rehearsal""#, added));
+        for text in [&before, &named] {
+            let entry: Entry = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&entry).unwrap(), *text);
+        }
     }
 }

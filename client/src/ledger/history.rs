@@ -8,6 +8,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use privacy::chain::{Chain, ChainWriter, Digest, Link, LinkReader, WriteError};
+use privacy::counted;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -34,7 +35,7 @@ impl LedgerHead {
 
 impl std::fmt::Display for LedgerHead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} records, head {}", self.records, self.head)
+        write!(f, "{}, head {}", counted(self.records, "record"), self.head)
     }
 }
 
@@ -51,7 +52,7 @@ pub struct LedgerHistory(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     hashes: Vec<Digest>,
-    /// Heads of ledgers whose loss this one has booked.
+    /// Heads of ledgers whose loss this one has charged.
     replaced: Vec<Digest>,
     /// The newest records, until somebody has taken a copy of them; `None` where nobody will.
     copies: Option<Vec<Box<RawValue>>>,
@@ -100,7 +101,7 @@ impl LedgerHistory {
         self.head_at(head.records) == Some(head.head)
     }
 
-    /// Heads of ledgers that were lost, and whose loss this ledger has booked, newest first.
+    /// Heads of ledgers that were lost, and whose loss this ledger has charged, newest first.
     pub fn replaced(&self) -> Vec<Digest> {
         self.state().replaced.iter().rev().copied().collect()
     }

@@ -193,7 +193,7 @@ mod tests {
 
     /// Ledgers of earlier releases hold charges of seeded runs with their sampling, which the seed gives away.
     #[test]
-    fn a_rehearsal_of_an_older_ledger_is_charged_without_its_sampling_where_it_is_lost() {
+    fn a_seeded_run_of_an_older_ledger_is_charged_without_its_sampling_where_it_is_lost() {
         let paper = Paper::default();
         let mut book = ledger(&paper);
         let _ = book.reserve(&private(1, examples(1e6)), Some(POISSON), false, None, Time::ZERO).unwrap();
@@ -222,8 +222,9 @@ mod tests {
     fn what_was_cancelled_costs_nothing_in_a_copy_either() {
         let paper = Paper::default();
         let mut book = ledger(&paper);
-        let booking = book.reserve(&private(1, noisy(4.0)), None, false, None, Time::ZERO).unwrap().unwrap();
-        book.cancel(booking, Time::ZERO).unwrap();
+        let reservation =
+            book.reserve(&private(1, noisy(4.0)), None, false, None, Time::ZERO).unwrap().unwrap();
+        book.cancel(reservation, Time::ZERO).unwrap();
         let _ = book.reserve(&private(2, noisy(5.0)), None, false, None, Time::ZERO).unwrap();
         let links = read_lines(&paper.text()).unwrap().links;
         let charges = charges_in(links.iter().map(|link| (link.sequence, &*link.record))).unwrap();

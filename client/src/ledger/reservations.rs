@@ -20,7 +20,7 @@ pub(super) struct Terms {
     pub(super) federation: Digest,
     pub(super) run: RunId,
     pub(super) kind: StepId,
-    pub(super) rehearsal: bool,
+    pub(super) is_seeded: bool,
     pub(super) privacy: PrivacySpec,
     /// As [`Reserved::true_charges`] has them.
     charges: Vec<Charge>,
@@ -162,9 +162,9 @@ impl Reservations {
     /// The place of the terms that `reserved` has, new or known.
     fn terms_of(&mut self, reserved: Reserved) -> u32 {
         let charges: Vec<Charge> = reserved.true_charges().collect();
-        let Reserved { federation, run, kind, rehearsal, privacy, .. } = reserved;
+        let Reserved { federation, run, kind, is_seeded, privacy, .. } = reserved;
         let terms =
-            Terms { federation, run, kind, rehearsal, privacy, charges, count: 0, rounds: Rounds::default() };
+            Terms { federation, run, kind, is_seeded, privacy, charges, count: 0, rounds: Rounds::default() };
         let known = &mut self.runs.entry(run).or_default().terms;
         // The newest first: the tasks of a run have the same terms, unless its plan or the site's records change.
         if let Some(at) = known.iter().rev().find(|at| self.terms[**at as usize].are(&terms)) {
@@ -188,14 +188,14 @@ impl Terms {
     }
 
     /// What each of the tasks costs.
-    #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "losses are booked with `net`"))]
+    #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "losses are charged with `net`"))]
     pub(super) fn charges(&self) -> &[Charge] {
         &self.charges
     }
 
     /// Whether tasks of both are counted together.
     fn are(&self, other: &Self) -> bool {
-        let of = |terms: &Self| (terms.kind, terms.rehearsal, terms.run, terms.federation);
+        let of = |terms: &Self| (terms.kind, terms.is_seeded, terms.run, terms.federation);
         of(self) == of(other) && self.privacy == other.privacy && self.charges == other.charges
     }
 }

@@ -123,7 +123,7 @@ fn pay(
     releases: Option<ExampleReleases>,
     budget: Option<(f64, f64)>,
 ) -> Result<LedgerReservation, PayError> {
-    ledger.reserve(task, releases, false, budget, NOW).map(|booking| booking.unwrap())
+    ledger.reserve(task, releases, false, budget, NOW).map(|reservation| reservation.unwrap())
 }
 
 fn epsilon(mechanism: Mechanism, count: u64) -> f64 {
@@ -194,11 +194,11 @@ fn a_plan_s_budget_holds_over_all_runs_of_the_ledger() {
 }
 
 #[test]
-fn chance_that_a_seed_gives_away_is_not_booked() {
+fn chance_that_a_seed_gives_away_is_not_charged() {
     let (mut seeded, mut secret) = (ledger(&Paper::default()), ledger(&Paper::default()));
     let task = Task { seed: Some(Seed::from_number(1)), ..private(1, examples(1e6)) };
-    let booking = pay(&mut seeded, &task, Some(POISSON), None).unwrap();
-    let permit = booking.permit.unwrap();
+    let reservation = pay(&mut seeded, &task, Some(POISSON), None).unwrap();
+    let permit = reservation.permit.unwrap();
     assert_eq!((permit.reservation().charge.mechanism, permit.left()), (gaussian(1.0), 30));
     let _ = pay(&mut secret, &Task { seed: None, ..task }, Some(POISSON), None).unwrap();
     assert_eq!(total(&seeded, Unit::Example).epsilon.best(), epsilon(gaussian(1.0), 30));
@@ -258,7 +258,7 @@ fn correlated_noise_is_paid_for_the_whole_run_by_its_first_round() {
 }
 
 #[test]
-fn what_is_booked_back_costs_nothing_and_stays_an_attempt() {
+fn what_is_cancelled_costs_nothing_and_stays_an_attempt() {
     let paper = Paper::default();
     let mut one = ledger(&paper);
     let kept = pay(&mut one, &private(1, local(1e6)), None, None).unwrap();
@@ -284,7 +284,7 @@ fn clients_and_records_are_counted_apart_and_what_has_no_noise_is_counted_withou
     assert_eq!(clients.epsilon.best(), epsilon(gaussian(2.0), 1));
     assert_eq!(records.epsilon.best(), epsilon(POISSON.mechanism(1.0), 30));
     let runs = ledger.account().runs();
-    assert_eq!((runs.len(), runs[0].tasks, runs[0].rehearsals, runs[0].delta), (1, 3, 0, Some(DELTA)));
+    assert_eq!((runs.len(), runs[0].tasks, runs[0].seeded, runs[0].delta), (1, 3, 0, Some(DELTA)));
 }
 
 fn seeded(round: u32, privacy: PrivacySpec) -> Task {
@@ -313,7 +313,7 @@ fn a_server_that_has_given_the_seed_knows_the_batches_and_they_cost_as_if_nothin
 }
 
 #[test]
-fn a_seeded_training_that_an_earlier_version_booked_as_sampled_is_counted_as_it_was() {
+fn a_seeded_training_that_an_earlier_version_reserved_as_sampled_is_counted_as_it_was() {
     let paper = Paper::default();
     let task = seeded(1, examples(1e6));
     let event = Event::new(POISSON.mechanism(1.0), 30).unwrap();
@@ -347,7 +347,7 @@ fn a_client_without_a_ledger_pays_for_all_rounds_up_to_its_own() {
 }
 
 #[test]
-fn an_answer_that_tells_nothing_is_not_booked() {
+fn an_answer_that_tells_nothing_is_not_reserved() {
     let mut ledger = ledger(&Paper::default());
     let model = Arc::new(protocol::Parameters::new(vec![0.0; 3]));
     let task = crate::participant::tests::task(1, Work::Evaluate { model });
@@ -374,7 +374,7 @@ fn every_changed_byte_of_a_ledger_is_found_with_its_line() {
 }
 
 #[test]
-fn a_cancellation_of_what_was_never_booked_is_damage() {
+fn a_cancellation_of_what_was_never_reserved_is_damage() {
     let paper = Paper::default();
     let mut writer = ChainWriter::new(privacy::chain::Chain::new(), paper.clone());
     writer.append(&Entry::cancelling(0, NOW)).unwrap();
@@ -412,7 +412,7 @@ fn a_round_behind_the_latest_is_refused_and_the_latest_may_be_repeated() {
             assert!(matches!(refused, PayError::Past { latest: Round(4), .. }), "{refused}");
             assert_eq!((refused.reason(), refused.rule()), (Decline::Policy, "rounds"));
         }
-        assert_eq!(paper.text(), before, "nothing is booked");
+        assert_eq!(paper.text(), before, "nothing is reserved");
         // A program that was started again remembers; another run and another federation have rounds of their own.
         let mut book = ledger(&paper);
         assert!(pay(&mut book, &private(3, privacy.clone()), releases, None).is_err());

@@ -113,12 +113,14 @@ impl Agent {
         let model_bytes_max = config.model_bytes_max;
         let capabilities = participant.capabilities();
         let (audit, ledger) = (participant.audit().cloned(), participant.history().cloned());
+        let methods = participant.methods().clone();
         let participant = Arc::new(Mutex::new(participant));
         let runner = TaskRunner {
             participant,
+            methods,
             audit,
             broken: CancellationToken::new(),
-            keeper: None,
+            sink: None,
             outbox: Arc::default(),
             ledger: ledger.clone(),
             events: None,
@@ -146,7 +148,7 @@ impl Agent {
     /// can be written to disk. [`Participant::restore_personal`] brings it back.
     #[must_use]
     pub fn with_keeper(mut self, keep: impl Fn(&LocalState) + Send + Sync + 'static) -> Self {
-        self.runner.keeper = Some(Arc::new(keep));
+        self.runner.sink = Some(Arc::new(keep));
         self
     }
 
@@ -169,17 +171,17 @@ impl Agent {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
         let (mut failures, mut has_connected) = (0, false);
         while !shutdown.is_cancelled() {
-            let trouble = match shutdown.run_until_cancelled(self.connect()).await {
+            let error = match shutdown.run_until_cancelled(self.connect()).await {
                 None => break,
                 Some(Err(Attempt::Final(error))) => return Err(error),
-                Some(Err(Attempt::Passing(trouble))) => trouble,
+                Some(Err(Attempt::Passing(error))) => error,
                 Some(Ok(link)) => {
                     has_connected = true;
                     let since = tokio::time::Instant::now();
                     let served = shutdown.run_until_cancelled(self.serve(&link)).await;
-                    if let Some(trouble) = self.runner.unwritten() {
+                    if let Some(error) = self.runner.unwritten() {
                         link.leave().await;
-                        return Err(AgentError::Unwritten(trouble));
+                        return Err(AgentError::Unwritten(error));
                     }
                     let Some(Some(error)) = served else {
                         // Told to go, or there is a better way: the loop knows.
@@ -196,7 +198,7 @@ impl Agent {
             };
             let retry_in = pause(failures);
             failures += 1;
-            self.runner.report(AgentEvent::Waiting { trouble, retry_in });
+            self.runner.report(AgentEvent::Waiting { error, retry_in });
             shutdown.run_until_cancelled(tokio::time::sleep(retry_in)).await;
         }
         self.runner.note_the_end().await;
@@ -263,7 +265,7 @@ impl Agent {
                 Err(Attempt::Final(AgentError::Rejected(rejection)))
             }
             Err(GreetError::Version(error)) => Err(Attempt::Final(AgentError::Version(error))),
-            Err(GreetError::Lost(trouble)) => Err(Attempt::Passing(trouble)),
+            Err(GreetError::Lost(error)) => Err(Attempt::Passing(error)),
         }
     }
 }

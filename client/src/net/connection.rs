@@ -162,9 +162,9 @@ impl Link {
             .collect();
         let began = Instant::now();
         let mut rest: VecDeque<Turn> = turns(dials.len(), transport).collect();
-        let (mut attempts, mut troubles) = (JoinSet::<Tried>::new(), TaskErrors::default());
+        let (mut attempts, mut errors) = (JoinSet::<Tried>::new(), TaskErrors::default());
         loop {
-            rest.retain(|turn| !troubles.rule_out(turn));
+            rest.retain(|turn| !errors.rule_out(turn));
             if let Some(Turn { server, over_tcp, .. }) = rest.pop_front() {
                 let (dial, may_return) = (dials[server].clone(), transport == Transport::Auto);
                 attempts.spawn(async move {
@@ -181,9 +181,9 @@ impl Link {
             match ended {
                 Some(Ok((Ok(link), _))) => return Ok(link),
                 Some(Ok((Err(error @ DialError::ServerName(_)), _))) => return Err(error),
-                Some(Ok((Err(error), server))) => troubles.add(server, error),
-                Some(Err(died)) => troubles.add(usize::MAX, DialError::Nowhere(died.to_string())),
-                None if rest.is_empty() => return Err(troubles.sum_up(servers)),
+                Some(Ok((Err(error), server))) => errors.add(server, error),
+                Some(Err(died)) => errors.add(usize::MAX, DialError::Nowhere(died.to_string())),
+                None if rest.is_empty() => return Err(errors.sum_up(servers)),
                 None => {}
             }
         }

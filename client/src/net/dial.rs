@@ -74,26 +74,26 @@ pub(super) struct Dial {
 impl Dial {
     /// Over UDP, trying every address that the name stands for.
     pub(super) async fn udp(&self) -> Result<Link, DialError> {
-        let mut trouble = self.lost("the name has no address".to_owned());
+        let mut last = self.lost("the name has no address".to_owned());
         for address in self.look_up().await? {
             match self.udp_to(address).await {
                 Ok(link) => return Ok(link),
-                Err(error) => trouble = error,
+                Err(error) => last = error,
             }
         }
-        Err(trouble)
+        Err(last)
     }
 
     /// Through a stream over TCP. UDP is preferred where it turns out to work, if `may_return`.
     pub(super) async fn tcp(&self, may_return: bool) -> Result<Link, DialError> {
-        let mut trouble = self.lost("the name has no address".to_owned());
+        let mut last = self.lost("the name has no address".to_owned());
         for address in self.look_up().await? {
             match self.tcp_to(address, may_return).await {
                 Ok(link) => return Ok(link),
-                Err(error) => trouble = error,
+                Err(error) => last = error,
             }
         }
-        Err(trouble)
+        Err(last)
     }
 
     fn lost(&self, reason: String) -> DialError {

@@ -24,7 +24,7 @@ pub enum AgentEvent {
     /// There is no connection, and the agent will try again.
     Waiting {
         /// What happened and what to do about it.
-        trouble: String,
+        error: String,
         /// Until the next attempt.
         retry_in: Duration,
     },
@@ -86,7 +86,7 @@ pub enum AgentEvent {
         /// The task, when its header could be read.
         task: Option<TaskId>,
         /// Why.
-        trouble: String,
+        error: String,
     },
     /// The operator holds the site in quarantine: no task will come.
     Quarantined {
@@ -119,7 +119,9 @@ pub(super) fn meaning(refusal: Rejection) -> &'static str {
         }
         Rejection::Truncated => "the line broke during the upload; the server may ask again",
         Rejection::Quarantined => "the operator holds this site in quarantine; ask why",
-        Rejection::TooSlow => "the upload took longer than the server allows; check the line",
+        Rejection::TooSlow => {
+            "the upload paused for too long, or was slow while others waited; the reason with which the server closed the connection has the limits"
+        }
     }
 }
 
@@ -130,13 +132,13 @@ impl std::fmt::Display for AgentEvent {
                 let how = if *over_tcp { " over TCP" } else { "" };
                 write!(f, "connected to {server}{how} ({software}) as {you}")
             }
-            Self::Waiting { trouble, retry_in } => {
+            Self::Waiting { error, retry_in } => {
                 let seconds = retry_in.as_secs_f64();
                 // Shorter than one could read it.
                 if seconds < 0.05 {
-                    return write!(f, "not connected: {trouble}; trying again at once");
+                    return write!(f, "not connected: {error}; trying again at once");
                 }
-                write!(f, "not connected: {trouble}; trying again in {seconds:.1} s")
+                write!(f, "not connected: {error}; trying again in {seconds:.1} s")
             }
             Self::Started { task } => write!(f, "{}", begun(*task)),
             Self::Resending { task } => {
@@ -153,14 +155,14 @@ impl std::fmt::Display for AgentEvent {
                 write!(f, "declined the {task} ({}): {message}", reason.name())
             }
             Self::Complained { task, message } => {
-                write!(f, "the {task} met trouble of which the server learns nothing: {message}")
+                write!(f, "the {task} met an error that the server is not told: {message}")
             }
             Self::Accepted { task } => write!(f, "the server has noted the answer to the {task}"),
             Self::Refused { task, refusal, meaning } => {
                 write!(f, "the server refused the {task} ({}): {meaning}", refusal.name())
             }
-            Self::Abandoned { task: Some(task), trouble } => write!(f, "gave up the {task}: {trouble}"),
-            Self::Abandoned { task: None, trouble } => write!(f, "gave up a task: {trouble}"),
+            Self::Abandoned { task: Some(task), error } => write!(f, "gave up the {task}: {error}"),
+            Self::Abandoned { task: None, error } => write!(f, "gave up a task: {error}"),
             Self::Quarantined { reason } => {
                 let why = if reason.is_empty() { "no reason was given" } else { reason };
                 write!(
@@ -179,7 +181,7 @@ fn begun(task: TaskId) -> String {
         StepId::STATISTICS => "counting".into(),
         StepId::TRAIN => "training".into(),
         StepId::EVALUATE => "evaluating".into(),
-        other => other.name(),
+        _ => task.step_title(),
     };
     format!("{doing} in round {} of run {}", task.round, task.run)
 }

@@ -140,7 +140,7 @@ impl OperatorClient {
         let layout = layout.filter(|layout| layout.shared_len() as u64 == model_len);
         let layout = layout.ok_or(OperatorError::WrongReply)?;
         let values = read_model(&mut replies, layout.shared_len(), Vec::new(), None).await;
-        let model = Parameters::new(values.map_err(|error| self.trouble(error))?);
+        let model = Parameters::new(values.map_err(|error| self.blame(error))?);
         let found = model.sha256();
         if found != line.sha256 {
             return Err(OperatorError::Damaged { announced: line.sha256, found });
@@ -157,7 +157,7 @@ impl OperatorClient {
         let opened = self.link.connection.open_bi().await;
         let (mut send, recv) = opened.map_err(|error| OperatorError::Lost(explain(&error)))?;
         let sent = write_frame(&mut send, FrameKind::AdminRequest, request).await;
-        sent.map_err(|error| self.trouble(error))?;
+        sent.map_err(|error| self.blame(error))?;
         let _ = send.finish();
         Ok(recv)
     }
@@ -166,12 +166,12 @@ impl OperatorClient {
         match read_frame(replies, FrameKind::AdminReply, ADMIN_MAX).await {
             Ok(Some(AdminReply::Error(text))) => Err(OperatorError::Server(text)),
             Ok(reply) => Ok(reply),
-            Err(error) => Err(self.trouble(error)),
+            Err(error) => Err(self.blame(error)),
         }
     }
 
     /// A lost connection explains more than the stream that broke with it.
-    fn trouble(&self, error: FrameError) -> OperatorError {
+    fn blame(&self, error: FrameError) -> OperatorError {
         let greeted = |found: u8| found == FrameKind::Greeting as u8;
         if matches!(error, FrameError::Codec(CodecError::Kind { found, .. }) if greeted(found)) {
             return OperatorError::NotAnOperator;

@@ -87,6 +87,6 @@ pub async fn probe(
         Ok(greeting) => Ok(Probe { greeting, ..found }),
         Err(GreetError::Rejected(rejection)) => Err(ProbeError::Greeting(rejection.to_string())),
         Err(GreetError::Version(error)) => Err(ProbeError::Greeting(error.to_string())),
-        Err(GreetError::Lost(trouble)) => Err(ProbeError::Greeting(trouble)),
+        Err(GreetError::Lost(error)) => Err(ProbeError::Greeting(error)),
     }
 }

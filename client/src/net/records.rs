@@ -247,20 +247,40 @@ fn continued_audit(
     clock: impl Fn() -> Time + Send + 'static,
     torn: &mut Vec<Torn>,
 ) -> Result<Audit, BooksError> {
-    let (writer, lines) = SegmentWriter::open(path, segment)?;
-    if lines.torn > 0 {
-        torn.push(Torn { path: path.to_owned(), bytes: lines.torn });
+    let mut said = Said::default();
+    let (writer, segment) = SegmentWriter::open(path, segment, &mut |link| said.learn(link))?;
+    if segment.torn > 0 {
+        let bytes = usize::try_from(segment.torn).unwrap_or(usize::MAX);
+        torn.push(Torn { path: path.to_owned(), bytes });
     }
-    Ok(Audit::in_segments(writer, lock, said_in(path, &lines.links)?, clock))
+    Ok(Audit::in_segments(writer, lock, said.all(path)?, clock))
 }
 
-/// What a segment says, which begins with what those before have said.
-fn said_in(path: &Path, links: &[Link]) -> Result<LogSummary, BooksError> {
-    let mut said = LogSummary::default();
-    for record in records_in(path, links) {
-        said.learn(&record?);
+/// What a segment says, which begins with what those before have said, while its records are read.
+#[derive(Default)]
+struct Said {
+    summary: LogSummary,
+    fault: Option<ChainError>,
+}
+
+impl Said {
+    fn learn(&mut self, link: &Link) {
+        if self.fault.is_some() {
+            return;
+        }
+        match link.read() {
+            Ok(record) => self.summary.learn(&record),
+            Err(fault) => self.fault = Some(fault),
+        }
     }
-    Ok(said)
+
+    /// All of it, where each record of the log at `path` was understood.
+    fn all(self, path: &Path) -> Result<LogSummary, BooksError> {
+        match self.fault {
+            None => Ok(self.summary),
+            Some(fault) => Err(BooksError::AuditRecord { path: path.to_owned(), fault }),
+        }
+    }
 }
 
 /// The records of a segment.

@@ -2,7 +2,7 @@
 //!
 //! One task runs at a time, whatever run it is of. A newer task stops an older one of the same run, and so does a server that
 //! gives up the task's stream or the connection. What the server sends is read in pieces, so that memory grows with the bytes received and never with
-//! a length that was only announced. No trouble on a task's stream ends the connection.
+//! a length that was only announced. No error on a task's stream ends the connection.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use privacy::chain;
 use protocol::wire::{
     AnswerBody, AnswerHeader, FrameKind, Notice, Receipt, Resent, SMALL_MAX, TaskHeader, Unsupported,
+    WorkHeader,
 };
 use protocol::{Answer, Decline, Rejection, RunId, Seed, Stop, Task, TaskId, UPDATE, UpdateCodec, Work};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -26,7 +27,7 @@ use super::outbox::{self, Outbox, Packed, Unusable};
 use super::pace::Pace;
 use super::values::{read_block, read_model, write_payload};
 use crate::audit::{Audit, AuditEvent};
-use crate::{LedgerHead, LedgerHistory, LocalState, Participant, TaskError, answer};
+use crate::{LedgerHead, LedgerHistory, LocalState, Participant, SiteMethods, TaskError, answer};
 
 /// How long the server may take to acknowledge an answer that it has read.
 const RECEIPT_MAX: Duration = Duration::from_secs(120);
@@ -40,10 +41,12 @@ pub(super) type StateSink = Arc<dyn Fn(&LocalState) + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct TaskRunner {
     pub(super) participant: Arc<Mutex<Participant>>,
+    /// What logs call the steps of methods.
+    pub(super) methods: SiteMethods,
     pub(super) audit: Option<Audit>,
     /// Set once the site's books can be kept no longer.
     pub(super) broken: CancellationToken,
-    pub(super) keeper: Option<StateSink>,
+    pub(super) sink: Option<StateSink>,
     pub(super) outbox: Arc<Mutex<Outbox>>,
     /// Where the site's ledger ends, and has ended.
     pub(super) ledger: Option<LedgerHistory>,
@@ -177,10 +180,10 @@ impl TaskRunner {
         let stop = Stop::default();
         let _guard = StopOnDrop(stop.clone());
         let mut id = None;
-        if let Err(trouble) = self.exchange(&mut stream, &stop, &newest, &mut id).await {
+        if let Err(error) = self.exchange(&mut stream, &stop, &newest, &mut id).await {
             let _ = stream.send.reset(GIVEN_UP);
             let _ = stream.recv.stop(GIVEN_UP);
-            self.report(AgentEvent::Abandoned { task: id, trouble: trouble.to_string() });
+            self.report(AgentEvent::Abandoned { task: id, error: error.to_string() });
         }
         if self.unwritten().is_some() {
             self.broken.cancel();
@@ -189,7 +192,7 @@ impl TaskRunner {
 
     /// Why the site's books can be kept no longer.
     pub(super) fn unwritten(&self) -> Option<String> {
-        self.audit.as_ref().and_then(Audit::trouble)
+        self.audit.as_ref().and_then(Audit::error)
     }
 
     /// Task in, answer out, receipt in. Leaves the task's id in `id` as soon as it is known.
@@ -200,12 +203,12 @@ impl TaskRunner {
         newest: &Newest,
         id: &mut Option<TaskId>,
     ) -> Result<(), Abandoned> {
-        let header = match read_opening(&mut stream.recv).await?.ok_or(FrameError::Ended)? {
+        let mut header = match read_opening(&mut stream.recv).await?.ok_or(FrameError::Ended)? {
             Opening::Task(header) => *header,
             Opening::Unread { task, why } => {
                 *id = Some(task.id);
-                let trouble = TaskError::open(Decline::Unsupported, why);
-                return self.decline_unread(task.id, trouble, stream).await;
+                let error = TaskError::open(Decline::Unsupported, why);
+                return self.decline_unread(task.id, error, stream).await;
             }
             Opening::Unknown { kind } => return self.answer_unsupported(kind, stream).await,
             Opening::Notice(notice) => {
@@ -219,15 +222,18 @@ impl TaskRunner {
                 return Ok(());
             }
         };
+        if let WorkHeader::Method { method, version, .. } = &header.work {
+            header.id.label = self.methods.label_of(method, *version, header.id.step);
+        }
         let task = *id.insert(header.id);
         newest.replace(task.run, stop);
         let attempted = match self.check_size(&header) {
             Ok(len) => self.receive_and_work(header, len, stop, stream).await?,
-            Err(trouble) => return self.decline_unread(task, trouble, stream).await,
+            Err(error) => return self.decline_unread(task, error, stream).await,
         };
-        let ready = attempted.unwrap_or_else(|trouble| {
-            self.report_declined(task, &trouble);
-            Ready::fresh(answer(task, Err(trouble)), UpdateCodec::Exact)
+        let ready = attempted.unwrap_or_else(|error| {
+            self.report_declined(task, &error);
+            Ready::fresh(answer(task, Err(error)), UpdateCodec::Exact)
         });
         let delivered = self.deliver(task, ready, stream).await;
         match &delivered {
@@ -290,9 +296,9 @@ impl TaskRunner {
         written.map_err(|error| Abandoned::Unwritten(error.to_string()))
     }
 
-    fn report_declined(&self, task: TaskId, trouble: &TaskError) {
-        let message = trouble.message.clone();
-        self.report(AgentEvent::Declined { task, reason: trouble.reason, message });
+    fn report_declined(&self, task: TaskId, error: &TaskError) {
+        let message = error.message.clone();
+        self.report(AgentEvent::Declined { task, reason: error.reason, message });
     }
 
     /// The number of values that will be read, when the site allows as many.
@@ -311,10 +317,10 @@ impl TaskRunner {
 
     /// Says that a stream began with a frame of a kind that is not known here, and reads no further.
     async fn answer_unsupported(&self, kind: u8, stream: &mut TaskStream) -> Result<(), Abandoned> {
-        let trouble = format!(
+        let error = format!(
             "the server sent a frame of kind {kind}, which this program does not know; is this site's software older than the server's?"
         );
-        self.report(AgentEvent::Abandoned { task: None, trouble });
+        self.report(AgentEvent::Abandoned { task: None, error });
         write_frame(&mut stream.send, FrameKind::Unsupported, &Unsupported { kind }).await?;
         let _ = stream.send.finish();
         let _ = stream.recv.stop(GIVEN_UP);
@@ -325,11 +331,11 @@ impl TaskRunner {
     async fn decline_unread(
         &self,
         task: TaskId,
-        trouble: TaskError,
+        error: TaskError,
         stream: &mut TaskStream,
     ) -> Result<(), Abandoned> {
-        self.report_declined(task, &trouble);
-        let (header, _) = AnswerHeader::split(answer(task, Err(trouble)));
+        self.report_declined(task, &error);
+        let (header, _) = AnswerHeader::split(answer(task, Err(error)));
         self.written(answered(task, &header), Audit::seal).await?;
         write_frame(&mut stream.send, FrameKind::Answer, &header).await?;
         let _ = stream.send.finish();
@@ -420,11 +426,11 @@ impl TaskRunner {
         if let Some(complaint) = participant.take_complaint() {
             self.report(AgentEvent::Complained { task: task.id, message: complaint.message });
         }
-        if let (Ok(outcome), Some(keeper)) = (&outcome, &self.keeper)
+        if let (Ok(outcome), Some(sink)) = (&outcome, &self.sink)
             && outcome.points().is_some()
             && !participant.personal().is_empty()
         {
-            keeper(participant.personal());
+            sink(participant.personal());
         }
         let ready = Ready::fresh(Answer { task: task.id, outcome: outcome? }, task.spec.update.codec);
         let ledger = self.ledger.as_ref().map(LedgerHistory::head);
@@ -504,9 +510,18 @@ impl TaskRunner {
             Err(FrameError::Write(WriteError::Stopped(_))) => {}
             Err(error) => return Err(error.into()),
         }
-        let receipt = read_frame(&mut stream.recv, FrameKind::Receipt, SMALL_MAX);
-        let receipt = tokio::time::timeout(RECEIPT_MAX, receipt).await.map_err(|_| Abandoned::NoReceipt)?;
-        Ok(receipt?.ok_or(FrameError::Ended)?)
+        // Of a slow line most of the answer is still under way here.
+        let overdue = async {
+            let _ = stream.send.stopped().await;
+            tokio::time::sleep(RECEIPT_MAX).await;
+        };
+        tokio::select! {
+            biased;
+            receipt = read_frame(&mut stream.recv, FrameKind::Receipt, SMALL_MAX) => {
+                Ok(receipt?.ok_or(FrameError::Ended)?)
+            }
+            () = overdue => Err(Abandoned::NoReceipt),
+        }
     }
 }
 

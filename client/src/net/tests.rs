@@ -55,9 +55,9 @@ impl Running {
         }
     }
 
-    async fn trouble(&mut self) -> String {
+    async fn error(&mut self) -> String {
         let waiting = |event: &AgentEvent| match event {
-            AgentEvent::Waiting { trouble, .. } => Some(trouble.clone()),
+            AgentEvent::Waiting { error, .. } => Some(error.clone()),
             _ => None,
         };
         self.until(waiting).await
@@ -142,7 +142,7 @@ fn a_dropped_agent_comes_back_and_works_on() {
             let connection = server.welcome().await;
             agent.until(|event| matches!(event, AgentEvent::Connected { .. }).then_some(())).await;
             connection.close(9u32.into(), ConnectError::ShuttingDown.to_string().as_bytes());
-            assert_eq!(agent.trouble().await, "the server is shutting down");
+            assert_eq!(agent.error().await, "the server is shutting down");
         }
         let connection = server.welcome().await;
         let model = Arc::new(Parameters::new(vec![0.25; 3]));
@@ -162,8 +162,8 @@ fn a_server_of_another_authority_is_not_talked_to_and_the_event_says_what_to_com
         for _ in 0..2 {
             let refused = server.accept().await;
             assert!(refused.is_err());
-            let trouble = agent.trouble().await;
-            assert!(trouble.contains("ca.pem"), "{trouble}");
+            let error = agent.error().await;
+            assert!(error.contains("ca.pem"), "{error}");
         }
         agent.stop().await;
     });
@@ -178,8 +178,8 @@ fn a_certificate_that_the_server_does_not_accept_is_waited_out_and_named() {
         let mut agent = Running::start(well(), stranger, &server);
         for _ in 0..2 {
             assert!(server.accept().await.is_err());
-            let trouble = agent.trouble().await;
-            assert!(trouble.contains("ask the operator for a new one"), "{trouble}");
+            let error = agent.error().await;
+            assert!(error.contains("ask the operator for a new one"), "{error}");
         }
         agent.stop().await;
     });
@@ -194,7 +194,7 @@ fn a_client_that_is_no_site_gives_up_and_one_that_was_superseded_does_not() {
         let (_first, mut send) = server.hear().await;
         let superseded = Greeting::Rejected(ConnectError::Superseded);
         write_frame(&mut send, FrameKind::Greeting, &superseded).await.unwrap();
-        assert!(agent.trouble().await.contains("connected again"));
+        assert!(agent.error().await.contains("connected again"));
         let (second, _send) = server.hear().await;
         second.close(1u32.into(), ConnectError::NotASite.to_string().as_bytes());
         let error = agent.done.await.unwrap().unwrap_err();
@@ -254,11 +254,11 @@ fn a_task_that_the_server_gives_up_is_stopped() {
         let begins = tokio::task::spawn_blocking(move || (begins.recv().unwrap(), begins).1).await.unwrap();
         send.reset(1u32.into()).unwrap();
         drop(recv);
-        let trouble = |event: &AgentEvent| match event {
-            AgentEvent::Abandoned { task: Some(_), trouble } => Some(trouble.clone()),
+        let error = |event: &AgentEvent| match event {
+            AgentEvent::Abandoned { task: Some(_), error } => Some(error.clone()),
             _ => None,
         };
-        assert_eq!(agent.until(trouble).await, "the server no longer wants it");
+        assert_eq!(agent.until(error).await, "the server no longer wants it");
         // The learner is free again, so the next training begins.
         let _streams = send_task(&connection, &train(2, 3)).await;
         tokio::task::spawn_blocking(move || begins.recv().unwrap()).await.unwrap();
@@ -297,11 +297,11 @@ fn a_model_with_more_than_was_announced_is_given_up() {
         let mut bytes = encode(FrameKind::Task, &TaskHeader::of(&task, &task.spec.to_json()));
         bytes.extend([0; 3 * 4 + 1]);
         send.write_all(&bytes).await.unwrap();
-        let trouble = |event: &AgentEvent| match event {
-            AgentEvent::Abandoned { task: Some(_), trouble } => Some(trouble.clone()),
+        let error = |event: &AgentEvent| match event {
+            AgentEvent::Abandoned { task: Some(_), error } => Some(error.clone()),
             _ => None,
         };
-        assert_eq!(agent.until(trouble).await, "the server sent more than it had announced");
+        assert_eq!(agent.until(error).await, "the server sent more than it had announced");
         agent.stop().await;
     });
 }
@@ -336,11 +336,11 @@ fn nonsense_on_a_stream_ends_the_stream_and_not_the_agent() {
         let connection = server.welcome().await;
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         send.write_all(&[0x55; 64]).await.unwrap();
-        let trouble = |event: &AgentEvent| match event {
-            AgentEvent::Abandoned { task: None, trouble } => Some(trouble.clone()),
+        let error = |event: &AgentEvent| match event {
+            AgentEvent::Abandoned { task: None, error } => Some(error.clone()),
             _ => None,
         };
-        assert!(agent.until(trouble).await.contains("do not begin with a frame"));
+        assert!(agent.until(error).await.contains("do not begin with a frame"));
         assert!(recv.read_to_end(64).await.is_err());
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         let header =
@@ -378,7 +378,7 @@ fn summary(state: RunState) -> RunSummary {
         message: String::new(),
         rounds_done: 1,
         rounds: 2,
-        rehearsal: false,
+        is_seeded: false,
         model_sha256: String::new(),
         history: vec![],
         clients: vec![],
@@ -462,11 +462,11 @@ fn a_task_that_is_cancelled_before_its_receipt_is_told_as_unwanted() {
         let (mut send, mut recv) = send_task(&connection, &train(1, 3)).await;
         read_answer(&mut recv).await;
         send.reset(1u32.into()).unwrap();
-        let trouble = |event: &AgentEvent| match event {
-            AgentEvent::Abandoned { trouble, .. } => Some(trouble.clone()),
+        let error = |event: &AgentEvent| match event {
+            AgentEvent::Abandoned { error, .. } => Some(error.clone()),
             _ => None,
         };
-        assert_eq!(agent.until(trouble).await, "the server no longer wants it");
+        assert_eq!(agent.until(error).await, "the server no longer wants it");
     });
 }
 

@@ -4,7 +4,7 @@
 //! 2. The site's policy, which knows the task, public facts and the books.
 //! 3. What is made ready without a record: the model, the lattice, the steps that a training will release.
 //! 4. The ledger, which books them.
-//! 5. The records. From here on nothing is booked back.
+//! 5. The records. From here on nothing is cancelled.
 //!
 //! Where the plan promises something against the server ([`protocol::PrivacySpec::holds_against_server`]), whatever fails in the last
 //! step ends in an ordinary answer of zeros where noise is added here, and else in one fixed reason. What it was goes to the
@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use privacy::noise::NoiseSource;
-use privacy::{Encoded, Lattice, Permit, Statistics};
+use privacy::{Encoded, Lattice, Permit, Statistics, first_not_finite};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, LentPermit, LocalPrivacy, MethodWork, Metrics, Outcome,
     Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
@@ -76,7 +76,7 @@ impl TaskExecution<'_> {
     /// Does the task.
     pub(super) fn run(mut self, entropy: Seed) -> Attempt {
         let outcome = self.work(entropy);
-        // After trouble the learner is prepared anew: its state may be what went wrong.
+        // After an error the learner is prepared anew: its state may be what went wrong.
         let prepared = self.prepared && outcome.is_ok() && self.complaint.is_none();
         Attempt { outcome, complaint: self.complaint, prepared }
     }
@@ -258,9 +258,9 @@ impl TaskExecution<'_> {
             return Err(TaskError::stopped());
         }
         match done {
-            Err(trouble) if self.task.spec.privacy.holds_against_server() => {
+            Err(error) if self.task.spec.privacy.holds_against_server() => {
                 let answer = self.answer_all_the_same(lattice.as_ref());
-                self.complaint = Some(trouble);
+                self.complaint = Some(error);
                 answer
             }
             done => done,
@@ -281,7 +281,7 @@ impl TaskExecution<'_> {
         }
     }
 
-    /// Does `work`; a panic of the learner is trouble like any other.
+    /// Does `work`; a panic of the learner is an error like any other.
     fn caught<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, TaskError>) -> Result<T, TaskError> {
         catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -419,8 +419,8 @@ impl TaskExecution<'_> {
             );
             return Err(TaskError::open(Decline::Unsupported, message));
         }
-        let tally = Statistics::encode(statistics.iter().map(|statistic| &statistic.value));
-        Ok(Outcome::counted(tally.into_words()))
+        let statistics = Statistics::encode(statistics.iter().map(|statistic| &statistic.value));
+        Ok(Outcome::counted(statistics.into_words()))
     }
 
     /// The model with the personal part: the kept one, or the learner's first one.
@@ -528,11 +528,11 @@ fn difference(mut trained: Vec<f32>, model: &Parameters, left_out: &[f32]) -> Ve
 }
 
 fn check_finite(full: &[f32], model: &Parameters) -> Result<(), TaskError> {
-    full.iter().position(|value| !value.is_finite()).map_or(Ok(()), |index| Err(not_finite(index, model)))
+    first_not_finite(full).map_or(Ok(()), |index| Err(not_finite(index, model)))
 }
 
 fn not_finite(index: usize, model: &Parameters) -> TaskError {
-    let message = if model.values().iter().all(|value| value.is_finite()) {
+    let message = if first_not_finite(model.values()).is_none() {
         format!("training made parameter {index} not finite; lower the learning rate or check the data")
     } else {
         "the model that the server sent is not finite".into()
@@ -554,7 +554,7 @@ fn compress(spec: &Spec, update: Encoded, seed: impl FnOnce() -> Seed) -> (Encod
     (sent, Some(left_out))
 }
 
-/// Noise that nobody else knows: not even a rehearsal's seed gives it.
+/// Noise that nobody else knows: not even the seed of a seeded run gives it.
 fn noised(update: Encoded, local: &LocalPrivacy) -> Result<Vec<i32>, TaskError> {
     let failed = |error: String| TaskError::open(Decline::Failed, error);
     let source = NoiseSource::from_entropy().map_err(|error| failed(error.to_string()))?;

@@ -320,9 +320,9 @@ fn a_personal_part_that_does_not_fit_is_named() {
     let mut wrong = LocalState::default();
     wrong.keep(&origin(&train(2, 2)), Round(1), vec![0.0; 9]);
     site.restore_personal(wrong);
-    let trouble = site.attempt(&train(2, 2), entropy(), &Stop::default()).unwrap_err();
-    assert_eq!(trouble.reason, Decline::Failed);
-    assert!(trouble.detail.contains("forget what is kept"));
+    let error = site.attempt(&train(2, 2), entropy(), &Stop::default()).unwrap_err();
+    assert_eq!(error.reason, Decline::Failed);
+    assert!(error.detail.contains("forget what is kept"));
 }
 
 /// What the toy changes in each of these rounds, as it is sent and as it would be without a codec, in units of the parameters; and
@@ -417,8 +417,8 @@ fn numbers_that_are_not_finite_never_leave() {
 fn the_operator_is_not_told_what_the_sites_log_is_told() {
     let (reason, detail) = declined(Mood::Private, &train(1, 3));
     assert!(reason == Decline::Data && !detail.contains("secret"), "{detail}");
-    let trouble = participant(&[], Mood::Private).attempt(&train(1, 3), entropy(), &Stop::default());
-    assert!(trouble.unwrap_err().message.contains("line 3"));
+    let error = participant(&[], Mood::Private).attempt(&train(1, 3), entropy(), &Stop::default());
+    assert!(error.unwrap_err().message.contains("line 3"));
 }
 
 #[test]
@@ -430,9 +430,9 @@ fn a_panic_of_the_learner_is_a_declined_task_and_the_next_one_prepares_anew() {
     let methods = SiteMethods::default();
     let mut lent =
         Lent { id: &id, learner: &mut toy, personal: &mut personal, memory: &mut memory, methods: &methods };
-    let trouble = lent.attempt(&train(1, 3), entropy(), &stop).unwrap_err();
+    let error = lent.attempt(&train(1, 3), entropy(), &stop).unwrap_err();
     assert_eq!(
-        (trouble.reason, trouble.message.as_str()),
+        (error.reason, error.message.as_str()),
         (Decline::Failed, "the learner panicked: out of cheese")
     );
     toy.mood = Mood::Well;
@@ -478,8 +478,8 @@ fn a_stopped_task_is_declined_and_keeps_nothing() {
     let stop = Stop::default();
     stop.stop();
     let mut site = participant(&["head"], Mood::Well);
-    let trouble = site.attempt(&train(1, 2), entropy(), &stop).unwrap_err();
-    assert_eq!(trouble.reason, Decline::Stopped);
+    let error = site.attempt(&train(1, 2), entropy(), &stop).unwrap_err();
+    assert_eq!(error.reason, Decline::Stopped);
     let (toy, stop) = (Toy::new(&["head"], Mood::Endless), Stop::default());
     let (started, begins) = std::sync::mpsc::channel();
     let mut site = Participant::new(site.id().clone(), Box::new(Toy { trained: started, ..toy }));

@@ -22,7 +22,8 @@ pub(super) struct PolicyFile {
     pub(super) separation_min_seconds: Option<f64>,
     pub(super) metrics: Vec<Metric>,
     pub(super) outside_the_guarantee: bool,
-    pub(super) rehearsals: bool,
+    #[serde(rename = "rehearsals")]
+    pub(super) seeded_runs: bool,
     pub(super) privacy: PrivacyRules,
 }
 

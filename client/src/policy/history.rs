@@ -45,7 +45,7 @@ impl History {
     }
 
     /// No record was read for a training of this round: it stays an attempt.
-    pub fn end_unread(&mut self, run: RunId, round: Round) {
+    pub(crate) fn end_unread(&mut self, run: RunId, round: Round) {
         let Some(rounds) = self.trained.get_mut(&run) else { return };
         rounds.remove(round);
         if rounds.is_empty() {
@@ -59,12 +59,12 @@ impl History {
     }
 
     /// Trainings that began less than a day before `now`. Those that a clock put into the future count.
-    pub fn of_the_day(&self, now: Time) -> usize {
+    pub(crate) fn of_the_day(&self, now: Time) -> usize {
         self.attempts.len() - self.attempts.partition_point(|at| now - *at >= DAY)
     }
 
     /// How long before `now` the last training began; zero where a clock put it into the future, `None` without one.
-    pub fn since_the_last(&self, now: Time) -> Option<Duration> {
+    pub(crate) fn since_the_last(&self, now: Time) -> Option<Duration> {
         self.attempts.last().map(|at| now - *at)
     }
 

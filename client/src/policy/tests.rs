@@ -105,6 +105,37 @@ fn every_line_that_is_taken_out_denies() {
 }
 
 #[test]
+fn no_statistics_leave_for_a_plan_of_which_the_site_would_do_nothing_else() {
+    let sums = |change: &dyn Fn(&mut Spec)| {
+        let mut task = task(0, Work::Statistics { names: Vec::new() });
+        change(Arc::make_mut(&mut task.spec));
+        task
+    };
+    let plain = |old: &str, new: &str| {
+        assert!(PLAIN_POLICY.contains(old), "{old}");
+        PLAIN_POLICY.replace(old, new)
+    };
+    let any = plain("", "");
+    judge(&any, &sums(&|_| {}), NOW, &History::default()).unwrap();
+    let values = sums(&|spec| spec.model = ModelSpec::Values { shape: vec![2] });
+    let protected = sums(&|spec| spec.privacy = asked().spec.privacy.clone());
+    let long = sums(&|spec| spec.update.norm_max = Positive::new(1e6).unwrap());
+    let cases = [
+        (plain("\"train\", ", ""), sums(&|_| {}), "tasks", "`train` is not allowed"),
+        (any, values, "tasks", "`method:NAME`"),
+        (plain("norm_max_max = \"any\"", "norm_max_max = 100.0"), long, "privacy.norm_max_max", "1000000"),
+        (plain("metrics = [", "metrics = [] #"), sums(&|_| {}), "metrics", "weighted by examples"),
+        // The sums themselves may leave unprotected, and the training may not leave as the plan protects it.
+        (plain("require = [\"none\"", "require = [\"none\"] #"), protected, "privacy.require", "central"),
+    ];
+    for (policy, task, rule, told) in cases {
+        let denied = judge(&policy, &task, NOW, &History::default()).unwrap_err();
+        assert_eq!(denied.rule, rule, "{denied}");
+        assert!(denied.message.contains(told) && denied.message.contains("no other task"), "{denied}");
+    }
+}
+
+#[test]
 fn a_method_is_allowed_by_its_name_alone() {
     let work = |method: &str| {
         let (method, numbers, blocks) = (method.parse().unwrap(), Vec::new(), Vec::new());
@@ -140,8 +171,8 @@ fn a_method_is_allowed_by_its_name_alone() {
 
 #[test]
 fn every_rule_denies_alone() {
-    let mut rehearsal = asked();
-    rehearsal.seed = Some(Seed::from_number(1));
+    let mut seeded = asked();
+    seeded.seed = Some(Seed::from_number(1));
     let mut larger = asked();
     let model = Arc::new(Parameters::new(vec![0.0; 4]));
     larger.work = Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
@@ -156,7 +187,7 @@ fn every_rule_denies_alone() {
         |change: fn(&mut CentralPrivacy)| changed(|spec| change(spec.privacy.central.as_mut().unwrap()));
     let cases = [
         ("tasks", task(1, Work::Evaluate { model })),
-        ("rehearsals", rehearsal),
+        ("rehearsals", seeded),
         ("models", changed(|spec| spec.model = ModelSpec::Custom { name: "linear".into() })),
         ("parameters_max", larger),
         ("clients_min", central_of(|central| central.clients_min = 9)),

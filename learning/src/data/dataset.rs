@@ -91,7 +91,7 @@ impl Dataset {
     ///
     /// # Panics
     /// When the row does not exist or `target` has another length.
-    pub fn copy_sample_into(&self, row: usize, target: &mut [f32]) {
+    pub(crate) fn copy_sample_into(&self, row: usize, target: &mut [f32]) {
         assert_eq!(target.len(), self.width(), "a sample needs memory of its own length");
         self.features.copy_into(row * target.len(), target);
     }
@@ -100,7 +100,7 @@ impl Dataset {
     ///
     /// # Panics
     /// As it.
-    pub fn copy_wide_sample_into(&self, row: usize, target: &mut [f64]) {
+    pub(crate) fn copy_wide_sample_into(&self, row: usize, target: &mut [f64]) {
         assert_eq!(target.len(), self.width(), "a sample needs memory of its own length");
         self.features.copy_wide_into(row * target.len(), target);
     }
@@ -167,7 +167,7 @@ impl View {
     ///
     /// # Panics
     /// When it does not hold so many rows or `target` has another length.
-    pub fn copy_sample_into(&self, place: usize, target: &mut [f32]) {
+    pub(crate) fn copy_sample_into(&self, place: usize, target: &mut [f32]) {
         self.dataset.copy_sample_into(self.rows[place] as usize, target);
     }
 
@@ -176,7 +176,7 @@ impl View {
     /// # Panics
     /// When it does not hold so many rows.
     #[must_use]
-    pub fn labels_at(&self, places: &[u32]) -> Labels {
+    pub(crate) fn labels_at(&self, places: &[u32]) -> Labels {
         let row = |place: &u32| self.rows[*place as usize] as usize;
         match &self.dataset.labels {
             Labels::Classes(classes) => {

@@ -68,7 +68,7 @@ impl Features {
     }
 
     /// Whether all are finite. They are looked at once.
-    pub fn are_finite(&self) -> bool {
+    pub(crate) fn are_finite(&self) -> bool {
         *self.finite.get_or_init(|| match &self.cells {
             Cells::Real(values) => values.iter().all(|value| value.is_finite()),
             Cells::Wide(values) => values.iter().all(|value| (*value as f32).is_finite()),
@@ -87,7 +87,7 @@ impl Features {
     ///
     /// # Panics
     /// When there are not so many.
-    pub fn copy_into(&self, start: usize, target: &mut [f32]) {
+    pub(crate) fn copy_into(&self, start: usize, target: &mut [f32]) {
         let range = start..start + target.len();
         match &self.cells {
             Cells::Real(values) => target.copy_from_slice(&values[range]),
@@ -102,7 +102,7 @@ impl Features {
     ///
     /// # Panics
     /// When there are not so many.
-    pub fn copy_wide_into(&self, start: usize, target: &mut [f64]) {
+    pub(crate) fn copy_wide_into(&self, start: usize, target: &mut [f64]) {
         let range = start..start + target.len();
         match &self.cells {
             Cells::Real(values) => {

@@ -26,6 +26,7 @@ use super::{CsvSource, Dataset, Decimal, Labels, Separator};
 use dialect::is_missing;
 pub(super) use division::Division;
 use division::Use;
+use privacy::{counted, verb};
 use rows::Rows;
 pub use survey::{ColumnSurvey, TableSurvey, survey};
 
@@ -426,8 +427,10 @@ impl<'a> Reading<'a> {
         let kept = self.parts.test.dataset.len() + self.parts.validation.dataset.len();
         if self.dropped > 0 {
             return format!(
-                "{} of {} training and test rows miss a cell and `missing` drops them",
-                self.dropped, self.used
+                "{} of {} {} a cell, and `missing` drops such rows",
+                self.dropped,
+                counted(self.used, "training and test row"),
+                verb(self.dropped, "misses", "miss")
             );
         }
         if kept > 0 && self.query.division.column.is_none() {

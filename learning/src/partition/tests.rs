@@ -139,7 +139,7 @@ fn a_power_law_gives_its_largest_client_the_promised_part() {
 }
 
 #[test]
-fn a_hundred_thousand_clients_are_no_trouble() {
+fn a_hundred_thousand_clients_are_no_burden() {
     let labels = ten_classes(400_000);
     for how in
         [Partition::Iid, shards(2), dirichlet(0.1), Partition::QuantitySkew(Sizes::Alpha(positive(0.5)))]

@@ -27,7 +27,7 @@ use super::engine::Engine;
 use super::steps::{RunningMetrics, check_stop};
 use crate::View;
 
-/// Trains the resident model in place, as [`ExampleReleases`] says. The tally is of the records as they are: it is outside the
+/// Trains the resident model in place, as [`ExampleReleases`] says. The metrics are of the records as they are: it is outside the
 /// guarantee.
 ///
 /// # Errors
@@ -47,17 +47,17 @@ pub(super) fn train(
     engine.begin(&unclipped(spec), order.learning_rate_scale)?;
     let mut batch = Batch::new(guarantee, dimension)?;
     let mut coins = Coins::new(releases.sampling_rate, order.seed);
-    let mut tally = RunningMetrics::new(spec.loss());
+    let mut running = RunningMetrics::new(spec.loss());
     let mut mean = vec![0.0; dimension];
     for step in 0..releases.steps {
         let seed = order.seed.derive(Purpose::Train, Round(step as u32), None);
         let mut chance = Draws { coins: &mut coins, seed };
-        let sum = batch.sum(&mut *engine, data, &mut chance, &mut tally, stop)?;
+        let sum = batch.sum(&mut *engine, data, &mut chance, &mut running, stop)?;
         let released = noised(sum, releases, &mut permit, &mut || noise(seed))?;
         mean.iter_mut().zip(released.mean()).for_each(|(value, mean)| *value = mean as f32);
         engine.follow(&mut mean)?;
     }
-    Ok(tally)
+    Ok(running)
 }
 
 /// A site's records before the model that trains on them.
@@ -182,7 +182,7 @@ impl Batch {
         engine: &mut dyn Engine,
         data: &View,
         chance: &mut Draws<'_>,
-        tally: &mut RunningMetrics,
+        running: &mut RunningMetrics,
         stop: &Stop,
     ) -> Result<Sum, LearnError> {
         let mut sum = Sum::new(&self.lattice);
@@ -194,7 +194,7 @@ impl Batch {
             check_stop(stop)?;
             let seen = engine.example(data, row, chance.seed, &mut self.gradient)?;
             if seen.loss.is_finite() {
-                tally.add(seen, 1);
+                running.add(seen, 1);
             }
             self.add(&mut sum)?;
         }

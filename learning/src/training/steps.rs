@@ -54,7 +54,7 @@ pub(super) fn train(
     let step_size = batch_size.saturating_mul(training.accumulate as usize);
     let mut generator = order.seed.generator();
     let mut rows: Vec<u32> = (0..).take(data.len()).collect();
-    let (mut tally, mut passes) = (RunningMetrics::new(spec.loss()), 0u32);
+    let (mut running, mut passes) = (RunningMetrics::new(spec.loss()), 0u32);
     for epoch in 1..=training.epochs {
         shuffle(&mut rows, &mut generator);
         let mut batches = 0usize;
@@ -65,12 +65,12 @@ pub(super) fn train(
                 let seen = engine.learn(data, rows, step.len(), mode)?;
                 (passes, batches) = (passes.wrapping_add(1), batches + 1);
                 check_loss(seen.loss, order.round, epoch, batches)?;
-                tally.add(seen, rows.len());
+                running.add(seen, rows.len());
             }
             engine.step()?;
         }
     }
-    Ok(tally)
+    Ok(running)
 }
 
 /// Measures the engine's model on all rows in their order.
@@ -84,7 +84,7 @@ pub(super) fn evaluate(
     stop: &Stop,
 ) -> Result<RunningMetrics, LearnError> {
     let rows: Vec<u32> = (0..).take(data.len()).collect();
-    let mut tally = RunningMetrics::new(kind);
+    let mut running = RunningMetrics::new(kind);
     for rows in rows.chunks(EVALUATION_BATCH) {
         check_stop(stop)?;
         let seen = engine.measure(data, rows)?;
@@ -92,9 +92,9 @@ pub(super) fn evaluate(
             let message = "the model's loss on the test records is not finite; the model has diverged";
             return Err(LearnError::new(Decline::NotFinite, message));
         }
-        tally.add(seen, rows.len());
+        running.add(seen, rows.len());
     }
-    Ok(tally)
+    Ok(running)
 }
 
 /// # Errors

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use protocol::{Name, Positive, SpecError};
 use serde::Deserialize;
-use server::methods::read_settings;
+use server::methods::{check_magnitude, read_settings};
 use server::workflow::{AggregationRule, KeptUpdates};
 use server::{Given, Rule};
 
@@ -42,6 +42,7 @@ impl Rule for CentredClipping {
 
     fn plan(&self, settings: toml::Table, given: &Given) -> Result<Arc<dyn AggregationRule>, SpecError> {
         let Settings { radius, steps } = read_settings(settings)?;
+        radius.map_or(Ok(()), |radius| check_magnitude(radius, "radius"))?;
         if !(1..=STEPS_MAX).contains(&steps) {
             return fault("steps", format!("{steps} is not from 1 to {STEPS_MAX}"));
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use protocol::{Name, Positive, SpecError};
 use serde::Deserialize;
-use server::methods::read_settings;
+use server::methods::{check_magnitude, read_settings};
 use server::workflow::{AggregationRule, KeptUpdates};
 use server::{Given, Rule};
 
@@ -15,6 +15,8 @@ use super::distances::Distances;
 use super::fault;
 
 const STEPS_MAX: u32 = 1000;
+/// The least distance that divides, in steps of any lattice: the inverses of as many as there may be updates have a finite sum above 0.
+const LEAST: (f64, f64) = (1e-150, 1e150);
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +44,7 @@ impl Rule for GeometricMedian {
 
     fn plan(&self, settings: toml::Table, given: &Given) -> Result<Arc<dyn AggregationRule>, SpecError> {
         let Settings { nu, steps } = read_settings(settings)?;
+        check_magnitude(nu, "nu")?;
         if !(1..=STEPS_MAX).contains(&steps) {
             return fault("steps", format!("{steps} is not from 1 to {STEPS_MAX}"));
         }
@@ -67,7 +70,7 @@ impl AggregationRule for Weiszfeld {
 
     fn aggregate(&self, updates: &KeptUpdates) -> io::Result<Vec<f64>> {
         let distances = Distances::of(updates)?;
-        let least = self.nu.value() / updates.step();
+        let least = (self.nu.value() / updates.step()).clamp(LEAST.0, LEAST.1);
         let mut weights = vec![1.0 / updates.len() as f64; updates.len()];
         for _ in 0..self.steps {
             let inverse = |distance: f64| 1.0 / distance.max(least);

@@ -312,3 +312,25 @@ fn what_cannot_be_carried_out_is_refused_with_the_reason_and_what_to_do() {
     let message = read("rule = { trimmed_mean = { beta = 0.1 } }\ncorrupted = 2", TEN).unwrap_err();
     assert!(message.contains("aggregation.rule.trimmed_mean.beta"), "{message}");
 }
+
+#[test]
+fn distances_and_radii_by_which_every_release_breaks_are_refused_and_the_others_give_numbers() {
+    let given = Given { corrupted: 1, updates: 5 };
+    for (settings, key) in [("nu = 1e-320", "nu"), ("nu = 1e300", "nu"), ("nu = 1e13", "nu")] {
+        let error = GeometricMedian.plan(toml::from_str(settings).unwrap(), &given).unwrap_err();
+        assert_eq!((&error.key[..], error.message.contains("from 1e-12 to 1e12")), (key, true), "{error}");
+    }
+    let error = CentredClipping.plan(toml::from_str("radius = 1e-200").unwrap(), &given).unwrap_err();
+    assert_eq!(error.key, "radius");
+    // Lattices as fine and as coarse as any: distances are counted in their steps.
+    for step in [5e-324, 1e-300, 1.0, 1e300] {
+        for nu in ["nu = 1e-12", "nu = 1e12", ""] {
+            let median = rule(GeometricMedian, 1, nu);
+            // Three updates at one place, from which the distance is 0.
+            let values = vec![vec![1, 2], vec![1, 2], vec![1, 2], vec![i32::MAX, i32::MIN], vec![0, 0]];
+            let aggregate = median.aggregate(&KeptUpdates::of(values, 2, step, None, Seed::from_number(3)));
+            let aggregate = aggregate.unwrap();
+            assert!(aggregate.iter().all(|value| value.is_finite()), "{step:e}, {nu}: {aggregate:?}");
+        }
+    }
+}

@@ -180,7 +180,7 @@ impl<R: BufRead> LinkReader<R> {
     }
 
     /// Reads lines that go on behind `start`.
-    fn after(start: Chain, from: R) -> Self {
+    pub(super) fn after(start: Chain, from: R) -> Self {
         Self { from, line: Vec::new(), start, chain: start, whole: 0, torn: 0 }
     }
 
@@ -265,18 +265,13 @@ fn skip_line(from: &mut impl BufRead) -> io::Result<usize> {
 /// # Errors
 /// [`DamagedLine`] at the first line that is no link, or does not follow.
 pub fn read_lines(text: &[u8]) -> Result<Lines, DamagedLine> {
-    read_lines_after(Chain::new(), text)
-}
-
-/// The same of lines that go on behind `start`.
-pub(super) fn read_lines_after(start: Chain, text: &[u8]) -> Result<Lines, DamagedLine> {
-    let (mut reader, mut links) = (LinkReader::after(start, text), Vec::new());
+    let (mut reader, mut links) = (LinkReader::new(text), Vec::new());
     while let Some(link) = reader.next_in_memory()? {
         links.push(link);
     }
     let of_the_text = |bytes: u64| usize::try_from(bytes).expect("a part of a text that is in memory");
     let (whole, torn) = (of_the_text(reader.whole), of_the_text(reader.torn));
-    Ok(Lines { start, links, chain: reader.chain, whole, torn })
+    Ok(Lines { start: reader.start, links, chain: reader.chain, whole, torn })
 }
 
 #[cfg(test)]

@@ -12,13 +12,12 @@ mod survey;
 mod writer;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::lines::read_lines_after;
-use super::{Chain, DamagedLine, Digest, LINE_MAX, Lines, Link};
+use super::{Chain, DamagedLine, Digest, LINE_MAX, Lines, Link, LinkReader, ReadError};
 
 pub use survey::{AbsentSegments, ReadSegment, Survey, survey};
 pub use writer::{RotateError, SegmentWriter};
@@ -32,7 +31,7 @@ const DIGITS: usize = 6;
 /// How often files are listed anew that were renamed meanwhile.
 const ATTEMPTS: usize = 8;
 
-/// How many bytes a segment may have before it is closed: 4 KiB to 1 GiB, 64 MiB by default. A start reads as much.
+/// How many bytes a segment may have before it is closed: 4 KiB to 1 GiB, 64 MiB by default. A start reads as much, line by line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct SegmentBytes(u64);
@@ -301,16 +300,102 @@ pub struct Segment {
     pub lines: Lines,
 }
 
+/// Where a segment begins and ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentExtent {
+    /// From 1.
+    pub number: u64,
+    /// The end of the chain before its first record.
+    pub start: Chain,
+    /// The end of the chain behind its last whole line.
+    pub end: Chain,
+    /// Bytes of the records that opened it ([`is_opening`]); 0 for the first segment of a log.
+    pub opening: u64,
+    /// Bytes of its whole lines.
+    pub whole: u64,
+    /// Bytes of an unfinished line behind them.
+    pub torn: u64,
+}
+
+impl SegmentExtent {
+    /// Whether it has no whole line.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
 /// Reads one segment. It may go on from another one, by whose word it begins: compare the two.
 ///
 /// # Errors
 /// [`DamagedLine`] at the first line that does not follow.
 pub fn read_segment(text: &[u8]) -> Result<Segment, DamagedLine> {
-    let first = text.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
-    // Whatever is wrong with the line is told by the reader of all lines.
-    let opening = serde_json::from_slice::<Link>(first).ok().and_then(|link| start_of(&link));
-    let (number, start) = opening.unwrap_or_else(|| (1, Chain::new()));
-    Ok(Segment { number, lines: read_lines_after(start, text)? })
+    let mut links = Vec::new();
+    let extent =
+        SegmentReader::open(text).and_then(|reader| reader.read(&mut |link| links.push(link.clone())));
+    let SegmentExtent { number, start, end, whole, torn, .. } = extent.map_err(|error| match error {
+        ReadError::Damaged(damaged) => damaged,
+        ReadError::Io(error) => unreachable!("bytes in memory can be read: {error}"),
+    })?;
+    let of_the_text = |bytes: u64| usize::try_from(bytes).expect("a part of a text that is in memory");
+    let (whole, torn) = (of_the_text(whole), of_the_text(torn));
+    Ok(Segment { number, lines: Lines { start, links, chain: end, whole, torn } })
+}
+
+/// Reads the segment in the file `path` line by line and shows each record to `visit`: one line is in memory at a time.
+///
+/// # Errors
+/// [`SegmentFault::File`] and [`SegmentFault::Damaged`]; records before a damaged line have been shown then.
+pub fn visit_segment(path: &Path, visit: &mut dyn FnMut(&Link)) -> Result<SegmentExtent, SegmentFault> {
+    let file = File::open(path).map_err(failed(path))?;
+    SegmentReader::open(buffered(&file)).and_then(|reader| reader.read(visit)).map_err(unread(path))
+}
+
+fn buffered(file: &File) -> BufReader<&File> {
+    BufReader::with_capacity(1 << 16, file)
+}
+
+fn unread(path: &Path) -> impl Fn(ReadError) -> SegmentFault + use<> {
+    let path = path.to_owned();
+    move |error| match error {
+        ReadError::Io(source) => SegmentFault::File { path: path.clone(), source },
+        ReadError::Damaged(fault) => SegmentFault::Damaged { path: path.clone(), fault },
+    }
+}
+
+/// A segment of which the first record is read, which says what it goes on from.
+struct SegmentReader<R> {
+    number: u64,
+    start: Chain,
+    first: Option<Link>,
+    rest: LinkReader<io::Chain<io::Cursor<Vec<u8>>, R>>,
+}
+
+impl<R: BufRead> SegmentReader<R> {
+    fn open(mut from: R) -> Result<Self, ReadError> {
+        let mut line = Vec::new();
+        from.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line)?;
+        // Whatever is wrong with the line is told by the reader of all lines.
+        let opening = serde_json::from_slice::<Link>(&line).ok().and_then(|link| start_of(&link));
+        let (number, start) = opening.unwrap_or_else(|| (1, Chain::new()));
+        let mut rest = LinkReader::after(start, io::Cursor::new(line).chain(from));
+        let first = rest.next_link()?;
+        Ok(Self { number, start, first, rest })
+    }
+
+    fn read(self, visit: &mut dyn FnMut(&Link)) -> Result<SegmentExtent, ReadError> {
+        let Self { number, start, first: mut next, mut rest } = self;
+        let (mut opening, mut is_in_opening) = (0, !start.is_empty());
+        while let Some(link) = next {
+            is_in_opening = is_in_opening && is_opening(&link);
+            if is_in_opening {
+                opening = rest.whole();
+            }
+            visit(&link);
+            next = rest.next_link()?;
+        }
+        let (end, whole, torn) = (rest.chain(), rest.whole(), rest.torn());
+        Ok(SegmentExtent { number, start, end, opening, whole, torn })
+    }
 }
 
 /// The number of the segment that begins with this link, and the end of the chain before it; `None` where it opens no segment.
@@ -344,8 +429,12 @@ pub fn is_opening(link: &Link) -> bool {
 /// # Errors
 /// When the file cannot be read.
 pub fn first_link(path: &Path) -> io::Result<Option<Link>> {
+    first_link_of(&File::open(path)?)
+}
+
+fn first_link_of(file: &File) -> io::Result<Option<Link>> {
     let mut line = Vec::new();
-    BufReader::new(File::open(path)?).take(LINE_MAX as u64).read_until(b'\n', &mut line)?;
+    BufReader::new(file).take(LINE_MAX as u64).read_until(b'\n', &mut line)?;
     Ok(if line.ends_with(b"\n") { serde_json::from_slice(&line).ok() } else { None })
 }
 
@@ -361,21 +450,21 @@ fn last_link(path: &Path) -> io::Result<Option<Link>> {
     Ok(serde_json::from_slice(&line[begin..]).ok())
 }
 
-/// The files of a log as they are at one moment, with what the current segment says. A program may be at work on it.
+/// The files of a log as they are at one moment. A program may be at work on it.
 #[derive(Debug)]
 pub struct Snapshot {
     /// The log's own name.
     pub current: PathBuf,
     /// The file of the current segment: that name, or the one of a segment that a crash kept from getting it; `None` where there is none.
     pub file: Option<PathBuf>,
-    /// The text of the current segment.
-    pub text: Vec<u8>,
+    /// That file, open: a rename meanwhile does not change what is read.
+    opened: Option<File>,
     /// The closed ones, by number.
     pub closed: Vec<ClosedSegment>,
 }
 
 impl Snapshot {
-    /// Reads them.
+    /// Lists them, and opens the current one.
     ///
     /// # Errors
     /// [`SegmentFault::File`].
@@ -400,13 +489,36 @@ impl Snapshot {
             if found.is_some() || (path != current && before.is_empty()) {
                 continue;
             }
-            match std::fs::read(&path) {
+            match File::open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                text => found = Some((path.clone(), text.map_err(failed(&path))?)),
+                file => found = Some((path.clone(), file.map_err(failed(&path))?)),
             }
         }
-        let (file, text) = found.map_or((None, Vec::new()), |(path, text)| (Some(path), text));
-        Ok(Self { current: current.to_owned(), file, text, closed: closed()? })
+        let (file, opened) = found.unzip();
+        Ok(Self { current: current.to_owned(), file, opened, closed: closed()? })
+    }
+
+    /// The file of the current segment, at its first byte.
+    fn rewound(&self) -> Result<Option<&File>, SegmentFault> {
+        let Some(mut file) = self.opened.as_ref() else { return Ok(None) };
+        file.rewind().map_err(failed(self.path()))?;
+        Ok(Some(file))
+    }
+
+    fn path(&self) -> &Path {
+        self.file.as_ref().unwrap_or(&self.current)
+    }
+
+    /// The whole text of the current segment; nothing where there is none.
+    ///
+    /// # Errors
+    /// [`SegmentFault::File`].
+    pub fn text(&self) -> Result<Vec<u8>, SegmentFault> {
+        let mut text = Vec::new();
+        if let Some(mut file) = self.rewound()? {
+            file.read_to_end(&mut text).map_err(failed(self.path()))?;
+        }
+        Ok(text)
     }
 
     /// Gives the segment the log's name that a crash kept from getting it.
@@ -434,23 +546,34 @@ impl Snapshot {
         if self.file.is_none() {
             return Ok(true);
         }
-        let first = self.text.split_inclusive(|byte| *byte == b'\n').next();
-        let first = first.and_then(|line| serde_json::from_slice::<Link>(line).ok());
+        let Some(file) = self.rewound()? else { return Ok(false) };
+        let first = first_link_of(file).map_err(failed(self.path()))?;
         Ok(first.is_some() && first_link(&last.path).map_err(failed(&last.path))? == first)
     }
 
-    /// The current segment, and that it goes on from the end of the closed one before, where that is here. A log of which nothing is there
-    /// has no records.
+    /// Reads the current segment line by line and shows each record to `visit`, once it is known to go on from the end of the closed one
+    /// before, where that is here. A log of which nothing is there has no records.
     ///
     /// # Errors
     /// [`SegmentFault`] says what does not fit.
-    pub fn newest(&self) -> Result<Segment, SegmentFault> {
-        let path = self.file.as_ref().unwrap_or(&self.current);
-        let damaged = |fault| SegmentFault::Damaged { path: path.clone(), fault };
-        let segment = read_segment(&self.text).map_err(damaged)?;
-        let Some(last) = self.closed.last() else { return Ok(segment) };
-        if segment.lines.links.is_empty() {
-            return Err(SegmentFault::NoCurrent { path: self.current.clone(), last: last.path.clone() });
+    pub fn newest(&self, visit: &mut dyn FnMut(&Link)) -> Result<SegmentExtent, SegmentFault> {
+        let path = self.path();
+        let text: Box<dyn BufRead> = match self.rewound()? {
+            Some(file) => Box::new(buffered(file)),
+            None => Box::new(io::empty()),
+        };
+        let segment = SegmentReader::open(text).map_err(unread(path))?;
+        if let Some(last) = self.closed.last() {
+            self.check_place(last, &segment)?;
+        }
+        segment.read(visit).map_err(unread(path))
+    }
+
+    /// That the current segment is the one behind `last`, as far as its first record tells.
+    fn check_place<R>(&self, last: &ClosedSegment, segment: &SegmentReader<R>) -> Result<(), SegmentFault> {
+        let missing = || SegmentFault::NoCurrent { path: self.current.clone(), last: last.path.clone() };
+        if segment.first.is_none() {
+            return Err(missing());
         }
         if last.number >= segment.number {
             let ClosedSegment { number, path } = last.clone();
@@ -460,12 +583,9 @@ impl Snapshot {
         let is_next = last.number + 1 == segment.number;
         if !is_next && self.file.as_ref() != Some(&self.current) {
             // It was to follow another one, which is gone.
-            return Err(SegmentFault::NoCurrent { path: self.current.clone(), last: last.path.clone() });
+            return Err(missing());
         }
-        if is_next {
-            self.check_joint(&last.path, segment.lines.start)?;
-        }
-        Ok(segment)
+        if is_next { self.check_joint(&last.path, segment.start) } else { Ok(()) }
     }
 
     fn check_joint(&self, last: &Path, start: Chain) -> Result<(), SegmentFault> {
@@ -479,23 +599,23 @@ impl Snapshot {
         }
     }
 
-    /// The hash of record `records - 1`, which is that of a chain of so many: from the current segment, else from the closed one that has it.
+    /// The hash that is sought, once the records of `newest` were shown to it: from that segment, else from the closed one that has it.
     ///
     /// # Errors
     /// [`SegmentFault`] for a closed segment that cannot be read.
-    pub fn head_at(&self, newest: &Lines, records: u64) -> Result<KnownHead, SegmentFault> {
+    pub fn head_at(&self, newest: &SegmentExtent, sought: &HeadSought) -> Result<KnownHead, SegmentFault> {
+        let records = sought.records;
         if records >= newest.start.len() {
-            return Ok(head_in(newest, records));
+            return Ok(sought.in_segment(newest));
         }
         for ClosedSegment { path, .. } in self.closed.iter().rev() {
             let first = first_link(path).map_err(failed(path))?;
             if first.is_none_or(|link| link.sequence >= records) {
                 continue;
             }
-            let text = std::fs::read(path).map_err(failed(path))?;
-            let segment = read_segment(&text);
-            let segment = segment.map_err(|fault| SegmentFault::Damaged { path: path.clone(), fault })?;
-            return Ok(match head_in(&segment.lines, records) {
+            let mut sought = HeadSought::new(records);
+            let segment = visit_segment(path, &mut |link| sought.see(link))?;
+            return Ok(match sought.in_segment(&segment) {
                 KnownHead::Beyond => KnownHead::Elsewhere,
                 known => known,
             });
@@ -522,13 +642,32 @@ pub enum KnownHead {
     Elsewhere,
 }
 
-fn head_in(lines: &Lines, records: u64) -> KnownHead {
-    match records.checked_sub(lines.start.len()) {
-        None => KnownHead::Elsewhere,
-        Some(0) => KnownHead::Is(lines.start.head()),
-        Some(count) => {
-            let last = usize::try_from(count - 1).ok().and_then(|last| lines.links.get(last));
-            last.map_or(KnownHead::Beyond, |link| KnownHead::Is(link.hash))
+/// The hash of record `records - 1`, which is that of a chain of so many, while records are read one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadSought {
+    records: u64,
+    found: Option<Digest>,
+}
+
+impl HeadSought {
+    /// Seeks the head of a chain of `records` records.
+    pub fn new(records: u64) -> Self {
+        Self { records, found: None }
+    }
+
+    /// Looks at a record.
+    pub fn see(&mut self, link: &Link) {
+        if link.sequence.checked_add(1) == Some(self.records) {
+            self.found = Some(link.hash);
+        }
+    }
+
+    /// What is known once all records of `segment` were seen.
+    fn in_segment(&self, segment: &SegmentExtent) -> KnownHead {
+        match self.records.checked_sub(segment.start.len()) {
+            None => KnownHead::Elsewhere,
+            Some(0) => KnownHead::Is(segment.start.head()),
+            Some(_) => self.found.map_or(KnownHead::Beyond, KnownHead::Is),
         }
     }
 }

@@ -16,7 +16,7 @@ impl Ledger {
     /// of a run (correlated noise) is paid for once a release.
     ///
     /// # Errors
-    /// [`AccountingError`] when no accountant has a bound for a candidate beside what is booked.
+    /// [`AccountingError`] when no accountant has a bound for a candidate beside what is charged.
     pub fn dearest_charge<'a>(
         &self,
         candidates: impl IntoIterator<Item = &'a Charge>,
@@ -46,7 +46,7 @@ impl Ledger {
         Ok(dearest.map(each))
     }
 
-    /// Epsilon of everything booked and `releases` more by `mechanism`, in a run of which the book knows nothing. A mechanism
+    /// Epsilon of everything charged and `releases` more by `mechanism`, in a run of which the book knows nothing. A mechanism
     /// without noise has no bound.
     fn epsilon_with(&self, mechanism: Mechanism, releases: u64) -> Result<f64, AccountingError> {
         let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn no_candidate_costs_more_than_the_one_that_is_chosen_whatever_is_booked_already() {
+    fn no_candidate_costs_more_than_the_one_that_is_chosen_whatever_is_reserved_already() {
         let mechanisms = [
             POISSON,
             EVERY,
@@ -102,9 +102,9 @@ mod tests {
             Mechanism::Tree { noise_multiplier: 2.0, steps: 64, participations_max: 4, separation_min: 8 },
         ];
         let candidates: Vec<Charge> = mechanisms.into_iter().map(each).collect();
-        for (booked, releases) in [(0, 1), (1, 7), (4, 3)] {
+        for (reserved, releases) in [(0, 1), (1, 7), (4, 3)] {
             let mut ledger = ledger(Relation::ZeroOut, 1e-5);
-            let (_permit, _) = ledger.reserve("r", 1, &candidates[booked], 2).unwrap();
+            let (_permit, _) = ledger.reserve("r", 1, &candidates[reserved], 2).unwrap();
             let chosen = ledger.dearest_charge(&candidates, releases).unwrap().unwrap();
             let cost = |charge: &Charge| ledger.epsilon_with(charge.mechanism, releases).unwrap();
             let most = candidates.iter().map(cost).fold(0.0, f64::max);

@@ -76,7 +76,7 @@ fn opening_the_book_again_changes_nothing() {
     let charge = gaussian_charge(5.0, None);
     let refusal = again.reserve("r", refused, &charge, 1).unwrap_err();
     assert!(matches!(refusal, ReserveError::Exhausted { .. }), "{refusal}");
-    assert!(again.reserve("another run", 1, &charge, 1).is_err(), "a new run does not fill the purse");
+    assert!(again.reserve("another run", 1, &charge, 1).is_err(), "a new run does not fill the budget");
 }
 
 #[test]

@@ -9,7 +9,7 @@ const HALF_MAX: f32 = 65504.0;
 
 impl BroadcastCodec {
     /// Bytes of a value.
-    pub fn value_bytes(self) -> usize {
+    pub(crate) fn value_bytes(self) -> usize {
         match self {
             Self::Exact => 4,
             Self::F16 | Self::Bf16 => 2,

@@ -11,7 +11,7 @@ pub enum AdminRequest {
     Submit {
         /// The text of a `federation.toml`.
         plan_toml: String,
-        /// Makes the run a rehearsal with this seed.
+        /// Makes the run a seeded one, with this seed.
         seed: Option<u64>,
     },
     /// List the runs, newest first.
@@ -342,8 +342,9 @@ pub struct RunSummary {
     pub rounds_done: u32,
     /// Training rounds planned.
     pub rounds: u32,
-    /// Whether it carries a seed: a rehearsal, which may not claim privacy.
-    pub rehearsal: bool,
+    /// Whether it is a seeded run, which may not claim privacy.
+    #[serde(rename = "rehearsal")]
+    pub is_seeded: bool,
     /// SHA-256 of the current model, once there is one.
     pub model_sha256: String,
     /// The last 1,000 rounds, oldest first.

@@ -39,7 +39,7 @@ pub struct LedgerClaim {
 }
 
 impl LedgerClaim {
-    /// By what a ledger that has booked the loss of this one, and of `answered` updates that came after it was claimed, names it in
+    /// By what a ledger that has charged the loss of this one, and of `answered` updates that came after it was claimed, names it in
     /// [`LedgerProof::replaced`]: its head; where it has no record, the SHA-256 of [`LOST_WITHOUT_RECORDS`] and the number, since the
     /// zeros that stand for its head name nothing.
     pub fn name_of_loss(&self, answered: u64) -> Digest {
@@ -58,7 +58,7 @@ pub const LOST_WITHOUT_RECORDS: &str = "a ledger without records, and updates: "
 pub struct LedgerProof {
     /// The head that the ledger had at that length; none when it is shorter.
     pub head: Option<Digest>,
-    /// Ledgers that were lost and whose loss this one has booked, each by [`LedgerClaim::name_of_loss`], newest first, at most
+    /// Ledgers that were lost and whose loss this one has charged, each by [`LedgerClaim::name_of_loss`], newest first, at most
     /// [`REPLACED_MAX`].
     pub replaced: Vec<Digest>,
 }
@@ -129,7 +129,7 @@ pub enum ConnectError {
     LedgerForked {
         /// What it remembers.
         known: LedgerClaim,
-        /// At most as many records as that ledger has booked since then: updates that came, and of runs with secret cohorts all rounds,
+        /// At most as many records as that ledger has reserved since then: updates that came, and of runs with secret cohorts all rounds,
         /// which are the same for every connected site.
         answered: u64,
     },
@@ -161,7 +161,7 @@ pub struct TaskHeader {
     pub id: TaskId,
     /// The [`Spec`] as JSON.
     pub spec_json: String,
-    /// The run's seed, in a rehearsal.
+    /// The run's seed, where it is a seeded run.
     pub seed: Option<Seed>,
     /// Federation-wide standardisation, once known.
     pub standardiser: Option<Standardiser>,

@@ -46,7 +46,7 @@ pub struct Unsupported {
     pub kind: u8,
 }
 
-/// Stands before the header of an answer that was computed for an earlier stream and is sent again: what it cost was booked then, so that
+/// Stands before the header of an answer that was computed for an earlier stream and is sent again: what it cost was reserved then, so that
 /// no record of the site's ledger has to follow from this one. Only over [`ALPN_CAPABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resent;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use privacy::{counted, verb};
 use protocol::{Capabilities, Capability, ClientId, TaskId, Time, Work};
 
 use super::{Coordinator, Note, ParticipantStatus, Phase, empty_summary};
@@ -84,15 +85,20 @@ impl Coordinator {
         let others = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
         let who = match (able, connected) {
             (0, 1) => "the one connected site does not know".to_owned(),
-            (0, _) => format!("none of the {connected} connected sites knows"),
-            _ => format!("{quorum} sites are needed, and {able} of the {connected} connected know"),
+            (0, _) => format!("none of the {} knows", counted(connected, "connected site")),
+            _ => format!(
+                "{} {} needed, and {able} of the {connected} connected {}",
+                counted(quorum, "site"),
+                verb(quorum, "is", "are"),
+                verb(able, "knows", "know")
+            ),
         };
         Some(format!("{who} {needed}{others}; install a release there that does"))
     }
 
     /// Ends a step before it was opened, since nobody can do it. It is tried again after a while: who can may be away for a moment only.
     pub(super) fn fail_unable(&mut self, step: &StepPlan, why: String) {
-        let task = TaskId::new(self.run, step.round, step.step);
+        let task = TaskId::new(self.run, step.round, step.step).labelled(self.plan.label_of(step.step));
         self.note(Note::Withheld { task, reason: why.clone() });
         self.setbacks.unable(Some(why));
         self.state.failures += 1;

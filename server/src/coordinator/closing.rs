@@ -1,8 +1,6 @@
 //! How a round ends: the sum is released or not, the model is updated or not, and everything is committed at once.
 
-use std::sync::Arc;
-
-use privacy::{Released, Sum};
+use privacy::{Released, Sum, counted};
 use protocol::wire::RoundSummary;
 use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
 
@@ -10,7 +8,7 @@ use super::protection::Protection;
 use super::tracker::ParticipantStatus;
 use crate::optimizer::ModelUpdate;
 use crate::statement::{PrivacyStatement, Subject};
-use crate::workflow::{Aggregate, Close, Collector, Conclusion, Effect, Release};
+use crate::workflow::{Aggregate, Answers, Close, Collector, Conclusion, Effect, Release};
 
 use super::{
     Action, Central, CohortTracker, Commit, Coordinator, Note, OpenStep, Phase, RunEnd, empty_summary,
@@ -18,6 +16,14 @@ use super::{
 
 /// Failures in a row that a short run may have, too, before it ends: as many as a plan allows by default.
 const FAILURES_USUAL: u32 = 10;
+
+/// Rounds that failed one after the other.
+fn in_a_row(failures: u32) -> String {
+    match failures {
+        1 => "1 round".to_owned(),
+        _ => format!("{failures} rounds in a row"),
+    }
+}
 
 /// Lets sums out as they are.
 struct Unprotected;
@@ -59,7 +65,9 @@ impl Coordinator {
             Close::FurtherExchange(step) => return self.open(now, *step),
             Close::Failed(_) => None,
         };
-        let pooled = Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
+        let measured = aggregate.as_ref().and_then(|all| self.workflow.measured(tracker.task.step, all));
+        let pooled = || Metrics::pooled(reports.iter().map(|(_, _, metrics)| metrics), self.weight_max());
+        let pooled = measured.or_else(pooled);
         let is_measured = matches!(aggregate, Some(Aggregate::Measured));
         let mut summary = match self.state.summary.clone() {
             Some(line) if is_measured => RoundSummary { sites: pooled, ..line },
@@ -69,14 +77,14 @@ impl Coordinator {
             summary.central = metrics;
         }
         self.count_failures(&tracker, aggregate.is_some());
-        match aggregate {
-            Some(aggregate) => summary.epsilon = self.conclude(&tracker, aggregate).or(summary.epsilon),
-            None if is_round => {
-                if let Some(protection) = &mut self.protection {
-                    protection.cancel();
-                }
-                (self.state.round, self.state.evaluated) = (tracker.task.round, true);
+        let concluded = aggregate.map(|aggregate| self.conclude(&tracker, aggregate));
+        match concluded {
+            Some(Ok(epsilon)) => summary.epsilon = epsilon.or(summary.epsilon),
+            Some(Err(why)) => {
+                summary.released = false;
+                self.refuse_release(tracker.task, why);
             }
+            None if is_round => self.give_up_round(tracker.task),
             None => {}
         }
         // What sites keep to themselves is not stored, whatever they sent.
@@ -129,36 +137,42 @@ impl Coordinator {
         closed
     }
 
+    /// A round is over that has released nothing.
+    fn give_up_round(&mut self, task: TaskId) {
+        if let Some(protection) = &mut self.protection {
+            protection.cancel();
+        }
+        (self.state.round, self.state.evaluated) = (task.round, true);
+    }
+
+    /// Ends the run: what would have been its model may not be one.
+    fn refuse_release(&mut self, task: TaskId, why: String) {
+        self.give_up_round(task);
+        self.note(Note::Withheld { task, reason: why.clone() });
+        self.state.end = Some(RunEnd::Failed(why));
+    }
+
     /// Lets the run follow from what a step gave. Gives epsilon of everything so far, where something was released by a permit.
-    fn conclude(&mut self, tracker: &CohortTracker, aggregate: Aggregate) -> Option<f64> {
-        let step = tracker.task.step;
-        let concluded = self.with_state(|workflow, state| workflow.concluded(step, aggregate, state));
-        let Conclusion { effect, is_round_over } = concluded;
+    ///
+    /// # Errors
+    /// Why nothing follows: the run stands where it stood.
+    fn conclude(&mut self, tracker: &CohortTracker, aggregate: Aggregate) -> Result<Option<f64>, String> {
+        let (step, round) = (tracker.task.step, tracker.task.round);
+        let from: Vec<ClientId> = tracker.settled(ParticipantStatus::Answered).cloned().collect();
+        let answers = Answers { from: &from, missing: tracker.silent() };
+        let concluded =
+            self.with_answers(answers, |workflow, state| workflow.concluded(step, aggregate, state));
+        let Conclusion { mut effect, is_round_over } = concluded;
+        self.apply(round, &mut effect)?;
         self.state.workflow = self.workflow.memory().into();
-        let epsilon = match effect {
-            Effect::StepModel(update) => {
-                self.state.releases += 1;
-                self.step(&update);
-                match &update {
-                    ModelUpdate::Released(mean) => self.spend(tracker, mean),
-                    ModelUpdate::Unprotected(_) => None,
-                }
-            }
-            Effect::SetModel(model) => {
-                self.state.releases += 1;
-                self.state.model = Arc::new(model);
-                (self.rounded, self.sha256) = (None, None);
-                None
-            }
-            Effect::Standardise(standardiser) => {
-                self.state.standardiser = Some(Arc::new(standardiser));
-                None
-            }
-            Effect::Measured | Effect::Nothing => None,
+        self.state.releases += u32::from(matches!(effect, Effect::StepModel(_) | Effect::SetModel(_)));
+        let epsilon = match &effect {
+            Effect::StepModel(ModelUpdate::Released(mean)) => self.spend(tracker, mean),
+            _ => None,
         };
-        self.state.round = self.state.round.max(tracker.task.round);
+        self.state.round = self.state.round.max(round);
         self.state.evaluated = is_round_over;
-        epsilon
+        Ok(epsilon)
     }
 
     /// Books the release that has just moved the model, and who was part of it. Gives epsilon of everything so far.
@@ -177,16 +191,6 @@ impl Coordinator {
         }
         let spent = protection.spend(sha256);
         Some(spent.expect("a permit belongs to the ledger that gave it, and an accountant allowed it"))
-    }
-
-    fn step(&mut self, update: &ModelUpdate) {
-        // The old model goes as soon as no transfer holds it; until then `make_mut` works on a copy.
-        let model = Arc::make_mut(&mut self.state.model);
-        self.rounded = None;
-        self.sha256 = None;
-        self.state.optimizer.clear();
-        self.optimizer.step(model.values_mut(), update);
-        self.state.optimizer = self.optimizer.state();
     }
 
     /// Throws away what the open round has collected and ends the run; a reservation is given back.
@@ -222,13 +226,16 @@ impl Coordinator {
         } else if self.state.failures >= self.failures_max() {
             let (failures, quorum) = (self.state.failures, self.plan.cohort.quorum);
             let what = match quorum {
-                0 => format!("{failures} rounds in a row released nothing"),
-                _ => format!("{failures} rounds in a row found no quorum of {quorum} clients"),
+                0 => format!("{} released nothing", in_a_row(failures)),
+                _ => format!("{} found no quorum of {}", in_a_row(failures), counted(quorum, "client")),
             };
             self.state.end = Some(self.failed(&what));
         } else if self.with_state(|workflow, state| workflow.is_finished(state)) {
             self.state.end = Some(match self.state.releases {
-                0 => self.failed(&format!("none of the {} rounds released anything", self.plan.rounds)),
+                0 => self.failed(&match self.plan.rounds {
+                    1 => "the only round released nothing".to_owned(),
+                    rounds => format!("none of the {rounds} rounds released anything"),
+                }),
                 _ => RunEnd::Finished,
             });
         }
@@ -236,10 +243,10 @@ impl Coordinator {
         let changed = std::mem::take(&mut self.changed);
         let record = |client: ClientId| self.clients.get(&client).cloned().map(|record| (client, record));
         let clients = changed.into_iter().filter_map(record).collect();
-        let booking = self.protection.as_mut().map(Protection::take_reservation);
+        let reservation = self.protection.as_mut().map(Protection::take_reservation);
         let statement = self.statement();
         let (checkpoint, line) = (self.state.clone(), summary.clone());
-        let commit = Commit { checkpoint, summary: line, reports, clients, booking, statement };
+        let commit = Commit { checkpoint, summary: line, reports, clients, reservation, statement };
         self.actions.push_back(Action::Commit(Box::new(commit)));
         self.phase = Phase::Committing { summary, told: false, rests: false };
     }
@@ -258,7 +265,7 @@ impl Coordinator {
             model_sha256: self.model_sha256(),
             run: self.run.to_string(),
             round: self.state.round.0,
-            rehearsal: self.rehearsal,
+            is_seeded: self.is_seeded,
         };
         let ledger = self.protection.as_ref().map(Protection::ledger);
         let statement = PrivacyStatement::of(subject, &self.plan.spec.privacy, ledger);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use privacy::chain::Link;
 use privacy::correlation::NoiseMemory;
+use privacy::counted;
 use protocol::wire::{ClientSummary, Control, Receipt, RoundSummary, RunState};
 use protocol::{
     Answer, Capabilities, ClientId, Decline, Metrics, Parameters, Positive, Rejection, Round, Standardiser,
@@ -58,8 +59,8 @@ pub enum Event {
         /// Why.
         reason: Rejection,
     },
-    /// The last [`Action::Book`] is on disk.
-    Booked,
+    /// The last [`Action::Reserve`] is on disk.
+    Reserved,
     /// The last [`Action::Commit`] is on disk.
     Committed,
     /// The result of [`Action::EvaluateCentrally`]; `None` when it failed.
@@ -114,9 +115,9 @@ pub enum Action {
         /// What to tell.
         receipt: Receipt,
     },
-    /// Append these records to the population's ledger, synced to disk, then report [`Event::Booked`]. Nothing
+    /// Append these records to the population's ledger, synced to disk, then report [`Event::Reserved`]. Nothing
     /// else happens in the run until then.
-    Book(LedgerReservation),
+    Reserve(LedgerReservation),
     /// Store this in one transaction, then report [`Event::Committed`]. Nothing else happens in the run until then.
     Commit(Box<Commit>),
     /// Evaluate on the server's own data, then report [`Event::EvaluatedCentrally`]. Asked only when
@@ -159,15 +160,33 @@ impl RunEnd {
         }
     }
 
-    /// One sentence, for a run that has made so many `releases`.
-    pub fn message(&self, releases: u32) -> &str {
+    /// One sentence, for a run that came so far.
+    pub fn message(&self, progress: RunProgress) -> String {
+        let RunProgress { rounds_done, rounds, releases } = progress;
         match self {
-            Self::Finished => "all rounds are done",
-            Self::Failed(reason) | Self::BudgetExhausted(reason) => reason,
-            Self::Stopped if releases == 0 => "stopped by the operator before anything was released",
-            Self::Stopped => "stopped by the operator; the model of the last release stands",
+            // A method may end its run before the last round; training never does.
+            Self::Finished if rounds_done < rounds => {
+                format!("converged after {rounds_done} of {}", counted(rounds, "round"))
+            }
+            Self::Finished => "all rounds are done".to_owned(),
+            Self::Failed(reason) | Self::BudgetExhausted(reason) => reason.clone(),
+            Self::Stopped if releases == 0 => {
+                "stopped by the operator before anything was released".to_owned()
+            }
+            Self::Stopped => "stopped by the operator; the model of the last release stands".to_owned(),
         }
     }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunProgress {
+    /// Rounds that are over.
+    pub rounds_done: u32,
+    /// Rounds of the plan.
+    pub rounds: u32,
+    /// Rounds that released a model.
+    pub releases: u32,
 }
 
 /// Where a run stands: all that a new coordinator needs to go on. Cheap to clone.
@@ -239,7 +258,7 @@ pub struct Commit {
     /// Clients whose record has changed since the last commit: their whole record.
     pub clients: Vec<(ClientId, ClientRecord)>,
     /// What the release cost, or that there was none.
-    pub booking: Option<LedgerReservation>,
+    pub reservation: Option<LedgerReservation>,
     /// What may be said about the privacy of the model, as JSON, where the plan promises any.
     pub statement: Option<String>,
 }

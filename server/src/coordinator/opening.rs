@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use privacy::counted;
 use protocol::wire::Control;
 use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, Task, TaskId, Time, Work};
 
@@ -10,7 +11,7 @@ use super::{
     RunState, StepPlan, Workflow,
 };
 use crate::selection::{draw, poisson_sample, select};
-use crate::workflow::CohortRule;
+use crate::workflow::{Answers, CohortRule};
 
 impl Coordinator {
     /// Opens what comes next, once enough clients are there and as long as the operator wants it.
@@ -45,11 +46,20 @@ impl Coordinator {
 
     /// Asks the workflow about where the run stands.
     pub(super) fn with_state<T>(&mut self, ask: impl FnOnce(&mut dyn Workflow, &RunState<'_>) -> T) -> T {
+        self.with_answers(Answers::default(), ask)
+    }
+
+    /// The same, of a step to which these have answered.
+    pub(super) fn with_answers<T>(
+        &mut self,
+        answers: Answers<'_>,
+        ask: impl FnOnce(&mut dyn Workflow, &RunState<'_>) -> T,
+    ) -> T {
         let sent_model = self.sent_model();
         let norm_max = self.protection.as_ref().and_then(Protection::norm_max);
         let connected = self.connected;
         let (checkpoint, seed) = (&self.state, &self.entropy);
-        let state = RunState { checkpoint, sent_model: &sent_model, norm_max, connected, seed };
+        let state = RunState { checkpoint, sent_model: &sent_model, norm_max, connected, seed, answers };
         ask(&mut *self.workflow, &state)
     }
 
@@ -71,14 +81,15 @@ impl Coordinator {
             && self.clients.values().all(|record| record.releases >= participations_max)
         {
             let why = format!(
-                "every client has taken part in {participations_max} releases, as many as the plan allows"
+                "every client has taken part in {}, as many as the plan allows",
+                counted(participations_max, "release")
             );
             return self.end_early(RunEnd::BudgetExhausted(why));
         }
         let Some(protection) = &mut self.protection else { return };
         match protection.reserve(self.run, round) {
             Ok(()) => {
-                self.actions.push_back(Action::Book(protection.take_reservation()));
+                self.actions.push_back(Action::Reserve(protection.take_reservation()));
                 self.phase = Phase::Reserving(Box::new(step));
             }
             Err(refused) => self.end_early(RunEnd::BudgetExhausted(refused.to_string())),
@@ -160,7 +171,8 @@ impl Coordinator {
             CohortRule::These(clients) => self.present(clients).into(),
         };
         let cohort = self.able(cohort, &needed);
-        let task = self.task(TaskId::new(self.run, round, step), work);
+        let id = TaskId::new(self.run, round, step).labelled(self.plan.label_of(step));
+        let task = self.task(id, work);
         let id = task.id;
         if !cohort.is_empty() {
             self.note(Note::Opened { task: id, cohort: cohort.len() });
@@ -194,7 +206,7 @@ impl Coordinator {
         let again = |last: &TaskId| (last.run, last.round, last.step) == (first.run, first.round, first.step);
         let id = self.opened_last.filter(again).map_or(first, TaskId::next_attempt);
         self.opened_last = Some(id);
-        let seed = self.rehearsal.then_some(self.entropy);
+        let seed = self.is_seeded.then_some(self.entropy);
         let standardiser = self.state.standardiser.clone();
         Task { id, spec: Arc::clone(&self.plan.spec), seed, standardiser, work }
     }

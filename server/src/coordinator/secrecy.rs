@@ -12,7 +12,7 @@ impl Coordinator {
     /// Whether nothing may show who takes part in this task; of something that belongs to no task, whether it could be one.
     pub(super) fn hides_participation(&self, task: Option<TaskId>) -> bool {
         let may_train = task.is_none_or(|task| task.step == StepId::TRAIN);
-        may_train && !self.rehearsal && self.plan.spec.privacy.samples_secretly()
+        may_train && !self.is_seeded && self.plan.spec.privacy.samples_secretly()
     }
 
     /// Whether what became of an answer to this task may be kept, and can keep a round from its release.

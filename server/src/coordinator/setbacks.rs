@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use privacy::counted;
 use protocol::{ClientId, Decline, Rejection, TaskId};
 
 use super::{Coordinator, RunEnd};
@@ -116,12 +117,13 @@ impl Setbacks {
         let mut parts: Vec<String> = self.unable.iter().cloned().collect();
         parts.extend(reasons.iter().take(TOLD_MAX).map(|reason| reason.describe()));
         if untold > 0 {
-            parts.push(format!("{untold} answers did not count for other reasons"));
+            parts.push(format!("{} did not count for other reasons", counted(untold, "answer")));
         }
         match self.missing {
             0 => {}
-            1 => parts.push("1 answer did not come before the deadline".to_owned()),
-            missing => parts.push(format!("{missing} answers did not come before the deadline")),
+            missing => {
+                parts.push(format!("{} did not come before the deadline", counted(missing, "answer")));
+            }
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }
@@ -135,12 +137,12 @@ impl Setback {
         }
         let times = if self.answers > 1 { format!(", {} times", self.answers) } else { String::new() };
         let (verb, reason) = match self.why {
-            Why::Declined(reason) => ("declined", reason.name()),
-            Why::Refused(reason) => ("refused", reason.name()),
+            Why::Declined(reason) => (" declined", reason.name()),
+            Why::Refused(reason) => (": answer rejected", reason.name()),
         };
         // Words of another machine, on an operator's terminal.
         let shown = self.detail.chars().filter(|c| !c.is_control()).take(DETAIL_MAX).collect::<String>();
-        format!("{} {verb} ({reason}{times}): {shown}", names.join(", "))
+        format!("{}{verb} ({reason}{times}): {shown}", names.join(", "))
     }
 }
 
@@ -167,8 +169,10 @@ impl Coordinator {
         for (reason, count) in self.clients.values().flat_map(|record| &record.declined) {
             *counts.entry(*reason).or_default() += u64::from(*count);
         }
-        let told: Vec<String> =
-            counts.iter().map(|(reason, count)| format!("{} {count} times", reason.name())).collect();
+        let told: Vec<String> = counts
+            .iter()
+            .map(|(reason, count)| format!("{} {}", reason.name(), counted(*count, "time")))
+            .collect();
         (!told.is_empty()).then(|| format!("sites declined ({})", told.join(", ")))
     }
 

@@ -1,5 +1,6 @@
 //! What a coordinator waits for, in a sentence for an operator.
 
+use privacy::{counted, verb};
 use protocol::ClientId;
 use protocol::wire::Control;
 
@@ -12,12 +13,16 @@ impl Coordinator {
     /// One sentence on what it waits for.
     pub fn status(&self) -> String {
         let waiting = |tracker: &CohortTracker| {
-            let (kind, round) = (tracker.task.step.name(), tracker.task.round);
+            let (kind, round) = (tracker.task.step_title(), tracker.task.round);
             if self.hides_participation(Some(tracker.task)) {
                 return format!("round {round}, {kind}: waits for the clients that were drawn in secret");
             }
             let (answered, asked) = (tracker.answered(), tracker.asked());
-            let told = format!("round {round}, {kind}: {answered} of {asked} clients have answered");
+            let told = format!(
+                "round {round}, {kind}: {answered} of {} {} answered",
+                counted(asked, "client"),
+                verb(asked, "has", "have")
+            );
             format!("{told}{}{}", awaited(tracker), self.setbacks_now(tracker.task))
         };
         match &self.phase {
@@ -26,9 +31,17 @@ impl Coordinator {
             }
             Phase::Gathering => match self.missing_from_population() {
                 Some((enrolled, population)) if self.connected >= self.plan.cohort.clients_min => {
-                    format!("{enrolled} of the {population} clients of the plan's population are enrolled")
+                    format!(
+                        "{enrolled} of the {} of the plan's population {} enrolled",
+                        counted(population, "client"),
+                        verb(population, "is", "are")
+                    )
                 }
-                _ => format!("{} of {} clients are connected", self.connected, self.plan.cohort.clients_min),
+                _ => {
+                    let needed = self.plan.cohort.clients_min;
+                    let (clients, are) = (counted(needed, "client"), verb(needed, "is", "are"));
+                    format!("{} of {clients} {are} connected", self.connected)
+                }
             },
             Phase::Resting { .. } => {
                 let reasons =

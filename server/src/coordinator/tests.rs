@@ -3,6 +3,7 @@
 mod abilities;
 mod closing;
 mod control;
+mod finite;
 mod golden;
 mod private;
 mod random;
@@ -46,7 +47,7 @@ fn setup(extra: &str, checkpoint: Checkpoint) -> Setup {
         run: RunId(1),
         plan: Arc::new(Plan::parse(&format!("{PLAN}{extra}")).unwrap()),
         entropy: Seed::from_number(3),
-        rehearsal: true,
+        is_seeded: true,
         central: false,
         checkpoint,
         clients: BTreeMap::new(),
@@ -89,14 +90,15 @@ impl Stage {
                 Action::Note(note) => self.notes.push(note),
                 Action::Ended(end) => self.end = Some(end),
                 Action::EvaluateCentrally { .. } => panic!("this stage has no data of its own"),
-                Action::Book(booking) => {
-                    self.ledger.extend(booking.links);
+                Action::Reserve(reservation) => {
+                    self.ledger.extend(reservation.links);
                     if self.commits_succeed {
-                        self.coordinator.handle(self.now, Event::Booked);
+                        self.coordinator.handle(self.now, Event::Reserved);
                     }
                 }
                 Action::Commit(commit) => {
-                    self.ledger.extend(commit.booking.iter().flat_map(|booking| booking.links.clone()));
+                    self.ledger
+                        .extend(commit.reservation.iter().flat_map(|reservation| reservation.links.clone()));
                     self.commits.push(*commit);
                     if self.commits_succeed {
                         self.coordinator.handle(self.now, Event::Committed);

@@ -196,6 +196,11 @@ impl CohortTracker {
         self.waiting + self.settled(ParticipantStatus::Gone).count()
     }
 
+    /// Clients of which nothing came, for whatever reason: they have neither answered, nor declined, nor been refused.
+    pub(super) fn silent(&self) -> usize {
+        self.unheard().count() + self.settled(ParticipantStatus::Gone).count()
+    }
+
     /// The clients that stand so.
     pub(super) fn settled(&self, as_now: ParticipantStatus) -> impl Iterator<Item = &ClientId> {
         self.asked.iter().filter(move |(_, status)| **status == as_now).map(|(client, _)| client)

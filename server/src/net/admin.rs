@@ -36,11 +36,11 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::credentials::ServerCredentials;
-use super::endpoint::listening_advice;
-use super::metrics::Metrics;
-use super::operators::OperatorService;
-use super::presence::Presence;
+use super::engine::metrics::Metrics;
+use super::engine::presence::Presence;
+use super::engine::service::OperatorService;
+use super::membership::credentials::ServerCredentials;
+use super::transport::endpoint::listening_advice;
 use books::Books;
 use guard::Guard;
 pub use token::{AdminToken, TokenError};
@@ -123,7 +123,7 @@ impl Admin {
         places: Places,
         address: SocketAddr,
     ) -> Self {
-        let (books, started) = (Books::new(Arc::clone(&operators.store)), super::members::now());
+        let (books, started) = (Books::new(Arc::clone(&operators.store)), super::membership::members::now());
         let streams = Arc::new(Semaphore::new(events::STREAMS));
         Self {
             operators,

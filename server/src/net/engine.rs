@@ -6,14 +6,21 @@
 
 mod actor;
 mod calibration;
+mod central;
 mod conduct;
 mod deciding;
 mod dispatcher;
 mod journal;
 mod live;
 mod messages;
+pub(super) mod metrics;
+mod outgoing;
+pub(super) mod presence;
+pub(super) mod request;
+pub(super) mod service;
 mod shared;
 mod submitting;
+pub(super) mod uploads;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,18 +38,18 @@ use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-use super::ModelRoom;
-use super::audit::AuditLog;
-use super::metrics::Metrics as Meter;
-use super::outage::Patience;
-use super::request::StorageFault;
+use super::store::audit::AuditLog;
+use super::store::fault::StorageFault;
+use super::store::outage::Patience;
 use super::store::{Store, StoreError};
-use super::uploads::Spare;
 use crate::Note;
 use dispatcher::Dispatcher;
 use journal::Journal;
-pub(crate) use messages::{Command, Link, NewRun, Order, Record, TaskOrder};
+pub(crate) use messages::{Command, Link, Order, TaskOrder};
+pub use messages::{InitialModel, ModelRoom};
+use metrics::Metrics as Meter;
 use shared::{Clock, Shared, Sites};
+use uploads::Spare;
 
 /// How long removing what nobody needs may hold up a server that stops.
 const LAST_SWEEP: Duration = Duration::from_secs(1);
@@ -160,7 +167,7 @@ fn joined<T>(done: Result<T, JoinError>) -> Result<T, StoreError> {
     })
 }
 
-/// The seed of a rehearsal, or fresh entropy.
+/// The seed of a seeded run, or fresh entropy.
 pub(crate) fn seed_of(number: Option<u64>) -> Seed {
     number.map_or_else(|| Seed::from_entropy(entropy()), Seed::from_number)
 }

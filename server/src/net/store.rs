@@ -5,21 +5,30 @@
 //! a time: with SQLite a second one is refused, with PostgreSQL it holds a lease, without which no transaction writes. The store
 //! never guesses: a damaged file is an error that names it.
 
+pub(super) mod archive;
+pub(super) mod audit;
 mod backup;
 mod blobs;
 pub(crate) mod calibrated;
 mod committing;
 mod compare;
+pub(super) mod crash;
 mod database;
 mod error;
+pub(super) mod fault;
 mod founding;
 mod leading;
 mod lease;
+pub(super) mod lease_renewer;
 mod ledger;
 mod ledgers;
 mod members;
+pub(super) mod messages;
 mod models;
 mod objects;
+pub(super) mod outage;
+pub(super) mod paths;
+pub(super) mod private;
 mod publishing;
 mod queue;
 mod reports;
@@ -123,7 +132,7 @@ pub struct Submission<'a> {
     pub rounds: u32,
     /// The plan as typed.
     pub plan_toml: &'a str,
-    /// Makes it a rehearsal.
+    /// Makes it a seeded run.
     pub seed: Option<u64>,
     /// The noise multiplier that was found for the plan, where it names a target epsilon instead.
     pub calibrated: Option<protocol::Positive>,
@@ -147,7 +156,7 @@ pub(crate) struct Described {
 pub struct StoredRun {
     /// The plan as typed.
     pub plan_toml: String,
-    /// The seed of a rehearsal.
+    /// The seed of a seeded run.
     pub seed: Option<u64>,
     /// Names and shapes of the shared tensors.
     pub layout: Layout,
@@ -272,7 +281,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when they cannot be read.
-    pub async fn summaries(&self) -> Result<Vec<RunSummary>, StoreError> {
+    pub(crate) async fn summaries(&self) -> Result<Vec<RunSummary>, StoreError> {
         let sql = "SELECT * FROM runs JOIN checkpoints USING (run) ORDER BY sequence DESC LIMIT $1";
         let found = sqlx::query(sql).bind(RUNS_MAX).fetch_all(&self.pool).await?;
         found.iter().map(rows::summary).collect()

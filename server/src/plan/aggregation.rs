@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use privacy::counted;
 use protocol::{SpecError, Weighting};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -47,6 +48,10 @@ pub struct Named {
 pub struct AggregationPlan {
     /// The rule, with the steps before it.
     pub rule: Arc<dyn AggregationRule>,
+    /// Corrupted clients among those of a round that it tolerates: f.
+    pub corrupted: usize,
+    /// Clients of the smallest round: n.
+    pub clients: usize,
     /// Bytes of updates in memory, at most.
     pub memory_max: usize,
 }
@@ -72,9 +77,11 @@ impl AggregationConfig {
         let needed = rule.updates_min();
         if smallest < needed {
             let message = format!(
-                "{} needs {needed} updates, and a round may ask only {smallest} clients; set `cohort.clients_min` (and `count` or `fraction`) so \
+                "{} needs {}, and a round may ask only {}; set `cohort.clients_min` (and `count` or `fraction`) so \
                  that at least {needed} are asked, or lower `corrupted`",
-                rule.describe()
+                rule.describe(),
+                counted(needed, "update"),
+                counted(smallest, "client")
             );
             return Err(SpecError::new("aggregation.corrupted", message));
         }
@@ -86,7 +93,7 @@ impl AggregationConfig {
             let message = format!("{} MiB are more than there is", self.memory_mib);
             return Err(SpecError::new("aggregation.memory_mib", message));
         };
-        Ok(AggregationPlan { rule, memory_max })
+        Ok(AggregationPlan { rule, corrupted: self.corrupted, clients: smallest, memory_max })
     }
 }
 

@@ -1,12 +1,64 @@
 //! What a plan does: it trains its model, or it follows a method.
 
-use protocol::{ModelSpec, Name, PrivacySpec, SpecError, TrainingSpec};
+use protocol::{ConfigError, ModelSpec, Name, PrivacySpec, SpecError, TrainingSpec};
 
 use super::{EvaluationPlan, FederationConfig, Strategy, UpdateConfig};
 use crate::methods::{MethodPlan, Methods};
 use crate::schedule::Schedule;
 
-/// The first setting that means something to training alone, where one was typed.
+/// What means something to training alone, and nothing to any method.
+const OF_TRAINING: [&str; 8] =
+    ["model", "training", "strategy", "schedule", "aggregation", "update", "evaluation", "personal_layers"];
+
+/// Refuses the first setting that a method ignores and that stands in the text of a plan, also where it says what it would be by default: who
+/// has typed it expects something of it.
+pub(super) fn check_typed(
+    text: &str,
+    typed: &FederationConfig,
+    methods: &Methods,
+) -> Result<(), ConfigError> {
+    let named = typed.method.as_ref().and_then(|table| table.keys().next());
+    let Some(name) = named.filter(|name| methods.knows(name)) else { return Ok(()) };
+    let file: toml::Table = crate::config::read_toml(text)?;
+    // `aggregation` has no default: `check_beside` refuses it with a reason of its own.
+    let keys = OF_TRAINING.into_iter().chain(["privacy"]).filter(|key| *key != "aggregation");
+    let found = keys.into_iter().find_map(|key| Some((key, file.get(key)?)));
+    let Some((key, value)) = found else { return Ok(()) };
+    let inner = value.as_table().and_then(|table| table.keys().next());
+    let key = match inner.filter(|_| !["model", "training", "privacy"].contains(&key)) {
+        Some(inner) => format!("{key}.{inner}"),
+        None => key.to_owned(),
+    };
+    let error = if key == "privacy" { no_promise(name) } else { SpecError::new(key, ignored(name)) };
+    Err(ConfigError::of(text, &error))
+}
+
+fn ignored(method: &str) -> String {
+    format!("the method `{method}` trains no model by gradients and ignores this; leave it out")
+}
+
+fn no_promise(method: &str) -> SpecError {
+    let message = format!("the method `{method}` adds no noise, so nothing can be promised; leave this out");
+    SpecError::new("privacy", message)
+}
+
+impl FederationConfig {
+    /// The plan as text, with every default written out, but for what its method ignores.
+    ///
+    /// # Errors
+    /// [`toml::ser::Error`], where a number of it has no form in TOML.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let mut table = toml::Table::try_from(self)?;
+        if self.method.is_some() {
+            for key in OF_TRAINING.into_iter().chain(["privacy"]) {
+                table.remove(key);
+            }
+        }
+        toml::to_string_pretty(&table)
+    }
+}
+
+/// The first setting that means something to training alone, where one was typed that is not the default.
 pub(super) struct BesideMethod(Option<&'static str>);
 
 impl BesideMethod {
@@ -35,6 +87,15 @@ impl BesideMethod {
         if let Some(table) = typed.method.take() {
             let method = methods.plan(table, &typed.data)?;
             self.check(&method.name, privacy)?;
+            if typed.cohort.oversample.is_some() && !method.planned.may_oversample() {
+                let message = format!(
+                    "a round of the method `{}` needs an answer of everybody whom it asks, so asking more would only cost; leave this out, and \
+                     give `grace_seconds` so that no round waits for a site that is gone",
+                    method.name
+                );
+                return Err(SpecError::new("cohort.oversample", message));
+            }
+            method.check_answers()?;
             let shape = method.planned.shape();
             return Ok((Some(method), ModelSpec::Values { shape }, TrainingSpec::unused()));
         }
@@ -52,15 +113,10 @@ impl BesideMethod {
     /// Refuses what a method would not do.
     fn check(&self, method: &Name, privacy: &PrivacySpec) -> Result<(), SpecError> {
         if let Some(key) = self.0 {
-            let message = format!(
-                "the method `{method}` trains no model by gradients, so this means nothing; leave it out"
-            );
-            return Err(SpecError::new(key, message));
+            return Err(SpecError::new(key, ignored(method.as_str())));
         }
         if !privacy.is_none() {
-            let message =
-                format!("the method `{method}` adds no noise, so nothing can be promised; leave this out");
-            return Err(SpecError::new("privacy", message));
+            return Err(no_promise(method.as_str()));
         }
         Ok(())
     }

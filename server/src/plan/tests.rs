@@ -1,5 +1,7 @@
 //! Plans as text: defaults, and the line of every mistake.
 
+use protocol::COHORT_MAX;
+
 use super::*;
 
 const HEAD: &str = "name = \"t\"\nrounds = 3\nmodel = \"logistic\"\n";
@@ -226,5 +228,23 @@ fn a_surplus_is_asked_where_there_is_somebody_to_ask_and_chance_is_no_secret() {
     for key in ["oversample = 1.3", "grace_seconds = 9"] {
         let (_, message) = fault(&format!("[cohort]\n{key}\n{secret}"));
         assert!(message.contains("poisson") && message.contains("leave"), "{message}");
+    }
+}
+
+#[test]
+fn factors_and_divisors_by_which_every_model_breaks_or_none_moves_are_refused_by_name() {
+    for (setting, key) in [
+        ("fedadam = { tau = 1e-200 }", "fedadam.tau"),
+        ("fedyogi = { tau = 1e200 }", "fedyogi.tau"),
+        ("fedadagrad = { tau = 5e-324 }", "fedadagrad.tau"),
+        ("fedadam = { learning_rate = 1e300 }", "fedadam.learning_rate"),
+        ("fedavgm = { learning_rate = 1e13 }", "fedavgm.learning_rate"),
+        ("fedprox = { mu = 1e300 }", "fedprox.mu"),
+    ] {
+        let (_, message) = fault(&format!("[strategy]\n{setting}\n"));
+        assert!(message.contains(key) && message.contains("1e12"), "{setting}: {message}");
+    }
+    for fine in ["fedadam = { tau = 1e-9 }", "fedavgm = { learning_rate = 1e-12 }", "fedprox = { mu = 0 }"] {
+        parse(&format!("[strategy]\n{fine}\n")).unwrap();
     }
 }

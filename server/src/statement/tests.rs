@@ -63,7 +63,7 @@ fn ledger(relation: Relation, runs: &[(&str, Option<Conduct>, &CentralPrivacy, u
 }
 
 fn statement_of(run: &str, central: &CentralPrivacy, ledger: &Ledger) -> PrivacyStatement {
-    let subject = Subject { model_sha256: "ab".into(), run: run.into(), round: 1, rehearsal: false };
+    let subject = Subject { model_sha256: "ab".into(), run: run.into(), round: 1, is_seeded: false };
     let privacy = PrivacySpec { central: Some(central.clone()), ..PrivacySpec::default() };
     let statement = PrivacyStatement::of(subject, &privacy, Some(ledger)).unwrap();
     assert_eq!(PrivacyStatement::read(&statement.to_json()).unwrap(), statement);
@@ -235,7 +235,7 @@ fn a_seeded_run_claims_nothing_and_what_it_cost_is_in_later_statements() {
     let real = poisson(2.0);
     let ledger =
         ledger(Relation::ZeroOut, &[("seeded", Some(KNOWN), &real, 4), ("real", Some(SECRET), &real, 1)]);
-    let subject = Subject { model_sha256: "ab".into(), run: "seeded".into(), round: 4, rehearsal: true };
+    let subject = Subject { model_sha256: "ab".into(), run: "seeded".into(), round: 4, is_seeded: true };
     let privacy = PrivacySpec { central: Some(real.clone()), ..PrivacySpec::default() };
     let seeded = PrivacyStatement::of(subject, &privacy, Some(&ledger)).unwrap();
     assert!(seeded.claims.is_empty() && seeded.void.is_some());

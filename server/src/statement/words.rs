@@ -1,6 +1,7 @@
 //! A statement's sentences.
 
 use privacy::accounting::{Figure, Mechanism};
+use privacy::counted;
 use privacy::ledger::{Composition, RunCharge};
 use protocol::{CentralPrivacy, Clipping, NoiseCorrelation, PrivacySpec, Sampling};
 
@@ -17,6 +18,8 @@ const CERTIFICATE: &str =
     "one certificate is one client: who holds several is protected by several times as much epsilon";
 const INDEPENDENT: &str = "whether a drawn client answered in time did not depend on who else was drawn: the server and its \
                            lines could take every cohort";
+/// What is outside where a run promises nothing.
+pub(super) const NOTHING: &str = "everything: this run promises no privacy, and its epsilon is infinite";
 /// Runs that a sentence names; of more it gives the number.
 const NAMED_MAX: usize = 20;
 
@@ -79,10 +82,12 @@ fn participation(charged: &RunCharge, adversary: Adversary) -> String {
             uniform(sample, population)
         }
         (Mechanism::Tree { participations_max, separation_min, .. }, _) => format!(
-            "no client took part in more than {participations_max} releases, at least {separation_min} rounds apart; {enforced}"
+            "no client took part in more than {}, at least {} apart; {enforced}",
+            counted(participations_max, "release"),
+            counted(separation_min, "round")
         ),
         (_, Composition::Each { at_most: Some(most) }) => {
-            format!("no client took part in more than {most} releases; {enforced}")
+            format!("no client took part in more than {}; {enforced}", counted(most, "release"))
         }
         (_, Composition::Whole) => {
             format!(
@@ -163,7 +168,7 @@ pub fn describe(central: &CentralPrivacy) -> String {
 pub fn outside(privacy: &PrivacySpec) -> Vec<String> {
     let mut outside = vec!["which clients are enrolled and connected, and when".to_owned()];
     if privacy.is_none() {
-        outside = vec!["everything: this run promises no privacy, and its epsilon is infinite".to_owned()];
+        outside = vec![NOTHING.to_owned()];
         return outside;
     }
     outside.push("how long a site works on a task, and when its answer comes".to_owned());

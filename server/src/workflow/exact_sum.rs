@@ -132,11 +132,11 @@ impl Verifier for Summands {
                     StatisticsError::Shape { .. } => Rejection::WrongShape,
                     _ => Rejection::OutOfRange,
                 };
-                let tally = Statistics::admit(words, *count)
+                let statistics = Statistics::admit(words, *count)
                     .map_err(|why| Refused::new(reason(&why), why.to_string()))?;
-                plausible(&tally.sums().collect::<Vec<_>>())
+                plausible(&statistics.sums().collect::<Vec<_>>())
                     .map_err(|detail| Refused::new(Rejection::OutOfRange, detail))?;
-                Ok(Verified::new(tally, metrics.filter(|_| *measured)))
+                Ok(Verified::new(statistics, metrics.filter(|_| *measured)))
             }
             (_, values) => {
                 let found = values.map_or_else(

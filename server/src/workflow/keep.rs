@@ -10,6 +10,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
 use privacy::Lattice;
+use privacy::counted;
 use protocol::{ClientId, PayloadSpec, Seed, UpdateCodec};
 
 use super::exact_sum::Update;
@@ -132,7 +133,8 @@ impl Collector for Keep {
         }
         if found < needed {
             return Close::Failed(Some(format!(
-                "{found} updates came and the rule, {}, needs {needed}; lower `aggregation.corrupted`, or see why clients are missing",
+                "{} came and the rule, {}, needs {needed}; lower `aggregation.corrupted`, or see why clients are missing",
+                counted(found, "update"),
                 rule.describe()
             )));
         }

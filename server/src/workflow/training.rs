@@ -70,17 +70,14 @@ impl Training {
             work: Work::Train { model, learning_rate_scale, norm_max: state.norm_max },
             collector: match &self.plan.aggregation {
                 None => Box::new(ExactSum::of_updates(&self.lattice, codec, votes)),
-                Some(AggregationPlan { rule, memory_max }) => {
+                Some(AggregationPlan { rule, memory_max, .. }) => {
                     let chance = state.seed.derive(Purpose::Aggregation, round, None);
                     let (rule, previous) = (Arc::clone(rule), self.previous.clone());
                     Box::new(Keep::new(&self.lattice, codec, rule, *memory_max, previous, chance))
                 }
             },
             quorum: self.plan.cohort.quorum,
-            close: match self.plan.cohort.oversample {
-                Some(_) => ClosePolicy::Target(self.plan.cohort.size_of(state.connected)),
-                None => ClosePolicy::All,
-            },
+            close: self.plan.cohort.close(state.connected),
             central: false,
             is_round: true,
         }

@@ -118,18 +118,19 @@ pub(crate) fn faults(book: &Book<'_>, options: &Options, known: &mut Known) -> V
             continue;
         }
         let events = book.events(&played);
-        let booked = accounting::epsilon(&events, case.relation, case.delta).unwrap().best();
+        let reserved = accounting::epsilon(&events, case.relation, case.delta).unwrap().best();
         let allowed = case.delta * (1.0 + axis.allowance() * schedule.len() as f64) + 1e-12;
         for alternating in [false, true] {
             let sums = moved(&schedule, alternating);
             let nothing = vec![0; sums.len()];
             for (one, other) in [(&sums, &nothing), (&nothing, &sums)] {
-                let noise = (&central.noise, multiplier, one, other, booked);
+                let noise = (&central.noise, multiplier, one, other, reserved);
                 let enumerated = known.0.entry(format!("{noise:?}"));
-                let delta = *enumerated.or_insert_with(|| run.delta(one, other, booked));
+                let delta = *enumerated.or_insert_with(|| run.delta(one, other, reserved));
                 if delta > allowed {
-                    faults
-                        .push(format!("{options:?} {schedule:?}: delta {delta:e} at the booked {booked:.4}"));
+                    faults.push(format!(
+                        "{options:?} {schedule:?}: delta {delta:e} at the reserved {reserved:.4}"
+                    ));
                 }
                 if !crate::grid::is_thorough() {
                     break;

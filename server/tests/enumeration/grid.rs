@@ -1,4 +1,4 @@
-//! Plans: every combination of the options that change what is released or booked.
+//! Plans: every combination of the options that change what is released or reserved.
 
 /// Whether the large grid is asked for.
 pub(crate) fn is_thorough() -> bool {

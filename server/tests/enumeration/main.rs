@@ -1,9 +1,9 @@
 //! What a run really tells, by exact enumeration, is at most what its ledger books.
 //!
 //! For every combination of options that a plan's check accepts, a coordinator is played with a handful of clients, for every
-//! cohort that can be drawn. It says who counts, whether the round is released, how it was noised and what was booked. From
+//! cohort that can be drawn. It says who counts, whether the round is released, how it was noised and what was reserved. From
 //! that the exact distribution of what is released is computed for two neighbouring populations, value by value, and the least
-//! delta at the booked epsilon in both directions: it must not be above the plan's.
+//! delta at the charged epsilon in both directions: it must not be above the plan's.
 //!
 //! Options are taken from the parsed plan field by field (`case.rs`): one that is added does not compile before it has a case.
 //! `CONSORTIA_THOROUGH=1` goes through the large grid.
@@ -40,19 +40,19 @@ fn epsilon_of(case: &Case, events: &[Event]) -> f64 {
     accounting::epsilon(events, case.relation, case.delta).unwrap().best()
 }
 
-/// Checks `cells` against what is booked, and says what is wrong.
+/// Checks `cells` against what is charged, and says what is wrong.
 fn judge(what: &str, cells: &[&Cells], case: &Case, events: &[Event], allowance: f64) -> Option<String> {
     judge_at(what, cells, case, epsilon_of(case, events), allowance)
 }
 
-fn judge_at(what: &str, cells: &[&Cells], case: &Case, booked: f64, allowance: f64) -> Option<String> {
-    if booked.is_infinite() {
+fn judge_at(what: &str, cells: &[&Cells], case: &Case, reserved: f64, allowance: f64) -> Option<String> {
+    if reserved.is_infinite() {
         return None;
     }
-    let delta = Cells::delta(cells, booked);
+    let delta = Cells::delta(cells, reserved);
     (delta > case.delta * (1.0 + allowance) + 1e-12).then(|| {
         let exact = Cells::epsilon(cells, case.delta);
-        format!("{what}: booked {booked:.4}, exactly {exact:.4} (delta {delta:e} for {:e})", case.delta)
+        format!("{what}: reserved {reserved:.4}, exactly {exact:.4} (delta {delta:e} for {:e})", case.delta)
     })
 }
 
@@ -70,13 +70,13 @@ fn faults_of(
         faults.extend(correlated::faults(&book, options, known));
     } else if case.is_drawn() {
         let counts = 1..=options.rounds as usize;
-        let booked: Vec<(usize, f64)> =
-            counts.map(|count| (count, epsilon_of(&case, &book.events(&book.booked(count))))).collect();
+        let reserved: Vec<(usize, f64)> =
+            counts.map(|count| (count, epsilon_of(&case, &book.events(&book.reserved(count))))).collect();
         let judge = |release: &Release| {
-            booked.iter().find_map(|(count, booked)| {
+            reserved.iter().find_map(|(count, reserved)| {
                 let cells = vec![&release.cells; *count];
                 let what = format!("{options:?} {} {count} releases", release.what);
-                judge_at(&what, &cells, &case, *booked, release.allowance * *count as f64)
+                judge_at(&what, &cells, &case, *reserved, release.allowance * *count as f64)
             })
         };
         // What is released does not depend on the delta at which it is judged.
@@ -94,7 +94,7 @@ fn faults_of(
 }
 
 #[test]
-fn no_combination_of_options_tells_more_than_is_booked() {
+fn no_combination_of_options_tells_more_than_is_reserved() {
     let (mut accepted, mut refused, mut faults) = (0, 0, Vec::new());
     let (mut known, mut last) = (correlated::Known::default(), None);
     for (at, options) in every_combination().enumerate() {
@@ -137,11 +137,11 @@ fn a_seeded_run_and_a_real_one_of_a_population_tell_no_more_than_its_book_says()
         let book = Book::of(&plan, &case);
         let (seeded, allowance) = known(&book);
         let real = releases_of(&book);
-        let after_seeded = book.play_booked(1, true, &[]);
+        let after_seeded = book.play_reserved(1, true, &[]);
         let links = after_seeded.links.values().next().unwrap();
         let events = book.events(&after_seeded);
         assert_eq!(judge("a seeded run", &[&seeded], &case, &events, allowance), None);
-        let both = book.play_booked(1, false, links);
+        let both = book.play_reserved(1, false, links);
         let events = book.events(&both);
         for release in real {
             let allowance = allowance + release.allowance;
@@ -165,14 +165,14 @@ fn two_runs_of_a_population_tell_no_more_than_its_book_says() {
     let second = Book::of(&once, &once_case);
     let (in_second, allowance) = known(&second);
     for release in releases_of(&first) {
-        let played = first.play_booked(1, false, &[]);
-        let both = second.play_booked(1, false, played.links.values().next().unwrap());
+        let played = first.play_reserved(1, false, &[]);
+        let both = second.play_reserved(1, false, played.links.values().next().unwrap());
         let events = second.events(&both);
         let cells = [&release.cells, &in_second];
         let fault = judge(&release.what, &cells, &once_case, &events, allowance + release.allowance);
         assert_eq!(fault, None);
         // A run that a client takes part in once costs as much again in another run.
-        let again = second.play_booked(1, false, both.links.values().next().unwrap());
+        let again = second.play_reserved(1, false, both.links.values().next().unwrap());
         let cells = [&release.cells, &in_second, &in_second];
         let events = second.events(&again);
         let fault = judge(&release.what, &cells, &once_case, &events, 2.0 * allowance + release.allowance);
@@ -193,7 +193,7 @@ fn one_who_sees_the_cohort_learns_no_more_than_the_unsampled_release_says() {
             let case = Case::of(&plan);
             let book = Book::of(&plan, &case);
             let (one, allowance) = known(&book);
-            let charged = book.events(&book.booked(2));
+            let charged = book.events(&book.reserved(2));
             let events: Vec<Event> = charged.iter().map(known_cohort).collect();
             let fault = judge(sampling, &[&one, &one], &case, &events, 2.0 * allowance);
             assert_eq!(fault, None, "{clipping}");
@@ -217,9 +217,9 @@ fn noise_of_clients_hides_an_exchange_of_updates() {
         let one = Cells::of_release(&outcome((moved * 60.0).round() as i64), &outcome(0), &[axis]);
         for count in [1_u64, 2] {
             let event = Event::new(Mechanism::Gaussian { noise_multiplier }, count).unwrap();
-            let booked = accounting::epsilon(&[event], Relation::ReplaceOne, 1e-5).unwrap().best();
+            let reserved = accounting::epsilon(&[event], Relation::ReplaceOne, 1e-5).unwrap().best();
             let cells = vec![&one; count as usize];
-            let delta = Cells::delta(&cells, booked);
+            let delta = Cells::delta(&cells, reserved);
             assert!(delta <= 1e-5 * (1.0 + 2.0 * axis.allowance()), "{noise_multiplier} {count}: {delta:e}");
         }
     }
@@ -246,8 +246,8 @@ fn noise_of_gradient_steps_hides_a_record() {
             for count in [1_u64, 2] {
                 let training = protocol::ExampleReleases { steps: count, sampling_rate: rate, batch_size: 1 };
                 let event = Event::new(training.mechanism(noise_multiplier), count).unwrap();
-                let booked = accounting::epsilon(&[event], Relation::ZeroOut, 1e-5).unwrap().best();
-                let delta = Cells::delta(&vec![&step; count as usize], booked);
+                let reserved = accounting::epsilon(&[event], Relation::ZeroOut, 1e-5).unwrap().best();
+                let delta = Cells::delta(&vec![&step; count as usize], reserved);
                 assert!(delta <= 1e-5 * (1.0 + 2.0 * axis.allowance()), "{rate} {noise_multiplier} {count}");
             }
         }

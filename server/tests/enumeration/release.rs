@@ -1,4 +1,4 @@
-//! From a plan and a coordinator that is played to the exact distribution of a release, and to what was booked for it.
+//! From a plan and a coordinator that is played to the exact distribution of a release, and to what was reserved for it.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -79,8 +79,8 @@ impl<'a> Book<'a> {
         }
     }
 
-    /// Plays until `count` rounds are released and booked, after what is booked in `before`.
-    pub(crate) fn play_booked(&self, count: usize, seeded: bool, before: &[Link]) -> Played {
+    /// Plays until `count` rounds are released and reserved, after what is charged in `before`.
+    pub(crate) fn play_reserved(&self, count: usize, seeded: bool, before: &[Link]) -> Played {
         let plan = self.for_play(false);
         let clients = vec![update(1.0, 1); CLIENTS];
         let mut script = self.script(&plan, clients);
@@ -89,19 +89,19 @@ impl<'a> Book<'a> {
         script.play(before)
     }
 
-    /// What `count` releases are booked as.
-    pub(crate) fn booked(&self, count: usize) -> Played {
-        self.play_booked(count, false, &[])
+    /// What `count` releases are reserved as.
+    pub(crate) fn reserved(&self, count: usize) -> Played {
+        self.play_reserved(count, false, &[])
     }
 
-    /// What a played run has booked.
+    /// What a played run has reserved.
     pub(crate) fn events(&self, played: &Played) -> Vec<Event> {
         played.links.values().flat_map(|links| Ledger::replay(links).unwrap().events()).collect()
     }
 
     /// How a release is noised.
     pub(crate) fn noised(&self) -> &Noised {
-        self.noised.get_or_init(|| self.booked(1).noised.unwrap())
+        self.noised.get_or_init(|| self.reserved(1).noised.unwrap())
     }
 
     fn lattice(&self) -> Lattice {

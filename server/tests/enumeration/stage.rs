@@ -1,4 +1,4 @@
-//! A coordinator that is really played: who is asked, whose answer counts, whether a round is released and what is booked are its
+//! A coordinator that is really played: who is asked, whose answer counts, whether a round is released and what is charged are its
 //! own decisions.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -88,7 +88,7 @@ impl Script<'_> {
             run: RunId(self.run),
             plan: Arc::clone(self.plan),
             entropy: Seed::from_number(self.seed),
-            rehearsal: self.seeded,
+            is_seeded: self.seeded,
             central: false,
             checkpoint: Checkpoint::begin(Parameters::new(vec![0.0; self.tensors.iter().sum()])),
             clients: BTreeMap::new(),
@@ -177,13 +177,13 @@ impl Stage<'_> {
                 {
                     self.open.accepted.push(place(&client));
                 }
-                Action::Book(booking) => {
-                    self.book(booking.population, booking.links);
-                    self.coordinator.handle(self.now, Event::Booked);
+                Action::Reserve(reservation) => {
+                    self.book(reservation.population, reservation.links);
+                    self.coordinator.handle(self.now, Event::Reserved);
                 }
                 Action::Commit(commit) => {
-                    if let Some(booking) = commit.booking {
-                        self.book(booking.population, booking.links);
+                    if let Some(reservation) = commit.reservation {
+                        self.book(reservation.population, reservation.links);
                     }
                     let empty = Round { asked: vec![], accepted: vec![], released: false };
                     let mut round = std::mem::replace(&mut self.open, empty);

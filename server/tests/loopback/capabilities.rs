@@ -297,7 +297,7 @@ async fn an_answer_that_is_sent_again_asks_for_no_further_record_of_its_site_s_l
     assert!(matches!(north.greet_with(&opening).await, Greeting::Welcome { .. }));
     let (south, west) =
         (capable(&federation, &server, "south").await, capable(&federation, &server, "west").await);
-    // What it cost was booked before this ledger was shown.
+    // What it cost was reserved before this ledger was shown.
     let mut asked = north.next_task().await;
     let answer = bytes(honest(&asked.task, 2.0));
     asked.say(&[encode(FrameKind::Resent, &Resent), answer].concat()).await;

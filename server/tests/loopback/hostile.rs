@@ -105,7 +105,8 @@ async fn spoilt_in(plan: &str, spoil: impl FnOnce(&Asked) -> Vec<u8>, limits: Li
     let Receipt::Refused(reason) = receipt else { panic!("it was accepted") };
     let closes = matches!(reason, Rejection::Malformed | Rejection::Oversize | Rejection::TooSlow);
     if closes {
-        assert_eq!(sites[0].farewell().await, format!("an answer was refused: {}", reason.name()));
+        let farewell = sites[0].farewell().await;
+        assert!(farewell.starts_with(&format!("an answer was refused: {}", reason.name())), "{farewell}");
     } else if reason == Rejection::Truncated {
         // What broke off may be tried again by a site that comes back.
         let north = federation.site(&server, "north").await;
@@ -190,4 +191,56 @@ async fn an_upload_that_stalls_is_given_up() {
     let stalls = |asked: &Asked| bytes(honest(&asked.task, 2.0)).0;
     let (receipt, closed) = spoilt(stalls, limits).await;
     assert_eq!((receipt, closed), (Receipt::Refused(Rejection::TooSlow), true));
+}
+
+/// A pause within an upload that none may be longer than.
+const IDLE: Duration = Duration::from_millis(300);
+
+/// Sends an honest answer with pauses that are short each and long together.
+async fn drip(asked: &mut Asked, pauses: u32) {
+    let (header, payload) = bytes(honest(&asked.task, 2.0));
+    asked.send.write_all(&header).await.unwrap();
+    let (last, first) = payload.split_last().unwrap();
+    let mut first = first.iter();
+    for _ in 0..pauses {
+        if let Some(byte) = first.next() {
+            let _ = asked.send.write_all(&[*byte]).await;
+        }
+        tokio::time::sleep(IDLE / 3).await;
+    }
+    let _ = asked.send.write_all(first.as_slice()).await;
+    let _ = asked.send.write_all(&[*last]).await;
+    let _ = asked.send.finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_upload_may_take_as_long_as_its_round_while_nobody_waits_for_its_memory() {
+    let federation = Federation::new();
+    // Any upload is slower than this rate, and one has all of the memory.
+    let limits =
+        Limits { upload_idle: IDLE, upload_rate_min: u64::MAX, upload_bytes_max: 1, ..Limits::default() };
+    let server = federation.serve_with(&federation.state(), limits).await;
+    server.submit(PLAN.replace("clients_min = 3", "clients_min = 3\nquorum = 2"), Some(7)).await.unwrap();
+    let sites = federation.sites(&server).await;
+    let mut slow = sites[0].next_task().await;
+    drip(&mut slow, 6).await;
+    assert_eq!(slow.receipt().await, Receipt::Accepted);
+    for site in &sites[1..] {
+        assert_eq!(site.train(2.0).await, Receipt::Accepted);
+    }
+    // In the next round somebody waits.
+    let mut slow = sites[0].next_task().await;
+    let dripping = async {
+        drip(&mut slow, 6).await;
+        slow.receipt().await
+    };
+    let other = async {
+        tokio::time::sleep(IDLE / 3).await;
+        sites[1].train(2.0).await
+    };
+    let (refused, accepted) = tokio::join!(dripping, other);
+    assert_eq!((refused, accepted), (Receipt::Refused(Rejection::TooSlow), Receipt::Accepted));
+    let farewell = sites[0].farewell().await;
+    assert!(farewell.contains("bytes a second while others waited"), "{farewell}");
+    server.shutdown().await.unwrap();
 }

@@ -31,7 +31,7 @@ fn opening_as(software: &str, ledger: &[Digest]) -> Vec<u8> {
     [hello, encode(FrameKind::LedgerClaim, &claim(ledger))].concat()
 }
 
-/// Greets as a site with this ledger does, which has booked the loss of `replaced`.
+/// Greets as a site with this ledger does, which has charged the loss of `replaced`.
 pub(crate) async fn greet(site: &Site, ledger: &[Digest], replaced: &[Digest]) -> Greeting {
     greet_as(site, "a test", ledger, replaced).await
 }
@@ -160,7 +160,7 @@ async fn a_site_without_a_ledger_is_welcome_until_it_has_claimed_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_has_booked_the_loss_of_the_remembered_one_goes_on_and_is_written_down() {
+async fn a_ledger_that_has_reserved_the_loss_of_the_remembered_one_goes_on_and_is_written_down() {
     let stage = stage().await;
     let lost = ledger("a", 4, 0);
     stage.is_welcome(&lost).await;
@@ -202,7 +202,7 @@ async fn what_a_probe_claims_is_judged_and_not_remembered_and_it_ends_no_connect
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_was_let_in_empty_is_replaced_by_one_that_has_booked_its_updates() {
+async fn a_ledger_that_was_let_in_empty_is_replaced_by_one_that_has_reserved_its_updates() {
     let stage = stage().await;
     let north = stage.is_welcome(&[]).await;
     let mut others = Vec::new();

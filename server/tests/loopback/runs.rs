@@ -48,7 +48,7 @@ async fn three_sites_train_three_rounds_and_the_model_is_what_their_means_make_i
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!((last.rounds_done, last.history.len(), last.rehearsal), (3, 3, true));
+    assert_eq!((last.rounds_done, last.history.len(), last.is_seeded), (3, 3, true));
     assert!(last.history.iter().all(|line| line.released && line.answered == 3));
     assert!(last.clients.iter().all(|client| client.accepted == 3 && client.refused.is_empty()));
     let AdminReply::Runs(runs) = operator.ask(&AdminRequest::List).await else { panic!("no list") };
@@ -116,7 +116,7 @@ async fn two_runs_are_worked_on_side_by_side_over_the_same_connections() {
     live.wait_for(|live| over(&one, live) && over(&two, live)).await.unwrap();
     let runs = server.runs().await.unwrap();
     assert_eq!(
-        runs.iter().map(|run| (run.run, run.rehearsal)).collect::<Vec<_>>(),
+        runs.iter().map(|run| (run.run, run.is_seeded)).collect::<Vec<_>>(),
         [(two, false), (one, true)]
     );
     assert_eq!(runs[0].model_sha256, runs[1].model_sha256);

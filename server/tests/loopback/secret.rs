@@ -122,7 +122,7 @@ async fn a_site_that_was_drawn_in_secret_and_one_that_was_not_leave_the_same_in_
         assert!(matches!(greeting, Greeting::Welcome { .. }), "{name}: {greeting:?}");
     }
     nobody_reads_from_refusals_who_was_drawn(&watched, 3).await;
-    // The site itself goes on with what it has booked.
+    // The site itself goes on with what it has reserved.
     let (_site, greeting) = comes(&watched, "north", "north", RECORDS + 2).await;
     assert!(matches!(greeting, Greeting::Welcome { .. }), "{greeting:?}");
     assert_eq!(remembered(&watched).await[0], (RECORDS as i64 + 2, 0, 0));
@@ -232,8 +232,9 @@ async fn statements_after_real_and_seeded_runs_are_right_against_each_adversary(
     let known = |event: &Event| matches!(event.mechanism(), Mechanism::Gaussian { .. });
     assert_eq!(unaware.events.iter().map(known).collect::<Vec<_>>(), [false, true, true]);
     // What the seeded run was not declared to be is told of it where there was nobody to declare.
-    let rehearsed = store.released(Some(seeded.parse().unwrap()), ModelChoice::Last).await.unwrap().statement;
-    assert!(rehearsed.claims.is_empty() && rehearsed.void.is_some());
+    let seeded_one =
+        store.released(Some(seeded.parse().unwrap()), ModelChoice::Last).await.unwrap().statement;
+    assert!(seeded_one.claims.is_empty() && seeded_one.void.is_some());
 
     // A ledger of an earlier version, which declares nothing, of these two runs and of one that nobody knows.
     let central = Plan::parse(&plan(COIN)).unwrap().spec.privacy.central.clone().unwrap();
@@ -244,7 +245,7 @@ async fn statements_after_real_and_seeded_runs_are_right_against_each_adversary(
         let (permit, reserved) = old.reserve(run, 1, &central.charge(), 1).unwrap();
         links.extend([reserved, old.spend(permit, Release::default()).unwrap().1]);
     }
-    store.book(&LedgerReservation { population: "old".to_owned(), links }).await.unwrap();
+    store.append_to_ledger(&LedgerReservation { population: "old".to_owned(), links }).await.unwrap();
     store.close().await;
     drop(store);
     let server = Server::start(config(&federation, [127, 0, 0, 1], false), Arc::new(ToyRoom)).await.unwrap();

@@ -65,7 +65,7 @@ export class PromiseSection {
       fact("Protects", UNITS[promise.unit] ?? promise.unit),
       promise.population === null
         ? fact("Epsilon", `at most ${number(promise.epsilon_max)}, as each site accounts for it`)
-        : fact(run.rehearsal ? "Epsilon (not claimed: a rehearsal)" : "Epsilon", `${number(spent ?? 0)} of ${number(promise.epsilon_max)}`),
+        : fact(run.rehearsal ? "Epsilon (not claimed: a seeded run)" : "Epsilon", `${number(spent ?? 0)} of ${number(promise.epsilon_max)}`),
       fact("Delta", delta(promise.delta)),
       fact("Noise multiplier", Number(promise.noise_multiplier.toFixed(4))),
       promise.population !== null && fact("Population", h("a", { href: "#/privacy" }, promise.population)))));

@@ -232,7 +232,7 @@ class RunView {
     fill(this.bar, progress(run));
     fill(this.message, prose(run.message));
     this.message.dataset.state = run.state;
-    fill(this.facts, `Run ${run.run}${run.rehearsal ? " · rehearsal: its seed is known, so it may not claim privacy" : ""} · ${this.began() ? "model it began with" : "model"} ${run.model_sha256.slice(0, 12) || "none yet"}`);
+    fill(this.facts, `Run ${run.run}${run.rehearsal ? " · seeded run: its seed is known, so it may not claim privacy" : ""} · ${this.began() ? "model it began with" : "model"} ${run.model_sha256.slice(0, 12) || "none yet"}`);
     const wanted = CONTROLS.filter(({ states }) => states.includes(run.state));
     const said = wanted.map(({ verb }) => verb).join(" ");
     if (this.buttons.dataset.said === said) return;

@@ -25,7 +25,7 @@ function row(run) {
   return h("tr", {},
     h("th", { scope: "row" },
       h("a", { href: `#/runs/${run.run}`, "data-keep": "run" }, run.name),
-      h("div", { class: "muted id" }, run.run, run.rehearsal && " · rehearsal")),
+      h("div", { class: "muted id" }, run.run, run.rehearsal && " · seeded")),
     h("td", { "data-label": "State" }, badge(run.state)),
     h("td", { "data-label": "Rounds" }, progress(run)),
     h("td", { class: "muted message" }, h("span", {}, prose(run.message))));
@@ -98,7 +98,7 @@ function submit() {
   const form = h("form", { id: "submit-form" },
     h("label", { for: "file" }, "The plan's file"), file,
     h("label", { for: "plan" }, "Or its text"), text,
-    h("label", { for: "seed" }, "Seed ", h("span", { class: "muted" }, "(optional; makes it a rehearsal, which may not claim privacy)")), seed,
+    h("label", { for: "seed" }, "Seed ", h("span", { class: "muted" }, "(optional; makes it a seeded run, which may not claim privacy)")), seed,
     failed);
   const button = h("button", { type: "submit", class: "primary", form: "submit-form" }, "Submit");
   const dialog = open("Submit a plan", [form], [button]);

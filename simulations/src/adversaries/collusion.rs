@@ -19,9 +19,16 @@ const HALVINGS: u32 = 60;
 /// Doublings in search of a factor that is too large.
 const DOUBLINGS: u32 = 60;
 
+/// What turns a single update around where an attack has no spread to hide in: the epsilon of inner-product manipulation by default.
+const TURNED: f64 = 0.5;
+
 /// The vector that `colluders` clients send beside the updates `seen`, of which there is at least one, in the order of names; `None` where
-/// the attack is none of this kind.
+/// the attack is none of this kind. Of one update alone there is no spread, and those that hide in one would send that very update: they
+/// turn it around.
 pub(crate) fn agreed_on(attack: &Attack, seen: &[Seen<'_>], colluders: usize) -> Option<Vec<f64>> {
+    if let ([alone], true) = (seen, attack.hides_in_spread()) {
+        return Some(alone.values.iter().map(|value| -TURNED * value).collect());
+    }
     match attack {
         Attack::Alie { z } => {
             let z = z.map_or_else(|| z_max(seen.len() + colluders, colluders), |z| z.value());
@@ -212,6 +219,16 @@ mod tests {
         }
         // From 0 and 4: sums of squares are 16 + 4 = 20 for the outer ones; (x - 0)^2 + (x - 4)^2 + (x - 2)^2 = 20 at 2 - 2.
         near(told("\"min_sum\"", &[&[0.0], &[4.0], &[2.0]], 1)[0], 0.0);
+    }
+
+    #[test]
+    fn beside_one_honest_update_nobody_sends_the_same_but_who_mimics() {
+        for attack in
+            ["\"min_max\"", "{ min_sum = { direction = \"unit\" } }", "\"alie\"", "{ alie = { z = 2 } }"]
+        {
+            assert_eq!(told(attack, &[&[2.0, -4.0]], 1), [-1.0, 2.0], "{attack}");
+        }
+        assert_eq!(told("\"mimic\"", &[&[2.0, -4.0]], 1), [2.0, -4.0]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The table `[simulation.adversaries]` as typed, and what it may say.
 
-use protocol::{ClientId, DataSpec, Positive, Spec, SpecError, Target};
+use protocol::{CELL_MAX, ClientId, DataSpec, Positive, Spec, SpecError, Target};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -68,7 +68,7 @@ pub enum Attack {
     },
     /// The update of one honest client, again and again (Karimireddy, He, Jaggi 2022).
     Mimic {
-        /// Whose; by default of the first by name among those that take part in the round.
+        /// Whose, who is not corrupted then; by default, and in rounds without it, of the first by name among those that take part.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<ClientId>,
     },
@@ -163,7 +163,7 @@ impl Attack {
     }
 
     /// Whether those who do it look at the honest updates of the round first.
-    pub fn colludes(&self) -> bool {
+    pub(crate) fn colludes(&self) -> bool {
         match self {
             Self::Alie { .. }
             | Self::InnerProduct { .. }
@@ -180,8 +180,13 @@ impl Attack {
         }
     }
 
+    /// Whether it is made of the differences of honest updates.
+    pub(super) fn hides_in_spread(&self) -> bool {
+        matches!(self, Self::Alie { .. } | Self::MinMax { .. } | Self::MinSum { .. })
+    }
+
     /// Whether it begins with the records.
-    pub fn changes_records(&self) -> bool {
+    pub(crate) fn changes_records(&self) -> bool {
         matches!(self, Self::LabelFlip {} | Self::RandomLabels {} | Self::Backdoor { .. })
     }
 
@@ -214,8 +219,12 @@ impl Attack {
         if !(1..=widest).contains(side) {
             return fault(".side", format!("{side} is not from 1 to {widest}, the smaller side of a record"));
         }
-        if !value.is_finite() {
-            return fault(".value", format!("{value} is no value of a pixel"));
+        let most = f64::from(CELL_MAX);
+        if !(-most..=most).contains(value) {
+            return fault(
+                ".value",
+                format!("{value} is no value of a pixel; give one from -{most:e} to {most:e}"),
+            );
         }
         Ok(())
     }

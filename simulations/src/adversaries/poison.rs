@@ -42,16 +42,24 @@ pub(crate) fn poison(train: &View, attack: &Attack, classes: usize, chance: &mut
     View::whole(Arc::new(records))
 }
 
-/// The test records of other classes than a backdoor's target, with its square and the target as their class: a model's accuracy on them
-/// is the share for which the backdoor opens. `None` where the attack is another, or there are no such records.
-pub(crate) fn triggered(test: &View, attack: &Attack) -> Option<Dataset> {
+/// Whether records carry the square of a backdoor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pattern {
+    Drawn,
+    Absent,
+}
+
+/// The test records of other classes than a backdoor's target, with or without its square, and the target as their class: a model's accuracy
+/// on them is the share that it takes for the target. `None` where the attack is another, or there are no such records.
+pub(crate) fn relabelled(test: &View, attack: &Attack, pattern: Pattern) -> Option<Dataset> {
     let Attack::Backdoor { target, side, value, .. } = attack else { return None };
+    let side = if pattern == Pattern::Drawn { *side } else { 0 };
     let Labels::Classes(classes) = &test.dataset.labels else { return None };
     let others = test.rows.iter().copied().filter(|row| classes[*row as usize] != *target);
     let others: Vec<u32> = others.collect();
     let all: Vec<usize> = (0..others.len()).collect();
     let records = test.dataset.select(&others);
-    (!others.is_empty()).then(|| with_pattern(records, &all, *side, *value as f32, *target))
+    (!others.is_empty()).then(|| with_pattern(records, &all, side, *value as f32, *target))
 }
 
 /// The records, `rows` of them with a square in the last corner of every channel, and of class `target`.
@@ -133,9 +141,11 @@ mod tests {
     #[test]
     fn whether_it_opens_is_measured_on_records_of_other_classes() {
         let backdoor = attack("{ backdoor = { target = 2, side = 1, value = 9 } }");
-        let test = triggered(&records(), &backdoor).unwrap();
+        let test = relabelled(&records(), &backdoor, Pattern::Drawn).unwrap();
         assert_eq!(test.labels, Labels::Classes(vec![2, 2, 2]));
         assert_eq!(test.sample(2), [18.0, 19.0, 20.0, 21.0, 22.0, 9.0]);
-        assert!(triggered(&records(), &attack("\"zero\"")).is_none());
+        let plain = relabelled(&records(), &backdoor, Pattern::Absent).unwrap();
+        assert_eq!((plain.labels.clone(), plain.sample(2)[5]), (test.labels, 23.0));
+        assert!(relabelled(&records(), &attack("\"zero\""), Pattern::Drawn).is_none());
     }
 }

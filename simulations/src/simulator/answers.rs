@@ -30,7 +30,7 @@ pub(super) struct Collusion {
 struct Worked {
     checked: Checked,
     personal: LocalState,
-    trouble: Option<TaskError>,
+    error: Option<TaskError>,
 }
 
 impl Collusion {
@@ -108,7 +108,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Gives the crew the answers that are due first, but none that comes too late.
+    /// Gives the workers the answers that are due first, but none that comes too late.
     pub(super) fn put_to_work(&mut self) {
         let next = self.pending.first_key_value().map(|(moment, _)| *moment);
         while let Some(moment) = self.unposted.first().copied() {
@@ -150,7 +150,7 @@ impl Stage<'_> {
         task: Task,
     ) -> Result<(Checked, Option<TaskError>), SimulatorError> {
         let client = &self.roster.workforce.clients()[number];
-        let Worked { checked, personal, trouble } = match self.collusion.conduct(client, &task) {
+        let Worked { checked, personal, error } = match self.collusion.conduct(client, &task) {
             Conduct::Colluding => self.await_colluder(moment, client, task)?,
             Conduct::Honest | Conduct::Observed | Conduct::Alone => {
                 let id = task.id;
@@ -165,7 +165,7 @@ impl Stage<'_> {
         if !personal.is_empty() {
             self.personal.insert(number, personal);
         }
-        Ok((checked, trouble))
+        Ok((checked, error))
     }
 
     /// An answer that is checked where it was made.
@@ -176,12 +176,12 @@ impl Stage<'_> {
         task: TaskId,
     ) -> Result<Worked, SimulatorError> {
         match self.await_job(moment)? {
-            Done::Client { checked, personal, trouble, seen } => {
+            Done::Client { checked, personal, error, seen } => {
                 if let Some(points) = seen {
                     self.collusion.turn_to(task);
                     self.collusion.seen.insert(number, points);
                 }
-                Ok(Worked { checked, personal, trouble })
+                Ok(Worked { checked, personal, error })
             }
             Done::Colluder { .. } | Done::Central(_) => Err(SimulatorError::WorkerLost),
         }
@@ -206,12 +206,12 @@ impl Stage<'_> {
             let agreed = self.collusion.agree(&task, colluders, self.roster.workforce.clients());
             self.collusion.agreed = Some(agreed);
         }
-        let Done::Colluder { answer, personal, trouble } = self.await_job(moment)? else {
+        let Done::Colluder { answer, personal, error } = self.await_job(moment)? else {
             return Err(SimulatorError::WorkerLost);
         };
         let answer = self.collusion.forge(client, &task, answer);
         let checked = self.checker_of(task.id).check(answer);
-        Ok(Worked { checked, personal, trouble })
+        Ok(Worked { checked, personal, error })
     }
 
     /// Waits for every honest answer of a task that is still to come in time. Gives the number of colluding clients, of which one is due.

@@ -31,7 +31,7 @@ impl Best {
         let is_better = |score: &Score| {
             best.as_ref().is_none_or(|best| {
                 let by_accuracy = score.accuracy.is_some() && best.score.accuracy.is_some();
-                score.good(by_accuracy) > best.score.good(by_accuracy)
+                score.is_better(best.score, by_accuracy)
             })
         };
         let Some(score) = score.or_else(|| summary.sites.as_ref().and_then(Score::of)).filter(is_better)

@@ -92,10 +92,10 @@ const PLAN: &str = "name = \"t\"\nrounds = 4\nmodel = \"linear\"\n\
 
 fn run(plan: &str, availability: AvailabilityConfig, threads: usize) -> (Outcome, usize) {
     let plan = Plan::parse(&format!("{PLAN}{plan}")).unwrap();
-    let world =
+    let simulator =
         Simulator::new(plan, Parameters::new(vec![0.0; 2]), 5, availability).unwrap().with_threads(threads);
     let toys = Toys::new(50);
-    let outcome = world.run(&toys, &mut |_| {}).unwrap();
+    let outcome = simulator.run(&toys, &mut |_| {}).unwrap();
     (outcome, toys.visits.into_inner())
 }
 
@@ -124,10 +124,10 @@ fn all_threads_measure_the_servers_records_and_find_the_same() {
         let plan =
             Plan::parse(&format!("{PLAN}evaluation = {{ sites = \"none\", central = true }}\n")).unwrap();
         let start = Parameters::new(vec![0.0; 2]);
-        let world =
+        let simulator =
             Simulator::new(plan, start, 5, AvailabilityConfig::default()).unwrap().with_threads(threads);
         let toys = Toys { central_parts: 7, ..Toys::new(10) };
-        let outcome = world.run(&toys, &mut |_| {}).unwrap();
+        let outcome = simulator.run(&toys, &mut |_| {}).unwrap();
         let central = outcome.rounds.iter().map(|round| round.central.unwrap()).collect::<Vec<_>>();
         (central, outcome.model)
     };
@@ -156,16 +156,16 @@ fn too_few_clients_is_said_before_or_after_waiting() {
     let plan = |text: &str| Plan::parse(&format!("{PLAN}{text}")).unwrap();
     let start = || Parameters::new(vec![0.0; 2]);
     let toys = Toys::new(5);
-    let world =
+    let simulator =
         Simulator::new(plan("cohort = { clients_min = 6 }\n"), start(), 1, AvailabilityConfig::default())
             .unwrap();
     assert!(matches!(
-        world.run(&toys, &mut |_| {}),
+        simulator.run(&toys, &mut |_| {}),
         Err(SimulatorError::TooFewClients { needed: 6, found: 5 })
     ));
     let rain = AvailabilityConfig { availability: 1e-9, ..AvailabilityConfig::default() };
-    let world = Simulator::new(plan("cohort = { clients_min = 5 }\n"), start(), 1, rain).unwrap();
-    assert!(matches!(world.run(&toys, &mut |_| {}), Err(SimulatorError::TooFewClients { .. })));
+    let simulator = Simulator::new(plan("cohort = { clients_min = 5 }\n"), start(), 1, rain).unwrap();
+    assert!(matches!(simulator.run(&toys, &mut |_| {}), Err(SimulatorError::TooFewClients { .. })));
 }
 
 #[test]
@@ -174,11 +174,11 @@ fn observers_see_virtual_time() {
         latency_seconds: protocol::Positive::new(30.0).unwrap(),
         ..AvailabilityConfig::default()
     };
-    let world =
+    let simulator =
         Simulator::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, availability).unwrap();
     let mut rounds = Vec::new();
     let toys = Toys::new(3);
-    let outcome = world.run(&toys, &mut |seen| {
+    let outcome = simulator.run(&toys, &mut |seen| {
         if let Note::Round(summary) = seen.note {
             rounds.push((summary.round, seen.now.as_seconds()));
         }

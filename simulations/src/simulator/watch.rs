@@ -15,7 +15,7 @@ pub struct Observation<'a> {
     pub note: &'a Note,
     /// What went wrong at the client of a declined or accepted answer, in the learner's own words. Of a plan that promises privacy
     /// nobody outside the client may see it: it is outside of what the plan protects.
-    pub trouble: Option<&'a TaskError>,
+    pub error: Option<&'a TaskError>,
 }
 
 /// A round is over, or its evaluation.

@@ -18,11 +18,11 @@ pub(crate) enum Mutant {
     RecordRefused,
     /// A record whose cells or label are huge makes the loss unsound, and that ends the training.
     LossTold,
-    /// A record is read when the learner is made ready, before anything is booked.
+    /// A record is read when the learner is made ready, before anything is reserved.
     ReadEarly,
-    /// What is booked and released follows from the true number of records.
+    /// What is charged and released follows from the true number of records.
     RecordsCounted,
-    /// The permit is for the true number of records, whatever is booked.
+    /// The permit is for the true number of records, whatever is reserved.
     StepsCounted,
     /// An update weighs as many as there are records.
     WeightTold,
@@ -30,7 +30,7 @@ pub(crate) enum Mutant {
     MetricsTold,
     /// An evaluation that tells nothing reads the records, and fails with them.
     EvaluationReads,
-    /// What came to nothing is booked back.
+    /// What came to nothing is cancelled.
     Refunded,
     /// The detail of a refusal says how many records there are.
     DetailTold,
@@ -55,7 +55,7 @@ impl Mutant {
         Box::new(Flawed { trainer, records, mutant: self, spec: None })
     }
 
-    /// Whether what ends in trouble costs nothing.
+    /// Whether what ends in an error costs nothing.
     pub(crate) fn refunds(self) -> bool {
         self == Self::Refunded
     }

@@ -181,16 +181,16 @@ impl Site {
         self.line(&outcome)
     }
 
-    /// Takes the last line out of the ledger, as if nothing had been booked.
+    /// Takes the last line out of the ledger, as if nothing had been reserved.
     fn refund(&mut self) {
         let mut text = self.ledger.0.lock().unwrap().clone();
         let end = text.len().saturating_sub(1);
         let start = text[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |place| place + 1);
         text.truncate(start);
         *self.ledger.0.lock().unwrap() = text;
-        let papers = (&self.ledger, &self.audit);
+        let books = (&self.ledger, &self.audit);
         self.participant =
-            participant(&self.policy, self.declared, &self.records, self.mutant, papers, &self.clock);
+            participant(&self.policy, self.declared, &self.records, self.mutant, books, &self.clock);
     }
 
     fn line(&self, outcome: &Outcome) -> Line {

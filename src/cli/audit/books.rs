@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ::client::SiteAccount;
 use privacy::chain::segments::logs_in;
+use privacy::counted;
 use protocol::RunId;
 use serde_json::{Value, json};
 use server::net::Agreement;
@@ -49,11 +50,11 @@ fn is_without_logs(folder: &ServerFolder) -> bool {
 
 pub(super) fn describe(folder: &Path, agreed: &Agreement) -> String {
     format!(
-        "{}: the books agree: {} ledgers, {} releases in them, {} models released, {} of them in the audit log",
+        "{}: the books agree: {} with {}, {} released, {} of them in the audit log",
         folder.display(),
-        agreed.populations,
-        agreed.paid,
-        agreed.released,
+        counted(agreed.populations, "ledger"),
+        counted(agreed.paid, "release"),
+        counted(agreed.released, "model"),
         agreed.logged
     )
 }
@@ -109,7 +110,11 @@ fn disagreements(trained: &[(RunId, u32)], statement: Option<&PrivacyStatement>)
             let has = paid.map_or_else(
                 || "give its newest statement with --statement to see whether it paid".to_owned(),
                 |paid| {
-                    format!("its statement has {paid} releases, and this site trained {} times", counts[&run])
+                    format!(
+                        "its statement has {}, and this site trained {}",
+                        counted(paid, "release"),
+                        counted(counts[&run], "time")
+                    )
                 },
             );
             faults.push(format!(
@@ -149,7 +154,7 @@ mod tests {
 
     fn of(round: u32) -> PrivacyStatement {
         let run = RunId(7).to_string();
-        let subject = Subject { model_sha256: "ab".into(), run, round, rehearsal: false };
+        let subject = Subject { model_sha256: "ab".into(), run, round, is_seeded: false };
         PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap()
     }
 

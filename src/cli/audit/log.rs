@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use privacy::chain::segments::{Survey, closed_by_name, files_of, read_segment, survey};
+use privacy::counted;
 use serde_json::{Value, json};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
+use super::super::global::Global;
 use super::super::kinds::FileKind;
 use super::super::output::{Format, print};
 use super::{Findings, VerifyArgs, entries, told};
@@ -87,9 +88,9 @@ fn describe(log: &Path, seen: &Survey) -> String {
     let (shown, end) = (log.display(), seen.end());
     let files = match seen.segments.len() {
         0 | 1 => String::new(),
-        files => format!(" in {files} files"),
+        files => format!(" in {}", counted(files, "file")),
     };
-    format!("{shown}: {} records in order{files}, head {}", seen.records(), end.head())
+    format!("{shown}: {} in order{files}, head {}", counted(seen.records(), "record"), end.head())
 }
 
 fn object(log: &Path, seen: &Survey, entries: Option<Vec<Value>>) -> Value {

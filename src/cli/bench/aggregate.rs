@@ -12,8 +12,8 @@ use server::{Averaging, ModelUpdate, ServerOptimizer};
 use super::limits::Copying;
 use super::machine::{cores, load, machine, peak_rss_bytes};
 use super::samples::Samples;
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 use crate::cli::output::table;
 
 /// Clients for which the lattice has room.
@@ -27,10 +27,10 @@ pub(in crate::cli) struct AggregateArgs {
     /// Values of an update.
     #[arg(long, default_value_t = 1_663_370)]
     parameters: usize,
-    /// How often each is done; medians are told.
+    /// How often each is done; medians are reported.
     #[arg(long, default_value_t = 15)]
     repeats: usize,
-    /// Threads of the noise; all cores by default. Everything else is done by one.
+    /// Threads that draw noise; all cores by default. Everything else runs on one thread.
     #[arg(long)]
     threads: Option<usize>,
 }

@@ -2,12 +2,12 @@
 
 use ::client::net::Transport;
 use clap::Args;
-use command::measure::{self, Program, crowd};
+use measure::{Program, crowd};
 use serde_json::{Value, json};
 
 use super::machine::machine;
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CrowdArgs {
@@ -20,7 +20,7 @@ pub(in crate::cli) struct CrowdArgs {
     /// Values of the model; each is 4 bytes.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     parameters: u32,
-    /// Let all sites come over TCP, as from networks that let no UDP out.
+    /// Connect all sites over TCP, as from networks that block UDP.
     #[arg(long)]
     tcp: bool,
 }

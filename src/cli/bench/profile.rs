@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use client::Participant;
+use measure::Adder;
 use protocol::{
-    ClientId, Contribution, EvaluateOrder, Layout, LearnError, Learner, Metrics, Outcome, Round, RunId, Seed,
-    Spec, Statistic, StepId, Stop, Task, TaskId, TrainOrder, Work,
+    ClientId, Contribution, Layout, Learner, Outcome, Round, RunId, Seed, StepId, Stop, Task, TaskId, Work,
 };
 use serde_json::{Value, json};
 use server::Plan;
@@ -70,7 +70,7 @@ impl Around<'_> {
     fn client(&self, records: u64) -> Result<f64, Failure> {
         let layout = self.first.layout.clone();
         let id = ClientId::new("client").or_fail(Kind::Defect, "a name")?;
-        let mut participant = Participant::new(id, Box::new(Idler { layout, records }));
+        let mut participant = Participant::new(id, Box::new(Adder::new(layout, records)));
         let id = TaskId::new(RunId(0), Round(1), StepId::TRAIN);
         let (model, norm_max) = (Arc::new(self.first.shared.clone()), None);
         let work = Work::Train { model, learning_rate_scale: 1.0, norm_max };
@@ -128,7 +128,7 @@ impl Workforce for Idle<'_> {
     }
 
     fn worker(&self) -> Box<dyn Worker + '_> {
-        Box::new(Idler { layout: self.layout.clone(), records: self.records })
+        Box::new(Idler(Adder::new(self.layout.clone(), self.records)))
     }
 
     fn central(&self) -> Option<Box<dyn Learner>> {
@@ -136,43 +136,11 @@ impl Workforce for Idle<'_> {
     }
 }
 
-/// Moves every parameter a little, and says how long that took.
-struct Idler {
-    layout: Layout,
-    records: u64,
-}
+/// One learner for all clients.
+struct Idler(Adder);
 
 impl Worker for Idler {
     fn visit(&mut self, _: usize) -> &mut dyn Learner {
-        self
-    }
-}
-
-impl Learner for Idler {
-    fn prepare(&mut self, _: &Arc<Spec>) -> Result<(), LearnError> {
-        Ok(())
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    fn initialise(&mut self, _: Seed) -> Result<Vec<f32>, LearnError> {
-        Ok(vec![0.0; self.layout.len()])
-    }
-
-    fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
-        Ok(Vec::new())
-    }
-
-    fn train(&mut self, model: &mut [f32], _: &TrainOrder, _: &Stop) -> Result<Metrics, LearnError> {
-        let began = Instant::now();
-        model.iter_mut().for_each(|value| *value += 1e-3);
-        let seconds = began.elapsed().as_secs_f64();
-        Ok(Metrics { loss: 0.0, accuracy: None, examples: self.records, seconds })
-    }
-
-    fn evaluate(&mut self, _: &[f32], _: &EvaluateOrder, _: &Stop) -> Result<Metrics, LearnError> {
-        Ok(Metrics::default())
+        &mut self.0
     }
 }

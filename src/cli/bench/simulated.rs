@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use consortia::first_model;
+use privacy::counted;
 use protocol::{EvaluateOrder, Metrics, Parameters, Seed, StepId, Stop};
 use serde_json::{Value, json};
 use server::{Note, Plan, RunEnd};
@@ -17,30 +18,30 @@ use super::people::Images;
 use super::profile::{Around, Profile};
 use super::samples::Samples;
 use super::workload::{BATCH, Workload};
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct SimulatedArgs {
     /// Rounds of each repeat; by default as many as take a few seconds.
     #[arg(long)]
     rounds: Option<u32>,
-    /// Images of each client, instead of the workload's.
+    /// Images per client, instead of the workload's number.
     #[arg(long)]
     records: Option<usize>,
     /// Worker threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
-    /// How often the rounds are run; medians are told.
+    /// How often the rounds are run; medians are reported.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
-    /// Run on one thread, too, in turn with the others.
+    /// Also run on one thread, alternating with the other runs.
     #[arg(long)]
     scaling: bool,
-    /// Say where the time goes, too.
+    /// Also report where the time is spent.
     #[arg(long)]
     profile: bool,
-    /// The folder that holds MNIST's four files in `mnist`; without it images are made up.
+    /// The folder with MNIST's four files in `mnist`; without it images are synthetic.
     #[arg(long, env = "CONSORTIA_DATA")]
     data: Option<PathBuf>,
     /// The seed from which everything random follows, but for noise.
@@ -143,7 +144,7 @@ pub(super) fn run(
     seed: u64,
     threads: usize,
 ) -> Result<Run, Failure> {
-    let world = Simulator::new(plan.clone(), first.clone(), seed, AvailabilityConfig::default())
+    let simulator = Simulator::new(plan.clone(), first.clone(), seed, AvailabilityConfig::default())
         .or_fail(Kind::Defect, "the workload")?
         .with_threads(threads);
     let mut opened: Option<Instant> = None;
@@ -166,7 +167,7 @@ pub(super) fn run(
         }
         _ => {}
     };
-    let outcome = world.run(workforce, &mut observe).or_fail(Kind::Run, "the workload")?;
+    let outcome = simulator.run(workforce, &mut observe).or_fail(Kind::Run, "the workload")?;
     let processor = processor.and_then(|before| Some(processor_seconds()? - before));
     if let RunEnd::Failed(why) | RunEnd::BudgetExhausted(why) = &outcome.end {
         return Err(Failure::new(Kind::Run, why));
@@ -286,9 +287,9 @@ fn describe(object: &Value) -> String {
     }
     lines.push(format!("first aggregate after    {:.2} s", number("seconds_to_first_aggregate")));
     lines.push(format!(
-        "test accuracy            {:.4} after {} rounds",
+        "test accuracy            {:.4} after {}",
         number("accuracy"),
-        object["rounds"]
+        counted(object["rounds"].as_u64().unwrap_or(0), "round")
     ));
     if let Some(phases) = object["profile"]["phases"].as_array() {
         lines.push(String::new());

@@ -19,8 +19,8 @@ use super::limits::product_flops;
 use super::machine::{load, machine, peak_rss_bytes};
 use super::samples::Samples;
 use super::workload::Workload;
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 use crate::cli::output::table;
 
 /// The only way to tell candle how many threads its operations may use.
@@ -31,16 +31,16 @@ const FLOPS_LONG: u64 = 3_500_000_000;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StepsArgs {
-    /// How often the passes are run, all networks in turn; medians are told.
+    /// How often the passes are run, all networks in turn; medians are reported.
     #[arg(long, default_value_t = 7)]
     repeats: usize,
-    /// Steps a pass; a fifth of them for networks of which one step takes very long.
+    /// Steps per pass; a fifth of them for networks with very slow steps.
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// Only networks whose name begins so.
+    /// Only networks whose name begins with this.
     #[arg(long)]
     only: Option<String>,
-    /// Say what each layer takes, too, where gradients come in closed form.
+    /// Also report the time of each layer, where gradients have a closed form.
     #[arg(long)]
     profile: bool,
 }

@@ -2,13 +2,13 @@
 //! where that is slower.
 
 use clap::Args;
-use command::measure::wire::{self, Order};
-use command::measure::{self, Program};
+use measure::Program;
+use measure::wire::{self, Order};
 use serde_json::{Value, json};
 
 use super::machine::{load, machine};
-use crate::cli::Global;
 use crate::cli::failure::{Failure, Kind, OrFail};
+use crate::cli::global::Global;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct WireArgs {
@@ -18,7 +18,7 @@ pub(in crate::cli) struct WireArgs {
     /// Sites of the second measurement; the first has one.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     sites: u32,
-    /// Rounds that are timed; medians are told.
+    /// Rounds that are timed; medians are reported.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 }

@@ -2,12 +2,13 @@
 
 use privacy::accounting::Figure;
 use privacy::chain::Link;
+use privacy::counted;
 use privacy::ledger::{Epsilons, Ledger, Record};
 use serde_json::{Value, json};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::ServerFolder;
+use super::super::global::Global;
 use super::super::output::{table, text_table, without_empty};
 use super::super::watch::runtime;
 
@@ -75,9 +76,9 @@ fn lines(accounts: &[Account]) -> String {
     let heads = accounts.iter().map(|account| {
         let secure = if account.ledger.is_secure() { "" } else { "  INSECURE: noise from a test's seed" };
         format!(
-            "{}: {} records, head {}{secure}",
+            "{}: {}, head {}{secure}",
             account.ledger.terms().population,
-            account.ledger.len(),
+            counted(account.ledger.len(), "record"),
             account.ledger.head()
         )
     });

@@ -86,10 +86,10 @@ fn train(
     let plan = Plan { cohort, evaluation, ..scenario.plan.clone() };
     let first =
         first_model(alone.models(), &plan.spec, Seed::from_number(seed)).or_fail(Kind::Defect, name)?;
-    let world = Simulator::new(plan, first.shared, seed, AvailabilityConfig::default())
+    let simulator = Simulator::new(plan, first.shared, seed, AvailabilityConfig::default())
         .or_fail(Kind::Defect, name)?;
-    let world = world.with_tensors(first.layout.shared_lengths());
-    let outcome = world.with_threads(1).run(&alone, &mut |_| {}).or_fail(Kind::Defect, name)?;
+    let simulator = simulator.with_layout(&first.layout);
+    let outcome = simulator.with_threads(1).run(&alone, &mut |_| {}).or_fail(Kind::Defect, name)?;
     Ok(Trained { model: outcome.model, standardiser: outcome.standardiser })
 }
 

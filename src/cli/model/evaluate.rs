@@ -13,12 +13,12 @@ use protocol::{EvaluateOrder, EvaluationRecords, LearnError, Learner, Metrics, R
 use serde_json::json;
 use simulations::DatasetConfig;
 
-use super::super::Global;
-use super::super::check::read_plan;
 use super::super::columns::read_plan_text;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::plans::scenario_of;
+use super::super::settings::read_plan;
 use super::{agree, joined, personal_of};
 
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub(in crate::cli) struct EvaluateArgs {
     /// A `site.toml`: its records, and the personal layers that it keeps. Without it, the records of the plan's `[simulation]`.
     #[arg(long, value_name = "FILE")]
     site: Option<PathBuf>,
-    /// The run whose personal layers the site adds; not needed where it keeps those of one run.
+    /// The run whose personal layers are added; needed only if the site keeps those of several runs.
     #[arg(long, requires = "site")]
     run: Option<RunId>,
     /// On which of the records.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use protocol::Spec;
 use serde_json::{Value, json};
-use simulations::{Attack, Outcome, Population, SimulationConfig};
+use simulations::{Attack, BackdoorRates, Outcome, Population, SimulationConfig};
 
-use super::super::output::share;
+use super::super::output::{share, some_names};
 
-/// Names in a sentence.
-const NAMES_MAX: usize = 8;
+/// Above this rate without the pattern a model takes most records for the target: what it does with the pattern shows no backdoor.
+const COLLAPSED: f64 = 0.5;
 
 /// What the corrupted clients of a simulation do, if it has some.
 pub(super) fn of(simulation: &SimulationConfig) -> Option<Attack> {
@@ -21,34 +21,31 @@ pub(super) fn of(simulation: &SimulationConfig) -> Option<Attack> {
 pub(super) struct Attacked {
     attack: &'static str,
     clients: Vec<String>,
-    /// The share of test records with the pattern that the last model takes for the target of a backdoor.
-    success: Option<f64>,
+    /// How often the last model takes test records for the target of a backdoor.
+    rates: Option<BackdoorRates>,
 }
 
 impl Attacked {
     /// Of a simulation that is over.
     pub(super) fn of(attack: &Attack, population: &Population, outcome: &Outcome, spec: &Arc<Spec>) -> Self {
         let standardiser = outcome.standardiser.as_ref();
-        let success = population.attack_success(attack, &outcome.model, standardiser, spec);
+        let rates = population.backdoor_rates(attack, &outcome.model, standardiser, spec);
         let clients = outcome.corrupted.iter().map(ToString::to_string).collect();
-        Self { attack: attack.name(), clients, success }
-    }
-
-    fn names(&self) -> String {
-        let shown = self.clients.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>().join(", ");
-        match self.clients.len().saturating_sub(NAMES_MAX) {
-            0 => shown,
-            more => format!("{shown} and {more} more"),
-        }
+        Self { attack: attack.name(), clients, rates }
     }
 
     /// For the end of the run and its report.
     pub(super) fn sentence(&self, clients: usize) -> String {
         let count = self.clients.len();
-        let opens = self.success.map_or_else(String::new, |success| {
+        let opens = self.rates.map_or_else(String::new, |BackdoorRates { with_pattern, without_pattern }| {
+            let collapsed = match without_pattern > COLLAPSED {
+                true => ": the model predicts that class for most records, which shows no backdoor",
+                false => "",
+            };
             format!(
-                "; {} of the test records with the pattern are taken for its target",
-                share(Some(success))
+                "; of the test records of other classes, {} with the pattern and {} without it are taken for its target{collapsed}",
+                share(Some(with_pattern)),
+                share(Some(without_pattern))
             )
         });
         match count {
@@ -56,14 +53,17 @@ impl Attacked {
             _ => format!(
                 "{count} of {clients} clients are corrupted ({}): {}{opens}",
                 self.attack,
-                self.names()
+                some_names(&self.clients)
             ),
         }
     }
 
     /// For programs.
     pub(super) fn object(&self) -> Value {
-        json!({ "attack": self.attack, "clients": self.clients, "success": self.success })
+        let (success, without) = self.rates.map(|rates| (rates.with_pattern, rates.without_pattern)).unzip();
+        json!({
+            "attack": self.attack, "clients": self.clients, "success": success, "success_without_pattern": without,
+        })
     }
 }
 
@@ -71,6 +71,8 @@ impl Attacked {
 impl fmt::Display for Attacked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "corrupted      {} ({})", self.clients.len(), self.attack)?;
-        self.success.map_or(Ok(()), |success| write!(f, "\nattack success {}", share(Some(success))))
+        let Some(BackdoorRates { with_pattern, without_pattern }) = self.rates else { return Ok(()) };
+        let (with, without) = (share(Some(with_pattern)), share(Some(without_pattern)));
+        write!(f, "\nattack success {with} of the records with the pattern, {without} of them without it")
     }
 }

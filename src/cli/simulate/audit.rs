@@ -62,6 +62,17 @@ impl Audit {
     }
 }
 
+/// Refuses a plan in which nothing is promised and no canary could take part.
+pub(super) fn refuse_method(plan: &Plan, file: &str) -> Result<(), Failure> {
+    let Some(method) = &plan.method else { return Ok(()) };
+    let message = format!(
+        "{file}: --audit measures what updates of a training give away, and the method `{}` of this plan has none and promises nothing; leave \
+         --audit out",
+        method.name
+    );
+    Err(Failure::new(Kind::Configuration, message))
+}
+
 /// The workforce with the canaries behind it.
 pub(super) fn with_canaries<'a>(
     inner: &'a dyn Workforce,

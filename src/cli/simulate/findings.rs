@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 
 use command::results::figure;
+use privacy::{counted, verb};
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Spec, StepId, Target, TaskId, Weighting};
+use protocol::{ClientId, ModelSpec, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};
 use server::Note;
 use simulations::{Observation, Population, Workforce as _};
@@ -33,6 +34,8 @@ pub(super) struct Findings {
     entries: Vec<Entry>,
     /// Answers with reasons beyond [`REASONS_MAX`].
     others: u64,
+    /// Whether gradients move the model: a method's loss can grow for other reasons, and has no learning rate.
+    trains: bool,
     loss_least: Option<f64>,
     loss_last: Option<(u32, f64)>,
     notes: Vec<String>,
@@ -73,11 +76,21 @@ enum Kind {
 }
 
 impl Kind {
-    fn verb(self) -> &'static str {
+    /// What happened, when it happens: a client declines, and the server rejects.
+    fn told(self, client: &ClientId, place: &str) -> String {
         match self {
-            Self::Declined => "declined",
-            Self::Refused => "refused",
-            Self::Covered => "failed, and counted as zeros",
+            Self::Declined => format!("{client} declined {place}"),
+            Self::Refused => format!("the answer of {client} to {place} was rejected"),
+            Self::Covered => format!("{client} failed in {place}, and counts as zeros"),
+        }
+    }
+
+    /// How often it happened, at the end.
+    fn counted(self, answers: u64) -> String {
+        match self {
+            Self::Declined => format!("{} declined", counted(answers, "task")),
+            Self::Refused => format!("{} rejected by the server", counted(answers, "answer")),
+            Self::Covered => format!("{} failed, and counted as zeros", counted(answers, "task")),
         }
     }
 }
@@ -90,6 +103,7 @@ impl Findings {
             is_private: !spec.privacy.is_none(),
             tells_all,
             classifies,
+            trains: !matches!(spec.model, ModelSpec::Values { .. }),
             entries: Vec::new(),
             others: 0,
             loss_least: None,
@@ -100,9 +114,13 @@ impl Findings {
 
     /// Takes what the records show before anybody trains.
     pub(super) fn look_at(&mut self, population: &Population, spec: &Spec) {
+        // A method is neither evaluated, nor does it weigh clients.
+        if !self.trains {
+            return;
+        }
         if !population.has_tests() && population.central_parts() == 0 && population.central().is_none() {
             self.notes.push(
-                "nobody has test records, so no model is measured on records it was not trained with; give `split_column` or `test` in the data"
+                "no client has test records, so no model is evaluated on records that it was not trained on; give `split_column` or `test` in the data"
                     .to_owned(),
             );
         }
@@ -116,11 +134,13 @@ impl Findings {
             let rows = rows(site);
             let others = match cut.len() {
                 1 => String::new(),
-                more => format!(", and so it is with {} clients more", more - 1),
+                more => format!(", and so do those of {}", counted(more - 1, "other client")),
             };
             self.notes.push(format!(
-                "the {rows} training records of {client} count as {weight_max}, as update.weight_max says{others}; raise it to weigh \
-                 clients by their records"
+                "the {} of {client} {} as {weight_max}, as update.weight_max says{others}; raise it to weigh \
+                 clients by their records",
+                counted(rows, "training record"),
+                verb(rows, "counts", "count")
             ));
         }
     }
@@ -129,17 +149,17 @@ impl Findings {
     pub(super) fn observe(&mut self, seen: &Observation<'_>) -> Option<String> {
         match seen.note {
             Note::Declined { client, task, reason, detail } => {
-                let own = seen.trouble.filter(|_| self.is_private && self.tells_all);
-                let words = own.map_or(detail, |trouble| &trouble.message);
+                let own = seen.error.filter(|_| self.is_private && self.tells_all);
+                let words = own.map_or(detail, |error| &error.message);
                 self.add(Kind::Declined, client, Some(*task), reason.name(), words)
             }
             Note::Refused { client, task, reason, detail } => {
                 self.add(Kind::Refused, client, *task, reason.name(), detail)
             }
             Note::Accepted { client, task, .. } => {
-                let trouble = seen.trouble?;
-                let words = if self.tells_all { trouble.message.as_str() } else { HINT };
-                self.add(Kind::Covered, client, Some(*task), trouble.reason.name(), words)
+                let error = seen.error?;
+                let words = if self.tells_all { error.message.as_str() } else { HINT };
+                self.add(Kind::Covered, client, Some(*task), error.reason.name(), words)
             }
             Note::Withheld { task, reason } => Some(format!("{task} releases nothing: {reason}")),
             Note::Round(round) => {
@@ -151,6 +171,9 @@ impl Findings {
     }
 
     fn look_at_loss(&mut self, round: &RoundSummary) {
+        if !self.trains {
+            return;
+        }
         let measured = round.sites.or(round.central).or(round.train);
         let Some(loss) = measured.map(|metrics| metrics.loss) else { return };
         self.loss_last = Some((round.round, loss));
@@ -184,10 +207,13 @@ impl Findings {
         let words = words.to_owned();
         let clients = BTreeSet::from([client.clone()]);
         self.entries.push(Entry { kind, reason, words: words.clone(), clients, answers: 1 });
-        let place = task.map_or_else(String::new, |task| match task.step {
-            StepId::STATISTICS => " the statistics".to_owned(),
-            _ => format!(" round {}", task.round),
-        });
+        let place = task.map_or_else(
+            || "no task".to_owned(),
+            |task| match task.step {
+                StepId::STATISTICS => "the statistics".to_owned(),
+                _ => format!("round {}", task.round),
+            },
+        );
         let outside =
             if self.is_private && self.tells_all { "outside of what the plan protects: " } else { "" };
         let hint = if self.is_private && !self.tells_all && words != HINT {
@@ -195,7 +221,7 @@ impl Findings {
         } else {
             String::new()
         };
-        Some(format!("{outside}{client} {}{place}: {reason}: {words}{hint}", kind.verb()))
+        Some(format!("{outside}{}: {reason}: {words}{hint}", kind.told(client, &place)))
     }
 
     /// How many tasks were declined.
@@ -216,18 +242,17 @@ impl Findings {
             if entry.clients.len() > NAMES_MAX {
                 names.push("others");
             }
-            let answers =
-                if entry.answers == 1 { "1 task".to_owned() } else { format!("{} tasks", entry.answers) };
-            let count = format!("{}: {answers} {} ({})", names.join(", "), entry.kind.verb(), entry.reason);
+            let count =
+                format!("{}: {} ({})", names.join(", "), entry.kind.counted(entry.answers), entry.reason);
             Remark {
                 whole: format!("{count}: {}", entry.words),
-                count: Some(format!("{count}, as was said")),
+                count: Some(format!("{count}, as reported above")),
                 reason: Some(entry.words.clone()),
             }
         }));
         if self.others > 0 {
-            let others =
-                format!("{} more answers did not count, for other reasons: see events.jsonl", self.others);
+            let others = counted(self.others, "more answer");
+            let others = format!("{others} did not count, for other reasons: see events.jsonl");
             remarks.push(Remark::new(others));
         }
         if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use command::results::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured, Results, event_json};
+use privacy::counted;
 use protocol::wire::RoundSummary;
 use protocol::{StepId, Stop};
 use server::Note;
@@ -33,7 +34,7 @@ pub(super) struct Observer<'a> {
     pub(super) shows_clients: bool,
     /// Set when the disk refuses.
     pub(super) stop: Stop,
-    pub(super) trouble: Option<(&'static str, io::Error)>,
+    pub(super) error: Option<(&'static str, io::Error)>,
     /// Bytes of `events.jsonl` up to the end of the last round.
     pub(super) events: u64,
     /// From where to go on, to be written with the line of its round.
@@ -63,7 +64,7 @@ impl<'a> Observer<'a> {
             is_talkative: false,
             shows_clients: false,
             stop,
-            trouble: None,
+            error: None,
             events: 0,
             pending: None,
             asked: 0,
@@ -80,15 +81,15 @@ impl<'a> Observer<'a> {
         let (plan, events, metrics) = (self.plan, self.events, self.metrics.clone());
         let written = self.results.flush_events();
         let written = written.and_then(|()| Saved::new(plan, events, metrics, simulation)?.write(&folder));
-        self.note_trouble(super::saved::FILE, written);
+        self.note_error(super::saved::FILE, written);
         self.saved = Instant::now();
         self.save_every = SAVE_EVERY.max((self.saved - began) * SAVE_SHARE);
     }
 
     /// A disk that refuses ends the simulation at once, while what it has can still be written where room was kept.
-    fn note_trouble(&mut self, file: &'static str, written: io::Result<()>) {
+    fn note_error(&mut self, file: &'static str, written: io::Result<()>) {
         if let Err(error) = written {
-            self.trouble.get_or_insert((file, error));
+            self.error.get_or_insert((file, error));
             self.stop.stop();
         }
     }
@@ -98,7 +99,11 @@ impl<'a> Observer<'a> {
         for (client, Measured { train, test }) in self.metrics.round(round.round) {
             let mut parts = Vec::new();
             if let Some(train) = train {
-                parts.push(format!("{} examples, training loss {:.4}", train.examples, train.loss));
+                parts.push(format!(
+                    "{}, training loss {:.4}",
+                    counted(train.examples, "example"),
+                    train.loss
+                ));
             }
             if let Some(test) = test {
                 let accuracy =
@@ -121,7 +126,7 @@ impl Watch for Observer<'_> {
             Note::Opened { cohort, .. } => (self.asked, self.answered) = (*cohort, 0),
             Note::Accepted { task, .. } => {
                 self.answered += 1;
-                let what = if task.step == StepId::TRAIN { "trained".into() } else { task.step.name() };
+                let what = if task.step == StepId::TRAIN { "trained".into() } else { task.step_title() };
                 self.progress.within(format!("{} of {} {what}", self.answered, self.asked));
                 // One line an answer would drown a large simulation; the round's line has the counts.
                 return;
@@ -136,7 +141,7 @@ impl Watch for Observer<'_> {
             _ => {}
         }
         let written = self.results.event(&event_json(seen.now.as_seconds(), seen.note));
-        self.note_trouble("events.jsonl", written);
+        self.note_error("events.jsonl", written);
         if let Note::Round(_) = seen.note {
             self.events = self.results.events_written();
             if let Some(snapshot) = self.pending.take() {

@@ -4,10 +4,24 @@ use std::path::Path;
 
 use simulations::ScenarioError;
 
-use super::super::Setting;
 use super::super::columns::completed;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::plans::scenario_of;
+
+/// A value typed as `key=value`.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    key: String,
+    value: String,
+}
+
+impl std::str::FromStr for Setting {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("give key=value, such as training.epochs=2")?;
+        Ok(Self { key: key.trim().to_owned(), value: value.trim().to_owned() })
+    }
+}
 
 /// The text with the settings applied; an error names the setting that is at fault, and not a line that nobody has typed.
 pub(super) fn apply(text: &str, settings: &[Setting], file: &Path, base: &Path) -> Result<String, Failure> {

@@ -9,6 +9,7 @@ use ::client::net::has_books;
 
 use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
+use super::super::hints::Given;
 use super::super::shell::quoted;
 
 const TEXT: &str = "The folder of this name without `.begun` holds a site's books: what its records have spent. If the books are ever missing, this \
@@ -38,14 +39,8 @@ pub(in crate::cli) fn refuse_lost_books(file: &SiteFile, kind: Kind) -> Result<(
 
 /// A message that names commands on a site, with the site's file behind them, so that they work as they are typed from here.
 pub(in crate::cli) fn with_path(message: &str, file: &SiteFile) -> String {
-    let site = quoted(&file.path);
-    COMMANDS.iter().fold(message.to_owned(), |told, command| {
-        told.replace(&format!("`consortia {command}`"), &format!("`consortia {command} {site}`"))
-    })
+    Given::Site(&file.path).complete(message)
 }
-
-/// Commands on a site's file that messages of the libraries name, which do not know the file.
-const COMMANDS: [&str; 3] = ["site recover --believe-server", "site recover", "site resume"];
 
 /// What is missing, and what to do.
 pub(in crate::cli) fn told(file: &SiteFile) -> String {
@@ -57,7 +52,7 @@ pub(in crate::cli) fn told(file: &SiteFile) -> String {
                 "the books of this site are gone, and {} says that they were kept here",
                 witness.display()
             ),
-            "A site that is to begin anew joins in another folder",
+            "To start a new site, join in another folder",
         )
     } else {
         (
@@ -90,20 +85,6 @@ pub(super) fn note(state: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_command_in_a_message_names_the_site_s_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("site.toml");
-        let text = "server = \"h:1\"\nidentity = \"i\"\nstate = \"s\"\n[data.csv]\ntrain = \"t\"\n";
-        std::fs::write(&path, text).unwrap();
-        let file = SiteFile::read(&path).unwrap();
-        for command in COMMANDS {
-            let told = with_path(&format!("do `consortia {command}`, or not"), &file);
-            assert_eq!(told, format!("do `consortia {command} {}`, or not", path.display()));
-        }
-        assert_eq!(with_path("nothing to do", &file), "nothing to do");
-    }
 
     #[test]
     fn books_are_lost_when_nothing_is_left_of_what_was_kept() {

@@ -14,15 +14,17 @@ use clap::Args;
 use learning::Models;
 use learning::device::select;
 use privacy::chain::Digest;
+use privacy::counted;
 use serde_json::{Value, json};
 use server::Plan;
 
-use super::super::Global;
-use super::super::check::read_plan;
+use super::super::check::answers;
 use super::super::failure::{Failure, Kind};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::modes::wide;
 use super::super::policy;
+use super::super::settings::read_plan;
 use super::begun;
 use super::owner;
 
@@ -31,7 +33,7 @@ pub(in crate::cli) struct CheckArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// A federation's plan: check data and policy against it, too.
+    /// Also check data and policy against this plan.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// Do not call the server.
@@ -87,7 +89,7 @@ impl Findings {
     fn fail(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Configuration, message);
     }
-    /// TaskError with who the site is, or with its line.
+    /// A fault of who the site is, or of its line.
     fn fail_identity(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Connection, message);
     }
@@ -116,14 +118,15 @@ impl Findings {
         })
     }
 
-    /// The command's end: trouble with the line or the identity comes first.
+    /// The command's end: a fault of the line or the identity comes first.
     fn verdict(&self) -> Result<(), Failure> {
         let failed = || self.0.iter().filter(|matter| matter.state == State::Fail);
         let Some(first) = failed().find(|matter| matter.kind == Kind::Connection).or_else(|| failed().next())
         else {
             return Ok(());
         };
-        let message = format!("{} of {} matters failed; see {}", failed().count(), self.0.len(), first.name);
+        let message =
+            format!("{} of {} failed; see {}", failed().count(), counted(self.0.len(), "check"), first.name);
         Err(Failure::new(first.kind, message))
     }
 }
@@ -144,6 +147,9 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
         Some(identity) if !args.offline => line::call(&file, &identity, running, &mut findings)?,
         Some(_) => findings.warn("connection", "not tried (--offline)"),
         None => findings.warn("connection", "not tried: there is no usable identity to call with"),
+    }
+    for matter in &mut findings.0 {
+        matter.message = begun::with_path(&matter.message, &file);
     }
     global.format.say(|| findings.lines(), || findings.object());
     findings.verdict()
@@ -244,11 +250,15 @@ fn look_at_policy(
         Err(failure) => return findings.fail("policy", failure.message()),
     };
     if policy.allows_nothing() {
-        let message = format!("{shown} allows no task: choose there what this site takes part in");
-        return findings.warn("policy", message);
+        // Of a plan each task is judged all the same: a site that would do none of them is not ready for it.
+        findings.warn("policy", format!("{shown} allows no task: choose there what this site takes part in"));
+    } else {
+        findings.ok("policy", format!("{shown} is read"));
     }
-    findings.ok("policy", format!("{shown} is read"));
     let Some(plan) = plan else { return };
+    if let Some(method) = &plan.method {
+        findings.ok("answers", format!("an answer to {}", answers(method)));
+    }
     let layout = match Models::new().layout_of(&plan.spec) {
         Ok(layout) => layout,
         Err(error) => return findings.fail("policy for the plan", error.to_string()),
@@ -298,7 +308,7 @@ mod tests {
         findings.fail_identity("d", "who");
         let failure = findings.verdict().unwrap_err();
         assert_eq!(failure.kind(), Kind::Connection);
-        assert_eq!(failure.message(), "2 of 4 matters failed; see d");
+        assert_eq!(failure.message(), "2 of 4 checks failed; see d");
         assert_eq!(findings.lines().lines().nth(1), Some("warn  b  take care"));
         assert_eq!(findings.object()["fail"], 2);
         findings.ok("c".repeat(500), "a column with a very long name");

@@ -32,7 +32,7 @@ pub(super) struct Health {
     declined: BTreeSet<TaskId>,
     state: &'static str,
     since: u64,
-    trouble: Option<String>,
+    error: Option<String>,
     quarantined: Option<String>,
     last: Option<Value>,
     counts: Counts,
@@ -67,7 +67,7 @@ impl Health {
             declined: BTreeSet::new(),
             state: "waiting",
             since: seconds(),
-            trouble: None,
+            error: None,
             quarantined: None,
             last: None,
             counts: Counts::default(),
@@ -98,14 +98,14 @@ impl Health {
         match event {
             AgentEvent::Connected { .. } => {
                 self.counts.connections += 1;
-                (self.connected, self.trouble) = (true, None);
+                (self.connected, self.error) = (true, None);
                 // A server that still holds the site in quarantine says so again.
                 self.quarantined = None;
             }
-            AgentEvent::Waiting { trouble, .. } => {
+            AgentEvent::Waiting { error, .. } => {
                 (self.connected, self.working) = (false, None);
                 self.declined.clear();
-                self.trouble = Some(trouble.clone());
+                self.error = Some(error.clone());
             }
             AgentEvent::Quarantined { reason } => self.quarantined = Some(reason.clone()),
             AgentEvent::Released => self.quarantined = None,
@@ -183,7 +183,7 @@ impl Health {
             "software": concat!("consortia ", env!("CARGO_PKG_VERSION")),
             "process": std::process::id(),
             "server": self.server,
-            "trouble": self.trouble,
+            "trouble": self.error,
             "quarantined": self.quarantined,
             "task": self.working.map(|task| task.to_string()),
             "last_task": self.last,
@@ -252,7 +252,7 @@ mod tests {
         health.observe(&AgentEvent::Released);
         assert_eq!((&read()["state"], &read()["quarantined"]), (&json!("connected"), &Value::Null));
         health.pause(true);
-        health.observe(&AgentEvent::Waiting { trouble: "no line".into(), retry_in: Duration::ZERO });
+        health.observe(&AgentEvent::Waiting { error: "no line".into(), retry_in: Duration::ZERO });
         assert_eq!((&read()["state"], &read()["trouble"]), (&json!("paused"), &json!("no line")));
         health.pause(false);
         assert_eq!(read()["state"], "waiting");

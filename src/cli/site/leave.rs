@@ -8,16 +8,17 @@ use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use ::client::AuditEvent;
 use ::client::net::{BooksError, open_audit};
-use ::client::{AuditEvent, AuditRecord};
 use clap::Args;
-use privacy::chain::segments::{files_of, read_segment};
-use privacy::chain::{Digest, Link};
+use privacy::chain::Digest;
+use privacy::chain::segments::files_of;
 use serde_json::json;
 
-use super::super::Global;
 use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
+use super::super::identity::{FILES, folders};
 use super::begun::with_path;
 use super::now;
 use super::owner::{self, refuse_books};
@@ -32,9 +33,6 @@ pub(in crate::cli) struct LeaveArgs {
     #[arg(long)]
     yes: bool,
 }
-
-/// The files of an identity: the key goes first, since it is what must go.
-const FILES: [&str; 3] = ["key.pem", "cert.pem", "ca.pem"];
 
 pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
@@ -91,51 +89,6 @@ pub(in crate::cli) fn leave(args: &LeaveArgs, global: &Global) -> Result<(), Fai
         || json!({ "left": true, "removed": found, "kept": kept }),
     );
     Ok(())
-}
-
-/// Refuses to go on with a site that has left, or has never joined: there is no identity.
-pub(in crate::cli) fn refuse_left(file: &SiteFile) -> Result<(), Failure> {
-    if has_identity(file) {
-        return Ok(());
-    }
-    let (identity, state) = (file.identity.display(), file.state.display());
-    let message = if has_left(file) {
-        format!(
-            "this site has left: its key and certificates were removed from {identity}. To come back, ask the operator for a new invite and take it in another \
-             folder, `consortia site join INVITE --dir FOLDER`. What these records have spent stays in {state}: set `state` of the new site.toml to that \
-             folder, so that it stays spent"
-        )
-    } else {
-        format!(
-            "{identity}: there is no key and no certificate. Set `identity` in {}, or take an invite, `consortia site join INVITE --dir FOLDER`",
-            file.path.display()
-        )
-    };
-    Err(Failure::new(Kind::Connection, message))
-}
-
-/// Whether this site has left: its log says so, and no identity came back.
-pub(in crate::cli) fn has_left(file: &SiteFile) -> bool {
-    let log = std::fs::read(file.state.join("audit.jsonl")).unwrap_or_default();
-    let records = read_segment(&log).map(|segment| segment.lines.links).unwrap_or_default();
-    let is_left = |link: &Link| {
-        link.read::<AuditRecord>().is_ok_and(|record| matches!(record.event, AuditEvent::Left { .. }))
-    };
-    !has_identity(file) && records.iter().any(is_left)
-}
-
-fn has_identity(file: &SiteFile) -> bool {
-    folders(&file.identity).iter().any(|folder| FILES.iter().any(|name| folder.join(name).exists()))
-}
-
-/// The identity, and what a renewal may have left beside it.
-fn folders(identity: &Path) -> Vec<PathBuf> {
-    let beside = |ending: &str| {
-        let mut name = identity.file_name().unwrap_or_default().to_owned();
-        name.push(ending);
-        identity.with_file_name(name)
-    };
-    vec![beside(".new"), beside(".old"), identity.to_owned()]
 }
 
 /// The files to remove, keys first. A link is refused: what it leads to may be somebody else's.

@@ -7,12 +7,13 @@ use ::client::AuditEvent;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use privacy::chain::segments::{Segment, Survey, files_of, survey};
+use privacy::counted;
 use serde_json::Value;
 use time::{Date, Month};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::members::moment;
 use super::super::output::fields;
 use super::{now, owner};
@@ -22,7 +23,7 @@ pub(in crate::cli) struct AuditArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Only what happened since then: a day as 2026-11-30 (UTC), or 90m, 24h, 7d ago.
+    /// Only events since this time: a day as 2026-11-30 (UTC), or 90m, 24h, 7d ago.
     #[arg(long)]
     since: Option<Since>,
     /// Only events of this kind; may be repeated.
@@ -118,7 +119,10 @@ pub(in crate::cli) fn audit(args: &AuditArgs, global: &Global) -> Result<(), Fai
     }
     if global.quiet == 0 {
         let (count, head) = (seen.records(), seen.end().head());
-        super::super::output::tell(format_args!("{shown}: {count} records in order, head {head}"));
+        super::super::output::tell(format_args!(
+            "{shown}: {} in order, head {head}",
+            counted(count, "record")
+        ));
     }
     Ok(())
 }
@@ -134,6 +138,7 @@ fn told(record: &Value) -> String {
     if let Value::Object(task) = &record["task"] {
         let [kind, round, run] =
             ["kind", "round", "run"].map(|name| task.get(name).map(plain).unwrap_or_default());
+        let kind = task.get("title").map_or(kind, plain);
         rest.push(format!("{kind} in round {round} of run {run}"));
     }
     if let Value::Object(copy) = &record["ledger"] {
@@ -171,5 +176,8 @@ mod tests {
             told(&record),
             "1970-01-02 00:00 UTC  denied    train in round 3 of run ab message=\"it is late\" rule=hours"
         );
+        let task = json!({ "run": "ab", "round": 3, "kind": "step-16", "title": "kmeans: assign" });
+        let method = json!({ "version": 1, "at_micros": 0, "event": "done", "task": task });
+        assert_eq!(told(&method), "1970-01-01 00:00 UTC  done      kmeans: assign in round 3 of run ab");
     }
 }

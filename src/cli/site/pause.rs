@@ -10,9 +10,9 @@ use ::client::{Audit, AuditEvent, Pause};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::Global;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
 use super::super::members::moment;
 use super::super::output::Format;
 use super::begun::with_path;
@@ -59,7 +59,7 @@ pub(in crate::cli) fn pause(args: &PauseArgs, global: &Global) -> Result<(), Fai
     let (path, by) = (path(&file.state), who());
     if path.exists() {
         global.format.say(
-            || format!("the site has paused already ({})", told(&read(&file.state))),
+            || format!("the site is paused already ({})", told(&read(&file.state))),
             || json!({ "paused": true, "changed": false }),
         );
         return Ok(());
@@ -71,7 +71,7 @@ pub(in crate::cli) fn pause(args: &PauseArgs, global: &Global) -> Result<(), Fai
     let written =
         std::fs::write(&beside, format!("{record}\n")).and_then(|()| std::fs::rename(&beside, &path));
     written.or_fail(Kind::Configuration, path.display())?;
-    let told = "the site has paused: a running task is stopped, every task is declined, also after a restart; `consortia site resume` ends it";
+    let told = "the site is paused: the running task is stopped and every task is declined, also after a restart; `consortia site resume` ends the pause";
     global.format.say(|| with_path(told, &file), || json!({ "paused": true, "changed": true, "by": by }));
     Ok(())
 }
@@ -85,7 +85,7 @@ pub(in crate::cli) fn resume(args: &PauseArgs, global: &Global) -> Result<(), Fa
         Err(error) => return Err(error).or_fail(Kind::Configuration, path.display()),
     };
     global.format.say(
-        || if changed { "the site takes part again" } else { "the site had not paused" }.to_owned(),
+        || if changed { "the site takes part again" } else { "the site was not paused" }.to_owned(),
         || json!({ "paused": false, "changed": changed }),
     );
     Ok(())

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use ::client::net::{BooksError, Recovery, RecoveryOrder, recover_books};
 use clap::Args;
+use privacy::{counted, verb};
 use serde_json::json;
 
-use super::super::Global;
 use super::super::failure::{Blame, Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
+use super::super::global::Global;
+use super::super::hints::Given;
 use super::super::policy;
-use super::super::shell::quoted;
 use super::begun;
 use super::now;
 use super::owner;
@@ -23,16 +24,16 @@ pub(in crate::cli) struct RecoverArgs {
     /// The site's file.
     #[arg(default_value = "site.toml")]
     file: PathBuf,
-    /// Also charge what the server knows of and this ledger lacks, after it has refused this folder as a copy or an older backup. Give it
-    /// only where you know that such a folder was at work.
+    /// Also charge what the server remembers and this ledger lacks. Use it after the server has refused this folder as a copy or
+    /// an older backup, and only if that is what it is.
     #[arg(long)]
     believe_server: bool,
-    /// How many records are missing at the end of the ledger, where no other file is left that knows and you do: without it a loss without
-    /// a bound is charged then. Where a file is left that knows, its word holds.
+    /// The number of records missing at the end of the ledger, if no file is left that tells it. Without it an unbounded loss is
+    /// charged. If a file tells the number, that one is used.
     #[arg(long, value_name = "NUMBER")]
     lost_records: Option<u64>,
-    /// Go on where closed segments of the audit log that hold copies of lost records are gone for good: those records are charged by the guess
-    /// that costs most.
+    /// Continue although closed segments of the audit log with copies of lost records are gone for good: those records are
+    /// charged at the highest possible cost.
     #[arg(long)]
     without_segments: bool,
 }
@@ -89,16 +90,22 @@ pub(in crate::cli) fn recover(args: &RecoverArgs, global: &Global) -> Result<(),
 
 fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
     let Recovery { restored, lost, is_uncounted, unbounded, kept } = recovery;
-    let mut lines =
-        vec![format!("the books are in order again; {restored} records of the ledger were restored")];
+    let mut lines = vec![format!(
+        "the books are in order again; {} of the ledger {} restored",
+        counted(*restored, "record"),
+        verb(*restored, "was", "were")
+    )];
     if is_all_lost {
-        lines.push("all books were gone, and nothing here knows how much was spent".to_owned());
+        lines.push("all books were gone, and nothing here tells how much was spent".to_owned());
     } else if *is_uncounted && !unbounded.is_empty() {
         lines.push(
-            "no book is left that knows how long the ledger was: records at its end may be lost, nobody knows how many".to_owned(),
+            "no file is left that tells the length of the ledger: an unknown number of records at its end may be lost".to_owned(),
         );
     } else if *lost > 0 {
-        lines.push(format!("{lost} records are lost; each is charged by the guess that costs most"));
+        lines.push(format!(
+            "{} lost; each is charged by the guess that costs most",
+            format_args!("{} {}", counted(*lost, "record"), verb(*lost, "is", "are"))
+        ));
     }
     for unit in unbounded {
         lines.push(format!(
@@ -107,11 +114,13 @@ fn describe(recovery: &Recovery, is_all_lost: bool, site: &Path) -> String {
         ));
     }
     lines.extend(kept.iter().map(|path| format!("the file that was replaced is kept as {}", path.display())));
-    lines.push(format!(
-        "next: start the site. If the server refuses it because it remembers more of the ledger, run `consortia site recover --believe-server {}`, \
-         which charges that, too",
-        quoted(site)
-    ));
+    lines.push(
+        "next: start the site. If the server refuses it because it remembers more of the ledger, run `consortia site recover --believe-server`, \
+         which charges that, too"
+            .to_owned(),
+    );
     lines.push("`consortia budget show` says what is left".to_owned());
+    let given = Given::Site(site);
+    let lines: Vec<String> = lines.iter().map(|line| given.complete(line)).collect();
     lines.join("\n")
 }

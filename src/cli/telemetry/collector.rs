@@ -135,8 +135,8 @@ impl Exporting {
             .with_attributes(span.attributes)
             .with_events(answering.into_iter().collect());
         let mut told = self.tracer.build_with_context(builder, &parent);
-        if let Some(trouble) = span.trouble {
-            told.set_status(Status::error(trouble));
+        if let Some(error) = span.error {
+            told.set_status(Status::error(error));
         }
         told.end_with_timestamp(span.end);
     }
@@ -197,14 +197,14 @@ impl HttpClient for Collector {
             Ok(Err(_)) => Err(format!("no answer within {} s", PATIENCE.as_secs()).into()),
             Err(ended) => return Err(ended.into()),
         };
-        let trouble = match &answer {
+        let error = match &answer {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(answer.status().to_string()),
             Err(error) => Some(error.to_string()),
         };
-        let failed = self.fails.swap(trouble.is_some(), Ordering::Relaxed);
-        if let (Some(trouble), false) = (trouble, failed) {
-            tracing::warn!("{endpoint}: {trouble}; traces are lost until this collector answers");
+        let failed = self.fails.swap(error.is_some(), Ordering::Relaxed);
+        if let (Some(error), false) = (error, failed) {
+            tracing::warn!("{endpoint}: {error}; traces are lost until this collector answers");
         }
         answer
     }

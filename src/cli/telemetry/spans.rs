@@ -27,7 +27,7 @@ pub(super) struct Span {
     /// When the answer left, at a site.
     pub(super) answering: Option<SystemTime>,
     /// Why it came to nothing.
-    pub(super) trouble: Option<String>,
+    pub(super) error: Option<String>,
 }
 
 /// What a span is part of.
@@ -164,7 +164,7 @@ impl Run {
         task: TaskId,
         outcome: &'static str,
         more: Vec<KeyValue>,
-        trouble: Option<String>,
+        error: Option<String>,
     ) -> Span {
         // A late answer may come when its round is over and forgotten.
         let sent = self.rounds.get(&task.round.0).and_then(|round| round.tasks.get(&task.step));
@@ -180,7 +180,7 @@ impl Run {
             end: now,
             attributes,
             answering: None,
-            trouble,
+            error,
         }
     }
 
@@ -219,7 +219,7 @@ impl Run {
             end,
             attributes,
             answering: None,
-            trouble: None,
+            error: None,
         };
         let enough = open.and_then(|open| open.enough).filter(|_| summary.released);
         let release = enough.map(|enough| {
@@ -231,7 +231,7 @@ impl Run {
             span("release", release, id, enough, end, attributes)
         });
         let mut round = span("round", id, run_id(run), start, now, attributes);
-        round.trouble = withheld;
+        round.error = withheld;
         release.into_iter().chain([round]).collect()
     }
 
@@ -250,7 +250,7 @@ impl Run {
                 KeyValue::new("consortia.outcome", "unfinished"),
             ],
             answering: None,
-            trouble: None,
+            error: None,
         });
         cut.collect()
     }
@@ -269,7 +269,7 @@ impl Run {
                 KeyValue::new("consortia.state", end.state().name()),
             ],
             answering: None,
-            trouble: match end {
+            error: match end {
                 RunEnd::Failed(reason) => Some(reason.clone()),
                 RunEnd::Finished | RunEnd::BudgetExhausted(_) | RunEnd::Stopped => None,
             },
@@ -334,7 +334,7 @@ impl Tasks {
             end: now,
             attributes,
             answering,
-            trouble: (outcome != "accepted").then(|| reason.unwrap_or(outcome).to_owned()),
+            error: (outcome != "accepted").then(|| reason.unwrap_or(outcome).to_owned()),
         }
     }
 }
@@ -343,7 +343,7 @@ fn of_task(task: TaskId, outcome: &'static str) -> Vec<KeyValue> {
     vec![
         KeyValue::new("consortia.run", task.run.to_string()),
         KeyValue::new("consortia.round", i64::from(task.round.0)),
-        KeyValue::new("consortia.task", task.step.name()),
+        KeyValue::new("consortia.task", task.step_title().into_owned()),
         KeyValue::new("consortia.outcome", outcome),
     ]
 }

@@ -54,9 +54,10 @@ fn measured(report: &Report<'_>, measures: Measures) -> Vec<Fact> {
         let Some((round, metrics)) = found else { continue };
         // Where sites keep the number to themselves it is 0.
         let count = if metrics.examples > 0 { format!("{} ", metrics.examples) } else { String::new() };
+        let records = if metrics.examples == 1 { "record" } else { "records" };
         let when = if round == done { String::new() } else { format!(", round {round}") };
         if let Some(value) = measures.best(&metrics) {
-            facts.push((format!("{} on {whose} {count}{kind} records{when}", measures.name()), value));
+            facts.push((format!("{} on {whose} {count}{kind} {records}{when}", measures.name()), value));
         }
         facts.push((format!("Loss on {whose} {kind} records{when}"), figure(metrics.loss)));
     }

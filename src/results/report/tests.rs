@@ -22,7 +22,7 @@ fn rounds() -> Vec<RoundSummary> {
 
 #[test]
 fn a_page_says_what_came_of_the_run_and_asks_nobody_for_anything() {
-    let subject = Subject { model_sha256: "ab".repeat(32), run: "r".into(), round: 2, rehearsal: true };
+    let subject = Subject { model_sha256: "ab".repeat(32), run: "r".into(), round: 2, is_seeded: true };
     let statement = PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap();
     let client = ClientSummary {
         client: ClientId::new("north").unwrap(),
@@ -199,9 +199,9 @@ fn a_private_run_has_its_budget_delta_and_noise_at_the_top() {
     for figure in [("Epsilon at delta 1e-5", "0.500 of 4"), ("Noise multiplier", "12.5")] {
         assert!(figures(&page).contains(&figure), "{figure:?}: {page}");
     }
-    let subject = Subject { model_sha256: "ab".repeat(32), run: "r".into(), round: 2, rehearsal: true };
+    let subject = Subject { model_sha256: "ab".repeat(32), run: "r".into(), round: 2, is_seeded: true };
     let mut statement = PrivacyStatement::of(subject, &protocol::PrivacySpec::default(), None).unwrap();
-    statement.void = Some("a rehearsal".to_owned());
+    statement.void = Some("a seeded run".to_owned());
     let page = render(&Report { statement: Some(&statement), ..report }).unwrap();
     assert!(figures(&page).contains(&("Epsilon (not claimed) at delta 1e-5", "0.500 of 4")), "{page}");
     let plan = classes(

@@ -1,5 +1,5 @@
 //! The account that counts records as they come, beside one that walks through all of them at every question.
-// Losses are booked with `net`.
+// losses are charged with `net`.
 #![cfg(feature = "net")]
 
 use privacy::chain::{Chain, ChainWriter};
@@ -79,9 +79,9 @@ impl PlainAccount {
     fn runs(&self) -> BTreeMap<(Digest, RunId), (usize, usize, Vec<f64>)> {
         let mut runs: BTreeMap<(Digest, RunId), (usize, usize, Vec<f64>)> = BTreeMap::new();
         for one in self.open.values() {
-            let (tasks, rehearsals, deltas) = runs.entry((one.federation, one.run)).or_default();
+            let (tasks, seeded, deltas) = runs.entry((one.federation, one.run)).or_default();
             *tasks += 1;
-            *rehearsals += usize::from(one.rehearsal);
+            *seeded += usize::from(one.is_seeded);
             deltas.extend(one.privacy.central.as_ref().map(|central| central.delta));
             deltas.extend(one.privacy.local.map(|local| local.delta));
             deltas.extend(one.privacy.examples.map(|examples| examples.delta));
@@ -241,12 +241,9 @@ fn answers_as_the_plain_one(account: &SiteAccount, plain: &PlainAccount) -> Resu
         account.runs().into_iter().map(|one| ((one.federation, one.run), one)).collect();
     let expected = plain.runs();
     prop_assert!(found.keys().eq(expected.keys()));
-    for (run, (tasks, rehearsals, deltas)) in expected {
+    for (run, (tasks, seeded, deltas)) in expected {
         let delta = deltas.into_iter().reduce(f64::min);
-        prop_assert_eq!(
-            (found[&run].tasks, found[&run].rehearsals, found[&run].delta),
-            (tasks, rehearsals, delta)
-        );
+        prop_assert_eq!((found[&run].tasks, found[&run].seeded, found[&run].delta), (tasks, seeded, delta));
     }
     prop_assert!(account.trained().eq(plain.trained().map(|one| (one.run, one.round))));
     for run in (0..4).map(RunId) {

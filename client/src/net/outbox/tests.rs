@@ -73,7 +73,7 @@ fn another_task_of_the_same_name_or_another_ledger_gets_nothing_and_ends_what_wa
     let head = LedgerHead { records: 3, head: Digest::of(b"third") };
     outbox.keep(&asked, &answer(&asked), Some(head)).unwrap();
     assert_eq!(outbox.find(&asked, |then| then != Some(head)), Err(Unusable::Ledger));
-    // A step that is over is nobody's trouble.
+    // A step that is over is nobody's error.
     outbox.keep(&asked, &answer(&asked), None).unwrap();
     assert_eq!(outbox.find(&train(2, 3), anywhere), Ok(None));
     assert_eq!(outbox.find(&asked, anywhere), Ok(None));

@@ -8,15 +8,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
-use privacy::chain::segments::{KnownHead, SegmentFault, Snapshot, files_of};
-use privacy::chain::{Chain, Digest, Lines, LinkReader, ReadError};
+use privacy::chain::segments::{HeadSought, KnownHead, SegmentExtent, SegmentFault, Snapshot, files_of};
+use privacy::chain::{Chain, Digest, LinkReader, ReadError};
 use serde::{Deserialize, Serialize};
 
-use super::{AUDIT, BooksError, HEADS, LEDGER, failed, said_in};
+use super::{AUDIT, BooksError, HEADS, LEDGER, Said, failed};
 use crate::audit::LogSummary;
 use crate::ledger::{LedgerHead, LedgerReading};
 
-/// Records by which the log may be behind the ledger: a booking, and a booking back.
+/// Records by which the log may be behind the ledger: a reservation, and a cancellation.
 pub(super) const BEHIND_MAX: u64 = 2;
 /// The version of the remembered ends.
 const HEADS_VERSION: u32 = 1;
@@ -157,13 +157,13 @@ impl Found {
         let (found, known) = (LedgerHead::from(self.ledger.chain), &self.said);
         if let Some(head) = known.ledger {
             goes_on(&self.ledger, head, AUDIT, |records| self.read.history.head_at(records))?;
-        } else if found.records < known.booked {
-            return Err(short(&self.ledger, AUDIT, known.booked).into());
+        } else if found.records < known.reserved {
+            return Err(short(&self.ledger, AUDIT, known.reserved).into());
         }
         let behind = match known.ledger {
             // A log that says nothing of the ledger's head was written by an older release, or nothing is left of it.
             None if self.audit.chain.is_empty() => found.records,
-            None => self.read.account.open_from(known.booked).saturating_sub(1),
+            None => self.read.account.open_from(known.reserved).saturating_sub(1),
             Some(head) => (found.records - head.records).saturating_sub(BEHIND_MAX),
         };
         if at_rest && behind > 0 {
@@ -183,9 +183,9 @@ impl Found {
         let book = self.audit.path.with_file_name(HEADS);
         let heads = self.heads.clone().map_err(|fault| Mismatch::Heads { book: book.clone(), fault })?;
         let Some(heads) = heads else {
-            // They are written before the first booking.
+            // They are written before the first reservation.
             let is_due = self.said.ledger.is_some_and(|head| head.records > 0);
-            let fault = "the file is missing, though the audit log tells of bookings".to_owned();
+            let fault = "the file is missing, though the audit log tells of reservations".to_owned();
             return if is_due { Err(Mismatch::Heads { book, fault }) } else { Ok(()) };
         };
         goes_on(&self.ledger, heads.ledger, HEADS, |records| self.read.history.head_at(records))?;
@@ -200,21 +200,27 @@ fn read_log(
     heads: Option<&Heads>,
 ) -> Result<(BookEnd, LogSummary, Option<Digest>), BooksError> {
     let log = Snapshot::of(&path)?;
-    let lines = match log.newest() {
-        Ok(segment) => segment.lines,
+    let mut sought = HeadSought::new(heads.map_or(0, |heads| heads.audit.records));
+    let mut said = Said::default();
+    let read = log.newest(&mut |link| {
+        sought.see(link);
+        said.learn(link);
+    });
+    let segment = match read {
+        Ok(segment) => segment,
         // That the end of the log is missing, the other books tell.
-        Err(SegmentFault::NoCurrent { .. }) => Lines::default(),
+        Err(SegmentFault::NoCurrent { .. }) => SegmentExtent::default(),
         Err(fault) => return Err(fault.into()),
     };
-    let known = match heads.map(|heads| log.head_at(&lines, heads.audit.records)).transpose()? {
+    let known = match heads.map(|_| log.head_at(&segment, &sought)).transpose()? {
         Some(KnownHead::Is(head)) => Some(head),
         // In a segment that was moved away: the newest one goes on from it.
         Some(KnownHead::Elsewhere) => heads.map(|heads| heads.audit.head),
         Some(KnownHead::Beyond) | None => None,
     };
-    let said = said_in(&path, &lines.links)?;
-    let (whole, torn) = (lines.whole as u64, lines.torn as u64);
-    Ok((BookEnd { path, chain: lines.chain, whole, torn }, said, known))
+    let said = said.all(&path)?;
+    let SegmentExtent { end, whole, torn, .. } = segment;
+    Ok((BookEnd { path, chain: end, whole, torn }, said, known))
 }
 
 /// Reads the ledger at `path` line by line and keeps no line: it has a record for each round that the site has taken part in, and is never

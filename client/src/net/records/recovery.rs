@@ -43,7 +43,7 @@ pub struct RecoveryOrder {
 pub struct Recovery {
     /// Records that were put back into the ledger from copies of them.
     pub restored: u64,
-    /// Records of which no copy is left; they are booked by the guess that costs most.
+    /// Records of which no copy is left; they are charged by the guess that costs most.
     pub lost: u64,
     /// Whether no book was left that knows how many records there were.
     pub is_uncounted: bool,
@@ -165,7 +165,8 @@ impl Remains {
         let ledger = ledger.unwrap_or_else(|damaged| before(&ledger_text, damaged.line));
         let mut log = Snapshot::of(&audit_path)?;
         log.settle()?;
-        let (newest, is_audit_damaged) = readable(&log.text);
+        let log_text = log.text()?;
+        let (newest, is_audit_damaged) = readable(&log_text);
         let number = (!newest.lines.links.is_empty()).then_some(newest.number);
         let missing = log.missing(number);
         let (mut said, mut copies, mut closed) = (LogSummary::default(), BTreeMap::new(), None);
@@ -175,7 +176,7 @@ impl Remains {
             learn(&one.path, &segment.lines.links, &mut said, &mut copies)?;
             closed = Some((one, segment.lines.chain));
         }
-        let (audit, audit_text) = (newest.lines, log.text);
+        let (audit, audit_text) = (newest.lines, log_text);
         learn(&audit_path, &audit.links, &mut said, &mut copies)?;
         let remembered = compare::remembered(state)?;
         Ok(Self {
@@ -202,7 +203,7 @@ impl Remains {
             Some((closed, end)) if self.audit.links.is_empty() => {
                 Ok(SegmentWriter::open_behind(path, segment, closed, *end)?)
             }
-            _ => Ok(SegmentWriter::open(path, segment)?.0),
+            _ => Ok(SegmentWriter::open(path, segment, &mut |_| ())?.0),
         }
     }
 
@@ -226,33 +227,33 @@ impl Remains {
         order.believes_server && self.said.refused.is_some() && self.of_the_server().is_some()
     }
 
-    /// The ledger that a server remembers and this one neither goes on from nor has booked.
+    /// The ledger that a server remembers and this one neither goes on from nor has charged.
     fn of_the_server(&self) -> Option<(LedgerHead, u64)> {
         let RefusedLedger { known, answered } = self.said.refused?;
         let text = &self.ledger_text[..self.ledger.whole];
         let goes_on = answered == 0 && head_of(&self.ledger.links, known.records) == Some(known.head);
         let named = named_as_lost(known, answered);
-        let is_booked = SiteAccount::read(text).is_ok_and(|account| account.replaces(named));
-        (!goes_on && !is_booked).then_some((known, answered))
+        let is_reserved = SiteAccount::read(text).is_ok_and(|account| account.replaces(named));
+        (!goes_on && !is_reserved).then_some((known, answered))
     }
 
-    /// The ledger with everything that is known put back into it, and the rest booked.
+    /// The ledger with everything that is known put back into it, and the rest charged.
     fn rebuild(&self, order: &RecoveryOrder, now: Time) -> Result<Rebuilt, BooksError> {
         let wrong = |fault| BooksError::Ledger { path: self.ledger_path.clone(), fault };
         let record = |fault| BooksError::AuditRecord { path: self.audit_path.clone(), fault };
         let known = self.strongest();
-        let is_booked = SiteAccount::read(&self.ledger_text[..self.ledger.whole])
+        let is_reserved = SiteAccount::read(&self.ledger_text[..self.ledger.whole])
             .is_ok_and(|account| account.replaces(known));
-        let agreed = if is_booked { self.ledger.links.len() } else { self.agreed() };
+        let agreed = if is_reserved { self.ledger.links.len() } else { self.agreed() };
         let set_aside: Vec<Link> = self.ledger.links[agreed..].to_vec();
         let mut links: Vec<Link> = self.ledger.links[..agreed].to_vec();
         let (mut chain, kept) = (end_of(&links), links.len() as u64);
-        while let Some(copy) = self.copies.get(&chain.len()).filter(|_| !is_booked) {
+        while let Some(copy) = self.copies.get(&chain.len()).filter(|_| !is_reserved) {
             links.push(chain.append(&copy));
         }
         let restored = chain.len() - kept;
         let is_copied = known.records > chain.len() && self.said.copied > chain.len();
-        if !is_booked && is_copied && !self.missing.is_empty() && !order.without_segments {
+        if !is_reserved && is_copied && !self.missing.is_empty() && !order.without_segments {
             let missing: Vec<String> = self.missing.iter().map(u64::to_string).collect();
             let (path, missing) = (self.audit_path.clone(), missing.join(", "));
             return Err(BooksError::SegmentsAway { path, missing });
@@ -260,15 +261,15 @@ impl Remains {
         let mut losses = Losses::default();
         // Copies behind a gap, and records that belong to another ledger, cannot stand in their own place.
         let beyond = self.copies.range(chain.len()..).map(|(place, text)| (*place, &**text));
-        let beyond: Vec<(u64, &RawValue)> = if is_booked { Vec::new() } else { beyond.collect() };
+        let beyond: Vec<(u64, &RawValue)> = if is_reserved { Vec::new() } else { beyond.collect() };
         losses.known.extend(charges_in(beyond.iter().copied()).map_err(record)?);
         let kept: BTreeSet<&str> = links.iter().map(|link| link.record.get()).collect();
         let others = set_aside.iter().filter(|link| !kept.contains(link.record.get()));
         losses.known.extend(charges_in(others.map(|link| (link.sequence, &*link.record))).map_err(record)?);
-        if !is_booked && known.records > chain.len() {
+        if !is_reserved && known.records > chain.len() {
             losses.unknown = (known.records - chain.len()).saturating_sub(beyond.len() as u64);
             losses.replaced.push(known);
-        } else if !is_booked && known.is_named() && head_of(&links, known.records) != Some(known.head) {
+        } else if !is_reserved && known.is_named() && head_of(&links, known.records) != Some(known.head) {
             losses.replaced.push(known);
         }
         if let Some((known, answered)) = self.of_the_server().filter(|_| order.believes_server) {
@@ -297,8 +298,8 @@ impl Remains {
 
     /// The ledger that the log knows of.
     fn logged(&self) -> LedgerHead {
-        let booked = LedgerHead { records: self.said.booked, head: Digest::default() };
-        self.said.ledger.unwrap_or(booked)
+        let reserved = LedgerHead { records: self.said.reserved, head: Digest::default() };
+        self.said.ledger.unwrap_or(reserved)
     }
 
     /// The longest ledger that another book knows of.

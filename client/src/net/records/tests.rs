@@ -34,8 +34,8 @@ fn folder(files: &Files) -> tempfile::TempDir {
 
 /// Does a task as a guard does: the ledger, then the log, which is told of it.
 fn pay(books: &mut Books, task: &Task) {
-    let booking = books.ledger.reserve(task, None, false, None, Time::from_micros(9)).unwrap().unwrap();
-    let allowed = AuditEvent::Allowed { task: task.id.into(), booking: Some(booking.record()) };
+    let reservation = books.ledger.reserve(task, None, false, None, Time::from_micros(9)).unwrap().unwrap();
+    let allowed = AuditEvent::Allowed { task: task.id.into(), reservation: Some(reservation.record()) };
     books.audit.note(allowed).unwrap();
 }
 
@@ -87,8 +87,8 @@ fn open_with(state: &Path, segment: SegmentBytes) -> Result<Books, BooksError> {
 
 fn book(state: &Path) {
     let mut books = open(state).unwrap();
-    let booking = books.ledger.reserve(&train(1, 3), None, false, None, Time::from_micros(9)).unwrap();
-    assert!(booking.is_some());
+    let reservation = books.ledger.reserve(&train(1, 3), None, false, None, Time::from_micros(9)).unwrap();
+    assert!(reservation.is_some());
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn half_a_line_is_no_book() {
 }
 
 #[test]
-fn a_folder_killed_at_any_instant_of_a_booking_opens_with_all_that_was_booked() {
+fn a_folder_killed_at_any_instant_of_a_reservation_opens_with_all_that_was_reserved() {
     let state = tempfile::tempdir().unwrap();
     let mut books = open(state.path()).unwrap();
     pay(&mut books, &costly(1));
@@ -272,14 +272,14 @@ fn a_folder_killed_at_any_instant_of_a_booking_opens_with_all_that_was_booked() 
     for (at, instant) in instants.iter().enumerate() {
         let state = folder(instant);
         let books = open(state.path()).unwrap_or_else(|error| panic!("instant {at}: {error}"));
-        let booked = books.ledger.history().head().records;
-        assert_eq!(booked, if at < 4 { 1 } else { 2 }, "instant {at}");
+        let reserved = books.ledger.history().head().records;
+        assert_eq!(reserved, if at < 4 { 1 } else { 2 }, "instant {at}");
         drop(books);
         // The start has copied what the log lacked.
         let mut without = files(state.path());
         without.remove(LEDGER);
         let state = folder(&without);
-        assert_eq!(recover(state.path()).unwrap().restored, booked, "instant {at}");
+        assert_eq!(recover(state.path()).unwrap().restored, reserved, "instant {at}");
     }
 }
 
@@ -317,9 +317,9 @@ fn the_books_of_the_release_before_are_taken_over_and_missed_when_they_are_gone(
     let audit = Audit::new(ChainWriter::new(chain, paper(AUDIT)), || Time::ZERO);
     for round in 1..4 {
         let task = costly(round);
-        let booking = ledger.reserve(&task, None, false, None, Time::ZERO).unwrap().unwrap();
-        let booking = Some(booking.record());
-        audit.note(AuditEvent::Allowed { task: task.id.into(), booking }).unwrap();
+        let reservation = ledger.reserve(&task, None, false, None, Time::ZERO).unwrap().unwrap();
+        let reservation = Some(reservation.record());
+        audit.note(AuditEvent::Allowed { task: task.id.into(), reservation }).unwrap();
     }
     let before = files(state.path());
     assert!(!String::from_utf8(before[AUDIT].clone()).unwrap().contains("\"ledger\""));
@@ -391,7 +391,7 @@ fn what_a_server_remembers_is_charged_when_a_person_believes_it() {
     assert!(recover(state.path()).is_none(), "a server's word alone changes nothing");
     let recovery = recover_with(state.path(), true).unwrap();
     assert_eq!(recovery.lost, 10, "nothing shows that the two have a record in common");
-    assert!(recover_with(state.path(), true).is_none(), "it is booked once");
+    assert!(recover_with(state.path(), true).is_none(), "it is charged once");
     let books = open(state.path()).unwrap();
     assert_eq!(books.ledger.history().replaced(), [known.head]);
     let before = epsilon(&SiteAccount::read(&lives[2][LEDGER]).unwrap());
@@ -411,7 +411,7 @@ fn the_loss_of_a_ledger_without_records_is_named_by_its_updates_and_charged_anew
     for answered in [4, 6] {
         refuse(answered);
         assert_eq!(recover_with(state.path(), true).unwrap().lost, answered);
-        assert!(recover_with(state.path(), true).is_none(), "it is booked once");
+        assert!(recover_with(state.path(), true).is_none(), "it is charged once");
         let text = &files(state.path())[LEDGER];
         assert_eq!(LedgerHistory::read(text).unwrap().replaced()[0], claim.name_of_loss(answered));
     }

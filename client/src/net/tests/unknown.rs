@@ -42,7 +42,7 @@ fn a_frame_of_an_unknown_kind_is_passed_over_and_answered_unsupported() {
                 assert!(recv.read_to_end(1).await.unwrap().is_empty() && began.elapsed() < SOON);
             }
             let told = |event: &AgentEvent| match event {
-                AgentEvent::Abandoned { task: None, trouble } => Some(trouble.clone()),
+                AgentEvent::Abandoned { task: None, error } => Some(error.clone()),
                 _ => None,
             };
             assert!(agent.until(told).await.contains("a frame of kind 77"));

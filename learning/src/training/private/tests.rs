@@ -70,11 +70,11 @@ fn totals(trainer: &mut Trainer, parameters: &[f32], rate: f64, seed: u64) -> (V
     let (records, engine, spec, layout) = trainer.loaded(parameters, None).unwrap();
     let (guarantee, data) = (spec.privacy.examples.unwrap(), &records.train);
     let mut batch = Batch::new(&guarantee, layout.len()).unwrap();
-    let mut tally = RunningMetrics::new(spec.loss());
+    let mut running = RunningMetrics::new(spec.loss());
     let seed = Seed::from_number(seed);
     let mut chance = Draws { coins: &mut Coins::new(rate, seed), seed };
     let stop = Stop::default();
-    let sum = batch.sum(engine, data, &mut chance, &mut tally, &stop).unwrap();
+    let sum = batch.sum(engine, data, &mut chance, &mut running, &stop).unwrap();
     let reach = i64::from(batch.lattice.range());
     let Some(released) = Released::unprotected(sum) else { return (vec![0; layout.len()], reach) };
     let units = released.weight() as f64 / batch.lattice.step();

@@ -177,7 +177,7 @@ impl Reading<'_> {
 
     fn current(&mut self, found: &Snapshot) -> Result<(), SegmentFault> {
         let path = found.file.as_ref().unwrap_or(&found.current);
-        let segment = match read_segment(&found.text) {
+        let segment = match read_segment(&found.text()?) {
             Ok(segment) => segment,
             Err(fault) => {
                 self.seen.faults.push(SegmentFault::Damaged { path: path.clone(), fault });

@@ -57,7 +57,7 @@ fn log_in(dir: &Path) -> PathBuf {
 fn long() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = log_in(dir.path());
-    write(&mut SegmentWriter::open(&path, SMALL).unwrap().0, 0..40);
+    write(&mut SegmentWriter::open(&path, SMALL, &mut |_| ()).unwrap().0, 0..40);
     (dir, path)
 }
 
@@ -114,8 +114,11 @@ fn a_long_log_is_one_chain_over_files_whose_names_sort() {
     for (name, _) in all.iter().filter(|(name, _)| *name != "audit.jsonl").take(before - 2) {
         std::fs::write(dir.path().join(name), "nobody reads this").unwrap();
     }
-    let (mut writer, lines) = SegmentWriter::open(&path, SMALL).unwrap();
-    assert_eq!(lines.chain, survey.end());
+    let mut shown = Vec::new();
+    let (mut writer, newest) = SegmentWriter::open(&path, SMALL, &mut |link| shown.push(link.hash)).unwrap();
+    assert_eq!((newest.end, newest.number), (survey.end(), before as u64));
+    let last = &lines.links[lines.links.len() - shown.len()..];
+    assert_eq!(shown, last.iter().map(|link| link.hash).collect::<Vec<_>>());
     write(&mut writer, 40..41);
 }
 
@@ -128,7 +131,7 @@ fn a_log_of_one_large_file_is_its_first_segment() {
         old.append(&entry(index)).unwrap();
     }
     let before = std::fs::read(&path).unwrap();
-    write(&mut SegmentWriter::open(&path, SMALL).unwrap().0, 30..31);
+    write(&mut SegmentWriter::open(&path, SMALL, &mut |_| ()).unwrap().0, 30..31);
     assert_eq!(std::fs::read(closed_path(&path, 1)).unwrap(), before);
     assert_eq!(indices(&path, &[]).0, (0..31).collect::<Vec<_>>());
 }
@@ -139,7 +142,7 @@ fn a_rotation_killed_at_any_step_loses_and_doubles_nothing() {
     loop {
         let dir = tempfile::tempdir().unwrap();
         let path = log_in(dir.path());
-        let (mut writer, _) = SegmentWriter::open(&path, SMALL).unwrap();
+        let (mut writer, _) = SegmentWriter::open(&path, SMALL, &mut |_| ()).unwrap();
         let mut index = 0;
         while !writer.is_due() {
             writer.append(&entry(index)).unwrap();
@@ -166,7 +169,7 @@ fn a_rotation_killed_at_any_step_loses_and_doubles_nothing() {
             let (found, survey) = indices(&path, &[]);
             assert!(survey.faults.is_empty() && survey.absent.is_empty(), "step {steps}: {}", said(&survey));
             assert_eq!(found, (0..index).collect::<Vec<_>>(), "step {steps}");
-            let (mut writer, _) = SegmentWriter::open(&path, SMALL).unwrap();
+            let (mut writer, _) = SegmentWriter::open(&path, SMALL, &mut |_| ()).unwrap();
             write(&mut writer, index..index + 10);
             let (found, survey) = indices(&path, &[]);
             assert_eq!(found, (0..index + 10).collect::<Vec<_>>(), "step {steps}");
@@ -195,7 +198,7 @@ fn a_rotation_killed_at_any_step_loses_and_doubles_nothing() {
 fn what_stands_where_a_segment_is_to_be_closed_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let path = log_in(dir.path());
-    let (mut writer, _) = SegmentWriter::open(&path, SMALL).unwrap();
+    let (mut writer, _) = SegmentWriter::open(&path, SMALL, &mut |_| ()).unwrap();
     while !writer.is_due() {
         writer.append(&entry(0)).unwrap();
     }
@@ -213,7 +216,7 @@ fn what_stands_where_a_segment_is_to_be_closed_is_not_overwritten() {
 fn a_record_that_could_not_be_written_is_cut_off_and_can_be_added_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = log_in(dir.path());
-    let (mut writer, _) = SegmentWriter::open(&path, SMALL).unwrap();
+    let (mut writer, _) = SegmentWriter::open(&path, SMALL, &mut |_| ()).unwrap();
     for index in 0..3 {
         writer.divert(File::options().write(true).open("/dev/full").unwrap());
         assert!(writer.append(&entry(index)).is_err());
@@ -235,7 +238,8 @@ fn after(change: impl FnOnce(&mut Files)) -> (String, Vec<(u64, u64)>, Option<St
     let dir = folder(&all);
     let survey = indices(&log_in(dir.path()), &[]).1;
     let gaps = survey.absent.iter().map(|absent| (absent.first, absent.last)).collect();
-    let started = SegmentWriter::open(&log_in(dir.path()), SMALL).err().map(|fault| fault.to_string());
+    let started =
+        SegmentWriter::open(&log_in(dir.path()), SMALL, &mut |_| ()).err().map(|fault| fault.to_string());
     (said(&survey), gaps, started)
 }
 
@@ -312,7 +316,7 @@ fn what_was_done_to_closed_segments_is_named_with_its_file() {
 
     // The same segment of another log.
     let other = tempfile::tempdir().unwrap();
-    write(&mut SegmentWriter::open(&log_in(other.path()), SMALL).unwrap().0, 100..140);
+    write(&mut SegmentWriter::open(&log_in(other.path()), SMALL, &mut |_| ()).unwrap().0, 100..140);
     for number in [1, 2, last] {
         let foreign = files(other.path())[&closed(number)].clone();
         let (said, _, _) = after(|all| drop(all.insert(closed(number), foreign)));
@@ -349,16 +353,17 @@ fn a_place_in_the_chain_is_found_in_whichever_segment_has_it() {
     let text = files(dir.path()).into_values().fold(Vec::new(), |text, part| [text, part].concat());
     let hashes: Vec<Digest> =
         super::super::read_lines(&text).unwrap().links.iter().map(|link| link.hash).collect();
-    let found = Snapshot::of(&path).unwrap();
-    let newest = found.newest().unwrap().lines;
+    let head_at = |records| {
+        let (found, mut sought) = (Snapshot::of(&path).unwrap(), HeadSought::new(records));
+        let newest = found.newest(&mut |link| sought.see(link)).unwrap();
+        found.head_at(&newest, &sought).unwrap()
+    };
     for (records, hash) in (1..).zip(&hashes) {
-        assert_eq!(found.head_at(&newest, records).unwrap(), KnownHead::Is(*hash), "{records}");
+        assert_eq!(head_at(records), KnownHead::Is(*hash), "{records}");
     }
-    let beyond = hashes.len() as u64 + 1;
-    assert_eq!(found.head_at(&newest, beyond).unwrap(), KnownHead::Beyond);
+    assert_eq!(head_at(hashes.len() as u64 + 1), KnownHead::Beyond);
     std::fs::remove_file(dir.path().join(closed(1))).unwrap();
-    let found = Snapshot::of(&path).unwrap();
-    assert_eq!(found.head_at(&newest, 2).unwrap(), KnownHead::Elsewhere);
+    assert_eq!(head_at(2), KnownHead::Elsewhere);
 }
 
 #[test]

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::super::{Chain, ChainWriter, Lines, Link, WriteError};
+use super::super::{Chain, ChainWriter, Link, WriteError};
 use super::{
-    ClosedSegment, Continuation, Segment, SegmentBytes, SegmentFault, Snapshot, closed_path, failed,
+    ClosedSegment, Continuation, SegmentBytes, SegmentExtent, SegmentFault, Snapshot, closed_path, failed,
     folder_of, name_of, next_path, private,
 };
 
@@ -72,14 +72,18 @@ pub struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    /// Goes on with the log at `path`, or begins it, and says what its current segment holds. Half a line that a crash left is cut off, and
-    /// a rotation that it cut short is finished. A segment is closed when it has more than `limit` bytes behind its opening.
+    /// Goes on with the log at `path`, or begins it, and shows the records of its current segment to `visit`. Half a line that a crash left is
+    /// cut off, and a rotation that it cut short is finished; the extent is the one before that. A segment is closed when it has more than `limit` bytes behind its opening.
     ///
     /// # Errors
     /// [`SegmentFault`] where it cannot be read or written, or does not go on from the segment before.
-    pub fn open(path: &Path, limit: SegmentBytes) -> Result<(Self, Lines), SegmentFault> {
+    pub fn open(
+        path: &Path,
+        limit: SegmentBytes,
+        visit: &mut dyn FnMut(&Link),
+    ) -> Result<(Self, SegmentExtent), SegmentFault> {
         let mut found = Snapshot::of(path)?;
-        let Segment { number, lines } = found.newest()?;
+        let segment = found.newest(visit)?;
         found.settle()?;
         let next = next_path(path);
         if next.exists() {
@@ -87,16 +91,15 @@ impl SegmentWriter {
             std::fs::remove_file(&next).map_err(failed(&next))?;
         }
         let file = private().create(true).append(true).open(path).map_err(failed(path))?;
-        if lines.torn > 0 {
-            file.set_len(lines.whole as u64).and_then(|()| file.sync_all()).map_err(failed(path))?;
+        if segment.torn > 0 {
+            file.set_len(segment.whole).and_then(|()| file.sync_all()).map_err(failed(path))?;
         }
         // The name of a new file is durable only when its folder is.
         sync_folder(path).map_err(failed(path))?;
-        let mut opened = Self::over(path, limit, number, ChainWriter::new(lines.chain, Synced(file)));
-        opened.len = lines.whole as u64;
-        let opening = opening_of(&lines, &found.text);
-        opened.due = opening.saturating_add(u64::from(limit));
-        Ok((opened, lines))
+        let mut opened = Self::over(path, limit, segment.number, ChainWriter::new(segment.end, Synced(file)));
+        opened.len = segment.whole;
+        opened.due = segment.opening.saturating_add(u64::from(limit));
+        Ok((opened, segment))
     }
 
     /// Goes on behind the closed segment `last`, which ends with `chain`, where the current one is gone: [`SegmentWriter::rotate`] begins it
@@ -284,15 +287,6 @@ impl SegmentWriter {
     pub(super) fn divert(&mut self, file: File) {
         *self.writer.to_mut() = Synced(file);
     }
-}
-
-/// Bytes of the records that opened a segment, which do not count: those that were made with the first one.
-fn opening_of(lines: &Lines, text: &[u8]) -> u64 {
-    if lines.start.is_empty() {
-        return 0;
-    }
-    let all = text.split_inclusive(|byte| *byte == b'\n').zip(&lines.links);
-    all.take_while(|(_, link)| super::is_opening(link)).map(|(line, _)| line.len() as u64).sum()
 }
 
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {

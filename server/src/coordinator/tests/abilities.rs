@@ -106,7 +106,7 @@ fn a_step_for_which_too_few_know_the_method_is_not_begun_again_and_again() {
     stage.wait_for_deadline();
     assert!(stage.take_sent().is_empty(), "nobody works for nothing");
     let Some(RunEnd::Failed(message)) = &stage.end else { panic!("{:?}", stage.end) };
-    let why = "2 sites are needed, and 1 of the 3 connected know the method `count` in version 2 (south knows version 3)";
+    let why = "2 sites are needed, and 1 of the 3 connected knows the method `count` in version 2 (south knows version 3)";
     assert!(message.contains(why), "{message}");
 }
 

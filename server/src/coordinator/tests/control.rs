@@ -102,16 +102,16 @@ fn a_wish_that_is_taken_back_in_time_changes_nothing() {
 #[test]
 fn a_private_round_that_is_thrown_away_costs_nothing() {
     let plan = plan(3, 8.0, EVERY, "");
-    for (control, before_booked) in
+    for (control, before_reserved) in
         [(Control::StopNow, false), (Control::StopNow, true), (Control::Stop, true)]
     {
         let mut stage = private(&plan);
-        stage.commits_succeed = !before_booked;
+        stage.commits_succeed = !before_reserved;
         stage.join(&["a", "b"]);
         stage.commits_succeed = true;
         stage.handle(Event::Control(control));
-        if before_booked {
-            stage.handle(Event::Booked);
+        if before_reserved {
+            stage.handle(Event::Reserved);
         }
         assert_eq!(stage.end, Some(RunEnd::Stopped), "{control:?}");
         let found = records(&stage);

@@ -91,7 +91,7 @@ fn begin() -> Checkpoint {
 fn private_run(sampling: &str, more: &str) -> Setup {
     let setup = private_setup(&plan(6, 1e4, sampling, more), begin(), &[], seeded(3));
     // Who is drawn follows from the seed, which is told.
-    Setup { rehearsal: true, ..setup }
+    Setup { is_seeded: true, ..setup }
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(super) fn private_setup(plan: &str, checkpoint: Checkpoint, links: &[Link], 
     };
     Setup {
         plan,
-        rehearsal: false,
+        is_seeded: false,
         dp_context: Some(DpContext { ledger, chance, threads: 1 }),
         ..setup("", checkpoint)
     }
@@ -95,7 +95,7 @@ fn nothing_is_asked_of_anybody_before_the_reservation_is_on_disk() {
     stage.join(&["a", "b"]);
     assert!(stage.sent.is_empty());
     assert!(matches!(records(&stage)[..], [Record::Opened { .. }, Record::Reserved { round: 1, .. }]));
-    stage.handle(Event::Booked);
+    stage.handle(Event::Reserved);
     assert_eq!(stage.sent.len(), 2);
 }
 
@@ -133,7 +133,7 @@ fn whatever_the_order_of_the_answers_the_noised_model_is_the_same() {
         let mut stage = private(&plan(1, 9.0, EVERY, ""));
         stage.commits_succeed = false;
         stage.join(&names);
-        stage.handle(Event::Booked);
+        stage.handle(Event::Reserved);
         let mut sent = stage.take_sent();
         sent.rotate_left(turn);
         if turn % 2 == 1 {
@@ -303,7 +303,7 @@ fn nothing_that_leaves_the_coordinator_shows_who_or_how_many_were_drawn() {
 #[test]
 fn a_seeded_run_shows_its_cohorts_since_everybody_can_compute_them() {
     let setup = private_setup(&plan(1, 99.0, "{ poisson = { rate = 1.0 } }", ""), begin(), &[], seeded(0));
-    let mut stage = Stage::with(Setup { rehearsal: true, ..setup });
+    let mut stage = Stage::with(Setup { is_seeded: true, ..setup });
     stage.join(&["a", "b"]);
     stage.answer_all(0.1);
     assert_eq!((stage.commits[0].summary.cohort, stage.commits[0].summary.answered), (2, 2));
@@ -325,7 +325,7 @@ fn a_round_that_is_given_up_after_its_secret_draw_is_paid_for() {
         stage.commits_succeed = false;
         stage.join(&["a", "b", "c"]);
         // NoiseRng may draw nobody, and then the round is over at once: this one draws somebody.
-        stage.handle(Event::Booked);
+        stage.handle(Event::Reserved);
         assert!(!stage.take_sent().is_empty(), "{sampling}");
         stage.handle(Event::Control(Control::StopNow));
         let ledger = Ledger::replay(&stage.ledger).unwrap();
@@ -336,7 +336,7 @@ fn a_round_that_is_given_up_after_its_secret_draw_is_paid_for() {
     stage.commits_succeed = false;
     stage.join(&["a", "b"]);
     stage.handle(Event::Control(Control::Stop));
-    stage.handle(Event::Booked);
+    stage.handle(Event::Reserved);
     assert_eq!(Ledger::replay(&stage.ledger).unwrap().releases(), 0);
 }
 
@@ -358,7 +358,7 @@ fn one_client_moves_the_release_by_no_more_than_the_clipping_norm_over_the_denom
             let mut stage = private(&plan);
             stage.commits_succeed = false;
             stage.join(&["a", "b", "giant"]);
-            stage.handle(Event::Booked);
+            stage.handle(Event::Reserved);
             for (client, task) in stage.take_sent() {
                 let giant = client.as_str() == "giant";
                 let (value, examples) = if giant { (1e6, 1_000_000) } else { (0.01, 10) };
@@ -466,7 +466,7 @@ fn correlated_noise_goes_on_where_it_was_after_a_restart() {
         (0..3).for_each(|_| first.answer_all(0.1));
         let checkpoint = first.commits[2].checkpoint.clone();
         let kept: usize =
-            first.commits[..3].iter().map(|commit| commit.booking.as_ref().unwrap().links.len()).sum();
+            first.commits[..3].iter().map(|commit| commit.reservation.as_ref().unwrap().links.len()).sum();
         let links: Vec<Link> = first.ledger[..1 + kept + 3].to_vec();
         let mut second = Stage::with(private_setup(&plan, checkpoint, &links, seeded(3)));
         second.join(&["a", "b"]);

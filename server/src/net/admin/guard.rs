@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::views::Problem;
 use super::{AdminConfig, AdminToken};
-use crate::net::metrics::Metrics;
+use crate::net::engine::metrics::Metrics;
 
 /// What the page may do: run its own files and ask its own server.
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \

@@ -13,8 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::views::{Problem, PromiseView, RunSiteView, RunView, WholeRunView};
 use super::{Caller, Shared};
 use crate::PrivacyStatement;
-use crate::net::archive::ArchiveError;
-use crate::net::operators::hides_participation;
+use crate::net::engine::service::hides_participation;
+use crate::net::store::archive::ArchiveError;
 use crate::net::store::{Report, StoreError};
 
 /// Which rounds.
@@ -45,7 +45,7 @@ pub(super) struct ReportView {
 pub(super) struct SubmitBody {
     /// The text of a federation.toml.
     plan_toml: String,
-    /// Makes it a rehearsal.
+    /// Makes it a seeded run.
     #[serde(default)]
     seed: Option<u64>,
 }

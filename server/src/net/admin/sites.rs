@@ -16,8 +16,9 @@ use utoipa::ToSchema;
 use super::runs::rejected;
 use super::views::Problem;
 use super::{Caller, Shared};
-use crate::net::members::{Verdict, now};
+use crate::net::membership::members::now;
 use crate::net::store::Counts;
+use crate::net::store::messages::Verdict;
 
 /// For how long an invite is good unless something else is asked for.
 const HOURS: u64 = 72;
@@ -167,7 +168,7 @@ fn certificate(certificate: &Certificate) -> CertificateView {
 /// Everybody who was invited, revoked, or seen, by name.
 #[utoipa::path(get, path = "/api/v1/sites", responses((status = OK, body = [SiteView])))]
 pub(super) async fn list(State(admin): State<Shared>) -> Result<Json<Vec<SiteView>>, Problem> {
-    let members = admin.operators.members.list().await.map_err(Problem::ours)?;
+    let members = admin.operators.members().await.map_err(Problem::ours)?;
     let mut members: BTreeMap<ClientId, Option<Member>> =
         members.into_iter().map(|member| (member.site.clone(), Some(member))).collect();
     let mut counts = admin.operators.store.counts().await.map_err(Problem::ours)?;
@@ -310,7 +311,7 @@ pub(super) async fn revocation_list(State(admin): State<Shared>) -> Result<Respo
 /// The site of this name, which must have been invited or seen.
 async fn known(admin: &Shared, site: &str, verb: &str) -> Result<ClientId, Problem> {
     let site = ClientId::new(site).map_err(Problem::bad)?;
-    let members = admin.operators.members.list().await.map_err(Problem::ours)?;
+    let members = admin.operators.members().await.map_err(Problem::ours)?;
     if members.iter().any(|member| member.site == site) {
         return Ok(site);
     }

@@ -13,9 +13,9 @@ use utoipa::ToSchema;
 
 use super::Shared;
 use super::views::Problem;
-use crate::net::members::now;
-use crate::net::metrics::{Observed, state_name};
-use crate::net::session::SOFTWARE;
+use crate::net::engine::metrics::{Observed, state_name};
+use crate::net::membership::members::now;
+use crate::net::transport::messages::SOFTWARE;
 
 /// The media type of what Prometheus reads.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

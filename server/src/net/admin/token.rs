@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::net::private;
+use crate::net::store::private;
 
 /// Digits of a token.
 const DIGITS: usize = 32;

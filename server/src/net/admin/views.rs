@@ -11,7 +11,7 @@ use protocol::{Metrics, PrivacySpec};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::net::metrics::state_name;
+use crate::net::engine::metrics::state_name;
 
 /// What went wrong, for a person.
 #[derive(Debug, Serialize, ToSchema)]
@@ -77,7 +77,8 @@ pub(super) struct RunView {
     rounds_done: u32,
     rounds: u32,
     /// Whether it carries a seed: it may not claim privacy then.
-    rehearsal: bool,
+    #[serde(rename = "rehearsal")]
+    is_seeded: bool,
     model_sha256: String,
 }
 
@@ -90,7 +91,7 @@ impl From<&RunSummary> for RunView {
             message: summary.message.clone(),
             rounds_done: summary.rounds_done,
             rounds: summary.rounds,
-            rehearsal: summary.rehearsal,
+            is_seeded: summary.is_seeded,
             model_sha256: summary.model_sha256.clone(),
         }
     }

@@ -19,14 +19,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use super::central::Evaluator;
 use super::live::{self, Live};
+use super::outgoing::Broadcast;
 use super::shared::Shared;
+use super::uploads::Room;
 use super::{Order, TaskOrder, joined, on_blocking_thread, writer};
-use crate::net::central::Evaluator;
-use crate::net::crash;
-use crate::net::outgoing::Broadcast;
 use crate::net::store::StoreError;
-use crate::net::uploads::Room;
+use crate::net::store::crash;
 use crate::{Action, Checked, Commit, Coordinator, Event, Note, Plan};
 
 /// From how many values on a model is large: to add one update to a sum takes longer than to change threads.
@@ -416,12 +416,12 @@ impl RunActor {
                 Action::Receipt { client, task, receipt } => {
                     self.order(&client, Order::Receipt(task, receipt));
                 }
-                Action::Book(booking) => {
+                Action::Reserve(reservation) => {
                     crash::point("reservation-due");
-                    let stored = move |shared: &Shared| writer::reserve(shared, &booking);
+                    let stored = move |shared: &Shared| writer::reserve(shared, &reservation);
                     self.store(&mut coordinator, stored).await?;
                     crash::point("reserved");
-                    coordinator = self.tell(coordinator, News::Event(Event::Booked)).await?;
+                    coordinator = self.tell(coordinator, News::Event(Event::Reserved)).await?;
                 }
                 Action::Commit(commit) => {
                     crash::point("noised");

@@ -58,7 +58,7 @@ impl Shared {
         if links.is_empty() {
             return Ok(());
         }
-        let booking = LedgerReservation { population, links };
-        self.storage.wait_for(async || self.store.book(&booking).await)
+        let reservation = LedgerReservation { population, links };
+        self.storage.wait_for(async || self.store.append_to_ledger(&reservation).await)
     }
 }

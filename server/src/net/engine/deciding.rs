@@ -13,13 +13,14 @@ use tokio::sync::oneshot;
 
 use super::actor::Active;
 use super::calibration::accepted;
+use super::central::Evaluator;
 use super::dispatcher::population;
 use super::live::Live;
+use super::request::Asked;
 use super::seed_of;
 use super::shared::Shared;
-use crate::net::audit;
-use crate::net::central::Evaluator;
-use crate::net::request::{Asked, FaultOf};
+use crate::net::store::audit;
+use crate::net::store::fault::FaultOf;
 use crate::net::store::{BackupError, Opened, Queued, StoreError, StoredRun};
 use crate::{Coordinator, DpContext, NoiseRng, Note, Plan, RunEnd, Setup};
 
@@ -269,7 +270,7 @@ pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<A
         run,
         plan: Arc::clone(&plan),
         entropy: seed_of(seed),
-        rehearsal: seed.is_some(),
+        is_seeded: seed.is_some(),
         central: central.is_some(),
         checkpoint,
         clients,
@@ -277,6 +278,7 @@ pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<A
         dp_context,
     };
     let coordinator = Coordinator::new(setup).map_err(|error| Unable::Run(error.to_string()))?;
+    let coordinator = coordinator.with_tensor_names(layout.shared_names());
     tracing::info!("run {run} ({}) begins or goes on", plan.name);
     Ok(Box::new(Active { run, plan, layout, coordinator: Box::new(coordinator), central, live }))
 }

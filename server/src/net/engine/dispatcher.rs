@@ -18,9 +18,9 @@ use super::shared::Shared;
 use super::submitting::{Submitting, submit};
 use super::{Command, Link, Order, calibration, joined};
 use crate::Plan;
-use crate::net::crash;
-use crate::net::session::close;
 use crate::net::store::StoreError;
+use crate::net::store::crash;
+use crate::net::transport::messages::close;
 
 /// Commands that may wait for a run; updates among them are bounded by bytes.
 const COMMANDS: usize = 1024;

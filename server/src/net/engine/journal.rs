@@ -9,11 +9,11 @@ use protocol::{RunId, Time};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::Record;
 use crate::Note;
-use crate::net::audit::{AuditError, AuditLog};
-use crate::net::outage::Patience;
 use crate::net::store::StoreError;
+use crate::net::store::audit::{AuditError, AuditLog};
+use crate::net::store::messages::Record;
+use crate::net::store::outage::Patience;
 
 /// Entries that may wait for the writer.
 const ENTRIES: usize = 1024;

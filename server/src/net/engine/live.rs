@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use privacy::{counted, verb};
 use protocol::wire::{Control, RunState, RunSummary};
 use protocol::{RunId, Time};
 use tokio::sync::watch;
 
 use super::LiveRuns;
 use crate::net::store::{HISTORY_MAX, rows::client_summary};
-use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd};
+use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd, RunProgress};
 
 /// The shortest time between two summaries, unless something is stored.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -27,7 +28,7 @@ impl Live {
     pub(super) fn new(
         run: RunId,
         plan: &Plan,
-        rehearsal: bool,
+        is_seeded: bool,
         checkpoint: &Checkpoint,
         before: Option<RunSummary>,
     ) -> Self {
@@ -40,7 +41,7 @@ impl Live {
             message: String::new(),
             rounds_done: checkpoint.round.0,
             rounds: plan.rounds,
-            rehearsal,
+            is_seeded,
             model_sha256,
             history,
             clients: Vec::new(),
@@ -74,7 +75,9 @@ impl Live {
 
     /// The run is over.
     pub(super) fn end(&mut self, end: &RunEnd) {
-        (self.summary.state, self.summary.message) = (end.state(), end.message(self.releases).to_owned());
+        let RunSummary { rounds_done, rounds, .. } = self.summary;
+        let progress = RunProgress { rounds_done, rounds, releases: self.releases };
+        (self.summary.state, self.summary.message) = (end.state(), end.message(progress));
     }
 
     /// Publishes when something has changed and the last time was long enough ago.
@@ -112,17 +115,17 @@ impl Live {
 pub(super) fn log(run: RunId, note: &Note) {
     match note {
         Note::Waiting { connected, needed } => {
-            tracing::info!(target: "events", "run {run} waits: {connected} of {needed} clients are connected");
+            tracing::info!(target: "events", "run {run} waits: {connected} of {} {} connected", counted(*needed, "client"), verb(*needed, "is", "are"));
         }
         Note::Opened { task, cohort } => {
-            tracing::info!(target: "events", "{task} is put to {cohort} clients")
+            tracing::info!(target: "events", "{task} is put to {}", counted(*cohort, "client"))
         }
         Note::Accepted { client, task, .. } => {
             tracing::debug!(target: "events", "{client} has answered {task}")
         }
         Note::Refused { client, task, reason, detail } => {
             let task = task.map_or_else(|| "no task".to_owned(), |task| task.to_string());
-            tracing::warn!(target: "events", "{client} is refused for {task}: {} ({detail})", reason.name());
+            tracing::warn!(target: "events", "the answer of {client} to {task} is rejected: {} ({detail})", reason.name());
         }
         Note::Declined { client, task, reason, detail } => {
             let detail: String = detail.chars().filter(|c| !c.is_control()).collect();
@@ -130,7 +133,7 @@ pub(super) fn log(run: RunId, note: &Note) {
         }
         Note::Closed { task, answered, missing, quorum } => {
             let word = if *quorum { "enough" } else { "too few" };
-            tracing::info!(target: "events", "{task} is over: {answered} answers, {word}; {missing} missing");
+            tracing::info!(target: "events", "{task} is over: {}, {word}; {missing} missing", counted(*answered, "answer"));
         }
         Note::Withheld { task, reason } => {
             tracing::error!(target: "events", "{task} releases nothing: {reason}")

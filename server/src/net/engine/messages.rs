@@ -1,20 +1,22 @@
 //! What the rest of the server and the engine tell each other.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use protocol::wire::{Control, Receipt};
 use protocol::{
-    Answer, Capabilities, ClientId, Metrics, PayloadSpec, Positive, Rejection, Round, RunId, Task, TaskId,
+    Answer, Capabilities, ClientId, Layout, Learner, Metrics, Parameters, PayloadSpec, Positive, Rejection,
+    Round, RunId, Seed, Spec, Task, TaskId,
 };
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::Plan;
-use crate::net::InitialModel;
-use crate::net::members::Verdict;
-use crate::net::request::Asked;
-use crate::net::uploads::Room;
+use super::request::Asked;
+use super::uploads::Room;
+use crate::net::membership::messages::{Listener, ToEngine};
+use crate::net::store::messages::Record;
+use crate::{Methods, Plan};
 
 /// What sessions and operators' services tell the engine.
 pub(crate) enum Command {
@@ -46,70 +48,14 @@ pub(crate) enum Command {
     Record(Record),
 }
 
-/// What happens to the membership.
-pub(crate) enum Record {
-    Invited {
-        site: ClientId,
-        expires: u64,
-        by: String,
-    },
-    Enrolled {
-        site: ClientId,
-        key_sha256: String,
-    },
-    Renewed {
-        site: ClientId,
-        key_sha256: String,
-    },
-    InviteReused {
-        token_sha256: String,
-    },
-    EnrolmentsRefused {
-        count: u64,
-    },
-    Revoked {
-        site: ClientId,
-        before: u64,
-        by: String,
-    },
-    /// A site's ledger does not go on from the one that is remembered, or none was named.
-    LedgerRefused {
-        site: ClientId,
-        address: String,
-        reason: String,
-    },
-    /// A site has booked the loss of the ledger that is remembered, and goes on with another one.
-    LedgerReplaced {
-        site: ClientId,
-        address: String,
-    },
-    /// Connections of a site end each other.
-    Alternating {
-        site: ClientId,
-        address: String,
-        replaced_address: String,
-        times: u64,
-    },
-    Quarantined {
-        site: ClientId,
-        reason: String,
-        by: String,
-    },
-    QuarantineEnded {
-        site: ClientId,
-        by: String,
-    },
-    Asked {
-        site: ClientId,
-        key_sha256: String,
-        address: String,
-    },
-    Decided {
-        site: ClientId,
-        key_sha256: String,
-        verdict: Verdict,
-        by: String,
-    },
+impl Listener for mpsc::Sender<Command> {
+    fn hear(&self, told: ToEngine) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        let command = match told {
+            ToEngine::Record(record) => Command::Record(record),
+            ToEngine::Hold { client, held, reply } => Command::Hold { client, held, reply },
+        };
+        Box::pin(async move { self.send(command).await.is_ok() })
+    }
 }
 
 /// A plan that was checked, and where its model begins.
@@ -153,4 +99,31 @@ impl Link {
     pub(crate) fn greeted(&self) -> (u64, Arc<Capabilities>) {
         (self.session, Arc::clone(&self.capabilities))
     }
+}
+
+/// What the embedding program knows of models.
+pub trait ModelRoom: Send + Sync {
+    /// The layout of a plan's model and the first values of its shared tensors. `seed` is the run's seed: derive
+    /// [`protocol::Purpose::Initialise`] from it.
+    ///
+    /// # Errors
+    /// A sentence for the operator when the plan's model cannot be built.
+    fn begin(&self, spec: &Spec, seed: Seed) -> Result<InitialModel, String>;
+
+    /// A learner over the server's own test data; `None` when it has none for this plan.
+    fn central(&self, spec: &Spec) -> Option<Box<dyn Learner>>;
+
+    /// The methods that plans may name.
+    fn methods(&self) -> Methods {
+        Methods::default()
+    }
+}
+
+/// Where a model begins.
+#[derive(Debug)]
+pub struct InitialModel {
+    /// The tensors.
+    pub layout: Layout,
+    /// First values of the shared ones.
+    pub shared: Parameters,
 }

@@ -12,13 +12,13 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
+use super::messages::ModelRoom;
+use super::metrics::Metrics;
+use super::uploads::Spare;
 use super::{Command, Link, LiveRuns, Order};
-use crate::net::ModelRoom;
-use crate::net::metrics::Metrics;
-use crate::net::outage::Patience;
-use crate::net::session::CODE_MISBEHAVED;
 use crate::net::store::Store;
-use crate::net::uploads::Spare;
+use crate::net::store::outage::Patience;
+use crate::net::transport::messages::CODE_MISBEHAVED;
 
 /// See the module.
 pub(super) struct Shared {

@@ -3,12 +3,14 @@
 use protocol::RunId;
 use tokio::sync::oneshot;
 
+use super::entropy;
+use super::messages::{InitialModel, NewRun};
+use super::request::Asked;
 use super::shared::Shared;
-use super::{NewRun, entropy};
 use crate::Checkpoint;
-use crate::net::request::{Asked, FaultOf};
+use crate::net::store::audit;
+use crate::net::store::fault::FaultOf;
 use crate::net::store::{StoreError, Submission};
-use crate::net::{InitialModel, audit};
 use crate::plan::calibrates;
 
 /// A checked plan that is to become a run.
@@ -36,7 +38,7 @@ pub(super) fn submit(shared: &Shared, submitting: Submitting) -> Result<bool, St
     let (now, name, is_seeded) = (shared.clock.now(), new.plan.name.clone(), new.seed.is_some());
     shared.journal.write_blocking(move |log| {
         let (name, plan_sha256, by) = (name.as_str(), plan_sha256.clone(), by.as_str());
-        log.write(now, Some(run), &audit::Event::Submitted { name, plan_sha256, rehearsal: is_seeded, by })
+        log.write(now, Some(run), &audit::Event::Submitted { name, plan_sha256, is_seeded, by })
     })?;
     tracing::info!("run {run} ({}) is in the queue", new.plan.name);
     // Whoever asked may be gone since it was begun; the run is stored all the same.

@@ -4,13 +4,13 @@
 use protocol::{Layout, RunId};
 
 use super::shared::Shared;
-use crate::net::crash;
 use crate::net::store::StoreError;
+use crate::net::store::crash;
 use crate::{Commit, LedgerReservation};
 
 /// Stores a reservation.
-pub(super) fn reserve(shared: &Shared, booking: &LedgerReservation) -> Result<(), StoreError> {
-    shared.storage.wait_for(async || shared.store.book(booking).await)
+pub(super) fn reserve(shared: &Shared, reservation: &LedgerReservation) -> Result<(), StoreError> {
+    shared.storage.wait_for(async || shared.store.append_to_ledger(reservation).await)
 }
 
 /// Stores a commit; gives the model's fingerprint.

@@ -1,4 +1,4 @@
-//! A copy of the state while the server goes on, and what must be booked before such a copy is worked with.
+//! A copy of the state while the server goes on, and what must be reserved before such a copy is worked with.
 //!
 //! A copy holds the database as it is at one moment, the files that it names, and the audit logs up to that moment; it counts once its books
 //! were compared. A ledger that is older than the releases it should know of would pay for them a second time. So whoever brings an
@@ -14,14 +14,14 @@ use privacy::chain::segments::{Segment, SegmentFault, closed_in, is_opening, log
 use privacy::ledger::Ledger;
 use protocol::RunId;
 
+use super::audit::AuditError;
+use super::audit::witness::{Witness, known_to};
 use super::blobs::Blobs;
 use super::compare::Agreement;
 use super::founding::{book_unknown, charges_in};
+use super::private;
 use super::secrets::Secrets;
 use super::{Needed, Store, StoreError, database, leading, transfer};
-use crate::net::AuditError;
-use crate::net::audit::witness::{Witness, known_to};
-use crate::net::private;
 use crate::{LedgerReservation, RunEnd};
 
 /// How often a copy is begun anew when a server on another machine has removed files meanwhile.
@@ -102,7 +102,7 @@ pub struct Lost {
     /// Releases that were charged, whether or not the budget can pay for them; 0 where its first run will be charged
     /// ([`BroughtBack::owed`]).
     pub charged: u64,
-    /// Epsilon of everything booked now.
+    /// Epsilon of everything charged now.
     pub epsilon: f64,
     /// The budget.
     pub epsilon_max: f64,
@@ -316,18 +316,19 @@ impl Store {
     ///
     /// # Errors
     /// [`BackupError`] when a ledger is damaged or cannot be written.
-    pub async fn charge_lost(&self, releases: u64) -> Result<Vec<Lost>, BackupError> {
+    pub(crate) async fn charge_lost(&self, releases: u64) -> Result<Vec<Lost>, BackupError> {
         let mut lost = Vec::new();
         for population in self.populations().await? {
             let links = self.ledger(&population).await?;
             let fault = |message: String| BackupError::Ledger { population: population.clone(), message };
             let mut ledger = Ledger::replay(&links).map_err(|error| fault(error.to_string()))?;
-            let mut booking = LedgerReservation { population: population.clone(), links: ledger.settle() };
+            let mut reservation =
+                LedgerReservation { population: population.clone(), links: ledger.settle() };
             let candidates = charges_in(&links);
             let made = book_unknown(&mut ledger, &candidates, releases).map_err(fault)?;
             let charged = if made.is_empty() { 0 } else { releases };
-            booking.links.extend(made);
-            self.book(&booking).await?;
+            reservation.links.extend(made);
+            self.append_to_ledger(&reservation).await?;
             let epsilon = ledger.epsilon().map_err(|error| fault(error.to_string()))?.best();
             let epsilon_max = ledger.terms().epsilon_max;
             lost.push(Lost { population, charged, epsilon, epsilon_max });

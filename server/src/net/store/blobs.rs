@@ -18,8 +18,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
 use super::objects::{Objects, PART, Sink};
+use super::private;
 use super::sealing::{SealingKey, TAG, hexadecimal as digits, random_name};
-use crate::net::private;
 
 const EXTENSION: &str = ".safetensors";
 /// Of what cannot be read yet.

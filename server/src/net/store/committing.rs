@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use protocol::{Layout, RunId};
 
 use super::blobs::Sealed;
+use super::crash;
 use super::ledgers::Taken;
 use super::sweeping::Unused;
 use super::{Files, Readable, Store, StoreError, ledger, models, publishing, rows};
 use crate::Commit;
-use crate::net::crash;
 
 /// A commit whose files are durable.
 pub(crate) struct Prepared<'a> {
@@ -55,7 +55,7 @@ impl Store {
         layout: &Layout,
         commit: &'a Commit,
     ) -> Result<Prepared<'a>, StoreError> {
-        let readable = if commit.booking.is_some() { Readable::OncePaid } else { Readable::AtOnce };
+        let readable = if commit.reservation.is_some() { Readable::OncePaid } else { Readable::AtOnce };
         let written = self.write_files(run, layout, &commit.checkpoint, readable).await;
         if written.is_err() {
             // A file that was written under a key that is lost with this attempt is written anew.
@@ -87,8 +87,8 @@ impl Store {
             is_new = models::add(&mut transaction, run, commit.summary.round, files, statement).await?;
         }
         publishing::announce(&mut transaction, &files.sealed).await?;
-        if let Some(booking) = &commit.booking {
-            ledger::append(&mut transaction, booking).await?;
+        if let Some(reservation) = &commit.reservation {
+            ledger::append(&mut transaction, reservation).await?;
             crash::point("spent-uncommitted");
         }
         rows::write_round(&mut transaction, run, &commit.summary).await?;

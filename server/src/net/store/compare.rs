@@ -18,9 +18,9 @@ use privacy::ledger::{Ledger, LedgerError, Record};
 use protocol::RunId;
 use sqlx::Row as _;
 
+use super::audit::witness::{Place, Witness};
 use super::blobs::{Sealed, is_later};
 use super::{Needed, Store, StoreError, database, rows};
-use crate::net::audit::witness::{Place, Witness};
 use crate::plan::typed_privacy;
 
 pub(super) use logs::miss_database;

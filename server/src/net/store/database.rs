@@ -11,8 +11,8 @@ use privacy::chain::segments::closed_by_name;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Row as _, Transaction};
 
+use super::private;
 use super::{BooksError, StoreError};
-use crate::net::private;
 
 /// One step of the schema: what both databases take, then what only one of them takes.
 pub(super) struct Step {
@@ -81,7 +81,7 @@ pub enum Database {
 
 impl Database {
     /// The audit log of this server in its state folder: replicas have one each.
-    pub fn audit_file(&self, state: &Path) -> PathBuf {
+    pub(crate) fn audit_file(&self, state: &Path) -> PathBuf {
         match self {
             Self::Sqlite => state.join("audit.jsonl"),
             Self::Postgres(postgres) => state.join(format!("audit-{}.jsonl", postgres.replica)),

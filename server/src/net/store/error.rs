@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use privacy::chain::WriteError;
 use protocol::RunId;
 
+use super::audit::AuditError;
 use super::database::SqliteFault;
 use super::{BlobError, BooksError, database};
-use crate::net::AuditError;
 
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]

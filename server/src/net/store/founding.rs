@@ -33,10 +33,10 @@ impl Store {
         let fault = |message: String| BackupError::Ledger { population: population.clone(), message };
         let wrong = |error: privacy::ledger::LedgerError| fault(error.to_string());
         let known = self.ledger(&population).await?;
-        let mut booking = LedgerReservation { population: population.clone(), links: vec![] };
+        let mut reservation = LedgerReservation { population: population.clone(), links: vec![] };
         let mut ledger = if known.is_empty() {
             let (ledger, first) = Ledger::found(terms.clone()).map_err(wrong)?;
-            booking.links.push(first);
+            reservation.links.push(first);
             ledger
         } else {
             Ledger::replay(&known).map_err(wrong)?
@@ -46,10 +46,10 @@ impl Store {
         if charges_in(&known).is_empty() {
             charged = self.owed().await?;
             let made = book_unknown(&mut ledger, std::slice::from_ref(charge), charged).map_err(fault)?;
-            booking.links.extend(made);
+            reservation.links.extend(made);
         }
-        if !booking.links.is_empty() {
-            self.book(&booking).await?;
+        if !reservation.links.is_empty() {
+            self.append_to_ledger(&reservation).await?;
         }
         Ok(Opened { ledger, charged })
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use sqlx::AnyPool;
 use tokio::time::timeout;
 
+use super::audit::AuditError;
 use super::backup::Copying;
 use super::blobs::{BlobError, Blobs};
 use super::database::{self, SCHEMA};
@@ -17,12 +18,12 @@ use super::lease::Fence;
 use super::ledgers::Unwritten;
 use super::models::{Kept, Opinions};
 use super::objects::Objects;
+use super::outage::Reminder;
+use super::private;
 use super::secrets::Secrets;
 use super::sweeping::Sweep;
 use super::transaction::Turns;
 use super::{Database, Postgres, Store, StoreError, compare};
-use crate::net::outage::Reminder;
-use crate::net::{AuditError, private};
 
 /// How long a database has to say whether there is another leader, when there is a reason to stop anyhow.
 const SECOND_LOOK: Duration = Duration::from_secs(5);

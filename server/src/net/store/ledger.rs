@@ -32,10 +32,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when they cannot be written; nothing was added then.
-    pub async fn book(&self, booking: &LedgerReservation) -> Result<(), StoreError> {
+    pub async fn append_to_ledger(&self, reservation: &LedgerReservation) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        append(&mut transaction, booking).await?;
-        crate::net::crash::point("reservation-uncommitted");
+        append(&mut transaction, reservation).await?;
+        super::crash::point("reservation-uncommitted");
         transaction.commit().await?;
         Ok(())
     }
@@ -54,13 +54,13 @@ pub(super) async fn records(
 /// Appends records within a transaction. The primary key refuses a second record at one place.
 pub(super) async fn append(
     transaction: &mut AnyConnection,
-    booking: &LedgerReservation,
+    reservation: &LedgerReservation,
 ) -> Result<(), StoreError> {
-    for link in &booking.links {
+    for link in &reservation.links {
         sqlx::query(
             "INSERT INTO ledger (population, sequence, previous, record, hash) VALUES ($1, $2, $3, $4, $5)",
         )
-        .bind(&booking.population)
+        .bind(&reservation.population)
         .bind(i64::try_from(link.sequence).unwrap_or(i64::MAX))
         .bind(link.previous.to_string())
         .bind(link.record.get())

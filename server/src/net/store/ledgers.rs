@@ -1,8 +1,8 @@
-//! The ledgers that sites have shown, one row a site, and what may have been booked in them since.
+//! The ledgers that sites have shown, one row a site, and what may have been reserved in them since.
 //!
 //! Updates are counted in memory and written in the transaction that commits their round, so that a server that is killed has
 //! forgotten none that moved a model. They leave memory once that transaction is durable; one that fails leaves them to the next. Of runs whose cohorts are secret no update is counted: each committed round counts for every site
-//! that was connected, which bounds what a site has booked and does not depend on who was drawn.
+//! that was connected, which bounds what a site has reserved and does not depend on who was drawn.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -244,7 +244,7 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// Adds to what is remembered of the ledger that was shown before it came. A site that has shown a later one meanwhile has booked it in
+/// Adds to what is remembered of the ledger that was shown before it came. A site that has shown a later one meanwhile has reserved it in
 /// that.
 async fn add(
     connection: &mut AnyConnection,

@@ -7,8 +7,8 @@ use protocol::wire::{Certificate, EnrolRejection, Member, Quarantine};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use super::messages::Verdict;
 use super::{Store, StoreError, rows};
-use crate::net::members::Verdict;
 
 /// What became of a token that was shown.
 pub(crate) enum Shown {

@@ -58,8 +58,8 @@ struct Opinion {
 /// The best of those models that have a score.
 #[derive(Clone, Copy, Default)]
 struct Leader {
-    by_accuracy: Option<(u32, f64)>,
-    by_loss: Option<(u32, f64)>,
+    by_accuracy: Option<(u32, Score)>,
+    by_loss: Option<(u32, Score)>,
     /// Whether a score has no accuracy.
     lacks_accuracy: bool,
 }
@@ -80,7 +80,8 @@ impl Opinion {
     }
 
     /// The round of the model that the evaluations found best: by the server's own data where it has any, else by what the sites say of
-    /// it; the earlier of two equals. All are compared by one measure: by accuracy where there is one of every model, else by loss.
+    /// it. All are compared by one measure: by accuracy where there is one of every model (of equal accuracies the lower loss), else by loss;
+    /// the earlier of two equals.
     fn best(&self) -> Option<u32> {
         self.by_server.best().or_else(|| self.by_sites.best())
     }
@@ -89,14 +90,14 @@ impl Opinion {
 impl Leader {
     fn add(&mut self, round: u32, score: Option<Score>) {
         let Some(score) = score else { return };
-        let lead = |leader: &mut Option<(u32, f64)>, good: f64| {
-            if leader.is_none_or(|(_, best)| good > best) {
-                *leader = Some((round, good));
+        let lead = |leader: &mut Option<(u32, Score)>, by_accuracy: bool| {
+            if leader.is_none_or(|(_, best)| score.is_better(best, by_accuracy)) {
+                *leader = Some((round, score));
             }
         };
-        lead(&mut self.by_loss, score.good(false));
+        lead(&mut self.by_loss, false);
         match score.accuracy {
-            Some(_) => lead(&mut self.by_accuracy, score.good(true)),
+            Some(_) => lead(&mut self.by_accuracy, true),
             None => self.lacks_accuracy = true,
         }
     }
@@ -382,6 +383,17 @@ mod tests {
             [line(1, Some((0.5, Some(0.99))), Some(0.7)), line(2, Some((0.5, Some(0.1))), Some(0.8))];
         assert_eq!(best(by_server.iter(), |_| None), Some(1));
         assert_eq!(best([line(0, None, None)].iter(), |_| None), None);
+    }
+
+    #[test]
+    fn of_equally_accurate_models_the_one_of_lower_loss_is_best_and_then_the_earlier_one() {
+        let lines = [
+            line(1, Some((0.5, Some(0.8))), None),
+            line(2, Some((0.4, Some(0.8))), None),
+            line(3, Some((0.4, Some(0.8))), None),
+            line(4, Some((0.6, Some(0.8))), None),
+        ];
+        assert_eq!(best(lines.iter(), |_| None), Some(1));
     }
 
     fn told(loss: f64, accuracy: Option<f64>) -> Score {

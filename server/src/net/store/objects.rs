@@ -11,7 +11,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
 
-use crate::net::paths::RealPath;
+use super::paths::RealPath;
 
 /// What an address may begin with, and the feature of this program that it takes.
 const KNOWN: [(&str, &str, bool); 3] = [

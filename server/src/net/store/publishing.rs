@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use sqlx::{AnyConnection, Row as _};
 
 use super::blobs::{BlobError, Blobs, Sealed};
+use super::crash;
 use super::{Store, StoreError};
-use crate::net::crash;
 
 /// Writes down which files are to be published, and the keys that open them.
 pub(super) async fn announce(

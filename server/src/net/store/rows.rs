@@ -17,7 +17,7 @@ use sqlx::{AnyConnection, Row};
 
 use super::sweeping::{Named, Unused};
 use super::{Files, StoreError, database};
-use crate::{Checkpoint, ClientRecord, RunEnd};
+use crate::{Checkpoint, ClientRecord, RunEnd, RunProgress};
 
 /// Rows that one statement writes. Each has at most ten values, and SQLite takes 32,766 of them at a time.
 const ROWS_MAX: usize = 500;
@@ -46,7 +46,7 @@ pub(super) fn number(row: &AnyRow, column: &'static str) -> Result<u32, StoreErr
     u32::try_from(row.try_get::<i64, _>(column)?).map_err(|error| wrong(row, column, error))
 }
 
-/// The seed of a rehearsal.
+/// The seed of a seeded run.
 pub(super) fn seed(row: &AnyRow) -> Result<Option<u64>, StoreError> {
     let text: Option<String> = row.try_get("seed")?;
     text.map(|text| text.parse()).transpose().map_err(|error| wrong(row, "seed", error))
@@ -360,10 +360,11 @@ pub(super) fn client(row: &AnyRow) -> Result<Option<(ClientId, ClientRecord)>, S
 /// A run's line without rounds and clients.
 pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
     // A row of an older release counts the releases of private runs alone; of a run without one every round has failed.
-    let rounds = number(row, "round")?.saturating_sub(number(row, "failures")?);
-    let releases = number(row, "releases")?.max(rounds);
+    let rounds_done: u32 = number(row, "round")?;
+    let releases = number(row, "releases")?.max(rounds_done.saturating_sub(number(row, "failures")?));
+    let progress = RunProgress { rounds_done, rounds: number(row, "rounds")?, releases };
     let (state, message) = match (end(row)?, control(row)?) {
-        (Some(end), _) => (end.state(), end.message(releases).to_owned()),
+        (Some(end), _) => (end.state(), end.message(progress)),
         (None, Control::Pause) => (RunState::Paused, "paused by the operator".to_owned()),
         (None, _) => {
             let message = "waits for a place, or for the budget that another run is spending";
@@ -375,9 +376,9 @@ pub(super) fn summary(row: &AnyRow) -> Result<RunSummary, StoreError> {
         name: row.try_get("name")?,
         state,
         message,
-        rounds_done: number(row, "round")?,
-        rounds: number(row, "rounds")?,
-        rehearsal: seed(row)?.is_some(),
+        rounds_done,
+        rounds: progress.rounds,
+        is_seeded: seed(row)?.is_some(),
         model_sha256: row.try_get("model_sha256")?,
         history: Vec::new(),
         clients: Vec::new(),

@@ -15,8 +15,8 @@ use sha2::{Digest as _, Sha256};
 use super::StoreError;
 use super::blobs::{BlobError, hash_in, in_epoch, is_later};
 use super::objects::Objects;
+use super::private;
 use super::sealing::{SealingKey, hexadecimal};
-use crate::net::private;
 
 /// The folder of such files; each is named by the SHA-256 of its bytes, after the epoch where there are several. What was sealed
 /// is known by its name, a full stop and its key.

@@ -5,9 +5,9 @@ use std::path::Path;
 use protocol::wire::{Control, EnrolRejection, Member, ModelChoice, Quarantine, RoundSummary, RunState};
 use protocol::{Decline, Metrics, Rejection, Round, Standardiser, StepId, TaskId};
 
+use super::messages::Verdict;
 use super::place::Place;
 use super::*;
-use crate::net::members::Verdict;
 use crate::{Commit, LedgerReservation, RunEnd};
 use privacy::accounting::{Mechanism, Relation};
 use privacy::chain::Link;
@@ -74,7 +74,7 @@ pub(super) fn commit(round: u32, values: [f32; 3]) -> Commit {
         summary,
         reports: vec![(client.clone(), task, metrics)],
         clients: vec![(client, record)],
-        booking: None,
+        reservation: None,
         statement: None,
     }
 }
@@ -438,12 +438,15 @@ async fn a_ledger_comes_back_and_grows_in_the_transaction_of_a_commit() {
     let (mut ledger, links) = a_book();
     let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
-    store.book(&LedgerReservation { population: "wards".into(), links: links.clone() }).await.unwrap();
+    store
+        .append_to_ledger(&LedgerReservation { population: "wards".into(), links: links.clone() })
+        .await
+        .unwrap();
     let settled = ledger.settle();
-    let mut with_booking = commit(1, [1.0; 3]);
-    with_booking.booking = Some(LedgerReservation { population: "wards".into(), links: settled });
-    with_booking.statement = Some("{}".into());
-    store.commit(RUN, &layout(), &with_booking).await.unwrap();
+    let mut with_reservation = commit(1, [1.0; 3]);
+    with_reservation.reservation = Some(LedgerReservation { population: "wards".into(), links: settled });
+    with_reservation.statement = Some("{}".into());
+    store.commit(RUN, &layout(), &with_reservation).await.unwrap();
     assert_eq!(Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap(), ledger);
     let model = store.model(RUN, ModelChoice::Last).await.unwrap().unwrap();
     assert_eq!((model.line.round, model.statement.as_deref()), (1, Some("{}")));
@@ -457,9 +460,12 @@ async fn a_commit_whose_records_have_no_place_in_the_ledger_changes_nothing_at_a
     let (_, links) = a_book();
     let store = dir.open().await;
     submit(&store, RUN, &begin([0.0; 3])).await;
-    store.book(&LedgerReservation { population: "wards".into(), links: links.clone() }).await.unwrap();
+    store
+        .append_to_ledger(&LedgerReservation { population: "wards".into(), links: links.clone() })
+        .await
+        .unwrap();
     let mut twice = commit(1, [1.0; 3]);
-    twice.booking = Some(LedgerReservation { population: "wards".into(), links: links[1..].to_vec() });
+    twice.reservation = Some(LedgerReservation { population: "wards".into(), links: links[1..].to_vec() });
     assert!(store.commit(RUN, &layout(), &twice).await.is_err());
     assert_eq!(store.load(RUN).await.unwrap().checkpoint.round, Round(0));
     assert_eq!(store.ledger("wards").await.unwrap(), links);
@@ -470,7 +476,7 @@ async fn no_statement_of_the_database_changes_or_removes_a_record() {
     let Some(dir) = place() else { return };
     let (_, links) = a_book();
     let store = dir.open().await;
-    store.book(&LedgerReservation { population: "wards".into(), links }).await.unwrap();
+    store.append_to_ledger(&LedgerReservation { population: "wards".into(), links }).await.unwrap();
     for sql in ["UPDATE ledger SET record = '{}'", "DELETE FROM ledger"] {
         let refused = sqlx::query(sql).execute(&store.pool).await.unwrap_err().to_string();
         assert!(refused.contains("append-only"), "{refused}");

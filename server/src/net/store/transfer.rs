@@ -14,10 +14,10 @@ use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AnyPool, AssertSqlSafe, Row, Transaction};
 
+use super::crash;
 use super::leading::{MIGRATED, MIGRATING};
 use super::lease::Fence;
 use super::{Postgres, Store, StoreError, database, ledger};
-use crate::net::crash;
 
 /// Rows that are read at a time.
 const ROWS: i64 = 500;

@@ -46,7 +46,7 @@ pub(super) fn drawn(plan: &Plan, lengths: Vec<usize>, seed: Seed) -> Result<(u64
         run: RunId(1),
         plan: Arc::new(plan),
         entropy: seed,
-        rehearsal: false,
+        is_seeded: false,
         central: false,
         checkpoint: Checkpoint::begin(Parameters::new(vec![0.0; lengths.iter().sum()])),
         clients: BTreeMap::new(),
@@ -112,7 +112,7 @@ impl Play {
                 Action::Receipt { client, receipt: Receipt::Accepted, .. } if client == *canary => {
                     self.is_in = true;
                 }
-                Action::Book(_) => self.coordinator.handle(now, Event::Booked),
+                Action::Reserve(_) => self.coordinator.handle(now, Event::Reserved),
                 Action::Commit(commit) => {
                     if commit.summary.released && commit.checkpoint.end.is_none() {
                         self.counts = (self.counts.0 + u64::from(self.is_in), self.counts.1 + 1);

@@ -53,11 +53,11 @@ fn run(canaries: &Canaries, noise_multiplier: f64) -> (Parameters, Parameters, f
          denominator = 50\nsampling = {{ availability = {{ participations_max = 4 }} }}\n"
     ));
     let first = Parameters::new(vec![0.25; DIMENSION]);
-    let world = Simulator::new(plan.unwrap(), first.clone(), 3, AvailabilityConfig::default()).unwrap();
+    let simulator = Simulator::new(plan.unwrap(), first.clone(), 3, AvailabilityConfig::default()).unwrap();
     let quiet = Quiet::new();
     let all = Canaried::new(&quiet, canaries, 2.0, quiet.layout.clone()).unwrap();
-    let world = world.with_threads(1).with_chance(NoiseRng::of(noise(3)));
-    let outcome = world.run(&all, &mut |_| {}).unwrap();
+    let simulator = simulator.with_threads(1).with_chance(NoiseRng::of(noise(3)));
+    let outcome = simulator.run(&all, &mut |_| {}).unwrap();
     assert_eq!(outcome.rounds.iter().filter(|round| round.released).count(), 4);
     let claimed = outcome.rounds.iter().rev().find_map(|round| round.epsilon).unwrap();
     (first, (*outcome.model).clone(), claimed)

@@ -23,9 +23,9 @@ const ATTACKS: [&str; 10] = [
 fn attacked(plan: &str, adversaries: &str, availability: AvailabilityConfig, threads: usize) -> Outcome {
     let plan = Plan::parse(&format!("{PLAN}{plan}")).unwrap();
     let adversaries: AdversariesConfig = toml::from_str(adversaries).unwrap();
-    let world = Simulator::new(plan, Parameters::new(vec![0.0; 2]), 5, availability).unwrap();
-    let world = world.with_threads(threads).with_adversaries(Some(adversaries));
-    world.run(&Toys::new(50), &mut |_| {}).unwrap()
+    let simulator = Simulator::new(plan, Parameters::new(vec![0.0; 2]), 5, availability).unwrap();
+    let simulator = simulator.with_threads(threads).with_adversaries(Some(adversaries));
+    simulator.run(&Toys::new(50), &mut |_| {}).unwrap()
 }
 
 fn late() -> AvailabilityConfig {
@@ -110,6 +110,47 @@ fn what_is_sent_is_never_longer_than_an_honest_update_may_be() {
 }
 
 #[test]
+fn colluders_in_a_round_without_an_honest_client_know_their_own_updates() {
+    // Of 50 clients 49 are corrupted, and two take part in a round: most rounds have no honest one.
+    let plan = format!("{ALIKE}cohort = {{ clients_min = 50, count = 2 }}\n");
+    for (attack, factor) in [("{ inner_product = { epsilon = 2 } }", -2.0), ("\"min_max\"", -0.5)] {
+        let outcome = attacked(&plan, &format!("count = 49\nattack = {attack}\n"), late(), 2);
+        assert_eq!((outcome.updates, outcome.rounds.len()), (8, 4), "{attack}");
+        let honest = (0..50)
+            .map(|n| format!("c{n:03}"))
+            .find(|name| !outcome.corrupted.iter().any(|corrupted| corrupted.as_str() == name));
+        let honest = outcome.clients[&ClientId::new(&honest.unwrap()).unwrap()].accepted;
+        assert_eq!(honest, 0, "{attack}: with this seed no round draws the honest one");
+        let told: f64 =
+            outcome.clients.iter().map(|(client, record)| f64::from(record.accepted) * number(client)).sum();
+        let found = f64::from(outcome.model.values()[0]);
+        assert!((found - factor * told / 2.0).abs() < 1e-2, "{attack}: {found}, {told}");
+    }
+}
+
+#[test]
+fn a_round_that_asks_more_than_it_needs_takes_the_answers_of_one_moment_by_chance() {
+    let plan = Plan::parse(&format!("{PLAN}cohort = {{ clients_min = 50, count = 10, oversample = 5 }}\n"));
+    let world = |seed| {
+        let world = Simulator::new(
+            plan.clone().unwrap(),
+            Parameters::new(vec![0.0; 2]),
+            seed,
+            AvailabilityConfig::default(),
+        );
+        let outcome = world.unwrap().run(&Toys::new(50), &mut |_| {}).unwrap();
+        let accepted = |(client, record): (&ClientId, &ClientRecord)| (client.clone(), record.accepted);
+        outcome.clients.iter().map(accepted).collect::<Vec<_>>()
+    };
+    let one = world(5);
+    let taken = one.iter().filter(|(_, accepted)| *accepted > 0).count();
+    assert!(taken > 20, "the same {taken} of 50 clients in each of four rounds");
+    assert!(one.iter().rev().take(25).any(|(_, accepted)| *accepted > 0), "the last by name take part");
+    assert_eq!(one, world(5));
+    assert_ne!(one, world(6));
+}
+
+#[test]
 fn without_anybody_corrupted_nothing_changes() {
     let honest = attacked(ALIKE, "share = 0.0\nattack = \"alie\"\n", late(), 2);
     let (plain, _) = run(ALIKE, late(), 2);
@@ -118,9 +159,10 @@ fn without_anybody_corrupted_nothing_changes() {
 
 #[test]
 fn more_corrupted_clients_than_there_are_is_no_simulation() {
-    let world = Simulator::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, late()).unwrap();
+    let simulator =
+        Simulator::new(Plan::parse(PLAN).unwrap(), Parameters::new(vec![0.0; 2]), 5, late()).unwrap();
     let table = toml::from_str("count = 51\nattack = \"zero\"\n").unwrap();
-    let world = world.with_adversaries(Some(table));
-    let error = world.run(&Toys::new(50), &mut |_| {}).unwrap_err();
+    let simulator = simulator.with_adversaries(Some(table));
+    let error = simulator.run(&Toys::new(50), &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("51 of 50 clients would be corrupted"), "{error}");
 }

@@ -1,11 +1,11 @@
-//! An interrupted world, gone on with, ends as one that nobody interrupted; and it says what went wrong at its clients.
+//! An interrupted simulation, gone on with, ends as one that nobody interrupted; and it says what went wrong at its clients.
 
 use privacy::noise::NoiseSource;
 use protocol::Decline;
 
 use super::*;
 
-/// Watches, keeps what to go on from, and stops a world when a round opens.
+/// Watches, keeps what to go on from, and stops a simulation when a round opens.
 #[derive(Default)]
 struct Collected {
     snapshots: Vec<String>,
@@ -18,7 +18,7 @@ impl Watch for Collected {
         match (seen.note, &self.stop_in) {
             (Note::Opened { task, .. }, Some((round, stop))) if task.round.0 == *round => stop.stop(),
             (Note::Declined { detail, .. }, _) => {
-                let own = seen.trouble.map(|trouble| trouble.message.clone());
+                let own = seen.error.map(|error| error.message.clone());
                 self.declined.push((detail.clone(), own));
             }
             _ => {}
@@ -40,7 +40,7 @@ fn seeded() -> NoiseRng {
     })
 }
 
-fn world(plan: &str, availability: AvailabilityConfig) -> Simulator {
+fn simulator(plan: &str, availability: AvailabilityConfig) -> Simulator {
     let start = Parameters::new(vec![0.0; 2]);
     Simulator::new(Plan::parse(&format!("{PLAN}{plan}")).unwrap(), start, 5, availability)
         .unwrap()
@@ -48,9 +48,9 @@ fn world(plan: &str, availability: AvailabilityConfig) -> Simulator {
         .with_chance(seeded())
 }
 
-fn play(world: Simulator, toys: &Toys, keeper: &mut Collected) -> Outcome {
-    let optimizer = world.plan.strategy.optimizer();
-    world.run_watched(optimizer, toys, keeper).unwrap()
+fn play(simulator: Simulator, toys: &Toys, kept: &mut Collected) -> Outcome {
+    let optimizer = simulator.plan.strategy.optimizer();
+    simulator.run_watched(optimizer, toys, kept).unwrap()
 }
 
 /// All of an outcome that must not depend on an interruption.
@@ -84,15 +84,18 @@ fn plans() -> Vec<(String, AvailabilityConfig)> {
 #[test]
 fn a_world_that_goes_on_from_any_round_ends_with_the_same_bits() {
     for (plan, availability) in plans() {
-        let (toys, mut keeper) = (Toys::new(50), Collected::default());
-        let whole = play(world(&plan, availability), &toys, &mut keeper);
+        let (toys, mut kept) = (Toys::new(50), Collected::default());
+        let whole = play(simulator(&plan, availability), &toys, &mut kept);
         assert_eq!(whole.end, RunEnd::Finished, "{plan}");
-        assert!(keeper.snapshots.len() >= 3, "{plan}");
-        for snapshot in keeper.snapshots.iter().take(3) {
+        assert!(kept.snapshots.len() >= 3, "{plan}");
+        for snapshot in kept.snapshots.iter().take(3) {
             let snapshot: Snapshot = serde_json::from_str(snapshot).unwrap();
             let round = snapshot.round();
-            let rest =
-                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Collected::default());
+            let rest = play(
+                simulator(&plan, availability).with_snapshot(snapshot),
+                &toys,
+                &mut Collected::default(),
+            );
             assert_eq!(
                 format!("{:?}", facts(&rest)),
                 format!("{:?}", facts(&whole)),
@@ -106,11 +109,11 @@ fn a_world_that_goes_on_from_any_round_ends_with_the_same_bits() {
 fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
     for (plan, availability) in plans() {
         let toys = Toys::new(50);
-        let whole = play(world(&plan, availability), &toys, &mut Collected::default());
+        let whole = play(simulator(&plan, availability), &toys, &mut Collected::default());
         for round in 1..=4 {
             let stop = Stop::default();
-            let mut keeper = Collected { stop_in: Some((round, stop.clone())), ..Collected::default() };
-            let stopped = play(world(&plan, availability).with_stop(stop), &toys, &mut keeper);
+            let mut kept = Collected { stop_in: Some((round, stop.clone())), ..Collected::default() };
+            let stopped = play(simulator(&plan, availability).with_stop(stop), &toys, &mut kept);
             if stopped.end == RunEnd::Finished {
                 // It was told while its last model was measured, which is the end of a round.
                 continue;
@@ -123,8 +126,11 @@ fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
             assert!(snapshot.round() + 1 == round, "{} before {round}: {plan}", snapshot.round());
             let text = serde_json::to_string(&snapshot).unwrap();
             let snapshot: Snapshot = serde_json::from_str(&text).unwrap();
-            let rest =
-                play(world(&plan, availability).with_snapshot(snapshot), &toys, &mut Collected::default());
+            let rest = play(
+                simulator(&plan, availability).with_snapshot(snapshot),
+                &toys,
+                &mut Collected::default(),
+            );
             assert_eq!(
                 format!("{:?}", facts(&rest)),
                 format!("{:?}", facts(&whole)),
@@ -136,11 +142,11 @@ fn a_world_that_is_stopped_drops_its_round_and_goes_on_with_the_same_bits() {
 
 #[test]
 fn a_snapshot_of_another_world_is_refused() {
-    let (toys, mut keeper) = (Toys::new(50), Collected::default());
-    play(world("", AvailabilityConfig::default()), &toys, &mut keeper);
-    let snapshot = || serde_json::from_str::<Snapshot>(&keeper.snapshots[0]).unwrap();
+    let (toys, mut kept) = (Toys::new(50), Collected::default());
+    play(simulator("", AvailabilityConfig::default()), &toys, &mut kept);
+    let snapshot = || serde_json::from_str::<Snapshot>(&kept.snapshots[0]).unwrap();
     let fewer = Toys::new(49);
-    let begun = world("", AvailabilityConfig::default()).with_snapshot(snapshot());
+    let begun = simulator("", AvailabilityConfig::default()).with_snapshot(snapshot());
     let refused = begun.run(&fewer, &mut |_| {}).unwrap_err();
     assert!(refused.to_string().contains("population"), "{refused}");
     let plan = Plan::parse(PLAN).unwrap();
@@ -198,9 +204,9 @@ impl Learner for BrokenLearner {
 fn a_world_whose_clients_all_decline_has_failed_in_their_own_words_but_not_beside_a_promise() {
     let broken = Broken((0..3).map(|i| ClientId::new(&format!("c{i}")).unwrap()).collect());
     let run = |plan: &str| {
-        let world = world(plan, AvailabilityConfig::default());
-        let (optimizer, mut keeper) = (world.plan.strategy.optimizer(), Collected::default());
-        (world.run_watched(optimizer, &broken, &mut keeper).unwrap(), keeper.declined)
+        let simulator = simulator(plan, AvailabilityConfig::default());
+        let (optimizer, mut kept) = (simulator.plan.strategy.optimizer(), Collected::default());
+        (simulator.run_watched(optimizer, &broken, &mut kept).unwrap(), kept.declined)
     };
     for failures_max in [1, 10, 4_000_000_000_u32] {
         let (outcome, declined) = run(&format!("cohort = {{ failures_max = {failures_max} }}\n"));

@@ -1,6 +1,7 @@
 //! What the site's data hold, and whether a plan can use them.
 
 use learning::{ColumnSurvey, SourceSpec, TableSurvey, load_measured, survey};
+use privacy::{counted, plural, verb};
 use protocol::{DataSpec, EvaluationRecords, RecordCount, TableSpec, UpdateSpec, Weighting};
 use server::Plan;
 
@@ -37,7 +38,7 @@ pub(super) fn look_at_data(
                 EvaluationRecords::Test => "to test",
                 EvaluationRecords::Validation => "for validation",
             };
-            let told = format!("{} records to train on, {measured} {what}", data.train.len());
+            let told = format!("{} to train on, {measured} {what}", counted(data.train.len(), "record"));
             findings.ok("data for the plan", told);
             for column in flat {
                 let message = "all its numbers are the same, or as good as the same in 53 bits: standardised, they are 0 here; where that is \
@@ -53,8 +54,10 @@ pub(super) fn look_at_data(
             let UpdateSpec { weights, weight_max, .. } = plan.spec.update;
             if weights == Weighting::Examples && found > u64::from(weight_max) {
                 let message = format!(
-                    "the {found} training records count as {weight_max}, as the plan's update.weight_max says; ask for a higher one where \
-                     sites are to be weighed by their records"
+                    "{} {} as {weight_max}, as the plan's update.weight_max says; ask for a higher one where \
+                     sites are to be weighed by their records",
+                    counted(found, "training record"),
+                    verb(found, "counts", "count")
                 );
                 findings.warn("weight", message);
             }
@@ -62,8 +65,10 @@ pub(super) fn look_at_data(
                 && declared != found
             {
                 let message = format!(
-                    "site.toml declares {declared} training records and there are {found}; where records are protected, steps and \
-                     weights follow from the declared number"
+                    "site.toml declares {} and there {} {found}; where records are protected, steps and \
+                     weights follow from the declared number",
+                    counted(declared, "training record"),
+                    verb(found, "is", "are")
                 );
                 findings.warn("public_records", message);
             }
@@ -74,7 +79,7 @@ pub(super) fn look_at_data(
 
 fn describe(file: &TableSurvey, plan: Option<&TableSpec>, findings: &mut Findings) {
     let path = file.path.display();
-    let told = format!("{path}: {} of {} rows are chosen", file.chosen, file.rows);
+    let told = format!("{path}: {} of {} chosen", file.chosen, counted(file.rows, "row"));
     let told = match file.divided {
         Some([train, validation, test]) => {
             format!("{told}: {train} to train on, {validation} for validation, {test} to test")
@@ -89,16 +94,21 @@ fn describe(file: &TableSurvey, plan: Option<&TableSpec>, findings: &mut Finding
         describe_column(column, file.chosen, plan.is_some(), findings);
     }
     if file.dropped > 0 {
-        let message =
-            format!("{path}: {} chosen rows miss a cell, and the plan leaves them out", file.dropped);
+        let message = format!(
+            "{path}: {} {} a cell, and the plan leaves {} out",
+            counted(file.dropped, "chosen row"),
+            verb(file.dropped, "misses", "miss"),
+            verb(file.dropped, "it", "them")
+        );
         findings.warn("rows left out", message);
     }
     if file.bad > 0 {
         let lines: Vec<String> = file.faults.iter().map(|(line, _)| line.to_string()).collect();
         let (first, more) = (&file.faults[0].1, if file.bad > lines.len() as u64 { ", ..." } else { "" });
         let message = format!(
-            "{} rows cannot be used, at lines {}{more}; the first: {first}",
-            file.bad,
+            "{} cannot be used, at {} {}{more}; the first: {first}",
+            counted(file.bad, "row"),
+            plural(file.bad, "line"),
             lines.join(", ")
         );
         findings.fail("rows", message);
@@ -106,7 +116,7 @@ fn describe(file: &TableSurvey, plan: Option<&TableSpec>, findings: &mut Finding
 }
 
 fn describe_column(column: &ColumnSurvey, rows: u64, planned: bool, findings: &mut Findings) {
-    let mut told = vec![format!("{} cells missing", column.missing)];
+    let mut told = vec![format!("{} missing", counted(column.missing, "cell"))];
     let ColumnSurvey { missing, words, wants_numbers, unlisted, .. } = *column;
     let absent: Vec<&str> =
         column.classes.iter().filter(|(_, rows)| *rows == 0).map(|(class, _)| class.as_str()).collect();
@@ -114,20 +124,33 @@ fn describe_column(column: &ColumnSurvey, rows: u64, planned: bool, findings: &m
         let line = column.first_word.unwrap_or_default();
         let shown: Vec<&str> = column.values.iter().take(SHOWN).map(String::as_str).collect();
         let more = if column.values.len() > SHOWN { ", ..." } else { "" };
-        let what = if column.classes.is_empty() { "no numbers" } else { "no class of the plan" };
-        told.push(format!("{words} {what} (first at line {line}): {}{more}", shown.join(", ")));
+        let what = match column.classes.is_empty() {
+            true => verb(words, "is not numeric", "are not numeric"),
+            false => verb(words, "is not a class of the plan", "are not classes of the plan"),
+        };
+        told.push(format!(
+            "{} {what} (first at line {line}): {}{more}",
+            counted(words, "value"),
+            shown.join(", ")
+        ));
     }
     if unlisted > 0 {
-        told.push(format!("{unlisted} are none of the plan's categories and count as all zeros"));
+        told.push(format!(
+            "{unlisted} {} none of the plan's categories and {} as all zeros",
+            verb(unlisted, "is", "are"),
+            verb(unlisted, "counts", "count")
+        ));
     }
     if !column.classes.is_empty() && column.classes.len() <= SHOWN {
-        let count = |(class, rows): &(String, u64)| format!("{class} in {rows}");
-        told.push(format!(
-            "classes: {} rows",
-            column.classes.iter().map(count).collect::<Vec<_>>().join(", ")
-        ));
+        let count = |(class, rows): &(String, u64)| format!("{class} in {}", counted(*rows, "row"));
+        told.push(format!("classes: {}", column.classes.iter().map(count).collect::<Vec<_>>().join(", ")));
     } else if !absent.is_empty() {
-        told.push(format!("{} of {} classes have no row", absent.len(), column.classes.len()));
+        told.push(format!(
+            "{} of {} {} no row",
+            absent.len(),
+            counted(column.classes.len(), "class"),
+            verb(absent.len(), "has", "have")
+        ));
     }
     let name = format!("column {}", column.name);
     let empty = rows > 0 && missing == rows;
@@ -154,7 +177,8 @@ fn open_files(source: &SourceSpec, findings: &mut Findings) {
     };
     for path in files.into_iter().flatten() {
         match std::fs::File::open(path) {
-            Ok(_) => findings.ok("data", format!("{} opens; `--plan FILE` looks into it", path.display())),
+            Ok(_) => findings
+                .ok("data", format!("{} can be opened; `--plan FILE` checks its records", path.display())),
             Err(error) => {
                 findings.fail("data", format!("{}: {error}; check the path under [data]", path.display()));
             }

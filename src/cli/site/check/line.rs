@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::client::net::{Identity, Probe, ProbeError, check_books, probe};
+use privacy::counted;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -107,7 +108,7 @@ fn look_at_dates((begins, ends): (u64, u64), findings: &mut Findings) -> bool {
         return false;
     }
     let (left, life) = (ends - now, ends - begins);
-    let message = format!("good until {} ({} days)", moment(ends), left / DAY);
+    let message = format!("good until {} ({})", moment(ends), counted(left / DAY, "day"));
     if left < life / 6 {
         findings.warn(
             "certificate's time",

@@ -1,5 +1,5 @@
 //! Random damages of each file of a site's books: a flipped bit, a cut, a missing file, an older copy. No start spends less than was
-//! booked, each refusal says what to do, and what it says works.
+//! reserved, each refusal says what to do, and what it says works.
 
 use super::*;
 

@@ -148,7 +148,7 @@ fn where_the_newest_segment_is_gone_or_damaged_the_log_goes_on_from_the_one_befo
 }
 
 #[test]
-fn books_killed_at_any_instant_of_a_rotation_open_with_all_that_was_booked() {
+fn books_killed_at_any_instant_of_a_rotation_open_with_all_that_was_reserved() {
     let state = long();
     let (whole, ledger) = (all_files(state.path()), records(state.path()));
     let last = files_of(&log(state.path())).unwrap().len() as u64 - 1;

@@ -61,7 +61,10 @@ async fn a_copy_of_a_state_in_postgresql_is_a_state_in_sqlite() {
     store.commit(RUN, &layout(), &done).await.unwrap();
     let (ledger, links) = a_book();
     store
-        .book(&LedgerReservation { population: ledger.terms().population.clone(), links: links.clone() })
+        .append_to_ledger(&LedgerReservation {
+            population: ledger.terms().population.clone(),
+            links: links.clone(),
+        })
         .await
         .unwrap();
     let looking = Store::look_into(place.path(), &place.database("b")).await.unwrap();
@@ -158,7 +161,7 @@ async fn releases_that_a_state_does_not_know_of_are_charged_even_where_the_budge
     let store = Store::open(dir.path()).await.unwrap();
     let (ledger, links) = a_book();
     let population = ledger.terms().population.clone();
-    store.book(&LedgerReservation { population: population.clone(), links }).await.unwrap();
+    store.append_to_ledger(&LedgerReservation { population: population.clone(), links }).await.unwrap();
     let lost = store.charge_lost(3).await.unwrap();
     assert_eq!((lost.len(), lost[0].charged, &lost[0].population), (1, 3, &population));
     let after = Ledger::replay(&store.ledger(&population).await.unwrap()).unwrap();
@@ -195,7 +198,7 @@ async fn lost_releases_are_charged_as_what_costs_most_and_not_as_what_has_least_
             let (permit, reserved) = ledger.reserve("r", round, &charge, 1).unwrap();
             links.extend([reserved, ledger.spend(permit, Release::default()).unwrap().1]);
         }
-        store.book(&LedgerReservation { population: "wards".into(), links }).await.unwrap();
+        store.append_to_ledger(&LedgerReservation { population: "wards".into(), links }).await.unwrap();
         let mut honest = ledger.clone();
         let charge = Charge { mechanism: whole, composition: Composition::Each { at_most: None } };
         honest.book_made("lost", &charge, 3).unwrap();
@@ -235,8 +238,8 @@ async fn a_population_that_a_backup_does_not_know_begins_with_the_lost_releases_
             let store = Store::open(&back).await.unwrap();
             let opened = store.open_ledger(terms(population), &charge).await.unwrap();
             assert_eq!((opened.charged, opened.ledger.releases()), (charged, 4), "{population}");
-            let booked = Ledger::replay(&store.ledger(population).await.unwrap()).unwrap();
-            assert_eq!((booked.releases(), booked.head()), (4, opened.ledger.head()));
+            let reserved = Ledger::replay(&store.ledger(population).await.unwrap()).unwrap();
+            assert_eq!((reserved.releases(), reserved.head()), (4, opened.ledger.head()));
             store.close().await;
         }
     }
@@ -245,8 +248,8 @@ async fn a_population_that_a_backup_does_not_know_begins_with_the_lost_releases_
     let mut honest = Ledger::found(terms("wards")).unwrap().0;
     let each = Charge { composition: Composition::Each { at_most: None }, ..charge.clone() };
     honest.book_made("lost", &each, 4).unwrap();
-    let booked = Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap();
-    assert!(booked.epsilon().unwrap().best() >= honest.epsilon().unwrap().best() - 1e-12);
+    let reserved = Ledger::replay(&store.ledger("wards").await.unwrap()).unwrap();
+    assert!(reserved.epsilon().unwrap().best() >= honest.epsilon().unwrap().best() - 1e-12);
     store.close().await;
     drop(store);
     // Restored once more: what has been charged pays for the new losses only, what is still unknown for all of them.

@@ -102,7 +102,7 @@ async fn a_commit_publishes_its_own_release_and_not_one_of_another_run() {
     for run in runs {
         submit(&store, run, &begin([0.0; 3])).await;
         let mut done = commit(1, [run.0 as f32; 3]);
-        done.booking = Some(LedgerReservation { population: "p".into(), links: Vec::new() });
+        done.reservation = Some(LedgerReservation { population: "p".into(), links: Vec::new() });
         paid.push(done);
     }
     let layout = layout();

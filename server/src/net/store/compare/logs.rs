@@ -7,7 +7,7 @@ use sqlx::Row as _;
 
 use super::super::{Store, StoreError, database};
 use super::BooksError;
-use crate::net::audit::witness::Witness;
+use crate::net::store::audit::witness::Witness;
 
 impl Store {
     /// Whether each audit log is at least as long as the database knows, and has the same records. A server with SQLite must have its

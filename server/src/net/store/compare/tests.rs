@@ -14,8 +14,8 @@ use protocol::{ClientId, Time};
 use super::super::tests::{RUN, begin, commit, layout, submit};
 use super::super::{BackupError, Submission};
 use super::*;
-use crate::net::audit::{AuditLog, Event};
-use crate::net::engine::Record as Member;
+use crate::net::store::audit::{AuditLog, Event};
+use crate::net::store::messages::Record as Member;
 use crate::{Commit, LedgerReservation};
 
 const PLAN: &str = "name = \"hearts\"\nrounds = 9\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\
@@ -31,7 +31,7 @@ struct Books {
 }
 
 /// The log, in files of the least size.
-fn open_log(dir: &Path, store: &Store) -> Result<AuditLog, crate::net::AuditError> {
+fn open_log(dir: &Path, store: &Store) -> Result<AuditLog, crate::net::store::audit::AuditError> {
     let segment = SegmentBytes::new(SegmentBytes::MIN).unwrap();
     AuditLog::open(&dir.join("audit.jsonl"), segment, store.cross_check(), Time::ZERO)
 }
@@ -58,7 +58,7 @@ impl Books {
         let mut books = Self { store, ledger, log };
         books
             .store
-            .book(&LedgerReservation { population: "wards".into(), links: vec![first] })
+            .append_to_ledger(&LedgerReservation { population: "wards".into(), links: vec![first] })
             .await
             .unwrap();
         let (layout, checkpoint) = (layout(), &begin([0.0; 3]));
@@ -67,7 +67,7 @@ impl Books {
             Submission { run, name, rounds: 9, plan_toml, seed: None, calibrated: None, layout, checkpoint };
         books.store.submit(&new).await.unwrap();
         let plan_sha256 = Digest::of(PLAN.as_bytes()).to_string();
-        let submitted = Event::Submitted { name: "hearts", plan_sha256, rehearsal: false, by: "ada" };
+        let submitted = Event::Submitted { name: "hearts", plan_sha256, is_seeded: false, by: "ada" };
         books.log.write(Time::ZERO, Some(RUN), &submitted).unwrap();
         books.revoke("south", 100).await;
         books
@@ -83,12 +83,14 @@ impl Books {
     async fn release(&mut self, round: u32, dies: bool) -> Result<String, StoreError> {
         let (permit, reserved) = self.ledger.reserve(&RUN.to_string(), round, &charge(), 1).unwrap();
         let population = "wards".to_owned();
-        self.store.book(&LedgerReservation { population: population.clone(), links: vec![reserved] }).await?;
+        self.store
+            .append_to_ledger(&LedgerReservation { population: population.clone(), links: vec![reserved] })
+            .await?;
         let mut done = round_of(round);
         let sha256 = done.checkpoint.model.sha256();
         let release = Release { sha256, software: "a test".into(), norm_next: None };
         let (_, spent) = self.ledger.spend(permit, release).unwrap();
-        done.booking = Some(LedgerReservation { population, links: vec![spent] });
+        done.reservation = Some(LedgerReservation { population, links: vec![spent] });
         let mut prepared = self.store.prepare(RUN, &layout(), &done).await?;
         let is_new = self.store.write(&mut prepared).await?;
         let written = self.store.written(prepared);

@@ -33,7 +33,7 @@ async fn submit(store: &Store, run: u64) -> Result<(), StoreError> {
         .await
 }
 
-fn booking() -> LedgerReservation {
+fn reservation() -> LedgerReservation {
     let (unit, relation) = (Unit::Client, Relation::ZeroOut);
     let terms = Terms { population: "wards".into(), unit, relation, delta: 1e-5, epsilon_max: 5.0 };
     LedgerReservation { population: "wards".into(), links: vec![Ledger::found(terms).unwrap().1] }
@@ -57,7 +57,7 @@ async fn whoever_was_deposed_can_write_nothing_more() {
     assert_eq!((deposed.epoch(), leads.epoch()), (Some(1), Some(2)));
     let site = ClientId::new("north").unwrap();
     assert!(is_deposed(submit(&deposed, 2).await));
-    assert!(is_deposed(deposed.book(&booking()).await));
+    assert!(is_deposed(deposed.append_to_ledger(&reservation()).await));
     assert!(is_deposed(deposed.end(RunId(1), &RunEnd::Stopped).await));
     assert!(is_deposed(deposed.add_invite(&site, "t", 1, 2).await));
     assert!(is_deposed(deposed.use_invite("t", "k", "pem", 1).await));
@@ -71,7 +71,7 @@ async fn whoever_was_deposed_can_write_nothing_more() {
     assert_eq!(queued(&leads).await, [RunId(1)]);
     assert!(leads.ledger("wards").await.unwrap().is_empty() && leads.members(60).await.unwrap().is_empty());
     leads.renew().await.unwrap();
-    leads.book(&booking()).await.unwrap();
+    leads.append_to_ledger(&reservation()).await.unwrap();
 }
 
 #[tokio::test]

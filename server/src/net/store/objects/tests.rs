@@ -91,7 +91,7 @@ async fn a_folder_may_be_named_by_dots_by_a_link_and_with_any_character_of_a_fil
         let name = blobs.write(&[Piece { name: "w", shape: &[1], values: &[1.0] }], "a test").await.unwrap();
         assert_eq!(blobs.read(&name).await.unwrap(), [1.0]);
         assert_eq!(objects.list().await.unwrap().len(), 1);
-        let file = crate::net::real_path(&folder).unwrap().join(format!("{name}.safetensors"));
+        let file = crate::net::store::paths::real_path(&folder).unwrap().join(format!("{name}.safetensors"));
         assert!(file.exists(), "{}", file.display());
     }
     let url = format!("file://{}/../shelf", dir.path().join("link").display());

@@ -41,7 +41,7 @@ async fn stopped(dir: &Path) {
     let charge = Charge { mechanism, composition: Composition::Each { at_most: None } };
     let (_, reserved) = ledger.reserve("r", 1, &charge, 1).unwrap();
     store
-        .book(&LedgerReservation { population: "wards".into(), links: vec![first, reserved] })
+        .append_to_ledger(&LedgerReservation { population: "wards".into(), links: vec![first, reserved] })
         .await
         .unwrap();
     store.add_invite(&ClientId::new("north").unwrap(), "t", 1, 2).await.unwrap();
