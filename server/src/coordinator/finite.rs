@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use privacy::first_not_finite;
 use protocol::{Parameters, Round, Standardiser};
 
 use super::Coordinator;
@@ -90,7 +91,7 @@ impl Coordinator {
     }
 
     fn check_finite(&self, round: Round, values: &[f32], advice: impl Fn() -> String) -> Result<(), String> {
-        let Some(place) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+        let Some(place) = first_not_finite(values) else { return Ok(()) };
         let (tensor, place_within) = self.tensor_of(place);
         Err(format!(
             "the release of round {round} is refused: value {place_within} of {tensor} would be {}, which is not finite; the model of the last \
