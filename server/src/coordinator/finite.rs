@@ -118,9 +118,7 @@ impl Coordinator {
     /// What to change where an optimizer's step went astray.
     fn advice(&self, update: &ModelUpdate) -> String {
         let rule = match update {
-            ModelUpdate::Unprotected(_) => {
-                "the settings of the rule in [aggregation] nearer to their defaults, "
-            }
+            ModelUpdate::Unprotected(_) => "the settings of [aggregation] and ",
             ModelUpdate::Released(_) => "",
         };
         let noise = match &self.plan.spec.privacy.central {
@@ -128,9 +126,11 @@ impl Coordinator {
             None => ", update.norm_max",
         };
         let optimizer = match self.plan.strategy.adaptive() {
-            Some(_) => "; bring learning_rate and tau of the strategy",
-            None => "; bring learning_rate of the strategy, where it has one,",
+            Some(_) => "the strategy's learning_rate and tau",
+            None => "the strategy's learning_rate, if it has one,",
         };
-        format!("lower training's learning_rate{noise}{optimizer} and {rule}nearer to their defaults")
+        format!(
+            "lower training.optimizer's learning_rate{noise}, and bring {rule}{optimizer} nearer to the defaults"
+        )
     }
 }
