@@ -172,17 +172,15 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     let plan = examples().join("kmeans.toml");
     let run = submit(plan.to_str().unwrap(), &folder, &address, Some(SEED));
     let _last = join("va", "\"method:kmeans\", ");
-    let watch = |run: &str| {
-        Process::start(&["run", "watch", run, "--dir", &folder, "--server", &address]).last_line()
-    };
-    let end = watch(&run);
+    let watch = |run: &str| Process::start(&["run", "watch", run, "--dir", &folder, "--server", &address]);
+    let end = watch(&run).last_line();
     assert_eq!(end["state"], "finished", "{end}");
     assert_eq!(end["rounds_done"], simulated.rounds.last().unwrap().round);
     assert_eq!(end["model_sha256"], simulated.model.sha256());
     assert_eq!(end["message"], format!("converged after {} of 50 rounds", end["rounds_done"]));
     // The loss is that of all records, though one site tells no metrics.
-    let last = (end["history"].as_array().unwrap().last(), simulated.rounds.last().unwrap().train.unwrap());
-    let (told, expected) = (&last.0.unwrap()["train"], last.1);
+    let expected = simulated.rounds.last().unwrap().train.unwrap();
+    let told = &end["history"].as_array().unwrap().last().unwrap()["train"];
     assert_eq!(told["examples"], expected.examples, "{told}");
     assert!((told["loss"].as_f64().unwrap() - expected.loss).abs() < 1e-9, "{told}");
     // A site that trains for anybody has not allowed this.
@@ -192,8 +190,7 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
     let file = path("short.toml");
     std::fs::write(&file, short).unwrap();
     let run = submit(&file, &folder, &address, Some(SEED));
-    let watched = Process::start(&["run", "watch", &run, "--dir", &folder, "--server", &address]);
-    let last = watched.rest().pop().unwrap();
+    let last = watch(&run).rest().pop().unwrap();
     assert_eq!(last["state"], "failed", "{last}");
     assert!(last["message"].as_str().unwrap().contains("va declined (policy)"), "{last}");
     // Records say which method and which step; the site that would do no round has not told its statistics either.

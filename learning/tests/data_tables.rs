@@ -207,8 +207,7 @@ fn an_empty_result_says_where_the_rows_went() {
     assert_eq!(reason(&tested, SPLIT, ""), message);
     let message = "`rows.csv` has no rows to use: there is only the header line";
     assert_eq!(reason("age,label\n", "csv = { train = 'rows.csv' }", ""), message);
-    let message =
-        "`rows.csv` has no rows to use: 1 of 1 training and test rows miss a cell and `missing` drops them";
+    let message = "`rows.csv` has no rows to use: 1 of 1 training and test row misses a cell, and `missing` drops such rows";
     assert_eq!(reason("age,label\n?,1\n", "csv = { train = 'rows.csv' }", "missing = 'drop'"), message);
 }
 

@@ -152,7 +152,8 @@ impl Agent {
         self
     }
 
-    /// Keeps answers in `outbox` until they are acknowledged, so that they outlive this program. Without one they are kept in memory.
+    /// Keeps answers in `outbox` until their run goes on, so that they outlive this program and the server's. Without one they are kept in memory,
+    /// until they are acknowledged.
     #[must_use]
     pub fn with_outbox(mut self, outbox: Outbox) -> Self {
         self.runner.outbox = Arc::new(Mutex::new(outbox));

@@ -1,5 +1,6 @@
-//! Answers that were computed and not acknowledged yet. When the server puts the same task again, after a lost line or a restart of either
-//! side, the same bytes go out: nothing is trained, charged or noised a second time.
+//! Answers that were computed, until their run goes on. When the server puts the same task again, after a lost line or a restart of either
+//! side, the same bytes go out: nothing is trained, charged or noised a second time. A receipt does not end that: the server has the answer in
+//! memory then, and loses it with the round when it falls over before the round is committed.
 //!
 //! An answer is the answer to one question: the run, round and step, and a digest of all that the task says. A server that puts
 //! another question under the same name gets none of it. What was kept is bound to the ledger as it was then, so that a ledger from a
@@ -9,7 +10,7 @@
 //! noise of the site's own; noise that was drawn anew for the same update would have told more.
 //!
 //! Where the site has a folder for them, answers are files there, readable by their owner alone and written before the first byte leaves; else
-//! they are held in memory. They are not synced: what a loss of power damages is found by its checksum and thrown away, and then the task is done,
+//! they are held in memory, until they are acknowledged. They are not synced: what a loss of power damages is found by its checksum and thrown away, and then the task is done,
 //! and charged, once more. There is one answer a run, and all of them together have a bound.
 
 use std::collections::BTreeMap;
@@ -261,7 +262,14 @@ impl Outbox {
         Ok(())
     }
 
-    /// Throws away what is kept of a task's step: it was acknowledged, or nobody wants it.
+    /// The answer to a task was acknowledged. Only a file outlives that.
+    pub(super) fn acknowledged(&mut self, task: TaskId) {
+        if self.kept.get(&task.run).is_some_and(|kept| matches!(kept.place, Place::Memory(_))) {
+            self.forget_task(task);
+        }
+    }
+
+    /// Throws away what is kept of a task's step: nobody wants it.
     pub(super) fn forget_task(&mut self, task: TaskId) {
         // The receipt of a task may come after the run's next one has been done.
         if self.kept.get(&task.run).is_some_and(|kept| kept.step == Some((task.round, task.step))) {

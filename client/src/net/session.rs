@@ -239,7 +239,8 @@ impl TaskRunner {
         match &delivered {
             // Whoever did not hear all of it may ask once more; so may a server whose line was lost.
             Ok(Receipt::Refused(Rejection::Truncated)) => {}
-            Ok(_) | Err(Abandoned::Unwanted) => self.forget_answer(task).await,
+            Ok(Receipt::Accepted) => self.settle_answer(task, Outbox::acknowledged).await,
+            Ok(_) | Err(Abandoned::Unwanted) => self.settle_answer(task, Outbox::forget_task).await,
             Err(_) => {}
         }
         match delivered? {
@@ -465,14 +466,14 @@ impl TaskRunner {
         None
     }
 
-    /// Throws away what is kept for a task, away from the threads that wait.
-    async fn forget_answer(&self, task: TaskId) {
+    /// Tells the outbox what became of an answer, away from the threads that wait.
+    async fn settle_answer(&self, task: TaskId, settle: fn(&mut Outbox, TaskId)) {
         let outbox = Arc::clone(&self.outbox);
-        let forgotten = tokio::task::spawn_blocking(move || {
-            outbox.lock().unwrap_or_else(PoisonError::into_inner).forget_task(task);
+        let settled = tokio::task::spawn_blocking(move || {
+            settle(&mut outbox.lock().unwrap_or_else(PoisonError::into_inner), task);
         });
         // Only a panic could keep it from that, and what is left is thrown away by the next task of the run.
-        let _ = forgotten.await;
+        let _ = settled.await;
     }
 
     fn outbox(&self) -> MutexGuard<'_, Outbox> {

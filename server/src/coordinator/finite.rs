@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use privacy::first_not_finite;
 use protocol::{Parameters, Round, Standardiser};
 
 use super::Coordinator;
@@ -90,7 +91,7 @@ impl Coordinator {
     }
 
     fn check_finite(&self, round: Round, values: &[f32], advice: impl Fn() -> String) -> Result<(), String> {
-        let Some(place) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+        let Some(place) = first_not_finite(values) else { return Ok(()) };
         let (tensor, place_within) = self.tensor_of(place);
         Err(format!(
             "the release of round {round} is refused: value {place_within} of {tensor} would be {}, which is not finite; the model of the last \
@@ -117,9 +118,7 @@ impl Coordinator {
     /// What to change where an optimizer's step went astray.
     fn advice(&self, update: &ModelUpdate) -> String {
         let rule = match update {
-            ModelUpdate::Unprotected(_) => {
-                "the settings of the rule in [aggregation] nearer to their defaults, "
-            }
+            ModelUpdate::Unprotected(_) => "the settings of [aggregation] and ",
             ModelUpdate::Released(_) => "",
         };
         let noise = match &self.plan.spec.privacy.central {
@@ -127,9 +126,11 @@ impl Coordinator {
             None => ", update.norm_max",
         };
         let optimizer = match self.plan.strategy.adaptive() {
-            Some(_) => "; bring learning_rate and tau of the strategy",
-            None => "; bring learning_rate of the strategy, where it has one,",
+            Some(_) => "the strategy's learning_rate and tau",
+            None => "the strategy's learning_rate, if it has one,",
         };
-        format!("lower training's learning_rate{noise}{optimizer} and {rule}nearer to their defaults")
+        format!(
+            "lower training.optimizer's learning_rate{noise}, and bring {rule}{optimizer} nearer to the defaults"
+        )
     }
 }
