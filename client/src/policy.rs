@@ -460,6 +460,7 @@ fn model_name(model: &ModelSpec) -> String {
         ModelSpec::Layers(_) => "layers".into(),
         ModelSpec::Custom { name } => format!("custom:{name}"),
         ModelSpec::Values { .. } => "values".into(),
+        ModelSpec::External(_) => "external".into(),
     }
 }
 

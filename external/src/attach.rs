@@ -14,8 +14,6 @@ use crate::channel::Stream;
 
 /// Bytes of a socket's path, at most: what every Unix takes.
 const PATH_MAX: usize = 100;
-/// The folder of socket and file, in the one that the agent gives.
-const FOLDER: &str = "learner";
 /// What a learner reads.
 const FILE: &str = "attach.json";
 
@@ -52,9 +50,8 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> AttachError + use<> {
 impl Attachment {
     /// Listens in `folder`, which is made if it is not there, and writes the file that says where.
     pub(crate) fn open(folder: &Path) -> Result<Self, AttachError> {
-        let folder = folder.join(FOLDER);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed(&folder))?;
-        let folder = folder.canonicalize().map_err(failed(&folder))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
+        let folder = folder.canonicalize().map_err(failed(folder))?;
         let socket = folder.join("socket");
         let (listener, address) = if socket.as_os_str().len() <= PATH_MAX {
             // Of an agent that was killed.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-/// The table `[learner]` of a site's file, and `[simulation.learner]` of a plan.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// The table `[learner]` of a site's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearnerSettings {
     /// The program and its arguments. Empty where the learner attaches itself.
@@ -20,6 +20,7 @@ pub struct LearnerSettings {
     /// Without any frame, before it is ended: 2 to 86,400 s.
     pub silent_seconds: u64,
     /// One task, at most: 1 s to a year. None without a limit but that of the round.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub task_seconds: Option<u64>,
     /// For a learner to answer after it was told to stop, and to exit after it was told to end: 1 to 3,600 s.
     pub end_seconds: u64,
@@ -98,6 +99,14 @@ impl LearnerSettings {
             }
         }
         Ok(self)
+    }
+
+    /// What trains, for people.
+    pub fn told(&self) -> String {
+        match self.attach {
+            true => "a program that attaches itself".to_owned(),
+            false => self.command.join(" "),
+        }
     }
 
     pub(crate) fn start(&self) -> Duration {

@@ -228,7 +228,7 @@ fn a_learner_attaches_by_file_and_token_and_another_after_it() {
     let settings = LearnerSettings { command: Vec::new(), attach: true, ..settings("") };
     let mut learner = ExternalLearner::new(settings.checked().unwrap(), folder.path().to_owned(), "north");
     learner.serve(ClientPlace { name: "north".into(), index: 0, clients: 1 });
-    let file = folder.path().join("learner/attach.json");
+    let file = folder.path().join("attach.json");
     // One after the other: the first of two that wait together is not known.
     let players = |behaviours: &'static [&str]| {
         let file = file.clone();

@@ -30,6 +30,7 @@ impl Models {
     pub fn initial_parameters(&self, spec: &Spec, seed: Seed) -> Result<Vec<f32>, ModelError> {
         match &spec.model {
             ModelSpec::Values { .. } => Ok(spread(self.layout_of(spec)?.len(), seed)),
+            ModelSpec::External(_) => Err(ModelError::External),
             ModelSpec::Linear | ModelSpec::Logistic => Ok(vec![0.0; self.layout_of(spec)?.len()]),
             _ => {
                 self.layout_of(spec)?;

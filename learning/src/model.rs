@@ -91,6 +91,12 @@ pub enum ModelError {
         "the values of a plan's method map no record to an output: they are not trained, evaluated or exported"
     )]
     Values,
+    /// An external model is computed by a program of the site's own.
+    #[error(
+        "the plan's model is external: only a site's own program (`[learner]` in its site.toml) trains and evaluates it; such models are not \
+         exported, since nothing here knows what computes with them"
+    )]
+    External,
     /// More parameters than allowed.
     #[error("the model has more than {PARAMETERS_MAX} parameters; choose a smaller one")]
     TooLarge,
@@ -172,6 +178,7 @@ impl Models {
                 Ok(model)
             }
             ModelSpec::Values { .. } => Err(ModelError::Values),
+            ModelSpec::External(_) => Err(ModelError::External),
             _ => {
                 self.layout_of(spec)?;
                 Ok(Box::new(network::Network::build(spec, device)?))
@@ -187,6 +194,9 @@ impl Models {
         let layout = match steps(spec)? {
             None if let ModelSpec::Values { shape } = &spec.model => {
                 Layout::new([(VALUES_TENSOR.to_owned(), shape.clone())])?
+            }
+            None if let ModelSpec::External(model) = &spec.model => {
+                Layout::new(model.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())))?
             }
             None => layout_of_model(self.build(spec, &Device::Cpu)?.as_ref())?,
             Some(steps) => {

@@ -157,6 +157,9 @@ fn write(Export { name, spec, parameters, inputs }: Export<'_>) -> Result<ModelP
     if let ModelSpec::Values { .. } = &spec.model {
         return Err(ModelError::Values.into());
     }
+    if spec.external().is_some() {
+        return Err(ModelError::External.into());
+    }
     let layout = Models::new().layout_of(spec)?;
     check_parameters(&layout, parameters.len())?;
     let mut writer = Writer::new(&layout, parameters);
@@ -210,6 +213,7 @@ impl Writer<'_> {
         match &spec.data {
             DataSpec::Tensor(tensor) => Ok((self.divide(tensor, x), TensorProto::FLOAT)),
             DataSpec::Table(table) => self.standardise(table, spec.input_shape()[0], standardiser, x),
+            DataSpec::Own => Err(ModelError::External.into()),
         }
     }
 
@@ -337,6 +341,7 @@ fn metadata(
             lines.push(("label", table.label.clone()));
         }
         DataSpec::Tensor(tensor) => lines.push(("divide_by", tensor.divide_by.value().to_string())),
+        DataSpec::Own => {}
     }
     lines.push((
         "target",
@@ -367,6 +372,7 @@ fn described(spec: &Spec, inputs: Inputs<'_>) -> String {
         (DataSpec::Tensor(tensor), Inputs::Prepared) => {
             format!("values of the records, divided by {}", tensor.divide_by.value())
         }
+        (DataSpec::Own, _) => "what the site's own program reads".to_owned(),
     }
 }
 

@@ -298,6 +298,7 @@ impl Learner for Trainer {
                 self.resident = None;
                 let engine = match spec.model {
                     ModelSpec::Values { .. } => None,
+                    ModelSpec::External(_) => return Err(ModelError::External.into()),
                     _ => Some(engine::build(spec, &self.models, &self.layout, &self.device)?),
                 };
                 self.resident = Some(Resident { spec: Arc::clone(spec), engine });

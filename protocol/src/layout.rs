@@ -1,5 +1,7 @@
 //! How a model lies in memory: every tensor by name, shape and offset, and whether it is shared or stays at the site.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -72,9 +74,9 @@ impl Layout {
     /// # Errors
     /// [`LayoutError`] on a repeated name or an impossible size.
     pub fn new(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<Self, LayoutError> {
-        let mut layout = Self::default();
+        let (mut layout, mut names) = (Self::default(), BTreeSet::new());
         for (name, shape) in tensors {
-            if layout.tensors.iter().any(|tensor| tensor.name == name) {
+            if !names.insert(name.clone()) {
                 return Err(LayoutError::Twice(name));
             }
             let count = shape.iter().try_fold(1usize, |product, side| product.checked_mul(*side));

@@ -160,7 +160,8 @@ impl DataSpec {
         }
     }
 
-    fn is_own(&self) -> bool {
+    /// Whether an external learner reads the records.
+    pub fn is_own(&self) -> bool {
         matches!(self, Self::Own)
     }
 }
@@ -478,6 +479,10 @@ impl Spec {
     /// That model and records go together: an external learner reads its own records, and nobody else does.
     fn check_external(&self) -> Result<(), SpecError> {
         match (&self.model, &self.data) {
+            (ModelSpec::External(_), DataSpec::Own) if !self.personal_layers.is_empty() => {
+                let message = "which tensors of an external model stay at the sites is for its script to say (`personal=`); leave this out";
+                Err(SpecError::new("personal_layers", message))
+            }
             (ModelSpec::External(model), DataSpec::Own) => {
                 model.check()?;
                 self.learner.check()
@@ -504,6 +509,27 @@ impl Spec {
             ModelSpec::External(model) => Some(External { tensors: &model.tensors, learner: &self.learner }),
             _ => None,
         }
+    }
+
+    /// The same of a plan with an external model, with the tensors of its start file.
+    ///
+    /// # Errors
+    /// [`SpecError`] when the model is not external, or its tensors are too many, too large or named twice.
+    pub fn with_tensors(
+        mut self,
+        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Result<Self, SpecError> {
+        let ModelSpec::External(model) = &mut self.model else {
+            let message = "only an external model begins with the tensors of a file";
+            return Err(SpecError::new("model", message));
+        };
+        let tensor = |(name, shape)| ExternalTensor { name, shape };
+        model.tensors = tensors.into_iter().map(tensor).collect();
+        if !model.is_known() {
+            let message = format!("{} has no tensors; there is nothing to train", model.start);
+            return Err(SpecError::new("model.external.start", message));
+        }
+        self.checked()
     }
 
     fn check_training(&self) -> Result<(), SpecError> {

@@ -213,6 +213,13 @@ fn an_enrolment_has_the_bytes_of_the_page() {
 fn an_operator_s_messages_have_the_bytes_of_the_page() {
     let submit = AdminRequest::Submit { plan_toml: "x = 1".into(), seed: Some(7) };
     golden("submit", FrameKind::AdminRequest, &submit);
+    let start = AdminRequest::SubmitStart {
+        plan_toml: "x = 1".into(),
+        seed: None,
+        tensors: vec![("w".into(), vec![2, 3])],
+        model_len: 6,
+    };
+    golden("submit-start", FrameKind::AdminRequest, &start);
     golden("list", FrameKind::AdminRequest, &AdminRequest::List);
     golden("watch", FrameKind::AdminRequest, &AdminRequest::Watch { run: Some(RUN) });
     let va = ClientId::new("va").unwrap();

@@ -190,6 +190,13 @@ fn request() -> impl Strategy<Value = AdminRequest> {
     prop_oneof![
         (".{0,300}", any::<Option<u64>>())
             .prop_map(|(plan_toml, seed)| AdminRequest::Submit { plan_toml, seed }),
+        (".{0,300}", any::<Option<u64>>(), vec((".{0,20}", vec(any::<u64>(), 0..4)), 0..3), any::<u64>())
+            .prop_map(|(plan_toml, seed, tensors, model_len)| AdminRequest::SubmitStart {
+                plan_toml,
+                seed,
+                tensors,
+                model_len
+            }),
         Just(AdminRequest::List),
         any::<Option<u64>>().prop_map(|run| AdminRequest::Watch { run: run.map(RunId) }),
         (any::<u64>(), control())

@@ -29,7 +29,7 @@ pub use optimizer::{Adaptive, AdaptiveKind, Averaging, ModelUpdate, ServerOptimi
 pub use plan::{
     AdaptiveConfig, AggregationConfig, AggregationPlan, CentralConfig, ClippingConfig, CohortConfig,
     CohortPlan, CohortSize, EvaluationPlan, Evaluators, FederationConfig, Named, NoiseConfig, Plan,
-    PrivacyConfig, Strategy, UpdateConfig,
+    PrivacyConfig, Strategy, TrainingConfig, UpdateConfig,
 };
 pub use schedule::{Decay, Schedule};
 pub use statement::{

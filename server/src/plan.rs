@@ -8,12 +8,13 @@ mod cohort;
 mod method;
 mod privacy;
 mod strategy;
+mod training;
 
 use std::sync::Arc;
 
 use protocol::{
-    BroadcastCodec, DataSpec, EvaluationRecords, ModelSpec, PLAN_BYTES_MAX, Positive, Spec, SpecError,
-    StepId, StepLabel, TrainingSpec, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
+    BroadcastCodec, DataSpec, EvaluationRecords, Layout, LearnerSpec, ModelSpec, PLAN_BYTES_MAX, Positive,
+    Spec, SpecError, StepId, StepLabel, UpdateCodec, UpdateSpec, Weighting, check_rounds, is_plain_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,7 @@ use method::BesideMethod;
 pub use privacy::{CentralConfig, ClippingConfig, NoiseConfig, PrivacyConfig};
 #[cfg(feature = "net")]
 pub(crate) use privacy::{calibrates, conduct_of, draws_secretly, typed_privacy};
+pub use training::TrainingConfig;
 
 /// What was typed. Only [`Plan`] means anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,11 +42,15 @@ pub struct FederationConfig {
     /// The model; none beside a method.
     #[serde(default)]
     pub model: Option<ModelSpec>,
-    /// The records.
+    /// The records; none beside an external model.
+    #[serde(default, skip_serializing_if = "DataSpec::is_own")]
     pub data: DataSpec,
     /// Local training; none beside a method.
     #[serde(default)]
-    pub training: Option<TrainingSpec>,
+    pub training: Option<TrainingConfig>,
+    /// What external learners are told.
+    #[serde(default, skip_serializing_if = "LearnerSpec::is_absent")]
+    pub learner: LearnerSpec,
     /// Something else than federated training: one table `[method.NAME]`.
     #[serde(default)]
     pub method: Option<toml::Table>,
@@ -342,6 +348,18 @@ impl Plan {
         Some(Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error)))
     }
 
+    /// The same plan of an external model, with the tensors of its start file; of another model, the plan as it is.
+    ///
+    /// # Errors
+    /// [`SpecError`] when the tensors cannot be a model.
+    pub fn starting_with(mut self, layout: &Layout) -> Result<Self, SpecError> {
+        if self.spec.external().is_some() {
+            let tensors = layout.shared().map(|tensor| (tensor.name.clone(), tensor.shape.clone()));
+            self.spec = Arc::new(Spec::clone(&self.spec).with_tensors(tensors)?);
+        }
+        Ok(self)
+    }
+
     /// What logs call a step of the plan's method.
     pub(crate) fn label_of(&self, step: StepId) -> StepLabel {
         self.method.as_ref().map_or_else(StepLabel::default, |method| method.label_of(step))
@@ -395,6 +413,7 @@ impl Plan {
             cohort_max: cohort.cohort_max(),
             privacy,
             evaluation_records: evaluation.records,
+            learner: typed.learner,
         }
         .checked()?;
         // The smallest model: a plan that has no lattice even for it is refused here, before any model is built.

@@ -1,7 +1,8 @@
 //! A federation in one process: virtual clients, a virtual clock and a model of who is there, around the very coordinator, participants and
 //! learners of a deployment. No network, no database, no async runtime.
 //!
-//! Reading order: [`Scenario`] (a federation file plus its `[simulation]` table) · [`Population`] (who holds what) ·
+//! Reading order: [`Scenario`] (a federation file plus its `[simulation]` table) · [`Population`] (who holds what) · [`ExternalClients`] (who
+//! has scripts of their own) ·
 //! [`AvailabilityModel`] (who is there, how fast, who drops out) · [`Adversaries`] (who attacks, and how) · [`Simulator`] (the loop that runs it) · [`Aggregator`] (releases without
 //! rounds) · [`attack`] and [`audit`] (what an adversary makes of all this).
 
@@ -10,6 +11,7 @@ mod aggregator;
 pub mod attack;
 pub mod audit;
 mod availability;
+mod learners;
 mod population;
 mod scenario;
 mod simulator;
@@ -19,6 +21,7 @@ mod workers;
 pub use adversaries::{Adversaries, AdversariesConfig, AdversariesError, Attack, Direction};
 pub use aggregator::{Aggregator, AggregatorError, Entropy, Promise, lattice_of, plain_mean};
 pub use availability::{AvailabilityConfig, AvailabilityModel};
+pub use learners::{ExternalClients, LearnerConfig};
 pub use population::{BackdoorRates, Population, PopulationError};
 pub use scenario::{DatasetConfig, Scenario, ScenarioError, SimulationConfig};
 pub use simulator::{

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use client::SiteMethods;
+use external::SettingsError;
 use learning::device::Device;
 use learning::{
     Dataset, Models, Partition, PartitionError, SiteData, Trainer, View, load_measured,
@@ -91,6 +92,22 @@ pub enum PopulationError {
     /// Made-up records have no columns.
     #[error("simulation.dataset: synthetic records have no columns; give `data.tensor`, or `dataset.files`")]
     SyntheticTable,
+    /// Nothing to train on.
+    #[error("simulation.dataset: say whose records are trained on")]
+    NoRecords,
+    /// A plan with an external model, and nobody to train it.
+    #[error(
+        "simulation.learner: the plan's model is external; say how a learner is started, and how many `clients` there are"
+    )]
+    NoLearner,
+    /// The learner cannot be started so.
+    #[error("simulation.{0}")]
+    Learner(#[from] SettingsError),
+    /// Nobody but an external learner reads the records.
+    #[error(
+        "simulation.dataset: the plan's records are read by an external learner; leave this out and give `[simulation.learner]`"
+    )]
+    OwnRecords,
 }
 
 impl Population {
@@ -100,8 +117,8 @@ impl Population {
     /// [`PopulationError`] says what does not fit.
     pub fn build(config: &SimulationConfig, spec: &Spec, device: Device) -> Result<Self, PopulationError> {
         let seed = Seed::from_number(config.seed).derive(Purpose::Partition, Round(0), None);
-        if let (DatasetConfig::Files(source), Partition::Natural(ids)) = (&config.dataset, &config.partition)
-        {
+        let dataset = config.dataset.as_ref().ok_or(PopulationError::NoRecords)?;
+        if let (DatasetConfig::Files(source), Partition::Natural(ids)) = (dataset, &config.partition) {
             let found = load_measured_with_ids(source, &spec.data, spec.evaluation_records, ids)?;
             let (train, test) = (Arc::clone(&found.train), measured(found.test.clone(), spec)?);
             let (mut clients, mut sites) = (Vec::new(), Vec::new());
@@ -119,7 +136,7 @@ impl Population {
             let population = Self::new(clients, sites, central, device).copied(config.copies.get())?;
             return population.poisoned(config.adversaries.as_ref(), config.seed, spec);
         }
-        let (train, test) = match (&config.dataset, &spec.data) {
+        let (train, test) = match (dataset, &spec.data) {
             (DatasetConfig::Files(source), data) => {
                 let data = load_measured(source, data, spec.evaluation_records)?;
                 (data.train.dataset, measured(data.test.map(|test| test.dataset), spec)?)
@@ -129,6 +146,7 @@ impl Population {
                 (Arc::new(train), Some(Arc::new(test)))
             }
             (DatasetConfig::Synthetic(_), DataSpec::Table(_)) => return Err(PopulationError::SyntheticTable),
+            (DatasetConfig::Synthetic(_), DataSpec::Own) => return Err(PopulationError::OwnRecords),
         };
         let parts = partition(&train.labels, &config.partition, config.clients.unwrap_or(0), seed)?;
         let clients = numbered(parts.len())?;
@@ -340,7 +358,7 @@ fn central_data(
     // Tables may be standardised by the server's own training rows; arrays never are, and copying them would be waste.
     let train = match &spec.data {
         DataSpec::Table(_) => all(Arc::clone(train)),
-        DataSpec::Tensor(_) => View { dataset: Arc::clone(train), rows: Arc::new([]) },
+        DataSpec::Tensor(_) | DataSpec::Own => View { dataset: Arc::clone(train), rows: Arc::new([]) },
     };
     test.filter(|_| wanted).map(|test| SiteData { train, test: Some(all(test)) })
 }

@@ -4,11 +4,13 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use learning::{Partition, SourceError, SourceSpec};
+use protocol::SpecError;
 use serde::{Deserialize, Serialize};
 use server::{ConfigError, Methods, Plan, read_toml};
 
 use crate::adversaries::AdversariesConfig;
 use crate::availability::AvailabilityConfig;
+use crate::learners::LearnerConfig;
 use crate::synthetic::SyntheticSource;
 
 /// The table `[simulation]` as typed.
@@ -25,8 +27,12 @@ pub struct SimulationConfig {
     /// that client-level privacy needs. What comes of it is said with this number.
     #[serde(default = "single", skip_serializing_if = "is_single")]
     pub copies: NonZeroUsize,
-    /// The records.
-    pub dataset: DatasetConfig,
+    /// The records; none where an external learner reads its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetConfig>,
+    /// What trains, where the plan's model is external.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learner: Option<LearnerConfig>,
     /// How records become clients.
     #[serde(default = "iid")]
     pub partition: Partition,
@@ -52,6 +58,55 @@ fn is_single(copies: &NonZeroUsize) -> bool {
 
 fn iid() -> Partition {
     Partition::Iid
+}
+
+impl SimulationConfig {
+    /// That records and learner are those of the plan's model: an external one has a learner, which reads its own records.
+    fn check_learner(&self, plan: &Plan) -> Result<(), SpecError> {
+        let fault = |key: &str, message: &str| Err(SpecError::new(format!("simulation{key}"), message));
+        let is_external = plan.spec.external().is_some();
+        if !is_external {
+            return match (&self.learner, &self.dataset) {
+                (Some(_), _) => {
+                    fault(".learner", "only a plan whose model is `external` has a learner; leave it out")
+                }
+                (None, None) => fault(
+                    "",
+                    "missing field `dataset`: say whose records are trained on, such as dataset = { synthetic = { rows = 1000 } }",
+                ),
+                (None, Some(_)) => Ok(()),
+            };
+        }
+        let Some(learner) = &self.learner else {
+            return fault(
+                "",
+                "the plan's model is external: add a table [simulation.learner] that says what trains it, such as command = [\"python\", \
+                 \"train.py\"]",
+            );
+        };
+        if self.dataset.is_some() {
+            return fault(".dataset", "an external learner reads its own records; leave this out");
+        }
+        if self.partition != iid() {
+            return fault(
+                ".partition",
+                "an external learner knows whose records a client has; leave this out",
+            );
+        }
+        if self.copies.get() > 1 {
+            return fault(
+                ".copies",
+                "clients of an external learner are made by `clients` alone; leave this out",
+            );
+        }
+        if self.central_test == Some(true) {
+            return fault(".central_test", "the server has no learner of an external model; leave this out");
+        }
+        learner
+            .settings()
+            .map(drop)
+            .map_err(|error| SpecError::new(format!("simulation.learner.{}", error.setting), error.message))
+    }
 }
 
 /// Where a simulation's records come from.
@@ -83,6 +138,9 @@ pub enum ScenarioError {
     /// A path cannot be resolved.
     #[error("simulation.dataset: {0}")]
     Path(#[from] SourceError),
+    /// A word of a learner's command cannot be resolved.
+    #[error("simulation.learner: {0}")]
+    Learner(#[source] SourceError),
 }
 
 /// Only the table that is ours; the rest of the file is the plan's.
@@ -116,9 +174,10 @@ impl Scenario {
     ) -> Result<Self, ScenarioError> {
         let plan = methods.parse(text)?;
         let SimulationFile { mut simulation } = read_toml(text)?;
+        simulation.check_learner(&plan).map_err(|error| ConfigError::of(text, &error))?;
         let natural = matches!(simulation.partition, Partition::Natural(_));
         let fault = |key: &str, message: &str| {
-            ScenarioError::Config(ConfigError::of(text, &protocol::SpecError::new(key, message)))
+            ScenarioError::Config(ConfigError::of(text, &SpecError::new(key, message)))
         };
         match (natural, simulation.clients) {
             (true, Some(_)) => {
@@ -146,9 +205,11 @@ impl Scenario {
             .map_or(Ok(()), |table| table.check(&plan))
             .map_err(|error| ConfigError::of(text, &error))?;
         simulation.dataset = match simulation.dataset {
-            DatasetConfig::Files(source) => DatasetConfig::Files(source.resolved(base, lookup)?),
-            synthetic @ DatasetConfig::Synthetic(_) => synthetic,
+            Some(DatasetConfig::Files(source)) => Some(DatasetConfig::Files(source.resolved(base, lookup)?)),
+            other @ (Some(DatasetConfig::Synthetic(_)) | None) => other,
         };
+        let learner = simulation.learner.map(|learner| learner.resolved(base, lookup)).transpose();
+        simulation.learner = learner.map_err(ScenarioError::Learner)?;
         simulation.partition = simulation.partition.resolved(base, lookup)?;
         Ok(Self { plan, simulation })
     }
@@ -225,7 +286,7 @@ mod tests {
         let text =
             FILE.replace("{ synthetic = { rows = 30 } }", "{ files = { csv = { train = \"a.csv\" } } }");
         let scenario = Scenario::parse(&text, Path::new("/base"), &|_| None).unwrap();
-        let DatasetConfig::Files(SourceSpec::Csv(csv)) = scenario.simulation.dataset else {
+        let Some(DatasetConfig::Files(SourceSpec::Csv(csv))) = scenario.simulation.dataset else {
             panic!("csv was typed")
         };
         assert_eq!(csv.train, Path::new("/base/a.csv"));

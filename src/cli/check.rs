@@ -28,6 +28,7 @@ use super::plans::{plan_of, scenario_of};
 use super::privacy::finite;
 use super::settings::FileKind;
 use super::shell::quoted;
+use super::start::started;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -47,12 +48,13 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let table: toml::Table = read.map_err(what)?;
     let facts = match FileKind::of(&table, &args.file) {
         FileKind::Federation => {
-            let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
+            let plan = started(plan_of(&text).or_fail(Kind::Configuration, &path)?, &args.file)?.plan;
             plan_facts(&plan, "federation").or_fail(Kind::Configuration, &path)?
         }
         FileKind::Simulation => {
             let lookup = |name: &str| std::env::var(name).ok();
-            let scenario = scenario_of(&text, base, &lookup).or_fail(Kind::Configuration, &path)?;
+            let mut scenario = scenario_of(&text, base, &lookup).or_fail(Kind::Configuration, &path)?;
+            scenario.plan = started(scenario.plan, &args.file)?.plan;
             let mut facts = plan_facts(&scenario.plan, "simulation").or_fail(Kind::Configuration, &path)?;
             if let Some(clients) = scenario.simulation.clients {
                 facts.push(("virtual clients", json!(clients)));
@@ -184,14 +186,17 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
         .map_err(|error| error.to_string())?;
     let model_bytes = 4 * shared as u64;
     let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
-    let gradient = gradient_path(spec, &Device::Cpu).map_err(|error| error.to_string())?;
+    let gradient = match spec.external() {
+        Some(_) => json!("computed by each site's own program"),
+        None => json!(gradient_path(spec, &Device::Cpu).map_err(|error| error.to_string())?),
+    };
     let mut facts = vec![
         ("kind", json!(kind)),
         ("name", json!(plan.name)),
         ("rounds", json!(plan.rounds)),
         ("evaluated rounds", json!(evaluations)),
         ("parameters", json!(layout.len())),
-        ("gradients on a CPU are", json!(gradient)),
+        ("gradients on a CPU are", gradient),
         ("parameters that stay at sites", json!(layout.len() - shared)),
         ("statistics round", json!(!spec.statistics().is_empty())),
         ("clients needed", json!(plan.cohort.clients_min)),
@@ -310,6 +315,7 @@ fn records(spec: &Spec) -> String {
             format!("{} numeric and {} categorical columns", table.features.len(), table.categorical.len())
         }
         DataSpec::Tensor(tensor) => format!("arrays of shape {:?}", tensor.shape),
+        DataSpec::Own => "what each site's own program reads".to_owned(),
     }
 }
 
@@ -337,15 +343,21 @@ fn site_facts(path: &Path) -> Result<Facts, Failure> {
     let certificate = file.identity.join("cert.pem");
     let pem = std::fs::read(&certificate).or_fail(Kind::Configuration, certificate.display())?;
     let name = server::net::site_of_pem(&pem).or_fail(Kind::Configuration, certificate.display())?;
-    file.data.check().or_fail(Kind::Configuration, format!("{}: data", path.display()))?;
+    if let Some(data) = &file.data {
+        data.check().or_fail(Kind::Configuration, format!("{}: data", path.display()))?;
+    }
     let device = learning::device::select(&file.device).or_fail(Kind::Configuration, "device")?;
-    Ok(vec![
+    let mut facts = vec![
         ("kind", json!("site")),
         ("name", json!(name.as_str())),
         ("federation", json!(federation(&file.identity)?)),
         ("server", json!(file.servers().join(", "))),
         ("trains on", json!(format!("{device:?}"))),
-    ])
+    ];
+    if let Some(learner) = &file.learner {
+        facts.push(("external models are trained by", json!(learner.told())));
+    }
+    Ok(facts)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::global::Global;
 use super::hints::Given;
 use super::output::{Format, share, table, tell};
 use super::progress::Progress;
-use super::run::{connect_to, hand_in, verdict};
+use super::run::{Handing, connect_to, hand_in, verdict};
 use super::simulate::last_test;
 use super::watch::runtime;
 use price::{Price, describe, object, prices};
@@ -175,7 +175,8 @@ async fn federate(
     let operator = connect_to(std::slice::from_ref(&address), folder).await?;
     let (plan, _, seed) = args.plan();
     let given = Given::Operator { folder: &folder.0, server: Some(&address) };
-    let run = hand_in(&operator, plan.to_owned(), seed, given, global).await?;
+    let handing = Handing { plan_toml: plan.to_owned(), seed, start: None };
+    let run = hand_in(&operator, handing, given, global).await?;
     let (mut shown, mut progress) = (Vec::new(), None);
     let watching = operator.watch(Some(run), |summary| {
         let progress = progress.get_or_insert_with(|| Progress::new(global, summary.rounds));

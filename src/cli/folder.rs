@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ::client::net::Transport;
 use command::results::Results;
+use external::{LearnerSettings, SettingsError};
 use learning::SourceSpec;
 use privacy::chain::Digest;
 use privacy::chain::segments::SegmentBytes;
@@ -325,8 +326,12 @@ pub(super) struct SiteFile {
     /// What the site may take of its machine and line.
     #[serde(default)]
     pub(super) limits: SiteLimits,
-    /// The site's records.
-    pub(super) data: SourceSpec,
+    /// What trains and evaluates external models at this site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) learner: Option<LearnerSettings>,
+    /// The site's records, for models that this program trains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<SourceSpec>,
 }
 
 /// `[limits]` of `site.toml`; what is absent is not limited.
@@ -381,10 +386,22 @@ impl SiteFile {
             .iter()
             .try_for_each(|server| host_and_port(server).map(|_| ()))
             .map_err(wrong_at(text, key))?;
-        let data = resolved(text, "data", Some(file.data), base)?;
-        let missing = || ConfigError::at(text, 0, "data: name the site's records");
-        file.data = data.ok_or_else(missing)?;
+        if file.data.is_none() && file.learner.is_none() {
+            let message =
+                "name the site's records under `[data]`, or the program that reads them under `[learner]`";
+            return Err(ConfigError::at(text, 0, message));
+        }
+        file.data = resolved(text, "data", file.data, base)?;
+        let wrong = |error: SettingsError| {
+            ConfigError::of(text, &SpecError::new(format!("learner.{}", error.setting), error.message))
+        };
+        file.learner = file.learner.map(LearnerSettings::checked).transpose().map_err(wrong)?;
         Ok(file)
+    }
+
+    /// Where the site's own program works, and where one that attaches finds what it needs: `learner` beside the file.
+    pub(super) fn learner_folder(&self) -> PathBuf {
+        self.path.with_file_name("learner")
     }
 
     /// How many training records there are, as far as anybody outside may know.

@@ -259,6 +259,7 @@ impl Leaving<'_> {
             DataSpec::Tensor(tensor) => {
                 notes.insert("divide_by".to_owned(), tensor.divide_by.value().to_string());
             }
+            DataSpec::Own => {}
         }
         if let Target::Classes(_) = self.spec.target() {
             notes.insert("classes".to_owned(), json!(self.spec.class_names()).to_string());
@@ -274,7 +275,7 @@ impl Leaving<'_> {
                 Standardise::Site => true,
                 Standardise::Federated => self.file.standardiser().is_none(),
             },
-            DataSpec::Tensor(_) => false,
+            DataSpec::Tensor(_) | DataSpec::Own => false,
         }
     }
 
@@ -307,7 +308,7 @@ fn given(spec: &Spec) -> Option<Standardiser> {
             }
             Standardise::None | Standardise::Site | Standardise::Federated => None,
         },
-        DataSpec::Tensor(_) => None,
+        DataSpec::Tensor(_) | DataSpec::Own => None,
     }
 }
 

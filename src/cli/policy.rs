@@ -25,6 +25,7 @@ use super::output::table;
 use super::plans::plan_of;
 use super::presets::{Preset, policy_text};
 use super::shell::quoted;
+use super::start::started;
 use super::text::read_text;
 
 #[derive(Debug, Args)]
@@ -93,7 +94,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let (policy, _) = read(&args.policy)?;
     let path = args.plan.display();
     let text = read_plan_text(&args.plan, None)?;
-    let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
+    let plan = started(plan_of(&text).or_fail(Kind::Configuration, &path)?, &args.plan)?.plan;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, &path)?;
     let records =
         args.public_records.map_or(RecordCount::Hidden, |records| RecordCount::Public(records.get()));

@@ -20,7 +20,9 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// The command that shows whether a request was done; `None` for one that changes nothing.
 fn shown_by(request: &AdminRequest) -> Option<&'static str> {
     match request {
-        AdminRequest::Submit { .. } | AdminRequest::Control { .. } => Some("run ls"),
+        AdminRequest::Submit { .. } | AdminRequest::SubmitStart { .. } | AdminRequest::Control { .. } => {
+            Some("run ls")
+        }
         AdminRequest::Invite { .. }
         | AdminRequest::Revoke { .. }
         | AdminRequest::Quarantine { .. }
@@ -45,9 +47,18 @@ pub(super) async fn put(
     given: Given<'_>,
     global: &Global,
 ) -> Result<AdminReply, Failure> {
-    let shown_by = shown_by(request).map(|command| given.command(command));
+    patiently(operator.ask(request), shown_by(request), given, global).await
+}
+
+/// Waits for what was asked of the server; `shown_by` is the command that shows whether it was done, of what changes something.
+pub(super) async fn patiently<T>(
+    asking: impl Future<Output = Result<T, OperatorError>>,
+    shown_by: Option<&str>,
+    given: Given<'_>,
+    global: &Global,
+) -> Result<T, Failure> {
+    let shown_by = shown_by.map(|command| given.command(command));
     let shown_by = shown_by.as_deref();
-    let asking = operator.ask(request);
     tokio::pin!(asking);
     let reply = tokio::select! {
         reply = &mut asking => reply,

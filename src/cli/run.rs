@@ -14,6 +14,7 @@ use privacy::counted;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use protocol::{ClientId, RunId};
 use serde_json::{Value, json};
+use server::net::InitialModel;
 
 use super::columns::read_plan_text;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
@@ -23,7 +24,8 @@ use super::hints::Given;
 use super::output::{listed, share, table, text_table, without_empty};
 use super::plans::plan_of;
 use super::progress::Progress;
-use super::request::put;
+use super::request::{patiently, put};
+use super::start::started;
 use super::watch::{interrupted, runtime};
 
 #[derive(Debug, Args)]
@@ -66,11 +68,13 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     let path = args.file.display().to_string();
     let table = args.columns.as_ref().map(CsvSource::new);
     let plan_toml = read_plan_text(&args.file, table.as_ref())?;
-    plan_of(&plan_toml).or_fail(Kind::Configuration, &path)?;
+    let plan = plan_of(&plan_toml).or_fail(Kind::Configuration, &path)?;
+    let start = started(plan, &args.file)?.start;
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
         let given = args.operator.given();
-        let run = match hand_in(&operator, plan_toml, args.seed, given, global).await {
+        let handing = Handing { plan_toml, seed: args.seed, start };
+        let run = match hand_in(&operator, handing, given, global).await {
             Ok(run) => run,
             // What is given up is taken back as soon as the server knows that nobody waits for it.
             Err(failure) => {
@@ -89,18 +93,34 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     })
 }
 
+/// What is handed to the server.
+pub(super) struct Handing {
+    pub(super) plan_toml: String,
+    pub(super) seed: Option<u64>,
+    /// What the run of an external model begins with.
+    pub(super) start: Option<InitialModel>,
+}
+
 /// Hands a plan to the server.
 pub(super) async fn hand_in(
     operator: &OperatorClient,
-    plan_toml: String,
-    seed: Option<u64>,
+    handing: Handing,
     given: Given<'_>,
     global: &Global,
 ) -> Result<RunId, Failure> {
-    match put(operator, &AdminRequest::Submit { plan_toml, seed }, given, global).await? {
-        AdminReply::Submitted { run } => Ok(run),
-        _ => Err(OperatorError::WrongReply.blamed()),
-    }
+    let Handing { plan_toml, seed, start } = handing;
+    let asking = async {
+        match start {
+            Some(InitialModel { layout, shared }) => {
+                operator.submit_start(plan_toml, seed, &layout, shared).await
+            }
+            None => match operator.ask(&AdminRequest::Submit { plan_toml, seed }).await? {
+                AdminReply::Submitted { run } => Ok(run),
+                _ => Err(OperatorError::WrongReply),
+            },
+        }
+    };
+    patiently(asking, Some("run ls"), given, global).await
 }
 
 pub(super) fn watch(args: &WatchArgs, global: &Global) -> Result<(), Failure> {

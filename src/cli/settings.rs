@@ -8,6 +8,7 @@ use server::Plan;
 use super::columns::read_plan_text;
 use super::failure::{Failure, Kind, OrFail};
 use super::plans::plan_of;
+use super::start::started;
 
 /// What a file is for, by the settings only it has.
 pub(super) enum FileKind {
@@ -61,5 +62,5 @@ pub(super) fn read_plan(file: &Path, table: Option<&CsvSource>) -> Result<PlanFi
         }
     };
     let plan = plan_of(&text).or_fail(Kind::Configuration, &path)?;
-    Ok(PlanFile { plan, is_simulation })
+    Ok(PlanFile { plan: started(plan, file)?.plan, is_simulation })
 }

@@ -2,19 +2,21 @@
 
 mod attacked;
 mod audit;
+mod crowd;
 mod findings;
 mod observer;
 mod saved;
 mod settings;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
 use command::results::{ClientMetrics, Clock, Ending, Results, figure, write_model};
 use consortia::first_model;
+use learning::Models;
 use learning::device::select;
-use methods::Registry;
 use privacy::accounting::Figure;
 use protocol::wire::{ClientSummary, RoundSummary};
 use protocol::{Layout, Loss, Metrics, ModelSpec, Seed, Spec, Stop};
@@ -23,10 +25,11 @@ use server::best::Score;
 use server::net::InitialModel;
 use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, RunProgress, read_toml};
 use simulations::audit::AuditReport;
-use simulations::{Outcome, Population, Scenario, Simulator, Workforce};
+use simulations::{Outcome, Scenario, Simulator, Workforce};
 
 use attacked::Attacked;
 use audit::{Audit, with_canaries};
+use crowd::Crowd;
 use findings::{Findings, Remark};
 use observer::{Observer, tell_of_crowd};
 use privacy::counted;
@@ -40,6 +43,7 @@ use super::output::{share, tell};
 use super::plans::{plan_of, scenario_of};
 use super::progress::Progress;
 use super::shell::quoted;
+use super::start::{Started, started};
 use super::watch::stop_at_signal;
 
 /// Clients in the report.
@@ -78,25 +82,31 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let started = Instant::now();
     let stop = Stop::default();
     stop_at_signal(&stop);
-    let Begun { saved, mut scenario, text } = Begun::of(args)?;
+    let Begun { saved, mut scenario, start, text } = Begun::of(args)?;
     args.audit.map_or(Ok(()), |_| audit::refuse_method(&scenario.plan, &file(args)))?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
-    let population =
-        Population::build(&scenario.simulation, &spec, device).or_fail(Kind::Configuration, file(args))?;
-    let population = population.with_methods(Registry::standard().site().clone());
+    let processes = scenario.simulation.learner.as_ref().and_then(|learner| learner.processes);
+    let threads = args.threads.or(processes.map(NonZeroUsize::get)).unwrap_or_else(cores).max(1);
+    let crowd = Crowd::build(&scenario.simulation, &spec, device, threads)
+        .or_fail(Kind::Configuration, file(args))?;
     let copies = scenario.simulation.copies.get();
-    let people = People { clients: population.sites().count(), copies };
+    let people = People { clients: crowd.workforce().clients().len(), copies };
     let mut findings = Findings::new(&spec, global.verbose > 0);
-    findings.look_at(&population, &spec);
-    if !population.has_tests() {
+    if let Some(population) = crowd.population() {
+        findings.look_at(population, &spec);
+    }
+    if !crowd.may_test() {
         // Nobody could answer: asking would only cost time.
         scenario.plan.evaluation.sites = Evaluators::None;
     }
     let seed = scenario.simulation.seed;
     let attack = attacked::of(&scenario.simulation);
-    let first = first_model(population.models(), &spec, Seed::from_number(seed))
-        .or_fail(Kind::Configuration, file(args))?;
+    let first = match start {
+        Some(start) => start,
+        None => first_model(&Models::new(), &spec, Seed::from_number(seed))
+            .or_fail(Kind::Configuration, file(args))?,
+    };
 
     let plan = scenario.plan.clone();
     let mut results = open(args, &plan.name, &text, saved.as_ref())?;
@@ -105,10 +115,10 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let canaries = args.audit.map(|audit| audit.canaries(began.len(), seed)).transpose()?.flatten();
     let canaried = canaries
         .as_ref()
-        .map(|canaries| with_canaries(&population, canaries, &spec, &first.layout))
+        .map(|canaries| with_canaries(crowd.workforce(), canaries, &spec, &first.layout))
         .transpose()?;
-    let workforce: &dyn Workforce = canaried.as_ref().map_or(&population, |canaried| canaried);
-    let simulator = simulator(args, scenario, &first, &stop)?;
+    let workforce: &dyn Workforce = canaried.as_ref().map_or(crowd.workforce(), |canaried| canaried);
+    let simulator = simulator(args, scenario, &first, &stop)?.with_threads(threads);
     let (simulator, metrics, events) = match saved {
         Some(saved) => (simulator.with_snapshot(saved.simulation), saved.metrics, saved.events),
         None => (simulator, ClientMetrics::of(workforce.clients().iter().cloned()), 0),
@@ -135,7 +145,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         audit.judge(&plan, &first.layout, &began, seed, ran)
     };
     let audit = args.audit.filter(|_| outcome.end != RunEnd::Stopped).map(judge).transpose()?;
-    let attack = attack.map(|attack| Attacked::of(&attack, &population, &outcome, &spec));
+    let attack = attack.map(|attack| Attacked::of(&attack, crowd.population(), &outcome, &spec));
     let (audit, attack) = (audit.as_ref(), attack.as_ref());
     let (people, rounds) = (&people, plan.rounds);
     let ended = Ended { people, rounds, spec: &spec, outcome: &outcome, audit, findings: &findings, attack };
@@ -146,6 +156,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
 struct Begun {
     saved: Option<Saved>,
     scenario: Scenario,
+    /// What an external model begins with.
+    start: Option<InitialModel>,
     /// The scenario with every default spelt out.
     text: String,
 }
@@ -154,12 +166,14 @@ impl Begun {
     fn of(args: &SimulateArgs) -> Result<Self, Failure> {
         match &args.resume {
             Some(folder) => {
-                let (saved, scenario, text) = Saved::read(folder)?;
-                Ok(Self { saved: Some(saved), scenario, text })
+                let (saved, mut scenario, text) = Saved::read(folder)?;
+                let Started { plan, start } = started(scenario.plan, folder)?;
+                scenario.plan = plan;
+                Ok(Self { saved: Some(saved), scenario, start, text })
             }
             None => {
-                let (scenario, text) = read_scenario(args)?;
-                Ok(Self { saved: None, scenario, text })
+                let (scenario, start, text) = read_scenario(args)?;
+                Ok(Self { saved: None, scenario, start, text })
             }
         }
     }
@@ -179,7 +193,7 @@ fn simulator(
         .with_stop(stop.clone());
     #[cfg(feature = "insecure-test-noise")]
     let simulator = simulator.with_chance(super::insecure::chance(simulation.seed));
-    Ok(if let Some(threads) = args.threads { simulator.with_threads(threads) } else { simulator })
+    Ok(simulator)
 }
 
 /// Writes the models, in the room that was kept for them, and what may be said of their privacy.
@@ -285,7 +299,7 @@ fn reported(outcome: &Outcome) -> Vec<ClientSummary> {
 }
 
 /// The scenario, and its file with every default spelt out.
-fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
+fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, Option<InitialModel>, String), Failure> {
     let path = file(args);
     let given = args.file.as_deref().unwrap_or_else(|| Path::new(""));
     let mut text = read_plan_text(given, None)?;
@@ -307,11 +321,23 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, String), Failure> {
     }
     let mut scenario = scenario_of(&text, &base, &lookup).or_fail(Kind::Configuration, &path)?;
     scenario.simulation.seed = args.seed.unwrap_or(scenario.simulation.seed);
+    let Started { plan, start } = started(scenario.plan, given)?;
+    scenario.plan = plan;
     let mut typed: FederationConfig = read_toml(&text).or_fail(Kind::Configuration, &path)?;
+    if let Some(ModelSpec::External(model)) = &mut typed.model {
+        // The resolved plan stands in another folder.
+        let whole = std::path::absolute(base.join(&model.start)).or_fail(Kind::Configuration, &path)?;
+        model.start = whole.to_string_lossy().into_owned();
+    }
     typed.simulation =
         Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
     let resolved = typed.to_toml().or_fail(Kind::Defect, "resolved.toml")?;
-    Ok((scenario, resolved))
+    Ok((scenario, start, resolved))
+}
+
+/// Threads that this machine has for it.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Whether a plan has the table that only simulations read.

@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 use ::client::net::{Agent, AgentConfig, AgentError, AgentEvent, Identity, Outbox, open_books};
 use ::client::{Guard, LocalState, Participant};
 use clap::Args;
-use learning::device::select;
-use learning::{FileSource, Trainer};
 use methods::Registry;
 use privacy::chain::Digest;
 use protocol::ClientId;
@@ -30,6 +28,7 @@ use super::failure::{Blame, Failure, Kind, OrFail};
 use super::folder::{SiteFile, SiteLimits};
 use super::global::Global;
 use super::identity::refuse_left;
+use super::learner::SiteLearner;
 use super::modes::{tighten, write_new};
 use super::output::{Format, timestamp};
 use super::presets::{Preset, policy_text};
@@ -103,6 +102,13 @@ device = "auto"
 # threads = 2
 # upload_bytes_per_second = 1000000
 # download_bytes_per_second = 1000000
+
+# A program of this site's own that trains and evaluates external models (docs/python.md). It works in the folder `learner` beside this
+# file, and finds nothing of this site's identity, policy and state in its environment.
+# [learner]
+# command = ["/srv/venv/bin/python", "train.py"]
+# attach = true                     # instead of a command: it is started by somebody else
+# environment = { OMP_NUM_THREADS = "2" }
 
 # This site's records. Which columns are used is the federation's plan; rows and cells stay here.
 [data.csv]
@@ -233,22 +239,15 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     runtime()?.block_on(take_part(&file, args.while_stdin_open, global))
 }
 
-/// What trains on the site's own records.
-fn trainer_of(file: &SiteFile) -> Result<Trainer, Failure> {
-    let device = select(&file.device).or_fail(Kind::Configuration, "device")?;
-    let trainer = Trainer::new(Box::new(FileSource::new(file.data.clone())), device);
-    Ok(trainer.with_record_count(file.record_count()))
-}
-
 async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> Result<(), Failure> {
     refuse_left(file)?;
     let identity = super::renewal::load(&file.identity)?;
     let name = site_name(&file.identity)?;
-    let trainer = trainer_of(file)?;
+    let learner = SiteLearner::of(file, name.as_str())?;
     let guard = open_guard(file)?;
     let (pause, audit) = (pause::following(&file.state), guard.audit().clone());
     let mut participant =
-        Participant::new(name, Box::new(trainer)).with_guard(guard).with_pause(pause.clone());
+        Participant::new(name, Box::new(learner)).with_guard(guard).with_pause(pause.clone());
     participant = participant.with_methods(Registry::standard().site().clone());
     let kept = file.state.join("personal.json");
     restore_personal(&mut participant, &kept)?;

@@ -7,13 +7,13 @@ use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, FrameKind, ModelChoice, ModelLine,
     RunSummary,
 };
-use protocol::{Layout, Parameters, RunId, Standardiser};
-use quinn::{ConnectionError, RecvStream};
+use protocol::{Layout, Parameters, RunId, Standardiser, Values};
+use quinn::{ConnectionError, RecvStream, SendStream};
 
 use super::connection::{DialError, Link, Transport, explain};
 use super::frames::{FrameError, read_frame, write_frame};
 use super::identity::Identity;
-use super::values::read_model;
+use super::values::{bytes_of, read_model, write_payload};
 
 /// Why a request has no result.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -99,6 +99,36 @@ impl OperatorClient {
         self.reply(&mut replies).await?.ok_or(OperatorError::Frame(FrameError::Ended))
     }
 
+    /// Submits a plan that begins with a file: these tensors with their values, one after another.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn submit_start(
+        &self,
+        plan_toml: String,
+        seed: Option<u64>,
+        layout: &Layout,
+        values: Parameters,
+    ) -> Result<RunId, OperatorError> {
+        let sides = |shape: &[usize]| shape.iter().map(|side| *side as u64).collect();
+        let tensors = layout.tensors().iter().map(|tensor| (tensor.name.clone(), sides(&tensor.shape)));
+        let (tensors, model_len) = (tensors.collect(), values.len() as u64);
+        let request = AdminRequest::SubmitStart { plan_toml, seed, tensors, model_len };
+        let (mut send, mut replies) = self.begin(&request).await?;
+        let payload = vec![bytes_of(Values::F32(values.into_values()))];
+        // A server that refuses the plan stops reading: its reply says why.
+        let sent = write_payload(&mut send, payload, None).await;
+        let _ = send.finish();
+        match self.reply(&mut replies).await {
+            Ok(Some(AdminReply::Submitted { run })) => Ok(run),
+            Ok(Some(_)) => Err(OperatorError::WrongReply),
+            Ok(None) => {
+                Err(sent.map_or_else(|error| self.blame(error), |()| OperatorError::Frame(FrameError::Ended)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Follows a run (the newest when `None`): calls `on_update` with its summary now and at every change, and returns
     /// the last summary when the server has no more to say, which is when the run has ended.
     ///
@@ -154,12 +184,18 @@ impl OperatorClient {
     }
 
     async fn request(&self, request: &AdminRequest) -> Result<RecvStream, OperatorError> {
+        let (mut send, recv) = self.begin(request).await?;
+        let _ = send.finish();
+        Ok(recv)
+    }
+
+    /// A request to which more may be added.
+    async fn begin(&self, request: &AdminRequest) -> Result<(SendStream, RecvStream), OperatorError> {
         let opened = self.link.connection.open_bi().await;
         let (mut send, recv) = opened.map_err(|error| OperatorError::Lost(explain(&error)))?;
         let sent = write_frame(&mut send, FrameKind::AdminRequest, request).await;
         sent.map_err(|error| self.blame(error))?;
-        let _ = send.finish();
-        Ok(recv)
+        Ok((send, recv))
     }
 
     async fn reply(&self, replies: &mut RecvStream) -> Result<Option<AdminReply>, OperatorError> {

@@ -113,7 +113,7 @@ impl<T> Limit<T> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "give a list of \"linear\", \"logistic\", \"mlp\", \"cnn\", \"custom:NAME\", or \"any\""
+    expecting = "give a list of \"linear\", \"logistic\", \"mlp\", \"cnn\", \"layers\", \"external\", \"custom:NAME\", or \"any\""
 )]
 pub(super) enum ModelsRule {
     Any(Anything),
@@ -128,7 +128,7 @@ pub(super) struct ModelName(pub(super) String);
 impl TryFrom<String> for ModelName {
     type Error = String;
     fn try_from(name: String) -> Result<Self, String> {
-        let known = ["linear", "logistic", "mlp", "cnn", "layers"].contains(&name.as_str());
+        let known = ["linear", "logistic", "mlp", "cnn", "layers", "external"].contains(&name.as_str());
         let custom = name.strip_prefix("custom:").is_some_and(|custom| !custom.is_empty());
         if known || custom { Ok(Self(name)) } else { Err(format!("`{name}` is no model")) }
     }

@@ -114,6 +114,10 @@ pub(super) fn read_parts(
             let test = test.filter(|_| measured == EvaluationRecords::Test);
             Ok((plain(train), test.map(plain)))
         }
+        (_, DataSpec::Own) => {
+            let message = "the plan's records are read by an external learner, and not from the files of this site's `[data]`";
+            Err(LearnError::new(Decline::Unsupported, message))
+        }
         (SourceSpec::Csv(_), DataSpec::Tensor(_)) => {
             let message = "the plan describes arrays (`data.tensor`) but this site's data is csv; give idx or numpy files";
             Err(LearnError::new(Decline::Data, message))

@@ -64,7 +64,7 @@ impl SiteData {
         self.check(spec)?;
         let recipe = match &spec.data {
             DataSpec::Table(table) => Some(Recipe::of(table, &self.train, standardiser)?),
-            DataSpec::Tensor(_) => None,
+            DataSpec::Tensor(_) | DataSpec::Own => None,
         };
         if spec.privacy.examples.is_some() {
             let alone = |view: &View| usable(view, recipe.as_ref(), spec);

@@ -136,7 +136,7 @@ impl Step {
 pub(crate) fn steps(spec: &Spec) -> Result<Option<Vec<Step>>, ModelError> {
     let row = |spec: &Spec| Ok::<_, ModelError>(Shape::Row(product(&spec.input_shape())?));
     let (start, layers) = match &spec.model {
-        ModelSpec::Custom { .. } | ModelSpec::Values { .. } => return Ok(None),
+        ModelSpec::Custom { .. } | ModelSpec::Values { .. } | ModelSpec::External(_) => return Ok(None),
         ModelSpec::Linear | ModelSpec::Logistic => (row(spec)?, Vec::new()),
         ModelSpec::Mlp { hidden } => {
             let layers =

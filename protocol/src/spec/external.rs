@@ -21,7 +21,8 @@ pub const EXTERNAL_METRICS_MAX: usize = 32;
 pub struct ExternalModel {
     /// The safetensors file that the run begins with, by its path from the plan's folder.
     pub start: String,
-    /// Its tensors, in the order of the file's bytes. A plan leaves them out: they are read from the file.
+    /// Its tensors, in the order of the file. A plan leaves them out: they are read from the file when the run is submitted or simulated, and
+    /// travel with every task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<ExternalTensor>,
 }
@@ -136,6 +137,11 @@ impl ExternalModel {
             };
         }
         Ok(())
+    }
+
+    /// Whether its start file was read.
+    pub fn is_known(&self) -> bool {
+        !self.tensors.is_empty()
     }
 
     /// Values of all tensors together.

@@ -59,7 +59,8 @@ pub enum GradientPath {
 }
 
 impl GradientPath {
-    fn is_auto(&self) -> bool {
+    /// Whether the plan leaves it to the program.
+    pub fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
 }

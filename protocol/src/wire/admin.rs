@@ -99,6 +99,18 @@ pub enum AdminRequest {
         /// The round.
         before: u32,
     },
+    /// Take this plan into the queue of runs, which begins with a file: its values follow raw, f32 in little-endian order, in the order of
+    /// the tensors. Servers of earlier releases answer with an error.
+    SubmitStart {
+        /// The text of a `federation.toml` whose model is external.
+        plan_toml: String,
+        /// Makes the run a seeded one, with this seed.
+        seed: Option<u64>,
+        /// Names and shapes of the file's tensors.
+        tensors: Vec<(String, Vec<u64>)>,
+        /// Values that follow.
+        model_len: u64,
+    },
 }
 
 /// What an operator wants of a run that has not ended.

@@ -2,20 +2,23 @@
 
 use std::sync::Arc;
 
-use protocol::RunId;
 use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, FRAME_HEAD, FrameKind, ModelChoice,
     RunSummary, encode,
 };
+use protocol::{Layout, Parameters, RunId};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::engine::service::OperatorService;
+use super::engine::InitialModel;
+use super::engine::service::{OperatorService, check_start};
 use super::sessions::messages::OperatorArrived;
 use super::store::archive::ArchivedModel;
 use super::store::messages::Verdict;
-use super::transport::frames::{FrameError, Patience, model_bytes, read_frame, write_frame};
+use super::transport::frames::{
+    FrameError, Pace, Patience, at_end, model_bytes, read_frame, read_values, write_frame,
+};
 use super::transport::messages::{OPENING, reject_on};
 
 /// Requests of one operator at a time.
@@ -65,7 +68,15 @@ impl Operators {
         let patience = Patience { first: Some(OPENING), idle: OPENING };
         let reply = match read_frame(&mut recv, FrameKind::AdminRequest, ADMIN_MAX, patience).await {
             Ok(AdminRequest::Submit { plan_toml, seed }) => {
-                self.0.submit(plan_toml, seed, by).await.map(|run| AdminReply::Submitted { run })
+                self.0.submit(plan_toml, seed, None, by).await.map(|run| AdminReply::Submitted { run })
+            }
+            Ok(AdminRequest::SubmitStart { plan_toml, seed, tensors, model_len }) => {
+                let start = self.start(&plan_toml, tensors, model_len, &mut recv).await;
+                let submitted = match start {
+                    Ok(start) => self.0.submit(plan_toml, seed, Some(start), by).await,
+                    Err(error) => Err(error),
+                };
+                submitted.map(|run| AdminReply::Submitted { run })
             }
             Ok(AdminRequest::List) => self.0.list().await.map(AdminReply::Runs),
             Ok(AdminRequest::Invite { sites, servers, seconds }) => {
@@ -116,6 +127,34 @@ impl Operators {
         if write_frame(&mut send, FrameKind::AdminReply, &reply).await.is_ok() {
             // The peer may be gone.
             let _ = send.finish();
+        }
+    }
+
+    /// Reads the values with which a run is to begin. No memory is taken for them before the plan has been looked at.
+    async fn start(
+        &self,
+        plan_toml: &str,
+        tensors: Vec<(String, Vec<u64>)>,
+        model_len: u64,
+        recv: &mut RecvStream,
+    ) -> Result<InitialModel, String> {
+        check_start(&*self.0.room, plan_toml, model_len)?;
+        let side = |side: u64| usize::try_from(side).ok();
+        let shape = |sides: Vec<u64>| sides.into_iter().map(side).collect::<Option<Vec<_>>>();
+        let tensors = tensors.into_iter().map(|(name, sides)| Some((name, shape(sides)?)));
+        let tensors: Option<Vec<(String, Vec<usize>)>> = tensors.collect();
+        let layout = tensors.ok_or("a tensor is larger than this server can address")?;
+        let layout = Layout::new(layout).map_err(|error| error.to_string())?;
+        if layout.len() as u64 != model_len {
+            return Err(format!("{model_len} values are announced for tensors of {}", layout.len()));
+        }
+        let pace = Pace { idle: OPENING, tail: 0 };
+        let values = read_values(recv, vec![0f32; layout.len()], pace, || ()).await;
+        let values = values.map_err(|error| format!("the values of the start file: {error}"))?;
+        match at_end(recv, OPENING).await {
+            Ok(true) => Ok(InitialModel { layout, shared: Parameters::new(values) }),
+            Ok(false) => Err(format!("the values of the start file: {}", FrameError::Excess)),
+            Err(error) => Err(format!("the values of the start file: {error}")),
         }
     }
 

@@ -22,7 +22,7 @@ use super::engine::metrics::Metrics;
 use super::engine::presence::Presence;
 use super::engine::service::OperatorService;
 use super::engine::uploads::{Spare, Uploads};
-use super::engine::{Command, Engine, EngineHandles, LiveRuns, ModelRoom};
+use super::engine::{Command, Engine, EngineHandles, InitialModel, LiveRuns, ModelRoom};
 use super::membership::authority::Issuing;
 use super::membership::credentials::ServerCredentials;
 use super::membership::members::{Approval, Members};
@@ -314,7 +314,20 @@ impl Server {
     /// # Errors
     /// A sentence for the operator.
     pub async fn submit(&self, plan_toml: String, seed: Option<u64>) -> Result<RunId, String> {
-        self.operators.submit(plan_toml, seed, PROGRAM).await
+        self.operators.submit(plan_toml, seed, None, PROGRAM).await
+    }
+
+    /// The same of a plan whose model is external: the run begins with these tensors and values, those of its start file.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub async fn submit_starting(
+        &self,
+        plan_toml: String,
+        seed: Option<u64>,
+        start: InitialModel,
+    ) -> Result<RunId, String> {
+        self.operators.submit(plan_toml, seed, Some(start), PROGRAM).await
     }
 
     /// The runs, newest first, without their rounds and clients.

@@ -7,8 +7,17 @@ use crate::methods::{MethodPlan, Methods};
 use crate::schedule::Schedule;
 
 /// What means something to training alone, and nothing to any method.
-const OF_TRAINING: [&str; 8] =
-    ["model", "training", "strategy", "schedule", "aggregation", "update", "evaluation", "personal_layers"];
+const OF_TRAINING: [&str; 9] = [
+    "model",
+    "training",
+    "learner",
+    "strategy",
+    "schedule",
+    "aggregation",
+    "update",
+    "evaluation",
+    "personal_layers",
+];
 
 /// Refuses the first setting that a method ignores and that stands in the text of a plan, also where it says what it would be by default: who
 /// has typed it expects something of it.
@@ -66,6 +75,7 @@ impl BesideMethod {
         let of_training = [
             ("model", typed.model.is_some()),
             ("training", typed.training.is_some()),
+            ("learner", !typed.learner.is_absent()),
             ("strategy", typed.strategy != Strategy::default()),
             ("schedule", typed.schedule != Schedule::default()),
             ("aggregation", typed.aggregation.is_some()),
@@ -106,7 +116,12 @@ impl BesideMethod {
             ));
         }
         let model = typed.model.take().ok_or_else(|| missing("model"))?;
-        let training = typed.training.take().ok_or_else(|| missing("training"))?;
+        let training = typed.training.take();
+        let training = match (&model, training) {
+            (ModelSpec::External(_), training) => training.unwrap_or_default().external()?,
+            (_, Some(training)) => training.built_in()?,
+            (_, None) => return Err(missing("training")),
+        };
         Ok((None, model, training))
     }
 

@@ -17,6 +17,7 @@ use super::super::columns::read_plan_text;
 use super::super::failure::{Failure, Kind, OrFail};
 use super::super::folder::SiteFile;
 use super::super::global::Global;
+use super::super::learner::SiteLearner;
 use super::super::plans::scenario_of;
 use super::super::settings::read_plan;
 use super::{agree, joined, personal_of};
@@ -59,7 +60,7 @@ impl On {
 
 pub(in crate::cli) fn evaluate(args: &EvaluateArgs, global: &Global) -> Result<(), Failure> {
     let site = args.site.as_deref().map(SiteFile::read).transpose()?;
-    let table = site.as_ref().and_then(|site| site.data.table());
+    let table = site.as_ref().and_then(|site| site.data.as_ref()?.table());
     let plan = read_plan(&args.plan, table)?.plan;
     let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, args.plan.display())?;
     let file = super::read_model(&args.model)?;
@@ -73,15 +74,16 @@ pub(in crate::cli) fn evaluate(args: &EvaluateArgs, global: &Global) -> Result<(
         }
         (held @ Held::Whole(_), _) => held,
     };
-    let (source, device) = match site {
-        Some(site) => (site.data, site.device),
-        None => (simulated(&args.plan)?, "auto".to_owned()),
+    let mut learner: Box<dyn Learner> = match &site {
+        Some(site) => Box::new(SiteLearner::of(site, "site")?),
+        None => {
+            let device = select("auto").or_fail(Kind::Configuration, "device")?;
+            Box::new(Trainer::new(Box::new(FileSource::new(simulated(&args.plan)?)), device))
+        }
     };
-    let device = select(&device).or_fail(Kind::Configuration, "device")?;
     let spec = Spec { evaluation_records: args.on.records(), ..(*plan.spec).clone() };
     let standardiser = file.standardiser().cloned().map(Arc::new);
-    let mut trainer = Trainer::new(Box::new(FileSource::new(source)), device);
-    let metrics = measure(&mut trainer, spec, held.values(), EvaluateOrder { standardiser })
+    let metrics = measure(&mut *learner, spec, held.values(), EvaluateOrder { standardiser })
         .map_err(|error| Failure::new(Kind::Configuration, error.message))?;
     let (what, Metrics { loss, accuracy, examples, .. }) = (args.on.records().name(), metrics);
     if examples == 0 {
@@ -100,7 +102,7 @@ pub(in crate::cli) fn evaluate(args: &EvaluateArgs, global: &Global) -> Result<(
 }
 
 fn measure(
-    learner: &mut impl Learner,
+    learner: &mut dyn Learner,
     spec: Spec,
     model: &[f32],
     order: EvaluateOrder,
@@ -123,7 +125,7 @@ fn simulated(plan: &Path) -> Result<SourceSpec, Failure> {
     let base = plan.parent().map(Path::to_path_buf).unwrap_or_default();
     let scenario = scenario_of(&text, &base, &|name: &str| std::env::var(name).ok());
     match scenario.or_fail(Kind::Configuration, &shown)?.simulation.dataset {
-        DatasetConfig::Files(source) => Ok(source),
-        DatasetConfig::Synthetic(_) => Err(no_files()),
+        Some(DatasetConfig::Files(source)) => Ok(source),
+        Some(DatasetConfig::Synthetic(_)) | None => Err(no_files()),
     }
 }

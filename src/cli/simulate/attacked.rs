@@ -27,9 +27,15 @@ pub(super) struct Attacked {
 
 impl Attacked {
     /// Of a simulation that is over.
-    pub(super) fn of(attack: &Attack, population: &Population, outcome: &Outcome, spec: &Arc<Spec>) -> Self {
+    pub(super) fn of(
+        attack: &Attack,
+        population: Option<&Population>,
+        outcome: &Outcome,
+        spec: &Arc<Spec>,
+    ) -> Self {
         let standardiser = outcome.standardiser.as_ref();
-        let rates = population.backdoor_rates(attack, &outcome.model, standardiser, spec);
+        let rates = population
+            .and_then(|population| population.backdoor_rates(attack, &outcome.model, standardiser, spec));
         let clients = outcome.corrupted.iter().map(ToString::to_string).collect();
         Self { attack: attack.name(), clients, rates }
     }

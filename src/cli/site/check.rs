@@ -4,6 +4,7 @@
 //! the people of the site.
 
 mod data;
+mod learner;
 mod line;
 
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use std::path::{Path, PathBuf};
 use ::client::SiteAccount;
 use ::client::net::{are_books_held, check_books};
 use clap::Args;
-use learning::Models;
 use learning::device::select;
+use learning::{Models, SourceSpec};
 use privacy::chain::Digest;
 use privacy::counted;
 use serde_json::{Value, json};
@@ -133,7 +134,7 @@ impl Findings {
 
 pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     let file = SiteFile::read(&args.file)?;
-    let table = file.data.table();
+    let table = file.data.as_ref().and_then(SourceSpec::table);
     let plan = args.plan.as_deref().map(|plan| read_plan(plan, table)).transpose()?.map(|file| file.plan);
     let mut findings = Findings::default();
     findings.ok("site file", format!("{} is read", args.file.display()));
@@ -142,7 +143,21 @@ pub(in crate::cli) fn check(args: &CheckArgs, global: &Global) -> Result<(), Fai
     look_at_policy(&file, plan.as_ref(), account, &mut findings);
     let identity = line::look_at_identity(&file, &mut findings);
     look_at_device(&file, &mut findings);
-    data::look_at_data(&file.data, plan.as_ref(), file.record_count(), &mut findings);
+    let plans = plan.as_ref().map(|plan| plan.spec.external().is_some());
+    match &file.data {
+        // A plan that does not use it says nothing of it.
+        Some(data) if plans != Some(true) => {
+            data::look_at_data(data, plan.as_ref(), file.record_count(), &mut findings);
+        }
+        None if plans == Some(false) => {
+            findings.fail(
+                "data",
+                "the plan trains on records that the site's file does not name: name them under [data]",
+            );
+        }
+        Some(_) | None => {}
+    }
+    learner::look_at_learner(&file, plan.as_ref(), &mut findings);
     match identity {
         Some(identity) if !args.offline => line::call(&file, &identity, running, &mut findings)?,
         Some(_) => findings.warn("connection", "not tried (--offline)"),

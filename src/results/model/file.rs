@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use protocol::{Layout, Parameters, Placement, Standardiser, Tensor};
+use protocol::{Layout, LayoutError, Parameters, Placement, Standardiser, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -127,6 +127,27 @@ impl ModelFile {
     /// The standardisation that the model expects, where the file has it.
     pub fn standardiser(&self) -> Option<&Standardiser> {
         self.standardiser.as_ref()
+    }
+
+    /// The first value that is not finite, and its tensor.
+    pub fn not_finite(&self) -> Option<(&str, f32)> {
+        let place = privacy::first_not_finite(&self.values)?;
+        let tensor = self.tensors.iter().find(|tensor| tensor.range().contains(&place))?;
+        Some((&tensor.name, self.values[place]))
+    }
+
+    /// The tensors that travel with their values, in the file's order.
+    ///
+    /// # Errors
+    /// [`LayoutError`] when they make no layout.
+    pub fn into_shared(self) -> Result<(Layout, Parameters), LayoutError> {
+        let shared = || self.tensors.iter().filter(|tensor| tensor.placement == Placement::Shared);
+        let layout = Layout::new(shared().map(|tensor| (tensor.name.clone(), tensor.shape.clone())))?;
+        if layout.len() == self.values.len() {
+            return Ok((layout, Parameters::new(self.values)));
+        }
+        let values = shared().flat_map(|tensor| self.values(tensor)).copied().collect();
+        Ok((layout, Parameters::new(values)))
     }
 
     /// Whether the file tells the order of its tensors, without which there is no fingerprint.

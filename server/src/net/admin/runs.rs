@@ -87,7 +87,7 @@ pub(super) async fn submit(
     body: Result<Json<SubmitBody>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Submitted>), Problem> {
     let Json(SubmitBody { plan_toml, seed }) = body.map_err(rejected)?;
-    let run = admin.operators.submit(plan_toml, seed, &caller.name()).await.map_err(Problem::bad)?;
+    let run = admin.operators.submit(plan_toml, seed, None, &caller.name()).await.map_err(Problem::bad)?;
     Ok((StatusCode::CREATED, Json(Submitted { run: run.to_string() })))
 }
 

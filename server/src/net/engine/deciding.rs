@@ -258,6 +258,14 @@ impl From<BackupError> for Unable {
 pub(super) fn load(shared: &Shared, run: RunId, plan: Arc<Plan>) -> Result<Box<Active>, Unable> {
     let stored = shared.storage.wait_for(async || shared.store.load(run).await)?;
     let StoredRun { seed, layout, checkpoint, clients, .. } = stored;
+    // The text of a plan with an external model names a file, whose tensors are those of the stored model.
+    let plan = match plan.spec.external() {
+        Some(_) => {
+            let plan = Plan::clone(&plan).starting_with(&layout);
+            Arc::new(plan.map_err(|error| Unable::Run(error.to_string()))?)
+        }
+        None => plan,
+    };
     let learner = if plan.evaluation.central { shared.room.central(&plan.spec) } else { None };
     if plan.evaluation.central && learner.is_none() {
         tracing::info!("run {run} would be evaluated here too, but this server has no data for it");

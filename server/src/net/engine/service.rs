@@ -7,19 +7,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::RunId;
+use privacy::first_not_finite;
 use protocol::wire::{ADMIN_MAX, Control, HEADER_MAX, Member, ModelChoice, ModelLine, RunSummary};
+use protocol::{ModelSpec, PARAMETERS_MAX, RunId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::messages::{Command, ModelRoom, NewRun};
+use super::messages::{Command, InitialModel, ModelRoom, NewRun};
 use super::presence::Presence;
 use super::request::{Asked, request};
 use super::{LiveRuns, seed_of};
 use crate::net::membership::members::Members;
 use crate::net::store::fault::StorageFault;
 use crate::net::store::{Store, StoreError, audit};
-use crate::plan::draws_secretly;
+use crate::plan::{Plan, draws_secretly};
 
 /// Bytes of a plan's text that are accepted.
 const PLAN_MAX: usize = HEADER_MAX / 2;
@@ -56,16 +57,17 @@ impl std::fmt::Debug for OperatorService {
 }
 
 impl OperatorService {
-    /// Checks a plan and puts it into the queue; `by` goes into the audit log.
+    /// Checks a plan and puts it into the queue; `start` is what a plan with an external model begins with, and `by` goes into the audit log.
     pub(crate) async fn submit(
         &self,
         plan_toml: String,
         seed: Option<u64>,
+        start: Option<InitialModel>,
         by: &str,
     ) -> Result<RunId, String> {
         let room = Arc::clone(&self.room);
         // Building a model may take a while.
-        let built = tokio::task::spawn_blocking(move || prepare(&*room, plan_toml, seed)).await;
+        let built = tokio::task::spawn_blocking(move || prepare(&*room, plan_toml, seed, start)).await;
         let new = built.map_err(|_| "building the plan's model panicked; the server's log has more")??;
         let (new, by) = (Box::new(new), by.to_owned());
         self.put(|asked, reply| Command::Submit { new, by, asked, reply }).await
@@ -217,12 +219,69 @@ fn shorten(message: &mut String) {
     }
 }
 
+/// Whether a plan with an external model may begin with so many values: the plan is read, and nothing else.
+pub(crate) fn check_start(room: &dyn ModelRoom, plan_toml: &str, values: u64) -> Result<(), String> {
+    if plan_toml.len() > PLAN_MAX {
+        return Err(format!("the plan has {} bytes; at most {PLAN_MAX} are allowed", plan_toml.len()));
+    }
+    let plan = room.methods().parse(plan_toml).map_err(|error| error.to_string())?;
+    if plan.spec.external().is_none() {
+        return Err(NO_START.to_owned());
+    }
+    if values > PARAMETERS_MAX {
+        return Err(format!("the start file has {values} values; at most {PARAMETERS_MAX} are allowed"));
+    }
+    Ok(())
+}
+
+/// Why a file that came with a plan is refused.
+const NO_START: &str =
+    "a start file came with the plan, whose model is not external: only such a model begins with a file";
+
+/// The plan as it runs, and where its model begins.
+fn begin(
+    room: &dyn ModelRoom,
+    plan: Plan,
+    seed: Option<u64>,
+    start: Option<InitialModel>,
+) -> Result<(Plan, InitialModel), String> {
+    let external =
+        if let ModelSpec::External(model) = &plan.spec.model { Some(model.start.clone()) } else { None };
+    match (external, start) {
+        (None, None) => {
+            let initial = room.begin(&plan.spec, seed_of(seed))?;
+            Ok((plan, initial))
+        }
+        (None, Some(_)) => Err(NO_START.to_owned()),
+        (Some(file), None) => Err(format!(
+            "the plan begins with the file {file}, and no file came with it: submit it by `consortia run submit`, which sends the file along"
+        )),
+        (Some(file), Some(start)) => {
+            let plan = plan.starting_with(&start.layout).map_err(|error| error.to_string())?;
+            if let Some(place) = first_not_finite(start.shared.values()) {
+                let tensor = start.layout.tensors().iter().find(|tensor| tensor.range().contains(&place));
+                let (name, value) = (tensor.map_or("", |tensor| &tensor.name), start.shared.values()[place]);
+                return Err(format!(
+                    "{file}: tensor `{name}` has the value {value}; a run begins with finite values"
+                ));
+            }
+            Ok((plan, start))
+        }
+    }
+}
+
 /// Parses a plan and builds its first model.
-fn prepare(room: &dyn ModelRoom, plan_toml: String, seed: Option<u64>) -> Result<NewRun, String> {
+fn prepare(
+    room: &dyn ModelRoom,
+    plan_toml: String,
+    seed: Option<u64>,
+    start: Option<InitialModel>,
+) -> Result<NewRun, String> {
     if plan_toml.len() > PLAN_MAX {
         return Err(format!("the plan has {} bytes; at most {PLAN_MAX} are allowed", plan_toml.len()));
     }
     let plan = room.methods().parse(&plan_toml).map_err(|error| error.to_string())?;
+    let (plan, initial) = begin(room, plan, seed, start)?;
     // The header of a task holds the plan and two numbers a column.
     let header = plan.spec.to_json().len() + 16 * plan.spec.statistics().len() + 1024;
     if header > HEADER_MAX {
@@ -230,7 +289,6 @@ fn prepare(room: &dyn ModelRoom, plan_toml: String, seed: Option<u64>) -> Result
             "the plan makes a task's header of {header} bytes; at most {HEADER_MAX} are allowed"
         ));
     }
-    let initial = room.begin(&plan.spec, seed_of(seed))?;
     let (found, needed) = (initial.shared.len(), initial.layout.shared_len());
     if found != needed {
         return Err(format!(

@@ -18,7 +18,7 @@ pub(super) fn look_at_data(
 ) {
     let table = match plan.map(|plan| &plan.spec.data) {
         Some(DataSpec::Table(table)) => Some(table),
-        Some(DataSpec::Tensor(_)) | None => None,
+        Some(DataSpec::Tensor(_) | DataSpec::Own) | None => None,
     };
     if let SourceSpec::Csv(csv) = source {
         match survey(csv, table) {
