@@ -426,6 +426,12 @@ impl Spec {
         }
     }
 
+    /// Whether the loss is a mean squared error, whose root is in the unit of the target. What the loss of an external learner is, only its
+    /// script knows.
+    pub fn is_squared(&self) -> bool {
+        self.external().is_none() && self.loss() == Loss::MeanSquared
+    }
+
     /// Shape of one sample as the model sees it, without the batch.
     pub fn input_shape(&self) -> Vec<usize> {
         self.data.input_shape()

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use external::{ClientPlace, ExternalLearner, LearnerSettings, SettingsError};
 use learning::{SourceError, expand};
-use protocol::{ClientId, Learner};
+use protocol::{ClientId, LearnError, Learner, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::population::{Population, PopulationError};
@@ -49,7 +50,7 @@ impl LearnerConfig {
         base: &Path,
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, SourceError> {
-        let folder = self.folder.unwrap_or_default();
+        let folder = self.folder.unwrap_or_else(|| ".".into());
         self.folder = Some(base.join(expand(&folder.to_string_lossy(), lookup)?));
         let words = self.command.into_iter();
         self.command = words.map(|word| expand(&word, lookup)).collect::<Result<_, _>>()?;
@@ -81,6 +82,8 @@ pub struct ExternalClients {
     clients: Vec<ClientId>,
     settings: LearnerSettings,
     folder: PathBuf,
+    /// One that was started before the first round.
+    ready: Mutex<Option<ExternalLearner>>,
 }
 
 /// Where libraries that compute in Python look for their number of threads. Several processes on all cores each would be in each other's way.
@@ -100,7 +103,23 @@ impl ExternalClients {
         for name in THREADS {
             settings.environment.entry(name.to_owned()).or_insert_with(|| threads.clone());
         }
-        Ok(Self { clients, settings, folder: learner.folder.clone().unwrap_or_default() })
+        let folder = learner.folder.clone().unwrap_or_else(|| ".".into());
+        Ok(Self { clients, settings, folder, ready: Mutex::default() })
+    }
+
+    /// Starts the first process, which compares its model's tensors with the plan's.
+    ///
+    /// # Errors
+    /// When it cannot be started, or its model is another.
+    pub fn start(&self, spec: &Arc<Spec>) -> Result<(), LearnError> {
+        let mut learner = self.learner();
+        learner.prepare(spec)?;
+        *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(learner);
+        Ok(())
+    }
+
+    fn learner(&self) -> ExternalLearner {
+        ExternalLearner::new(self.settings.clone(), self.folder.clone(), "simulation")
     }
 }
 
@@ -110,7 +129,8 @@ impl Workforce for ExternalClients {
     }
 
     fn worker(&self) -> Box<dyn Worker + '_> {
-        let learner = ExternalLearner::new(self.settings.clone(), self.folder.clone(), "client");
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let learner = ready.unwrap_or_else(|| self.learner());
         Box::new(Process { clients: &self.clients, learner })
     }
 

@@ -19,7 +19,7 @@ use learning::Models;
 use learning::device::select;
 use privacy::accounting::Figure;
 use protocol::wire::{ClientSummary, RoundSummary};
-use protocol::{Layout, Loss, Metrics, ModelSpec, Seed, Spec, Stop};
+use protocol::{Layout, Metrics, ModelSpec, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
@@ -90,6 +90,9 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let threads = args.threads.or(processes.map(NonZeroUsize::get)).unwrap_or_else(cores).max(1);
     let crowd = Crowd::build(&scenario.simulation, &spec, device, threads)
         .or_fail(Kind::Configuration, file(args))?;
+    if let Crowd::Learners(clients) = &crowd {
+        clients.start(&spec).map_err(|error| Failure::new(Kind::Run, error.message))?;
+    }
     let copies = scenario.simulation.copies.get();
     let people = People { clients: crowd.workforce().clients().len(), copies };
     let mut findings = Findings::new(&spec, global.verbose > 0);
@@ -399,13 +402,13 @@ fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
 
 /// The line of the last evaluation; none for a method, whose values are not evaluated.
 fn describe_test(spec: &Spec, test: Option<Metrics>) -> String {
-    match spec.loss() {
+    match spec.is_squared() {
         _ if matches!(spec.model, ModelSpec::Values { .. }) => String::new(),
-        Loss::MeanSquared => {
+        true => {
             let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
             format!("test RMSE      {rmse}\n")
         }
-        _ => format!("test accuracy  {}\n", share(test.and_then(|metrics| metrics.accuracy))),
+        false => format!("test accuracy  {}\n", share(test.and_then(|metrics| metrics.accuracy))),
     }
 }
 

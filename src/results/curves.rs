@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use protocol::wire::RoundSummary;
-use protocol::{EvaluationRecords, Loss, Metrics};
+use protocol::{EvaluationRecords, Metrics};
 use server::Plan;
 
 use super::chart::{Axis, Chart, Scale, Series, figure, plain, sheet};
@@ -35,7 +35,7 @@ impl Measures {
     /// By this plan, as far as it is known.
     pub(super) fn of(plan: Option<&Plan>) -> Self {
         Self {
-            is_squared: plan.is_some_and(|plan| plan.spec.loss() == Loss::MeanSquared),
+            is_squared: plan.is_some_and(|plan| plan.spec.is_squared()),
             budget: plan.and_then(|plan| Some(plan.spec.privacy.central.as_ref()?.epsilon_max.value())),
             records: plan.map_or_else(EvaluationRecords::default, |plan| plan.spec.evaluation_records),
         }

@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use protocol::wire::{ClientSummary, Control, ModelChoice};
-use protocol::{Loss, RunId, StepId};
+use protocol::{RunId, StepId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -117,7 +117,7 @@ pub(super) async fn one(
     let spec = admin.operators.room.methods().parse(&plan_toml).ok().map(|plan| plan.spec);
     Ok(Json(WholeRunView {
         plan_toml,
-        squared_error: spec.as_ref().is_some_and(|spec| spec.loss() == Loss::MeanSquared),
+        squared_error: spec.as_ref().is_some_and(|spec| spec.is_squared()),
         evaluation_records: spec.as_ref().map(|spec| spec.evaluation_records).unwrap_or_default().name(),
         promises: spec.as_ref().map(|spec| PromiseView::all(&spec.privacy)).unwrap_or_default(),
         history: summary.history.iter().filter(|line| line.round >= from).map(Into::into).collect(),
