@@ -81,6 +81,9 @@ pub(crate) enum ToLearner<'a> {
         epochs: u32,
         batch_size: usize,
         learning_rate_scale: f64,
+        /// Of FedProx; else none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        proximal_mu: Option<f64>,
     },
     Evaluate {
         id: u64,
@@ -151,6 +154,8 @@ pub(crate) struct Outcome {
     pub(crate) examples: u64,
     #[serde(default)]
     pub(crate) metrics: BTreeMap<String, f64>,
+    /// That of the request, from a learner whose objective had the term.
+    pub(crate) proximal_mu: Option<f64>,
 }
 
 #[cfg(test)]
@@ -178,6 +183,7 @@ mod tests {
             epochs: 1,
             batch_size: 32,
             learning_rate_scale: 1.0,
+            proximal_mu: None,
         };
         let page = include_str!("../../docs/learner.md");
         let shown = serde_json::to_string(&train).unwrap();

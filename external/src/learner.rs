@@ -87,6 +87,7 @@ impl ExternalLearner {
         let Some(model) = &self.model else { return Err(ExternalError::NotExternal) };
         let declared = &model.spec.learner.metrics;
         let judged = check_finite(values, &model.layout)
+            .and_then(|()| if is_training { check_proximal(outcome, &model.spec) } else { Ok(()) })
             .and_then(|()| measured(outcome, declared, began.elapsed().as_secs_f64(), is_training));
         self.connection.acknowledge(outcome.id, judged.as_ref().err());
         judged
@@ -108,6 +109,24 @@ fn agreed(connection: &mut Connection, spec: &Arc<Spec>, stop: &Stop) -> Result<
     connection.acknowledge(id, prepared.as_ref().err());
     connection.set_ready(prepared.is_ok());
     prepared
+}
+
+/// Of a plan by FedProx.
+fn proximal_mu(spec: &Spec) -> Option<f64> {
+    Some(spec.proximal_mu).filter(|mu| *mu > 0.0)
+}
+
+/// That a learner has minimised what the plan's strategy asks for: nobody but its script can add a term to its objective.
+fn check_proximal(outcome: &Outcome, spec: &Spec) -> Result<(), ExternalError> {
+    if outcome.proximal_mu == proximal_mu(spec) {
+        return Ok(());
+    }
+    let what = format!(
+        "the plan's strategy is fedprox with mu = {}, and the learner does not say that its objective had the proximal term (`task.proximal_mu` in \
+         Python)",
+        spec.proximal_mu
+    );
+    Err(ExternalError::Answer(what))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a shell: it tells how long another program took")]
@@ -178,7 +197,17 @@ impl Learner for ExternalLearner {
             Body::Exchanged(&mut *parameters),
             |id, client, spec| {
                 let (epochs, batch_size) = (spec.training.epochs, spec.training.batch_size);
-                ToLearner::Train { id, round, client, seed, epochs, batch_size, learning_rate_scale }
+                let proximal_mu = proximal_mu(spec);
+                ToLearner::Train {
+                    id,
+                    round,
+                    client,
+                    seed,
+                    epochs,
+                    batch_size,
+                    learning_rate_scale,
+                    proximal_mu,
+                }
             },
             stop,
         )?;

@@ -54,6 +54,22 @@ fn train(learner: &mut ExternalLearner, stop: &Stop) -> Result<(Vec<f32>, Metric
     Ok((values, metrics))
 }
 
+#[test]
+fn a_result_counts_for_fedprox_only_where_the_learner_has_added_its_term() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut proximal = Spec::clone(&spec());
+    proximal.proximal_mu = 0.25;
+    let of = |behaviour: &str, spec: Spec| {
+        let mut learner = ExternalLearner::new(settings(behaviour), folder.path().to_owned(), "north");
+        learner.prepare(&Arc::new(spec)).unwrap();
+        learner.train(&mut START.clone(), &order(), &Stop::default())
+    };
+    assert!(of("", proximal.clone()).is_ok());
+    assert!(of("adds no term", Spec::clone(&spec())).is_ok());
+    let error = of("adds no term", proximal).unwrap_err();
+    assert!(error.message.contains("fedprox with mu = 0.25"), "{}", error.message);
+}
+
 fn attempt(behaviour: &str, folder: &Path) -> Result<(Vec<f32>, Metrics), LearnError> {
     train(&mut ExternalLearner::new(settings(behaviour), folder.to_owned(), "north"), &Stop::default())
 }

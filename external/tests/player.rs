@@ -117,7 +117,8 @@ fn main() {
 /// Adds to each value the number of its tensor in this learner's order, from 1.
 fn train(behaviour: &str, line: &mut Line, asked: &Value, mut values: Vec<f32>, tensors: &[Value]) {
     let id = asked["id"].clone();
-    let result = |metrics: Value| json!({"type": "result", "id": id, "examples": 4, "metrics": metrics});
+    let mu = if behaviour == "adds no term" { Value::Null } else { asked["proximal_mu"].clone() };
+    let result = |metrics: Value| json!({"type": "result", "id": id, "examples": 4, "metrics": metrics, "proximal_mu": mu});
     let fine = json!({"loss": asked["seed"].as_u64().unwrap() as f64, "accuracy": 1.0});
     line.say(&json!({"type": "accepted", "id": id}), &[]);
     let mut at = 0;

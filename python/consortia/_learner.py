@@ -70,6 +70,7 @@ class _Follower(Answers):
 
     def done(self, task: Task, examples: Any, metrics: Dict[str, Any]) -> None:
         self.expect_open(task, "done")
+        self.expect_term(task)
         if self._close(task):
             self._ranks.settle(None)
 
@@ -256,14 +257,8 @@ class _Learner(Answers):
                 name: self._number(header, name, least)
                 for name, least in (("round", 1), ("seed", 0), ("epochs", 1), ("batch_size", 0))
             }
-            scale = header.get("learning_rate_scale")
-            if (
-                isinstance(scale, bool)
-                or not isinstance(scale, (int, float))
-                or not (math.isfinite(scale) and scale >= 0)
-            ):
-                raise self._broken(f"`train` with `learning_rate_scale` = {scale!r}; a number of at least 0 is needed")
-            fields["learning_rate_scale"] = float(scale)
+            fields["learning_rate_scale"] = self._factor(header, "learning_rate_scale", None)
+            fields["proximal_mu"] = self._factor(header, "proximal_mu", 0.0)
         buffer = self._body_buffer()
         self._channel.receive_body(memoryview(buffer))
         given: Dict[str, Any] = {
@@ -289,6 +284,12 @@ class _Learner(Answers):
             return None
         return task
 
+    def _factor(self, header: Header, name: str, default: Optional[float]) -> float:
+        value = header.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+            raise self._broken(f"`train` with `{name}` = {value!r}; a number of at least 0 is needed")
+        return float(value)
+
     # -- to the agent -----------------------------------------------------------------------------------------------------------------
 
     def expect_open(self, task: Task, verb: str) -> None:
@@ -303,6 +304,7 @@ class _Learner(Answers):
 
     def done(self, task: Task, examples: Any, metrics: Dict[str, Any]) -> None:
         self.expect_open(task, "done")
+        self.expect_term(task)
         examples, numbers = (
             _examples(examples, 1 if task.kind == "train" else 0),
             {name: _metric(name, value) for name, value in metrics.items()},
@@ -330,7 +332,10 @@ class _Learner(Answers):
         if error is not None:
             self._fail_now(task, error, None)
         elif self._close(task):
-            self._answer({"type": "result", "id": task._id, "examples": examples, "metrics": numbers}, body)
+            answer: Header = {"type": "result", "id": task._id, "examples": examples, "metrics": numbers}
+            if task._proximal_mu > 0:
+                answer["proximal_mu"] = task._proximal_mu
+            self._answer(answer, body)
 
     def fail(self, task: Task, error: str, details: Optional[str]) -> None:
         self._fail_now(task, self._ranks.settle(error) or error, details)

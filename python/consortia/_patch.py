@@ -64,6 +64,14 @@ def _seed_all(seed: int) -> None:
         sys.modules["torch"].manual_seed(seed)
 
 
+def _refuse_term(task: Task) -> None:
+    """A trainer's objective is its own: nothing here can add FedProx's term."""
+    if task.proximal_mu > 0:
+        raise TaskError(
+            "the plan's strategy is fedprox, and the objective of a patched trainer has no proximal term; ask for a plan with another strategy, or write the loop over `consortia.tasks(model)`"
+        )
+
+
 def _chosen(task: Task, found: Dict[str, Any], prefix: str) -> Tuple[float, Dict[str, float]]:
     """Loss, and the other metrics that may be sent, of what a trainer measured."""
     plain = {name[len(prefix) :] if name.startswith(prefix) else name: value for name, value in found.items()}
@@ -115,6 +123,7 @@ def _patch_hugging_face(
             loss, others = _chosen(task, trainer.evaluate(), "eval_")
             task.done(examples=_length(trainer.eval_dataset, "the evaluation records"), loss=loss, **others)
             return None
+        _refuse_term(task)
         arguments.num_train_epochs = task.epochs
         arguments.learning_rate = rate * task.learning_rate_scale
         arguments.seed = task.seed % (1 << 32)
@@ -194,6 +203,7 @@ def _patch_lightning(
             loss, others = _chosen(task, found, "val_")
             task.done(examples=_records(trainer.val_dataloaders, "the validation records"), loss=loss, **others)
             return
+        _refuse_term(task)
         losses.clear()
         _seed_all(task.seed)
         # Counters of epochs go on over calls, so the end of this one is counted from here.

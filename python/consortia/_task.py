@@ -45,6 +45,8 @@ class Task:
     epochs: how often to pass over the records; at least 1.
     batch_size: records in a batch; 0 for all of them at once.
     learning_rate_scale: the factor by which the plan's schedule changes the learning rate in this round.
+    proximal_mu: the weight of FedProx's term, above 0 where the plan's strategy is FedProx, else 0. The objective is then the loss plus
+    `proximal_mu / 2 * |w - w_global|^2` (Li et al. 2020); `done()` refuses the result of a script that has not read it.
 
     Used by `with task:`, the exceptions of the body are reported to the site's log and the loop goes on with the next task.
     """
@@ -72,6 +74,14 @@ class Task:
         self.epochs: int = fields.get("epochs", 0)
         self.batch_size: int = fields.get("batch_size", 0)
         self.learning_rate_scale: float = fields.get("learning_rate_scale", 1.0)
+        self._proximal_mu: float = fields.get("proximal_mu", 0.0)
+        self._has_read_mu = False
+
+    @property
+    def proximal_mu(self) -> float:
+        """The weight of FedProx's term, see the class."""
+        self._has_read_mu = True
+        return self._proximal_mu
 
     def __repr__(self) -> str:
         return f"<consortia.Task {self._title()}>"
@@ -153,6 +163,14 @@ class Answers:
 
     def left(self, task: Task) -> None:
         """The loop was left."""
+
+    def expect_term(self, task: Task) -> None:
+        """Raise `TaskError` where FedProx's term was not added: a result without it would pass for FedProx's."""
+        if task._proximal_mu > 0 and not task._has_read_mu:
+            raise TaskError(
+                f"the plan's strategy is fedprox: add `task.proximal_mu / 2 * |w - w_global|^2` to the loss (mu is {task._proximal_mu}), "
+                "or ask for a plan with another strategy"
+            )
 
     def expect_open(self, task: Task, verb: str) -> None:
         """Raise `TaskError` where a task has been answered."""

@@ -100,6 +100,27 @@ def test_a_task_says_everything_that_the_agent_said(tmp_path: Path) -> None:
     assert code == 0
 
 
+def test_fedprox_needs_its_term(tmp_path: Path) -> None:
+    script = """
+        import consortia
+        for task in consortia.tasks({"w": [0.0]}):
+            try:
+                task.done(examples=1, loss=0)
+            except consortia.TaskError as error:
+                print(error)
+                task.done(examples=1, loss=task.proximal_mu)
+    """
+    agent = Agent.launch(script, tmp_path)
+    agent.greet()
+    agent.prepare([{"name": "w", "shape": [1]}])
+    plain, _ = agent.ask("train", floats(0))
+    assert plain == {"type": "result", "id": 2, "examples": 1, "metrics": {"loss": 0.0}}
+    told, _ = agent.ask("train", floats(0), proximal_mu=0.25)
+    assert told == {"type": "result", "id": 3, "examples": 1, "metrics": {"loss": 0.25}, "proximal_mu": 0.25}
+    _, out, _ = agent.end()
+    assert "strategy is fedprox" in out and "mu is 0.25" in out
+
+
 def test_a_second_run_brings_another_config(tmp_path: Path) -> None:
     script = """
         import consortia
