@@ -56,7 +56,7 @@ const PURE: [&str; 7] = ["client", "learning", "methods", "privacy", "protocol",
 const ROOMS: [&str; 8] =
     ["transport", "store", "membership", "engine", "sessions", "operators", "admin", "server"];
 /// What commands are made of, from the ground up: it imports no command.
-const BASE: [&str; 23] = [
+const BASE: [&str; 26] = [
     "shell",
     "hints",
     "clock",
@@ -80,6 +80,9 @@ const BASE: [&str; 23] = [
     "folder",
     "identity",
     "root",
+    "cores",
+    "start",
+    "learner",
 ];
 const LINES_MAX: usize = 600;
 const FUNCTION_MAX: usize = 70;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use protocol::{
     Capabilities, Capability, ClientId, Contribution, LearnError, Learner, MethodWork, Name, Round, Seed,
-    Spec, Standardiser, StepId, StepLabel, Stop,
+    Spec, Standardiser, StepId, StepLabel, Stop, Trains,
 };
 use serde::{Deserialize, Serialize};
 
@@ -98,9 +98,14 @@ impl SiteMethods {
         own.map_or_else(StepLabel::default, |(method, own)| StepLabel::new(method, own))
     }
 
-    /// What a site knows that knows them: this release, and each of them by name and version, as many as a hello may name.
-    pub fn capabilities(&self) -> Capabilities {
-        self.0.keys().fold(Capabilities::of_this_release(), |known, (name, version)| {
+    /// What a site knows that knows them and whose learner trains these models: this release, and each of them by name and version, as many as
+    /// a hello may name. A method computes on records, which only the learner of this program's models shows.
+    pub fn capabilities(&self, trains: Trains) -> Capabilities {
+        let known = Capabilities::of_learner(trains);
+        if trains == Trains::External {
+            return known;
+        }
+        self.0.keys().fold(known, |known, (name, version)| {
             known.clone().with(Capability::method(name, *version)).unwrap_or(known)
         })
     }

@@ -175,7 +175,7 @@ impl Participant {
 
     /// What it knows, as its site says in its hello. A server asks it for nothing else.
     pub fn capabilities(&self) -> Capabilities {
-        self.methods.capabilities()
+        self.methods.capabilities(self.learner.trains())
     }
 
     /// Its name.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use protocol::{
     EvaluateOrder, Layout, LearnError, Learner, Metrics, ModelSpec, Seed, Spec, Statistic, Stop, TrainOrder,
+    Trains,
 };
 
 use crate::connection::{Body, Connection};
@@ -140,6 +141,10 @@ impl Learner for ExternalLearner {
             ModelSpec::External(model) => Some(model.parameters()),
             _ => None,
         }
+    }
+
+    fn trains(&self) -> Trains {
+        Trains::External
     }
 
     fn prepare(&mut self, spec: &Arc<Spec>) -> Result<(), LearnError> {

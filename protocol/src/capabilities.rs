@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Name;
+use crate::{Name, Trains};
 
 /// The most capabilities of one site.
 pub const CAPABILITIES_MAX: usize = 128;
@@ -40,6 +40,11 @@ impl Capability {
     /// To sum the statistics that a plan standardises by.
     pub fn statistics() -> Self {
         Self::built_in("statistics")
+    }
+
+    /// To train and evaluate external models, by a program of the site's own.
+    pub fn external() -> Self {
+        Self::built_in("external")
     }
 
     /// To be put the same step again under the number of a later attempt.
@@ -101,6 +106,18 @@ impl Capabilities {
     pub fn of_this_release() -> Self {
         let mut known = Self::of_earlier_release();
         known.0.push(Capability::attempts());
+        known
+    }
+
+    /// What a site of this release knows whose learner trains these models; methods come on top.
+    pub fn of_learner(trains: Trains) -> Self {
+        let mut known = match trains {
+            Trains::BuiltIn | Trains::Both => Self::of_this_release(),
+            Trains::External => Self(vec![Capability::attempts()]),
+        };
+        if trains != Trains::BuiltIn {
+            known.0.push(Capability::external());
+        }
         known
     }
 
@@ -177,6 +194,18 @@ mod tests {
         assert!(Capabilities::try_from(many(CAPABILITIES_MAX)).is_ok());
         let refused = Capabilities::try_from(many(CAPABILITIES_MAX + 1));
         assert_eq!(refused, Err(CapabilitiesError::Many(CAPABILITIES_MAX + 1)));
+    }
+
+    #[test]
+    fn a_site_says_whose_models_it_trains() {
+        let knows = |trains| {
+            let known = Capabilities::of_learner(trains);
+            assert!(known.has(&Capability::attempts()));
+            [Capability::training(), Capability::external()].map(|one| known.has(&one))
+        };
+        assert_eq!(knows(Trains::BuiltIn), [true, false]);
+        assert_eq!(knows(Trains::External), [false, true]);
+        assert_eq!(knows(Trains::Both), [true, true]);
     }
 
     #[test]

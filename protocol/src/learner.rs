@@ -182,6 +182,18 @@ pub enum Label {
     Real(f32),
 }
 
+/// Whose models a learner trains and evaluates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trains {
+    /// Those of this program, on records that it reads.
+    #[default]
+    BuiltIn,
+    /// External ones.
+    External,
+    /// Both.
+    Both,
+}
+
 /// A model and one site's data. Synchronous and object-safe: candle's trainer, a toy in a test, an attacker in a
 /// simulation. Vectors are *full* vectors in the order of [`Learner::layout`].
 ///
@@ -193,6 +205,11 @@ pub trait Learner: Send {
     /// memory is taken for it; a site's policy limits it.
     fn parameter_count(&self, _spec: &Spec) -> Option<u64> {
         None
+    }
+
+    /// Whose models it trains and evaluates; its site is asked for no other.
+    fn trains(&self) -> Trains {
+        Trains::BuiltIn
     }
 
     /// Makes ready for a run; called before any other method and again whenever the spec changes. It reads no record, so it

@@ -39,7 +39,7 @@ pub use layers::LayerSpec;
 pub use layout::{Layout, LayoutError, Parameters, Placement, Tensor};
 pub use learner::{
     EvaluateOrder, ExampleReleases, Label, LearnError, Learner, LentPermit, Record, RecordCount, Statistic,
-    Stop, TrainOrder,
+    Stop, TrainOrder, Trains,
 };
 pub use numbers::{CELL_MAX, TaskFault};
 pub use payload::{

@@ -159,9 +159,10 @@ impl MethodWork {
 }
 
 impl Work {
-    /// What a site must know to do it.
-    pub fn needs(&self) -> Capability {
+    /// What a site must know to do it for a plan of this spec.
+    pub fn needs(&self, spec: &Spec) -> Capability {
         match self {
+            Self::Train { .. } | Self::Evaluate { .. } if spec.external().is_some() => Capability::external(),
             Self::Statistics { .. } => Capability::statistics(),
             Self::Train { .. } => Capability::training(),
             Self::Evaluate { .. } => Capability::evaluation(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use external::{ClientPlace, ExternalLearner, LearnerSettings, SettingsError};
 use learning::{SourceError, expand};
-use protocol::{ClientId, LearnError, Learner, Spec};
+use protocol::{ClientId, LearnError, Learner, Spec, Trains};
 use serde::{Deserialize, Serialize};
 
 use crate::population::{Population, PopulationError};
@@ -126,6 +126,10 @@ impl ExternalClients {
 impl Workforce for ExternalClients {
     fn clients(&self) -> &[ClientId] {
         &self.clients
+    }
+
+    fn trains(&self) -> Trains {
+        Trains::External
     }
 
     fn worker(&self) -> Box<dyn Worker + '_> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
 use client::{Lent, LocalState, Memory, SiteMethods, TaskError};
-use protocol::{Answer, ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Work};
+use protocol::{Answer, ClientId, Learner, Metrics, Outcome, Seed, Stop, Task, Trains, Work};
 use server::{Checked, Checker};
 
 use crate::adversaries::Adversaries;
@@ -28,6 +28,11 @@ pub trait Workforce: Sync {
     /// The methods that every client knows.
     fn methods(&self) -> SiteMethods {
         SiteMethods::default()
+    }
+
+    /// Whose models every client trains.
+    fn trains(&self) -> Trains {
+        Trains::BuiltIn
     }
 
     /// One thread's worker.

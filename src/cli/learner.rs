@@ -8,7 +8,7 @@ use learning::device::select;
 use learning::{FileSource, Trainer};
 use protocol::{
     Decline, EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, Record, RecordCount, Seed,
-    Spec, Standardiser, Statistic, Stop, TrainOrder,
+    Spec, Standardiser, Statistic, Stop, TrainOrder, Trains,
 };
 
 use super::failure::{Failure, Kind, OrFail};
@@ -81,6 +81,14 @@ impl Learner for SiteLearner {
         match spec.external() {
             Some(_) => self.external.as_ref()?.parameter_count(spec),
             None => self.trainer.as_ref()?.parameter_count(spec),
+        }
+    }
+
+    fn trains(&self) -> Trains {
+        match (&self.trainer, &self.external) {
+            (_, None) => Trains::BuiltIn,
+            (None, Some(_)) => Trains::External,
+            (Some(_), Some(_)) => Trains::Both,
         }
     }
 

@@ -36,6 +36,7 @@ use privacy::counted;
 use saved::Saved;
 
 use super::columns::read_plan_text;
+use super::cores::cores;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
 use super::global::Global;
@@ -87,7 +88,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let processes = scenario.simulation.learner.as_ref().and_then(|learner| learner.processes);
-    let threads = args.threads.or(processes.map(NonZeroUsize::get)).unwrap_or_else(cores).max(1);
+    let threads = args.threads.or_else(|| processes.map(NonZeroUsize::get)).unwrap_or_else(cores).max(1);
     let crowd = Crowd::build(&scenario.simulation, &spec, device, threads)
         .or_fail(Kind::Configuration, file(args))?;
     if let Crowd::Learners(clients) = &crowd {
@@ -120,7 +121,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         .as_ref()
         .map(|canaries| with_canaries(crowd.workforce(), canaries, &spec, &first.layout))
         .transpose()?;
-    let workforce: &dyn Workforce = canaried.as_ref().map_or(crowd.workforce(), |canaried| canaried);
+    let workforce: &dyn Workforce = canaried.as_ref().map_or_else(|| crowd.workforce(), |canaried| canaried);
     let simulator = simulator(args, scenario, &first, &stop)?.with_threads(threads);
     let (simulator, metrics, events) = match saved {
         Some(saved) => (simulator.with_snapshot(saved.simulation), saved.metrics, saved.events),
@@ -336,11 +337,6 @@ fn read_scenario(args: &SimulateArgs) -> Result<(Scenario, Option<InitialModel>,
         Some(toml::Table::try_from(&scenario.simulation).or_fail(Kind::Defect, "resolved.toml")?);
     let resolved = typed.to_toml().or_fail(Kind::Defect, "resolved.toml")?;
     Ok((scenario, start, resolved))
-}
-
-/// Threads that this machine has for it.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Whether a plan has the table that only simulations read.

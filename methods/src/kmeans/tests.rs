@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{Answer, Outcome, Round, RunId, Seed, Task, TaskId, Time};
+use protocol::{Answer, Outcome, Round, RunId, Seed, Task, TaskId, Time, Trains};
 use server::{Action, Checkpoint, Coordinator, Event, RunEnd, Setup};
 
 use super::*;
@@ -46,7 +46,7 @@ impl Stage {
         let (now, open, end) = (Time::ZERO, BTreeMap::new(), None);
         let mut stage = Self { coordinator, now, open, cancelled: 0, rounds: 0, end };
         let clients = clients.iter().map(|client| ClientId::new(client).unwrap()).collect();
-        let capabilities = Arc::new(Registry::standard().site().capabilities());
+        let capabilities = Arc::new(Registry::standard().site().capabilities(Trains::BuiltIn));
         stage.handle(Event::JoinedTogether { clients, capabilities });
         stage
     }

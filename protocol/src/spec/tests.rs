@@ -31,6 +31,7 @@ fn spec() -> Spec {
         cohort_max: 4,
         evaluation_records: Default::default(),
         privacy: PrivacySpec::default(),
+        learner: LearnerSpec::default(),
     }
 }
 
@@ -103,4 +104,45 @@ fn a_plan_without_a_lattice_is_refused() {
     assert_eq!(wide.lattice(10).unwrap_err().key, "update.weight_max");
     wide.update.weights = Weighting::Uniform;
     assert_eq!(wide.lattice(10).unwrap().weight_max(), 1);
+}
+
+fn external() -> Spec {
+    let model = ExternalModel { start: "start.safetensors".into(), tensors: Vec::new() };
+    Spec { model: ModelSpec::External(model), data: DataSpec::Own, ..spec() }
+}
+
+#[test]
+fn an_external_model_gets_its_tensors_from_a_file() {
+    let tensors = || [("w".to_owned(), vec![2, 3]), ("b".to_owned(), vec![])];
+    let known = external().checked().unwrap().with_tensors(tensors()).unwrap();
+    assert_eq!(known.parameters(), Some(7));
+    assert_eq!(Spec::from_json(&known.to_json()).unwrap(), known);
+    assert!(!known.is_squared(), "what its loss is, only its program knows");
+    let fault = |tensors: Vec<(String, Vec<usize>)>| external().with_tensors(tensors).unwrap_err();
+    assert!(fault(Vec::new()).message.contains("start.safetensors has no tensors"));
+    assert!(
+        fault(tensors().into_iter().chain(tensors()).collect()).message.contains("two tensors are named `w`")
+    );
+    assert!(fault(vec![("w".into(), vec![1 << 20, 1 << 20])]).message.contains("parameters"));
+    assert!(fault(vec![("w".into(), vec![0])]).message.contains("[0]"));
+    assert_eq!(spec().with_tensors(tensors()).unwrap_err().key, "model");
+}
+
+#[test]
+fn records_and_model_are_both_external_or_neither_is() {
+    let key = |change: fn(&mut Spec)| {
+        let mut spec = external();
+        change(&mut spec);
+        spec.checked().unwrap_err().key
+    };
+    assert_eq!(key(|one| one.data = spec().data), "data");
+    assert_eq!(key(|one| one.model = ModelSpec::Linear), "data");
+    assert_eq!(key(|one| one.personal_layers = vec!["w".into()]), "personal_layers");
+    assert_eq!(key(|one| one.learner.metrics = vec!["Auc".into()]), "learner.metrics");
+    assert_eq!(key(|one| one.learner.metrics = vec!["loss".into()]), "learner.metrics");
+    let large = serde_json::Value::from("x".repeat(CONFIG_MAX));
+    let mut spec_with = external();
+    spec_with.learner.config.insert("text".into(), large);
+    assert_eq!(spec_with.checked().unwrap_err().key, "learner.config");
+    assert_eq!(key_at_fault(|one| one.learner.metrics = vec!["auc".into()]), "learner");
 }

@@ -61,7 +61,7 @@ impl Coordinator {
 
     /// Why a step cannot be done: of the clients that are connected and that it could be put to, too few know what it needs.
     pub(super) fn inability(&mut self, step: &StepPlan) -> Option<String> {
-        let needed = step.work.needs();
+        let needed = step.work.needs(&self.plan.spec);
         // An evaluation that nobody can do measures nothing, and holds nothing up.
         if matches!(step.work, Work::Evaluate { .. }) || self.abilities.all_have(&needed) {
             return None;
@@ -93,6 +93,11 @@ impl Coordinator {
                 verb(able, "knows", "know")
             ),
         };
+        if needed == Capability::external() {
+            return Some(format!(
+                "{who} how to train external models; name a program for them under [learner] in their site.toml"
+            ));
+        }
         Some(format!("{who} {needed}{others}; install a release there that does"))
     }
 

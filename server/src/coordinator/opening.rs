@@ -163,7 +163,7 @@ impl Coordinator {
     /// Puts a step to its cohort.
     pub(super) fn open(&mut self, now: Time, step: StepPlan) {
         let StepPlan { step, round, cohort, work, collector, quorum, close, central, is_round } = step;
-        let needed = work.needs();
+        let needed = work.needs(&self.plan.spec);
         let cohort: Arc<[ClientId]> = match cohort {
             CohortRule::Drawn => self.drawn(round, &needed).into(),
             CohortRule::Connected => self.roster.connected(&self.clients),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use privacy::audit::{one_run_from_scores, one_shot_estimate};
 use protocol::{
     ClientId, Decline, EvaluateOrder, Layout, LearnError, Learner, Metrics, Parameters, Seed, Spec,
-    Statistic, Stop, TrainOrder,
+    Statistic, Stop, TrainOrder, Trains,
 };
 
 use super::{AuditError, AuditKind, AuditReport, Canaries};
@@ -55,6 +55,10 @@ impl<'a> Canaried<'a> {
 }
 
 impl Workforce for Canaried<'_> {
+    fn trains(&self) -> Trains {
+        self.inner.trains()
+    }
+
     fn clients(&self) -> &[ClientId] {
         &self.clients
     }

@@ -20,7 +20,11 @@ impl<'a> Roster<'a> {
         let clients = workforce.clients();
         let mut sorted: Vec<u32> = (0u32..).take(clients.len()).collect();
         sorted.sort_unstable_by_key(|number| &clients[*number as usize]);
-        Self { workforce, sorted, capabilities: Arc::new(workforce.methods().capabilities()) }
+        Self {
+            workforce,
+            sorted,
+            capabilities: Arc::new(workforce.methods().capabilities(workforce.trains())),
+        }
     }
 
     /// What a coordinator is told when these come.

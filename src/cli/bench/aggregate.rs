@@ -9,8 +9,9 @@ use privacy::{Encoded, Lattice, NormBound, Released, Sum, clip};
 use serde_json::{Value, json};
 use server::{Averaging, ModelUpdate, ServerOptimizer};
 
+use super::super::cores::cores;
 use super::limits::Copying;
-use super::machine::{cores, load, machine, peak_rss_bytes};
+use super::machine::{load, machine, peak_rss_bytes};
 use super::samples::Samples;
 use crate::cli::failure::{Failure, Kind, OrFail};
 use crate::cli::global::Global;

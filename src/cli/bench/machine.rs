@@ -4,6 +4,8 @@ use std::fs::read_to_string;
 
 use serde_json::{Value, json};
 
+use super::super::cores::cores;
+
 /// What Linux counts processor time in, on every architecture that this program is built for.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -16,11 +18,6 @@ pub(super) fn machine() -> Value {
         "memory_bytes": kibibytes("/proc/meminfo", "MemTotal"),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
     })
-}
-
-/// Cores that this process may use.
-pub(super) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Processes that want to run, averaged over 1, 5 and 15 minutes.

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use server::{Note, Plan, RunEnd};
 use simulations::{AvailabilityConfig, Observation, Outcome, Population, Simulator, Workforce};
 
+use super::super::cores::cores;
 use super::limits::product_flops;
-use super::machine::{cores, load, machine, peak_rss_bytes, processor_seconds};
+use super::machine::{load, machine, peak_rss_bytes, processor_seconds};
 use super::people::Images;
 use super::profile::{Around, Profile};
 use super::samples::Samples;

@@ -5,10 +5,12 @@ use methods::Registry;
 use protocol::Spec;
 use simulations::{ExternalClients, Population, PopulationError, SimulationConfig, Workforce};
 
+use super::super::cores::cores;
+
 /// See the module.
 pub(super) enum Crowd {
     Records(Box<Population>),
-    Learners(ExternalClients),
+    Learners(Box<ExternalClients>),
 }
 
 impl Crowd {
@@ -20,7 +22,8 @@ impl Crowd {
         threads: usize,
     ) -> Result<Self, PopulationError> {
         if spec.external().is_some() {
-            return Ok(Self::Learners(ExternalClients::build(simulation, threads, super::cores())?));
+            let clients = ExternalClients::build(simulation, threads, cores())?;
+            return Ok(Self::Learners(Box::new(clients)));
         }
         let population = Population::build(simulation, spec, device)?;
         Ok(Self::Records(Box::new(population.with_methods(Registry::standard().site().clone()))))
@@ -29,7 +32,7 @@ impl Crowd {
     pub(super) fn workforce(&self) -> &dyn Workforce {
         match self {
             Self::Records(population) => &**population,
-            Self::Learners(clients) => clients,
+            Self::Learners(clients) => &**clients,
         }
     }
 
