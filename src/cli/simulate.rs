@@ -121,7 +121,10 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         .as_ref()
         .map(|canaries| with_canaries(crowd.workforce(), canaries, &spec, &first.layout))
         .transpose()?;
-    let workforce: &dyn Workforce = canaried.as_ref().map_or_else(|| crowd.workforce(), |canaried| canaried);
+    let workforce: &dyn Workforce = match &canaried {
+        Some(canaried) => canaried,
+        None => crowd.workforce(),
+    };
     let simulator = simulator(args, scenario, &first, &stop)?.with_threads(threads);
     let (simulator, metrics, events) = match saved {
         Some(saved) => (simulator.with_snapshot(saved.simulation), saved.metrics, saved.events),
