@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "who measures reads the clock")]
 
 pub mod crowd;
+pub mod learner;
 mod role;
 mod vector;
 pub mod wire;

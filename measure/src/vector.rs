@@ -41,6 +41,14 @@ pub(super) fn plan(sites: usize, rounds: usize) -> String {
     format!("rounds = {rounds}\n{PLAN}cohort = {{ clients_min = {sites}, count = {sites} }}\n")
 }
 
+/// The same of a measurement whose sites have programs of their own.
+pub(super) fn start_plan(sites: usize, rounds: usize) -> String {
+    format!(
+        "rounds = {rounds}\nname = \"transport\"\nmodel = {{ external = {{ start = \"zeros\" }} }}\n\
+         evaluation = {{ sites = \"none\", central = false }}\ncohort = {{ clients_min = {sites}, count = {sites} }}\n"
+    )
+}
+
 /// A learner that hardly works: it adds a constant to the model, and says how long that took. Before that it waits until every site of the
 /// meeting has come.
 #[derive(Debug)]

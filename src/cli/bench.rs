@@ -6,6 +6,7 @@
 
 mod aggregate;
 mod crowd;
+mod learner;
 mod limits;
 mod machine;
 mod people;
@@ -43,6 +44,8 @@ pub(super) enum BenchCommand {
     Steps(steps::StepsArgs),
     /// Time sending a model to sites and their updates back over loopback, compared with the same bytes over plain QUIC.
     Wire(wire::WireArgs),
+    /// Time a round of sites whose own programs (external learners, in Python) train nothing, compared with built-in learners.
+    Learner(learner::LearnerArgs),
     /// Connect very many sites to one server: measure the memory of an idle site, and check that each is served in every round.
     Crowd(crowd::CrowdArgs),
 }
@@ -57,6 +60,7 @@ pub(super) fn bench(command: &BenchCommand, global: &Global) -> Result<(), Failu
         BenchCommand::Aggregate(args) => aggregate::measure(args, global),
         BenchCommand::Steps(args) => steps::measure(args, global),
         BenchCommand::Wire(args) => wire::measure(args, global),
+        BenchCommand::Learner(args) => learner::measure(args, global),
         BenchCommand::Crowd(args) => crowd::measure(args, global),
     }
 }
