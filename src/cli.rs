@@ -185,6 +185,8 @@ enum SiteCommand {
     Audit(site::log::AuditArgs),
     /// Check a site: its files, certificate, device, data, policy and connection to the server.
     Check(site::check::CheckArgs),
+    /// Fetch the last released model of a run that the site took part in, with its privacy statement.
+    Model(site::model::ModelArgs),
     /// Renew the site's certificate now, with a new key; `site run` renews it automatically.
     Renew(renewal::RenewArgs),
     /// Write and check policies.
@@ -370,6 +372,7 @@ fn perform(cli: &Cli) -> Result<(), Failure> {
         Command::Site(SiteCommand::Recover(args)) => site::recover::recover(args, global),
         Command::Site(SiteCommand::Audit(args)) => site::log::audit(args, global),
         Command::Site(SiteCommand::Check(args)) => site::check::check(args, global),
+        Command::Site(SiteCommand::Model(args)) => site::model::model(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Init(args))) => policy::init(args, global),
         Command::Site(SiteCommand::Policy(PolicyCommand::Check(args))) => policy::check(args, global),
         Command::Audit(AuditCommand::Verify(args)) => audit::verify(args, global),

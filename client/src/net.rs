@@ -28,6 +28,7 @@ mod outbox;
 mod pace;
 mod probe;
 mod records;
+mod released;
 mod renewal;
 mod session;
 mod values;
@@ -38,13 +39,14 @@ pub use enrol::{EnrolError, enrol};
 pub use events::AgentEvent;
 pub use frames::FrameError;
 pub use identity::{Identity, IdentityError};
-pub use operator::{FetchedModel, OperatorClient, OperatorError};
+pub use operator::{OperatorClient, OperatorError};
 pub use outbox::Outbox;
 pub use probe::{Probe, ProbeError, probe};
 pub use records::{
     Books, BooksError, BooksSummary, Mismatch, Recovery, RecoveryOrder, Torn, are_books_held, check_books,
     has_books, open_audit, open_books, recover_books,
 };
+pub use released::{FetchError, FetchedModel, fetch_model};
 pub use renewal::{begin_renewal, finish_renewal, renew, settle_renewal};
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub use codec::{AnyHead, CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, e
 pub use enrol::{EnrolRejection, EnrolReply, EnrolRequest};
 pub use messages::{
     AnswerBody, AnswerHeader, ConnectError, Greeting, Hello, LOST_WITHOUT_RECORDS, LedgerClaim, LedgerProof,
-    Notice, PROBE, Payload, REPLACED_MAX, Receipt, TaskHeader, TaskHeaderError, WorkHeader,
+    Notice, PROBE, Payload, REPLACED_MAX, Receipt, SiteRequest, TaskHeader, TaskHeaderError, WorkHeader,
 };
 pub use negotiation::{ALPN_CAPABLE, ALPNS, CapableHello, HELLO_MAX, Resent, UnreadTask, Unsupported};
 

@@ -11,8 +11,8 @@ use protocol::wire::{
     AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, CapableHello, Certificate, ClientSummary,
     ConnectError, Control, EnrolRejection, EnrolReply, EnrolRequest, FRAME_HEAD, FrameHead, FrameKind,
     Greeting, Hello, InviteText, LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice,
-    Quarantine, Receipt, Resent, RoundSummary, RunState, RunSummary, Seen, TaskHeader, Unsupported,
-    WorkHeader, decode, encode,
+    Quarantine, Receipt, Resent, RoundSummary, RunState, RunSummary, Seen, SiteRequest, TaskHeader,
+    Unsupported, WorkHeader, decode, encode,
 };
 use protocol::{
     BlockHead, BroadcastCodec, Capabilities, Capability, ClientId, DType, Decline, Invite, Metrics, Name,
@@ -115,6 +115,7 @@ fn tasks_have_the_bytes_of_the_page() {
 fn what_is_not_understood_and_what_is_sent_again_have_the_bytes_of_the_page() {
     golden("unsupported", FrameKind::Unsupported, &Unsupported { kind: 77 });
     golden("resent", FrameKind::Resent, &Resent);
+    golden("site-request", FrameKind::SiteRequest, &SiteRequest::Model { run: Some(RUN) });
 }
 
 #[test]

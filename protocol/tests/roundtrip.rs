@@ -12,8 +12,8 @@ use protocol::wire::{
     ADMIN_MAX, AdminReply, AdminRequest, AnswerBody, AnswerHeader, Applicant, CapableHello, Certificate,
     ClientSummary, CodecError, ConnectError, Control, FRAME_HEAD, FrameHead, FrameKind, Greeting, HEADER_MAX,
     Hello, LedgerClaim, LedgerProof, Member, ModelChoice, ModelLine, Notice, Quarantine, REPLACED_MAX,
-    Receipt, Resent, RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, TaskHeader, Unsupported,
-    WorkHeader, decode, encode,
+    Receipt, Resent, RoundSummary, RunState, RunSummary, SMALL_MAX, Seen, SiteRequest, TaskHeader,
+    Unsupported, WorkHeader, decode, encode,
 };
 use protocol::{
     Answer, Block, BlockHead, CAPABILITIES_MAX, Capabilities, Capability, ClientId, Contribution, DType,
@@ -23,7 +23,7 @@ use protocol::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const KINDS: [FrameKind; 12] = [
+const KINDS: [FrameKind; 13] = [
     FrameKind::Hello,
     FrameKind::Greeting,
     FrameKind::Task,
@@ -36,6 +36,7 @@ const KINDS: [FrameKind; 12] = [
     FrameKind::LedgerProof,
     FrameKind::Unsupported,
     FrameKind::Resent,
+    FrameKind::SiteRequest,
 ];
 
 fn task_id() -> impl Strategy<Value = TaskId> {
@@ -393,6 +394,7 @@ proptest! {
         comes_back(FrameKind::Hello, &CapableHello { software, capabilities })?;
         comes_back(FrameKind::Unsupported, &Unsupported { kind })?;
         comes_back(FrameKind::Resent, &Resent)?;
+        comes_back(FrameKind::SiteRequest, &SiteRequest::Model { run: None })?;
         comes_back(FrameKind::Greeting, &greeting)?;
     }
 
@@ -473,6 +475,7 @@ proptest! {
         reads::<CapableHello>(FrameKind::Hello, &bytes)?;
         reads::<Unsupported>(FrameKind::Unsupported, &bytes)?;
         reads::<Resent>(FrameKind::Resent, &bytes)?;
+        reads::<SiteRequest>(FrameKind::SiteRequest, &bytes)?;
         reads::<Greeting>(FrameKind::Greeting, &bytes)?;
         reads::<TaskHeader>(FrameKind::Task, &bytes)?;
         reads::<AnswerHeader>(FrameKind::Answer, &bytes)?;

@@ -6,6 +6,7 @@ mod health;
 mod in_force;
 pub(super) mod leave;
 pub(super) mod log;
+pub(super) mod model;
 pub(super) mod owner;
 pub(super) mod pause;
 pub(super) mod recover;

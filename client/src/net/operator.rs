@@ -4,16 +4,16 @@
 //! operator may do is the server's to decide.
 
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, FrameKind, ModelChoice, ModelLine,
-    RunSummary,
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, FrameKind, ModelChoice, RunSummary,
 };
-use protocol::{Layout, Parameters, RunId, Standardiser, Values};
+use protocol::{Layout, Parameters, RunId, Values};
 use quinn::{ConnectionError, RecvStream, SendStream};
 
 use super::connection::{DialError, Link, Transport, explain};
 use super::frames::{FrameError, read_frame, write_frame};
 use super::identity::Identity;
-use super::values::{bytes_of, read_model, write_payload};
+use super::released::{FetchedModel, Unread, read_released};
+use super::values::{bytes_of, write_payload};
 
 /// Why a request has no result.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -42,23 +42,6 @@ pub enum OperatorError {
     /// The reply is of another kind than the request.
     #[error("the server's reply does not fit the request; install the same release on both sides")]
     WrongReply,
-}
-
-/// A model that was fetched.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FetchedModel {
-    /// Its run.
-    pub run: RunId,
-    /// Its line.
-    pub line: ModelLine,
-    /// What may be said about its privacy, as JSON.
-    pub statement: String,
-    /// Its tensors.
-    pub layout: Layout,
-    /// Their values.
-    pub model: Parameters,
-    /// The standardisation it expects, where its plan asks for a common one.
-    pub standardiser: Option<Standardiser>,
 }
 
 /// An operator's connection.
@@ -160,22 +143,11 @@ impl OperatorClient {
     ) -> Result<FetchedModel, OperatorError> {
         let mut replies = self.request(&AdminRequest::Model { run, choice }).await?;
         let reply = self.reply(&mut replies).await?.ok_or(OperatorError::Frame(FrameError::Ended))?;
-        let AdminReply::Model { run, line, statement, tensors, standardiser, model_len } = reply else {
-            return Err(OperatorError::WrongReply);
-        };
-        let side = |side: u64| usize::try_from(side).ok();
-        let shape = |shape: Vec<u64>| shape.into_iter().map(side).collect::<Option<Vec<_>>>();
-        let tensors = tensors.into_iter().map(|(name, sides)| Some((name, shape(sides)?)));
-        let layout = tensors.collect::<Option<Vec<_>>>().and_then(|tensors| Layout::new(tensors).ok());
-        let layout = layout.filter(|layout| layout.shared_len() as u64 == model_len);
-        let layout = layout.ok_or(OperatorError::WrongReply)?;
-        let values = read_model(&mut replies, layout.shared_len(), Vec::new(), None).await;
-        let model = Parameters::new(values.map_err(|error| self.blame(error))?);
-        let found = model.sha256();
-        if found != line.sha256 {
-            return Err(OperatorError::Damaged { announced: line.sha256, found });
-        }
-        Ok(FetchedModel { run, line, statement, layout, model, standardiser })
+        read_released(reply, &mut replies).await.map_err(|error| match error {
+            Unread::Frame(error) => self.blame(error),
+            Unread::Damaged { announced, found } => OperatorError::Damaged { announced, found },
+            Unread::WrongReply => OperatorError::WrongReply,
+        })
     }
 
     /// Says goodbye.

@@ -49,11 +49,13 @@ pub enum FrameKind {
     Unsupported = 14,
     /// [`super::Resent`].
     Resent = 15,
+    /// [`super::SiteRequest`].
+    SiteRequest = 16,
 }
 
 impl FrameKind {
     /// Every kind that this program knows.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Hello,
         Self::Greeting,
         Self::Task,
@@ -69,6 +71,7 @@ impl FrameKind {
         Self::LedgerProof,
         Self::Unsupported,
         Self::Resent,
+        Self::SiteRequest,
     ];
 }
 

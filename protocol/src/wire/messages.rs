@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Answer, BLOCKS_MAX, Block, BlockHead, Contribution, DType, Decline, MethodWork, Metrics, NUMBERS_MAX,
-    Name, Outcome, Parameters, PayloadSpec, Positive, Rejection, SUMS, Seed, Spec, Standardiser, Task,
+    Name, Outcome, Parameters, PayloadSpec, Positive, Rejection, RunId, SUMS, Seed, Spec, Standardiser, Task,
     TaskId, UPDATE, UpdateCodec, Values, Work,
 };
 
@@ -151,6 +151,16 @@ pub enum Notice {
     },
     /// The quarantine is over.
     Released,
+}
+
+/// What a site asks for beside its tasks, on a stream of its own of a connection that only looks ([`PROBE`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SiteRequest {
+    /// Send the last released model of a run that the site took part in. It is answered as an operator's request for a model.
+    Model {
+        /// The run; the newest of them when `None`.
+        run: Option<RunId>,
+    },
 }
 
 /// A task without raw values. The model's `model_len` words of 4 bytes follow: values of f32, or what the plan's broadcast codec makes of

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use protocol::wire::{
-    ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, FRAME_HEAD, FrameKind, ModelChoice,
-    RunSummary, encode,
+    ADMIN_MAX, AdminReply, AdminRequest, CodecError, ConnectError, FRAME_HEAD, FrameKind, RunSummary, encode,
 };
 use protocol::{Layout, Parameters, RunId};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
@@ -14,11 +13,9 @@ use tokio::task::JoinSet;
 use super::engine::InitialModel;
 use super::engine::service::{OperatorService, check_start};
 use super::sessions::messages::OperatorArrived;
-use super::store::archive::ArchivedModel;
+use super::sessions::released::send_released;
 use super::store::messages::Verdict;
-use super::transport::frames::{
-    FrameError, Pace, Patience, at_end, model_bytes, read_frame, read_values, write_frame,
-};
+use super::transport::frames::{FrameError, Pace, Patience, at_end, read_frame, read_values, write_frame};
 use super::transport::messages::{OPENING, reject_on};
 
 /// Requests of one operator at a time.
@@ -109,10 +106,12 @@ impl Operators {
             Ok(AdminRequest::ModelsBefore { run, before }) => {
                 self.0.models(run, Some(before)).await.map(AdminReply::Models)
             }
-            Ok(AdminRequest::Model { run, choice }) => match self.model(run, choice, &mut send).await {
-                Ok(()) => return,
-                Err(error) => Err(error),
-            },
+            Ok(AdminRequest::Model { run, choice }) => {
+                match send_released(&self.0.store, run, choice, &mut send).await {
+                    Ok(()) => return,
+                    Err(error) => Err(error),
+                }
+            }
             Ok(AdminRequest::Watch { run }) => match self.watch(run, &mut send).await {
                 Ok(()) => return,
                 Err(error) => Err(error),
@@ -156,29 +155,6 @@ impl Operators {
             Ok(false) => Err(format!("the values of the start file: {}", FrameError::Excess)),
             Err(error) => Err(format!("the values of the start file: {error}")),
         }
-    }
-
-    /// Sends a model: what is known of it and may be said about it, then its values.
-    async fn model(
-        &self,
-        run: Option<RunId>,
-        choice: ModelChoice,
-        send: &mut SendStream,
-    ) -> Result<(), String> {
-        let shelved = self.0.store.released(run, choice).await.map_err(|error| error.to_string())?;
-        let ArchivedModel { run, line, statement, layout, model, standardiser } = shelved;
-        let side = |side: &usize| *side as u64;
-        let tensors = layout.shared().map(|one| (one.name.clone(), one.shape.iter().map(side).collect()));
-        let (tensors, model_len) = (tensors.collect(), model.len() as u64);
-        let statement = statement.to_json();
-        let reply = AdminReply::Model { run, line, statement, tensors, standardiser, model_len };
-        // The peer may be gone; then there is nobody to tell.
-        if write_frame(send, FrameKind::AdminReply, &reply).await.is_ok()
-            && send.write_chunk(model_bytes(&Arc::new(model))).await.is_ok()
-        {
-            let _ = send.finish();
-        }
-        Ok(())
     }
 
     /// Sends a run's summary now and whenever it changes, until it has ended.

@@ -29,6 +29,7 @@ use super::membership::members::{Approval, Members};
 use super::operators;
 use super::sessions::enrolment::Enrolments;
 use super::sessions::ledgers::Ledgers;
+use super::sessions::released::Fetches;
 use super::sessions::session::{self, ServerContext};
 use super::store::fault::StorageFault;
 use super::store::lease_renewer::LeaseRenewer;
@@ -184,6 +185,8 @@ fn context_of(
         metrics: Arc::clone(metrics),
         presence: Arc::clone(presence),
         ledgers: Ledgers::new(Arc::clone(&operators.store)),
+        store: Arc::clone(&operators.store),
+        fetches: Fetches::default(),
     }
 }
 

@@ -7,4 +7,5 @@ mod exchange;
 pub(super) mod ledgers;
 pub(super) mod messages;
 mod refusals;
+pub(super) mod released;
 pub(super) mod session;

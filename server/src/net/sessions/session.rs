@@ -24,11 +24,13 @@ use super::enrolment::Enrolments;
 use super::exchange::Exchange;
 use super::ledgers::Ledgers;
 use super::messages::OperatorArrived;
+use super::released::{self, Fetches};
 use crate::net::engine::metrics::Metrics;
 use crate::net::engine::presence::{Displaced, Presence};
 use crate::net::engine::uploads::Uploads;
 use crate::net::engine::{Command, Link, Order};
 use crate::net::membership::members::{Members, Revocations};
+use crate::net::store::Store;
 use crate::net::store::messages::Record;
 use crate::net::transport::frames::{FrameError, Patience, read_frame, write_frame};
 use crate::net::transport::limits::Limits;
@@ -57,6 +59,8 @@ pub(crate) struct ServerContext {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) ledgers: Ledgers,
+    pub(crate) store: Arc<Store>,
+    pub(crate) fetches: Fetches,
 }
 
 /// Lets connections in until `stop`.
@@ -242,11 +246,8 @@ async fn attend_site(
     let Some(greeted) = greet(context, connection, &client, session, &address).await else { return };
     drop(newcomer);
     if greeted.is_probe {
-        // It has its answer, and goes. It is no session: no task may reach it, and it must not end the one that works.
-        if timeout(OPENING, connection.closed()).await.is_err() {
-            close(connection, &ConnectError::Late);
-        }
-        return;
+        // It has its answer, and goes, or asks for a model. It is no session: no task may reach it, and it must not end the one that works.
+        return released::attend(context, connection, &client).await;
     }
     let Greeted { software, capabilities, .. } = greeted;
     let capabilities = Arc::new(capabilities);

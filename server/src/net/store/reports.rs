@@ -13,6 +13,9 @@ const REPORTS_MAX: i64 = 50_000;
 /// Runs over which sites' answers are counted, the newest ones.
 const COUNTED: i64 = 20;
 
+/// Runs among which the newest one of a site is looked for.
+const LOOKED_AT: i64 = 1000;
+
 /// What one site measured in one round.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Report {
@@ -48,6 +51,32 @@ impl Store {
         let found = sqlx::query("SELECT * FROM runs WHERE run = $1").bind(run);
         let Some(row) = found.fetch_optional(&self.pool).await? else { return Ok(None) };
         Ok(Some((row.try_get("plan_toml")?, rows::seed(&row)?.is_some())))
+    }
+
+    /// The run of this id, or else the newest one, where the site has taken part in it: where an answer of it counts. Who took part in a run
+    /// whose cohorts are drawn in secret is not stored; every member has then.
+    pub(crate) async fn took_part(
+        &self,
+        site: &ClientId,
+        run: Option<RunId>,
+    ) -> Result<Option<RunId>, StoreError> {
+        let runs = match run {
+            Some(run) => sqlx::query("SELECT * FROM runs WHERE run = $1").bind(run.to_string()),
+            None => sqlx::query("SELECT * FROM runs ORDER BY sequence DESC LIMIT $1").bind(LOOKED_AT),
+        };
+        for row in runs.fetch_all(&self.pool).await? {
+            let (run, plan_toml): (_, String) = (rows::run_id(&row)?, row.try_get("plan_toml")?);
+            if rows::seed(&row)?.is_none() && draws_secretly(&plan_toml) {
+                return Ok(Some(run));
+            }
+            let client = sqlx::query("SELECT * FROM clients WHERE run = $1 AND client = $2");
+            let client = client.bind(run.to_string()).bind(site.as_str()).fetch_optional(&self.pool).await?;
+            let record = client.as_ref().map(rows::client).transpose()?.flatten();
+            if record.is_some_and(|(_, record)| record.accepted > 0) {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
     }
 
     /// What sites measured from this round on, oldest first; nothing where the plan keeps metrics at the sites.
