@@ -109,12 +109,20 @@ def simulate(
     with tempfile.TemporaryDirectory(prefix="consortia-") as scratch:
         if learner is not None:
             changed["simulation.learner.command"] = _command(learner, arguments, scratch)
+            # A learner's environment is clean, and what is imported here should be found there.
+            if os.environ.get("PYTHONPATH") and "simulation.learner.environment" not in changed:
+                changed["simulation.learner.environment.PYTHONPATH"] = _whole(os.environ["PYTHONPATH"])
         for key, value in changed.items():
             words += ["--set", f"{key}={toml_value(value)}"]
         if seed is not None:
             words += ["--seed", str(seed)]
         words += ["--out", os.fspath(out) if out is not None else "runs"]
         return Result(run_json(words, show))
+
+
+def _whole(paths: str) -> str:
+    """A search path whose relative folders are whole ones: a learner works in another folder."""
+    return os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep))
 
 
 def _command(learner: Learner, arguments: Sequence[str], scratch: str) -> List[str]:
