@@ -271,6 +271,7 @@ mod tests {
             central: None,
             seconds: 1.0,
             epsilon: Some(0.125),
+            further: Default::default(),
         };
         let ending = Ending {
             title: "title",
@@ -282,7 +283,7 @@ mod tests {
             real_seconds: Some(0.5),
             now: OffsetDateTime::UNIX_EPOCH,
         };
-        let statistics = RoundSummary { round: 0, train: None, sites: None, epsilon: None, ..round };
+        let statistics = RoundSummary { round: 0, train: None, sites: None, epsilon: None, ..round.clone() };
         let folder = results.finish(&ending, &[statistics, round]).unwrap();
         let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
         assert!(
@@ -319,6 +320,7 @@ mod tests {
                 central: None,
                 seconds: 1.0,
                 epsilon: None,
+                further: Default::default(),
             };
             let mut text = Vec::new();
             write_metrics(&mut text, &[round], &clients).unwrap();

@@ -23,6 +23,8 @@ pub struct ExternalLearner {
     model: Option<Prepared>,
     /// Before there is a model.
     empty: Layout,
+    /// Of the last task, in the plan's order.
+    further: Vec<f64>,
 }
 
 impl ExternalLearner {
@@ -30,7 +32,12 @@ impl ExternalLearner {
     /// client of this name, until [`ExternalLearner::serve`] says another.
     pub fn new(settings: LearnerSettings, folder: PathBuf, name: &str) -> Self {
         let client = ClientPlace { name: name.to_owned(), index: 0, clients: 1 };
-        Self { connection: Connection::new(settings, folder, client), model: None, empty: Layout::default() }
+        Self {
+            connection: Connection::new(settings, folder, client),
+            model: None,
+            empty: Layout::default(),
+            further: Vec::new(),
+        }
     }
 
     /// Says for which client the next requests are: a simulation's learner serves many.
@@ -90,6 +97,8 @@ impl ExternalLearner {
         let judged = check_finite(values, &model.layout)
             .and_then(|()| if is_training { check_proximal(outcome, &model.spec) } else { Ok(()) })
             .and_then(|()| measured(outcome, declared, began.elapsed().as_secs_f64(), is_training));
+        let of = |name: &String| outcome.metrics.get(name).copied().unwrap_or(f64::NAN);
+        self.further = declared.iter().map(of).collect();
         self.connection.acknowledge(outcome.id, judged.as_ref().err());
         judged
     }
@@ -141,6 +150,10 @@ impl Learner for ExternalLearner {
             ModelSpec::External(model) => Some(model.parameters()),
             _ => None,
         }
+    }
+
+    fn take_further(&mut self) -> Vec<f64> {
+        std::mem::take(&mut self.further)
     }
 
     fn trains(&self) -> Trains {

@@ -265,6 +265,12 @@ pub trait Learner: Send {
         None
     }
 
+    /// What the last training or evaluation measured beside its metrics, in the order of the plan's names ([`crate::LearnerSpec::metrics`]), not a
+    /// number where it measured none; empty for learners that measure nothing more.
+    fn take_further(&mut self) -> Vec<f64> {
+        Vec::new()
+    }
+
     /// What [`Learner::train`] will release of single records, for the site's ledger to pay before it begins; none where
     /// the plan does not ask for a guarantee for records, or the learner cannot give it. It follows from the spec and
     /// [`Learner::record_count`] alone.

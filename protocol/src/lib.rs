@@ -54,7 +54,7 @@ pub use spec::{
     TensorSpec, TrainingSpec, UpdateSpec, VALUES_TENSOR, Weighting, flag_of,
 };
 pub use task::{
-    Answer, Decline, MethodWork, Metrics, NUMBERS_MAX, Outcome, Rejection, Standardiser, Task, Work,
-    find_impossible,
+    Answer, Decline, METRIC_MAX, MethodWork, Metrics, NUMBERS_MAX, Outcome, Rejection, Standardiser, Task,
+    Work, find_impossible,
 };
 pub use time::Time;

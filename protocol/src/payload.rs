@@ -330,6 +330,9 @@ pub struct Contribution {
     pub vote: i8,
     /// What was measured on the way.
     pub metrics: Option<Metrics>,
+    /// What an external learner measured beside that, in the order of [`Spec::further_metrics`](crate::Spec::further_metrics): not a number where it
+    /// measured none. Empty where the plan names none.
+    pub further: Vec<f64>,
     /// The values, in the order that the task expects.
     pub blocks: Vec<Block>,
 }
@@ -337,7 +340,7 @@ pub struct Contribution {
 impl Contribution {
     /// Blocks alone.
     pub fn of(blocks: Vec<Block>) -> Self {
-        Self { weight: 1, vote: 0, metrics: None, blocks }
+        Self { weight: 1, vote: 0, metrics: None, further: Vec::new(), blocks }
     }
 
     /// The values of the block that is called so.

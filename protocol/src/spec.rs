@@ -517,6 +517,11 @@ impl Spec {
         }
     }
 
+    /// The names of the further metrics that answers to trainings and evaluations carry; none where the plan keeps metrics at the sites.
+    pub fn further_metrics(&self) -> &[String] {
+        if self.privacy.hides_metrics() { &[] } else { &self.learner.metrics }
+    }
+
     /// The same of a plan with an external model, with the tensors of its start file.
     ///
     /// # Errors

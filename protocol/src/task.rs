@@ -193,11 +193,14 @@ pub struct Metrics {
     pub seconds: f64,
 }
 
+/// The largest magnitude of a loss or a further metric: sums of them stay finite.
+pub const METRIC_MAX: f64 = 1e30;
+
 impl Metrics {
     /// Whether every number is finite and in range; a loss beyond 1e30 in magnitude is not, so that sums of losses stay
     /// finite, and more examples than [`EXAMPLES_MAX`] are not, so that sums of examples do.
     pub fn is_sound(&self) -> bool {
-        self.loss.abs() <= 1e30
+        self.loss.abs() <= METRIC_MAX
             && self.examples <= EXAMPLES_MAX
             && self.seconds.is_finite()
             && self.seconds >= 0.0
@@ -252,7 +255,7 @@ impl Outcome {
     /// the vote on the norm ([`Contribution::vote`]).
     pub fn trained(points: Vec<i32>, weight: u32, vote: i8, metrics: Metrics) -> Self {
         let blocks = vec![Block::new(UPDATE, Values::I32(points))];
-        Self::Done(Contribution { weight, vote, metrics: Some(metrics), blocks })
+        Self::Done(Contribution { weight, vote, metrics: Some(metrics), ..Contribution::of(blocks) })
     }
 
     /// Metrics of the model that the site was given, on its test data.

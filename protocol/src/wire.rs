@@ -16,8 +16,8 @@ mod messages;
 mod negotiation;
 
 pub use admin::{
-    AdminReply, AdminRequest, Applicant, Certificate, ClientSummary, Control, InviteText, Member,
-    ModelChoice, ModelLine, Quarantine, RoundSummary, RunState, RunSummary, Seen,
+    AdminReply, AdminRequest, Applicant, Certificate, ClientSummary, Control, FurtherMetrics, InviteText,
+    Member, ModelChoice, ModelLine, Quarantine, RoundSummary, RunState, RunSummary, Seen,
 };
 pub use codec::{AnyHead, CodecError, FRAME_HEAD, FrameHead, FrameKind, decode, encode};
 pub use enrol::{EnrolRejection, EnrolReply, EnrolRequest};

@@ -124,6 +124,10 @@ fn answers_have_the_bytes_of_the_page() {
     let metrics = Metrics { loss: 0.5, accuracy: Some(0.75), examples: 199, seconds: 1.5 };
     let trained = AnswerBody::Trained { len: 2, weight: 199, vote: 0, metrics };
     golden("answer-trained", FrameKind::Answer, &answer(id(3, StepId::TRAIN), trained));
+    let further = vec![0.875];
+    let measured =
+        AnswerBody::Measured { len: Some(2), packed: None, weight: 199, vote: 0, metrics, further };
+    golden("answer-measured", FrameKind::Answer, &answer(id(3, StepId::TRAIN), measured));
     let metrics = Metrics { loss: 0.25, accuracy: None, examples: 104, seconds: 0.0 };
     let evaluated = AnswerBody::Evaluated { metrics };
     golden("answer-evaluated", FrameKind::Answer, &answer(id(3, StepId::EVALUATE), evaluated));

@@ -153,7 +153,17 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         (decline(), ".{0,100}").prop_map(|(reason, detail)| Outcome::Declined { reason, detail }),
         (any::<u32>(), any::<i8>(), option::of(metrics()), vec(block(), 0..4)).prop_map(
             |(weight, vote, metrics, blocks)| {
-                Outcome::Done(Contribution { weight, vote, metrics, blocks })
+                Outcome::Done(Contribution { weight, vote, metrics, ..Contribution::of(blocks) })
+            }
+        ),
+        (option::of(vec(any::<i32>(), 0..50)), any::<u32>(), metrics(), vec(-1e9..1e9, 1..4)).prop_map(
+            |(points, weight, metrics, further)| {
+                let evaluated = Outcome::evaluated(metrics);
+                let outcome = points.map_or(evaluated, |points| Outcome::trained(points, weight, 0, metrics));
+                match outcome {
+                    Outcome::Done(done) => Outcome::Done(Contribution { further, ..done }),
+                    other => other,
+                }
             }
         ),
     ]
@@ -265,7 +275,19 @@ fn round_summary() -> impl Strategy<Value = RoundSummary> {
     let measured = || option::of(metrics());
     (any::<[u32; 3]>(), any::<bool>(), measured(), measured(), measured(), number(), option::of(number()))
         .prop_map(|([round, cohort, answered], released, train, sites, central, seconds, epsilon)| {
-            RoundSummary { round, released, cohort, answered, train, sites, central, seconds, epsilon }
+            let further = Default::default();
+            RoundSummary {
+                round,
+                released,
+                cohort,
+                answered,
+                train,
+                sites,
+                central,
+                seconds,
+                epsilon,
+                further,
+            }
         })
 }
 

@@ -16,6 +16,7 @@ mod abilities;
 mod admission;
 mod closing;
 mod finite;
+mod further;
 mod messages;
 mod opening;
 mod protection;
@@ -29,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::wire::{Control, Receipt, RoundSummary};
+use protocol::wire::{Control, FurtherMetrics, Receipt, RoundSummary};
 use protocol::{
     BroadcastCodec, ClientId, Metrics, Parameters, PayloadSpec, Rejection, Round, RunId, Seed, SpecError,
     StepId, Task, TaskId, Time,
@@ -41,6 +42,7 @@ use crate::workflow::{Collector, Refused, RunState, StepPlan, Training, Verified
 use abilities::Abilities;
 use admission::Admitted;
 pub use admission::{Checked, Checker};
+use further::FurtherReports;
 pub use messages::{
     Action, Checkpoint, ClientRecord, Commit, Event, LedgerReservation, Note, RunEnd, RunProgress,
 };
@@ -163,6 +165,7 @@ struct OpenStep {
     verifier: Arc<dyn Verifier>,
     expects: Arc<PayloadSpec>,
     reports: Vec<(ClientId, TaskId, Metrics)>,
+    further: FurtherReports,
     central: Central,
     /// See [`StepPlan::is_round`].
     is_round: bool,
@@ -304,7 +307,9 @@ impl Coordinator {
     /// nothing that could pass.
     pub fn checker(&self) -> Checker {
         let verifier = self.open_step().map(|open| Arc::clone(&open.verifier));
-        Checker::new(verifier, self.plan.spec.privacy.hides_metrics())
+        let names = self.plan.spec.further_metrics().len();
+        let further = self.open_step().filter(|open| open.task.work.model().is_some()).map_or(0, |_| names);
+        Checker::new(verifier, self.plan.spec.privacy.hides_metrics()).with_further(further)
     }
 
     /// What an answer to the open task must carry; nothing while none is open.
@@ -358,14 +363,16 @@ impl Coordinator {
                 });
                 self.note(Note::Declined { client, task, reason, detail });
             }
-            Ok(Admitted::Verified(verified)) => match self.fold(&client, task, verified) {
-                Ok(metrics) => {
-                    let receipt = Receipt::Accepted;
-                    self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
-                    self.note(Note::Accepted { client, task, metrics });
+            Ok(Admitted::Verified { verified, further }) => {
+                match self.fold(&client, task, (verified, further)) {
+                    Ok(metrics) => {
+                        let receipt = Receipt::Accepted;
+                        self.actions.push_back(Action::Receipt { client: client.clone(), task, receipt });
+                        self.note(Note::Accepted { client, task, metrics });
+                    }
+                    Err(refused) => self.refuse(now, client, Some(task), refused),
                 }
-                Err(refused) => self.refuse(now, client, Some(task), refused),
-            },
+            }
             Err(refused) => self.refuse(now, client, Some(task), refused),
         }
     }
@@ -391,7 +398,7 @@ impl Coordinator {
         &mut self,
         client: &ClientId,
         task: TaskId,
-        verified: Verified,
+        (verified, further): (Verified, Vec<f64>),
     ) -> Result<Option<Metrics>, Refused> {
         let hidden = self.hides_participation(Some(task));
         let Phase::Open(open) = &mut self.phase else {
@@ -399,7 +406,10 @@ impl Coordinator {
         };
         let metrics = verified.metrics.filter(|_| !hidden);
         open.collector.fold(client, verified)?;
-        open.reports.extend(metrics.map(|metrics| (client.clone(), task, metrics)));
+        if let Some(metrics) = metrics {
+            open.reports.push((client.clone(), task, metrics));
+            open.further.add(client, metrics.examples, further);
+        }
         self.count(client, Some(task), |record| match task.step {
             StepId::STATISTICS => {}
             StepId::EVALUATE => record.test = metrics,
@@ -573,6 +583,7 @@ fn empty_summary(round: Round) -> RoundSummary {
         central: None,
         seconds: 0.0,
         epsilon: None,
+        further: FurtherMetrics::default(),
     }
 }
 

@@ -125,6 +125,10 @@ impl Learner for SiteLearner {
         self.current()?.record_count()
     }
 
+    fn take_further(&mut self) -> Vec<f64> {
+        self.current().map_or_else(|_| Vec::new(), |learner| learner.take_further())
+    }
+
     fn take_complaint(&mut self) -> Option<String> {
         self.current().ok()?.take_complaint()
     }

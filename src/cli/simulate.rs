@@ -8,6 +8,7 @@ mod observer;
 mod saved;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -353,6 +354,14 @@ pub(super) fn last_test(rounds: &[RoundSummary]) -> Option<Metrics> {
     sites.or_else(|| rounds.iter().rev().find_map(|round| round.central))
 }
 
+/// The last further metrics of external learners, likewise.
+fn last_further(rounds: &[RoundSummary]) -> BTreeMap<String, f64> {
+    let last = |of: fn(&RoundSummary) -> &BTreeMap<String, f64>| {
+        rounds.iter().rev().map(of).find(|all| !all.is_empty()).cloned()
+    };
+    last(|round| &round.further.sites).or_else(|| last(|round| &round.further.train)).unwrap_or_default()
+}
+
 /// Epsilon of all releases of the run, where its plan promises client-level privacy at the server: 0 when nothing was released.
 fn epsilon(spec: &Spec, rounds: &[RoundSummary]) -> Option<f64> {
     spec.privacy.central.as_ref()?;
@@ -503,16 +512,19 @@ impl Ended<'_> {
         let epsilon = epsilon(spec, &outcome.rounds);
         let price = describe_price(spec, epsilon);
         let best = outcome.best.as_ref().map(|best| best.round);
+        let further = last_further(&outcome.rounds);
         let text = || {
             let converged = self.converged();
             let declined = match findings.declined() {
                 0 => String::new(),
                 declined => format!("declined       {}\n", counted(declined, "task")),
             };
+            let more: String =
+                further.iter().map(|(name, value)| format!("{name:<14} {}\n", figure(*value))).collect();
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
                 "clients        {}\n{}rounds         {rounds}{converged}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\
-                 loss           {}\n{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
+                 loss           {}\n{more}{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
                 people.describe(),
                 attack.map_or_else(String::new, |attack| format!("{attack}\n")),
                 outcome.updates,
@@ -535,6 +547,7 @@ impl Ended<'_> {
                 "copies": people.copies, "adversaries": attack.map(Attacked::object),
                 "accuracy": accuracy,
                 "loss": loss,
+                "further": further,
                 "seconds": seconds,
                 "updates": outcome.updates,
                 "updates_per_second": speed,

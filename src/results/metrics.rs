@@ -1,9 +1,9 @@
 //! `metrics.csv`: a line a round, with three columns more for each client where they are few enough to be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
-use protocol::wire::RoundSummary;
+use protocol::wire::{FurtherMetrics, RoundSummary};
 use protocol::{ClientId, Metrics, StepId, TaskId};
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,27 @@ impl ClientMetrics {
     }
 }
 
+/// Columns of what external learners measured beside loss and accuracy: two for each name that was told in some round.
+struct Further(BTreeSet<String>);
+
+impl Further {
+    fn of(rounds: &[RoundSummary]) -> Self {
+        let names =
+            rounds.iter().flat_map(|round| round.further.train.keys().chain(round.further.sites.keys()));
+        Self(names.cloned().collect())
+    }
+
+    fn header(&self) -> String {
+        self.0.iter().map(|name| format!(",train_{name},sites_{name}")).collect()
+    }
+
+    fn line(&self, round: &RoundSummary) -> String {
+        let of = |all: &BTreeMap<String, f64>, name: &String| number(all.get(name).copied());
+        let FurtherMetrics { train, sites } = &round.further;
+        self.0.iter().map(|name| format!(",{},{}", of(train, name), of(sites, name))).collect()
+    }
+}
+
 fn number(value: Option<f64>) -> String {
     value.map_or_else(String::new, |value| format!("{value:.6}"))
 }
@@ -94,10 +115,12 @@ pub(super) fn write_metrics(
     rounds: &[RoundSummary],
     clients: &ClientMetrics,
 ) -> io::Result<()> {
+    let further = Further::of(rounds);
     writeln!(
         csv,
         "round,released,cohort,answered,train_loss,train_accuracy,sites_loss,sites_accuracy,sites_examples,\
-         central_loss,central_accuracy,seconds,epsilon{}",
+         central_loss,central_accuracy,seconds,epsilon{}{}",
+        further.header(),
         clients.header()
     )?;
     for round in rounds {
@@ -116,6 +139,7 @@ pub(super) fn write_metrics(
             .map_or_else(Default::default, |(asked, answered)| (asked.to_string(), answered.to_string()));
         let seconds = shown.map_or_else(String::new, |_| format!("{seconds:.6}"));
         let (epsilon, each) = (number(round.epsilon), clients.line(*place));
+        let each = further.line(round) + &each;
         let columns = columns.join(",");
         let place = if *place == 0 { "statistics".to_owned() } else { place.to_string() };
         writeln!(csv, "{place},{released},{cohort},{answered},{columns},{seconds},{epsilon}{each}")?;

@@ -530,7 +530,8 @@ impl TaskRunner {
 fn answered(task: TaskId, header: &AnswerHeader) -> AuditEvent {
     let outcome = match header.body {
         AnswerBody::Trained { .. } | AnswerBody::Compressed { .. } => "trained",
-        AnswerBody::Evaluated { .. } => "evaluated",
+        AnswerBody::Measured { len: Some(_), .. } => "trained",
+        AnswerBody::Evaluated { .. } | AnswerBody::Measured { .. } => "evaluated",
         AnswerBody::Counted { .. } => "counted",
         AnswerBody::Contributed { .. } => "contributed",
         AnswerBody::Declined { .. } => "declined",

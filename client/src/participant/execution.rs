@@ -16,8 +16,8 @@ use std::sync::Arc;
 use privacy::noise::NoiseSource;
 use privacy::{Encoded, Lattice, Permit, Statistics, first_not_finite};
 use protocol::{
-    Decline, EvaluateOrder, ExampleReleases, LentPermit, LocalPrivacy, MethodWork, Metrics, Outcome,
-    Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
+    Decline, EvaluateOrder, ExampleReleases, LentPermit, LocalPrivacy, METRIC_MAX, MethodWork, Metrics,
+    Outcome, Parameters, Purpose, RecordCount, Round, Seed, Spec, Stop, Task, TrainOrder, Weighting, Work,
 };
 
 use super::{Lent, TaskError};
@@ -145,7 +145,7 @@ impl TaskExecution<'_> {
 
     /// Answers an evaluation of which nothing may be told, without touching a record.
     fn tell_nothing(&mut self) -> Result<Outcome, TaskError> {
-        let nothing = Ok(Outcome::evaluated(Metrics::default()));
+        let nothing = Ok(self.with_further(Outcome::evaluated(Metrics::default()), &[]));
         match self.guard.as_mut() {
             Some(guard) => {
                 let leave = guard.reserve(self.task, None)?;
@@ -247,11 +247,17 @@ impl TaskExecution<'_> {
         let done = self.caught(|this| match &this.task.work {
             Work::Statistics { names } => this.count(names),
             Work::Method(work) => this.contribute(work, entropy),
-            Work::Evaluate { .. } => this.evaluate(&full),
+            Work::Evaluate { .. } => {
+                let outcome = this.evaluate(&full)?;
+                let further = this.lent.learner.take_further();
+                Ok(this.with_further(outcome, &further))
+            }
             Work::Train { model, learning_rate_scale, .. } => {
                 let (trained, metrics) = this.train(full, *learning_rate_scale, entropy, permit)?;
                 let lattice = lattice.as_ref().ok_or_else(unready)?;
-                this.hand_over(model, lattice, trained, (metrics, records), entropy)
+                let further = this.lent.learner.take_further();
+                let outcome = this.hand_over(model, lattice, trained, (metrics, records), entropy)?;
+                Ok(this.with_further(outcome, &further))
             }
         });
         if self.stop.is_stopped() {
@@ -390,6 +396,19 @@ impl TaskExecution<'_> {
         };
         // Only beside a promise; elsewhere unsound ones have been refused.
         if metrics.is_sound() { metrics } else { Metrics::default() }
+    }
+
+    /// The same with what the learner measured beside its metrics, one number for each name of the plan: what plan and policy let leave.
+    fn with_further(&self, mut outcome: Outcome, measured: &[f64]) -> Outcome {
+        let names = self.task.spec.further_metrics();
+        if let Outcome::Done(contribution) = &mut outcome {
+            let tells = self.tells_metrics();
+            let of = |place: usize| {
+                measured.get(place).copied().filter(|value| tells && value.abs() <= METRIC_MAX)
+            };
+            contribution.further = (0..names.len()).map(|place| of(place).unwrap_or(f64::NAN)).collect();
+        }
+        outcome
     }
 
     /// The number by which an update counts: nothing that only records tell, where they are promised not to.

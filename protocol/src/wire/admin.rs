@@ -1,6 +1,8 @@
 //! What an operator's program and the server say to each other, over the same port, with an operator's certificate.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{ClientId, Metrics, RunId, Standardiser};
 
@@ -387,6 +389,55 @@ pub struct RoundSummary {
     /// What all releases of the run's population up to this one amount to, at the plan's delta; none without noise.
     #[serde(default)]
     pub epsilon: Option<f64>,
+    /// What external learners measured beside that.
+    #[serde(default, skip_serializing_if = "FurtherMetrics::is_empty")]
+    pub further: FurtherMetrics,
+}
+
+/// Means of the further metrics of a round, by the names of the plan. In JSON and other forms for people and databases; operators' frames,
+/// which programs of earlier releases read, have no place for them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FurtherMetrics {
+    /// Of the clients' trainings.
+    pub train: BTreeMap<String, f64>,
+    /// Of the sites' evaluations.
+    pub sites: BTreeMap<String, f64>,
+}
+
+/// As JSON has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FurtherForm {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    train: BTreeMap<String, f64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    sites: BTreeMap<String, f64>,
+}
+
+impl FurtherMetrics {
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.train.is_empty() && self.sites.is_empty()
+    }
+}
+
+impl Serialize for FurtherMetrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if !serializer.is_human_readable() {
+            return serializer.serialize_unit();
+        }
+        FurtherForm { train: self.train.clone(), sites: self.sites.clone() }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FurtherMetrics {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if !deserializer.is_human_readable() {
+            return <()>::deserialize(deserializer).map(|()| Self::default());
+        }
+        let FurtherForm { train, sites } = FurtherForm::deserialize(deserializer)?;
+        Ok(Self { train, sites })
+    }
 }
 
 impl RoundSummary {

@@ -206,6 +206,22 @@ pub enum WorkHeader {
         /// The blocks that follow, in order.
         blocks: Vec<BlockHead>,
     },
+    /// What an external learner has done of a plan that names further metrics: an update, as [`AnswerBody::Trained`] or
+    /// [`AnswerBody::Compressed`] have it, or an evaluation.
+    Measured {
+        /// Lattice points of the update; none for an evaluation.
+        len: Option<u64>,
+        /// Bytes that follow instead of the points, where the update has a short form.
+        packed: Option<u64>,
+        /// Weight of the update.
+        weight: u32,
+        /// Whether it was within the norm, where the plan asks.
+        vote: i8,
+        /// Metrics of the training, or of the model.
+        metrics: Metrics,
+        /// See [`Contribution::further`].
+        further: Vec<f64>,
+    },
 }
 
 /// Why a task's header does not make a task.
@@ -401,16 +417,20 @@ impl AnswerHeader {
     /// [`AnswerHeader::split`], with an update in the short form of `codec` where it has one. Points may always travel as they are.
     pub fn pack(answer: Answer, codec: UpdateCodec) -> (Self, Payload) {
         let (header, payload) = Self::split(answer);
-        if let (AnswerBody::Trained { len, weight, vote, metrics }, [Values::I32(points)]) =
-            (&header.body, &payload[..])
-            && let Some(packed) = codec.pack(points)
-        {
-            let bytes = packed.len() as u64;
-            let body =
-                AnswerBody::Compressed { bytes, len: *len, weight: *weight, vote: *vote, metrics: *metrics };
-            return (Self { task: header.task, body }, vec![Values::U8(packed)]);
-        }
-        (header, payload)
+        let is_update = matches!(header.body, AnswerBody::Trained { .. } | AnswerBody::Measured { .. });
+        let ([Values::I32(points)], true) = (&payload[..], is_update) else { return (header, payload) };
+        let Some(short) = codec.pack(points) else { return (header, payload) };
+        let bytes = short.len() as u64;
+        let body = match header.body {
+            AnswerBody::Trained { len, weight, vote, metrics } => {
+                AnswerBody::Compressed { bytes, len, weight, vote, metrics }
+            }
+            AnswerBody::Measured { len, weight, vote, metrics, further, .. } => {
+                AnswerBody::Measured { len, packed: Some(bytes), weight, vote, metrics, further }
+            }
+            other => other,
+        };
+        (Self { task: header.task, body }, vec![Values::U8(short)])
     }
 
     /// The blocks that the answer has, whatever form they travel in.
@@ -420,27 +440,37 @@ impl AnswerHeader {
             AnswerBody::Trained { len, .. } | AnswerBody::Compressed { len, .. } => {
                 one(UPDATE, DType::I32, *len)
             }
+            AnswerBody::Measured { len: Some(len), .. } => one(UPDATE, DType::I32, *len),
             AnswerBody::Counted { len } => one(SUMS, DType::I64, *len),
-            AnswerBody::Evaluated { .. } | AnswerBody::Declined { .. } => Vec::new(),
+            AnswerBody::Evaluated { .. } | AnswerBody::Measured { .. } | AnswerBody::Declined { .. } => {
+                Vec::new()
+            }
             AnswerBody::Contributed { blocks, .. } => blocks.clone(),
         }
     }
 
     /// The types and numbers of the values that follow, vector by vector.
     pub fn values(&self) -> Vec<(DType, u64)> {
-        match &self.body {
-            AnswerBody::Compressed { bytes, .. } => vec![(DType::U8, *bytes)],
-            _ => self.blocks().iter().map(|block| (block.dtype, block.len)).collect(),
+        match self.short_form() {
+            Some((bytes, _)) => vec![(DType::U8, bytes)],
+            None => self.blocks().iter().map(|block| (block.dtype, block.len)).collect(),
         }
     }
 
     /// Bytes of memory that the answer takes, with its short form where it has one; `None` when no machine could hold them.
     pub fn memory_bytes(&self) -> Option<u64> {
+        match self.short_form() {
+            Some((bytes, len)) => len.checked_mul(size_of::<i32>() as u64)?.checked_add(bytes),
+            None => self.payload_bytes(),
+        }
+    }
+
+    /// Bytes of an update's short form, and the points that they say; `None` where values travel as they are.
+    pub fn short_form(&self) -> Option<(u64, u64)> {
         match self.body {
-            AnswerBody::Compressed { bytes, len, .. } => {
-                len.checked_mul(size_of::<i32>() as u64)?.checked_add(bytes)
-            }
-            _ => self.payload_bytes(),
+            AnswerBody::Compressed { bytes, len, .. } => Some((bytes, len)),
+            AnswerBody::Measured { len: Some(len), packed: Some(bytes), .. } => Some((bytes, len)),
+            _ => None,
         }
     }
 
@@ -465,12 +495,29 @@ impl AnswerHeader {
             }
             AnswerBody::Trained { weight, vote, metrics, .. } => {
                 let blocks = joined(heads, payload)?;
-                Outcome::Done(Contribution { weight, vote, metrics: Some(metrics), blocks })
+                Outcome::Done(Contribution {
+                    weight,
+                    vote,
+                    metrics: Some(metrics),
+                    ..Contribution::of(blocks)
+                })
+            }
+            AnswerBody::Measured { len, packed, weight, vote, metrics, further } => {
+                let blocks = match (len, packed, &payload[..]) {
+                    (Some(len), Some(_), [Values::U8(packed)]) => {
+                        let points = codec.unpack(packed, usize::try_from(len).ok()?).ok()?;
+                        vec![Block::new(UPDATE, Values::I32(points))]
+                    }
+                    (_, None, _) => joined(heads, payload)?,
+                    (_, Some(_), _) => return None,
+                };
+                Outcome::Done(Contribution { weight, vote, metrics: Some(metrics), further, blocks })
             }
             AnswerBody::Evaluated { metrics } => payload.is_empty().then(|| Outcome::evaluated(metrics))?,
             AnswerBody::Counted { .. } => Outcome::Done(Contribution::of(joined(heads, payload)?)),
             AnswerBody::Contributed { weight, vote, metrics, .. } => {
-                Outcome::Done(Contribution { weight, vote, metrics, blocks: joined(heads, payload)? })
+                let blocks = joined(heads, payload)?;
+                Outcome::Done(Contribution { weight, vote, metrics, ..Contribution::of(blocks) })
             }
         };
         Some(Answer { task: self.task, outcome })
@@ -481,15 +528,18 @@ impl AnswerHeader {
     /// # Errors
     /// The reason why the answer is refused.
     pub fn check_lengths(&self, expected: &PayloadSpec) -> Result<(), Rejection> {
-        match self.body {
-            AnswerBody::Declined { .. } => return Ok(()),
-            AnswerBody::Compressed { .. } if expected.codec == UpdateCodec::Exact => {
-                return Err(Rejection::WrongKind);
-            }
-            _ => expected.check(&self.blocks())?,
+        if matches!(self.body, AnswerBody::Declined { .. }) {
+            return Ok(());
         }
-        match self.body {
-            AnswerBody::Compressed { bytes, len, .. }
+        let short = self.short_form();
+        // A short form of no update has no points, and nothing to be unpacked into.
+        let is_of_nothing = matches!(self.body, AnswerBody::Measured { len: None, packed: Some(_), .. });
+        if (short.is_some() && expected.codec == UpdateCodec::Exact) || is_of_nothing {
+            return Err(Rejection::WrongKind);
+        }
+        expected.check(&self.blocks())?;
+        match short {
+            Some((bytes, len))
                 if usize::try_from(len).is_ok_and(|len| bytes > expected.codec.bytes_max(len)) =>
             {
                 Err(Rejection::Oversize)
@@ -501,8 +551,17 @@ impl AnswerHeader {
 
 /// The form in which a contribution travels, and its values.
 fn divided(contribution: Contribution) -> (AnswerBody, Payload) {
-    let Contribution { weight, vote, metrics, blocks } = contribution;
+    let Contribution { weight, vote, metrics, further, blocks } = contribution;
     let body = match (&blocks[..], metrics) {
+        ([Block { name, values: Values::I32(points) }], Some(metrics))
+            if *name == UPDATE && !further.is_empty() =>
+        {
+            let len = Some(points.len() as u64);
+            AnswerBody::Measured { len, packed: None, weight, vote, metrics, further }
+        }
+        ([], Some(metrics)) if !further.is_empty() => {
+            AnswerBody::Measured { len: None, packed: None, weight, vote, metrics, further }
+        }
         ([Block { name, values: Values::I32(points) }], Some(metrics)) if *name == UPDATE => {
             AnswerBody::Trained { len: points.len() as u64, weight, vote, metrics }
         }

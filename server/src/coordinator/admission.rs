@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use protocol::{Answer, Contribution, Decline, Metrics, Outcome, Rejection, TaskId};
+use protocol::{Answer, Contribution, Decline, METRIC_MAX, Metrics, Outcome, Rejection, TaskId};
 
 use crate::workflow::{Refused, Verified, Verifier};
 
@@ -13,11 +13,18 @@ pub struct Checker {
     verifier: Option<Arc<dyn Verifier>>,
     /// Whether metrics stay at the sites: whatever came is forgotten.
     hides_metrics: bool,
+    /// How many further metrics the answer has.
+    further: usize,
 }
 
 impl Checker {
     pub(super) fn new(verifier: Option<Arc<dyn Verifier>>, hides_metrics: bool) -> Self {
-        Self { verifier, hides_metrics }
+        Self { verifier, hides_metrics, further: 0 }
+    }
+
+    /// The same for answers with so many further metrics.
+    pub(super) fn with_further(self, further: usize) -> Self {
+        Self { further, ..self }
     }
 
     /// Checks every number of an answer. Whether it was asked for, and of whom, the coordinator checks.
@@ -39,7 +46,23 @@ impl Checker {
         let Some(verifier) = &self.verifier else {
             return Err(Refused::new(Rejection::Stale, format!("{task} is not open")));
         };
-        verifier.verify(Contribution { metrics, ..contribution }).map(Admitted::Verified)
+        let mut contribution = Contribution { metrics, ..contribution };
+        let further = std::mem::take(&mut contribution.further);
+        self.check_further(&further)?;
+        let verified = verifier.verify(contribution)?;
+        Ok(Admitted::Verified { verified, further })
+    }
+
+    fn check_further(&self, further: &[f64]) -> Result<(), Refused> {
+        if further.len() != self.further {
+            let message =
+                format!("{} further metrics came where the plan names {}", further.len(), self.further);
+            return Err(Refused::new(Rejection::BadMetrics, message));
+        }
+        match further.iter().find(|value| value.abs() > METRIC_MAX) {
+            Some(value) => Err(Refused::new(Rejection::BadMetrics, format!("a further metric is {value}"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -75,8 +98,15 @@ impl std::fmt::Debug for Checked {
 
 /// An answer whose every number has been checked.
 pub(super) enum Admitted {
-    Verified(Verified),
-    Declined { reason: Decline, detail: String },
+    /// `further`: what external learners measured beside the metrics, in the plan's order, not a number where one measured none.
+    Verified {
+        verified: Verified,
+        further: Vec<f64>,
+    },
+    Declined {
+        reason: Decline,
+        detail: String,
+    },
 }
 
 fn sound(metrics: Metrics) -> Result<Metrics, Refused> {

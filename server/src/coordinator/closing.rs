@@ -53,7 +53,7 @@ impl Coordinator {
     /// Nobody is awaited any more: what the step gave changes the run, or nothing does. Either way it is committed.
     pub(super) fn close_step(&mut self, now: Time) {
         let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Gathering) else { return };
-        let OpenStep { tracker, task, mut collector, reports, central, is_round, .. } = *open;
+        let OpenStep { tracker, task, mut collector, reports, further, central, is_round, .. } = *open;
         // A step of the model works in place, as long as nobody else holds it.
         drop(task);
         self.cancel_missing(&tracker);
@@ -73,6 +73,12 @@ impl Coordinator {
             Some(line) if is_measured => RoundSummary { sites: pooled, ..line },
             _ => self.line_of(&tracker, now, aggregate.is_some(), pooled),
         };
+        let further = further.pooled(self.plan.spec.further_metrics(), self.weight_max());
+        if is_measured {
+            summary.further.sites = further;
+        } else if summary.train.is_some() {
+            summary.further.train = further;
+        }
         if let (true, Central::Done(metrics)) = (is_measured, central) {
             summary.central = metrics;
         }

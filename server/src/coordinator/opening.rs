@@ -6,6 +6,7 @@ use privacy::counted;
 use protocol::wire::Control;
 use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, Task, TaskId, Time, Work};
 
+use super::further::FurtherReports;
 use super::{
     Action, Central, ClientRecord, CohortTracker, Coordinator, Note, OpenStep, Phase, Protection, RunEnd,
     RunState, StepPlan, Workflow,
@@ -196,7 +197,9 @@ impl Coordinator {
         );
         let (verifier, expects) = (collector.verifier(), Arc::new(collector.expects()));
         let reports = Vec::new();
-        let open = OpenStep { tracker, task, collector, verifier, expects, reports, central, is_round };
+        let further = FurtherReports::default();
+        let open =
+            OpenStep { tracker, task, collector, verifier, expects, reports, further, central, is_round };
         self.phase = Phase::Open(Box::new(open));
         self.advance(now);
     }

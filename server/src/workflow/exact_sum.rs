@@ -115,7 +115,7 @@ impl Collector for ExactSum {
 
 impl Verifier for Summands {
     fn verify(&self, contribution: Contribution) -> Result<Verified, Refused> {
-        let Contribution { weight, vote, metrics, blocks } = contribution;
+        let Contribution { weight, vote, metrics, blocks, .. } = contribution;
         let values = <[Block; 1]>::try_from(blocks).ok().map(|[block]| block.values);
         match (self, values) {
             (Self::Updates { lattice, votes, .. }, Some(Values::I32(points))) => {

@@ -195,7 +195,7 @@ impl Site {
 
     fn line(&self, outcome: &Outcome) -> Line {
         let (kind, shape) = match outcome {
-            Outcome::Done(Contribution { weight, vote, metrics, blocks }) => {
+            Outcome::Done(Contribution { weight, vote, metrics, blocks, .. }) => {
                 let shown = |block: &Block| match &block.values {
                     Values::I64(words) => format!("{words:?}"),
                     values => format!("{}", values.len()),

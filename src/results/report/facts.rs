@@ -61,6 +61,11 @@ fn measured(report: &Report<'_>, measures: Measures) -> Vec<Fact> {
         }
         facts.push((format!("Loss on {whose} {kind} records{when}"), figure(metrics.loss)));
     }
+    let further = report.rounds.iter().rev().map(|round| &round.further.sites).find(|all| !all.is_empty());
+    let further = further.into_iter().flatten();
+    facts.extend(
+        further.map(|(name, value)| (format!("{name} on the sites' {kind} records"), figure(*value))),
+    );
     facts
 }
 

@@ -16,6 +16,7 @@ fn rounds() -> Vec<RoundSummary> {
         central: None,
         seconds: 1.5,
         epsilon: Some(0.25 * f64::from(round)),
+        further: Default::default(),
     };
     vec![round(1), round(2)]
 }

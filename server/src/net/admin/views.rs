@@ -180,6 +180,10 @@ pub(super) struct RoundView {
     seconds: Option<f64>,
     /// Of everything released from the run's population so far; null without noise.
     epsilon: Option<f64>,
+    /// Means of the further metrics of external learners in training, by the plan's names.
+    further_train: BTreeMap<String, f64>,
+    /// The same of the sites' evaluations.
+    further_sites: BTreeMap<String, f64>,
 }
 
 impl From<&RoundSummary> for RoundView {
@@ -195,6 +199,8 @@ impl From<&RoundSummary> for RoundView {
             central: line.central.map(MetricsView::from),
             seconds: asked.map(|_| line.seconds),
             epsilon: line.epsilon.filter(|epsilon| epsilon.is_finite()),
+            further_train: line.further.train.clone(),
+            further_sites: line.further.sites.clone(),
         }
     }
 }

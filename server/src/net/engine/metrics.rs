@@ -370,6 +370,7 @@ mod tests {
             central: None,
             seconds: 1.0,
             epsilon: None,
+            further: Default::default(),
         })
     }
 

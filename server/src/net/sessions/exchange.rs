@@ -418,7 +418,7 @@ async fn read_payload(
 
 /// The whole answer. A short form is read away from the threads that wait.
 async fn joined(header: AnswerHeader, payload: Payload, codec: UpdateCodec) -> Option<Answer> {
-    if matches!(header.body, AnswerBody::Compressed { .. }) {
+    if header.short_form().is_some() {
         return tokio::task::spawn_blocking(move || header.join(payload, codec)).await.ok().flatten();
     }
     header.join(payload, codec)

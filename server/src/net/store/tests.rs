@@ -49,6 +49,7 @@ pub(super) fn commit(round: u32, values: [f32; 3]) -> Commit {
         central: None,
         seconds: 1.5,
         epsilon: Some(0.1),
+        further: Default::default(),
     };
     let record = ClientRecord {
         connected: false,

@@ -106,6 +106,7 @@ fn notes(text: &str) -> Vec<Note> {
         central: None,
         seconds: f64::NAN,
         epsilon: Some(f64::INFINITY),
+        further: Default::default(),
     };
     let mut notes = every!(Note {
         Waiting { connected: 0, needed: 1 }
