@@ -13,6 +13,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use privacy::accounting::Figure;
 use privacy::noise::NoiseSource;
 use privacy::{Encoded, Lattice, Permit, Statistics, first_not_finite};
 use protocol::{
@@ -470,9 +471,20 @@ impl TaskExecution<'_> {
         if metrics.is_sound() {
             return Ok(());
         }
+        let advice = match &self.task.work {
+            // What a method measures grows with the values themselves.
+            Work::Method(_) | Work::Statistics { .. } => {
+                "bring the values near to 1, by standardise = \"federated\" or \"site\" beside the plan's columns (divide_by for arrays) or in another unit, \
+                 and look for values that no record can have"
+            }
+            Work::Train { .. } | Work::Evaluate { .. } => {
+                "lower the learning rate, standardise the data, or check it"
+            }
+        };
         let message = format!(
-            "the metrics of the {} are not finite or out of range (loss {}); lower the learning rate or check the data",
-            self.task.id, metrics.loss
+            "the metrics of the {} are not finite or out of range (loss {:.3}); {advice}",
+            self.task.id,
+            Figure(metrics.loss)
         );
         Err(TaskError::private(Decline::NotFinite, message))
     }
