@@ -148,8 +148,9 @@ impl Coordinator {
     /// Ends the run: what would have been its model may not be one.
     fn refuse_release(&mut self, task: TaskId, why: String) {
         self.give_up_round(task);
-        self.note(Note::Withheld { task, reason: why.clone() });
-        self.state.end = Some(RunEnd::Failed(why));
+        let end = format!("round {} released nothing: {why}", task.round);
+        self.note(Note::Withheld { task, reason: why });
+        self.state.end = Some(RunEnd::Failed(end));
     }
 
     /// Lets the run follow from what a step gave. Gives epsilon of everything so far, where something was released by a permit.
@@ -163,7 +164,7 @@ impl Coordinator {
         let concluded =
             self.with_answers(answers, |workflow, state| workflow.concluded(step, aggregate, state));
         let Conclusion { mut effect, is_round_over } = concluded;
-        self.apply(round, &mut effect)?;
+        self.apply(&mut effect)?;
         self.state.workflow = self.workflow.memory().into();
         self.state.releases += u32::from(matches!(effect, Effect::StepModel(_) | Effect::SetModel(_)));
         let epsilon = match &effect {
