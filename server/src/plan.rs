@@ -4,6 +4,7 @@
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
 mod aggregation;
+mod coarse;
 mod cohort;
 mod method;
 mod privacy;

@@ -182,6 +182,9 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     let lattice = spec
         .lattice_within(spec.update.norm_max, &layout.shared_lengths())
         .map_err(|error| error.to_string())?;
+    if let Some(warning) = plan.coarse_step(&layout.shared_lengths()) {
+        tracing::warn!("{warning}");
+    }
     let model_bytes = 4 * shared as u64;
     let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
     let gradient = gradient_path(spec, &Device::Cpu).map_err(|error| error.to_string())?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ::client::net::{DialError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
 use clap::Args;
-use learning::CsvSource;
+use learning::{CsvSource, Models};
 use privacy::counted;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use protocol::{ClientId, RunId};
@@ -66,7 +66,12 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     let path = args.file.display().to_string();
     let table = args.columns.as_ref().map(CsvSource::new);
     let plan_toml = read_plan_text(&args.file, table.as_ref())?;
-    plan_of(&plan_toml).or_fail(Kind::Configuration, &path)?;
+    let plan = plan_of(&plan_toml).or_fail(Kind::Configuration, &path)?;
+    if let Ok(layout) = Models::new().layout_of(&plan.spec)
+        && let Some(warning) = plan.coarse_step(&layout.shared_lengths())
+    {
+        tracing::warn!("{path}: {warning}");
+    }
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
         let given = args.operator.given();

@@ -28,6 +28,7 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
             with_task(*task, json!({ "answered": answered, "missing": missing, "quorum": quorum })),
         ),
         Note::Withheld { task, reason } => ("withheld", with_task(*task, json!({ "reason": reason }))),
+        Note::Warned { task, warning } => ("warned", with_task(*task, json!({ "warning": warning }))),
         Note::Round(summary) => (
             "round",
             json!({

@@ -165,6 +165,12 @@ impl Coordinator {
             self.with_answers(answers, |workflow, state| workflow.concluded(step, aggregate, state));
         let Conclusion { mut effect, is_round_over } = concluded;
         self.apply(&mut effect)?;
+        if let Effect::StepModel(update) = &effect
+            && update.values().all(|value| value == 0.0)
+        {
+            let warning = self.plan.unmoved(&self.tensors);
+            self.note(Note::Warned { task: tracker.task, warning });
+        }
         self.state.workflow = self.workflow.memory().into();
         self.state.releases += u32::from(matches!(effect, Effect::StepModel(_) | Effect::SetModel(_)));
         let epsilon = match &effect {

@@ -377,6 +377,13 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// Something that goes on and is not as it should be: a lattice that is too coarse for updates, a round that has moved nothing.
+    Warned {
+        /// The task.
+        task: TaskId,
+        /// What it is, and what to change.
+        warning: String,
+    },
     /// A round is over and on disk, its evaluation with it.
     Round(RoundSummary),
     /// The run has ended.

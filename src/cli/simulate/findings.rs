@@ -39,6 +39,13 @@ pub(super) struct Findings {
     loss_least: Option<f64>,
     loss_last: Option<(u32, f64)>,
     notes: Vec<String>,
+    warned: Vec<Warned>,
+}
+
+/// A warning of the server's, and the rounds in which it came.
+struct Warned {
+    words: String,
+    rounds: BTreeSet<u32>,
 }
 
 /// A sentence for the end of a simulation.
@@ -109,6 +116,7 @@ impl Findings {
             loss_least: None,
             loss_last: None,
             notes: Vec::new(),
+            warned: Vec::new(),
         }
     }
 
@@ -162,11 +170,27 @@ impl Findings {
                 self.add(Kind::Covered, client, Some(*task), error.reason.name(), words)
             }
             Note::Withheld { task, reason } => Some(format!("{task} releases nothing: {reason}")),
+            Note::Warned { task, warning } => self.warned(*task, warning),
             Note::Round(round) => {
                 self.look_at_loss(round);
                 None
             }
             _ => None,
+        }
+    }
+
+    /// Counts a warning of the server's. Gives a line for the user where it is new.
+    fn warned(&mut self, task: TaskId, warning: &str) -> Option<String> {
+        match self.warned.iter_mut().find(|known| known.words == warning) {
+            Some(known) => {
+                known.rounds.insert(task.round.0);
+                None
+            }
+            None => {
+                let rounds = BTreeSet::from([task.round.0]);
+                self.warned.push(Warned { words: warning.to_owned(), rounds });
+                Some(format!("round {}: {warning}", task.round))
+            }
         }
     }
 
@@ -237,6 +261,14 @@ impl Findings {
     /// What is to be said at the end.
     pub(super) fn remarks(&self) -> Vec<Remark> {
         let mut remarks: Vec<Remark> = self.notes.iter().cloned().map(Remark::new).collect();
+        remarks.extend(self.warned.iter().map(|Warned { words, rounds }| {
+            let count = match (rounds.len(), rounds.first()) {
+                (1, Some(round)) => format!("round {round}"),
+                (many, _) => counted(many, "round"),
+            };
+            let said = format!("{count}: {words}");
+            Remark { whole: said, count: Some(format!("{count}: warned as reported above")), reason: None }
+        }));
         remarks.extend(self.entries.iter().map(|entry| {
             let mut names: Vec<&str> = entry.clients.iter().take(NAMES_MAX).map(ClientId::as_str).collect();
             if entry.clients.len() > NAMES_MAX {

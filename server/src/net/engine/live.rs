@@ -138,6 +138,7 @@ pub(super) fn log(run: RunId, note: &Note) {
         Note::Withheld { task, reason } => {
             tracing::error!(target: "events", "{task} releases nothing: {reason}")
         }
+        Note::Warned { task, warning } => tracing::warn!(target: "events", "{task}: {warning}"),
         Note::Round(summary) => tracing::info!(target: "events",
             "round {} of run {run} is stored; the model {}",
             summary.round,

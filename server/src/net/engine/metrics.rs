@@ -230,7 +230,7 @@ impl Metrics {
             family.get_or_create(&[(name, value)]).inc();
         };
         match note {
-            Note::Waiting { .. } => {}
+            Note::Waiting { .. } | Note::Warned { .. } => {}
             Note::Opened { task, .. } => match task.step {
                 StepId::EVALUATE => self.enter(run, now, Some("evaluating")),
                 _ => self.enter(run, now, Some("collecting")),

@@ -387,7 +387,7 @@ impl AuditLog {
     pub(crate) fn note(&mut self, now: Time, run: RunId, note: &Note) -> Result<(), AuditError> {
         let named = |task: &TaskId| format!("{} {}", task.step_title(), task.round);
         let event = match note {
-            Note::Waiting { .. } => return Ok(()),
+            Note::Waiting { .. } | Note::Warned { .. } => return Ok(()),
             Note::Opened { task, cohort } => Event::Opened { task: named(task), cohort: *cohort },
             Note::Accepted { client, task, .. } => {
                 Event::Accepted { client: client.as_str(), task: named(task) }
