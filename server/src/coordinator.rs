@@ -402,7 +402,7 @@ impl Coordinator {
         open.reports.extend(metrics.map(|metrics| (client.clone(), task, metrics)));
         self.count(client, Some(task), |record| match task.step {
             StepId::STATISTICS => {}
-            StepId::EVALUATE => record.test = metrics,
+            StepId::EVALUATE => record.test = metrics.and_then(Metrics::on_records),
             _ => record.accepted += 1,
         });
         self.settle(client, ParticipantStatus::Answered);
@@ -460,7 +460,7 @@ impl Coordinator {
             && open.task.id.round == round
             && open.central == Central::Awaited
         {
-            open.central = Central::Done(metrics);
+            open.central = Central::Done(metrics.and_then(Metrics::on_records));
         }
     }
 

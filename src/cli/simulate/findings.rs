@@ -11,7 +11,7 @@ use protocol::wire::RoundSummary;
 use protocol::{ClientId, ModelSpec, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};
 use server::Note;
-use simulations::{Observation, Population, Workforce as _};
+use simulations::{Observation, Population};
 
 /// Reasons that are told apart; what comes beyond them is counted only.
 const REASONS_MAX: usize = 20;
@@ -126,9 +126,10 @@ impl Findings {
         if !self.trains {
             return;
         }
-        if !population.has_tests() && population.central_parts() == 0 && population.central().is_none() {
+        if !population.is_tested() {
             self.notes.push(
-                "no client has test records, so no model is evaluated on records that it was not trained on; give `split_column` or `test` in the data"
+                "there are no test records, so no model is evaluated on records that it was not trained on; give `split_column` or `test` in the data, \
+                 or `test_rows` of synthetic records"
                     .to_owned(),
             );
         }
