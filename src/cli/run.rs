@@ -14,6 +14,7 @@ use privacy::counted;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use protocol::{ClientId, RunId};
 use serde_json::{Value, json};
+use server::Worsened;
 
 use super::columns::read_plan_text;
 use super::failure::{Blame, Failure, Kind, OrBlame, OrFail};
@@ -389,6 +390,13 @@ pub(super) async fn connect_to(servers: &[String], folder: &ServerFolder) -> Res
     }
 }
 
+/// What there is to warn of in a run that is over. A method's sites measure what may grow for its own reasons, and evaluate nothing.
+fn warning(run: &RunSummary) -> Option<String> {
+    let is_measured = run.history.iter().any(|round| round.sites.or(round.central).is_some());
+    let worsened = Worsened::of(&run.history).filter(|_| run.state.is_over() && is_measured);
+    worsened.map(|worsened| worsened.to_string())
+}
+
 /// A run for a person.
 fn describe(run: &RunSummary) -> String {
     let mut text = format!(
@@ -402,6 +410,9 @@ fn describe(run: &RunSummary) -> String {
         if run.is_seeded { "  (a seeded run, which may not claim privacy)" } else { "" },
         if run.model_sha256.is_empty() { "none yet" } else { &run.model_sha256 },
     );
+    if let Some(warning) = warning(run) {
+        text.push_str(&format!("\nwarning: {warning}"));
+    }
     let mut rows = vec![
         ["client", "connected", "accepted", "refused", "declined", "test accuracy"]
             .map(str::to_owned)
@@ -434,6 +445,9 @@ fn describe(run: &RunSummary) -> String {
 pub(super) fn summary_json(run: &RunSummary) -> Value {
     let mut object = serde_json::to_value(run).unwrap_or_default();
     object["run"] = run.run.to_string().into();
+    if let Some(warning) = warning(run) {
+        object["warning"] = warning.into();
+    }
     object
 }
 

@@ -21,7 +21,7 @@ use protocol::{Layout, Metrics, ModelSpec, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
-use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, RunProgress, read_toml};
+use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, RunProgress, Worsened, read_toml};
 use simulations::audit::AuditReport;
 use simulations::{Outcome, Population, Scenario, Simulator, Workforce};
 
@@ -410,8 +410,11 @@ impl Ended<'_> {
             remark.reason.as_ref().is_some_and(|reason| !reason.is_empty() && end.contains(reason.as_str()))
         };
         let attacked = self.attack.map(|attack| Remark::new(attack.sentence(self.people.clients)));
+        let trains = !matches!(self.spec.model, ModelSpec::Values { .. });
+        let worsened = Worsened::of(&self.outcome.rounds).filter(|_| trains && !self.findings.has_run_away());
         attacked
             .into_iter()
+            .chain(worsened.map(|worsened| Remark::new(worsened.to_string())))
             .chain(self.findings.remarks().into_iter().filter(|remark| !is_told(remark)))
             .collect()
     }

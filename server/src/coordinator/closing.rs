@@ -227,6 +227,25 @@ impl Coordinator {
         self.plan.cohort.failures_max.min(self.plan.rounds.max(FAILURES_USUAL))
     }
 
+    /// How a run ends of which no round is left. It has failed where its last rounds have: its model is not the one that the plan asks for.
+    fn end_of_rounds(&self, last: &RoundSummary) -> RunEnd {
+        let (releases, rounds) = (self.state.releases, self.plan.rounds);
+        match (releases, self.state.failures) {
+            (0, _) if rounds == 1 => self.failed("the only round released nothing"),
+            (0, _) => self.failed(&format!("none of the {rounds} rounds released anything")),
+            (_, failures) if !last.released && failures > 0 => {
+                let which = match failures {
+                    1 => "the last round".to_owned(),
+                    _ => format!("the last {failures} rounds"),
+                };
+                let what =
+                    format!("{which} of {rounds} released nothing, so the model is that of an earlier round");
+                self.failed(&what)
+            }
+            _ => RunEnd::Finished,
+        }
+    }
+
     pub(super) fn commit(&mut self, summary: RoundSummary, reports: Vec<(ClientId, TaskId, Metrics)>) {
         if self.state.end.is_some() {
             // Decided already: the budget is exhausted, or the operator has stopped the run.
@@ -238,13 +257,7 @@ impl Coordinator {
             };
             self.state.end = Some(self.failed(&what));
         } else if self.with_state(|workflow, state| workflow.is_finished(state)) {
-            self.state.end = Some(match self.state.releases {
-                0 => self.failed(&match self.plan.rounds {
-                    1 => "the only round released nothing".to_owned(),
-                    rounds => format!("none of the {rounds} rounds released anything"),
-                }),
-                _ => RunEnd::Finished,
-            });
+            self.state.end = Some(self.end_of_rounds(&summary));
         }
         self.state.summary = Some(summary.clone());
         let changed = std::mem::take(&mut self.changed);

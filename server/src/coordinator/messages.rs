@@ -139,9 +139,9 @@ pub enum Action {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunEnd {
-    /// All rounds are done.
+    /// All rounds are done, and the last of them has made the model.
     Finished,
-    /// It cannot go on, for this reason.
+    /// It cannot go on, or nothing came of its last rounds, for this reason.
     Failed(String),
     /// The privacy budget cannot pay for the next round; this says how far it reached. The last release stands.
     BudgetExhausted(String),

@@ -249,6 +249,13 @@ impl Findings {
         Some(format!("{outside}{}: {reason}: {words}{hint}", kind.told(client, &place)))
     }
 
+    /// Whether the last loss makes no sense beside the least one.
+    pub(super) fn has_run_away(&self) -> bool {
+        let (Some((_, loss)), Some(least)) = (self.loss_last, self.loss_least) else { return false };
+        let ran_away = loss > GROWTH_MAX * least.abs().max(f64::MIN_POSITIVE) && least > 0.0;
+        ran_away || (self.classifies && loss > CROSS_ENTROPY_MAX)
+    }
+
     /// How many tasks were declined.
     pub(super) fn declined(&self) -> u64 {
         self.entries.iter().filter(|entry| entry.kind == Kind::Declined).map(|entry| entry.answers).sum()
@@ -289,8 +296,7 @@ impl Findings {
             remarks.push(Remark::new(others));
         }
         if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {
-            let ran_away = loss > GROWTH_MAX * least.abs().max(f64::MIN_POSITIVE) && least > 0.0;
-            if ran_away || (self.classifies && loss > CROSS_ENTROPY_MAX) {
+            if self.has_run_away() {
                 let why = if self.is_private {
                     "the training has run away, or the noise outweighs what it learns; lower the learning rate, or ask \
                      `consortia privacy explain` how large the noise is beside an update"

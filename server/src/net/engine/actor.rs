@@ -440,6 +440,9 @@ impl RunActor {
                 Action::Note(note) => self.note(note).await?,
                 Action::Ended(end) => {
                     live::log_end(self.run, &self.plan.name, &end);
+                    if let Some(worsened) = self.live.worsened().filter(|_| self.plan.method.is_none()) {
+                        tracing::warn!(target: "events", "run {}: {worsened}", self.run);
+                    }
                     self.live.end(&end);
                     self.live.publish(self.shared.clock.now(), &coordinator, &self.shared.live);
                     return Ok(Settled::Ended);

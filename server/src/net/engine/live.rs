@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::LiveRuns;
 use crate::net::store::{HISTORY_MAX, rows::client_summary};
-use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd, RunProgress};
+use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd, RunProgress, Worsened};
 
 /// The shortest time between two summaries, unless something is stored.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -78,6 +78,11 @@ impl Live {
         let RunSummary { rounds_done, rounds, .. } = self.summary;
         let progress = RunProgress { rounds_done, rounds, releases: self.releases };
         (self.summary.state, self.summary.message) = (end.state(), end.message(progress));
+    }
+
+    /// Whether its rounds have made the model worse.
+    pub(super) fn worsened(&self) -> Option<Worsened> {
+        Worsened::of(&self.summary.history)
     }
 
     /// Publishes when something has changed and the last time was long enough ago.
