@@ -136,6 +136,8 @@ pub struct Coordinator {
     sha256: Option<String>,
     /// The step that was opened last, from which the attempts at it are counted.
     opened_last: Option<TaskId>,
+    /// The last task of each client whose answer its round did not need in the end.
+    surplus: BTreeMap<ClientId, TaskId>,
 }
 
 /// What the coordinator is doing.
@@ -252,6 +254,7 @@ impl Coordinator {
             rounded: None,
             sha256: None,
             opened_last: None,
+            surplus: BTreeMap::new(),
             plan,
         })
     }
@@ -413,6 +416,12 @@ impl Coordinator {
     /// connection lived it has one more attempt; everything else was its answer.
     fn refuse(&mut self, now: Time, client: ClientId, task: Option<TaskId>, refused: Refused) {
         let Refused { reason, detail } = refused;
+        if self.takes_as_surplus(&client, task, reason) {
+            // Its round has told how many there are.
+            let receipt =
+                task.map(|task| Action::Receipt { client, task, receipt: Receipt::Refused(reason) });
+            return self.actions.extend(receipt);
+        }
         self.count(&client, task, |record| *record.refused.entry(reason).or_default() += 1);
         let is_complete = task.is_some() && task == self.task_of(&client);
         if is_complete && self.explains(task) {

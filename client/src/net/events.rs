@@ -104,7 +104,8 @@ pub(super) fn meaning(refusal: Rejection) -> &'static str {
     match refusal {
         Rejection::Unsolicited => "the server did not ask this site; nothing to do",
         Rejection::Stale => {
-            "the round was over before the answer arrived; a faster machine or a later deadline helps"
+            "the round ended without this answer: enough others had come, or its deadline was over; if it is so in every round, a faster machine or a \
+             later deadline helps"
         }
         Rejection::Duplicate => "the server already has this site's answer; nothing to do",
         Rejection::Malformed | Rejection::WrongKind | Rejection::WrongShape | Rejection::OutOfRange => {
@@ -159,7 +160,7 @@ impl std::fmt::Display for AgentEvent {
             }
             Self::Accepted { task } => write!(f, "the server has noted the answer to the {task}"),
             Self::Refused { task, refusal, meaning } => {
-                write!(f, "the server refused the {task} ({}): {meaning}", refusal.name())
+                write!(f, "the server did not take the answer to the {task} ({}): {meaning}", refusal.name())
             }
             Self::Abandoned { task: Some(task), error } => write!(f, "gave up the {task}: {error}"),
             Self::Abandoned { task: None, error } => write!(f, "gave up a task: {error}"),

@@ -103,7 +103,7 @@ fn an_update_over_quic_has_the_bits_of_the_same_task_done_at_home() {
             AgentEvent::Refused { refusal: Rejection::Stale, meaning, .. } => Some(*meaning),
             _ => None,
         };
-        assert!(agent.until(refused).await.contains("round was over"));
+        assert!(agent.until(refused).await.contains("the round ended without this answer"));
         agent.stop().await;
         let closed = connection.closed().await;
         let left = matches!(&closed, ConnectionError::ApplicationClosed(close)

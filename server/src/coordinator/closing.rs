@@ -2,7 +2,7 @@
 
 use privacy::{Released, Sum, counted};
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
+use protocol::{ClientId, Metrics, Rejection, TaskId, Time, Weighting};
 
 use super::protection::Protection;
 use super::tracker::ParticipantStatus;
@@ -293,13 +293,34 @@ impl Coordinator {
     }
 
     fn cancel_missing(&mut self, tracker: &CohortTracker) {
+        let mut surplus = 0;
         for client in tracker.owing() {
-            self.actions.push_back(Action::Cancel { client: client.clone(), task: tracker.task_of(client) });
+            let task = tracker.task_of(client);
+            self.actions.push_back(Action::Cancel { client: client.clone(), task });
+            if tracker.has_target() {
+                surplus += 1;
+                self.surplus.insert(client.clone(), task);
+            }
         }
         let (task, answered, missing) = (tracker.task, tracker.answered(), tracker.missing());
         if tracker.asked() > 0 {
             let quorum = tracker.has_quorum();
-            self.note(Note::Closed { task, answered, missing, quorum });
+            self.note(Note::Closed { task, answered, missing, surplus, quorum });
         }
+    }
+
+    /// Whether `client` was asked for what its round did not need in the end: what still comes of it is no fault of anybody's.
+    pub(super) fn takes_as_surplus(
+        &mut self,
+        client: &ClientId,
+        task: Option<TaskId>,
+        reason: Rejection,
+    ) -> bool {
+        let is_late = matches!(reason, Rejection::Stale | Rejection::Truncated | Rejection::TooSlow);
+        let is_surplus = is_late && task.is_some() && self.surplus.get(client).copied() == task;
+        if is_surplus {
+            self.surplus.remove(client);
+        }
+        is_surplus
     }
 }

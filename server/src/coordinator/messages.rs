@@ -367,6 +367,8 @@ pub enum Note {
         answered: usize,
         /// Clients that were asked and have not answered.
         missing: usize,
+        /// How many of those are not needed, since as many as the round needs have answered.
+        surplus: usize,
         /// Whether there were enough.
         quorum: bool,
     },

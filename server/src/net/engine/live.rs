@@ -136,9 +136,14 @@ pub(super) fn log(run: RunId, note: &Note) {
             let detail: String = detail.chars().filter(|c| !c.is_control()).collect();
             tracing::warn!(target: "events", "{client} declines {task}: {} ({detail})", reason.name());
         }
-        Note::Closed { task, answered, missing, quorum } => {
+        Note::Closed { task, answered, missing, surplus, quorum } => {
             let word = if *quorum { "enough" } else { "too few" };
-            tracing::info!(target: "events", "{task} is over: {}, {word}; {missing} missing", counted(*answered, "answer"));
+            // Asked beyond what the round needs: nobody waits for them, and what still comes of them is told here alone.
+            let beyond = match surplus {
+                0 => String::new(),
+                more => format!("; {} not needed any more", counted(*more, "client")),
+            };
+            tracing::info!(target: "events", "{task} is over: {}, {word}; {} missing{beyond}", counted(*answered, "answer"), missing - surplus);
         }
         Note::Withheld { task, reason } => {
             tracing::error!(target: "events", "{task} releases nothing: {reason}")

@@ -395,7 +395,8 @@ mod tests {
         let (metrics, run) = (Metrics::new(), RunId(1));
         let at = Time::from_micros;
         metrics.note(at(0), run, &Note::Opened { task: task(StepId::TRAIN), cohort: 3 });
-        let closed = Note::Closed { task: task(StepId::TRAIN), answered: 3, missing: 0, quorum: true };
+        let closed =
+            Note::Closed { task: task(StepId::TRAIN), answered: 3, missing: 0, surplus: 0, quorum: true };
         metrics.note(at(2_400_000), run, &closed);
         metrics.committed(at(2_500_000), run, 2.0);
         metrics.note(at(2_500_000), run, &Note::Opened { task: task(StepId::EVALUATE), cohort: 3 });

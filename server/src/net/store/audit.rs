@@ -398,7 +398,7 @@ impl AuditLog {
             Note::Declined { client, task, reason, .. } => {
                 Event::Declined { client: client.as_str(), task: named(task), reason: *reason }
             }
-            Note::Closed { task, answered, missing, quorum } => {
+            Note::Closed { task, answered, missing, quorum, .. } => {
                 let (answered, missing, quorum) = (*answered, *missing, *quorum);
                 Event::Closed { task: named(task), answered, missing, quorum }
             }

@@ -113,7 +113,7 @@ fn notes(text: &str) -> Vec<Note> {
         Accepted { client: client(), task: task(), metrics: None }
         Refused { client: client(), task: Some(task()), reason: Rejection::Malformed, detail: text() }
         Declined { client: client(), task: task(), reason: Decline::Failed, detail: text() }
-        Closed { task: task(), answered: 0, missing: 3, quorum: false }
+        Closed { task: task(), answered: 0, missing: 3, surplus: 0, quorum: false }
         Withheld { task: task(), reason: text() }
         Warned { task: task(), warning: text() }
         Round { 0: summary }
