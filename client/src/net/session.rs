@@ -34,6 +34,9 @@ const RECEIPT_MAX: Duration = Duration::from_secs(120);
 /// The code with which a stream is given up.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
+/// How long after a stream its connection may end, so that the end of both is one.
+const LEAVING: Duration = Duration::from_millis(250);
+
 /// Takes what a participant keeps to wherever the shell wants it.
 pub(super) type StateSink = Arc<dyn Fn(&LocalState) + Send + Sync>;
 
@@ -89,6 +92,8 @@ struct TaskStream {
     recv: RecvStream,
     /// Whether the server reads [`Resent`].
     is_capable: bool,
+    /// What carries both.
+    connection: Connection,
 }
 
 /// An answer that is about to leave.
@@ -112,6 +117,8 @@ enum Abandoned {
     Frame(FrameError),
     #[error("the server no longer wants it")]
     Unwanted,
+    #[error("the connection to the server has ended ({0}); the server asks again when both are connected")]
+    Lost(ConnectionError),
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,
     #[error("nothing leaves that is not written down: {0}")]
@@ -122,7 +129,23 @@ impl From<FrameError> for Abandoned {
     fn from(error: FrameError) -> Self {
         match error {
             FrameError::Read(ReadError::Reset(_)) => Self::Unwanted,
+            FrameError::Read(ReadError::ConnectionLost(why))
+            | FrameError::Write(WriteError::ConnectionLost(why)) => Self::Lost(why),
             other => Self::Frame(other),
+        }
+    }
+}
+
+impl Abandoned {
+    /// The same of a task on this connection. A server that ends gives its streams up just before its connections: the end of the
+    /// connection says that it still wants what it has asked for.
+    async fn on(self, connection: &Connection) -> Self {
+        match self {
+            Self::Unwanted => match tokio::time::timeout(LEAVING, connection.closed()).await {
+                Ok(why) => Self::Lost(why),
+                Err(_) => Self::Unwanted,
+            },
+            other => other,
         }
     }
 }
@@ -165,7 +188,8 @@ impl TaskRunner {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
                         let (runner, newest) = (self.clone(), newest.clone());
-                        tasks.spawn(runner.attend(TaskStream { send, recv, is_capable }, newest));
+                        let stream = TaskStream { send, recv, is_capable, connection: connection.clone() };
+                        tasks.spawn(runner.attend(stream, newest));
                     }
                     Err(error) => return Some(error),
                 },
@@ -183,7 +207,9 @@ impl TaskRunner {
         if let Err(error) = self.exchange(&mut stream, &stop, &newest, &mut id).await {
             let _ = stream.send.reset(GIVEN_UP);
             let _ = stream.recv.stop(GIVEN_UP);
-            self.report(AgentEvent::Abandoned { task: id, error: error.to_string() });
+            stop.stop();
+            let error = error.on(&stream.connection).await.to_string();
+            self.report(AgentEvent::Abandoned { task: id, error });
         }
         if self.unwritten().is_some() {
             self.broken.cancel();
@@ -235,7 +261,10 @@ impl TaskRunner {
             self.report_declined(task, &error);
             Ready::fresh(answer(task, Err(error)), UpdateCodec::Exact)
         });
-        let delivered = self.deliver(task, ready, stream).await;
+        let delivered = match self.deliver(task, ready, stream).await {
+            Err(error) => Err(error.on(&stream.connection).await),
+            delivered => delivered,
+        };
         match &delivered {
             // Whoever did not hear all of it may ask once more; so may a server whose line was lost.
             Ok(Receipt::Refused(Rejection::Truncated)) => {}
