@@ -45,6 +45,11 @@ pub enum AgentEvent {
         /// Why it cannot be sent.
         why: String,
     },
+    /// A training was charged to the site's privacy budget before, and has been charged once more: there was no answer of it to send again.
+    ChargedAgain {
+        /// The task.
+        task: TaskId,
+    },
     /// The task is done and its answer leaves.
     Answering {
         /// The task.
@@ -149,6 +154,13 @@ impl std::fmt::Display for AgentEvent {
                 write!(
                     f,
                     "the answer that was kept for the {task} is thrown away ({why}); the task is done anew, and charged again"
+                )
+            }
+            Self::ChargedAgain { task } => {
+                write!(
+                    f,
+                    "the {task} was charged before and is charged again: the first time ended without an answer that could be sent again, as when \
+                     a connection or a program ends during the work"
                 )
             }
             Self::Answering { task } => write!(f, "answering the {task}"),

@@ -160,6 +160,7 @@ impl TaskRunner {
             | AgentEvent::Refused { .. }
             | AgentEvent::Abandoned { .. }
             | AgentEvent::Discarded { .. }
+            | AgentEvent::ChargedAgain { .. }
             | AgentEvent::Quarantined { .. } => tracing::warn!(target: "events", "{event}"),
             AgentEvent::Connected { .. }
             | AgentEvent::Started { .. }
@@ -453,6 +454,9 @@ impl TaskRunner {
             return Ok(Ready { answer, is_resent: true });
         }
         let outcome = participant.attempt(task, Seed::from_entropy(bytes), stop);
+        if participant.was_charged_again() {
+            self.report(AgentEvent::ChargedAgain { task: task.id });
+        }
         if let Some(complaint) = participant.take_complaint() {
             self.report(AgentEvent::Complained { task: task.id, message: complaint.message });
         }

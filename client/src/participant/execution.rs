@@ -51,6 +51,8 @@ pub(super) struct TaskExecution<'a> {
     pub(super) prepared: bool,
     /// What went wrong and was answered all the same.
     pub(super) complaint: Option<TaskError>,
+    /// Whether the task was charged before, and is charged again.
+    pub(super) is_charged_again: bool,
 }
 
 /// What came of a task.
@@ -60,6 +62,8 @@ pub(super) struct Attempt {
     pub(super) complaint: Option<TaskError>,
     /// Whether the learner is ready for another task of the same spec.
     pub(super) prepared: bool,
+    /// Whether the task was charged before, and is charged again.
+    pub(super) is_charged_again: bool,
 }
 
 /// What is known before a record is read.
@@ -79,7 +83,8 @@ impl TaskExecution<'_> {
         let outcome = self.work(entropy);
         // After an error the learner is prepared anew: its state may be what went wrong.
         let prepared = self.prepared && outcome.is_ok() && self.complaint.is_none();
-        Attempt { outcome, complaint: self.complaint, prepared }
+        let Self { complaint, is_charged_again, .. } = self;
+        Attempt { outcome, complaint, prepared, is_charged_again }
     }
 
     fn work(&mut self, entropy: Seed) -> Result<Outcome, TaskError> {
@@ -101,6 +106,7 @@ impl TaskExecution<'_> {
             guard.give_back(self.task, leave)?;
             return Err(TaskError::stopped());
         }
+        self.is_charged_again = leave.is_charged_again();
         let permit = leave.take_permit();
         let outcome = self.perform(entropy, ready, permit);
         match self.guard.as_mut() {
