@@ -80,7 +80,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let stop = Stop::default();
     stop_at_signal(&stop);
     let Begun { saved, mut scenario, text } = Begun::of(args)?;
-    args.audit.map_or(Ok(()), |_| audit::refuse_method(&scenario.plan, &file(args)))?;
+    args.audit.map_or(Ok(()), |audit| audit::refuse(audit, &scenario.plan, &file(args)))?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let population =
