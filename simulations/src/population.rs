@@ -347,7 +347,7 @@ fn central_data(
         DataSpec::Table(_) => all(Arc::clone(train)),
         DataSpec::Tensor(_) => View { dataset: Arc::clone(train), rows: Arc::new([]) },
     };
-    test.filter(|test| wanted && test.len() > 0).map(|test| SiteData { train, test: Some(all(test)) })
+    test.filter(|test| wanted && !test.is_empty()).map(|test| SiteData { train, test: Some(all(test)) })
 }
 
 /// Moves every site's training records next to each other, where all sites share one data set and no record belongs to two:

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::connection::explain;
 use super::events::{AgentEvent, meaning};
 use super::frames::{FrameError, Opening, read_frame, read_opening, write_frame};
 use super::greeting::is_capable;
@@ -117,7 +118,7 @@ enum Abandoned {
     Frame(FrameError),
     #[error("the server no longer wants it")]
     Unwanted,
-    #[error("the connection to the server has ended ({0}); the server asks again when both are connected")]
+    #[error("the connection has ended ({}); the server asks again when both are connected", explain(.0))]
     Lost(ConnectionError),
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,

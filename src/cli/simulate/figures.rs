@@ -64,7 +64,7 @@ impl Losses {
     pub(super) fn of(spec: &Spec, rounds: &[RoundSummary], test: Option<Metrics>) -> Self {
         let trained = rounds.iter().rev().find_map(|round| round.train).map(|metrics| metrics.loss);
         let is_method = matches!(spec.model, ModelSpec::Values { .. });
-        let test = test.map(|metrics| metrics.loss).or(trained.filter(|_| is_method));
+        let test = test.map(|metrics| metrics.loss).or_else(|| trained.filter(|_| is_method));
         let shown = match (test, trained) {
             (None, Some(trained)) => format!("training loss  {:.4}", Figure(trained)),
             (None, None) => "loss           -".to_owned(),

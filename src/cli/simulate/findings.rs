@@ -295,19 +295,19 @@ impl Findings {
             let others = format!("{others} did not count, for other reasons: see events.jsonl");
             remarks.push(Remark::new(others));
         }
-        if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {
-            if self.has_run_away() {
-                let why = if self.is_private {
-                    "the training has run away, or the noise outweighs what it learns; lower the learning rate, or ask \
-                     `consortia privacy explain` how large the noise is beside an update"
-                } else {
-                    "the training has run away; lower the learning rate, standardise the features, or look at their scale"
-                };
-                let (loss, least) = (figure(loss), figure(least));
-                remarks.push(Remark::new(format!(
-                    "the loss of round {round} is {loss}, the least of all rounds {least}: {why}"
-                )));
-            }
+        if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least)
+            && self.has_run_away()
+        {
+            let why = if self.is_private {
+                "the training has run away, or the noise outweighs what it learns; lower the learning rate, or ask \
+                 `consortia privacy explain` how large the noise is beside an update"
+            } else {
+                "the training has run away; lower the learning rate, standardise the features, or look at their scale"
+            };
+            let (loss, least) = (figure(loss), figure(least));
+            remarks.push(Remark::new(format!(
+                "the loss of round {round} is {loss}, the least of all rounds {least}: {why}"
+            )));
         }
         remarks
     }

@@ -54,7 +54,7 @@ pub(super) fn apply(text: &str, settings: &[Setting], file: &Path, base: &Path) 
             for place in 0..settings.len() {
                 let others = [&settings[..place], &settings[place + 1..]].concat();
                 // Without it the text may be none of a plan, which says nothing against this setting.
-                let is_other = with(&others).map_or(false, |text| fault(&text).as_ref() != Some(&message));
+                let is_other = with(&others).is_ok_and(|text| fault(&text).as_ref() != Some(&message));
                 needed.extend(is_other.then_some(&settings[place]));
             }
             if needed.is_empty() { settings.iter().collect() } else { needed }
