@@ -140,6 +140,161 @@ fn a_wrong_file_is_named_with_line_column_and_value() {
     assert_eq!(failure(&["simulate", HEART, "--set", "rounds=0"]).0, 2);
 }
 
+const GROUPS: &str = "name = \"groups\"\nrounds = 2\n[data.table]\nlabel = \"y\"\ntarget = \"real\"\n\
+    features = [\"a\"]\nstandardise = \"federated\"\n[method.kmeans]\nclusters = 2\n";
+const TRAINING: &str = "name = \"t\"\nrounds = 2\nmodel = \"logistic\"\n[data.tensor]\nshape = [4]\ntarget = { classes = 2 }\n\
+    [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.1 } }\n";
+
+/// Checks each of these plans: where it is faulty, and what is said of it.
+fn assert_faults(cases: Vec<(String, &str, &str)>) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plan.toml");
+    for (plan, place, told) in cases {
+        std::fs::write(&file, &plan).unwrap();
+        let (code, said) = failure(&["check", text(&file)]);
+        assert!(code == 2 && said.contains(place) && said.contains(told), "{told}: {said}");
+        for of_rust in ["usize", "u32", "f64", "struct", "invalid type", "variant", "step-16"] {
+            assert!(!said.contains(of_rust), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_fault_in_a_method_s_settings_names_its_line_and_key_like_any_other() {
+    assert_faults(vec![
+        // A method's settings, like any other's.
+        (
+            GROUPS.to_owned() + "tolerance = \"x\"\n",
+            "line 10, column 13",
+            "method.kmeans.tolerance: the text \"x\" is given where a number",
+        ),
+        (
+            GROUPS.to_owned() + "tolerence = 1.0\n",
+            "line 10, column 13",
+            "method.kmeans.tolerence: unknown field",
+        ),
+        (
+            GROUPS.replace("clusters = 2", "clusters = -2"),
+            "line 9, column 12",
+            "method.kmeans.clusters: `-2` is given where a whole number of at least 0",
+        ),
+        (
+            GROUPS.replace("clusters = 2", "clusters = 1"),
+            "line 9, column 12",
+            "method.kmeans.clusters: 1 is not from 2",
+        ),
+        (
+            GROUPS.to_owned() + "[training]\n",
+            "line 10, column 2",
+            "training: the method `kmeans` trains no model",
+        ),
+        (
+            GROUPS.to_owned() + "[training]\nbatch_size = \"x\"\n",
+            "line 10, column 2",
+            "training: the method `kmeans` trains no model",
+        ),
+        (
+            GROUPS.to_owned() + "[strategy]\nfedsgd = 3\n",
+            "line 11, column 10",
+            "strategy.fedsgd: the method `kmeans` trains no model",
+        ),
+    ]);
+}
+
+#[test]
+fn a_fault_of_a_plan_is_told_in_plain_words_and_the_first_one_first() {
+    assert_faults(vec![
+        // A rule that there is not, before what does not go with it.
+        (
+            TRAINING.to_owned()
+                + "[update]\nweights = \"examples\"\n[aggregation]\nrule = \"crum\"\ncorrupted = 1\n",
+            "line 13, column 8",
+            "this program knows no rule `crum`",
+        ),
+        (
+            TRAINING.to_owned()
+                + "[update]\nweights = \"examples\"\n[aggregation]\nrule = \"krum\"\ncorrupted = 1\n",
+            "line 11, column 11",
+            "update.weights: krum counts every client alike",
+        ),
+        // No type of the program's own language.
+        (
+            TRAINING.replace("rounds = 2", "rounds = -2"),
+            "line 2, column 10",
+            "rounds: `-2` is given where a whole number from 0 to 4294967295 is expected",
+        ),
+        (
+            TRAINING.replace("learning_rate = 0.1", "learning_rate = -1"),
+            "line 9, column 39",
+            "training.optimizer.sgd.learning_rate: -1 is not a positive number",
+        ),
+        (
+            TRAINING.replace("sgd = { learning_rate = 0.1 }", "sgd = 1"),
+            "line 9, column 21",
+            "a table { ... } with its settings is expected",
+        ),
+        (TRAINING.replace("\"logistic\"", "3"), "line 3, column 9", "a word in quotation marks or a table"),
+        (TRAINING.replace("logistic", "logistc"), "line 3, column 9", "unknown value `logistc`"),
+    ]);
+}
+
+#[test]
+fn a_check_of_a_method_lists_every_task_that_a_policy_has_to_allow_under_keys_for_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plan.toml");
+    for (plan, tasks) in [
+        (GROUPS.to_owned(), "tasks = [\"statistics\", \"method:kmeans\"]"),
+        (GROUPS.replace("federated", "none"), "tasks = [\"method:kmeans\"]"),
+    ] {
+        std::fs::write(&file, &plan).unwrap();
+        let facts = object(&["check", text(&file)]);
+        assert!(facts["policy"].as_str().unwrap().starts_with(tasks), "{facts}");
+        // A policy that lists them allows all of the plan.
+        let policy = folder.path().join("policy.toml");
+        let all = client::PLAIN_POLICY.replace("tasks = [\"train\", \"evaluate\", \"statistics\"]", tasks);
+        std::fs::write(&policy, all).unwrap();
+        assert_eq!(object(&["site", "policy", "check", text(&policy), text(&file)])["allowed"], true);
+    }
+    for plan in [HEART, text(&file)] {
+        let facts = object(&["check", plan]);
+        let is_plain = |key: &String| {
+            !["_are", "_as", "_on", "_at", "_by", "_to", "_that_"]
+                .iter()
+                .any(|prose| key.ends_with(prose) || key.contains("_that_"))
+        };
+        assert!(
+            facts.as_object().unwrap().keys().all(|key| is_plain(key) || key.starts_with("epsilon")),
+            "{facts}"
+        );
+    }
+}
+
+#[test]
+fn a_check_of_a_policy_lines_up_however_long_a_reason_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, policy) = (folder.path().join("plan.toml"), folder.path().join("policy.toml"));
+    std::fs::write(&file, TRAINING).unwrap();
+    std::fs::write(&policy, client::PRIVATE_POLICY).unwrap();
+    let output = consortia(&["site", "policy", "check", text(&policy), text(&file)]);
+    assert_eq!(output.status.code(), Some(6));
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(table.contains("train     denied by") && table.contains("evaluate  denied by"), "{table}");
+}
+
+#[test]
+fn a_statement_that_is_a_broken_file_is_named_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("broken.toml");
+    std::fs::write(&file, "name = \"t\"\nx = = 3\n").unwrap();
+    let (code, said) = failure(&["privacy", "verify", text(&file)]);
+    assert!(code == 2 && said.contains("broken.toml: line 2, column 5"), "{said}");
+    let json = folder.path().join("statement.json");
+    std::fs::write(&json, "{\"version\": 2, \"claims\": 3}").unwrap();
+    let (code, said) = failure(&["privacy", "verify", text(&json)]);
+    assert!(code == 2 && said.contains("statement.json") && said.contains("line 1"), "{said}");
+    assert!(said.contains("no privacy statement") && !said.contains("sequence"), "{said}");
+}
+
 #[test]
 fn check_says_what_a_plan_costs() {
     let facts = object(&["check", HEART]);

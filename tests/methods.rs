@@ -240,8 +240,8 @@ fn what_a_plan_of_a_method_does_is_told_and_nothing_of_training() {
     assert!(facts["privacy"].as_str().unwrap().contains("answers to the method `kmeans`"), "{facts}");
     // Three centres of 13 columns, each with a number of records and a sum of distances, in 32 bytes.
     assert_eq!(facts["bytes_up_per_client_and_round"], 3 * 15 * 32, "{facts}");
-    assert_eq!(facts["an_answer_to"], "`kmeans: assign` has at most 1440 bytes");
-    let of_training = ["lattice_step", "gradients_on_a_CPU_are", "updates_travel_as", "evaluated_rounds"];
+    assert_eq!(facts["answers"], "`kmeans: assign` has at most 1440 bytes");
+    let of_training = ["lattice_step", "cpu_gradients", "update_codec", "evaluated_rounds"];
     assert!(of_training.iter().all(|fact| facts.get(fact).is_none()), "{facts}");
 }
 

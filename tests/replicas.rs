@@ -384,7 +384,7 @@ async fn a_state_moves_to_a_database_by_one_command_and_its_run_goes_on_there() 
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, format!("{text}\n[state]\ndatabase = \"{url}\"\nlease_seconds = 1\n")).unwrap();
     let checked = command(&["check", config.to_str().unwrap()]);
-    assert!(checked["keeps_its_rows_in"].as_str().unwrap().starts_with("postgres://postgres@localhost/t"));
+    assert!(checked["database"].as_str().unwrap().starts_with("postgres://postgres@localhost/t"));
     let (_server, address) = serve(shown, &address);
     let end = Process::start(&["run", "watch", &run, "--dir", shown, "--server", &address]).last_line();
     assert_eq!(end["model_sha256"], trio::simulated_model(&plan(""), SEED), "{end}");

@@ -241,3 +241,135 @@ fn ids_that_would_be_one_client_are_refused_with_both_and_an_id_that_is_no_name_
     let (code, said) = simulate(["Muller", "Moller", "Mainz"]);
     assert_eq!(code, 0, "{said}");
 }
+
+#[test]
+fn without_test_records_nothing_is_said_to_be_measured_on_them() {
+    let none = PLAN.replace("test_rows = 60", "test_rows = 0");
+    let attacked =
+        format!("{none}adversaries = {{ count = 1, attack = {{ backdoor = {{ target = 1 }} }} }}\n");
+    for plan in [&none, &attacked] {
+        let (dir, file) = planned(plan);
+        let output = consortia(&["simulate", text(&file), "--out", text(dir.path())]);
+        let (said, table) = (talk(&output), String::from_utf8_lossy(&output.stdout).into_owned());
+        assert!(output.status.success() && !said.contains("test loss"), "{said}");
+        assert!(said.contains("there are no test records") && said.contains("test_rows"), "{said}");
+        assert!(table.contains("test accuracy  - (there are no test records)"), "{table}");
+        assert!(table.contains("training loss") && !table.contains("0.0000"), "{table}");
+        let output = consortia(&["--format", "json", "simulate", text(&file), "--out", text(dir.path())]);
+        let ended = object(&output);
+        assert!(ended["accuracy"].is_null() && ended["loss"].is_null(), "{ended}");
+        assert!(ended["training_loss"].is_f64(), "{ended}");
+        let folder = PathBuf::from(ended["results"].as_str().unwrap());
+        let events = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
+        let rounds = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let rounds: Vec<Value> = rounds.filter(|event| event["event"] == "round").collect();
+        assert!(rounds.len() == 3 && rounds.iter().all(|round| round["central"].is_null()), "{rounds:?}");
+        let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
+        assert!(page.contains("there are no test records"), "the report says so");
+        if plan == &attacked {
+            assert!(said.contains("1 of 3 clients is corrupted (backdoor)"), "{said}");
+            assert!(said.contains("whether the backdoor opens is not measured"), "{said}");
+            assert!(table.contains("attack success - (there are no test records)"), "{table}");
+            assert!(page.contains("whether the backdoor opens is not measured"), "the report says so");
+            let told = &ended["adversaries"];
+            assert!(told["success"].is_null() && told["success_unmeasured"].is_string(), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_norm_bound_that_rounds_all_training_away_is_warned_of_before_and_in_every_round() {
+    let (dir, file) = planned(&PLAN.replace("[simulation]", "[update]\nnorm_max = 1e9\n[simulation]"));
+    let checked = consortia(&["check", text(&file)]);
+    assert!(checked.status.success());
+    let output = consortia(&["--format", "json", "simulate", text(&file), "--out", text(dir.path())]);
+    let (said, ended) = (talk(&output), object(&output));
+    for said in [&talk(&checked), &said] {
+        let told = [
+            "update.norm_max = 1e9",
+            "Its step is 29.8",
+            "update.weight_max",
+            "Set update.norm_max to at most",
+        ];
+        assert!(told.iter().all(|told| said.contains(told)), "{said}");
+    }
+    assert!(said.contains("zero in every value"), "{said}");
+    let warnings = ended["warnings"].to_string();
+    assert!(warnings.contains("3 rounds: the update is zero in every value"), "{warnings}");
+    let folder = PathBuf::from(ended["results"].as_str().unwrap());
+    let events = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
+    assert_eq!(events.lines().filter(|line| line.contains("\"event\":\"warned\"")).count(), 4, "{events}");
+    // A bound that leaves something is none to warn of.
+    let (_dir, fine) = planned(PLAN);
+    assert!(!talk(&consortia(&["check", text(&fine)])).contains("norm_max"));
+}
+
+#[test]
+fn a_model_that_corrupted_clients_destroy_is_said_to_be_worse_than_it_began() {
+    let adversaries = "adversaries = { count = 2, attack = { sign_flip = { scale = 30.0 } } }\n";
+    let plan =
+        PLAN.replace("rounds = 3", "rounds = 6").replace("learning_rate = 0.05", "learning_rate = 0.5");
+    let (dir, file) = planned(&format!("{plan}{adversaries}"));
+    let output = consortia(&["--format", "json", "simulate", text(&file), "--out", text(dir.path())]);
+    let warnings = object(&output)["warnings"].to_string() + &talk(&output);
+    assert!(
+        warnings.contains("the model has become worse") || warnings.contains("has run away"),
+        "{warnings}"
+    );
+    assert!(warnings.contains("2 of 3 clients are corrupted"), "{warnings}");
+}
+
+/// A table of 40 rows whose first column has these values in turn.
+fn values_of(column: [&str; 2]) -> String {
+    let rows = (0..40).map(|row| format!("{},{}\n", column[row % 2], row % 7));
+    "a,y\n".to_owned() + &rows.collect::<String>()
+}
+
+const GROUPS: &str = "name = \"groups\"\nrounds = 2\n\
+    [data.table]\nlabel = \"y\"\ntarget = \"real\"\nfeatures = [\"a\"]\n[method.kmeans]\nclusters = 2\n\
+    [simulation]\nclients = 2\ndataset = { files = { csv = { train = \"t.csv\" } } }\n";
+
+#[test]
+fn values_that_a_method_cannot_sum_are_answered_with_what_to_do_and_in_short_numbers() {
+    let (dir, file) = planned(GROUPS);
+    std::fs::write(dir.path().join("t.csv"), values_of(["3.25e15", "-7.5e17"])).unwrap();
+    let output = consortia(&["simulate", text(&file), "--out", text(&dir.path().join("out"))]);
+    let said = talk(&output);
+    assert!(output.status.code() == Some(1) && said.contains("not_finite"), "{said}");
+    assert!(said.contains("standardise"), "{said}");
+    assert!(
+        !said.contains("learning rate") && !said.contains("0000000"),
+        "no advice of training, no run 0: {said}"
+    );
+    let digits = said.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
+    assert!(digits < Some(9), "{said}");
+}
+
+#[test]
+fn a_number_that_is_too_large_is_not_said_to_be_infinite() {
+    let (dir, file) = planned(GROUPS);
+    for (cell, told) in [
+        ("1e39", "beyond the largest number"),
+        ("1e400", "beyond the largest number"),
+        ("inf", "not a finite number"),
+        ("x", "not a finite number"),
+    ] {
+        std::fs::write(dir.path().join("t.csv"), values_of(["1.5", cell])).unwrap();
+        let output = consortia(&["simulate", text(&file), "--out", text(&dir.path().join("out"))]);
+        let said = talk(&output);
+        assert!(
+            output.status.code() == Some(2) && said.contains("line 3") && said.contains(told),
+            "{cell}: {said}"
+        );
+    }
+}
+
+#[test]
+fn an_audit_of_a_plan_that_promises_nothing_is_refused_before_the_first_round() {
+    let (dir, file) = planned(PLAN);
+    let out = dir.path().join("out");
+    let output = consortia(&["simulate", text(&file), "--audit", "gdp", "--out", text(&out)]);
+    let said = talk(&output);
+    assert!(output.status.code() == Some(2) && said.contains("[privacy.central]"), "{said}");
+    assert!(!said.contains("round 1") && !out.exists(), "nothing was run: {said}");
+}

@@ -259,6 +259,13 @@ fn a_check_of_a_plan_knows_what_the_ledger_can_still_pay() {
     // More than the whole budget, on a ledger with nothing in it.
     let dear = plan("1.0");
     assert!(message(&check(&dear), "policy: train", "fail").contains("epsilon 2"));
+    // What policy or budget refuse has one exit code, whichever command says so.
+    let alone = |code: i32, matters: &[(String, String, String)]| {
+        let failed = matters.iter().filter(|(_, state, _)| state == "fail");
+        failed.clone().all(|(name, ..)| name.starts_with("policy: ")).then_some(code)
+    };
+    let (code, matters) = stage.check(&["--plan", text(&dear), "--offline"]);
+    assert_eq!(alone(code, &matters), Some(6), "{code} {matters:?}");
     let mut program = Command::new(env!("CARGO_BIN_EXE_consortia"));
     let tried = program.args(["site", "policy", "check", text(&policy), text(&dear)]).output().unwrap();
     assert_eq!(tried.status.code(), Some(6), "{tried:?}");

@@ -344,3 +344,25 @@ fn a_server_whose_state_is_gone_does_not_begin_anew() {
     server.kill();
     command(&["audit", "verify", text(&folder)]);
 }
+
+/// Over a start of the server anew, and from its first line on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_follows_a_run_goes_on_when_its_server_is_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, plan) = (dir.path().join("fed"), dir.path().join("plan.toml"));
+    let (server, address, members) = with_three_sites(&folder).await;
+    let toml = "name = \"long\"\nrounds = 300\nmodel = \"logistic\"\n[data.tensor]\nshape = [6]\ntarget = { classes = 2 }\n\
+                [training]\nbatch_size = 8\noptimizer = { sgd = { learning_rate = 0.05 } }\n[cohort]\nclients_min = 3\n";
+    std::fs::write(&plan, toml).unwrap();
+    let at = ["--dir", text(&folder), "--server", &address];
+    let follow = Process::start(&[&["run", "submit", text(&plan), "--watch"][..], &at].concat());
+    let first = follow.next("how the run stands", |line| line["rounds_done"].is_u64());
+    follow.next("that rounds are over", |line| line["rounds_done"].as_u64() >= Some(3));
+    assert!(!first["message"].as_str().unwrap().contains("0 of 3 clients are connected"), "{first}");
+    server.kill();
+    let (server, _) = serve(text(&folder), &address);
+    let last = follow.last_line();
+    assert_eq!((&last["state"], &last["rounds_done"]), (&"finished".into(), &300.into()), "{last}");
+    drop(members);
+    server.kill();
+}

@@ -28,6 +28,11 @@ pub(crate) struct Leave {
 }
 
 impl Leave {
+    /// Whether the task was charged before, and is charged again.
+    pub(crate) fn is_charged_again(&self) -> bool {
+        self.reservation.as_ref().is_some_and(|reservation| reservation.is_charged_again)
+    }
+
     /// The right to release noised gradients, once.
     pub(crate) fn take_permit(&mut self) -> Option<Permit> {
         self.reservation.as_mut()?.permit.take()

@@ -134,6 +134,8 @@ pub enum PayError {
 #[must_use = "a reservation lets a training begin, and is cancelled when nothing came of it"]
 pub struct LedgerReservation {
     sequence: u64,
+    /// Whether the same training was charged before, and is charged again.
+    pub(crate) is_charged_again: bool,
     /// The right to release noised gradients, where the plan protects records.
     pub(crate) permit: Option<Permit>,
 }
@@ -255,11 +257,14 @@ impl<W: Write> SiteLedger<W> {
             return Ok(None);
         }
         let (charges, permit) = self.account.price(task, releases, self.federation, site_budget)?;
+        let is_charged_again = matches!(task.work, Work::Train { .. })
+            && !charges.is_empty()
+            && self.account.history().has_trained(task.id.run, task.id.round);
         let entry = Entry::of(task, charges, self.federation, now);
         let sequence = self.writer.append(&entry)?.sequence;
         self.writer.sync()?;
         self.account.book(sequence, entry);
-        Ok(Some(LedgerReservation { sequence, permit }))
+        Ok(Some(LedgerReservation { sequence, is_charged_again, permit }))
     }
 
     /// Books back a task that ended before a record was read for it.

@@ -85,6 +85,7 @@ pub struct Participant {
     pause: Option<Pause>,
     memory: Memory,
     complaint: Option<TaskError>,
+    is_charged_again: bool,
 }
 
 /// Memory that one update after another is made in, so that none of it is asked for twice. What it holds means nothing.
@@ -134,6 +135,7 @@ impl Participant {
             pause: None,
             memory,
             complaint: None,
+            is_charged_again: false,
         }
     }
 
@@ -227,6 +229,7 @@ impl Participant {
         let attempt = self.execution(task, stop, prepared.is_some()).run(entropy);
         self.prepared = attempt.prepared.then(|| Arc::clone(&task.spec));
         self.complaint = attempt.complaint;
+        self.is_charged_again = attempt.is_charged_again;
         attempt.outcome
     }
 
@@ -244,7 +247,14 @@ impl Participant {
             stop,
             prepared,
             complaint: None,
+            is_charged_again: false,
         }
+    }
+
+    /// Whether the last task was a training that this site had been charged for before, and has been charged for again: its first answer was
+    /// not kept, as when the site was killed at work, or the connection ended.
+    pub fn was_charged_again(&self) -> bool {
+        self.is_charged_again
     }
 
     /// What went wrong with the last task and was answered all the same, since nobody outside may see it: for the site's own
@@ -314,7 +324,15 @@ impl Lent<'_> {
     fn execution<'b>(&'b mut self, task: &'b Task, stop: &'b Stop) -> TaskExecution<'b> {
         let Self { id, learner, personal, memory, methods } = self;
         let lent = Lent { id, learner: &mut **learner, personal, memory, methods };
-        TaskExecution { lent, guard: None, task, stop, prepared: false, complaint: None }
+        TaskExecution {
+            lent,
+            guard: None,
+            task,
+            stop,
+            prepared: false,
+            complaint: None,
+            is_charged_again: false,
+        }
     }
 }
 

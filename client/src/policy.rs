@@ -263,9 +263,9 @@ impl Policy {
                 "the task carries a seed, so the server knows this site's chance; allowed with `true`";
             return denied("rehearsals", message.into());
         }
-        // What a method computes is no model of a family: the rule for tasks names methods.
-        let methods = rules.tasks.iter().any(|rule| matches!(rule, TaskRule::Method(_)));
-        if methods && matches!(task.spec.model, ModelSpec::Values { .. }) {
+        // What a method computes is no model of a family: the rule for tasks names methods, and judges their statistics, too.
+        let is_of_method = matches!(task.work, Work::Statistics { .. } | Work::Method(_));
+        if is_of_method && matches!(task.spec.model, ModelSpec::Values { .. }) {
             return Ok(());
         }
         let name = model_name(&task.spec.model);

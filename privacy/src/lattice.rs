@@ -66,7 +66,7 @@ pub enum LatticeError {
     WeightMax(u32),
     /// The step is so coarse that an update would be mostly rounding.
     #[error(
-        "a model of {dimension} parameters with weight_max {weight_max} and {clients_max} clients leaves {points} \
+        "a model of {dimension} parameters with weight_max {weight_max} and {clients_max} clients leaves {points:.3} \
          lattice points per coordinate; lower weight_max or the cohort"
     )]
     Coarse {
@@ -81,7 +81,7 @@ pub enum LatticeError {
     },
     /// The step is too coarse for one layer's share.
     #[error(
-        "tensor {layer}, of {parameters} parameters, has {points} lattice points per coordinate in its share of the norm; \
+        "tensor {layer}, of {parameters} parameters, has {points:.3} lattice points per coordinate in its share of the norm; \
          lower weight_max or the cohort, or clip the update as a whole"
     )]
     CoarseLayer {
@@ -270,7 +270,7 @@ pub enum Inadmissible {
     },
     /// A coordinate beyond the lattice. What is sent is an integer, so NaN and infinities cannot be said at all; the bits
     /// of a positive NaN or infinity read as an integer land here.
-    #[error("coordinate {index} is {found}, beyond the lattice's reach of {range}")]
+    #[error("coordinate {index} is {found}, beyond the lattice's range of {range}")]
     Range {
         /// The first offending coordinate.
         index: usize,

@@ -1,9 +1,12 @@
 //! Reading TOML so that every error names its line, column and value. It reads text, never files.
 
+mod words;
+
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
 use crate::SpecError;
+pub use words::in_plain_words;
 
 /// What is wrong with a configuration, and where. Shows the line with a mark under the place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,8 +49,46 @@ impl ConfigError {
 pub fn read_toml<T: DeserializeOwned>(source: &str) -> Result<T, ConfigError> {
     toml::from_str(source).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
-        ConfigError::at(source, offset, error.message().trim().replace('\n', " "))
+        let SpecError { key, message } = spec_error(source, &error);
+        let names_itself =
+            ["unknown field", "missing field", "duplicate"].iter().any(|lead| message.starts_with(lead));
+        let message = if key.is_empty() || names_itself { message } else { format!("{key}: {message}") };
+        ConfigError::at(source, offset, message)
     })
+}
+
+/// Reads a table into what was typed there: the settings of something that is registered by name.
+///
+/// # Errors
+/// [`SpecError`] at the first unknown, missing or ill-typed setting, whose key is the setting's path in the table.
+pub fn read_table<T: DeserializeOwned>(table: &toml::Table) -> Result<T, SpecError> {
+    // Through text, since an error of text alone says where it is.
+    let text = toml::to_string(table).map_err(|error| SpecError::new("", error.to_string()))?;
+    toml::from_str(&text).map_err(|error| spec_error(&text, &error))
+}
+
+/// What is wrong with a text, under the path of the setting where it is.
+fn spec_error(source: &str, error: &toml::de::Error) -> SpecError {
+    let key = error.span().and_then(|span| key_at(source, span.start)).unwrap_or_default();
+    SpecError::new(key, in_plain_words(error.message()))
+}
+
+/// The dotted path of the setting whose name or value stands at a byte; `None` where there is none, or the text is no TOML.
+fn key_at(source: &str, offset: usize) -> Option<String> {
+    fn within(table: &DeTable<'_>, offset: usize) -> Option<String> {
+        table.iter().find_map(|(name, value)| {
+            let inner = match value.get_ref() {
+                DeValue::Table(inner) => within(inner, offset),
+                _ => None,
+            };
+            let is_here = name.span().contains(&offset) || value.span().contains(&offset);
+            match inner {
+                Some(inner) => Some(format!("{}.{inner}", name.get_ref())),
+                None => is_here.then(|| name.get_ref().to_string()),
+            }
+        })
+    }
+    within(DeTable::parse(source).ok()?.get_ref(), offset)
 }
 
 /// The byte where the setting of a dotted path stands; where a part is not written, its nearest written parent.
@@ -86,6 +127,45 @@ mod tests {
         assert_eq!(place("training.optimizer.sgd.learning_rate"), (5, 39));
         assert_eq!(place("training.batch_size"), (3, 2));
         assert_eq!(place("cohort.quorum"), (1, 1));
+    }
+
+    #[test]
+    fn an_error_of_a_value_names_its_setting_and_where_it_stands() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only read")]
+        struct Inner {
+            count: Option<u32>,
+            at: Option<bool>,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only read")]
+        struct Outer {
+            a: Option<Inner>,
+            b: Option<crate::Positive>,
+        }
+        for (text, place, begins) in [
+            ("[a]\ncount = -1\n", (2, 9), "a.count: `-1` is given where"),
+            ("a = { count = \"x\" }\n", (1, 15), "a.count: the text \"x\" is given"),
+            ("[a]\nat = [1, 2, 3]\n", (2, 6), "a.at: a list is given where true or false"),
+            ("b = -1\n", (1, 5), "b: -1 is not a positive number"),
+            ("[a]\ncont = 1\n", (2, 1), "unknown field `cont`"),
+            ("a = 3\n", (1, 5), "a: `3` is given where a table { ... } with its settings is expected"),
+        ] {
+            let error = read_toml::<Outer>(text).unwrap_err();
+            assert_eq!((error.line, error.column), place, "{error}");
+            assert!(error.message.starts_with(begins), "{error}");
+        }
+        let table: toml::Table = toml::from_str("count = -1").unwrap();
+        let error = read_table::<Inner>(&table).unwrap_err();
+        assert_eq!(
+            (error.key.as_str(), error.message.starts_with("`-1` is given")),
+            ("count", true),
+            "{error}"
+        );
+        let table: toml::Table = toml::from_str("cont = 1").unwrap();
+        assert_eq!(read_table::<Inner>(&table).unwrap_err().key, "cont");
     }
 
     #[test]

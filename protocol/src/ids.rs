@@ -318,7 +318,17 @@ impl From<(RunId, Round, u32)> for TaskId {
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of round {} in run {}", self.step_title(), self.round, self.run)?;
+        // As a noun, where the name in files is a verb.
+        let work = match self.step {
+            StepId::TRAIN => Cow::from("training"),
+            StepId::EVALUATE => Cow::from("evaluation"),
+            _ => self.step_title(),
+        };
+        write!(f, "{work} of round {}", self.round)?;
+        // A simulation is one run, without a number.
+        if self.run != RunId(0) {
+            write!(f, " in run {}", self.run)?;
+        }
         match self.attempt {
             0 => Ok(()),
             attempt => write!(f, ", attempt {}", u32::from(attempt) + 1),

@@ -28,7 +28,7 @@ pub use bounds::{
 };
 pub use capabilities::{CAPABILITIES_MAX, Capabilities, CapabilitiesError, Capability};
 pub use codec::{BroadcastCodec, PackedError, UpdateCodec};
-pub use config::{ConfigError, read_toml};
+pub use config::{ConfigError, in_plain_words, read_table, read_toml};
 pub use guarantee::{
     BAND_UNIT, CentralPrivacy, Clipping, ExamplePrivacy, LocalPrivacy, MetricsRule, NoiseCorrelation,
     PrivacySpec, Sampling,

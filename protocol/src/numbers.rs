@@ -172,10 +172,17 @@ fn check_standardiser(standardiser: &Standardiser) -> Result<(), TaskFault> {
 }
 
 fn learning_rate(spec: &Spec) -> f64 {
-    match spec.training.optimizer {
-        OptimizerSpec::Sgd { learning_rate, .. }
-        | OptimizerSpec::Adam { learning_rate }
-        | OptimizerSpec::AdamW { learning_rate, .. } => learning_rate.value(),
+    spec.training.optimizer.learning_rate()
+}
+
+impl OptimizerSpec {
+    /// The learning rate before any schedule.
+    pub fn learning_rate(&self) -> f64 {
+        match self {
+            Self::Sgd { learning_rate, .. }
+            | Self::Adam { learning_rate }
+            | Self::AdamW { learning_rate, .. } => learning_rate.value(),
+        }
     }
 }
 

@@ -197,6 +197,11 @@ pub struct Metrics {
 pub const METRIC_MAX: f64 = 1e30;
 
 impl Metrics {
+    /// The same, of a measurement on any records: on none, nothing was measured.
+    pub fn on_records(self) -> Option<Self> {
+        (self.examples > 0).then_some(self)
+    }
+
     /// Whether every number is finite and in range; a loss beyond 1e30 in magnitude is not, so that sums of losses stay
     /// finite, and more examples than [`EXAMPLES_MAX`] are not, so that sums of examples do.
     pub fn is_sound(&self) -> bool {

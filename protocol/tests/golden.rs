@@ -314,6 +314,7 @@ fn summary() -> RunSummary {
         central: Some(Metrics { loss: 0.5, accuracy: None, examples: 254, seconds: 0.25 }),
         seconds: 2.0,
         epsilon: None,
+        further: Default::default(),
     };
     let client = ClientSummary {
         client: ClientId::new("va").unwrap(),

@@ -138,6 +138,8 @@ pub struct Coordinator {
     sha256: Option<String>,
     /// The step that was opened last, from which the attempts at it are counted.
     opened_last: Option<TaskId>,
+    /// The last task of each client whose answer its round did not need in the end.
+    surplus: BTreeMap<ClientId, TaskId>,
 }
 
 /// What the coordinator is doing.
@@ -255,6 +257,7 @@ impl Coordinator {
             rounded: None,
             sha256: None,
             opened_last: None,
+            surplus: BTreeMap::new(),
             plan,
         })
     }
@@ -412,7 +415,7 @@ impl Coordinator {
         }
         self.count(client, Some(task), |record| match task.step {
             StepId::STATISTICS => {}
-            StepId::EVALUATE => record.test = metrics,
+            StepId::EVALUATE => record.test = metrics.and_then(Metrics::on_records),
             _ => record.accepted += 1,
         });
         self.settle(client, ParticipantStatus::Answered);
@@ -423,6 +426,12 @@ impl Coordinator {
     /// connection lived it has one more attempt; everything else was its answer.
     fn refuse(&mut self, now: Time, client: ClientId, task: Option<TaskId>, refused: Refused) {
         let Refused { reason, detail } = refused;
+        if self.takes_as_surplus(&client, task, reason) {
+            // Its round has told how many there are.
+            let receipt =
+                task.map(|task| Action::Receipt { client, task, receipt: Receipt::Refused(reason) });
+            return self.actions.extend(receipt);
+        }
         self.count(&client, task, |record| *record.refused.entry(reason).or_default() += 1);
         let is_complete = task.is_some() && task == self.task_of(&client);
         if is_complete && self.explains(task) {
@@ -470,7 +479,7 @@ impl Coordinator {
             && open.task.id.round == round
             && open.central == Central::Awaited
         {
-            open.central = Central::Done(metrics);
+            open.central = Central::Done(metrics.and_then(Metrics::on_records));
         }
     }
 

@@ -15,6 +15,7 @@ mod schedule;
 mod selection;
 mod statement;
 pub mod workflow;
+mod worsened;
 
 #[cfg(feature = "net")]
 pub mod net;
@@ -36,3 +37,4 @@ pub use statement::{
     Adversary, Claim, PrivacyStatement, RunPart, STATEMENT_VERSION, StatementError, Subject, against,
     assumptions, describe, outside,
 };
+pub use worsened::Worsened;

@@ -18,7 +18,7 @@ use protocol::{
 use serde::de::DeserializeOwned;
 
 use crate::config::ConfigError;
-use crate::plan::{Named, Plan};
+use crate::plan::{AggregationConfig, Named, Plan};
 use crate::workflow::{AggregationRule, PreStep, Workflow};
 
 /// A method, as plans name it.
@@ -126,8 +126,8 @@ impl MethodPlan {
     /// Refuses answers that no site could send.
     pub(crate) fn check_answers(&self) -> Result<(), SpecError> {
         let key = || format!("method.{}", self.name);
-        for MethodStep { step, name, answer } in self.planned.steps() {
-            let step_name = format!("`{name}` ({})", step.name());
+        for MethodStep { name, answer, .. } in self.planned.steps() {
+            let step_name = format!("`{name}`");
             if answer.blocks.len() > BLOCKS_MAX {
                 let found = answer.blocks.len();
                 let message = format!(
@@ -152,9 +152,9 @@ impl MethodPlan {
 /// The settings of a method or rule as its own type, which should deny unknown fields.
 ///
 /// # Errors
-/// [`SpecError`] without a key says what is not understood.
+/// [`SpecError`] says what is not understood; its key is the setting, or empty where one is missing.
 pub fn read_settings<T: DeserializeOwned>(settings: toml::Table) -> Result<T, SpecError> {
-    settings.try_into().map_err(|error: toml::de::Error| SpecError::new("", error.message()))
+    protocol::read_table(&settings)
 }
 
 /// The range of settings that numbers of a model are multiplied or divided by. Beyond it they are lost in rounding, or infinite.
@@ -207,6 +207,15 @@ impl Methods {
     /// Whether there is a method of this name.
     pub(crate) fn knows(&self, name: &str) -> bool {
         name.parse().is_ok_and(|name: Name| self.methods.contains_key(&name))
+    }
+
+    /// Refuses a table that names a rule, or a step before it, that is not registered.
+    pub(crate) fn check_names(&self, typed: &AggregationConfig) -> Result<(), SpecError> {
+        found(&self.rules, "aggregation.rule", "rule", &typed.rule)?;
+        typed
+            .before
+            .iter()
+            .try_for_each(|step| found(&self.steps, "aggregation.before", "step", step).map(|_| ()))
     }
 
     /// The rule that a plan names.

@@ -4,6 +4,7 @@
 //! `[simulation]` may stand in the same file; it is the simulator's and means nothing to a deployed run.
 
 mod aggregation;
+mod coarse;
 mod cohort;
 mod method;
 mod privacy;
@@ -325,8 +326,9 @@ impl Plan {
             let message = format!("the plan has {} bytes; at most {PLAN_BYTES_MAX} are allowed", text.len());
             return Err(ConfigError::at("", 0, message));
         }
+        // Before it is read: who has typed what a method ignores need not type it right.
+        method::check_typed(text, methods)?;
         let typed: FederationConfig = read_toml(text)?;
-        method::check_typed(text, &typed, methods)?;
         Self::new(typed, methods).map_err(|error| ConfigError::of(text, &error))
     }
 
@@ -386,7 +388,7 @@ impl Plan {
         if typed.privacy.samples_secretly() {
             typed.cohort.check_secret_sampling()?;
         }
-        check_beside(&typed)?;
+        check_beside(&typed, methods)?;
         let mut cohort = typed.cohort.parse()?;
         let aggregation = typed.aggregation.as_ref();
         let aggregation =

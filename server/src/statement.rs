@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use privacy::accounting::{self, AccountingError, Epsilon, Event, Relation};
 use privacy::chain::Digest;
 use privacy::ledger::{Cohorts, Epsilons, Ledger, RunCharge, SiteMetrics, Unit};
-use protocol::{CentralPrivacy, MetricsRule, PrivacySpec};
+use protocol::{CentralPrivacy, MetricsRule, PrivacySpec, in_plain_words};
 use serde::{Deserialize, Serialize};
 
 pub use words::{against, assumptions, describe, outside};
@@ -140,7 +140,7 @@ pub enum StatementError {
         claim: usize,
     },
     /// It is no statement.
-    #[error("{0}")]
+    #[error("it is no privacy statement: {0}")]
     Form(String),
     /// A form that is not known here.
     #[error(
@@ -204,7 +204,7 @@ impl PrivacyStatement {
         struct Versioned {
             version: u32,
         }
-        let form = |error: serde_json::Error| StatementError::Form(error.to_string());
+        let form = |error: serde_json::Error| StatementError::Form(in_plain_words(&error.to_string()));
         let statement: Self = match serde_json::from_str(text).map_err(form)? {
             Versioned { version: 1 } => version_1::read(text)?,
             Versioned { version: STATEMENT_VERSION } => serde_json::from_str(text).map_err(form)?,

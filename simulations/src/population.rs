@@ -131,7 +131,7 @@ impl Population {
                 clients.push(name);
                 sites.push(natural.data);
             }
-            let has_tests = sites.iter().any(|site: &SiteData| site.test.is_some());
+            let has_tests = sites.iter().any(|site: &SiteData| site.has_tests());
             let central = central_data(config, spec, &train, test, has_tests);
             let population = Self::new(clients, sites, central, device).copied(config.copies.get())?;
             return population.poisoned(config.adversaries.as_ref(), config.seed, spec);
@@ -298,7 +298,12 @@ impl Population {
 
     /// Whether any client has test records of its own.
     pub fn has_tests(&self) -> bool {
-        self.sites.iter().any(|site| site.test.is_some())
+        self.sites.iter().any(SiteData::has_tests)
+    }
+
+    /// Whether there are test records anywhere: with a client, or with the server.
+    pub fn is_tested(&self) -> bool {
+        self.has_tests() || self.central.as_ref().is_some_and(SiteData::has_tests)
     }
 
     /// Each client's records.
@@ -360,7 +365,7 @@ fn central_data(
         DataSpec::Table(_) => all(Arc::clone(train)),
         DataSpec::Tensor(_) | DataSpec::Own => View { dataset: Arc::clone(train), rows: Arc::new([]) },
     };
-    test.filter(|_| wanted).map(|test| SiteData { train, test: Some(all(test)) })
+    test.filter(|test| wanted && !test.is_empty()).map(|test| SiteData { train, test: Some(all(test)) })
 }
 
 /// Moves every site's training records next to each other, where all sites share one data set and no record belongs to two:

@@ -8,7 +8,7 @@ use learning::{Models, gradient_path};
 use privacy::accounting::Figure;
 use privacy::chain::Digest;
 use privacy::counted;
-use protocol::{ClientId, DataSpec, Seed, Spec, Weighting};
+use protocol::{ClientId, DataSpec, Name, Seed, Spec, Weighting};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
@@ -94,7 +94,7 @@ pub(super) fn check(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
         format!("{path} is in order\n{}", text_table(&rows))
     };
     let object = || {
-        let named = facts.iter().map(|(name, value)| (name.replace(' ', "_"), value.clone()));
+        let named = facts.iter().map(|(name, value)| (key_of(name), value.clone()));
         Value::Object(named.collect())
     };
     global.format.say(text, object);
@@ -124,6 +124,34 @@ fn warn_of_modes<'a>(paths: impl IntoIterator<Item = &'a Path>) {
 
 type Facts = Vec<(&'static str, Value)>;
 
+/// What a fact is called for programs, where people read a piece of a sentence.
+const KEYS: [(&str, &str); 18] = [
+    ("gradients on a CPU are", "cpu_gradients"),
+    ("parameters that stay at sites", "personal_parameters"),
+    ("updates travel as", "update_codec"),
+    ("the model travels as", "broadcast_codec"),
+    ("largest norm of an update", "norm_max"),
+    ("one client counts", "weighting"),
+    ("records are", "records"),
+    ("an answer to", "answers"),
+    ("a site allows it by", "policy"),
+    ("server memory for the sum", "sum_bytes"),
+    ("server memory for updates at most", "updates_bytes_max"),
+    ("listens on", "listen"),
+    ("sites reach it at", "addresses"),
+    ("keeps its rows in", "database"),
+    ("connections at most", "connections_max"),
+    ("evaluates on its own records", "central_evaluation"),
+    ("trains on", "device"),
+    ("for a plan", "next"),
+];
+
+/// The key of a fact in JSON.
+fn key_of(name: &str) -> String {
+    let known = KEYS.into_iter().find(|(told, _)| *told == name);
+    known.map_or_else(|| name.replace(' ', "_"), |(_, key)| key.to_owned())
+}
+
 /// What a plan of a method does; what it costs, the method knows alone.
 fn method_facts(plan: &Plan, method: &MethodPlan, kind: &str) -> Result<Facts, String> {
     let (spec, MethodPlan { name, version, .. }) = (&plan.spec, method);
@@ -140,10 +168,16 @@ fn method_facts(plan: &Plan, method: &MethodPlan, kind: &str) -> Result<Facts, S
         ("records are", json!(records(spec))),
         ("bytes up per client and round", json!(answer_bytes(method))),
         ("an answer to", json!(answers(method))),
-        ("a site allows it by", json!(format!("tasks = [\"method:{name}\"] in its policy.toml"))),
+        ("a site allows it by", json!(format!("tasks = [{}] in its policy.toml", tasks_of(plan, name)))),
     ];
     facts.extend(privacy_facts(plan)?);
     Ok(facts)
+}
+
+/// The tasks that a site's policy has to list for a plan of a method.
+fn tasks_of(plan: &Plan, method: &Name) -> String {
+    let statistics = if plan.spec.statistics().is_empty() { "" } else { "\"statistics\", " };
+    format!("{statistics}\"method:{method}\"")
 }
 
 /// Bytes of all the answers that a site sends in a round of a method, at most.
@@ -184,6 +218,9 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     let lattice = spec
         .lattice_within(spec.update.norm_max, &layout.shared_lengths())
         .map_err(|error| error.to_string())?;
+    if let Some(warning) = plan.coarse_step(&layout.shared_lengths()) {
+        tracing::warn!("{warning}");
+    }
     let model_bytes = 4 * shared as u64;
     let evaluations = (1..=plan.rounds).filter(|round| plan.evaluation.is_due(*round, plan.rounds)).count();
     let gradient = match spec.external() {

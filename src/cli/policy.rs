@@ -21,7 +21,7 @@ use super::failure::{Failure, Kind, OrFail};
 use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::modes::write_new;
-use super::output::table;
+use super::output::text_table;
 use super::plans::plan_of;
 use super::presets::{Preset, policy_text};
 use super::shell::quoted;
@@ -175,7 +175,7 @@ fn lines(judged: &[(String, Result<(), Denied>)]) -> String {
         };
         vec![kind.clone(), told]
     };
-    table(&judged.iter().map(row).collect::<Vec<_>>())
+    text_table(&judged.iter().map(row).collect::<Vec<_>>())
 }
 
 fn object(judged: &[(String, Result<(), Denied>)]) -> Value {

@@ -97,13 +97,13 @@ pub(super) fn describe(summary: &RoundSummary) -> String {
         parts.push("nothing released, the model was not updated".to_owned());
     }
     if let Some(train) = summary.train {
-        parts.push(format!("training loss {:.4}", train.loss));
+        parts.push(format!("training loss {:.4}", Figure(train.loss)));
     }
     for (name, metrics) in [("test", summary.sites), ("central test", summary.central)] {
         if let Some(metrics) = metrics {
             let accuracy =
                 metrics.accuracy.map_or_else(String::new, |value| format!(", accuracy {value:.4}"));
-            parts.push(format!("{name} loss {:.4}{accuracy}", metrics.loss));
+            parts.push(format!("{name} loss {:.4}{accuracy}", Figure(metrics.loss)));
         }
     }
     if let Some(epsilon) = summary.epsilon {

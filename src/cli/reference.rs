@@ -11,7 +11,7 @@ const HEAD: &str = "\
 Every command, as `consortia COMMAND --help` says it. Made by `consortia reference`; `consortia man FOLDER` writes the same as man pages, and
 `consortia completions SHELL` a script that completes them.
 
-Results go to stdout, talk and progress to stderr. The exit code is 0 when it is done, 1 when the run failed, released nothing or was interrupted, or something in the way will pass (a lock, a full disk, a port that is taken), 2 when the command line or a file is wrong, 3 without
+Results go to stdout, talk and progress to stderr. The exit code is 0 when it is done, 1 when the run failed, released nothing (at all, or in its last rounds) or was interrupted, or something in the way will pass (a lock, a full disk, a port that is taken), 2 when the command line or a file is wrong, 3 without
 a connection or with an identity that is not accepted, 4 without an answer in time, 5 for a defect of this program, 6 when a policy or a privacy budget refuses, 7 when `audit verify` found no fault and parts of a log are missing.
 ";
 

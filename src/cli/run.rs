@@ -1,6 +1,6 @@
 //! `consortia run`: an operator hands in plans and follows runs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use ::client::net::{DialError, Identity, OperatorClient, OperatorError, SERVER_NAME, settle_renewal};
 use clap::Args;
-use learning::CsvSource;
+use learning::{CsvSource, Models};
 use privacy::counted;
 use protocol::wire::{AdminReply, AdminRequest, RoundSummary, RunState, RunSummary};
 use protocol::{ClientId, RunId};
 use serde_json::{Value, json};
+use server::Worsened;
 use server::net::InitialModel;
 
 use super::columns::read_plan_text;
@@ -25,7 +26,7 @@ use super::output::{listed, share, table, text_table, without_empty};
 use super::plans::plan_of;
 use super::progress::Progress;
 use super::request::{patiently, put};
-use super::start::started;
+use super::start::{Started, started};
 use super::watch::{interrupted, runtime};
 
 #[derive(Debug, Args)]
@@ -69,7 +70,12 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
     let table = args.columns.as_ref().map(CsvSource::new);
     let plan_toml = read_plan_text(&args.file, table.as_ref())?;
     let plan = plan_of(&plan_toml).or_fail(Kind::Configuration, &path)?;
-    let start = started(plan, &args.file)?.start;
+    let Started { plan, start } = started(plan, &args.file)?;
+    if let Ok(layout) = Models::new().layout_of(&plan.spec)
+        && let Some(warning) = plan.coarse_step(&layout.shared_lengths())
+    {
+        tracing::warn!("{path}: {warning}");
+    }
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
         let given = args.operator.given();
@@ -85,7 +91,7 @@ pub(super) fn submit(args: &SubmitArgs, global: &Global) -> Result<(), Failure> 
         let (text, object) = (format!("run {run} is submitted"), json!({ "run": run.to_string() }));
         if args.watch {
             super::output::tell(text);
-            return follow(&operator, Some(run), given, global).await;
+            return follow(operator, &args.operator, Some(run), global).await;
         }
         global.format.say(|| text, || object);
         operator.close().await;
@@ -126,22 +132,33 @@ pub(super) async fn hand_in(
 pub(super) fn watch(args: &WatchArgs, global: &Global) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let operator = connect(&args.operator).await?;
-        follow(&operator, args.run, args.operator.given(), global).await
+        follow(operator, &args.operator, args.run, global).await
     })
 }
 
-/// Shows a run until it ends; its failure is the command's.
+/// Shows a run until it ends; its failure is the command's. A server that is started again goes on with the run, and this command with it.
 async fn follow(
-    operator: &OperatorClient,
+    mut operator: OperatorClient,
+    args: &OperatorArgs,
     run: Option<RunId>,
-    given: Given<'_>,
     global: &Global,
 ) -> Result<(), Failure> {
-    let (shown, mut watched) = (RefCell::new(Shown::new(given)), run);
-    let following = operator.watch(run, |summary| {
-        watched = Some(summary.run);
-        shown.borrow_mut().update(summary, global);
-    });
+    let given = args.given();
+    let (shown, watched) = (RefCell::new(Shown::new(given)), Cell::new(run));
+    let following = async {
+        loop {
+            let update = |summary: &RunSummary| {
+                watched.set(Some(summary.run));
+                shown.borrow_mut().update(summary, global);
+            };
+            match operator.watch(watched.get(), update).await {
+                Err(OperatorError::Lost(why)) => {
+                    operator = connect_again(args, &why, watched.get(), global).await?;
+                }
+                ended => return ended.or_blame(),
+            }
+        }
+    };
     // Most runs leave the queue at once: that is no news.
     let queued = async {
         tokio::time::sleep(QUEUE_SILENCE).await;
@@ -157,11 +174,44 @@ async fn follow(
         progress.end();
     }
     let Some(last) = last else {
-        return Err(Failure::new(Kind::Run, given.complete(&given_up(watched))));
+        return Err(Failure::new(Kind::Run, given.complete(&given_up(watched.get()))));
     };
-    let summary = last.or_blame()?;
+    let summary = last?;
     global.format.say(|| describe(&summary), || summary_json(&summary));
     verdict(&summary)
+}
+
+/// For how long a command that follows a run looks for a server that it has lost, and how often.
+const LOOKING: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Connects anew after the connection was lost: a server that is started again is there within seconds.
+async fn connect_again(
+    args: &OperatorArgs,
+    why: &str,
+    run: Option<RunId>,
+    global: &Global,
+) -> Result<OperatorClient, Failure> {
+    if global.quiet == 0 {
+        super::output::tell(format_args!("{why}; looking for the server for {} s", LOOKING.as_secs()));
+    }
+    let until = tokio::time::Instant::now() + LOOKING;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let dialled = dial(&servers_of(args)?, &ServerFolder(args.folder.clone())).await;
+        let Unreached { failure, is_lasting } = match dialled {
+            Ok(operator) => return Ok(operator),
+            Err(unreached) => unreached,
+        };
+        if is_lasting || tokio::time::Instant::now() >= until {
+            let run = run.map_or_else(String::new, |run| format!(" {run}"));
+            let message = format!(
+                "{why}, and then: {}; the run continues when its server does: `consortia run watch{run}` follows it then",
+                failure.message()
+            );
+            return Err(Failure::new(Kind::Connection, args.given().complete(&message)));
+        }
+    }
 }
 
 /// What the end of a run is for the command that waited for it: a run without a model is no success, however it ended.
@@ -377,31 +427,63 @@ impl OperatorArgs {
 }
 
 pub(super) async fn connect(args: &OperatorArgs) -> Result<OperatorClient, Failure> {
+    connect_to(&servers_of(args)?, &ServerFolder(args.folder.clone())).await
+}
+
+/// The addresses of the server that an operator means.
+fn servers_of(args: &OperatorArgs) -> Result<Vec<String>, Failure> {
     let folder = ServerFolder(args.folder.clone());
     folder.refuse_backup()?;
-    let servers = match &args.server {
+    match &args.server {
         // Away from the server the folder may hold nothing but the operator's identity.
-        Some(_) if !folder.operator().exists() => {
-            return Err(folder.is_none("the operator's identity, operator/,"));
-        }
-        Some(server) => vec![server.clone()],
-        None => folder.read()?.servers(&folder)?,
-    };
-    connect_to(&servers, &folder).await
+        Some(_) if !folder.operator().exists() => Err(folder.is_none("the operator's identity, operator/,")),
+        Some(server) => Ok(vec![server.clone()]),
+        None => folder.read()?.servers(&folder),
+    }
 }
 
 /// Connects as the operator of `folder` to the first of these servers that answers.
 pub(super) async fn connect_to(servers: &[String], folder: &ServerFolder) -> Result<OperatorClient, Failure> {
+    dial(servers, folder).await.map_err(|unreached| unreached.failure)
+}
+
+/// Why there is no connection.
+struct Unreached {
+    failure: Failure,
+    /// Whether it will be so until somebody changes something.
+    is_lasting: bool,
+}
+
+/// Of a file here.
+impl From<Failure> for Unreached {
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_lasting: true }
+    }
+}
+
+/// One attempt.
+async fn dial(servers: &[String], folder: &ServerFolder) -> Result<OperatorClient, Unreached> {
     settle_renewal(&folder.operator()).or_fail(Kind::Configuration, "")?;
     let identity = Identity::load(&folder.operator()).or_fail(Kind::Connection, "")?;
     let connecting = OperatorClient::connect_any(servers, SERVER_NAME, &identity);
     match tokio::time::timeout(Duration::from_secs(15), connecting).await {
-        Ok(connected) => connected.map_err(|error: DialError| Failure::new(Kind::Connection, error)),
+        Ok(connected) => connected.map_err(|error: DialError| {
+            let is_lasting = error.is_lasting();
+            Unreached { failure: Failure::new(Kind::Connection, error), is_lasting }
+        }),
         Err(_) => {
             let message = format!("{} does not answer; is `consortia server run` up?", servers.join(", "));
-            Err(Failure::new(Kind::Timeout, Given::Server(&folder.0).complete(&message)))
+            let message = Given::Server(&folder.0).complete(&message);
+            Err(Unreached { failure: Failure::new(Kind::Timeout, message), is_lasting: false })
         }
     }
+}
+
+/// What there is to warn of in a run that is over. A method's sites measure what may grow for its own reasons, and evaluate nothing.
+fn warning(run: &RunSummary) -> Option<String> {
+    let is_measured = run.history.iter().any(|round| round.sites.or(round.central).is_some());
+    let worsened = Worsened::of(&run.history).filter(|_| run.state.is_over() && is_measured);
+    worsened.map(|worsened| worsened.to_string())
 }
 
 /// A run for a person.
@@ -417,6 +499,9 @@ fn describe(run: &RunSummary) -> String {
         if run.is_seeded { "  (a seeded run, which may not claim privacy)" } else { "" },
         if run.model_sha256.is_empty() { "none yet" } else { &run.model_sha256 },
     );
+    if let Some(warning) = warning(run) {
+        text.push_str(&format!("\nwarning: {warning}"));
+    }
     let mut rows = vec![
         ["client", "connected", "accepted", "refused", "declined", "test accuracy"]
             .map(str::to_owned)
@@ -449,6 +534,9 @@ fn describe(run: &RunSummary) -> String {
 pub(super) fn summary_json(run: &RunSummary) -> Value {
     let mut object = serde_json::to_value(run).unwrap_or_default();
     object["run"] = run.run.to_string().into();
+    if let Some(warning) = warning(run) {
+        object["warning"] = warning.into();
+    }
     object
 }
 

@@ -3,6 +3,7 @@
 mod attacked;
 mod audit;
 mod crowd;
+mod figures;
 mod findings;
 mod observer;
 mod saved;
@@ -18,19 +19,19 @@ use command::results::{ClientMetrics, Clock, Ending, Results, figure, write_mode
 use consortia::first_model;
 use learning::Models;
 use learning::device::select;
-use privacy::accounting::Figure;
 use protocol::wire::{ClientSummary, RoundSummary};
 use protocol::{Layout, Metrics, ModelSpec, Seed, Spec, Stop};
 use serde_json::json;
 use server::best::Score;
 use server::net::InitialModel;
-use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, RunProgress, read_toml};
+use server::{ClientRecord, Evaluators, FederationConfig, Plan, RunEnd, RunProgress, Worsened, read_toml};
 use simulations::audit::AuditReport;
-use simulations::{Outcome, Scenario, Simulator, Workforce};
+use simulations::{Outcome, Population, Scenario, Simulator, Workforce};
 
 use attacked::Attacked;
 use audit::{Audit, with_canaries};
 use crowd::Crowd;
+use figures::{Losses, describe_price, describe_test, epsilon};
 use findings::{Findings, Remark};
 use observer::{Observer, tell_of_crowd};
 use privacy::counted;
@@ -41,7 +42,7 @@ use super::cores::cores;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
 use super::global::Global;
-use super::output::{share, tell};
+use super::output::tell;
 use super::plans::{plan_of, scenario_of};
 use super::progress::Progress;
 use super::shell::quoted;
@@ -85,7 +86,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let stop = Stop::default();
     stop_at_signal(&stop);
     let Begun { saved, mut scenario, start, text } = Begun::of(args)?;
-    args.audit.map_or(Ok(()), |_| audit::refuse_method(&scenario.plan, &file(args)))?;
+    args.audit.map_or(Ok(()), |audit| audit::refuse(audit, &scenario.plan, &file(args)))?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let processes = scenario.simulation.learner.as_ref().and_then(|learner| learner.processes);
@@ -96,7 +97,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         clients.start(&spec).map_err(|error| Failure::new(Kind::Run, error.message))?;
     }
     let copies = scenario.simulation.copies.get();
-    let people = People { clients: crowd.workforce().clients().len(), copies };
+    let have_tests = crowd.population().is_none_or(Population::is_tested);
+    let people = People { clients: crowd.workforce().clients().len(), copies, have_tests };
     let mut findings = Findings::new(&spec, global.verbose > 0);
     if let Some(population) = crowd.population() {
         findings.look_at(population, &spec);
@@ -359,13 +361,7 @@ fn last_further(rounds: &[RoundSummary]) -> BTreeMap<String, f64> {
     let last = |of: fn(&RoundSummary) -> &BTreeMap<String, f64>| {
         rounds.iter().rev().map(of).find(|all| !all.is_empty()).cloned()
     };
-    last(|round| &round.further.sites).or_else(|| last(|round| &round.further.train)).unwrap_or_default()
-}
-
-/// Epsilon of all releases of the run, where its plan promises client-level privacy at the server: 0 when nothing was released.
-fn epsilon(spec: &Spec, rounds: &[RoundSummary]) -> Option<f64> {
-    spec.privacy.central.as_ref()?;
-    Some(rounds.iter().rev().find_map(|round| round.epsilon).unwrap_or(0.0))
+    last(|round| round.further.sites()).or_else(|| last(|round| round.further.train())).unwrap_or_default()
 }
 
 /// Who was simulated.
@@ -373,6 +369,8 @@ struct People {
     clients: usize,
     /// Virtual clients that share the records of one client of the partition.
     copies: usize,
+    /// Whether there are test records, with any of them or with the server.
+    have_tests: bool,
 }
 
 impl People {
@@ -385,38 +383,6 @@ impl People {
                 format!("{}: the records of {originals}, each used by {copies} of them", self.clients)
             }
         }
-    }
-}
-
-/// What the run would have cost, had it been no simulation.
-fn describe_price(spec: &Spec, epsilon: Option<f64>) -> String {
-    let bounded = |what: &str, epsilon_max: f64, delta: f64| {
-        format!(
-            "at most {} at delta {} for {what}, where each site stops",
-            Figure(epsilon_max),
-            Figure(delta)
-        )
-    };
-    match (epsilon, &spec.privacy.examples, &spec.privacy.local) {
-        (Some(0.0), ..) => "0: nothing was released".to_owned(),
-        (Some(epsilon), ..) => {
-            format!("{:.4}, if this were no simulation; see privacy_statement.json", Figure(epsilon))
-        }
-        (None, Some(examples), _) => bounded("each record", examples.epsilon_max.value(), examples.delta),
-        (None, None, Some(local)) => bounded("each client", local.epsilon_max.value(), local.delta),
-        (None, None, None) => "infinite: the plan has no [privacy]".to_owned(),
-    }
-}
-
-/// The line of the last evaluation; none for a method, whose values are not evaluated.
-fn describe_test(spec: &Spec, test: Option<Metrics>) -> String {
-    match spec.is_squared() {
-        _ if matches!(spec.model, ModelSpec::Values { .. }) => String::new(),
-        true => {
-            let rmse = test.map_or_else(|| "-".to_owned(), |metrics| figure(metrics.loss.sqrt()));
-            format!("test RMSE      {rmse}\n")
-        }
-        false => format!("test accuracy  {}\n", share(test.and_then(|metrics| metrics.accuracy))),
     }
 }
 
@@ -482,8 +448,11 @@ impl Ended<'_> {
             remark.reason.as_ref().is_some_and(|reason| !reason.is_empty() && end.contains(reason.as_str()))
         };
         let attacked = self.attack.map(|attack| Remark::new(attack.sentence(self.people.clients)));
+        let trains = !matches!(self.spec.model, ModelSpec::Values { .. });
+        let worsened = Worsened::of(&self.outcome.rounds).filter(|_| trains && !self.findings.has_run_away());
         attacked
             .into_iter()
+            .chain(worsened.map(|worsened| Remark::new(worsened.to_string())))
             .chain(self.findings.remarks().into_iter().filter(|remark| !is_told(remark)))
             .collect()
     }
@@ -501,13 +470,11 @@ impl Ended<'_> {
     fn tell(&self, folder: &Path, seconds: f64, global: &Global) {
         let Self { people, spec, outcome, audit, findings, attack, .. } = self;
         let test = last_test(&outcome.rounds);
-        let loss = test
-            .or_else(|| outcome.rounds.iter().rev().find_map(|round| round.train))
-            .map(|metrics| metrics.loss);
+        let Losses { test: loss, trained, shown } = Losses::of(spec, &outcome.rounds, test);
         let rounds = outcome.rounds.iter().filter(|round| round.round > 0).count();
         let sha256 = outcome.model.sha256();
         let accuracy = test.and_then(|metrics| metrics.accuracy);
-        let measured = describe_test(spec, test);
+        let measured = describe_test(spec, test, people.have_tests);
         let speed = outcome.updates as f64 / seconds;
         let epsilon = epsilon(spec, &outcome.rounds);
         let price = describe_price(spec, epsilon);
@@ -524,11 +491,10 @@ impl Ended<'_> {
             let best = best.map_or_else(String::new, |round| format!("best model     of round {round}\n"));
             format!(
                 "clients        {}\n{}rounds         {rounds}{converged}\nclient updates {} ({speed:.1} a second)\n{declined}{measured}\
-                 loss           {}\n{more}{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
+                 {shown}\n{more}{best}epsilon        {}\nvirtual time   {:.0} s\nreal time      {seconds:.1} s\nparameters     sha256 {sha256}\nresults        {}{}",
                 people.describe(),
                 attack.map_or_else(String::new, |attack| format!("{attack}\n")),
                 outcome.updates,
-                loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
                 price,
                 outcome.elapsed.as_secs_f64(),
                 folder.display(),
@@ -548,6 +514,7 @@ impl Ended<'_> {
                 "accuracy": accuracy,
                 "loss": loss,
                 "further": further,
+                "training_loss": trained,
                 "seconds": seconds,
                 "updates": outcome.updates,
                 "updates_per_second": speed,
@@ -581,42 +548,5 @@ impl Ended<'_> {
             }
             RunEnd::BudgetExhausted(why) => Err(Failure::new(Kind::Refused, why)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(privacy: &str) -> Spec {
-        let json = format!(
-            r#"{{"model": "logistic", "data": {{"tensor": {{"shape": [2], "target": {{"classes": 2}}}}}},
-            "training": {{"batch_size": 0, "optimizer": {{"sgd": {{"learning_rate": 0.1}}}}}}, "cohort_max": 1048576,
-            "update": {{"weights": "uniform"}}, "privacy": {{{privacy}}}}}"#
-        );
-        Spec::from_json(&json).unwrap()
-    }
-
-    #[test]
-    fn a_private_run_that_released_nothing_has_cost_nothing_and_one_without_privacy_everything() {
-        let central = |sampling: &str| {
-            spec(&format!(
-                r#""central": {{"population": "p", "relation": "zero_out", "delta": 1e-5, "epsilon_max": 2.0, "noise_multiplier": 1.0,
-                "rounds": 1, "denominator": 1.0, "sampling": {sampling}, "noise": "independent", "clipping": "fixed",
-                "metrics": "off", "clients_min": 0}}"#
-            ))
-        };
-        let private = central(r#"{"poisson": {"rate": 0.5}}"#);
-        assert_eq!(epsilon(&private, &[]), Some(0.0));
-        assert_eq!(describe_price(&private, epsilon(&private, &[])), "0: nothing was released");
-        let plain = spec("");
-        assert!(describe_price(&plain, epsilon(&plain, &[])).contains("infinite"));
-        let records = spec(
-            r#""examples": {"noise_multiplier": 1.0, "norm_max": 1.0, "delta": 1e-5, "epsilon_max": 3.0}"#,
-        );
-        assert!(
-            describe_price(&records, epsilon(&records, &[]))
-                .starts_with("at most 3 at delta 1e-5 for each record")
-        );
     }
 }

@@ -387,6 +387,7 @@ fn show(event: &AgentEvent, file: &SiteFile, global: &Global) {
             AgentEvent::Started { .. } => "started",
             AgentEvent::Resending { .. } => "resending",
             AgentEvent::Discarded { .. } => "discarded",
+            AgentEvent::ChargedAgain { .. } => "charged_again",
             AgentEvent::Answering { .. } => "answering",
             AgentEvent::Declined { .. } => "declined",
             AgentEvent::Complained { .. } => "complained",

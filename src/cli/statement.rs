@@ -10,7 +10,7 @@ use privacy::counted;
 use serde_json::json;
 use server::{Adversary, Claim, PrivacyStatement};
 
-use super::failure::{Failure, Kind};
+use super::failure::{Failure, Kind, OrFail};
 use super::global::Global;
 use super::kinds::{FileKind, or_what_it_is};
 use super::plans::plan_of;
@@ -102,6 +102,10 @@ pub(super) fn read_statement(file: &Path) -> Result<PrivacyStatement, Failure> {
     let what = |failure| or_what_it_is(file, &[FileKind::Statement], "a privacy statement", failure);
     // Other files may be longer than any statement, or no text.
     let text = read_text(file).map_err(what)?;
+    // A plan that is broken where it stands, say.
+    if file.extension().is_some_and(|extension| extension == "toml") {
+        server::read_toml::<toml::Table>(&text).or_fail(Kind::Configuration, &path)?;
+    }
     PrivacyStatement::read(&text).map_err(|error| {
         let failure = |kind| Failure::new(kind, format!("{path}: {error}"));
         match error {

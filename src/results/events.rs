@@ -23,11 +23,13 @@ pub fn event_json(seconds: f64, note: &Note) -> Value {
             let body = json!({ "client": client.as_str(), "reason": reason.name(), "detail": detail });
             ("declined", with_task(*task, body))
         }
-        Note::Closed { task, answered, missing, quorum } => (
-            "closed",
-            with_task(*task, json!({ "answered": answered, "missing": missing, "quorum": quorum })),
-        ),
+        Note::Closed { task, answered, missing, surplus, quorum } => {
+            let body =
+                json!({ "answered": answered, "missing": missing, "surplus": surplus, "quorum": quorum });
+            ("closed", with_task(*task, body))
+        }
         Note::Withheld { task, reason } => ("withheld", with_task(*task, json!({ "reason": reason }))),
+        Note::Warned { task, warning } => ("warned", with_task(*task, json!({ "warning": warning }))),
         Note::Round(summary) => (
             "round",
             json!({

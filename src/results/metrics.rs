@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
-use protocol::wire::{FurtherMetrics, RoundSummary};
+use protocol::wire::RoundSummary;
 use protocol::{ClientId, Metrics, StepId, TaskId};
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,7 @@ struct Further(BTreeSet<String>);
 impl Further {
     fn of(rounds: &[RoundSummary]) -> Self {
         let names =
-            rounds.iter().flat_map(|round| round.further.train.keys().chain(round.further.sites.keys()));
+            rounds.iter().flat_map(|round| round.further.train().keys().chain(round.further.sites().keys()));
         Self(names.cloned().collect())
     }
 
@@ -100,7 +100,7 @@ impl Further {
 
     fn line(&self, round: &RoundSummary) -> String {
         let of = |all: &BTreeMap<String, f64>, name: &String| number(all.get(name).copied());
-        let FurtherMetrics { train, sites } = &round.further;
+        let (train, sites) = (round.further.train(), round.further.sites());
         self.0.iter().map(|name| format!(",{},{}", of(train, name), of(sites, name))).collect()
     }
 }

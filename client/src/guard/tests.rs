@@ -151,6 +151,22 @@ fn under_a_promise_for_records_a_learner_that_fails_gives_one_reason_and_is_char
 }
 
 #[test]
+fn a_training_that_is_charged_once_more_is_known_as_such() {
+    let again = |site: &mut Site, task: &Task| {
+        site.answer(task);
+        site.participant.was_charged_again()
+    };
+    let mut protected = site(PLAIN_POLICY, Mood::Well);
+    let first = private(1, local(1e6));
+    assert!(!again(&mut protected, &first));
+    assert!(again(&mut protected, &first), "its answer was not kept, so it has cost twice");
+    assert!(!again(&mut protected, &private(2, local(1e6))), "of the last task alone");
+    // What costs nothing is charged no second time.
+    let mut plain = site(PLAIN_POLICY, Mood::Well);
+    assert!(!again(&mut plain, &train(1, 3)) && !again(&mut plain, &train(1, 3)));
+}
+
+#[test]
 fn a_task_that_was_stopped_before_a_record_was_read_costs_nothing_and_counts_as_an_attempt() {
     // The ledger's disk is slow, and meanwhile the task is stopped.
     let stop = Stop::default();

@@ -102,6 +102,21 @@ pub enum DialError {
     Nobody,
 }
 
+impl DialError {
+    /// Whether the next attempt will fail for the same reason, until somebody changes something here.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::ServerName(_) | Self::Nobody => true,
+            Self::Connection(error) => alert_of(error).is_some(),
+            Self::Address { .. }
+            | Self::Socket(_)
+            | Self::Silence(_)
+            | Self::Tcp { .. }
+            | Self::Nowhere(_) => false,
+        }
+    }
+}
+
 /// A live connection and the socket it runs on.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -257,11 +272,7 @@ pub(super) const OTHER_FEDERATION: &str = "the server there is of another federa
 
 /// What a lost connection means and what to do, in one sentence.
 pub(super) fn explain(error: &ConnectionError) -> String {
-    let alert = match error {
-        ConnectionError::TransportError(error) => tls_alert(error.code),
-        ConnectionError::ConnectionClosed(close) => tls_alert(close.error_code),
-        _ => None,
-    };
+    let alert = alert_of(error);
     let by_us = matches!(error, ConnectionError::TransportError(_));
     let advice = match (alert, by_us) {
         (Some(120), _) => {
@@ -296,6 +307,15 @@ pub(super) fn explain(error: &ConnectionError) -> String {
         },
     };
     if alert.is_some() { format!("{advice} ({error})") } else { advice.to_owned() }
+}
+
+/// The TLS alert that has ended a connection.
+fn alert_of(error: &ConnectionError) -> Option<u8> {
+    match error {
+        ConnectionError::TransportError(error) => tls_alert(error.code),
+        ConnectionError::ConnectionClosed(close) => tls_alert(close.error_code),
+        _ => None,
+    }
 }
 
 /// The TLS alert inside a QUIC error code (RFC 9001, section 4.8).

@@ -45,6 +45,11 @@ pub enum AgentEvent {
         /// Why it cannot be sent.
         why: String,
     },
+    /// A training was charged to the site's privacy budget before, and has been charged once more: there was no answer of it to send again.
+    ChargedAgain {
+        /// The task.
+        task: TaskId,
+    },
     /// The task is done and its answer leaves.
     Answering {
         /// The task.
@@ -104,7 +109,8 @@ pub(super) fn meaning(refusal: Rejection) -> &'static str {
     match refusal {
         Rejection::Unsolicited => "the server did not ask this site; nothing to do",
         Rejection::Stale => {
-            "the round was over before the answer arrived; a faster machine or a later deadline helps"
+            "the round ended without this answer: enough others had come, or its deadline was over; if it is so in every round, a faster machine or a \
+             later deadline helps"
         }
         Rejection::Duplicate => "the server already has this site's answer; nothing to do",
         Rejection::Malformed | Rejection::WrongKind | Rejection::WrongShape | Rejection::OutOfRange => {
@@ -150,6 +156,13 @@ impl std::fmt::Display for AgentEvent {
                     "the answer that was kept for the {task} is thrown away ({why}); the task is done anew, and charged again"
                 )
             }
+            Self::ChargedAgain { task } => {
+                write!(
+                    f,
+                    "the {task} was charged before and is charged again: the first time ended without an answer that could be sent again, as when \
+                     a connection or a program ends during the work"
+                )
+            }
             Self::Answering { task } => write!(f, "answering the {task}"),
             Self::Declined { task, reason, message } => {
                 write!(f, "declined the {task} ({}): {message}", reason.name())
@@ -159,7 +172,7 @@ impl std::fmt::Display for AgentEvent {
             }
             Self::Accepted { task } => write!(f, "the server has noted the answer to the {task}"),
             Self::Refused { task, refusal, meaning } => {
-                write!(f, "the server refused the {task} ({}): {meaning}", refusal.name())
+                write!(f, "the server did not take the answer to the {task} ({}): {meaning}", refusal.name())
             }
             Self::Abandoned { task: Some(task), error } => write!(f, "gave up the {task}: {error}"),
             Self::Abandoned { task: None, error } => write!(f, "gave up a task: {error}"),

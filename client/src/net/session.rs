@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::connection::explain;
 use super::events::{AgentEvent, meaning};
 use super::frames::{FrameError, Opening, read_frame, read_opening, write_frame};
 use super::greeting::is_capable;
@@ -33,6 +34,9 @@ use crate::{LedgerHead, LedgerHistory, LocalState, Participant, SiteMethods, Tas
 const RECEIPT_MAX: Duration = Duration::from_secs(120);
 /// The code with which a stream is given up.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
+
+/// How long after a stream its connection may end, so that the end of both is one.
+const LEAVING: Duration = Duration::from_millis(250);
 
 /// Takes what a participant keeps to wherever the shell wants it.
 pub(super) type StateSink = Arc<dyn Fn(&LocalState) + Send + Sync>;
@@ -89,6 +93,8 @@ struct TaskStream {
     recv: RecvStream,
     /// Whether the server reads [`Resent`].
     is_capable: bool,
+    /// What carries both.
+    connection: Connection,
 }
 
 /// An answer that is about to leave.
@@ -112,6 +118,8 @@ enum Abandoned {
     Frame(FrameError),
     #[error("the server no longer wants it")]
     Unwanted,
+    #[error("the connection has ended ({}); the server asks again when both are connected", explain(.0))]
+    Lost(ConnectionError),
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,
     #[error("nothing leaves that is not written down: {0}")]
@@ -122,7 +130,23 @@ impl From<FrameError> for Abandoned {
     fn from(error: FrameError) -> Self {
         match error {
             FrameError::Read(ReadError::Reset(_)) => Self::Unwanted,
+            FrameError::Read(ReadError::ConnectionLost(why))
+            | FrameError::Write(WriteError::ConnectionLost(why)) => Self::Lost(why),
             other => Self::Frame(other),
+        }
+    }
+}
+
+impl Abandoned {
+    /// The same of a task on this connection. A server that ends gives its streams up just before its connections: the end of the
+    /// connection says that it still wants what it has asked for.
+    async fn on(self, connection: &Connection) -> Self {
+        match self {
+            Self::Unwanted => match tokio::time::timeout(LEAVING, connection.closed()).await {
+                Ok(why) => Self::Lost(why),
+                Err(_) => Self::Unwanted,
+            },
+            other => other,
         }
     }
 }
@@ -137,6 +161,7 @@ impl TaskRunner {
             | AgentEvent::Refused { .. }
             | AgentEvent::Abandoned { .. }
             | AgentEvent::Discarded { .. }
+            | AgentEvent::ChargedAgain { .. }
             | AgentEvent::Quarantined { .. } => tracing::warn!(target: "events", "{event}"),
             AgentEvent::Connected { .. }
             | AgentEvent::Started { .. }
@@ -165,7 +190,8 @@ impl TaskRunner {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
                         let (runner, newest) = (self.clone(), newest.clone());
-                        tasks.spawn(runner.attend(TaskStream { send, recv, is_capable }, newest));
+                        let stream = TaskStream { send, recv, is_capable, connection: connection.clone() };
+                        tasks.spawn(runner.attend(stream, newest));
                     }
                     Err(error) => return Some(error),
                 },
@@ -183,7 +209,9 @@ impl TaskRunner {
         if let Err(error) = self.exchange(&mut stream, &stop, &newest, &mut id).await {
             let _ = stream.send.reset(GIVEN_UP);
             let _ = stream.recv.stop(GIVEN_UP);
-            self.report(AgentEvent::Abandoned { task: id, error: error.to_string() });
+            stop.stop();
+            let error = error.on(&stream.connection).await.to_string();
+            self.report(AgentEvent::Abandoned { task: id, error });
         }
         if self.unwritten().is_some() {
             self.broken.cancel();
@@ -235,7 +263,10 @@ impl TaskRunner {
             self.report_declined(task, &error);
             Ready::fresh(answer(task, Err(error)), UpdateCodec::Exact)
         });
-        let delivered = self.deliver(task, ready, stream).await;
+        let delivered = match self.deliver(task, ready, stream).await {
+            Err(error) => Err(error.on(&stream.connection).await),
+            delivered => delivered,
+        };
         match &delivered {
             // Whoever did not hear all of it may ask once more; so may a server whose line was lost.
             Ok(Receipt::Refused(Rejection::Truncated)) => {}
@@ -424,6 +455,9 @@ impl TaskRunner {
             return Ok(Ready { answer, is_resent: true });
         }
         let outcome = participant.attempt(task, Seed::from_entropy(bytes), stop);
+        if participant.was_charged_again() {
+            self.report(AgentEvent::ChargedAgain { task: task.id });
+        }
         if let Some(complaint) = participant.take_complaint() {
             self.report(AgentEvent::Complained { task: task.id, message: complaint.message });
         }

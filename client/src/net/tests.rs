@@ -103,7 +103,7 @@ fn an_update_over_quic_has_the_bits_of_the_same_task_done_at_home() {
             AgentEvent::Refused { refusal: Rejection::Stale, meaning, .. } => Some(*meaning),
             _ => None,
         };
-        assert!(agent.until(refused).await.contains("round was over"));
+        assert!(agent.until(refused).await.contains("the round ended without this answer"));
         agent.stop().await;
         let closed = connection.closed().await;
         let left = matches!(&closed, ConnectionError::ApplicationClosed(close)
@@ -467,6 +467,41 @@ fn a_task_that_is_cancelled_before_its_receipt_is_told_as_unwanted() {
             _ => None,
         };
         assert_eq!(agent.until(error).await, "the server no longer wants it");
+    });
+}
+
+#[test]
+fn a_server_that_goes_is_not_said_to_have_given_its_tasks_up() {
+    play(async {
+        let told = |event: &AgentEvent| match event {
+            AgentEvent::Abandoned { error, .. } | AgentEvent::Waiting { error, .. } => Some(error.clone()),
+            _ => None,
+        };
+        let goodbye = ConnectError::ShuttingDown.to_string();
+        let authority = Authority::new();
+        // While the site works, and when its answer has left.
+        for is_at_work in [true, false] {
+            let server = authority.server();
+            let (mut agent, begins) = match is_at_work {
+                true => {
+                    let (agent, begins) = endless(&authority, &server);
+                    (agent, Some(begins))
+                }
+                false => (Running::start(well(), authority.identity("north"), &server), None),
+            };
+            let connection = server.welcome().await;
+            let (mut send, mut recv) = send_task(&connection, &train(1, 3)).await;
+            match begins {
+                Some(begins) => {
+                    tokio::task::spawn_blocking(move || begins.recv().unwrap()).await.unwrap();
+                }
+                None => drop(read_answer(&mut recv).await),
+            }
+            send.reset(1u32.into()).unwrap();
+            connection.close(0u32.into(), goodbye.as_bytes());
+            let said = agent.until(told).await;
+            assert!(said.contains(&goodbye) && !said.contains("no longer wants"), "{said}");
+        }
     });
 }
 

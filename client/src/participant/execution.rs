@@ -13,6 +13,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use privacy::accounting::Figure;
 use privacy::noise::NoiseSource;
 use privacy::{Encoded, Lattice, Permit, Statistics, first_not_finite};
 use protocol::{
@@ -50,6 +51,8 @@ pub(super) struct TaskExecution<'a> {
     pub(super) prepared: bool,
     /// What went wrong and was answered all the same.
     pub(super) complaint: Option<TaskError>,
+    /// Whether the task was charged before, and is charged again.
+    pub(super) is_charged_again: bool,
 }
 
 /// What came of a task.
@@ -59,6 +62,8 @@ pub(super) struct Attempt {
     pub(super) complaint: Option<TaskError>,
     /// Whether the learner is ready for another task of the same spec.
     pub(super) prepared: bool,
+    /// Whether the task was charged before, and is charged again.
+    pub(super) is_charged_again: bool,
 }
 
 /// What is known before a record is read.
@@ -78,7 +83,8 @@ impl TaskExecution<'_> {
         let outcome = self.work(entropy);
         // After an error the learner is prepared anew: its state may be what went wrong.
         let prepared = self.prepared && outcome.is_ok() && self.complaint.is_none();
-        Attempt { outcome, complaint: self.complaint, prepared }
+        let Self { complaint, is_charged_again, .. } = self;
+        Attempt { outcome, complaint, prepared, is_charged_again }
     }
 
     fn work(&mut self, entropy: Seed) -> Result<Outcome, TaskError> {
@@ -100,6 +106,7 @@ impl TaskExecution<'_> {
             guard.give_back(self.task, leave)?;
             return Err(TaskError::stopped());
         }
+        self.is_charged_again = leave.is_charged_again();
         let permit = leave.take_permit();
         let outcome = self.perform(entropy, ready, permit);
         match self.guard.as_mut() {
@@ -489,9 +496,20 @@ impl TaskExecution<'_> {
         if metrics.is_sound() {
             return Ok(());
         }
+        let advice = match &self.task.work {
+            // What a method measures grows with the values themselves.
+            Work::Method(_) | Work::Statistics { .. } => {
+                "bring the values near to 1, by standardise = \"federated\" or \"site\" beside the plan's columns (divide_by for arrays) or in another unit, \
+                 and look for values that no record can have"
+            }
+            Work::Train { .. } | Work::Evaluate { .. } => {
+                "lower the learning rate, standardise the data, or check it"
+            }
+        };
         let message = format!(
-            "the metrics of the {} are not finite or out of range (loss {}); lower the learning rate or check the data",
-            self.task.id, metrics.loss
+            "the metrics of the {} are not finite or out of range (loss {:.3}); {advice}",
+            self.task.id,
+            Figure(metrics.loss)
         );
         Err(TaskError::private(Decline::NotFinite, message))
     }

@@ -53,6 +53,11 @@ impl History {
         }
     }
 
+    /// Whether records may have been read for a training of this round before.
+    pub(crate) fn has_trained(&self, run: RunId, round: Round) -> bool {
+        self.trained.get(&run).is_some_and(|rounds| rounds.contains(round))
+    }
+
     /// Trainings that were begun.
     pub fn attempts(&self) -> usize {
         self.attempts.len()

@@ -153,7 +153,7 @@ fn a_method_is_allowed_by_its_name_alone() {
     let models = |policy: String| policy.replace("models = \"any\"", "models = [\"linear\"]");
     let mut sums = task(1, Work::Statistics { names: Vec::new() });
     sums.spec = Arc::clone(&asked.spec);
-    assert_eq!(rule(&models(PLAIN_POLICY.to_owned()), &sums), "models");
+    assert_eq!(rule(&models(PLAIN_POLICY.to_owned()), &sums), "tasks", "no list of models could allow it");
     assert!(
         judge(
             &models(allowing("tasks = [\"statistics\", \"method:groups\"]")),

@@ -251,7 +251,7 @@ fn to_labels(
             Ok(Labels::Classes(numbers.iter().enumerate().map(class).collect::<Result<_, _>>()?))
         }
         Target::Real => match numbers.iter().position(|value| !(*value as f32).is_finite()) {
-            Some(record) if refuse => Err(wrong(record, "the finite real numbers".to_owned())),
+            Some(record) if refuse => Err(wrong(record, "the real numbers up to 3.4e38 (f32)".to_owned())),
             _ => Ok(Labels::Real(numbers.iter().map(|value| *value as f32).collect())),
         },
     }

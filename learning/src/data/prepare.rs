@@ -34,6 +34,13 @@ pub struct SiteData {
     pub test: Option<View>,
 }
 
+impl SiteData {
+    /// Whether there is a record to measure on: a table of test records may be empty.
+    pub fn has_tests(&self) -> bool {
+        self.test.as_ref().is_some_and(|test| !test.is_empty())
+    }
+}
+
 /// Clean records: every number is finite. Arrays stay where they are; the rows of a table are copied, since preparing changes
 /// them.
 #[derive(Clone, Debug)]

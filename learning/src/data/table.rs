@@ -104,6 +104,11 @@ pub(super) enum TableError {
     #[error("`{path}` has two columns `{column}`; rename one", path = path.display())]
     TwoColumns { path: PathBuf, column: String },
     #[error(
+        "`{path}` line {line}: column `{column}` holds `{value}`, which is beyond {most}; correct the cell, or give the \
+         column in another unit", path = path.display()
+    )]
+    Beyond { path: PathBuf, line: u64, column: String, value: String, most: &'static str },
+    #[error(
         "`{path}` line {line}: column `{column}` holds `{value}`, which is not a finite number; correct the cell or list \
          the column under `categorical`{advice}", path = path.display()
     )]
@@ -506,6 +511,14 @@ impl Place<'_> {
             return self.missing_cell(column, cell);
         }
         let value = self.finite(cell);
+        if value.is_none() && dialect::is_beyond(cell, self.decimal) {
+            let (path, column, value) = (self.path.into(), column.into(), cell.into());
+            let most = match self.is_narrow {
+                true => "the largest number that a model takes without standardisation, about 3.4e38 (f32)",
+                false => "the largest number that can be read, about 1.8e308 (f64)",
+            };
+            return Err(TableError::Beyond { path, line: self.line, column, value, most });
+        }
         value.map(Some).ok_or_else(|| TableError::Number {
             path: self.path.into(),
             line: self.line,
@@ -559,7 +572,12 @@ impl Place<'_> {
                 let value = dialect::number(cell, self.decimal).map(|value| value as f32);
                 let advice = dialect::advice(cell, self.decimal);
                 let value = value.filter(|value| value.is_finite());
-                known.push(value.ok_or_else(|| wrong("a finite number".to_owned(), advice))?);
+                let wanted = if dialect::is_beyond(cell, self.decimal) {
+                    "a number of at most 3.4e38 (f32)"
+                } else {
+                    "a finite number"
+                };
+                known.push(value.ok_or_else(|| wrong(wanted.to_owned(), advice))?);
             }
         }
         Ok(())

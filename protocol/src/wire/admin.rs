@@ -397,36 +397,60 @@ pub struct RoundSummary {
 /// Means of the further metrics of a round, by the names of the plan. In JSON and other forms for people and databases; operators' frames,
 /// which programs of earlier releases read, have no place for them.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FurtherMetrics {
-    /// Of the clients' trainings.
-    pub train: BTreeMap<String, f64>,
-    /// Of the sites' evaluations.
-    pub sites: BTreeMap<String, f64>,
-}
+pub struct FurtherMetrics(Option<Box<FurtherForm>>);
 
 /// As JSON has it.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct FurtherForm {
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     train: BTreeMap<String, f64>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     sites: BTreeMap<String, f64>,
 }
 
 impl FurtherMetrics {
     /// Whether nothing was measured.
     pub fn is_empty(&self) -> bool {
-        self.train.is_empty() && self.sites.is_empty()
+        self.train().is_empty() && self.sites().is_empty()
+    }
+
+    /// Of the clients' trainings, by name.
+    pub fn train(&self) -> &BTreeMap<String, f64> {
+        self.0.as_ref().map_or(&NOTHING, |form| &form.train)
+    }
+
+    /// Of the sites' evaluations, by name.
+    pub fn sites(&self) -> &BTreeMap<String, f64> {
+        self.0.as_ref().map_or(&NOTHING, |form| &form.sites)
+    }
+
+    /// Takes those of the clients' trainings.
+    pub fn set_train(&mut self, train: BTreeMap<String, f64>) {
+        if !train.is_empty() || self.0.is_some() {
+            self.0.get_or_insert_default().train = train;
+        }
+    }
+
+    /// Takes those of the sites' evaluations.
+    pub fn set_sites(&mut self, sites: BTreeMap<String, f64>) {
+        if !sites.is_empty() || self.0.is_some() {
+            self.0.get_or_insert_default().sites = sites;
+        }
     }
 }
+
+static NOTHING: BTreeMap<String, f64> = BTreeMap::new();
 
 impl Serialize for FurtherMetrics {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if !serializer.is_human_readable() {
             return serializer.serialize_unit();
         }
-        FurtherForm { train: self.train.clone(), sites: self.sites.clone() }.serialize(serializer)
+        match &self.0 {
+            Some(form) => form.serialize(serializer),
+            None => FurtherForm::default().serialize(serializer),
+        }
     }
 }
 
@@ -435,8 +459,8 @@ impl<'de> Deserialize<'de> for FurtherMetrics {
         if !deserializer.is_human_readable() {
             return <()>::deserialize(deserializer).map(|()| Self::default());
         }
-        let FurtherForm { train, sites } = FurtherForm::deserialize(deserializer)?;
-        Ok(Self { train, sites })
+        let form = FurtherForm::deserialize(deserializer)?;
+        Ok(Self((form != FurtherForm::default()).then(|| Box::new(form))))
     }
 }
 
@@ -468,4 +492,29 @@ pub struct ClientSummary {
     pub declined: Vec<(String, u32)>,
     /// Its last test metrics.
     pub test: Option<Metrics>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{FrameKind, decode, encode};
+
+    #[test]
+    fn further_metrics_stand_in_json_and_take_no_byte_of_a_frame() {
+        let mut round: RoundSummary = serde_json::from_str(
+            r#"{"round": 1, "released": true, "cohort": 2, "answered": 2, "train": null, "sites": null, "central": null, "seconds": 1.0}"#,
+        )
+        .unwrap();
+        assert!(round.further.is_empty(), "a round of an earlier release");
+        let plain = encode(FrameKind::AdminReply, &round);
+        round.further.set_train(BTreeMap::from([("auc".to_owned(), 0.5)]));
+        round.further.set_sites(BTreeMap::from([("auc".to_owned(), 0.75)]));
+        let text = serde_json::to_string(&round).unwrap();
+        assert!(text.ends_with(r#""further":{"train":{"auc":0.5},"sites":{"auc":0.75}}}"#), "{text}");
+        assert_eq!(serde_json::from_str::<RoundSummary>(&text).unwrap(), round);
+        let framed = encode(FrameKind::AdminReply, &round);
+        assert_eq!(framed, plain);
+        let read: RoundSummary = decode(&framed[crate::wire::FRAME_HEAD..]).unwrap();
+        assert!(read.further.is_empty() && read.round == 1);
+    }
 }

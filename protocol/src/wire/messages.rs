@@ -206,22 +206,6 @@ pub enum WorkHeader {
         /// The blocks that follow, in order.
         blocks: Vec<BlockHead>,
     },
-    /// What an external learner has done of a plan that names further metrics: an update, as [`AnswerBody::Trained`] or
-    /// [`AnswerBody::Compressed`] have it, or an evaluation.
-    Measured {
-        /// Lattice points of the update; none for an evaluation.
-        len: Option<u64>,
-        /// Bytes that follow instead of the points, where the update has a short form.
-        packed: Option<u64>,
-        /// Weight of the update.
-        weight: u32,
-        /// Whether it was within the norm, where the plan asks.
-        vote: i8,
-        /// Metrics of the training, or of the model.
-        metrics: Metrics,
-        /// See [`Contribution::further`].
-        further: Vec<f64>,
-    },
 }
 
 /// Why a task's header does not make a task.
@@ -388,6 +372,22 @@ pub enum AnswerBody {
         metrics: Option<Metrics>,
         /// The blocks that follow, in order.
         blocks: Vec<BlockHead>,
+    },
+    /// What an external learner has done of a plan that names further metrics: an update, as [`AnswerBody::Trained`] or
+    /// [`AnswerBody::Compressed`] have it, or an evaluation.
+    Measured {
+        /// Lattice points of the update; none for an evaluation.
+        len: Option<u64>,
+        /// Bytes that follow instead of the points, where the update has a short form.
+        packed: Option<u64>,
+        /// Weight of the update.
+        weight: u32,
+        /// Whether it was within the norm, where the plan asks.
+        vote: i8,
+        /// Metrics of the training, or of the model.
+        metrics: Metrics,
+        /// See [`Contribution::further`].
+        further: Vec<f64>,
     },
 }
 

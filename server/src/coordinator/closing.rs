@@ -2,7 +2,7 @@
 
 use privacy::{Released, Sum, counted};
 use protocol::wire::RoundSummary;
-use protocol::{ClientId, Metrics, TaskId, Time, Weighting};
+use protocol::{ClientId, Metrics, Rejection, TaskId, Time, Weighting};
 
 use super::protection::Protection;
 use super::tracker::ParticipantStatus;
@@ -75,9 +75,9 @@ impl Coordinator {
         };
         let further = further.pooled(self.plan.spec.further_metrics(), self.weight_max());
         if is_measured {
-            summary.further.sites = further;
+            summary.further.set_sites(further);
         } else if summary.train.is_some() {
-            summary.further.train = further;
+            summary.further.set_train(further);
         }
         if let (true, Central::Done(metrics)) = (is_measured, central) {
             summary.central = metrics;
@@ -154,8 +154,9 @@ impl Coordinator {
     /// Ends the run: what would have been its model may not be one.
     fn refuse_release(&mut self, task: TaskId, why: String) {
         self.give_up_round(task);
-        self.note(Note::Withheld { task, reason: why.clone() });
-        self.state.end = Some(RunEnd::Failed(why));
+        let end = format!("round {} released nothing: {why}", task.round);
+        self.note(Note::Withheld { task, reason: why });
+        self.state.end = Some(RunEnd::Failed(end));
     }
 
     /// Lets the run follow from what a step gave. Gives epsilon of everything so far, where something was released by a permit.
@@ -169,7 +170,13 @@ impl Coordinator {
         let concluded =
             self.with_answers(answers, |workflow, state| workflow.concluded(step, aggregate, state));
         let Conclusion { mut effect, is_round_over } = concluded;
-        self.apply(round, &mut effect)?;
+        self.apply(&mut effect)?;
+        if let Effect::StepModel(update) = &effect
+            && update.values().all(|value| value == 0.0)
+        {
+            let warning = self.plan.unmoved(&self.tensors);
+            self.note(Note::Warned { task: tracker.task, warning });
+        }
         self.state.workflow = self.workflow.memory().into();
         self.state.releases += u32::from(matches!(effect, Effect::StepModel(_) | Effect::SetModel(_)));
         let epsilon = match &effect {
@@ -226,6 +233,25 @@ impl Coordinator {
         self.plan.cohort.failures_max.min(self.plan.rounds.max(FAILURES_USUAL))
     }
 
+    /// How a run ends of which no round is left. It has failed where its last rounds have: its model is not the one that the plan asks for.
+    fn end_of_rounds(&self, last: &RoundSummary) -> RunEnd {
+        let (releases, rounds) = (self.state.releases, self.plan.rounds);
+        match (releases, self.state.failures) {
+            (0, _) if rounds == 1 => self.failed("the only round released nothing"),
+            (0, _) => self.failed(&format!("none of the {rounds} rounds released anything")),
+            (_, failures) if !last.released && failures > 0 => {
+                let which = match failures {
+                    1 => "the last round".to_owned(),
+                    _ => format!("the last {failures} rounds"),
+                };
+                let what =
+                    format!("{which} of {rounds} released nothing, so the model is that of an earlier round");
+                self.failed(&what)
+            }
+            _ => RunEnd::Finished,
+        }
+    }
+
     pub(super) fn commit(&mut self, summary: RoundSummary, reports: Vec<(ClientId, TaskId, Metrics)>) {
         if self.state.end.is_some() {
             // Decided already: the budget is exhausted, or the operator has stopped the run.
@@ -237,13 +263,7 @@ impl Coordinator {
             };
             self.state.end = Some(self.failed(&what));
         } else if self.with_state(|workflow, state| workflow.is_finished(state)) {
-            self.state.end = Some(match self.state.releases {
-                0 => self.failed(&match self.plan.rounds {
-                    1 => "the only round released nothing".to_owned(),
-                    rounds => format!("none of the {rounds} rounds released anything"),
-                }),
-                _ => RunEnd::Finished,
-            });
+            self.state.end = Some(self.end_of_rounds(&summary));
         }
         self.state.summary = Some(summary.clone());
         let changed = std::mem::take(&mut self.changed);
@@ -279,13 +299,34 @@ impl Coordinator {
     }
 
     fn cancel_missing(&mut self, tracker: &CohortTracker) {
+        let mut surplus = 0;
         for client in tracker.owing() {
-            self.actions.push_back(Action::Cancel { client: client.clone(), task: tracker.task_of(client) });
+            let task = tracker.task_of(client);
+            self.actions.push_back(Action::Cancel { client: client.clone(), task });
+            if tracker.has_target() {
+                surplus += 1;
+                self.surplus.insert(client.clone(), task);
+            }
         }
         let (task, answered, missing) = (tracker.task, tracker.answered(), tracker.missing());
         if tracker.asked() > 0 {
             let quorum = tracker.has_quorum();
-            self.note(Note::Closed { task, answered, missing, quorum });
+            self.note(Note::Closed { task, answered, missing, surplus, quorum });
         }
+    }
+
+    /// Whether `client` was asked for what its round did not need in the end: what still comes of it is no fault of anybody's.
+    pub(super) fn takes_as_surplus(
+        &mut self,
+        client: &ClientId,
+        task: Option<TaskId>,
+        reason: Rejection,
+    ) -> bool {
+        let is_late = matches!(reason, Rejection::Stale | Rejection::Truncated | Rejection::TooSlow);
+        let is_surplus = is_late && task.is_some() && self.surplus.get(client).copied() == task;
+        if is_surplus {
+            self.surplus.remove(client);
+        }
+        is_surplus
     }
 }

@@ -1,12 +1,12 @@
 //! The one rule for everything that becomes the run's model: no number of it may be infinite or none at all.
 //!
-//! Whatever workflow, rule or optimizer made it. A release that breaks the rule is not made: the model of the last release stands, and
-//! the run ends with what was found where, and what to change.
+//! Whatever workflow, rule or optimizer made it. A release that breaks the rule is not made: the model of the last release stands, where there is one,
+//! and the run ends with what was found where, and what to change.
 
 use std::sync::Arc;
 
 use privacy::first_not_finite;
-use protocol::{Parameters, Round, Standardiser};
+use protocol::{Parameters, Standardiser};
 
 use super::Coordinator;
 use crate::optimizer::ModelUpdate;
@@ -25,13 +25,13 @@ impl Coordinator {
     ///
     /// # Errors
     /// A sentence: what was found, and what to change.
-    pub(super) fn apply(&mut self, round: Round, effect: &mut Effect) -> Result<(), String> {
+    pub(super) fn apply(&mut self, effect: &mut Effect) -> Result<(), String> {
         match effect {
-            Effect::StepModel(update) => self.step(round, update),
+            Effect::StepModel(update) => self.step(update),
             Effect::SetModel(model) => {
                 let values = model.values();
                 self.check_length("the method's values", values.len())?;
-                self.check_finite(round, values, || {
+                self.check_finite(values, || {
                     let name = self.plan.method.as_ref().map_or("NAME", |method| method.name.as_str());
                     format!(
                         "lower or raise the settings of [method.{name}], and see whether a site's records have values that no record can have \
@@ -57,12 +57,12 @@ impl Coordinator {
     }
 
     /// The optimizer's step, or none.
-    fn step(&mut self, round: Round, update: &ModelUpdate) -> Result<(), String> {
+    fn step(&mut self, update: &ModelUpdate) -> Result<(), String> {
         self.check_length("the update", update.len())?;
         if let ModelUpdate::Unprotected(vector) = update {
             // What a rule makes is remembered and moved in f32.
             let vector: Vec<f32> = vector.iter().map(|value| *value as f32).collect();
-            self.check_finite(round, &vector, || self.advice(update))?;
+            self.check_finite(&vector, || self.advice(update))?;
         }
         // An optimizer works in place, and of what it spoils nothing can be had back.
         let before = Arc::clone(&self.state.model);
@@ -70,8 +70,7 @@ impl Coordinator {
         self.optimizer.step(Arc::make_mut(&mut self.state.model).values_mut(), update);
         let state = self.optimizer.state();
         let values = std::iter::once(self.state.model.values()).chain(state.iter().map(|vector| &vector[..]));
-        let checked =
-            { values }.try_for_each(|values| self.check_finite(round, values, || self.advice(update)));
+        let checked = { values }.try_for_each(|values| self.check_finite(values, || self.advice(update)));
         if checked.is_err() {
             self.state.model = before;
             return checked;
@@ -90,15 +89,23 @@ impl Coordinator {
         }
     }
 
-    fn check_finite(&self, round: Round, values: &[f32], advice: impl Fn() -> String) -> Result<(), String> {
+    fn check_finite(&self, values: &[f32], advice: impl Fn() -> String) -> Result<(), String> {
         let Some(place) = first_not_finite(values) else { return Ok(()) };
         let (tensor, place_within) = self.tensor_of(place);
         Err(format!(
-            "the release of round {round} is refused: value {place_within} of {tensor} would be {}, which is not finite; the model of the last \
-             release stands; {}",
+            "value {place_within} of {tensor} would be {}, which is not finite in f32, so {}; {}",
             values[place],
+            self.what_stands(),
             advice()
         ))
+    }
+
+    /// What is left of a run whose step gives no model.
+    pub(super) fn what_stands(&self) -> &'static str {
+        match self.state.releases {
+            0 => "no model is released",
+            _ => "the model of the last release stands",
+        }
     }
 
     /// The tensor in which a value is, and its place within it, from 0.

@@ -139,9 +139,9 @@ pub enum Action {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunEnd {
-    /// All rounds are done.
+    /// All rounds are done, and the last of them has made the model.
     Finished,
-    /// It cannot go on, for this reason.
+    /// It cannot go on, or nothing came of its last rounds, for this reason.
     Failed(String),
     /// The privacy budget cannot pay for the next round; this says how far it reached. The last release stands.
     BudgetExhausted(String),
@@ -367,6 +367,8 @@ pub enum Note {
         answered: usize,
         /// Clients that were asked and have not answered.
         missing: usize,
+        /// How many of those are not needed, since as many as the round needs have answered.
+        surplus: usize,
         /// Whether there were enough.
         quorum: bool,
     },
@@ -376,6 +378,13 @@ pub enum Note {
         task: TaskId,
         /// Why.
         reason: String,
+    },
+    /// Something that goes on and is not as it should be: a lattice that is too coarse for updates, a round that has moved nothing.
+    Warned {
+        /// The task.
+        task: TaskId,
+        /// What it is, and what to change.
+        warning: String,
     },
     /// A round is over and on disk, its evaluation with it.
     Round(RoundSummary),

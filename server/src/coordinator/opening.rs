@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use privacy::counted;
 use protocol::wire::Control;
-use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, Task, TaskId, Time, Work};
+use protocol::{COHORT_MAX, Capability, ClientId, Round, Sampling, StepId, Task, TaskId, Time, Work};
 
 use super::further::FurtherReports;
 use super::{
@@ -177,6 +177,11 @@ impl Coordinator {
         let id = task.id;
         if !cohort.is_empty() {
             self.note(Note::Opened { task: id, cohort: cohort.len() });
+        }
+        // Once, before anybody has trained in vain.
+        let is_first = (id.step, id.round, id.attempt) == (StepId::TRAIN, Round(1), 0);
+        if let Some(warning) = self.plan.coarse_step(&self.tensors).filter(|_| is_first) {
+            self.note(Note::Warned { task: id, warning });
         }
         for client in &*cohort {
             self.actions.push_back(Action::Send { client: client.clone(), task: task.clone() });

@@ -29,7 +29,12 @@ impl Coordinator {
             | Note::Closed { task, .. } => self.hides_participation(Some(*task)),
             Note::Refused { task, .. } => self.hides_participation(*task),
             // A round without entropy, and what is the same for every cohort.
-            Note::Withheld { .. } | Note::Waiting { .. } | Note::Round(_) | Note::Ended(_) => false,
+            // What is warned of follows from the plan, or from a release.
+            Note::Warned { .. }
+            | Note::Withheld { .. }
+            | Note::Waiting { .. }
+            | Note::Round(_)
+            | Note::Ended(_) => false,
         };
         if !hidden {
             self.actions.push_back(Action::Note(note));

@@ -3,6 +3,7 @@
 mod abilities;
 mod closing;
 mod control;
+mod ending;
 mod finite;
 mod golden;
 mod private;

@@ -163,10 +163,15 @@ impl CohortTracker {
     pub(super) fn is_complete(&self, now: Time) -> bool {
         let is_complete = match self.close {
             ClosePolicy::All => self.waiting == 0,
-            ClosePolicy::Target(target) => self.waiting == 0 || self.answered >= target,
+            ClosePolicy::Target(_) => self.waiting == 0 || self.has_target(),
             ClosePolicy::Deadline => false,
         };
         is_complete || now >= self.deadline
+    }
+
+    /// Whether as many have answered as are needed, where more were asked.
+    pub(super) fn has_target(&self) -> bool {
+        matches!(self.close, ClosePolicy::Target(target) if self.answered >= target)
     }
 
     /// Whether enough answers count.

@@ -98,8 +98,10 @@ impl AggregationConfig {
 }
 
 /// Refuses what goes with a sum alone beside a rule that sees every update.
-pub(super) fn check_beside(typed: &FederationConfig) -> Result<(), SpecError> {
+pub(super) fn check_beside(typed: &FederationConfig, methods: &Methods) -> Result<(), SpecError> {
     let Some(aggregation) = &typed.aggregation else { return Ok(()) };
+    // What does not go with a rule means nothing as long as there is no such rule.
+    methods.check_names(aggregation)?;
     let rule = &aggregation.rule.name;
     if typed.privacy.central.is_some() {
         let message = format!(

@@ -20,15 +20,11 @@ const OF_TRAINING: [&str; 9] = [
 ];
 
 /// Refuses the first setting that a method ignores and that stands in the text of a plan, also where it says what it would be by default: who
-/// has typed it expects something of it.
-pub(super) fn check_typed(
-    text: &str,
-    typed: &FederationConfig,
-    methods: &Methods,
-) -> Result<(), ConfigError> {
-    let named = typed.method.as_ref().and_then(|table| table.keys().next());
-    let Some(name) = named.filter(|name| methods.knows(name)) else { return Ok(()) };
+/// has typed it expects something of it. Nothing is found in a text that is no plan of a known method.
+pub(super) fn check_typed(text: &str, methods: &Methods) -> Result<(), ConfigError> {
     let file: toml::Table = crate::config::read_toml(text)?;
+    let named = file.get("method").and_then(|table| table.as_table()?.keys().next());
+    let Some(name) = named.filter(|name| methods.knows(name)) else { return Ok(()) };
     // `aggregation` has no default: `check_beside` refuses it with a reason of its own.
     let keys = OF_TRAINING.into_iter().chain(["privacy"]).filter(|key| *key != "aggregation");
     let found = keys.into_iter().find_map(|key| Some((key, file.get(key)?)));

@@ -50,7 +50,7 @@ fn errors_name_line_and_value() {
     assert_eq!(fault("[schedule]\ndecay = { cosine = { floor = 2 } }\n").0, 12);
     assert_eq!(fault("[strategy.fedadam]\nbeta1 = 1.0\n").0, 12);
     let (line, message) = fault("[update]\nnorm_max = -1\n");
-    assert_eq!((line, message.as_str()), (12, "-1 is not a positive number"));
+    assert_eq!((line, message.as_str()), (12, "update.norm_max: -1 is not a positive number"));
     let (line, message) = fault("[update]\nnorm = 1\n");
     assert!(line == 12 && message.contains("unknown field `norm`"), "{message}");
     assert_eq!(fault("[update]\nweight_max = 9000000\n").0, 12);

@@ -4,6 +4,7 @@
 use privacy::accounting::{self, Event, Relation};
 use privacy::chain::Digest;
 use privacy::ledger::{Epsilons, Unit};
+use protocol::in_plain_words;
 use serde::Deserialize;
 
 use super::{Adversary, Claim, PrivacyStatement, RunPart, STATEMENT_VERSION, StatementError, agree, words};
@@ -45,8 +46,8 @@ struct OldClaim {
 
 /// What can still be claimed of a statement whose numbers follow from its events.
 pub(super) fn read(text: &str) -> Result<PrivacyStatement, StatementError> {
-    let old: Statement =
-        serde_json::from_str(text).map_err(|error| StatementError::Form(error.to_string()))?;
+    let old: Statement = serde_json::from_str(text)
+        .map_err(|error| StatementError::Form(in_plain_words(&error.to_string())))?;
     let Statement { model_sha256, run, round, software, void, claims, mut outside, .. } = old;
     for (claim, number) in claims.iter().zip(1..) {
         agree(number, &claim.events, claim.relation, claim.delta, claim.epsilon)?;

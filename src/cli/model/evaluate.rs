@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use command::results::Held;
 use learning::device::select;
 use learning::{FileSource, Models, SourceSpec, Trainer};
+use privacy::accounting::Figure;
 use protocol::{EvaluateOrder, EvaluationRecords, LearnError, Learner, Metrics, RunId, Spec, Stop};
 use serde_json::json;
 use simulations::DatasetConfig;
@@ -92,7 +93,7 @@ pub(in crate::cli) fn evaluate(args: &EvaluateArgs, global: &Global) -> Result<(
     }
     let shown = accuracy.map_or_else(String::new, |share| format!(", accuracy {:.1} %", 100.0 * share));
     global.format.say(
-        || format!("on {examples} {what} records: loss {loss:.4}{shown}"),
+        || format!("on {examples} {what} records: loss {:.4}{shown}", Figure(loss)),
         || {
             json!({ "records": what, "examples": examples, "loss": loss, "accuracy": accuracy,
                     "model_sha256": sha256 })

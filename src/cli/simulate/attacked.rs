@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use privacy::{counted, verb};
 use protocol::Spec;
 use serde_json::{Value, json};
 use simulations::{Attack, BackdoorRates, Outcome, Population, SimulationConfig};
@@ -23,6 +24,8 @@ pub(super) struct Attacked {
     clients: Vec<String>,
     /// How often the last model takes test records for the target of a backdoor.
     rates: Option<BackdoorRates>,
+    /// Why the success of a backdoor could not be measured.
+    unmeasured: Option<&'static str>,
 }
 
 impl Attacked {
@@ -37,7 +40,14 @@ impl Attacked {
         let rates = population
             .and_then(|population| population.backdoor_rates(attack, &outcome.model, standardiser, spec));
         let clients = outcome.corrupted.iter().map(ToString::to_string).collect();
-        Self { attack: attack.name(), clients, rates }
+        let why = match population.is_some_and(Population::is_tested) {
+            false => "there are no test records",
+            true if spec.personal_layers.is_empty() => "no test record is of another class than the target",
+            true => "parts of the model stay at the sites",
+        };
+        let is_backdoor = matches!(attack, Attack::Backdoor { .. });
+        let unmeasured = (is_backdoor && rates.is_none()).then_some(why);
+        Self { attack: attack.name(), clients, rates, unmeasured }
     }
 
     /// For the end of the run and its report.
@@ -54,10 +64,16 @@ impl Attacked {
                 share(Some(without_pattern))
             )
         });
+        let opens = match self.unmeasured {
+            Some(why) => format!("; whether the backdoor opens is not measured: {why}"),
+            None => opens,
+        };
         match count {
             0 => format!("no client is corrupted: simulation.adversaries asks for {} of none", self.attack),
             _ => format!(
-                "{count} of {clients} clients are corrupted ({}): {}{opens}",
+                "{count} of {} {} corrupted ({}): {}{opens}",
+                counted(clients, "client"),
+                verb(count, "is", "are"),
                 self.attack,
                 some_names(&self.clients)
             ),
@@ -69,6 +85,7 @@ impl Attacked {
         let (success, without) = self.rates.map(|rates| (rates.with_pattern, rates.without_pattern)).unzip();
         json!({
             "attack": self.attack, "clients": self.clients, "success": success, "success_without_pattern": without,
+            "success_unmeasured": self.unmeasured,
         })
     }
 }
@@ -77,6 +94,9 @@ impl Attacked {
 impl fmt::Display for Attacked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "corrupted      {} ({})", self.clients.len(), self.attack)?;
+        if let Some(why) = self.unmeasured {
+            write!(f, "\nattack success - ({why})")?;
+        }
         let Some(BackdoorRates { with_pattern, without_pattern }) = self.rates else { return Ok(()) };
         let (with, without) = (share(Some(with_pattern)), share(Some(without_pattern)));
         write!(f, "\nattack success {with} of the records with the pattern, {without} of them without it")

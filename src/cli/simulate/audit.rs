@@ -62,9 +62,17 @@ impl Audit {
     }
 }
 
-/// Refuses a plan in which nothing is promised and no canary could take part.
-pub(super) fn refuse_method(plan: &Plan, file: &str) -> Result<(), Failure> {
-    let Some(method) = &plan.method else { return Ok(()) };
+/// Refuses a plan that the audit could not judge, before any round of it is run.
+pub(super) fn refuse(audit: Audit, plan: &Plan, file: &str) -> Result<(), Failure> {
+    let Some(method) = &plan.method else {
+        // Made for nothing but its errors: what the audit judges is the plan's promise.
+        return match audit {
+            Audit::Gdp => {
+                GdpAudit::of(plan, 1).map(drop).or_fail(Kind::Configuration, format!("{file}: --audit gdp"))
+            }
+            Audit::OneRun | Audit::OneShot => Ok(()),
+        };
+    };
     let message = format!(
         "{file}: --audit measures what updates of a training give away, and the method `{}` of this plan has none and promises nothing; leave \
          --audit out",

@@ -11,7 +11,7 @@ use protocol::wire::RoundSummary;
 use protocol::{ClientId, ModelSpec, Spec, StepId, Target, TaskId, Weighting};
 use serde_json::{Value, json};
 use server::Note;
-use simulations::{Observation, Population, Workforce as _};
+use simulations::{Observation, Population};
 
 /// Reasons that are told apart; what comes beyond them is counted only.
 const REASONS_MAX: usize = 20;
@@ -39,6 +39,13 @@ pub(super) struct Findings {
     loss_least: Option<f64>,
     loss_last: Option<(u32, f64)>,
     notes: Vec<String>,
+    warned: Vec<Warned>,
+}
+
+/// A warning of the server's, and the rounds in which it came.
+struct Warned {
+    words: String,
+    rounds: BTreeSet<u32>,
 }
 
 /// A sentence for the end of a simulation.
@@ -109,6 +116,7 @@ impl Findings {
             loss_least: None,
             loss_last: None,
             notes: Vec::new(),
+            warned: Vec::new(),
         }
     }
 
@@ -118,9 +126,10 @@ impl Findings {
         if !self.trains {
             return;
         }
-        if !population.has_tests() && population.central_parts() == 0 && population.central().is_none() {
+        if !population.is_tested() {
             self.notes.push(
-                "no client has test records, so no model is evaluated on records that it was not trained on; give `split_column` or `test` in the data"
+                "there are no test records, so no model is evaluated on records that it was not trained on; give `split_column` or `test` in the data, \
+                 or `test_rows` of synthetic records"
                     .to_owned(),
             );
         }
@@ -162,11 +171,27 @@ impl Findings {
                 self.add(Kind::Covered, client, Some(*task), error.reason.name(), words)
             }
             Note::Withheld { task, reason } => Some(format!("{task} releases nothing: {reason}")),
+            Note::Warned { task, warning } => self.warned(*task, warning),
             Note::Round(round) => {
                 self.look_at_loss(round);
                 None
             }
             _ => None,
+        }
+    }
+
+    /// Counts a warning of the server's. Gives a line for the user where it is new.
+    fn warned(&mut self, task: TaskId, warning: &str) -> Option<String> {
+        match self.warned.iter_mut().find(|known| known.words == warning) {
+            Some(known) => {
+                known.rounds.insert(task.round.0);
+                None
+            }
+            None => {
+                let rounds = BTreeSet::from([task.round.0]);
+                self.warned.push(Warned { words: warning.to_owned(), rounds });
+                Some(format!("round {}: {warning}", task.round))
+            }
         }
     }
 
@@ -224,6 +249,13 @@ impl Findings {
         Some(format!("{outside}{}: {reason}: {words}{hint}", kind.told(client, &place)))
     }
 
+    /// Whether the last loss makes no sense beside the least one.
+    pub(super) fn has_run_away(&self) -> bool {
+        let (Some((_, loss)), Some(least)) = (self.loss_last, self.loss_least) else { return false };
+        let ran_away = loss > GROWTH_MAX * least.abs().max(f64::MIN_POSITIVE) && least > 0.0;
+        ran_away || (self.classifies && loss > CROSS_ENTROPY_MAX)
+    }
+
     /// How many tasks were declined.
     pub(super) fn declined(&self) -> u64 {
         self.entries.iter().filter(|entry| entry.kind == Kind::Declined).map(|entry| entry.answers).sum()
@@ -237,6 +269,14 @@ impl Findings {
     /// What is to be said at the end.
     pub(super) fn remarks(&self) -> Vec<Remark> {
         let mut remarks: Vec<Remark> = self.notes.iter().cloned().map(Remark::new).collect();
+        remarks.extend(self.warned.iter().map(|Warned { words, rounds }| {
+            let count = match (rounds.len(), rounds.first()) {
+                (1, Some(round)) => format!("round {round}"),
+                (many, _) => counted(many, "round"),
+            };
+            let said = format!("{count}: {words}");
+            Remark { whole: said, count: Some(format!("{count}: warned as reported above")), reason: None }
+        }));
         remarks.extend(self.entries.iter().map(|entry| {
             let mut names: Vec<&str> = entry.clients.iter().take(NAMES_MAX).map(ClientId::as_str).collect();
             if entry.clients.len() > NAMES_MAX {
@@ -255,20 +295,19 @@ impl Findings {
             let others = format!("{others} did not count, for other reasons: see events.jsonl");
             remarks.push(Remark::new(others));
         }
-        if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least) {
-            let ran_away = loss > GROWTH_MAX * least.abs().max(f64::MIN_POSITIVE) && least > 0.0;
-            if ran_away || (self.classifies && loss > CROSS_ENTROPY_MAX) {
-                let why = if self.is_private {
-                    "the training has run away, or the noise outweighs what it learns; lower the learning rate, or ask \
-                     `consortia privacy explain` how large the noise is beside an update"
-                } else {
-                    "the training has run away; lower the learning rate, standardise the features, or look at their scale"
-                };
-                let (loss, least) = (figure(loss), figure(least));
-                remarks.push(Remark::new(format!(
-                    "the loss of round {round} is {loss}, the least of all rounds {least}: {why}"
-                )));
-            }
+        if let (Some((round, loss)), Some(least)) = (self.loss_last, self.loss_least)
+            && self.has_run_away()
+        {
+            let why = if self.is_private {
+                "the training has run away, or the noise outweighs what it learns; lower the learning rate, or ask \
+                 `consortia privacy explain` how large the noise is beside an update"
+            } else {
+                "the training has run away; lower the learning rate, standardise the features, or look at their scale"
+            };
+            let (loss, least) = (figure(loss), figure(least));
+            remarks.push(Remark::new(format!(
+                "the loss of round {round} is {loss}, the least of all rounds {least}: {why}"
+            )));
         }
         remarks
     }

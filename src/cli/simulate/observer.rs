@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use command::results::{CLIENT_COLUMNS_MAX, ClientMetrics, Measured, Results, event_json};
+use privacy::accounting::Figure;
 use privacy::counted;
 use protocol::wire::RoundSummary;
 use protocol::{StepId, Stop};
@@ -102,13 +103,13 @@ impl<'a> Observer<'a> {
                 parts.push(format!(
                     "{}, training loss {:.4}",
                     counted(train.examples, "example"),
-                    train.loss
+                    Figure(train.loss)
                 ));
             }
             if let Some(test) = test {
                 let accuracy =
                     test.accuracy.map_or_else(String::new, |accuracy| format!(", accuracy {accuracy:.4}"));
-                parts.push(format!("test loss {:.4}{accuracy}", test.loss));
+                parts.push(format!("test loss {:.4}{accuracy}", Figure(test.loss)));
             }
             if !parts.is_empty() {
                 self.progress.line(format!("  {client}  {}", parts.join("  ")));

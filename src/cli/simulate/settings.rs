@@ -15,6 +15,17 @@ pub(super) struct Setting {
     value: String,
 }
 
+impl Setting {
+    /// Whether a message is about this setting: by its path, or by a last part that is unknown.
+    fn is_named_in(&self, message: &str) -> bool {
+        let path = message.split(": ").next().unwrap_or_default();
+        let last = self.key.rsplit('.').next().unwrap_or_default();
+        path == self.key
+            || path.starts_with(&format!("{}.", self.key))
+            || message.starts_with(&format!("unknown field `{last}`"))
+    }
+}
+
 impl std::str::FromStr for Setting {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
@@ -23,30 +34,35 @@ impl std::str::FromStr for Setting {
     }
 }
 
-/// The text with the settings applied; an error names the setting that is at fault, and not a line that nobody has typed.
+/// The text with all the settings applied, of which some may need each other; an error names the setting that is at fault, and not a line that
+/// nobody has typed.
 pub(super) fn apply(text: &str, settings: &[Setting], file: &Path, base: &Path) -> Result<String, Failure> {
     let lookup = |name: &str| std::env::var(name).ok();
-    let fault = |text: &str| scenario_of(text, base, &lookup).err();
+    let fault = |text: &str| match scenario_of(text, base, &lookup).err()? {
+        ScenarioError::Config(error) => Some(error.message),
+        other => Some(other.to_string()),
+    };
     // A setting may say which columns, too.
     let with = |some: &[Setting]| completed(&with_settings(text, some)?, file, None);
     let changed = with(settings)?;
-    let Some(mut error) = fault(&changed) else { return Ok(changed) };
-    // What is right without a setting and wrong with it is that setting's fault. Several may be needed together, so the last such one.
-    let mut culprit = settings.len();
-    while culprit > 1 {
-        let before = with(&settings[..culprit - 1])?;
-        match fault(&before) {
-            Some(earlier) => error = earlier,
-            None => break,
+    let Some(message) = fault(&changed) else { return Ok(changed) };
+    let culprits = match settings.iter().rfind(|setting| setting.is_named_in(&message)) {
+        Some(named) => vec![named],
+        None => {
+            // Those without which it would not be said. Where each is as much at fault as the others, it is all of them.
+            let mut needed = Vec::new();
+            for place in 0..settings.len() {
+                let others = [&settings[..place], &settings[place + 1..]].concat();
+                // Without it the text may be none of a plan, which says nothing against this setting.
+                let is_other = with(&others).is_ok_and(|text| fault(&text).as_ref() != Some(&message));
+                needed.extend(is_other.then_some(&settings[place]));
+            }
+            if needed.is_empty() { settings.iter().collect() } else { needed }
         }
-        culprit -= 1;
-    }
-    let Setting { key, value } = &settings[culprit - 1];
-    let message = match error {
-        ScenarioError::Config(error) => error.message,
-        other => other.to_string(),
     };
-    Err(Failure::new(Kind::Configuration, format!("--set {key}={value}: {message}")))
+    let told: Vec<String> =
+        culprits.iter().map(|Setting { key, value }| format!("--set {key}={value}")).collect();
+    Err(Failure::new(Kind::Configuration, format!("{}: {message}", told.join(" "))))
 }
 
 /// The text with the settings applied, whatever they mean.
@@ -112,5 +128,20 @@ mod tests {
         assert!(said(&["cohort.clients_min=3", "cohort.quorum=3"]).is_ok());
         assert!(said(&["cohort.quorum=3", "cohort.clients_min=3"]).is_ok(), "together they make sense");
         assert!(said(&["strategy=fedadam"]).is_ok());
+        // Two that need each other are judged together, also where a third one is wrong.
+        let local =
+            ["privacy.local.noise_multiplier=1", "privacy.local.delta=1e-5", "privacy.local.epsilon_max=9"];
+        assert!(said(&local).is_ok(), "{:?}", said(&local));
+        for wrong in ["privacy.local.epsilon_max=-9", "training.epochs=0", "rouns=2"] {
+            for place in 0..=2 {
+                let mut typed = local[..2].to_vec();
+                typed.insert(place, wrong);
+                if !wrong.starts_with("privacy") {
+                    typed.push(local[2]);
+                }
+                let error = said(&typed).unwrap_err();
+                assert!(error.starts_with(&format!("--set {wrong}: ")), "{error}");
+            }
+        }
     }
 }

@@ -69,7 +69,7 @@ struct Matter {
     name: String,
     state: State,
     message: String,
-    /// Whether a failure here means that the site has no line or no identity.
+    /// What a failure here is: of the line or the identity, of a file, or a task that policy or budget refuse.
     kind: Kind,
 }
 
@@ -89,6 +89,10 @@ impl Findings {
     }
     fn fail(&mut self, name: impl Into<String>, message: impl Into<String>) {
         self.note(name, State::Fail, Kind::Configuration, message);
+    }
+    /// A task of the plan that the site would decline.
+    fn refuse(&mut self, name: impl Into<String>, message: impl Into<String>) {
+        self.note(name, State::Fail, Kind::Refused, message);
     }
     /// A fault of who the site is, or of its line.
     fn fail_identity(&mut self, name: impl Into<String>, message: impl Into<String>) {
@@ -119,13 +123,12 @@ impl Findings {
         })
     }
 
-    /// The command's end: a fault of the line or the identity comes first.
+    /// The command's end: a fault of the line or the identity comes first, then one of a file, then a task that is refused.
     fn verdict(&self) -> Result<(), Failure> {
         let failed = || self.0.iter().filter(|matter| matter.state == State::Fail);
-        let Some(first) = failed().find(|matter| matter.kind == Kind::Connection).or_else(|| failed().next())
-        else {
-            return Ok(());
-        };
+        let of = |kind| failed().find(|matter| matter.kind == kind);
+        let first = of(Kind::Connection).or_else(|| of(Kind::Configuration)).or_else(|| failed().next());
+        let Some(first) = first else { return Ok(()) };
         let message =
             format!("{} of {} failed; see {}", failed().count(), counted(self.0.len(), "check"), first.name);
         Err(Failure::new(first.kind, message))
@@ -292,7 +295,7 @@ fn look_at_policy(
                 "the policy allows the plan's task; whether the ledger can pay for it is not known, since the books are not in order",
             ),
             Err(denied) => {
-                findings.fail(
+                findings.refuse(
                     name,
                     format!("{denied}; the site would decline it: change {shown}, or agree on another plan"),
                 );
@@ -318,18 +321,20 @@ mod tests {
         findings.ok("a", "well");
         findings.warn("b", "take care");
         assert!(findings.verdict().is_ok());
+        findings.refuse("policy: train", "denied");
+        assert_eq!(findings.verdict().unwrap_err().kind(), Kind::Refused);
         findings.fail("c", "wrong");
         assert_eq!(findings.verdict().unwrap_err().kind(), Kind::Configuration);
         findings.fail_identity("d", "who");
         let failure = findings.verdict().unwrap_err();
         assert_eq!(failure.kind(), Kind::Connection);
-        assert_eq!(failure.message(), "2 of 4 checks failed; see d");
-        assert_eq!(findings.lines().lines().nth(1), Some("warn  b  take care"));
-        assert_eq!(findings.object()["fail"], 2);
+        assert_eq!(failure.message(), "3 of 5 checks failed; see d");
+        assert_eq!(findings.lines().lines().nth(1), Some("warn  b              take care"));
+        assert_eq!(findings.object()["fail"], 3);
         findings.ok("c".repeat(500), "a column with a very long name");
         assert_eq!(
             findings.lines().lines().nth(1),
-            Some("warn  b  take care"),
+            Some("warn  b              take care"),
             "no other line is moved by it"
         );
     }

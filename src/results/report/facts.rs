@@ -1,5 +1,6 @@
 //! The figures at the top of a report. They are about the whole run; one that is known of the shown rounds alone says so.
 
+use privacy::accounting::Figure;
 use protocol::Metrics;
 use protocol::wire::RoundSummary;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ fn measured(report: &Report<'_>, measures: Measures) -> Vec<Fact> {
         }
         facts.push((format!("Loss on {whose} {kind} records{when}"), figure(metrics.loss)));
     }
-    let further = report.rounds.iter().rev().map(|round| &round.further.sites).find(|all| !all.is_empty());
+    let further = report.rounds.iter().rev().map(|round| round.further.sites()).find(|all| !all.is_empty());
     let further = further.into_iter().flatten();
     facts.extend(
         further.map(|(name, value)| (format!("{name} on the sites' {kind} records"), figure(*value))),
@@ -119,6 +120,9 @@ fn model(report: &Report<'_>) -> Option<Fact> {
 
 /// A setting without zeros at its end.
 pub(super) fn short(value: f64) -> String {
-    let text = format!("{value:.4}");
+    let text = format!("{:.4}", Figure(value));
+    if text.contains('e') {
+        return text;
+    }
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

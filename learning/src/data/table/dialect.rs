@@ -32,6 +32,12 @@ pub(super) fn number(cell: &str, decimal: Decimal) -> Option<f64> {
     }
 }
 
+/// Whether a cell that cannot be used is a number all the same: one that is too large.
+pub(super) fn is_beyond(cell: &str, decimal: Decimal) -> bool {
+    let is_written = cell.contains(|c: char| c.is_ascii_digit());
+    number(cell, decimal).is_some_and(|value| value.is_finite() || (value.is_infinite() && is_written))
+}
+
 /// What else to say of a cell that should be a number and is none.
 pub(super) fn advice(cell: &str, decimal: Decimal) -> &'static str {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -17,11 +17,36 @@ fn an_oversampled_round_closes_when_as_many_as_it_needs_have_answered_and_the_ot
     let summary = &stage.commits[0].summary;
     assert_eq!((summary.released, summary.cohort, summary.answered), (true, 5, 3));
     assert_eq!(stage.cancelled, [sent[3].0.clone(), sent[4].0.clone()]);
-    // What was under way is too late, and changes nothing.
+    // What was under way is too late, and changes nothing. It is nobody's fault, and its round has told of it in one line.
     let before = stage.model();
+    let closed = |note: &&Note| matches!(note, Note::Closed { missing: 2, surplus: 2, quorum: true, .. });
+    assert_eq!(stage.notes.iter().filter(closed).count(), 1, "{:?}", stage.notes);
+    stage.answer(&sent[3].0, sent[3].1.id, honest(&sent[3].1, 9.0, 1));
+    let (client, task) = (sent[4].0.clone(), Some(sent[4].1.id));
+    stage.handle(Event::Refused { client, task, reason: Rejection::Truncated });
+    assert_eq!(stage.receipts.last(), Some(&(sent[4].0.clone(), Receipt::Refused(Rejection::Truncated))));
+    for (client, _) in &sent[3..] {
+        assert_eq!(stage.refusals(client.as_str()), []);
+    }
+    assert!(!stage.notes.iter().any(|note| matches!(note, Note::Refused { .. })), "{:?}", stage.notes);
+    assert_eq!(stage.model(), before);
+    // A second answer is one too many, and so is one that makes no sense.
     stage.answer(&sent[3].0, sent[3].1.id, honest(&sent[3].1, 9.0, 1));
     assert_eq!(stage.refusals(sent[3].0.as_str()), [(Rejection::Stale, 1)]);
-    assert_eq!(stage.model(), before);
+}
+
+#[test]
+fn what_comes_after_a_deadline_is_late_where_nobody_was_asked_beyond_need() {
+    let mut stage = Stage::new("[cohort]\nclients_min = 3\nquorum = 2\n");
+    stage.join(&SITES[..3]);
+    let sent = stage.take_sent();
+    for (client, task) in &sent[..2] {
+        stage.answer(client, task.id, honest(task, 1.0, 1));
+    }
+    stage.wait_for_deadline();
+    assert!(stage.notes.iter().any(|note| matches!(note, Note::Closed { missing: 1, surplus: 0, .. })));
+    stage.answer(&sent[2].0, sent[2].1.id, honest(&sent[2].1, 1.0, 1));
+    assert_eq!(stage.refusals(sent[2].0.as_str()), [(Rejection::Stale, 1)]);
 }
 
 #[test]

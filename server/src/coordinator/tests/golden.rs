@@ -49,7 +49,8 @@ fn transcript_of(setup: Setup) -> String {
             stage.wait_for_deadline();
         }
         for (client, task) in sent {
-            hash.update(format!("{client} {}", task.id));
+            let (title, round, run) = (task.id.step_title(), task.id.round, task.id.run);
+            hash.update(format!("{client} {title} of round {round} in run {run}"));
             if let Work::Train { model, learning_rate_scale, norm_max } = &task.work {
                 bits(&mut hash, model.values());
                 hash.update(learning_rate_scale.to_bits().to_le_bytes());

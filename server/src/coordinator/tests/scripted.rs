@@ -285,7 +285,7 @@ fn where_budgets_alone_kept_answers_away_the_budget_is_exhausted() {
 }
 
 #[test]
-fn one_release_makes_a_run_that_ends_in_failures_a_finished_one() {
+fn a_run_that_ends_in_failures_has_failed_and_keeps_what_was_released_before() {
     let mut stage = Stage::new(TWO);
     stage.join(&["a", "b"]);
     stage.answer_all(1.0);
@@ -293,7 +293,10 @@ fn one_release_makes_a_run_that_ends_in_failures_a_finished_one() {
         stage.answer_all(1.0);
         decline(&mut stage, Decline::Data, "x");
     }
-    assert_eq!(stage.end, Some(RunEnd::Finished));
+    let told =
+        |why: &str| why.starts_with("the last round of 2 released nothing") && why.contains("declined (data");
+    assert!(matches!(&stage.end, Some(RunEnd::Failed(why)) if told(why)), "{:?}", stage.end);
+    near(&stage.model(), 1.0);
 }
 
 #[test]
@@ -340,9 +343,13 @@ fn a_run_of_an_earlier_release_that_goes_on_has_released_what_its_rounds_say() {
         stage.end
     };
     let one = Checkpoint { round: Round(1), ..begin.clone() };
-    assert_eq!(went_on(one), Some(RunEnd::Finished));
+    let failed = |end: Option<RunEnd>| match end {
+        Some(RunEnd::Failed(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(failed(went_on(one)).contains("the model is that of an earlier round"));
     let none = Checkpoint { round: Round(1), failures: 1, ..begin };
-    assert!(matches!(went_on(none), Some(RunEnd::Failed(_))));
+    assert!(failed(went_on(none)).contains("none of the 2 rounds released anything"));
 }
 
 #[test]

@@ -199,8 +199,8 @@ impl From<&RoundSummary> for RoundView {
             central: line.central.map(MetricsView::from),
             seconds: asked.map(|_| line.seconds),
             epsilon: line.epsilon.filter(|epsilon| epsilon.is_finite()),
-            further_train: line.further.train.clone(),
-            further_sites: line.further.sites.clone(),
+            further_train: line.further.train().clone(),
+            further_sites: line.further.sites().clone(),
         }
     }
 }

@@ -98,6 +98,8 @@ pub(super) struct RunActor {
     is_large: bool,
     /// Commits of which the coordinator has heard, and whose consequences are not all carried out.
     heard: u32,
+    /// Whether the coordinator knows the sites that were connected when the run began: before, how it stands is no news for anybody.
+    has_begun: bool,
 }
 
 /// What waits for the coordinator.
@@ -178,6 +180,7 @@ impl RunActor {
             owed: Vec::new(),
             is_large: is_noised || values >= LARGE,
             heard: 0,
+            has_begun: false,
         };
         (actor, coordinator)
     }
@@ -228,7 +231,10 @@ impl RunActor {
     /// Tells the coordinator the time if it waits for that, and watchers what has changed. What came before the deadline is heard before.
     async fn tick(&mut self, coordinator: Box<Coordinator>) -> Result<Box<Coordinator>, StoreError> {
         let now = self.shared.clock.now();
-        self.live.publish_if_due(now, &coordinator, &self.shared.live);
+        self.has_begun |= self.queue.is_empty();
+        if self.has_begun {
+            self.live.publish_if_due(now, &coordinator, &self.shared.live);
+        }
         let is_due = coordinator.deadline().is_some_and(|deadline| now >= deadline);
         if !is_due || !self.queue.is_empty() {
             return Ok(coordinator);
@@ -346,6 +352,7 @@ impl RunActor {
                 checking @ Queued::Checking { .. } => self.queue.push_back(checking),
             }
         }
+        self.has_begun = true;
         let overdue = sleep(REPLY_MAX);
         tokio::pin!(overdue);
         loop {
@@ -354,7 +361,7 @@ impl RunActor {
                 biased;
                 done = &mut stored => return joined(done)?,
                 Some(command) = self.inbox.recv() => self.hear(coordinator, command),
-                () = at_the_end_of(due) => {
+                () = at_the_end_of(due), if self.has_begun => {
                     self.live.publish_if_due(self.shared.clock.now(), coordinator, &self.shared.live);
                 }
                 () = &mut overdue, if !self.owed.is_empty() => {
@@ -440,6 +447,9 @@ impl RunActor {
                 Action::Note(note) => self.note(note).await?,
                 Action::Ended(end) => {
                     live::log_end(self.run, &self.plan.name, &end);
+                    if let Some(worsened) = self.live.worsened().filter(|_| self.plan.method.is_none()) {
+                        tracing::warn!(target: "events", "run {}: {worsened}", self.run);
+                    }
                     self.live.end(&end);
                     self.live.publish(self.shared.clock.now(), &coordinator, &self.shared.live);
                     return Ok(Settled::Ended);

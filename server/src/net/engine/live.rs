@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::LiveRuns;
 use crate::net::store::{HISTORY_MAX, rows::client_summary};
-use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd, RunProgress};
+use crate::{Checkpoint, Commit, Coordinator, Note, Plan, RunEnd, RunProgress, Worsened};
 
 /// The shortest time between two summaries, unless something is stored.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -80,6 +80,11 @@ impl Live {
         (self.summary.state, self.summary.message) = (end.state(), end.message(progress));
     }
 
+    /// Whether its rounds have made the model worse.
+    pub(super) fn worsened(&self) -> Option<Worsened> {
+        Worsened::of(&self.summary.history)
+    }
+
     /// Publishes when something has changed and the last time was long enough ago.
     pub(super) fn publish_if_due(
         &mut self,
@@ -131,13 +136,19 @@ pub(super) fn log(run: RunId, note: &Note) {
             let detail: String = detail.chars().filter(|c| !c.is_control()).collect();
             tracing::warn!(target: "events", "{client} declines {task}: {} ({detail})", reason.name());
         }
-        Note::Closed { task, answered, missing, quorum } => {
+        Note::Closed { task, answered, missing, surplus, quorum } => {
             let word = if *quorum { "enough" } else { "too few" };
-            tracing::info!(target: "events", "{task} is over: {}, {word}; {missing} missing", counted(*answered, "answer"));
+            // Asked beyond what the round needs: nobody waits for them, and what still comes of them is told here alone.
+            let beyond = match surplus {
+                0 => String::new(),
+                more => format!("; {} not needed any more", counted(*more, "client")),
+            };
+            tracing::info!(target: "events", "{task} is over: {}, {word}; {} missing{beyond}", counted(*answered, "answer"), missing - surplus);
         }
         Note::Withheld { task, reason } => {
             tracing::error!(target: "events", "{task} releases nothing: {reason}")
         }
+        Note::Warned { task, warning } => tracing::warn!(target: "events", "{task}: {warning}"),
         Note::Round(summary) => tracing::info!(target: "events",
             "round {} of run {run} is stored; the model {}",
             summary.round,

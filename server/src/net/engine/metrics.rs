@@ -230,7 +230,7 @@ impl Metrics {
             family.get_or_create(&[(name, value)]).inc();
         };
         match note {
-            Note::Waiting { .. } => {}
+            Note::Waiting { .. } | Note::Warned { .. } => {}
             Note::Opened { task, .. } => match task.step {
                 StepId::EVALUATE => self.enter(run, now, Some("evaluating")),
                 _ => self.enter(run, now, Some("collecting")),
@@ -396,7 +396,8 @@ mod tests {
         let (metrics, run) = (Metrics::new(), RunId(1));
         let at = Time::from_micros;
         metrics.note(at(0), run, &Note::Opened { task: task(StepId::TRAIN), cohort: 3 });
-        let closed = Note::Closed { task: task(StepId::TRAIN), answered: 3, missing: 0, quorum: true };
+        let closed =
+            Note::Closed { task: task(StepId::TRAIN), answered: 3, missing: 0, surplus: 0, quorum: true };
         metrics.note(at(2_400_000), run, &closed);
         metrics.committed(at(2_500_000), run, 2.0);
         metrics.note(at(2_500_000), run, &Note::Opened { task: task(StepId::EVALUATE), cohort: 3 });

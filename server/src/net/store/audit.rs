@@ -387,7 +387,7 @@ impl AuditLog {
     pub(crate) fn note(&mut self, now: Time, run: RunId, note: &Note) -> Result<(), AuditError> {
         let named = |task: &TaskId| format!("{} {}", task.step_title(), task.round);
         let event = match note {
-            Note::Waiting { .. } => return Ok(()),
+            Note::Waiting { .. } | Note::Warned { .. } => return Ok(()),
             Note::Opened { task, cohort } => Event::Opened { task: named(task), cohort: *cohort },
             Note::Accepted { client, task, .. } => {
                 Event::Accepted { client: client.as_str(), task: named(task) }
@@ -398,7 +398,7 @@ impl AuditLog {
             Note::Declined { client, task, reason, .. } => {
                 Event::Declined { client: client.as_str(), task: named(task), reason: *reason }
             }
-            Note::Closed { task, answered, missing, quorum } => {
+            Note::Closed { task, answered, missing, quorum, .. } => {
                 let (answered, missing, quorum) = (*answered, *missing, *quorum);
                 Event::Closed { task: named(task), answered, missing, quorum }
             }

@@ -114,8 +114,9 @@ fn notes(text: &str) -> Vec<Note> {
         Accepted { client: client(), task: task(), metrics: None }
         Refused { client: client(), task: Some(task()), reason: Rejection::Malformed, detail: text() }
         Declined { client: client(), task: task(), reason: Decline::Failed, detail: text() }
-        Closed { task: task(), answered: 0, missing: 3, quorum: false }
+        Closed { task: task(), answered: 0, missing: 3, surplus: 0, quorum: false }
         Withheld { task: task(), reason: text() }
+        Warned { task: task(), warning: text() }
         Round { 0: summary }
         Ended { 0: RunEnd::Finished }
     });
@@ -168,8 +169,8 @@ fn every_kind_of_record_is_read_by_the_servers_own_readers_whatever_its_texts() 
         log.sync().unwrap();
         drop(log);
         let read = Witness::read(dir.path(), &[]).unwrap();
-        // That clients are waited for is not written down.
-        assert_eq!(read.logs[0].records(), count + notes(&text).len() as u64 - 1);
+        // That clients are waited for, and what follows from the plan, is not written down.
+        assert_eq!(read.logs[0].records(), count + notes(&text).len() as u64 - 2);
         assert!(lines_of(dir.path(), RUN, usize::MAX).unwrap().len() >= events(&text).len());
         assert!(open(&path, SegmentBytes::default()).is_ok());
     }
