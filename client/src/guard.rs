@@ -179,6 +179,11 @@ impl Guard {
         self.policy.tells_metrics(spec)
     }
 
+    /// Whether further metrics may leave.
+    pub(crate) fn tells_further(&self, spec: &Spec) -> bool {
+        self.policy.tells_further(spec)
+    }
+
     /// The metrics that may leave.
     pub(crate) fn visible(&self, spec: &Spec, metrics: Metrics) -> Metrics {
         self.policy.visible(spec, metrics)

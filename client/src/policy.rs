@@ -48,6 +48,8 @@ pub enum Metric {
     Examples,
     /// How long it took.
     Seconds,
+    /// What the site's own program measures beside that, by the plan's names.
+    Further,
 }
 
 /// How a plan protects what it learns.
@@ -232,6 +234,11 @@ impl Policy {
     pub(crate) fn tells_metrics(&self, spec: &Spec) -> bool {
         let outside = spec.privacy.is_none() || self.rules.outside_the_guarantee;
         !spec.privacy.hides_metrics() && outside && !self.rules.metrics.is_empty()
+    }
+
+    /// Whether what the site's own program measures beside loss and accuracy may leave.
+    pub(crate) fn tells_further(&self, spec: &Spec) -> bool {
+        self.tells_metrics(spec) && self.allows_metric(Metric::Further)
     }
 
     /// The site's own budget: epsilon and its delta; `None` where there is no limit.

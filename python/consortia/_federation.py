@@ -61,7 +61,7 @@ class Run:
     @property
     def metrics(self) -> List[Dict[str, Any]]:
         """A dict for each round so far: `round`, `released`, `cohort`, `answered`, `seconds`, `epsilon`, and what was measured as `train_loss`,
-        `sites_accuracy` and so on; None where nothing was. The server keeps the last 1,000 rounds."""
+        `sites_accuracy` and so on, the plan's further metrics as `sites_auc`; None where nothing was. The server keeps the last 1,000 rounds."""
         return [_flat(line) for line in self.state()["history"]]
 
     def frame(self) -> Any:
@@ -275,6 +275,9 @@ def _flat(line: Dict[str, Any]) -> Dict[str, Any]:
         if name in ("train", "sites", "central"):
             for metric in ("loss", "accuracy", "examples"):
                 row[f"{name}_{metric}"] = (value or {}).get(metric)
+        elif name in ("further_train", "further_sites"):
+            for metric, mean in value.items():
+                row[f"{name[len('further_') :]}_{metric}"] = mean
         else:
             row[name] = value
     return row

@@ -63,7 +63,7 @@ class Port(BaseHTTPRequestHandler):
     def whole(self, done: int) -> Dict[str, Any]:
         measured = {"loss": 0.5, "accuracy": 0.75, "examples": 9, "seconds": 0.1}
         history = [
-            {"round": number, "released": True, "cohort": 3, "answered": 2, "train": measured, "sites": measured if number == 2 else None, "central": None, "seconds": 1.0, "epsilon": None}
+            {"round": number, "released": True, "cohort": 3, "answered": 2, "train": measured, "sites": measured if number == 2 else None, "central": None, "seconds": 1.0, "epsilon": None, "further_train": {}, "further_sites": {"auc": 0.9}}
             for number in range(1, done + 1)
         ]  # fmt: skip
         return {
@@ -104,6 +104,7 @@ def test_a_plan_is_submitted_and_watched(port: str, tmp_path: Path, capsys: pyte
     assert len(told) == 2
     row = run.metrics[0]
     assert row["round"] == 1 and row["train_loss"] == 0.5 and row["sites_accuracy"] is None and row["answered"] == 2
+    assert row["sites_auc"] == 0.9 and "further_sites" not in row
     run.pause()
     run.resume()
     run.stop(now=True)

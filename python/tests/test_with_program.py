@@ -77,6 +77,10 @@ def test_a_script_is_simulated_and_its_model_comes_back(folder: Path) -> None:
     assert (result.rounds, model["b"], result.accuracy) == (3, 1.0, None)
     assert result.loss is not None and len(result.metrics) == 3
     assert Path(result.report).is_file() and Path(result.model).is_file()
+    # The further metric of the plan, as a mean over the clients.
+    assert result.summary["further"]["distance"] == result.metrics[-1]["sites_distance"] > 0
+    assert result.metrics[0]["train_distance"] > result.metrics[-1]["train_distance"]
+    assert "distance on the sites" in Path(result.report).read_text()
 
 
 def test_processes_and_repetition_change_no_bit(folder: Path) -> None:

@@ -434,5 +434,12 @@ impl Plan {
     }
 }
 
+/// Whether the model of a plan is external, so that its runs begin with a file. Nothing else of the plan is looked at.
+#[cfg(feature = "net")]
+pub(crate) fn begins_with_file(text: &str) -> Result<bool, ConfigError> {
+    let typed: FederationConfig = read_toml(text)?;
+    Ok(matches!(typed.model, Some(ModelSpec::External(_))))
+}
+
 #[cfg(test)]
 mod tests;

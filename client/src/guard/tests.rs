@@ -256,12 +256,49 @@ fn a_site_whose_books_cannot_be_kept_does_nothing() {
     }
 }
 
+/// The plain policy with other metrics.
+fn with_metrics(metrics: &str) -> String {
+    let all = "[\"loss\", \"accuracy\", \"examples\", \"seconds\", \"further\"]";
+    assert!(PLAIN_POLICY.contains(all));
+    PLAIN_POLICY.replace(all, metrics)
+}
+
+#[test]
+fn further_metrics_leave_only_where_plan_and_policy_say_so() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let mut named = train(1, 3);
+    Arc::make_mut(&mut named.spec).learner.metrics = names(&["auc", "f1", "recall"]);
+    let further = |policy: &str, task: &Task| match site(policy, Mood::Well).answer(task) {
+        Outcome::Done(Contribution { further, .. }) => {
+            further.iter().map(|value| value.is_finite().then_some(*value)).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        further(PLAIN_POLICY, &named),
+        [Some(0.25), None, None],
+        "what is not finite was not measured"
+    );
+    assert_eq!(further(&with_metrics("[\"examples\", \"loss\"]"), &named), [None; 3]);
+    assert!(further(PLAIN_POLICY, &train(1, 3)).is_empty(), "the plan names none");
+    let model = Arc::new(Parameters::new(vec![0.5; 3]));
+    let evaluation = Task { spec: Arc::clone(&named.spec), ..task(1, Work::Evaluate { model }) };
+    assert_eq!(further(PLAIN_POLICY, &evaluation)[0], Some(0.25));
+    assert_eq!(
+        further(&with_metrics("[]"), &evaluation),
+        [None; 3],
+        "nothing was computed, and all have a place"
+    );
+    let mut private = private(1, local(8.0));
+    Arc::make_mut(&mut private.spec).learner.metrics = names(&["auc"]);
+    assert!(further(PLAIN_POLICY, &private).is_empty(), "the plan keeps metrics at the sites");
+}
+
 #[test]
 fn metrics_leave_as_the_policy_says_and_weights_do_not_betray_them() {
     let mut uniform = train(1, 3);
     Arc::make_mut(&mut uniform.spec).update.weights = Weighting::Uniform;
-    let policy =
-        |metrics: &str| PLAIN_POLICY.replace("[\"loss\", \"accuracy\", \"examples\", \"seconds\"]", metrics);
+    let policy = |metrics: &str| with_metrics(metrics);
     let told = |metrics: &str| match site(&policy(metrics), Mood::Well).answer(&uniform) {
         Outcome::Done(Contribution { metrics: Some(metrics), weight: 1, .. }) => {
             (metrics.loss, metrics.examples)

@@ -409,7 +409,7 @@ impl TaskExecution<'_> {
     fn with_further(&self, mut outcome: Outcome, measured: &[f64]) -> Outcome {
         let names = self.task.spec.further_metrics();
         if let Outcome::Done(contribution) = &mut outcome {
-            let tells = self.tells_metrics();
+            let tells = self.guard.as_ref().is_none_or(|guard| guard.tells_further(&self.task.spec));
             let of = |place: usize| {
                 measured.get(place).copied().filter(|value| tells && value.abs() <= METRIC_MAX)
             };

@@ -103,6 +103,10 @@ impl Learner for Toy {
     fn evaluate(&mut self, parameters: &[f32], _: &EvaluateOrder, _: &Stop) -> Result<Metrics, LearnError> {
         Ok(Metrics { loss: f64::from(parameters[2]), examples: 3, ..Metrics::default() })
     }
+
+    fn take_further(&mut self) -> Vec<f64> {
+        vec![0.25, f64::INFINITY]
+    }
 }
 
 pub(crate) fn spec() -> Spec {

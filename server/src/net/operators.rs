@@ -68,7 +68,7 @@ impl Operators {
                 self.0.submit(plan_toml, seed, None, by).await.map(|run| AdminReply::Submitted { run })
             }
             Ok(AdminRequest::SubmitStart { plan_toml, seed, tensors, model_len }) => {
-                let start = self.start(&plan_toml, tensors, model_len, &mut recv).await;
+                let start = read_start(&plan_toml, tensors, model_len, &mut recv).await;
                 let submitted = match start {
                     Ok(start) => self.0.submit(plan_toml, seed, Some(start), by).await,
                     Err(error) => Err(error),
@@ -129,34 +129,6 @@ impl Operators {
         }
     }
 
-    /// Reads the values with which a run is to begin. No memory is taken for them before the plan has been looked at.
-    async fn start(
-        &self,
-        plan_toml: &str,
-        tensors: Vec<(String, Vec<u64>)>,
-        model_len: u64,
-        recv: &mut RecvStream,
-    ) -> Result<InitialModel, String> {
-        check_start(&*self.0.room, plan_toml, model_len)?;
-        let side = |side: u64| usize::try_from(side).ok();
-        let shape = |sides: Vec<u64>| sides.into_iter().map(side).collect::<Option<Vec<_>>>();
-        let tensors = tensors.into_iter().map(|(name, sides)| Some((name, shape(sides)?)));
-        let tensors: Option<Vec<(String, Vec<usize>)>> = tensors.collect();
-        let layout = tensors.ok_or("a tensor is larger than this server can address")?;
-        let layout = Layout::new(layout).map_err(|error| error.to_string())?;
-        if layout.len() as u64 != model_len {
-            return Err(format!("{model_len} values are announced for tensors of {}", layout.len()));
-        }
-        let pace = Pace { idle: OPENING, tail: 0 };
-        let values = read_values(recv, vec![0f32; layout.len()], pace, || ()).await;
-        let values = values.map_err(|error| format!("the values of the start file: {error}"))?;
-        match at_end(recv, OPENING).await {
-            Ok(true) => Ok(InitialModel { layout, shared: Parameters::new(values) }),
-            Ok(false) => Err(format!("the values of the start file: {}", FrameError::Excess)),
-            Err(error) => Err(format!("the values of the start file: {error}")),
-        }
-    }
-
     /// Sends a run's summary now and whenever it changes, until it has ended.
     async fn watch(&self, run: Option<RunId>, send: &mut SendStream) -> Result<(), String> {
         let mut live = self.0.live.clone();
@@ -183,6 +155,33 @@ impl Operators {
                 _ = send.stopped() => return Ok(()),
             }
         }
+    }
+}
+
+/// Reads the values with which a run is to begin. No memory is taken for them before the plan has been looked at.
+async fn read_start(
+    plan_toml: &str,
+    tensors: Vec<(String, Vec<u64>)>,
+    model_len: u64,
+    recv: &mut RecvStream,
+) -> Result<InitialModel, String> {
+    check_start(plan_toml, model_len)?;
+    let side = |side: u64| usize::try_from(side).ok();
+    let shape = |sides: Vec<u64>| sides.into_iter().map(side).collect::<Option<Vec<_>>>();
+    let tensors = tensors.into_iter().map(|(name, sides)| Some((name, shape(sides)?)));
+    let tensors: Option<Vec<(String, Vec<usize>)>> = tensors.collect();
+    let layout = tensors.ok_or("a tensor is larger than this server can address")?;
+    let layout = Layout::new(layout).map_err(|error| error.to_string())?;
+    if layout.len() as u64 != model_len {
+        return Err(format!("{model_len} values are announced for tensors of {}", layout.len()));
+    }
+    let pace = Pace { idle: OPENING, tail: 0 };
+    let values = read_values(recv, vec![0f32; layout.len()], pace, || ()).await;
+    let values = values.map_err(|error| format!("the values of the start file: {error}"))?;
+    match at_end(recv, OPENING).await {
+        Ok(true) => Ok(InitialModel { layout, shared: Parameters::new(values) }),
+        Ok(false) => Err(format!("the values of the start file: {}", FrameError::Excess)),
+        Err(error) => Err(format!("the values of the start file: {error}")),
     }
 }
 
