@@ -43,6 +43,8 @@ struct Live {
     process: Option<Process>,
     /// Whether it knows the model.
     is_ready: bool,
+    /// Whether it has answered a request.
+    has_answered: bool,
 }
 
 /// The values that go with a request: what is sent, and where those of its answer go.
@@ -124,8 +126,9 @@ impl Connection {
             .map_err(broken)
             .and_then(|mut channel| self.greeted(&mut channel, None, stop).map(|()| channel));
         match greeted {
-            Ok(channel) => Ok(Live { channel, process: Some(process), is_ready: false }),
-            Err(error) => Err(with_exit(error, Some(process))),
+            Ok(channel) => Ok(Live { channel, process: Some(process), is_ready: false, has_answered: false }),
+            Err(ExternalError::Broken { fault, .. }) => Err(with_exit(fault, false, Some(process))),
+            Err(error) => Err(error),
         }
     }
 
@@ -136,7 +139,7 @@ impl Connection {
         };
         let found = self.first_admitted(&mut attachment, stop);
         self.attachment = Some(attachment);
-        found.map(|channel| Live { channel, process: None, is_ready: false })
+        found.map(|channel| Live { channel, process: None, is_ready: false, has_answered: false })
     }
 
     /// The first learner that attaches with the token.
@@ -207,7 +210,7 @@ impl Connection {
     }
 
     /// Whatever a learner did that ends its connection makes the next one wait, longer each time.
-    fn note_failure(&mut self, error: &ExternalError) {
+    pub(crate) fn note_failure(&mut self, error: &ExternalError) {
         if matches!(error, ExternalError::Stopped | ExternalError::Pausing { .. }) {
             return;
         }
@@ -228,16 +231,27 @@ impl Connection {
     ) -> Result<Outcome, ExternalError> {
         let patience = self.patience(limit);
         let Some(live) = &mut self.live else { return Err(rubbish("there is no connection")) };
-        let mut wait = Wait::new(patience, stop, Some(id));
-        match exchange(&mut live.channel, (id, frame), body, order, &mut wait) {
-            Err(error @ ExternalError::Broken { .. }) => {
+        let (mut wait, mut is_heard) = (Wait::new(patience, stop, Some(id)), false);
+        let asked = exchange(&mut live.channel, (id, frame), body, order, &mut wait, &mut is_heard);
+        match asked {
+            Err(ExternalError::Broken { fault, .. }) => {
+                let is_gone = matches!(fault, ChannelError::Closed);
+                let is_unheard = is_gone && live.has_answered && !is_heard;
                 let process = self.live.take().and_then(|live| live.process);
-                self.note_failure(&error);
-                Err(with_exit(error, process))
+                let error = with_exit(fault, is_unheard, process);
+                // Whoever ends between two requests has failed in neither.
+                if !is_unheard {
+                    self.note_failure(&error);
+                }
+                Err(error)
             }
             _ if wait.is_stopped() => Err(ExternalError::Stopped),
             asked => {
-                (self.failures, self.resume) = (0, None);
+                live.has_answered = true;
+                // One that dies in every task has agreed on the model before each.
+                if !matches!(frame, ToLearner::Prepare { .. }) {
+                    (self.failures, self.resume) = (0, None);
+                }
                 asked
             }
         }
@@ -258,15 +272,14 @@ impl Connection {
     }
 }
 
-/// The same error, and how the process ended that it is of.
-fn with_exit(error: ExternalError, process: Option<Process>) -> ExternalError {
-    match (error, process) {
-        (ExternalError::Broken { fault, .. }, Some(process)) => {
-            let exit = process.end().map_or_else(|_| String::new(), |status| format!(" ({status})"));
-            ExternalError::Broken { fault, exit }
-        }
-        (error, _) => error,
-    }
+/// The error of a broken connection, with how the process ended and what it printed last.
+fn with_exit(fault: ChannelError, is_unheard: bool, process: Option<Process>) -> ExternalError {
+    let exit = match process.map(Process::end) {
+        Some(Ok((status, printed))) if printed.is_empty() => format!(" ({status}); it printed nothing"),
+        Some(Ok((status, printed))) => format!(" ({status}); the last that it printed:\n{printed}"),
+        Some(Err(_)) | None => String::new(),
+    };
+    ExternalError::Broken { fault, exit, is_unheard }
 }
 
 /// One request and its answer.
@@ -276,6 +289,7 @@ fn exchange(
     mut body: Body<'_>,
     order: &[Range<usize>],
     wait: &mut Wait<'_>,
+    is_heard: &mut bool,
 ) -> Result<Outcome, ExternalError> {
     let sent: &[f32] = match &body {
         Body::Sent(values) => values,
@@ -293,6 +307,7 @@ fn exchange(
     let most = due.saturating_mul(2).saturating_add(SPARE);
     loop {
         let Incoming { frame, body } = channel.receive(most, wait).map_err(broken)?;
+        *is_heard = true;
         match frame {
             FromLearner::Accepted { id: of } if of == id => channel.skip(body, wait).map_err(broken)?,
             FromLearner::Failed { id: of, error, details } if of == id => {

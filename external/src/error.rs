@@ -35,13 +35,15 @@ pub enum ExternalError {
     /// It cannot attach.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// It was not heard from its start on.
-    #[error("{fault}{exit}; the lines above it in this log are what it printed")]
+    /// The connection is of no more use.
+    #[error("{fault}{exit}")]
     Broken {
         /// What was wrong.
         fault: ChannelError,
-        /// How its process ended, where it has one.
+        /// How its process ended and what it printed last, where it has one.
         exit: String,
+        /// Whether a learner that had answered before was gone before it answered any of this request.
+        is_unheard: bool,
     },
     /// It speaks other versions.
     #[error(
@@ -109,7 +111,7 @@ impl From<ExternalError> for LearnError {
 }
 
 pub(crate) fn broken(fault: ChannelError) -> ExternalError {
-    ExternalError::Broken { fault, exit: String::new() }
+    ExternalError::Broken { fault, exit: String::new(), is_unheard: false }
 }
 
 pub(crate) fn rubbish(what: &str) -> ExternalError {
