@@ -20,6 +20,7 @@ pub(super) struct SiteLearner {
     external: Option<ExternalLearner>,
     /// Whether the plan in hand has an external model.
     is_external: bool,
+    records: RecordCount,
     empty: Layout,
 }
 
@@ -37,7 +38,8 @@ impl SiteLearner {
             Ok(ExternalLearner::new(settings.clone(), folder, name))
         });
         let (trainer, external) = (trainer.transpose()?, external.transpose()?);
-        Ok(Self { trainer, external, is_external: false, empty: Layout::default() })
+        let records = file.record_count();
+        Ok(Self { trainer, external, is_external: false, records, empty: Layout::default() })
     }
 
     /// The one for the plan in hand.
@@ -114,7 +116,8 @@ impl Learner for SiteLearner {
     }
 
     fn record_count(&mut self) -> Result<RecordCount, LearnError> {
-        self.current()?.record_count()
+        // Whoever trains, the site's file says it.
+        Ok(self.records)
     }
 
     fn take_complaint(&mut self) -> Option<String> {
