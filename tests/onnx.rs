@@ -176,7 +176,7 @@ fn records(spec: &Spec, rows: usize) -> Vec<f32> {
             }
             _ if is_of_symbols(spec) => (5.0 * (value + 1.0)).floor(),
             DataSpec::Tensor(tensor) if tensor.divide_by.value() != 1.0 => (127.5 * (value + 1.0)).floor(),
-            DataSpec::Tensor(_) => value,
+            DataSpec::Tensor(_) | DataSpec::Own => value,
         }
     };
     (0..rows * width).map(value).collect()
@@ -332,7 +332,7 @@ fn every_layer_that_a_plan_may_name_is_compared() {
                 collect(layers, &mut seen);
                 "layers"
             }
-            ModelSpec::Custom { .. } | ModelSpec::Values { .. } => continue,
+            ModelSpec::Custom { .. } | ModelSpec::Values { .. } | ModelSpec::External(_) => continue,
         });
     }
     assert_eq!(models.len(), 5, "{models:?}");

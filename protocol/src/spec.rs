@@ -7,14 +7,13 @@ mod columns;
 mod external;
 mod lattice;
 mod privacy;
+mod records;
 mod target;
 mod training;
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
-pub use external::{
+pub use self::external::{
     CONFIG_MAX, EXTERNAL_METRICS_MAX, EXTERNAL_TENSORS_MAX, External, ExternalModel, ExternalTensor,
     LearnerSpec,
 };
@@ -482,62 +481,6 @@ impl Spec {
         }
     }
 
-    /// That model and records go together: an external learner reads its own records, and nobody else does.
-    fn check_external(&self) -> Result<(), SpecError> {
-        match (&self.model, &self.data) {
-            (ModelSpec::External(_), DataSpec::Own) if !self.personal_layers.is_empty() => {
-                let message = "which tensors of an external model stay at the sites is for its script to say (`personal=`); leave this out";
-                Err(SpecError::new("personal_layers", message))
-            }
-            (ModelSpec::External(model), DataSpec::Own) => {
-                model.check()?;
-                self.learner.check()
-            }
-            (ModelSpec::External(_), _) => {
-                let message = "an external learner reads its own records; leave `[data]` out";
-                Err(SpecError::new("data", message))
-            }
-            (_, DataSpec::Own) => {
-                let message = "say what a record looks like: `[data.table]` or `[data.tensor]`";
-                Err(SpecError::new("data", message))
-            }
-            _ if !self.learner.is_absent() => {
-                let message = "`[learner]` is for plans whose model is `external`";
-                Err(SpecError::new("learner", message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// What a plan with an external model says of it; `None` for the models of this program.
-    pub fn external(&self) -> Option<External<'_>> {
-        match &self.model {
-            ModelSpec::External(model) => Some(External { tensors: &model.tensors, learner: &self.learner }),
-            _ => None,
-        }
-    }
-
-    /// The same of a plan with an external model, with the tensors of its start file.
-    ///
-    /// # Errors
-    /// [`SpecError`] when the model is not external, or its tensors are too many, too large or named twice.
-    pub fn with_tensors(
-        mut self,
-        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
-    ) -> Result<Self, SpecError> {
-        let ModelSpec::External(model) = &mut self.model else {
-            let message = "only an external model begins with the tensors of a file";
-            return Err(SpecError::new("model", message));
-        };
-        let tensor = |(name, shape)| ExternalTensor { name, shape };
-        model.tensors = tensors.into_iter().map(tensor).collect();
-        if !model.is_known() {
-            let message = format!("{} has no tensors; there is nothing to train", model.start);
-            return Err(SpecError::new("model.external.start", message));
-        }
-        self.checked()
-    }
-
     fn check_training(&self) -> Result<(), SpecError> {
         let training = &self.training;
         if training.epochs == 0 {
@@ -603,66 +546,6 @@ impl Spec {
             return Err(SpecError::new("model.cnn.channels", message));
         }
         Ok(())
-    }
-}
-
-impl TensorSpec {
-    fn check(&self) -> Result<(), SpecError> {
-        let key = "data.tensor.target";
-        let is_number = |class: &&ClassName| matches!(class, ClassName::Number(_));
-        if let Some(word) = self.target.classes().iter().find(|class| !is_number(class)) {
-            let message =
-                format!("`{word}` is not a whole number, and labels of arrays are numbers; list those");
-            return Err(SpecError::new(key, message));
-        }
-        self.target.check(key)
-    }
-}
-
-impl TableSpec {
-    fn check(&self) -> Result<(), SpecError> {
-        self.target.check("data.table.target")?;
-        if self.features.is_empty() && self.categorical.is_empty() {
-            return Err(SpecError::new("data.table.features", "name at least one feature column"));
-        }
-        let named = self.features.iter().chain(self.categorical.iter().map(|one| &one.column));
-        let mut before = BTreeSet::new();
-        for name in named {
-            if *name == self.label {
-                return Err(SpecError::new("data.table.label", format!("`{name}` is also a feature")));
-            }
-            if !before.insert(name) {
-                return Err(SpecError::new("data.table.features", format!("column `{name}` is named twice")));
-            }
-        }
-        if let Some(empty) = self.categorical.iter().find(|one| one.values.is_empty()) {
-            let message = format!("column `{}` lists no values; all sites must agree on them", empty.column);
-            return Err(SpecError::new("data.table.categorical", message));
-        }
-        if let Missing::Constant(value) = self.missing
-            && !value.is_finite()
-        {
-            let message = format!("{value} is not a finite number; it could not travel to the sites");
-            return Err(SpecError::new("data.table.missing", message));
-        }
-        match &self.standardise {
-            Standardise::Given { mean, .. } if mean.iter().any(|mean| !mean.is_finite()) => {
-                let message = "a mean is not a finite number; it could not travel to the sites";
-                Err(SpecError::new("data.table.standardise", message))
-            }
-            Standardise::Given { mean, std }
-                if mean.len() != self.features.len() || std.len() != self.features.len() =>
-            {
-                let message = format!(
-                    "{} means and {} deviations for {} features; give one of each a feature",
-                    mean.len(),
-                    std.len(),
-                    self.features.len()
-                );
-                Err(SpecError::new("data.table.standardise", message))
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -135,6 +135,7 @@ pub(crate) fn spec() -> Spec {
         cohort_max: 4,
         evaluation_records: Default::default(),
         privacy: PrivacySpec::default(),
+        learner: Default::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::SpecError;
+use super::{DataSpec, ModelSpec, Spec, SpecError};
 use crate::bounds::{DIMENSIONS_MAX, PARAMETERS_MAX, TEXT_MAX};
 
 /// Tensors of a model, at most.
@@ -147,5 +147,63 @@ impl ExternalModel {
     /// Values of all tensors together.
     pub fn parameters(&self) -> u64 {
         self.tensors.iter().filter_map(ExternalTensor::count).fold(0, u64::saturating_add)
+    }
+}
+
+impl Spec {
+    /// That model and records go together: an external learner reads its own records, and nobody else does.
+    pub(super) fn check_external(&self) -> Result<(), SpecError> {
+        match (&self.model, &self.data) {
+            (ModelSpec::External(_), DataSpec::Own) if !self.personal_layers.is_empty() => {
+                let message = "which tensors of an external model stay at the sites is for its script to say (`personal=`); leave this out";
+                Err(SpecError::new("personal_layers", message))
+            }
+            (ModelSpec::External(model), DataSpec::Own) => {
+                model.check()?;
+                self.learner.check()
+            }
+            (ModelSpec::External(_), _) => {
+                let message = "an external learner reads its own records; leave `[data]` out";
+                Err(SpecError::new("data", message))
+            }
+            (_, DataSpec::Own) => {
+                let message = "say what a record looks like: `[data.table]` or `[data.tensor]`";
+                Err(SpecError::new("data", message))
+            }
+            _ if !self.learner.is_absent() => {
+                let message = "`[learner]` is for plans whose model is `external`";
+                Err(SpecError::new("learner", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a plan with an external model says of it; `None` for the models of this program.
+    pub fn external(&self) -> Option<External<'_>> {
+        match &self.model {
+            ModelSpec::External(model) => Some(External { tensors: &model.tensors, learner: &self.learner }),
+            _ => None,
+        }
+    }
+
+    /// The same of a plan with an external model, with the tensors of its start file.
+    ///
+    /// # Errors
+    /// [`SpecError`] when the model is not external, or its tensors are too many, too large or named twice.
+    pub fn with_tensors(
+        mut self,
+        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Result<Self, SpecError> {
+        let ModelSpec::External(model) = &mut self.model else {
+            let message = "only an external model begins with the tensors of a file";
+            return Err(SpecError::new("model", message));
+        };
+        let tensor = |(name, shape)| ExternalTensor { name, shape };
+        model.tensors = tensors.into_iter().map(tensor).collect();
+        if !model.is_known() {
+            let message = format!("{} has no tensors; there is nothing to train", model.start);
+            return Err(SpecError::new("model.external.start", message));
+        }
+        self.checked()
     }
 }

@@ -31,6 +31,7 @@ fn spec() -> Spec {
         cohort_max: 4,
         evaluation_records: Default::default(),
         privacy: PrivacySpec::default(),
+        learner: LearnerSpec::default(),
     }
 }
 

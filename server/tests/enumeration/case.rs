@@ -48,6 +48,7 @@ impl Case {
         let Plan { spec, cohort, .. } = all_of(plan);
         let Spec {
             model: _,
+            learner: _,
             data: _,
             training: _,
             update,
