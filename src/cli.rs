@@ -10,6 +10,7 @@ mod check;
 mod clock;
 mod columns;
 mod control;
+mod cores;
 mod crl;
 mod dashboard;
 mod demo;

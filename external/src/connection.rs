@@ -13,9 +13,11 @@ use crate::frames::{ClientPlace, DETAILS_MAX, FromLearner, Outcome, SOFTWARE_MAX
 use crate::launch::Process;
 use crate::settings::LearnerSettings;
 
+/// How often a wait looks whether it is still wanted.
+const TICK: Duration = Duration::from_millis(20);
 /// The longest pause before a learner that failed is started again.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// The longest pause that a task waits for; it is declined during a longer one.
+/// The longest pause that a task waits for; it is declined during a longer one, where it may be declined.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Bytes of a body, at most, as a learner is told; what is taken is exactly what is due.
 const BODY_MAX: u64 = 8 << 30;
@@ -34,6 +36,10 @@ pub(crate) struct Connection {
     failures: u32,
     /// When it may be started again.
     resume: Option<Instant>,
+    /// Whether a task waits until the learner may be started again, however long the pause is.
+    pub(crate) waits_out_pauses: bool,
+    /// Whether its owner is to end, and waits for nothing any more.
+    pub(crate) ending: Stop,
 }
 
 /// A learner that has greeted.
@@ -57,6 +63,16 @@ pub(crate) enum Body<'a> {
     Exchanged(&'a mut [f32]),
 }
 
+impl Body<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Sent(values) => values.len(),
+            Self::Taken(values) | Self::Exchanged(values) => values.len(),
+        }
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "a shell: it waits for another program")]
 fn now() -> Instant {
     Instant::now()
@@ -64,7 +80,21 @@ fn now() -> Instant {
 
 impl Connection {
     pub(crate) fn new(settings: LearnerSettings, folder: PathBuf, client: ClientPlace) -> Self {
-        Self { settings, client, folder, attachment: None, live: None, last_id: 0, failures: 0, resume: None }
+        let (attachment, live, resume) = (None, None, None);
+        let (waits_out_pauses, ending) = (false, Stop::default());
+        let (last_id, failures) = (0, 0);
+        Self {
+            settings,
+            client,
+            folder,
+            attachment,
+            live,
+            last_id,
+            failures,
+            resume,
+            waits_out_pauses,
+            ending,
+        }
     }
 
     /// Whether the learner that is connected knows the model.
@@ -90,12 +120,13 @@ impl Connection {
         let mut wait = Wait::new(self.patience(Some(self.settings.end())), &stop, None);
         let _ = live.channel.send(&ToLearner::End, &[], &mut wait);
         if let Some(process) = live.process {
-            let _ = process.end();
+            let _ = process.end(self.settings.end(), &self.ending);
         }
     }
 
     fn patience(&self, whole: Option<Duration>) -> Patience {
-        Patience { silent: self.settings.silent(), whole, stopped: self.settings.end() }
+        let (silent, stopped) = (self.settings.silent(), self.settings.end());
+        Patience { silent, whole, stopped, ending: self.ending.clone() }
     }
 
     /// A learner that has greeted, the one that is there or a new one.
@@ -104,14 +135,25 @@ impl Connection {
             return Ok(());
         }
         if let Some(wait) = self.resume.map(|resume| resume.saturating_duration_since(now())) {
-            if wait > PATIENCE {
+            if wait > PATIENCE && !self.waits_out_pauses {
                 return Err(ExternalError::Pausing { failures: self.failures, wait });
             }
-            std::thread::sleep(wait);
+            let began = now();
+            while began.elapsed() < wait {
+                self.check_wanted(stop)?;
+                std::thread::sleep(TICK.min(wait));
+            }
         }
         let live = if self.settings.attach { self.attached(stop) } else { self.launched(stop) };
         self.live = Some(live.inspect_err(|error| self.note_failure(error))?);
         Ok(())
+    }
+
+    fn check_wanted(&self, stop: &Stop) -> Result<(), ExternalError> {
+        match stop.is_stopped() || self.ending.is_stopped() {
+            true => Err(ExternalError::Stopped),
+            false => Ok(()),
+        }
     }
 
     fn launched(&self, stop: &Stop) -> Result<Live, ExternalError> {
@@ -127,7 +169,7 @@ impl Connection {
             .and_then(|mut channel| self.greeted(&mut channel, None, stop).map(|()| channel));
         match greeted {
             Ok(channel) => Ok(Live { channel, process: Some(process), is_ready: false, has_answered: false }),
-            Err(ExternalError::Broken { fault, .. }) => Err(with_exit(fault, false, Some(process))),
+            Err(ExternalError::Broken { fault, .. }) => Err(self.with_exit(fault, false, Some(process))),
             Err(error) => Err(error),
         }
     }
@@ -146,11 +188,9 @@ impl Connection {
     fn first_admitted(&self, attachment: &mut Attachment, stop: &Stop) -> Result<Channel, ExternalError> {
         let (began, waited) = (now(), self.settings.start());
         while began.elapsed() < waited {
-            if stop.is_stopped() {
-                return Err(ExternalError::Stopped);
-            }
+            self.check_wanted(stop)?;
             let Some(stream) = attachment.accept().map_err(ChannelError::from).map_err(broken)? else {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(TICK);
                 continue;
             };
             let mut channel = Channel::new(stream).map_err(ChannelError::from).map_err(broken)?;
@@ -173,7 +213,8 @@ impl Connection {
         stop: &Stop,
     ) -> Result<(), ExternalError> {
         let start = self.settings.start();
-        let patience = Patience { silent: start, whole: Some(start), stopped: start };
+        let patience =
+            Patience { silent: start, whole: Some(start), stopped: start, ending: self.ending.clone() };
         let mut wait = Wait::new(patience, stop, None);
         let Incoming { frame, body } = channel.receive(0, &mut wait).map_err(broken)?;
         let FromLearner::Hello { versions, software, token } = frame else {
@@ -238,7 +279,7 @@ impl Connection {
                 let is_gone = matches!(fault, ChannelError::Closed);
                 let is_unheard = is_gone && live.has_answered && !is_heard;
                 let process = self.live.take().and_then(|live| live.process);
-                let error = with_exit(fault, is_unheard, process);
+                let error = self.with_exit(fault, is_unheard, process);
                 // Whoever ends between two requests has failed in neither.
                 if !is_unheard {
                     self.note_failure(&error);
@@ -257,6 +298,16 @@ impl Connection {
         }
     }
 
+    /// The error of a broken connection, with how the process ended and what it printed last.
+    fn with_exit(&self, fault: ChannelError, is_unheard: bool, process: Option<Process>) -> ExternalError {
+        let exit = match process.map(|process| process.end(self.settings.end(), &self.ending)) {
+            Some(Ok((status, printed))) if printed.is_empty() => format!(" ({status}); it printed nothing"),
+            Some(Ok((status, printed))) => format!(" ({status}); the last that it printed:\n{printed}"),
+            Some(Err(_)) | None => String::new(),
+        };
+        ExternalError::Broken { fault, exit, is_unheard }
+    }
+
     /// Says whether an answer was taken. A learner that is gone by now is found by the next request.
     pub(crate) fn acknowledge(&mut self, id: u64, refused: Option<&ExternalError>) {
         let (patience, stop) = (self.patience(None), Stop::default());
@@ -270,16 +321,6 @@ impl Connection {
             self.live = None;
         }
     }
-}
-
-/// The error of a broken connection, with how the process ended and what it printed last.
-fn with_exit(fault: ChannelError, is_unheard: bool, process: Option<Process>) -> ExternalError {
-    let exit = match process.map(Process::end) {
-        Some(Ok((status, printed))) if printed.is_empty() => format!(" ({status}); it printed nothing"),
-        Some(Ok((status, printed))) => format!(" ({status}); the last that it printed:\n{printed}"),
-        Some(Err(_)) | None => String::new(),
-    };
-    ExternalError::Broken { fault, exit, is_unheard }
 }
 
 /// One request and its answer.

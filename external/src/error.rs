@@ -94,14 +94,21 @@ pub enum ExternalError {
         "the plan trains a model of this program, and this site has a learner of its own (`[learner]`): its model must be `external`"
     )]
     NotExternal,
+    /// The plan promises what no external learner can be held to.
+    #[error(
+        "the plan protects single records ([privacy.examples]), for which the gradient of each record must be clipped and noised where it is \
+         computed: in an external learner nobody can account for that. Take [privacy.local] or [privacy.central], or a model of this program"
+    )]
+    NoExamples,
 }
 
 impl From<ExternalError> for LearnError {
     fn from(error: ExternalError) -> Self {
         let reason = match &error {
-            ExternalError::NotExternal | ExternalError::Model(_) | ExternalError::Version(_) => {
-                Decline::Unsupported
-            }
+            ExternalError::NotExternal
+            | ExternalError::NoExamples
+            | ExternalError::Model(_)
+            | ExternalError::Version(_) => Decline::Unsupported,
             ExternalError::NotFinite { .. } => Decline::NotFinite,
             ExternalError::Stopped => Decline::Stopped,
             _ => Decline::Failed,

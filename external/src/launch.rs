@@ -12,8 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use protocol::Stop;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::channel::HURRY;
 use crate::settings::LearnerSettings;
 
 /// Bytes of a line that is logged, at most; the rest of a longer one is logged as further lines.
@@ -34,7 +36,6 @@ pub(crate) struct Process {
     child: Child,
     guard: Option<Child>,
     is_reaped: bool,
-    end: Duration,
     printed: Printed,
     /// They end when the process, and whatever it has started, has closed its output.
     logs: [JoinHandle<()>; 2],
@@ -74,7 +75,7 @@ impl Process {
         let printed = Printed::default();
         let log = |from, stream| log(from, label.to_owned(), stream, Arc::clone(&printed));
         let logs = [log(out, "out"), log(error, "err")];
-        Ok((Self { child, guard, is_reaped: false, end: settings.end(), printed, logs }, ours))
+        Ok((Self { child, guard, is_reaped: false, printed, logs }, ours))
     }
 
     /// Whether it has ended. It is not reaped, so that its number stays that of its group.
@@ -87,12 +88,13 @@ impl Process {
         i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
     }
 
-    /// Waits for its exit, for as long as a learner may take to end, kills what is left of its group, and says how it ended and what it
-    /// printed last.
+    /// Waits for its exit, for `end` at most and hardly where whoever waits is `ending`, kills what is left of its group, and says how it
+    /// ended and what it printed last.
     #[expect(clippy::disallowed_methods, reason = "a shell: it waits for another program")]
-    pub(crate) fn end(mut self) -> io::Result<(ExitStatus, String)> {
+    pub(crate) fn end(mut self, end: Duration, ending: &Stop) -> io::Result<(ExitStatus, String)> {
         let began = Instant::now();
-        while !self.has_ended() && began.elapsed() < self.end {
+        let limit = || if ending.is_stopped() { end.min(HURRY) } else { end };
+        while !self.has_ended() && began.elapsed() < limit() {
             std::thread::sleep(TICK);
         }
         let status = self.reap()?;
@@ -130,7 +132,9 @@ impl Drop for Process {
 /// this program holds open. Where there is no shell, a learner ends when it finds its channel closed.
 fn guard(group: u32) -> Option<Child> {
     let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", "read -r _; kill -KILL -- \"-$1\"", "sh", &group.to_string()]);
+    // Shells differ in how they tell a group from an option.
+    let script = "read -r _; kill -s KILL -- \"-$1\" || kill -s KILL \"-$1\"";
+    shell.args(["-c", script, "sh", &group.to_string()]);
     shell.env_clear().current_dir("/").process_group(0);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let started = shell.spawn();

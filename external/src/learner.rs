@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::{
-    EvaluateOrder, Layout, LearnError, Learner, Metrics, ModelSpec, Seed, Spec, Statistic, Stop, TrainOrder,
+    EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, ModelSpec, PrivacySpec, Seed, Spec,
+    Statistic, Stop, TrainOrder,
 };
 
 use crate::connection::{Body, Connection};
@@ -38,6 +39,24 @@ impl ExternalLearner {
     /// Says for which client the next requests are: a simulation's learner serves many.
     pub fn serve(&mut self, client: ClientPlace) {
         self.connection.client = client;
+    }
+
+    /// With what its owner says, from any thread, when it is to end: nothing is waited for any longer then.
+    #[must_use]
+    pub fn with_ending(mut self, ending: Stop) -> Self {
+        self.connection.ending = ending;
+        self
+    }
+
+    /// Starts the learner and compares its model with the plan's, for whoever looks before a run begins: nothing is postponed.
+    ///
+    /// # Errors
+    /// When it cannot be started, its model is another, or the plan promises what no external learner can be held to.
+    pub fn look(&mut self, spec: &Spec) -> Result<(), LearnError> {
+        if spec.privacy.examples.is_some() {
+            return Err(ExternalError::NoExamples.into());
+        }
+        self.prepare(&Arc::new(Spec { privacy: PrivacySpec::default(), ..spec.clone() }))
     }
 
     /// Ends the learner: it is asked to, and one that was launched is killed when it does not.
@@ -112,6 +131,12 @@ impl ExternalLearner {
         }
         self.ready(stop)?;
         let Some(model) = &self.model else { return Err(ExternalError::NotExternal) };
+        let (given, needed) = (body.len(), model.layout.len());
+        if given != needed {
+            return Err(ExternalError::Model(format!(
+                "{given} values are given for its {needed} parameters"
+            )));
+        }
         let (id, client) = (self.connection.next_id(), self.connection.client.clone());
         let frame = frame(id, &client, &model.spec);
         let limit = self.connection.settings.task_seconds.map(Duration::from_secs);
@@ -189,6 +214,8 @@ impl Learner for ExternalLearner {
             return Ok(());
         }
         (self.model, self.owed) = (None, None);
+        // A task of a learner that is left alone for a while is answered all the same, and costs as much as any other.
+        self.connection.waits_out_pauses = spec.privacy.holds_against_server();
         self.connection.set_ready(false);
         let Some(external) = spec.external() else { return Err(ExternalError::NotExternal.into()) };
         let stop = Stop::default();
@@ -217,6 +244,14 @@ impl Learner for ExternalLearner {
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
         // A plan with an external model asks for none.
         Ok(Vec::new())
+    }
+
+    fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
+        let is_promised = |model: &Prepared| model.spec.privacy.examples.is_some();
+        if self.model.as_ref().is_some_and(is_promised) {
+            return Err(ExternalError::NoExamples.into());
+        }
+        Ok(None)
     }
 
     fn train(
@@ -249,11 +284,7 @@ impl Learner for ExternalLearner {
     ) -> Result<Metrics, LearnError> {
         let began = now();
         let outcome = self.once_more(|learner| {
-            learner.work(
-                Body::Sent(parameters),
-                |id, client, _| ToLearner::Evaluate { id, client },
-                stop,
-            )
+            learner.work(Body::Sent(parameters), |id, client, _| ToLearner::Evaluate { id, client }, stop)
         })?;
         Ok(self.judge(&outcome, &[], began, false)?)
     }

@@ -85,6 +85,10 @@ fn what_stays_at_the_site_is_behind_the_plans_tensors_and_begins_as_the_learner_
     learner.train(&mut values, &order(), &Stop::default()).unwrap();
     // `a`, `head`, `b`, `w`.
     assert_eq!(values, [5.0, 6.0, 7.0, 8.0, 13.0, 21.0, 31.0, 41.0, 102.0, 202.0]);
+    // The plan's tensors alone are not the whole of it.
+    let (order, stop) = (EvaluateOrder { standardiser: None }, Stop::default());
+    let error = learner.evaluate(&START, &order, &stop).unwrap_err();
+    assert!(error.message.contains("8 values are given for its 10 parameters"), "{error:?}");
 }
 
 #[test]
@@ -178,15 +182,20 @@ fn a_learner_finds_its_folder_by_a_whole_path() {
 fn what_goes_wrong_before_a_task_is_paid_for_is_told_with_its_work() {
     let folder = tempfile::tempdir().unwrap();
     let spec = Spec {
-        privacy: serde_json::from_str(r#"{"local": {"noise_multiplier": 1.0, "delta": 1e-5, "epsilon_max": 9.0}}"#)
-            .unwrap(),
+        privacy: serde_json::from_str(
+            r#"{"local": {"noise_multiplier": 1.0, "delta": 1e-5, "epsilon_max": 9.0}}"#,
+        )
+        .unwrap(),
         ..(*spec()).clone()
     };
     for behaviour in ["exits at once", "has another model", "is of another release"] {
         let mut learner = ExternalLearner::new(settings(behaviour), folder.path().to_owned(), "north");
         for _ in 0..2 {
             learner.prepare(&Arc::new(spec.clone())).unwrap();
-            assert_eq!((learner.layout().len(), learner.initialise(Seed::from_number(1)).unwrap().len()), (8, 8));
+            assert_eq!(
+                (learner.layout().len(), learner.initialise(Seed::from_number(1)).unwrap().len()),
+                (8, 8)
+            );
             learner.train(&mut START.to_vec(), &order(), &Stop::default()).unwrap_err();
         }
     }
@@ -203,6 +212,20 @@ fn one_that_fails_again_and_again_is_left_alone_for_a_while() {
     assert!(said[..3].iter().all(|said| said.contains("exit status: 3")), "{said:?}");
     let error = train(&mut learner, &Stop::default()).unwrap_err().message;
     assert!(error.contains("failed 4 times in a row; it is started again in"), "{error}");
+}
+
+/// Nobody may see that it is left alone, and an answer of nothing costs as much as one of something.
+#[test]
+fn a_task_that_is_answered_all_the_same_waits_until_the_learner_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = r#"{"local": {"noise_multiplier": 1.0, "delta": 1e-5, "epsilon_max": 9.0}}"#;
+    let spec = Spec { privacy: serde_json::from_str(local).unwrap(), ..(*spec()).clone() };
+    let mut learner = ExternalLearner::new(settings("exits at once"), folder.path().to_owned(), "north");
+    for _ in 0..5 {
+        learner.prepare(&Arc::new(spec.clone())).unwrap();
+        let error = learner.train(&mut START.to_vec(), &order(), &Stop::default()).unwrap_err();
+        assert!(error.message.contains("exit status: 3"), "{error:?}");
+    }
 }
 
 #[test]
@@ -222,6 +245,25 @@ fn a_stop_ends_a_task_soon_whether_or_not_the_learner_heeds_it() {
         timer.join().unwrap();
         let is_its = error.reason == Decline::Stopped || error.message.contains("after it was told to stop");
         assert!(is_its && began.elapsed() < Duration::from_secs(5), "{behaviour}: {error:?}");
+    }
+}
+
+#[test]
+fn an_owner_that_is_to_end_waits_for_no_learner() {
+    let folder = tempfile::tempdir().unwrap();
+    for behaviour in ["hangs from its start on", "works for ever", "hangs"] {
+        let settings = LearnerSettings { silent_seconds: 600, end_seconds: 600, ..settings(behaviour) };
+        let (ending, began) = (Stop::default(), Instant::now());
+        let learner = ExternalLearner::new(settings, folder.path().to_owned(), "north");
+        let mut learner = learner.with_ending(ending.clone());
+        let timer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            ending.stop();
+        });
+        train(&mut learner, &Stop::default()).unwrap_err();
+        learner.end();
+        timer.join().unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "{behaviour}: {:?}", began.elapsed());
     }
 }
 
