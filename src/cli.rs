@@ -290,7 +290,8 @@ pub(crate) fn main() -> ExitCode {
                 .map_or_else(|failure| failure.report(Format::Text), |()| ExitCode::SUCCESS);
         }
     };
-    listen_to_logs(&cli.global, shows_events(&cli));
+    let is_site = matches!(cli.command, Command::Site(SiteCommand::Run(_)));
+    listen_to_logs(&cli.global, shows_events(&cli), is_site);
     if keeps_secrets(&cli.command) {
         modes::keep_private();
     }

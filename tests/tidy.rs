@@ -20,17 +20,21 @@ use floors::Folder;
 use source::Source;
 
 /// Every crate of ours, and the ones of ours it may use. The command sees everything.
-const IMPORTS: [(&str, &[&str]); 10] = [
-    ("facade", &["client", "learning", "methods", "privacy", "protocol", "server", "simulations"]),
+const IMPORTS: [(&str, &[&str]); 11] = [
+    (
+        "facade",
+        &["client", "external", "learning", "methods", "privacy", "protocol", "server", "simulations"],
+    ),
     ("privacy", &[]),
     ("protocol", &["privacy"]),
     ("tunnel", &[]),
     ("server", &["privacy", "protocol", "tunnel"]),
     ("client", &["privacy", "protocol", "tunnel"]),
+    ("external", &["protocol"]),
     ("learning", &["privacy", "protocol"]),
     ("measure", &["client", "privacy", "protocol", "server"]),
     ("methods", &["client", "privacy", "protocol", "server"]),
-    ("simulations", &["client", "learning", "privacy", "protocol", "server"]),
+    ("simulations", &["client", "external", "learning", "privacy", "protocol", "server"]),
 ];
 /// What only a shell may link: in `server` and `client` behind the feature `net`, elsewhere not at all.
 const SHELL: [&str; 15] = [

@@ -13,6 +13,8 @@ use crate::frames::{FromLearner, HEAD, HEADER_MAX, ToLearner};
 
 /// How often a wait looks whether it is still wanted.
 const TICK: Duration = Duration::from_millis(50);
+/// How long a learner is waited for, at most, once its site is to end, which has seconds for all that it does then.
+pub(crate) const HURRY: Duration = Duration::from_secs(1);
 
 /// Why a learner can no longer be spoken with.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,9 @@ pub enum ChannelError {
     /// It was told to stop, and did not.
     #[error("the learner went on for {} s after it was told to stop", .0.as_secs())]
     Stubborn(Duration),
+    /// Nobody waits for it any more.
+    #[error("the learner was not waited for, since this program is to end")]
+    Ending,
     /// Bytes that are no frame, or one that makes no sense here.
     #[error("the learner broke the rules of the channel (docs/learner.md): {0}")]
     Rubbish(String),
@@ -83,7 +88,7 @@ impl Stream {
 }
 
 /// How long to wait for a learner.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Patience {
     /// Without a byte from it, or without it taking one.
     pub(crate) silent: Duration,
@@ -91,6 +96,8 @@ pub(crate) struct Patience {
     pub(crate) whole: Option<Duration>,
     /// For an answer that is no longer wanted.
     pub(crate) stopped: Duration,
+    /// Whether whoever waits is to end.
+    pub(crate) ending: Stop,
 }
 
 /// A wait that is under way.
@@ -128,7 +135,14 @@ impl<'a> Wait<'a> {
 
     /// An error when the wait is over.
     fn check(&self) -> Result<(), ChannelError> {
-        let (now, Patience { silent, whole, stopped }) = (now(), self.patience);
+        let Patience { silent, whole, mut stopped, ref ending } = self.patience;
+        let now = now();
+        if ending.is_stopped() {
+            if self.id.is_none() {
+                return Err(ChannelError::Ending);
+            }
+            stopped = stopped.min(HURRY);
+        }
         if now.duration_since(self.heard) > silent {
             return Err(ChannelError::Silent(silent));
         }
@@ -143,7 +157,10 @@ impl<'a> Wait<'a> {
 
     /// What a stop makes due, once.
     fn due(&mut self) -> Option<ToLearner<'static>> {
-        let id = self.id.filter(|_| self.told.is_none() && self.stop.is_stopped())?;
+        let id = self.id.filter(|_| self.told.is_none())?;
+        if !self.stop.is_stopped() && !self.patience.ending.is_stopped() {
+            return None;
+        }
         self.told = Some(now());
         Some(ToLearner::Stop { id })
     }

@@ -13,9 +13,11 @@ use crate::frames::{ClientPlace, DETAILS_MAX, FromLearner, Outcome, SOFTWARE_MAX
 use crate::launch::Process;
 use crate::settings::LearnerSettings;
 
+/// How often a wait looks whether it is still wanted.
+const TICK: Duration = Duration::from_millis(20);
 /// The longest pause before a learner that failed is started again.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// The longest pause that a task waits for; it is declined during a longer one.
+/// The longest pause that a task waits for; it is declined during a longer one, where it may be declined.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Bytes of a body, at most, as a learner is told; what is taken is exactly what is due.
 const BODY_MAX: u64 = 8 << 30;
@@ -34,6 +36,10 @@ pub(crate) struct Connection {
     failures: u32,
     /// When it may be started again.
     resume: Option<Instant>,
+    /// Whether a task waits until the learner may be started again, however long the pause is.
+    pub(crate) waits_out_pauses: bool,
+    /// Whether its owner is to end, and waits for nothing any more.
+    pub(crate) ending: Stop,
 }
 
 /// A learner that has greeted.
@@ -43,6 +49,8 @@ struct Live {
     process: Option<Process>,
     /// Whether it knows the model.
     is_ready: bool,
+    /// Whether it has answered a request.
+    has_answered: bool,
 }
 
 /// The values that go with a request: what is sent, and where those of its answer go.
@@ -55,6 +63,16 @@ pub(crate) enum Body<'a> {
     Exchanged(&'a mut [f32]),
 }
 
+impl Body<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Sent(values) => values.len(),
+            Self::Taken(values) | Self::Exchanged(values) => values.len(),
+        }
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "a shell: it waits for another program")]
 fn now() -> Instant {
     Instant::now()
@@ -62,7 +80,21 @@ fn now() -> Instant {
 
 impl Connection {
     pub(crate) fn new(settings: LearnerSettings, folder: PathBuf, client: ClientPlace) -> Self {
-        Self { settings, client, folder, attachment: None, live: None, last_id: 0, failures: 0, resume: None }
+        let (attachment, live, resume) = (None, None, None);
+        let (waits_out_pauses, ending) = (false, Stop::default());
+        let (last_id, failures) = (0, 0);
+        Self {
+            settings,
+            client,
+            folder,
+            attachment,
+            live,
+            last_id,
+            failures,
+            resume,
+            waits_out_pauses,
+            ending,
+        }
     }
 
     /// Whether the learner that is connected knows the model.
@@ -88,12 +120,13 @@ impl Connection {
         let mut wait = Wait::new(self.patience(Some(self.settings.end())), &stop, None);
         let _ = live.channel.send(&ToLearner::End, &[], &mut wait);
         if let Some(process) = live.process {
-            let _ = process.end();
+            let _ = process.end(self.settings.end(), &self.ending);
         }
     }
 
     fn patience(&self, whole: Option<Duration>) -> Patience {
-        Patience { silent: self.settings.silent(), whole, stopped: self.settings.end() }
+        let (silent, stopped) = (self.settings.silent(), self.settings.end());
+        Patience { silent, whole, stopped, ending: self.ending.clone() }
     }
 
     /// A learner that has greeted, the one that is there or a new one.
@@ -102,14 +135,25 @@ impl Connection {
             return Ok(());
         }
         if let Some(wait) = self.resume.map(|resume| resume.saturating_duration_since(now())) {
-            if wait > PATIENCE {
+            if wait > PATIENCE && !self.waits_out_pauses {
                 return Err(ExternalError::Pausing { failures: self.failures, wait });
             }
-            std::thread::sleep(wait);
+            let began = now();
+            while began.elapsed() < wait {
+                self.check_wanted(stop)?;
+                std::thread::sleep(TICK.min(wait));
+            }
         }
         let live = if self.settings.attach { self.attached(stop) } else { self.launched(stop) };
         self.live = Some(live.inspect_err(|error| self.note_failure(error))?);
         Ok(())
+    }
+
+    fn check_wanted(&self, stop: &Stop) -> Result<(), ExternalError> {
+        match stop.is_stopped() || self.ending.is_stopped() {
+            true => Err(ExternalError::Stopped),
+            false => Ok(()),
+        }
     }
 
     fn launched(&self, stop: &Stop) -> Result<Live, ExternalError> {
@@ -124,8 +168,9 @@ impl Connection {
             .map_err(broken)
             .and_then(|mut channel| self.greeted(&mut channel, None, stop).map(|()| channel));
         match greeted {
-            Ok(channel) => Ok(Live { channel, process: Some(process), is_ready: false }),
-            Err(error) => Err(with_exit(error, Some(process))),
+            Ok(channel) => Ok(Live { channel, process: Some(process), is_ready: false, has_answered: false }),
+            Err(ExternalError::Broken { fault, .. }) => Err(self.with_exit(fault, false, Some(process))),
+            Err(error) => Err(error),
         }
     }
 
@@ -136,18 +181,16 @@ impl Connection {
         };
         let found = self.first_admitted(&mut attachment, stop);
         self.attachment = Some(attachment);
-        found.map(|channel| Live { channel, process: None, is_ready: false })
+        found.map(|channel| Live { channel, process: None, is_ready: false, has_answered: false })
     }
 
     /// The first learner that attaches with the token.
     fn first_admitted(&self, attachment: &mut Attachment, stop: &Stop) -> Result<Channel, ExternalError> {
         let (began, waited) = (now(), self.settings.start());
         while began.elapsed() < waited {
-            if stop.is_stopped() {
-                return Err(ExternalError::Stopped);
-            }
+            self.check_wanted(stop)?;
             let Some(stream) = attachment.accept().map_err(ChannelError::from).map_err(broken)? else {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(TICK);
                 continue;
             };
             let mut channel = Channel::new(stream).map_err(ChannelError::from).map_err(broken)?;
@@ -170,7 +213,8 @@ impl Connection {
         stop: &Stop,
     ) -> Result<(), ExternalError> {
         let start = self.settings.start();
-        let patience = Patience { silent: start, whole: Some(start), stopped: start };
+        let patience =
+            Patience { silent: start, whole: Some(start), stopped: start, ending: self.ending.clone() };
         let mut wait = Wait::new(patience, stop, None);
         let Incoming { frame, body } = channel.receive(0, &mut wait).map_err(broken)?;
         let FromLearner::Hello { versions, software, token } = frame else {
@@ -207,7 +251,7 @@ impl Connection {
     }
 
     /// Whatever a learner did that ends its connection makes the next one wait, longer each time.
-    fn note_failure(&mut self, error: &ExternalError) {
+    pub(crate) fn note_failure(&mut self, error: &ExternalError) {
         if matches!(error, ExternalError::Stopped | ExternalError::Pausing { .. }) {
             return;
         }
@@ -228,19 +272,40 @@ impl Connection {
     ) -> Result<Outcome, ExternalError> {
         let patience = self.patience(limit);
         let Some(live) = &mut self.live else { return Err(rubbish("there is no connection")) };
-        let mut wait = Wait::new(patience, stop, Some(id));
-        match exchange(&mut live.channel, (id, frame), body, order, &mut wait) {
-            Err(error @ ExternalError::Broken { .. }) => {
+        let (mut wait, mut is_heard) = (Wait::new(patience, stop, Some(id)), false);
+        let asked = exchange(&mut live.channel, (id, frame), body, order, &mut wait, &mut is_heard);
+        match asked {
+            Err(ExternalError::Broken { fault, .. }) => {
+                let is_gone = matches!(fault, ChannelError::Closed);
+                let is_unheard = is_gone && live.has_answered && !is_heard;
                 let process = self.live.take().and_then(|live| live.process);
-                self.note_failure(&error);
-                Err(with_exit(error, process))
+                let error = self.with_exit(fault, is_unheard, process);
+                // Whoever ends between two requests has failed in neither.
+                if !is_unheard {
+                    self.note_failure(&error);
+                }
+                Err(error)
             }
             _ if wait.is_stopped() => Err(ExternalError::Stopped),
             asked => {
-                (self.failures, self.resume) = (0, None);
+                live.has_answered = true;
+                // One that dies in every task has agreed on the model before each.
+                if !matches!(frame, ToLearner::Prepare { .. }) {
+                    (self.failures, self.resume) = (0, None);
+                }
                 asked
             }
         }
+    }
+
+    /// The error of a broken connection, with how the process ended and what it printed last.
+    fn with_exit(&self, fault: ChannelError, is_unheard: bool, process: Option<Process>) -> ExternalError {
+        let exit = match process.map(|process| process.end(self.settings.end(), &self.ending)) {
+            Some(Ok((status, printed))) if printed.is_empty() => format!(" ({status}); it printed nothing"),
+            Some(Ok((status, printed))) => format!(" ({status}); the last that it printed:\n{printed}"),
+            Some(Err(_)) | None => String::new(),
+        };
+        ExternalError::Broken { fault, exit, is_unheard }
     }
 
     /// Says whether an answer was taken. A learner that is gone by now is found by the next request.
@@ -258,17 +323,6 @@ impl Connection {
     }
 }
 
-/// The same error, and how the process ended that it is of.
-fn with_exit(error: ExternalError, process: Option<Process>) -> ExternalError {
-    match (error, process) {
-        (ExternalError::Broken { fault, .. }, Some(process)) => {
-            let exit = process.end().map_or_else(|_| String::new(), |status| format!(" ({status})"));
-            ExternalError::Broken { fault, exit }
-        }
-        (error, _) => error,
-    }
-}
-
 /// One request and its answer.
 fn exchange(
     channel: &mut Channel,
@@ -276,6 +330,7 @@ fn exchange(
     mut body: Body<'_>,
     order: &[Range<usize>],
     wait: &mut Wait<'_>,
+    is_heard: &mut bool,
 ) -> Result<Outcome, ExternalError> {
     let sent: &[f32] = match &body {
         Body::Sent(values) => values,
@@ -293,6 +348,7 @@ fn exchange(
     let most = due.saturating_mul(2).saturating_add(SPARE);
     loop {
         let Incoming { frame, body } = channel.receive(most, wait).map_err(broken)?;
+        *is_heard = true;
         match frame {
             FromLearner::Accepted { id: of } if of == id => channel.skip(body, wait).map_err(broken)?,
             FromLearner::Failed { id: of, error, details } if of == id => {

@@ -35,13 +35,15 @@ pub enum ExternalError {
     /// It cannot attach.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// It was not heard from its start on.
-    #[error("{fault}{exit}; the lines above it in this log are what it printed")]
+    /// The connection is of no more use.
+    #[error("{fault}{exit}")]
     Broken {
         /// What was wrong.
         fault: ChannelError,
-        /// How its process ended, where it has one.
+        /// How its process ended and what it printed last, where it has one.
         exit: String,
+        /// Whether a learner that had answered before was gone before it answered any of this request.
+        is_unheard: bool,
     },
     /// It speaks other versions.
     #[error(
@@ -92,14 +94,21 @@ pub enum ExternalError {
         "the plan trains a model of this program, and this site has a learner of its own (`[learner]`): its model must be `external`"
     )]
     NotExternal,
+    /// The plan promises what no external learner can be held to.
+    #[error(
+        "the plan protects single records ([privacy.examples]), for which the gradient of each record must be clipped and noised where it is \
+         computed: in an external learner nobody can account for that. Take [privacy.local] or [privacy.central], or a model of this program"
+    )]
+    NoExamples,
 }
 
 impl From<ExternalError> for LearnError {
     fn from(error: ExternalError) -> Self {
         let reason = match &error {
-            ExternalError::NotExternal | ExternalError::Model(_) | ExternalError::Version(_) => {
-                Decline::Unsupported
-            }
+            ExternalError::NotExternal
+            | ExternalError::NoExamples
+            | ExternalError::Model(_)
+            | ExternalError::Version(_) => Decline::Unsupported,
             ExternalError::NotFinite { .. } => Decline::NotFinite,
             ExternalError::Stopped => Decline::Stopped,
             _ => Decline::Failed,
@@ -109,7 +118,7 @@ impl From<ExternalError> for LearnError {
 }
 
 pub(crate) fn broken(fault: ChannelError) -> ExternalError {
-    ExternalError::Broken { fault, exit: String::new() }
+    ExternalError::Broken { fault, exit: String::new(), is_unheard: false }
 }
 
 pub(crate) fn rubbish(what: &str) -> ExternalError {

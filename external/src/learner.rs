@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::{
-    EvaluateOrder, Layout, LearnError, Learner, Metrics, ModelSpec, Seed, Spec, Statistic, Stop, TrainOrder,
-    Trains,
+    EvaluateOrder, ExampleReleases, Layout, LearnError, Learner, Metrics, ModelSpec, PrivacySpec, Seed, Spec,
+    Statistic, Stop, TrainOrder, Trains,
 };
 
 use crate::connection::{Body, Connection};
@@ -21,6 +21,8 @@ use crate::settings::LearnerSettings;
 pub struct ExternalLearner {
     connection: Connection,
     model: Option<Prepared>,
+    /// What went wrong before a task was paid for, of a plan whose promise holds against the server: the task's own work fails by it.
+    owed: Option<ExternalError>,
     /// Before there is a model.
     empty: Layout,
     /// Of the last task, in the plan's order.
@@ -32,17 +34,31 @@ impl ExternalLearner {
     /// client of this name, until [`ExternalLearner::serve`] says another.
     pub fn new(settings: LearnerSettings, folder: PathBuf, name: &str) -> Self {
         let client = ClientPlace { name: name.to_owned(), index: 0, clients: 1 };
-        Self {
-            connection: Connection::new(settings, folder, client),
-            model: None,
-            empty: Layout::default(),
-            further: Vec::new(),
-        }
+        let connection = Connection::new(settings, folder, client);
+        Self { connection, model: None, owed: None, empty: Layout::default(), further: Vec::new() }
     }
 
     /// Says for which client the next requests are: a simulation's learner serves many.
     pub fn serve(&mut self, client: ClientPlace) {
         self.connection.client = client;
+    }
+
+    /// With what its owner says, from any thread, when it is to end: nothing is waited for any longer then.
+    #[must_use]
+    pub fn with_ending(mut self, ending: Stop) -> Self {
+        self.connection.ending = ending;
+        self
+    }
+
+    /// Starts the learner and compares its model with the plan's, for whoever looks before a run begins: nothing is postponed.
+    ///
+    /// # Errors
+    /// When it cannot be started, its model is another, or the plan promises what no external learner can be held to.
+    pub fn look(&mut self, spec: &Spec) -> Result<(), LearnError> {
+        if spec.privacy.examples.is_some() {
+            return Err(ExternalError::NoExamples.into());
+        }
+        self.prepare(&Arc::new(Spec { privacy: PrivacySpec::default(), ..spec.clone() }))
     }
 
     /// Ends the learner: it is asked to, and one that was launched is killed when it does not.
@@ -69,6 +85,42 @@ impl ExternalLearner {
         Ok(())
     }
 
+    /// Does this, and once more with a new learner where the one that was there had ended before it heard of it: its end is no fault of this
+    /// request.
+    fn once_more<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Self) -> Result<T, ExternalError>,
+    ) -> Result<T, ExternalError> {
+        match work(self) {
+            Err(error @ ExternalError::Broken { is_unheard: true, .. }) => {
+                tracing::warn!(target: "learner", learner = %self.connection.client.name, "between two requests: {error}");
+                let done = work(self);
+                if let Err(error @ ExternalError::Broken { is_unheard: true, .. }) = &done {
+                    self.connection.note_failure(error);
+                }
+                done
+            }
+            done => done,
+        }
+    }
+
+    /// What went wrong before a task is paid for may follow from records, which a script may read from its start on: under a promise that holds
+    /// against the server the task goes on with something else, and fails when its own work is due.
+    fn postponed<T>(
+        &mut self,
+        spec: &Spec,
+        done: Result<T, ExternalError>,
+        instead: impl FnOnce() -> Result<T, ExternalError>,
+    ) -> Result<T, ExternalError> {
+        match done {
+            Err(error) if spec.privacy.holds_against_server() => {
+                self.owed = Some(error);
+                instead()
+            }
+            done => done,
+        }
+    }
+
     /// One task: its values go out, and come back changed where it is a training.
     fn work(
         &mut self,
@@ -76,12 +128,39 @@ impl ExternalLearner {
         frame: impl for<'a> FnOnce(u64, &'a ClientPlace, &Spec) -> ToLearner<'a>,
         stop: &Stop,
     ) -> Result<Outcome, ExternalError> {
+        if let Some(owed) = self.owed.take() {
+            return Err(owed);
+        }
         self.ready(stop)?;
         let Some(model) = &self.model else { return Err(ExternalError::NotExternal) };
+        let (given, needed) = (body.len(), model.layout.len());
+        if given != needed {
+            return Err(ExternalError::Model(format!(
+                "{given} values are given for its {needed} parameters"
+            )));
+        }
         let (id, client) = (self.connection.next_id(), self.connection.client.clone());
         let frame = frame(id, &client, &model.spec);
         let limit = self.connection.settings.task_seconds.map(Duration::from_secs);
         self.connection.ask((id, &frame), body, &model.order, limit, stop)
+    }
+
+    /// First values of the personal tensors; the others are zero.
+    fn first_values(&mut self, seed: Seed) -> Result<Vec<f32>, ExternalError> {
+        let stop = Stop::default();
+        self.ready(&stop)?;
+        let Some(model) = &self.model else { return Err(ExternalError::NotExternal) };
+        let mut full = vec![0.0; model.layout.len()];
+        if model.personal.is_empty() {
+            return Ok(full);
+        }
+        let (id, client) = (self.connection.next_id(), self.connection.client.clone());
+        let frame = ToLearner::Initialise { id, client: &client, seed: seed.to_number() };
+        let limit = Some(self.connection.settings.start());
+        self.connection.ask((id, &frame), Body::Taken(&mut full), &model.personal, limit, &stop)?;
+        let checked = check_finite(&full, &model.layout);
+        self.connection.acknowledge(id, checked.as_ref().err());
+        checked.map(|()| full)
     }
 
     /// Judges an answer and tells the learner.
@@ -161,17 +240,22 @@ impl Learner for ExternalLearner {
     }
 
     fn prepare(&mut self, spec: &Arc<Spec>) -> Result<(), LearnError> {
-        if self.model.as_ref().is_some_and(|model| model.spec == *spec) {
+        let is_known = |model: &Prepared| model.is_agreed && model.spec == *spec;
+        if self.owed.is_none() && self.model.as_ref().is_some_and(is_known) {
             return Ok(());
         }
-        self.model = None;
+        (self.model, self.owed) = (None, None);
+        // A task of a learner that is left alone for a while is answered all the same, and costs as much as any other.
+        self.connection.waits_out_pauses = spec.privacy.holds_against_server();
         self.connection.set_ready(false);
-        if spec.external().is_none() {
-            return Err(ExternalError::NotExternal.into());
-        }
+        let Some(external) = spec.external() else { return Err(ExternalError::NotExternal.into()) };
         let stop = Stop::default();
-        self.connection.connected(&stop)?;
-        self.model = Some(agreed(&mut self.connection, spec, &stop)?);
+        let agree = |learner: &mut Self| {
+            learner.connection.connected(&stop)?;
+            agreed(&mut learner.connection, spec, &stop)
+        };
+        let agreed = self.once_more(agree);
+        self.model = Some(self.postponed(spec, agreed, || Prepared::of_plan(spec, external))?);
         Ok(())
     }
 
@@ -180,26 +264,25 @@ impl Learner for ExternalLearner {
     }
 
     fn initialise(&mut self, seed: Seed) -> Result<Vec<f32>, LearnError> {
-        let stop = Stop::default();
-        self.ready(&stop)?;
-        let Some(model) = &self.model else { return Err(ExternalError::NotExternal.into()) };
-        let mut full = vec![0.0; model.layout.len()];
-        if model.personal.is_empty() {
-            return Ok(full);
-        }
-        let (id, client) = (self.connection.next_id(), self.connection.client.clone());
-        let frame = ToLearner::Initialise { id, client: &client, seed: seed.to_number() };
-        let limit = Some(self.connection.settings.start());
-        self.connection.ask((id, &frame), Body::Taken(&mut full), &model.personal, limit, &stop)?;
-        let checked = check_finite(&full, &model.layout);
-        self.connection.acknowledge(id, checked.as_ref().err());
-        checked?;
-        Ok(full)
+        let Some(spec) = self.model.as_ref().map(|model| Arc::clone(&model.spec)) else {
+            return Err(ExternalError::NotExternal.into());
+        };
+        let first = self.once_more(|learner| learner.first_values(seed));
+        let len = self.layout().len();
+        Ok(self.postponed(&spec, first, || Ok(vec![0.0; len]))?)
     }
 
     fn statistics(&mut self) -> Result<Vec<Statistic>, LearnError> {
         // A plan with an external model asks for none.
         Ok(Vec::new())
+    }
+
+    fn example_releases(&mut self) -> Result<Option<ExampleReleases>, LearnError> {
+        let is_promised = |model: &Prepared| model.spec.privacy.examples.is_some();
+        if self.model.as_ref().is_some_and(is_promised) {
+            return Err(ExternalError::NoExamples.into());
+        }
+        Ok(None)
     }
 
     fn train(
@@ -211,24 +294,26 @@ impl Learner for ExternalLearner {
         let (round, seed, learning_rate_scale) =
             (order.round.0, order.seed.to_number(), order.learning_rate_scale);
         let began = now();
-        let outcome = self.work(
-            Body::Exchanged(&mut *parameters),
-            |id, client, spec| {
-                let (epochs, batch_size) = (spec.training.epochs, spec.training.batch_size);
-                let proximal_mu = proximal_mu(spec);
-                ToLearner::Train {
-                    id,
-                    round,
-                    client,
-                    seed,
-                    epochs,
-                    batch_size,
-                    learning_rate_scale,
-                    proximal_mu,
-                }
-            },
-            stop,
-        )?;
+        let outcome = self.once_more(|learner| {
+            learner.work(
+                Body::Exchanged(&mut *parameters),
+                |id, client, spec| {
+                    let (epochs, batch_size) = (spec.training.epochs, spec.training.batch_size);
+                    let proximal_mu = proximal_mu(spec);
+                    ToLearner::Train {
+                        id,
+                        round,
+                        client,
+                        seed,
+                        epochs,
+                        batch_size,
+                        learning_rate_scale,
+                        proximal_mu,
+                    }
+                },
+                stop,
+            )
+        })?;
         Ok(self.judge(&outcome, parameters, began, true)?)
     }
 
@@ -239,8 +324,9 @@ impl Learner for ExternalLearner {
         stop: &Stop,
     ) -> Result<Metrics, LearnError> {
         let began = now();
-        let body = Body::Sent(parameters);
-        let outcome = self.work(body, |id, client, _| ToLearner::Evaluate { id, client }, stop)?;
+        let outcome = self.once_more(|learner| {
+            learner.work(Body::Sent(parameters), |id, client, _| ToLearner::Evaluate { id, client }, stop)
+        })?;
         Ok(self.judge(&outcome, &[], began, false)?)
     }
 }

@@ -18,9 +18,22 @@ pub(crate) struct Prepared {
     pub(crate) order: Vec<Range<usize>>,
     /// The same of those that stay at the site.
     pub(crate) personal: Vec<Range<usize>>,
+    /// Whether the learner has said its tensors.
+    pub(crate) is_agreed: bool,
 }
 
 impl Prepared {
+    /// The plan's tensors alone, of a learner that has not said its own.
+    pub(crate) fn of_plan(spec: &Arc<Spec>, external: External<'_>) -> Result<Self, ExternalError> {
+        let tensors = external.tensors.iter().map(|tensor| LearnerTensor {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            personal: false,
+        });
+        let tensors: Vec<LearnerTensor> = tensors.collect();
+        Ok(Self { is_agreed: false, ..Self::of(spec, external, &tensors)? })
+    }
+
     /// Compares the learner's tensors with the plan's, and lays them out: the plan's in the plan's order, then those that stay at the site.
     pub(crate) fn of(
         spec: &Arc<Spec>,
@@ -58,7 +71,7 @@ impl Prepared {
             wanted.filter_map(|tensor| places.get(&*tensor.name).cloned()).collect::<Vec<_>>()
         };
         let (order, personal) = (order(|_| true), order(|tensor| tensor.personal));
-        Ok(Self { spec: Arc::clone(spec), layout, order, personal })
+        Ok(Self { spec: Arc::clone(spec), layout, order, personal, is_agreed: true })
     }
 }
 

@@ -101,6 +101,10 @@ fn what_stays_at_the_site_is_behind_the_plans_tensors_and_begins_as_the_learner_
     learner.train(&mut values, &order(), &Stop::default()).unwrap();
     // `a`, `head`, `b`, `w`.
     assert_eq!(values, [5.0, 6.0, 7.0, 8.0, 13.0, 21.0, 31.0, 41.0, 102.0, 202.0]);
+    // The plan's tensors alone are not the whole of it.
+    let (order, stop) = (EvaluateOrder { standardiser: None }, Stop::default());
+    let error = learner.evaluate(&START, &order, &stop).unwrap_err();
+    assert!(error.message.contains("8 values are given for its 10 parameters"), "{error:?}");
 }
 
 #[test]
@@ -150,6 +154,70 @@ fn a_learner_that_died_is_started_again_for_the_next_task_and_one_that_said_so_i
 }
 
 #[test]
+fn one_that_ends_between_two_tasks_costs_neither() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut learner = ExternalLearner::new(settings("fails and ends@3"), folder.path().to_owned(), "north");
+    let (stop, began) = (Stop::default(), Instant::now());
+    assert!(train(&mut learner, &stop).unwrap_err().message.contains("no patients"));
+    // The process is still about to end.
+    let evaluated = learner.evaluate(&START, &EvaluateOrder { standardiser: None }, &stop);
+    assert_eq!(evaluated.unwrap().examples, 8);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // One that dies as soon as it is asked is asked twice, and then left alone for a while, longer each time.
+    let mut learner = ExternalLearner::new(settings("dies unheard"), folder.path().to_owned(), "north");
+    let mut said: Vec<String> = Vec::new();
+    while !said.last().is_some_and(|said| said.contains("times in a row")) {
+        assert!(said.len() < 8, "{said:?}");
+        said.push(train(&mut learner, &stop).unwrap_err().message);
+    }
+    assert!(said[0].contains("exit status: 9"), "{said:?}");
+}
+
+#[test]
+fn an_error_has_the_last_that_the_learner_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = attempt("dies", folder.path()).unwrap_err().message;
+    let told = "(exit status: 9); the last that it printed:\nthis is a line of standard output\npatient Miller is 81";
+    assert!(error.ends_with(told), "{error}");
+}
+
+/// A folder is where the learner starts, so that a relative path of it leads elsewhere.
+#[test]
+fn a_learner_finds_its_folder_by_a_whole_path() {
+    let folder = tempfile::tempdir_in(".").unwrap();
+    let relative = Path::new(".").join(folder.path().file_name().unwrap());
+    attempt("tells its surroundings", &relative).unwrap();
+    let told = std::fs::read(relative.join("surroundings.json")).unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    let home = format!("HOME={}", relative.canonicalize().unwrap().display());
+    assert!(told["environment"].as_array().unwrap().contains(&home.clone().into()), "{home}: {told}");
+}
+
+/// Under a promise that holds against the server nothing that a script does before a task is paid for may show.
+#[test]
+fn what_goes_wrong_before_a_task_is_paid_for_is_told_with_its_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = Spec {
+        privacy: serde_json::from_str(
+            r#"{"local": {"noise_multiplier": 1.0, "delta": 1e-5, "epsilon_max": 9.0}}"#,
+        )
+        .unwrap(),
+        ..(*spec()).clone()
+    };
+    for behaviour in ["exits at once", "has another model", "is of another release"] {
+        let mut learner = ExternalLearner::new(settings(behaviour), folder.path().to_owned(), "north");
+        for _ in 0..2 {
+            learner.prepare(&Arc::new(spec.clone())).unwrap();
+            assert_eq!(
+                (learner.layout().len(), learner.initialise(Seed::from_number(1)).unwrap().len()),
+                (8, 8)
+            );
+            learner.train(&mut START.to_vec(), &order(), &Stop::default()).unwrap_err();
+        }
+    }
+}
+
+#[test]
 fn one_that_fails_again_and_again_is_left_alone_for_a_while() {
     let folder = tempfile::tempdir().unwrap();
     let mut learner = ExternalLearner::new(settings("exits at once"), folder.path().to_owned(), "north");
@@ -160,6 +228,20 @@ fn one_that_fails_again_and_again_is_left_alone_for_a_while() {
     assert!(said[..3].iter().all(|said| said.contains("exit status: 3")), "{said:?}");
     let error = train(&mut learner, &Stop::default()).unwrap_err().message;
     assert!(error.contains("failed 4 times in a row; it is started again in"), "{error}");
+}
+
+/// Nobody may see that it is left alone, and an answer of nothing costs as much as one of something.
+#[test]
+fn a_task_that_is_answered_all_the_same_waits_until_the_learner_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = r#"{"local": {"noise_multiplier": 1.0, "delta": 1e-5, "epsilon_max": 9.0}}"#;
+    let spec = Spec { privacy: serde_json::from_str(local).unwrap(), ..(*spec()).clone() };
+    let mut learner = ExternalLearner::new(settings("exits at once"), folder.path().to_owned(), "north");
+    for _ in 0..5 {
+        learner.prepare(&Arc::new(spec.clone())).unwrap();
+        let error = learner.train(&mut START.to_vec(), &order(), &Stop::default()).unwrap_err();
+        assert!(error.message.contains("exit status: 3"), "{error:?}");
+    }
 }
 
 #[test]
@@ -179,6 +261,25 @@ fn a_stop_ends_a_task_soon_whether_or_not_the_learner_heeds_it() {
         timer.join().unwrap();
         let is_its = error.reason == Decline::Stopped || error.message.contains("after it was told to stop");
         assert!(is_its && began.elapsed() < Duration::from_secs(5), "{behaviour}: {error:?}");
+    }
+}
+
+#[test]
+fn an_owner_that_is_to_end_waits_for_no_learner() {
+    let folder = tempfile::tempdir().unwrap();
+    for behaviour in ["hangs from its start on", "works for ever", "hangs"] {
+        let settings = LearnerSettings { silent_seconds: 600, end_seconds: 600, ..settings(behaviour) };
+        let (ending, began) = (Stop::default(), Instant::now());
+        let learner = ExternalLearner::new(settings, folder.path().to_owned(), "north");
+        let mut learner = learner.with_ending(ending.clone());
+        let timer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            ending.stop();
+        });
+        train(&mut learner, &Stop::default()).unwrap_err();
+        learner.end();
+        timer.join().unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "{behaviour}: {:?}", began.elapsed());
     }
 }
 

@@ -1,5 +1,5 @@
-//! A learner that does what a test tells it by `BEHAVIOUR`: well, or badly in one way. It follows docs/learner.md and shares no code with
-//! the crate that it tests.
+//! A learner that does what a test tells it by `BEHAVIOUR`: well, or badly in one way, always or in one round (`dies@2`). It follows
+//! docs/learner.md and shares no code with the crate that it tests.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program of tests")]
 
@@ -65,10 +65,20 @@ impl Line {
     }
 }
 
-fn main() {
-    let behaviour = std::env::var("BEHAVIOUR").unwrap_or_default();
+pub(crate) fn main() {
+    let told = std::env::var("BEHAVIOUR").unwrap_or_default();
+    let (behaviour, in_round) =
+        told.split_once('@').map_or((&*told, None), |(name, round)| (name, Some(round)));
     let is = |name: &str| behaviour == name;
     println!("this is a line of standard output");
+    if std::env::var_os("TELLS_ITS_NUMBER").is_some() {
+        // Whole, or not there.
+        std::fs::write("number.new", std::process::id().to_string()).unwrap();
+        std::fs::rename("number.new", "number").unwrap();
+    }
+    if is("hangs from its start on") {
+        std::thread::sleep(Duration::from_secs(600));
+    }
     if is("exits at once") {
         std::process::exit(3);
     }
@@ -101,7 +111,10 @@ fn main() {
                 line.say(&json!({"type": "result", "id": id, "tensors": tensors}), &[]);
             }
             "initialise" => line.say(&json!({"type": "result", "id": id}), &[0.5, -0.5]),
-            "train" => train(&behaviour, &mut line, &asked, values, &tensors),
+            "train" => {
+                let is_due = in_round.is_none_or(|round| asked["round"].as_u64() == round.parse().ok());
+                train(if is_due { behaviour } else { "learns" }, &mut line, &asked, values, &tensors);
+            }
             "evaluate" => {
                 let sum: f32 = values.iter().sum();
                 let metrics = json!({"loss": sum, "accuracy": 0.75});
@@ -114,33 +127,49 @@ fn main() {
     }
 }
 
-/// Adds to each value the number of its tensor in this learner's order, from 1.
+/// Moves each value towards what the records of its client say, with some noise that follows from the seed. In a simulation the client is
+/// told by its index, at a site by `RECORDS`. It takes `DELAY_MS`.
+fn learn(line: &mut Line, asked: &Value, mut values: Vec<f32>) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    std::thread::sleep(Duration::from_millis(number("DELAY_MS").unwrap_or(0)));
+    let records = number("RECORDS").or_else(|| asked["client"]["index"].as_u64()).unwrap();
+    let mut state = asked["seed"].as_u64().unwrap();
+    let mut off = 0.0;
+    for (place, value) in (0u16..).zip(&mut values) {
+        // Knuth's generator MMIX, of which the upper bits are good.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let noise = f32::from((state >> 48) as u16) / 65536.0 - 0.5;
+        let wanted = records as f32 + f32::from(place) / 8.0;
+        off += f64::from((wanted - *value).abs());
+        *value += 0.5 * (wanted - *value) + 0.01 * noise;
+    }
+    let metrics = json!({"loss": off, "accuracy": 0.5});
+    let examples = 4 + records;
+    line.say(
+        &json!({"type": "result", "id": asked["id"], "examples": examples, "metrics": metrics}),
+        &values,
+    );
+}
+
+/// Adds to each value the number of its tensor in this learner's order, from 1, and answers by it, well or badly.
 fn train(behaviour: &str, line: &mut Line, asked: &Value, mut values: Vec<f32>, tensors: &[Value]) {
     let id = asked["id"].clone();
     let mu = if behaviour == "adds no term" { Value::Null } else { asked["proximal_mu"].clone() };
     let result = |metrics: Value| json!({"type": "result", "id": id, "examples": 4, "metrics": metrics, "proximal_mu": mu});
     let fine = json!({"loss": asked["seed"].as_u64().unwrap() as f64, "accuracy": 1.0});
+    if behaviour == "dies unheard" {
+        std::process::exit(9);
+    }
     line.say(&json!({"type": "accepted", "id": id}), &[]);
-    let mut at = 0;
-    for (number, tensor) in (1u8..).zip(tensors) {
-        let len: u64 =
-            tensor["shape"].as_array().unwrap().iter().map(|side| side.as_u64().unwrap()).product();
-        for value in &mut values[at..at + len as usize] {
-            *value += f32::from(number);
-        }
-        at += len as usize;
+    if behaviour == "learns" {
+        return learn(line, asked, values);
+    }
+    println!("patient Miller is 81");
+    add(&mut values, tensors);
+    if broke_off(behaviour, line) {
+        return;
     }
     match behaviour {
-        "dies" => std::process::exit(9),
-        "dies once" if std::fs::write("died", "").is_ok() && std::fs::metadata("again").is_err() => {
-            std::fs::write("again", "").unwrap();
-            std::process::exit(9);
-        }
-        "hangs" => std::thread::sleep(Duration::from_secs(60)),
-        "works for ever" => loop {
-            line.say(&json!({"type": "alive"}), &[]);
-            std::thread::sleep(Duration::from_millis(100));
-        },
         "heeds a stop" => {
             // The next frame is the stop.
             let (stop, _) = line.hear().unwrap();
@@ -163,6 +192,56 @@ fn train(behaviour: &str, line: &mut Line, asked: &Value, mut values: Vec<f32>, 
         "answers another request" => {
             line.say(&json!({"type": "result", "id": 77, "examples": 1, "metrics": {}}), &values);
         }
+        "prints much" => {
+            (0..20_000).for_each(|number| println!("line {number}"));
+            line.say(&result(fine), &values);
+        }
+        "prints without a newline" => {
+            print!("{}", "x".repeat(1 << 20));
+            line.say(&result(fine), &values);
+        }
+        "answers twice" => {
+            line.say(&result(fine.clone()), &values);
+            line.say(&result(fine), &values);
+        }
+        "fails and ends" => {
+            line.say(&json!({"type": "failed", "id": id, "error": "no patients"}), &[]);
+            std::process::exit(1);
+        }
+        "tells its surroundings" => {
+            tell_surroundings();
+            line.say(&result(fine), &values);
+        }
+        _ => line.say(&result(fine), &values),
+    }
+}
+
+/// Adds to each value the number of its tensor.
+fn add(values: &mut [f32], tensors: &[Value]) {
+    let mut at = 0;
+    for (number, tensor) in (1u8..).zip(tensors) {
+        let len: u64 =
+            tensor["shape"].as_array().unwrap().iter().map(|side| side.as_u64().unwrap()).product();
+        for value in &mut values[at..at + len as usize] {
+            *value += f32::from(number);
+        }
+        at += len as usize;
+    }
+}
+
+/// Does what gives no answer, if that is the behaviour.
+fn broke_off(behaviour: &str, line: &mut Line) -> bool {
+    match behaviour {
+        "dies" => std::process::exit(9),
+        "dies once" if std::fs::write("died", "").is_ok() && std::fs::metadata("again").is_err() => {
+            std::fs::write("again", "").unwrap();
+            std::process::exit(9);
+        }
+        "hangs" => std::thread::sleep(Duration::from_secs(600)),
+        "works for ever" => loop {
+            line.say(&json!({"type": "alive"}), &[]);
+            std::thread::sleep(Duration::from_millis(100));
+        },
         "says a huge length" => line.to.write_all(&[0xff; 12]).unwrap(),
         "says a huge body" => {
             line.to.write_all(&[4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]).unwrap();
@@ -172,20 +251,33 @@ fn train(behaviour: &str, line: &mut Line, asked: &Value, mut values: Vec<f32>, 
             line.to.flush().unwrap();
             std::thread::sleep(Duration::from_secs(60));
         }
-        "tells its surroundings" => {
-            let names: Vec<String> =
-                std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
-            let open: Vec<String> = std::fs::read_dir("/proc/self/fd")
-                .unwrap()
-                .map(|entry| entry.unwrap())
-                .filter_map(|entry| Some((entry.file_name(), std::fs::read_link(entry.path()).ok()?)))
-                .map(|(number, link)| format!("{} {}", number.to_string_lossy(), link.display()))
-                .collect();
-            let here = std::env::current_dir().unwrap();
-            let told = json!({"environment": names, "open": open, "folder": here});
-            std::fs::write("surroundings.json", told.to_string()).unwrap();
-            line.say(&result(fine), &values);
+        "sends rubbish" => line.to.write_all(&[0x55; 4096]).unwrap(),
+        "ends at ease" => std::process::exit(0),
+        "leaves a child that holds its output" => {
+            let child =
+                std::process::Command::new("sleep").arg("600").stdin(std::process::Stdio::null()).spawn();
+            std::fs::write("child", child.unwrap().id().to_string()).unwrap();
+            std::process::exit(0);
         }
-        _ => line.say(&result(fine), &values),
+        _ => return false,
     }
+    true
+}
+
+/// Writes down what there is around it.
+fn tell_surroundings() {
+    let names: Vec<String> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+    let open: Vec<String> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter_map(|entry| Some((entry.file_name(), std::fs::read_link(entry.path()).ok()?)))
+        .map(|(number, link)| format!("{} {}", number.to_string_lossy(), link.display()))
+        .collect();
+    let here = std::env::current_dir().unwrap();
+    let beside: Vec<_> = std::fs::read_dir(".")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let told = json!({"environment": names, "open": open, "folder": here, "beside": beside});
+    std::fs::write("surroundings.json", told.to_string()).unwrap();
 }

@@ -7,6 +7,7 @@
 mod room;
 
 pub use client;
+pub use external;
 pub use learning;
 pub use methods;
 pub use privacy;

@@ -13,7 +13,7 @@ mod training;
 
 use serde::{Deserialize, Serialize};
 
-pub use external::{
+pub use self::external::{
     CONFIG_MAX, EXTERNAL_METRICS_MAX, EXTERNAL_TENSORS_MAX, External, ExternalModel, ExternalTensor,
     LearnerSpec,
 };

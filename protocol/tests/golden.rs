@@ -227,6 +227,29 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
     golden("submit-start", FrameKind::AdminRequest, &start);
     golden("list", FrameKind::AdminRequest, &AdminRequest::List);
     golden("watch", FrameKind::AdminRequest, &AdminRequest::Watch { run: Some(RUN) });
+    golden("control", FrameKind::AdminRequest, &AdminRequest::Control { run: RUN, control: Control::Stop });
+    golden("log-request", FrameKind::AdminRequest, &AdminRequest::Log { run: Some(RUN) });
+    golden("models-request", FrameKind::AdminRequest, &AdminRequest::Models { run: None });
+    let before = AdminRequest::ModelsBefore { run: None, before: 9 };
+    golden("models-before", FrameKind::AdminRequest, &before);
+    let model = AdminRequest::Model { run: Some(RUN), choice: ModelChoice::Round(3) };
+    golden("model-request", FrameKind::AdminRequest, &model);
+    golden("plan-request", FrameKind::AdminRequest, &AdminRequest::Plan { run: None });
+    golden("plan", FrameKind::AdminReply, &AdminReply::Plan("x = 1".into()));
+    golden("log", FrameKind::AdminReply, &AdminReply::Log(vec!["{}".into()]));
+    golden("models", FrameKind::AdminReply, &AdminReply::Models(vec![model_line()]));
+    let (line, statement, tensors) = (model_line(), "{}".to_owned(), vec![("w".to_owned(), vec![2, 1])]);
+    let standardiser = Some(Standardiser { mean: vec![0.5], std: vec![2.0] });
+    let model = AdminReply::Model { run: RUN, line, statement, tensors, standardiser, model_len: 2 };
+    golden("model-file", FrameKind::AdminReply, &model);
+    golden("submitted", FrameKind::AdminReply, &AdminReply::Submitted { run: RUN });
+    golden("runs", FrameKind::AdminReply, &AdminReply::Runs(vec![]));
+    golden("error", FrameKind::AdminReply, &AdminReply::Error("there is no run here yet".into()));
+    golden("run", FrameKind::AdminReply, &AdminReply::Run(summary()));
+}
+
+#[test]
+fn an_operator_s_messages_about_sites_have_the_bytes_of_the_page() {
     let va = ClientId::new("va").unwrap();
     let servers = vec!["fed.example:4433".to_owned()];
     let invite = AdminRequest::Invite { sites: vec![va.clone()], servers, seconds: 3600 };
@@ -269,25 +292,6 @@ fn an_operator_s_messages_have_the_bytes_of_the_page() {
     let (site, phrase) = (va.clone(), Some("dafi".into()));
     golden("approve", FrameKind::AdminRequest, &AdminRequest::Approve { site, phrase });
     golden("refuse", FrameKind::AdminRequest, &AdminRequest::Refuse { site: va, phrase: None });
-    golden("control", FrameKind::AdminRequest, &AdminRequest::Control { run: RUN, control: Control::Stop });
-    golden("log-request", FrameKind::AdminRequest, &AdminRequest::Log { run: Some(RUN) });
-    golden("models-request", FrameKind::AdminRequest, &AdminRequest::Models { run: None });
-    let before = AdminRequest::ModelsBefore { run: None, before: 9 };
-    golden("models-before", FrameKind::AdminRequest, &before);
-    let model = AdminRequest::Model { run: Some(RUN), choice: ModelChoice::Round(3) };
-    golden("model-request", FrameKind::AdminRequest, &model);
-    golden("plan-request", FrameKind::AdminRequest, &AdminRequest::Plan { run: None });
-    golden("plan", FrameKind::AdminReply, &AdminReply::Plan("x = 1".into()));
-    golden("log", FrameKind::AdminReply, &AdminReply::Log(vec!["{}".into()]));
-    golden("models", FrameKind::AdminReply, &AdminReply::Models(vec![model_line()]));
-    let (line, statement, tensors) = (model_line(), "{}".to_owned(), vec![("w".to_owned(), vec![2, 1])]);
-    let standardiser = Some(Standardiser { mean: vec![0.5], std: vec![2.0] });
-    let model = AdminReply::Model { run: RUN, line, statement, tensors, standardiser, model_len: 2 };
-    golden("model-file", FrameKind::AdminReply, &model);
-    golden("submitted", FrameKind::AdminReply, &AdminReply::Submitted { run: RUN });
-    golden("runs", FrameKind::AdminReply, &AdminReply::Runs(vec![]));
-    golden("error", FrameKind::AdminReply, &AdminReply::Error("there is no run here yet".into()));
-    golden("run", FrameKind::AdminReply, &AdminReply::Run(summary()));
 }
 
 fn model_line() -> ModelLine {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use external::{ClientPlace, ExternalLearner, LearnerSettings, SettingsError};
 use learning::{SourceError, expand};
-use protocol::{ClientId, LearnError, Learner, Spec, Trains};
+use protocol::{ClientId, LearnError, Learner, Spec, Stop, Trains};
 use serde::{Deserialize, Serialize};
 
 use crate::population::{Population, PopulationError};
@@ -82,6 +82,7 @@ pub struct ExternalClients {
     clients: Vec<ClientId>,
     settings: LearnerSettings,
     folder: PathBuf,
+    ending: Stop,
     /// One that was started before the first round.
     ready: Mutex<Option<ExternalLearner>>,
 }
@@ -104,22 +105,30 @@ impl ExternalClients {
             settings.environment.entry(name.to_owned()).or_insert_with(|| threads.clone());
         }
         let folder = learner.folder.clone().unwrap_or_else(|| ".".into());
-        Ok(Self { clients, settings, folder, ready: Mutex::default() })
+        Ok(Self { clients, settings, folder, ending: Stop::default(), ready: Mutex::default() })
+    }
+
+    /// With what says, from any thread, that nobody waits for them any longer.
+    #[must_use]
+    pub fn with_ending(mut self, ending: Stop) -> Self {
+        self.ending = ending;
+        self
     }
 
     /// Starts the first process, which compares its model's tensors with the plan's.
     ///
     /// # Errors
-    /// When it cannot be started, or its model is another.
-    pub fn start(&self, spec: &Arc<Spec>) -> Result<(), LearnError> {
+    /// When it cannot be started, its model is another, or the plan promises what no external learner can be held to.
+    pub fn start(&self, spec: &Spec) -> Result<(), LearnError> {
         let mut learner = self.learner();
-        learner.prepare(spec)?;
+        learner.look(spec)?;
         *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(learner);
         Ok(())
     }
 
     fn learner(&self) -> ExternalLearner {
         ExternalLearner::new(self.settings.clone(), self.folder.clone(), "simulation")
+            .with_ending(self.ending.clone())
     }
 }
 

@@ -213,6 +213,11 @@ fn plan_facts(plan: &Plan, kind: &str) -> Result<Facts, String> {
     }
     warn_of_statistics(plan);
     let spec = &plan.spec;
+    if spec.external().is_some() && spec.privacy.examples.is_some() {
+        tracing::warn!(
+            "privacy.examples: every site declines this of an external model, whose gradients nobody but its script sees"
+        );
+    }
     let layout = Models::new().layout_of(spec).map_err(|error| error.to_string())?;
     let shared = layout.shared_len();
     let lattice = spec

@@ -188,15 +188,9 @@ async fn federate(
             }
         }
     });
-    let summary = match tokio::time::timeout(PATIENCE, watching).await {
-        Ok(summary) => summary.or_fail(Kind::Connection, "")?,
-        Err(_) => {
-            return Err(Failure::new(
-                Kind::Timeout,
-                "the demo's own processes did not finish in five minutes",
-            ));
-        }
-    };
+    let late = |_| Failure::new(Kind::Timeout, "the demo's own processes did not finish in five minutes");
+    let watched = tokio::time::timeout(PATIENCE, watching).await.map_err(late)?;
+    let summary = watched.or_fail(Kind::Connection, "")?;
     if let Some(progress) = &progress {
         progress.end();
     }

@@ -40,9 +40,14 @@ impl ValueEnum for Format {
 /// The target under which servers and sites log what happens in runs.
 const EVENTS: &str = "events";
 
-/// Logs go to stderr: warnings by default, more with `-v`, as `RUST_LOG` says if it is set; as JSON with `--format json`.
-pub(super) fn listen_to_logs(global: &Global, shows_events: bool) {
+/// The target under which what a site's own learner prints is logged.
+const LEARNER: &str = "learner";
+
+/// Logs go to stderr: warnings by default, more with `-v`, as `RUST_LOG` says if it is set; as JSON with `--format json`. A site's log also has
+/// what its own learner prints, unless less was asked for.
+pub(super) fn listen_to_logs(global: &Global, shows_events: bool, is_site: bool) {
     let level = match (global.quiet, global.verbose) {
+        (0, 0) if is_site => &format!("warn,{LEARNER}=info"),
         (0, 0) => "warn",
         (0, 1) => "info",
         (0, _) => "debug",

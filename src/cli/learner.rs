@@ -20,6 +20,8 @@ pub(super) struct SiteLearner {
     external: Option<ExternalLearner>,
     /// Whether the plan in hand has an external model.
     is_external: bool,
+    records: RecordCount,
+    ending: Stop,
     empty: Layout,
 }
 
@@ -31,13 +33,29 @@ impl SiteLearner {
             let trainer = Trainer::new(Box::new(FileSource::new(source.clone())), device);
             Ok(trainer.with_record_count(file.record_count()))
         });
+        let ending = Stop::default();
         let external = file.learner.as_ref().map(|settings| {
             let folder = file.learner_folder();
             make_folder(&folder).or_fail(Kind::Run, folder.display())?;
-            Ok(ExternalLearner::new(settings.clone(), folder, name))
+            Ok(ExternalLearner::new(settings.clone(), folder, name).with_ending(ending.clone()))
         });
         let (trainer, external) = (trainer.transpose()?, external.transpose()?);
-        Ok(Self { trainer, external, is_external: false, empty: Layout::default() })
+        let records = file.record_count();
+        Ok(Self { trainer, external, is_external: false, records, ending, empty: Layout::default() })
+    }
+
+    /// By what is said that the site is to end: its own program is not waited for any longer then.
+    pub(super) fn ending(&self) -> Stop {
+        self.ending.clone()
+    }
+
+    /// Starts the site's own program and compares its model with the plan's, before a run.
+    pub(super) fn look(&mut self, spec: &Spec) -> Result<(), LearnError> {
+        self.is_external = true;
+        match &mut self.external {
+            Some(external) => external.look(spec),
+            None => self.current().map(|_| ()),
+        }
     }
 
     /// The one for the plan in hand.
@@ -122,7 +140,8 @@ impl Learner for SiteLearner {
     }
 
     fn record_count(&mut self) -> Result<RecordCount, LearnError> {
-        self.current()?.record_count()
+        // Whoever trains, the site's file says it.
+        Ok(self.records)
     }
 
     fn take_further(&mut self) -> Vec<f64> {

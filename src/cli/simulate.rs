@@ -10,7 +10,6 @@ mod saved;
 mod settings;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -89,16 +88,11 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     args.audit.map_or(Ok(()), |audit| audit::refuse(audit, &scenario.plan, &file(args)))?;
     let device = select(&args.device).or_fail(Kind::Configuration, "--device")?;
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
-    let processes = scenario.simulation.learner.as_ref().and_then(|learner| learner.processes);
-    let threads = args.threads.or_else(|| processes.map(NonZeroUsize::get)).unwrap_or_else(cores).max(1);
-    let crowd = Crowd::build(&scenario.simulation, &spec, device, threads)
-        .or_fail(Kind::Configuration, file(args))?;
-    if let Crowd::Learners(clients) = &crowd {
-        clients.start(&spec).map_err(|error| Failure::new(Kind::Run, error.message))?;
-    }
-    let copies = scenario.simulation.copies.get();
+    let typed = (args.threads, file(args));
+    let (crowd, threads) = Crowd::begin(&scenario.simulation, &spec, device, typed, &stop)?;
+    let clients = crowd.workforce().clients().len();
     let have_tests = crowd.population().is_none_or(Population::is_tested);
-    let people = People { clients: crowd.workforce().clients().len(), copies, have_tests };
+    let people = People { clients, copies: scenario.simulation.copies.get(), have_tests };
     let mut findings = Findings::new(&spec, global.verbose > 0);
     if let Some(population) = crowd.population() {
         findings.look_at(population, &spec);
@@ -107,14 +101,12 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         // Nobody could answer: asking would only cost time.
         scenario.plan.evaluation.sites = Evaluators::None;
     }
-    let seed = scenario.simulation.seed;
-    let attack = attacked::of(&scenario.simulation);
+    let (seed, attack) = (scenario.simulation.seed, attacked::of(&scenario.simulation));
     let first = match start {
         Some(start) => start,
         None => first_model(&Models::new(), &spec, Seed::from_number(seed))
             .or_fail(Kind::Configuration, file(args))?,
     };
-
     let plan = scenario.plan.clone();
     let mut results = open(args, &plan.name, &text, saved.as_ref())?;
     reserve(&results, first.shared.len())?;
@@ -124,10 +116,8 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
         .as_ref()
         .map(|canaries| with_canaries(crowd.workforce(), canaries, &spec, &first.layout))
         .transpose()?;
-    let workforce: &dyn Workforce = match &canaried {
-        Some(canaried) => canaried,
-        None => crowd.workforce(),
-    };
+    let workforce = canaried.as_ref().map(|canaried| canaried as &dyn Workforce);
+    let workforce = workforce.unwrap_or_else(|| crowd.workforce());
     let simulator = simulator(args, scenario, &first, &stop)?.with_threads(threads);
     let (simulator, metrics, events) = match saved {
         Some(saved) => (simulator.with_snapshot(saved.simulation), saved.metrics, saved.events),

@@ -245,6 +245,7 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     let identity = super::renewal::load(&file.identity)?;
     let name = site_name(&file.identity)?;
     let learner = SiteLearner::of(file, name.as_str())?;
+    let ending = learner.ending();
     let guard = open_guard(file)?;
     let (pause, audit) = (pause::following(&file.state), guard.audit().clone());
     let mut participant =
@@ -258,18 +259,13 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
             tracing::error!("{}: {error}; what stays at this site is not on disk", kept.display());
         }
     };
-    let SiteLimits { upload_bytes_per_second, download_bytes_per_second, .. } = file.limits;
     let servers = file.servers();
-    let config = AgentConfig {
-        upload_bytes_per_second,
-        download_bytes_per_second,
-        transport: file.transport,
-        ..AgentConfig::any_of(servers.clone())
-    };
     let outbox = file.state.join(OUTBOX);
     let outbox = Outbox::open(&outbox).or_fail(Kind::Run, outbox.display())?;
-    let agent =
-        Agent::new(participant, identity, config).with_events(sender).with_keeper(keep).with_outbox(outbox);
+    let agent = Agent::new(participant, identity, config_of(file))
+        .with_events(sender)
+        .with_keeper(keep)
+        .with_outbox(outbox);
     let shutdown = CancellationToken::new();
     let fresh = super::renewal::keep_fresh(&file.identity, &servers, agent.identity());
     let running = tokio::spawn(agent.run(shutdown.clone()));
@@ -287,7 +283,10 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     tokio::pin!(told, fresh, paused);
     loop {
         tokio::select! {
-            () = &mut told, if !shutdown.is_cancelled() => shutdown.cancel(),
+            () = &mut told, if !shutdown.is_cancelled() => {
+                ending.stop();
+                shutdown.cancel();
+            }
             () = &mut fresh, if !shutdown.is_cancelled() => {}
             () = &mut paused, if !shutdown.is_cancelled() => {}
             _ = beats.tick() => {
@@ -308,6 +307,18 @@ async fn take_part(file: &SiteFile, while_stdin_open: bool, global: &Global) -> 
     health.end();
     telemetry.flush().await;
     running.await.or_fail(Kind::Defect, "agent")?.map_err(|error| failure_of(error, file))
+}
+
+/// How its agent speaks with the servers.
+fn config_of(file: &SiteFile) -> AgentConfig {
+    let SiteLimits { upload_bytes_per_second, download_bytes_per_second, .. } = file.limits;
+    let transport = file.transport;
+    AgentConfig {
+        upload_bytes_per_second,
+        download_bytes_per_second,
+        transport,
+        ..AgentConfig::any_of(file.servers())
+    }
 }
 
 /// What a site's people are told of an agent that has ended by an error.

@@ -1,4 +1,4 @@
-//! What records may look like: checks of tables and arrays.
+//! What a plan says of records, looked at as a whole: columns that do not fit each other, values that could not travel.
 
 use std::collections::BTreeSet;
 

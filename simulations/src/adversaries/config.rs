@@ -195,6 +195,9 @@ impl Attack {
             let key = format!("simulation.adversaries.attack.{}{key}", self.name());
             Err(SpecError::new(key, message))
         };
+        if self.changes_records() && spec.external().is_some() {
+            return fault("", "it changes records, which an external learner reads by itself".into());
+        }
         let classes = match spec.target() {
             Target::Classes(classes) => classes,
             Target::Real if self.changes_records() => {

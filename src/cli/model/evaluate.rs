@@ -63,7 +63,15 @@ pub(in crate::cli) fn evaluate(args: &EvaluateArgs, global: &Global) -> Result<(
     let site = args.site.as_deref().map(SiteFile::read).transpose()?;
     let table = site.as_ref().and_then(|site| site.data.as_ref()?.table());
     let plan = read_plan(&args.plan, table)?.plan;
-    let layout = Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, args.plan.display())?;
+    let mut own = site.as_ref().map(|site| SiteLearner::of(site, "site")).transpose()?;
+    let layout = match (&mut own, plan.spec.external()) {
+        // Which of its tensors stay at the site, a script alone says.
+        (Some(own), Some(_)) => {
+            own.look(&plan.spec).map_err(|error| Failure::new(Kind::Configuration, error.message))?;
+            own.layout().clone()
+        }
+        _ => Models::new().layout_of(&plan.spec).or_fail(Kind::Configuration, args.plan.display())?,
+    };
     let file = super::read_model(&args.model)?;
     let sha256 = file.sha256(Some(&layout)).or_fail(Kind::Configuration, "")?;
     agree(&args.model, &file, &sha256, true)?;
@@ -75,8 +83,8 @@ pub(in crate::cli) fn evaluate(args: &EvaluateArgs, global: &Global) -> Result<(
         }
         (held @ Held::Whole(_), _) => held,
     };
-    let mut learner: Box<dyn Learner> = match &site {
-        Some(site) => Box::new(SiteLearner::of(site, "site")?),
+    let mut learner: Box<dyn Learner> = match own {
+        Some(own) => Box::new(own),
         None => {
             let device = select("auto").or_fail(Kind::Configuration, "device")?;
             Box::new(Trainer::new(Box::new(FileSource::new(simulated(&args.plan)?)), device))

@@ -1,9 +1,6 @@
 //! Whether the site's own program can be started, and whether its model is the plan's.
 
-use std::sync::Arc;
-
 use privacy::counted;
-use protocol::Learner as _;
 use server::Plan;
 
 use super::super::super::folder::SiteFile;
@@ -33,7 +30,7 @@ pub(super) fn look_at_learner(file: &SiteFile, plan: Option<&Plan>, findings: &m
         Ok(learner) => learner,
         Err(failure) => return findings.fail("learner", failure.message()),
     };
-    match learner.prepare(&Arc::clone(&plan.spec)) {
+    match learner.look(&plan.spec) {
         Ok(()) => {
             let tensors = counted(model.tensors.len(), "tensor");
             findings.ok(
