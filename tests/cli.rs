@@ -235,6 +235,27 @@ fn a_fault_of_a_plan_is_told_in_plain_words_and_the_first_one_first() {
         ),
         (TRAINING.replace("\"logistic\"", "3"), "line 3, column 9", "a word in quotation marks or a table"),
         (TRAINING.replace("logistic", "logistc"), "line 3, column 9", "unknown value `logistc`"),
+        // No number of hundreds of digits.
+        (
+            TRAINING.to_owned() + "[cohort]\nfraction = 1e300\n",
+            "line 11, column 12",
+            "cohort.fraction: 1e300 is not above 0",
+        ),
+        (
+            TRAINING.to_owned() + "[cohort]\ndeadline_seconds = 1e300\n",
+            "line 11, column 20",
+            "cohort.deadline_seconds: 1e300 seconds are longer",
+        ),
+        (
+            TRAINING.to_owned() + "[update]\nnorm_max = -1e300\n",
+            "line 11, column 12",
+            "update.norm_max: -1e300 is not a positive number",
+        ),
+        (
+            TRAINING.to_owned() + "[update]\ncodec = { top_k = { share = 0.1 } }\n",
+            "line 11, column 21",
+            "unknown field `share`, expected `fraction`",
+        ),
     ]);
 }
 

@@ -24,7 +24,7 @@ mod reservations;
 use std::io::Write;
 
 use privacy::Permit;
-use privacy::accounting::{AccountingError, Event, Mechanism, Relation};
+use privacy::accounting::{AccountingError, Event, Figure, Mechanism, Relation};
 use privacy::chain::{ChainError, ChainWriter, DamagedLine, Digest, Link, LinkReader, WriteError};
 use privacy::ledger::{Composition, ReserveError, Terms, Unit};
 use protocol::{Decline, ExamplePrivacy, ExampleReleases, Round, RunId, Task, Time, Work};
@@ -70,7 +70,8 @@ pub enum SiteLedgerError {
 pub enum PayError {
     /// A budget is spent.
     #[error(
-        "{whose} allows epsilon {epsilon_max} at delta {delta} for {unit}; it is {spent:.4}, and this task would make it {next:.4}"
+        "{whose} allows epsilon {} at delta {} for {unit}; it is {:.4}, and this task would make it {:.4}",
+        Figure(*epsilon_max), Figure(*delta), Figure(*spent), Figure(*next)
     )]
     Exhausted {
         /// Whose budget: the policy's or the plan's.
@@ -93,8 +94,8 @@ pub enum PayError {
     Unprotected,
     /// Records were lost, and nothing bounds what they cost.
     #[error(
-        "{whose} allows epsilon {epsilon_max} for {unit}; {lost} records of this ledger were lost, and nobody knows what they cost: only a budget \
-         without a limit can pay"
+        "{whose} allows epsilon {} for {unit}; {lost} records of this ledger were lost, and nobody knows what they cost: only a budget \
+         without a limit can pay", Figure(*epsilon_max)
     )]
     Lost {
         /// Whose budget.
@@ -122,7 +123,7 @@ pub enum PayError {
     #[error(transparent)]
     Accounting(#[from] AccountingError),
     /// Numbers that no accountant takes.
-    #[error("the plan's privacy makes no sense: {0}")]
+    #[error("the plan's privacy is invalid: {0}")]
     Spec(String),
     /// It is not on disk.
     #[error(transparent)]

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::SpecError;
 pub use words::in_plain_words;
+pub(crate) use words::with_short_numbers;
 
 /// What is wrong with a configuration, and where. Shows the line with a mark under the place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

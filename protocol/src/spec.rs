@@ -20,6 +20,7 @@ pub use self::external::{
 pub use target::{ClassName, Target, TargetSpec, flag_of};
 pub use training::{GradientPath, Loss, OptimizerSpec, TrainingSpec};
 
+use crate::config::with_short_numbers;
 use crate::{BroadcastCodec, LayerSpec, PrivacySpec, UpdateCodec, layers};
 
 /// A positive finite number (a learning rate, a norm).
@@ -71,9 +72,9 @@ pub struct SpecError {
 }
 
 impl SpecError {
-    /// An error at `key`.
+    /// An error at `key`. A number of the message that has more digits than one reads is shown by a power of ten.
     pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { key: key.into(), message: message.into() }
+        Self { key: key.into(), message: with_short_numbers(&message.into()) }
     }
 }
 

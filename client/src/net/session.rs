@@ -122,7 +122,7 @@ enum Abandoned {
     Lost(ConnectionError),
     #[error("the server did not acknowledge the answer within 120 seconds")]
     NoReceipt,
-    #[error("nothing leaves that is not written down: {0}")]
+    #[error("the site's books cannot be written, so no answer leaves: {0}")]
     Unwritten(String),
 }
 

@@ -12,6 +12,12 @@ pub fn in_plain_words(message: &str) -> String {
     if let Some(rest) = message.strip_prefix("unknown variant ") {
         return format!("unknown value {rest}");
     }
+    let keys = message
+        .strip_prefix("unexpected keys in table: ")
+        .and_then(|rest| rest.split_once(", available keys: "));
+    if let Some((found, known)) = keys {
+        return format!("unknown field `{found}`, expected `{}`", known.replace(", ", "`, `"));
+    }
     if message == "wanted string or table" {
         return "a word in quotation marks or a table { ... } is expected here".to_owned();
     }
@@ -24,6 +30,29 @@ pub fn in_plain_words(message: &str) -> String {
         return format!("{found} values are given where {} is expected", expected_as(expected));
     }
     message
+}
+
+/// Digits in a row beyond which a number has a power of ten instead: whole numbers of 64 bits have 20.
+const DIGITS_MAX: usize = 21;
+
+/// A message whose numbers can be read: `1e300`, and not a one with 300 zeros. Names in quotation marks stay as they are.
+pub(crate) fn with_short_numbers(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, number) = rest.split_at(start);
+        let end = number.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number.len());
+        let digits = number[..end].trim_end_matches('.');
+        let is_name = before.ends_with(|c: char| c.is_alphanumeric() || "`\"'_".contains(c));
+        shown.push_str(before);
+        match digits.parse::<f64>() {
+            Ok(value) if digits.len() > DIGITS_MAX && !is_name => shown.push_str(&format!("{value:e}")),
+            _ => shown.push_str(digits),
+        }
+        rest = &number[digits.len()..];
+    }
+    shown.push_str(rest);
+    shown
 }
 
 /// What stands in the file.
@@ -136,6 +165,10 @@ mod tests {
                 "3 values are given where a list of 2 values is expected",
             ),
             ("unknown variant `a`, expected `b` or `c`", "unknown value `a`, expected `b` or `c`"),
+            (
+                "unexpected keys in table: share, available keys: fraction, least",
+                "unknown field `share`, expected `fraction`, `least`",
+            ),
             ("wanted string or table", "a word in quotation marks or a table { ... } is expected here"),
             (
                 "invalid type: map, expected u32 at line 2 column 4",
@@ -154,6 +187,25 @@ mod tests {
             ("-1 is not a positive number", "-1 is not a positive number"),
         ] {
             assert_eq!(in_plain_words(said), plain);
+        }
+    }
+
+    #[test]
+    fn no_number_of_a_message_has_hundreds_of_digits() {
+        let (large, small) = (format!("{}", 1e300), format!("{}", -2.5e-300));
+        for (said, short) in [
+            (format!("{large} is not above 0 and at most 1"), "1e300 is not above 0 and at most 1"),
+            (format!("from 1 to 10.5, not {small}."), "from 1 to 10.5, not -2.5e-300."),
+            (format!("{large} and {large}"), "1e300 and 1e300"),
+            // Whole numbers, names and versions are as they were typed.
+            (u64::MAX.to_string(), "18446744073709551615"),
+            (
+                "`1234567890123456789012345` is no column".to_owned(),
+                "`1234567890123456789012345` is no column",
+            ),
+            ("client-1 of 3.4.5: 0.25, 1e9".to_owned(), "client-1 of 3.4.5: 0.25, 1e9"),
+        ] {
+            assert_eq!(with_short_numbers(&said), short);
         }
     }
 

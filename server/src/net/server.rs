@@ -118,7 +118,7 @@ pub enum ServeError {
     #[error("the operating system refuses: {0}")]
     System(#[from] std::io::Error),
     /// A defect in this program.
-    #[error("the engine died; this is a defect, the log has more")]
+    #[error("the server's engine has stopped unexpectedly; this is a defect, and the log has more")]
     Died,
 }
 

@@ -164,11 +164,12 @@ impl CohortConfig {
         if self.failures_max == 0 {
             return Err(SpecError::new("cohort.failures_max", "0 allows no round at all; give at least 1"));
         }
-        let deadline = Duration::try_from_secs_f64(self.deadline_seconds.value())
-            .map_err(|error| SpecError::new("cohort.deadline_seconds", error.to_string()))?;
-        let grace =
-            self.grace_seconds.map(|seconds| Duration::try_from_secs_f64(seconds.value())).transpose();
-        let grace = grace.map_err(|error| SpecError::new("cohort.grace_seconds", error.to_string()))?;
+        let waiting = |key: &str, seconds: Positive| {
+            let message = || format!("{} seconds are longer than anything can wait", seconds.value());
+            Duration::try_from_secs_f64(seconds.value()).map_err(|_| SpecError::new(key, message()))
+        };
+        let deadline = waiting("cohort.deadline_seconds", self.deadline_seconds)?;
+        let grace = self.grace_seconds.map(|seconds| waiting("cohort.grace_seconds", seconds)).transpose()?;
         if let Some(times) = self.oversample
             && !(1.0..=10.0).contains(&times)
         {

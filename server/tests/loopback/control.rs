@@ -118,6 +118,8 @@ async fn a_run_waits_for_a_place_and_a_paused_run_leaves_its_own() {
     round(&sites).await;
     assert_eq!(server.run(Some(two)).await.unwrap().state, RunState::Queued);
     assert_eq!(control(&operator, three, Control::Stop).await.state, RunState::Stopped);
+    // A pause that came between two rounds would leave none open.
+    reaches(&server, one, |summary| summary.message.starts_with("round 2, train")).await;
     control(&operator, one, Control::Pause).await;
     // The open round of the first, then all of the second; their tasks may come in any order.
     for _ in 0..4 {

@@ -75,7 +75,7 @@ pub struct LinearFindings {
 #[non_exhaustive]
 pub enum LinearError {
     /// Too small a cohort to hide in.
-    #[error("a cohort of {0} is no sum to hide in; take at least 10 clients")]
+    #[error("a cohort of {0} is too small to hide one client's update in a sum; take at least 10 clients")]
     Clients(usize),
     /// The victims' plan.
     #[error("the victims' plan is wrong: {0}")]
