@@ -37,7 +37,6 @@ use privacy::counted;
 use saved::Saved;
 
 use super::columns::read_plan_text;
-use super::cores::cores;
 use super::failure::{Failure, Kind, OrFail};
 use super::folder::open_results;
 use super::global::Global;
