@@ -77,6 +77,7 @@ impl ExternalLearner {
         }
         let prepared = agreed(&mut self.connection, &spec, stop)?;
         if self.model.as_ref().is_some_and(|model| model.layout != prepared.layout) {
+            self.connection.set_ready(false);
             let what =
                 "its personal tensors are others than before, and what this site keeps has no place in them";
             return Err(ExternalError::Model(what.to_owned()));
@@ -93,7 +94,8 @@ impl ExternalLearner {
     ) -> Result<T, ExternalError> {
         match work(self) {
             Err(error @ ExternalError::Broken { is_unheard: true, .. }) => {
-                tracing::warn!(target: "learner", learner = %self.connection.client.name, "between two requests: {error}");
+                // Of a simulation it is shown where clients' own words are.
+                tracing::info!(target: "learner", learner = %self.connection.client.name, "between two requests: {error}");
                 let done = work(self);
                 if let Err(error @ ExternalError::Broken { is_unheard: true, .. }) = &done {
                     self.connection.note_failure(error);

@@ -174,6 +174,17 @@ fn one_that_ends_between_two_tasks_costs_neither() {
 }
 
 #[test]
+fn one_that_comes_back_with_another_personal_part_is_told_so_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut learner = ExternalLearner::new(settings("changes its head"), folder.path().to_owned(), "north");
+    assert!(train(&mut learner, &Stop::default()).unwrap_err().message.contains("exit status: 9"));
+    for _ in 0..2 {
+        let error = train(&mut learner, &Stop::default()).unwrap_err();
+        assert!(error.message.contains("its personal tensors are others than before"), "{error:?}");
+    }
+}
+
+#[test]
 fn an_error_has_the_last_that_the_learner_printed() {
     let folder = tempfile::tempdir().unwrap();
     let error = attempt("dies", folder.path()).unwrap_err().message;
