@@ -233,19 +233,17 @@ impl Coordinator {
         self.plan.cohort.failures_max.min(self.plan.rounds.max(FAILURES_USUAL))
     }
 
-    /// How a run ends of which no round is left. It has failed where its last rounds have: its model is not the one that the plan asks for.
+    /// How a run ends of which no round is left. It has failed where more of its last rounds in a row released nothing than rounds released a
+    /// model: what it was asked for has not come of it.
     fn end_of_rounds(&self, last: &RoundSummary) -> RunEnd {
         let (releases, rounds) = (self.state.releases, self.plan.rounds);
         match (releases, self.state.failures) {
             (0, _) if rounds == 1 => self.failed("the only round released nothing"),
             (0, _) => self.failed(&format!("none of the {rounds} rounds released anything")),
-            (_, failures) if !last.released && failures > 0 => {
-                let which = match failures {
-                    1 => "the last round".to_owned(),
-                    _ => format!("the last {failures} rounds"),
-                };
-                let what =
-                    format!("{which} of {rounds} released nothing, so the model is that of an earlier round");
+            (_, failures) if !last.released && failures > releases => {
+                let what = format!(
+                    "the last {failures} rounds of {rounds} released nothing, so the model is that of an earlier round"
+                );
                 self.failed(&what)
             }
             _ => RunEnd::Finished,

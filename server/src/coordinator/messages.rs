@@ -168,6 +168,9 @@ impl RunEnd {
             Self::Finished if rounds_done < rounds => {
                 format!("converged after {rounds_done} of {}", counted(rounds, "round"))
             }
+            Self::Finished if (1..rounds_done).contains(&releases) => {
+                format!("all rounds are done, and {} of them released nothing", rounds_done - releases)
+            }
             Self::Finished => "all rounds are done".to_owned(),
             Self::Failed(reason) | Self::BudgetExhausted(reason) => reason.clone(),
             Self::Stopped if releases == 0 => {

@@ -28,25 +28,34 @@ fn ended(found: [bool; 4], extra: &str) -> Stage {
 
 #[test]
 fn a_run_whose_last_rounds_released_nothing_has_failed_and_says_how_many_and_why() {
-    for (found, told) in [
-        ([true, false, false, false], "the last 3 rounds of 4 released nothing"),
-        ([false, true, true, false], "the last round of 4 released nothing"),
-    ] {
-        let stage = ended(found, "[evaluation]\nsites = \"none\"\n");
-        let Some(RunEnd::Failed(why)) = &stage.end else { panic!("{:?}", stage.end) };
-        assert!(why.starts_with(told), "{why}");
-        assert!(
-            why.contains("the model is that of an earlier round") && why.contains("the disk is full"),
-            "{why}"
-        );
-        assert_eq!(stage.commits.last().unwrap().checkpoint.end, stage.end, "as it is stored");
-    }
+    let stage = ended([true, false, false, false], "[evaluation]\nsites = \"none\"\n");
+    let Some(RunEnd::Failed(why)) = &stage.end else { panic!("{:?}", stage.end) };
+    assert!(why.starts_with("the last 3 rounds of 4 released nothing"), "{why}");
+    assert!(
+        why.contains("the model is that of an earlier round") && why.contains("the disk is full"),
+        "{why}"
+    );
+    assert_eq!(stage.commits.last().unwrap().checkpoint.end, stage.end, "as it is stored");
 }
 
 #[test]
-fn a_run_whose_last_round_made_its_model_is_finished_whatever_failed_before() {
-    for found in [[true, false, false, true], [false, false, false, true], [true; 4]] {
-        assert_eq!(ended(found, "[evaluation]\nsites = \"none\"\n").end, Some(RunEnd::Finished), "{found:?}");
+fn a_run_of_which_most_has_come_is_finished_and_says_how_many_rounds_released_nothing() {
+    for (found, nothing) in [
+        ([true, false, false, true], 2),
+        ([false, false, false, true], 3),
+        ([true, true, true, false], 1),
+        ([true, true, false, false], 2),
+        ([true; 4], 0),
+    ] {
+        let stage = ended(found, "[evaluation]\nsites = \"none\"\n");
+        assert_eq!(stage.end, Some(RunEnd::Finished), "{found:?}");
+        let releases = found.into_iter().filter(|found| *found).count() as u32;
+        let said = RunEnd::Finished.message(crate::RunProgress { rounds_done: 4, rounds: 4, releases });
+        let told = match nothing {
+            0 => "all rounds are done".to_owned(),
+            _ => format!("all rounds are done, and {nothing} of them released nothing"),
+        };
+        assert_eq!(said, told);
     }
 }
 
