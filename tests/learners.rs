@@ -15,6 +15,9 @@ mod badly;
 mod chance;
 #[path = "learners/declined.rs"]
 mod declined;
+#[allow(dead_code, reason = "operators here need less of it than sites elsewhere")]
+#[path = "hostile/intruder.rs"]
+mod intruder;
 #[path = "learners/killed.rs"]
 mod killed;
 #[path = "../external/tests/player.rs"]

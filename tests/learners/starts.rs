@@ -6,9 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use client::net::{Identity, OperatorClient, OperatorError};
+use protocol::wire::{AdminRequest, FrameKind, encode};
 use protocol::{Layout, Parameters};
 use server::net::SERVER_NAME;
 
+use crate::intruder::{Credentials, Intruder, socket};
 use crate::processes::{command, serve};
 use crate::same::simulated;
 use crate::stage::{Stage, TENSORS, consortia, errors, learner_table, plan, start_file, text, write_start};
@@ -113,6 +115,45 @@ async fn an_operator_who_sends_what_no_file_holds_is_refused_and_nothing_is_left
     assert!(runs(&stage).as_array().unwrap().is_empty());
     let run = operator(&stage).await.submit_start(outside, None, &usual, ones(8)).await.unwrap();
     assert_eq!((kept(&stage), runs(&stage)[0]["run"].as_str()), (1, Some(&*run.to_string())));
+}
+
+/// What the server says to an operator who sends this request, these bytes behind it, and no more.
+async fn said_to(stage: &Stage, request: &AdminRequest, body: &[u8]) -> String {
+    let config = Credentials::of(&stage.path("fed/operator")).config();
+    let peer = Intruder::connect(&socket(), stage.address.parse().unwrap(), config).await.unwrap();
+    let (mut send, mut recv) = peer.connection.open_bi().await.unwrap();
+    send.write_all(&encode(FrameKind::AdminRequest, request)).await.unwrap();
+    // A server that has refused the request reads no further.
+    let _ = send.write_all(body).await;
+    let _ = send.finish();
+    String::from_utf8_lossy(&recv.read_to_end(1 << 20).await.unwrap()).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_length_that_is_a_lie_takes_no_memory_and_leaves_nothing() {
+    let stage = Stage::new(&[]);
+    let check = async |name: &str, tensors: &[(&str, &[u64])], model_len: u64, bytes: usize, told: &str| {
+        let tensors = tensors.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+        let request = AdminRequest::SubmitStart { plan_toml: plan(1, 1, ""), seed: None, tensors, model_len };
+        let said = said_to(&stage, &request, &vec![0; bytes]).await;
+        assert!(said.contains(told), "{name}: {said}");
+    };
+    let (whole, cut): ([(&str, &[u64]); 3], _) =
+        ([("w", &[2, 2]), ("b", &[]), ("a", &[3])], "the values of the start file");
+    check("less than was said", &whole, 8, 20, cut).await;
+    check("nothing", &whole, 8, 0, cut).await;
+    check("a cut value", &whole, 8, 31, cut).await;
+    check("more than was said", &whole, 8, 36, cut).await;
+    check("all there may be, and nothing", &[("w", &[1 << 30])], 1 << 30, 0, cut).await;
+    check("too much", &[("w", &[1 << 40])], 1 << 40, 32, "at most 1073741824 are allowed").await;
+    check("what nobody can count", &[("w", &[u64::MAX, u64::MAX])], 8, 32, "w").await;
+    check("a name twice", &[("w", &[4]), ("w", &[4])], 8, 32, "`w`").await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", stage.server.child.id())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+    let most: u64 = most.split(' ').next().unwrap().parse().unwrap();
+    assert!(most < 1 << 20, "the server took {most} KiB");
+    assert_eq!(kept(&stage), 0);
+    stage.submit(&plan(1, 1, ""), None);
 }
 
 /// Over HTTP no file can come along.
