@@ -148,7 +148,7 @@ def test_the_code_of_the_page_is_python_and_names_what_is_there() -> None:
     for name in set(re.findall(r"\bconsortia\.(\w+)", text)) - {"0"}:
         assert hasattr(consortia, name), name
     task = set(re.findall(r"\btask\.(\w+)", text))
-    assert task <= {"kind", "epochs", "seed", "config", "client", "done", "learning_rate_scale", "round", "stopped"}, (
+    assert task <= {"kind", "epochs", "seed", "config", "client", "done", "learning_rate_scale", "proximal_mu", "round", "stopped"}, (
         task
     )
 

@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::wire::{Control, FurtherMetrics, Receipt, RoundSummary};
+use protocol::wire::{Control, Receipt, RoundSummary};
 use protocol::{
     BroadcastCodec, ClientId, Metrics, Parameters, PayloadSpec, Rejection, Round, RunId, Seed, SpecError,
     StepId, Task, TaskId, Time,
@@ -42,6 +42,7 @@ use crate::workflow::{Collector, Refused, RunState, StepPlan, Training, Verified
 use abilities::Abilities;
 use admission::Admitted;
 pub use admission::{Checked, Checker};
+use closing::empty_summary;
 use further::FurtherReports;
 pub use messages::{
     Action, Checkpoint, ClientRecord, Commit, Event, LedgerReservation, Note, RunEnd, RunProgress,
@@ -138,6 +139,8 @@ pub struct Coordinator {
     sha256: Option<String>,
     /// The step that was opened last, from which the attempts at it are counted.
     opened_last: Option<TaskId>,
+    /// Whether the last update moved nothing, which is said once.
+    is_unmoved: bool,
     /// The last task of each client whose answer its round did not need in the end.
     surplus: BTreeMap<ClientId, TaskId>,
 }
@@ -256,6 +259,7 @@ impl Coordinator {
             actions: VecDeque::new(),
             rounded: None,
             sha256: None,
+            is_unmoved: false,
             opened_last: None,
             surplus: BTreeMap::new(),
             plan,
@@ -578,21 +582,6 @@ fn checked_tensors(setup: &Setup) -> Result<Vec<usize>, SetupError> {
         Ok(vec![expected])
     } else {
         Err(SetupError::Tensors { expected, found })
-    }
-}
-
-fn empty_summary(round: Round) -> RoundSummary {
-    RoundSummary {
-        round: round.0,
-        released: false,
-        cohort: 0,
-        answered: 0,
-        train: None,
-        sites: None,
-        central: None,
-        seconds: 0.0,
-        epsilon: None,
-        further: FurtherMetrics::default(),
     }
 }
 

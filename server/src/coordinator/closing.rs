@@ -1,7 +1,7 @@
 //! How a round ends: the sum is released or not, the model is updated or not, and everything is committed at once.
 
 use privacy::{Released, Sum, counted};
-use protocol::wire::RoundSummary;
+use protocol::wire::{FurtherMetrics, RoundSummary};
 use protocol::{ClientId, Metrics, Rejection, TaskId, Time, Weighting};
 
 use super::protection::Protection;
@@ -10,9 +10,23 @@ use crate::optimizer::ModelUpdate;
 use crate::statement::{PrivacyStatement, Subject};
 use crate::workflow::{Aggregate, Answers, Close, Collector, Conclusion, Effect, Release};
 
-use super::{
-    Action, Central, CohortTracker, Commit, Coordinator, Note, OpenStep, Phase, RunEnd, empty_summary,
-};
+use super::{Action, Central, CohortTracker, Commit, Coordinator, Note, OpenStep, Phase, RunEnd};
+
+/// The line of a round of which nothing is known.
+pub(super) fn empty_summary(round: Round) -> RoundSummary {
+    RoundSummary {
+        round: round.0,
+        released: false,
+        cohort: 0,
+        answered: 0,
+        train: None,
+        sites: None,
+        central: None,
+        seconds: 0.0,
+        epsilon: None,
+        further: FurtherMetrics::default(),
+    }
+}
 
 /// Failures in a row that a short run may have, too, before it ends: as many as a plan allows by default.
 const FAILURES_USUAL: u32 = 10;
@@ -171,11 +185,13 @@ impl Coordinator {
             self.with_answers(answers, |workflow, state| workflow.concluded(step, aggregate, state));
         let Conclusion { mut effect, is_round_over } = concluded;
         self.apply(&mut effect)?;
-        if let Effect::StepModel(update) = &effect
-            && update.values().all(|value| value == 0.0)
-        {
-            let warning = self.plan.unmoved(&self.tensors);
-            self.note(Note::Warned { task: tracker.task, warning });
+        if let Effect::StepModel(update) = &effect {
+            let is_unmoved = update.values().all(|value| value == 0.0);
+            if is_unmoved && !std::mem::replace(&mut self.is_unmoved, is_unmoved) {
+                let warning = self.plan.unmoved(&self.tensors);
+                self.note(Note::Warned { task: tracker.task, warning });
+            }
+            self.is_unmoved = is_unmoved;
         }
         self.state.workflow = self.workflow.memory().into();
         self.state.releases += u32::from(matches!(effect, Effect::StepModel(_) | Effect::SetModel(_)));
