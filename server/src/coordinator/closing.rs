@@ -2,7 +2,7 @@
 
 use privacy::{Released, Sum, counted};
 use protocol::wire::{FurtherMetrics, RoundSummary};
-use protocol::{ClientId, Metrics, Rejection, TaskId, Time, Weighting};
+use protocol::{ClientId, Metrics, Rejection, Round, TaskId, Time, Weighting};
 
 use super::protection::Protection;
 use super::tracker::ParticipantStatus;

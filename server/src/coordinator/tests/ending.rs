@@ -50,7 +50,7 @@ fn a_run_of_which_most_has_come_is_finished_and_says_how_many_rounds_released_no
         let stage = ended(found, "[evaluation]\nsites = \"none\"\n");
         assert_eq!(stage.end, Some(RunEnd::Finished), "{found:?}");
         let releases = found.into_iter().filter(|found| *found).count() as u32;
-        let said = RunEnd::Finished.message(crate::RunProgress { rounds_done: 4, rounds: 4, releases });
+        let said = RunEnd::Finished.message(RunProgress { rounds_done: 4, rounds: 4, releases });
         let told = match nothing {
             0 => "all rounds are done".to_owned(),
             _ => format!("all rounds are done, and {nothing} of them released nothing"),
