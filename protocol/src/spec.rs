@@ -142,8 +142,10 @@ pub enum DataSpec {
     Table(TableSpec),
     /// Arrays of one shape with class or real labels, from IDX or NumPy files.
     Tensor(TensorSpec),
-    /// Records that an external learner reads by itself; a plan with an external model has no other.
+    /// Records that an external learner reads by itself; a plan with an external model has no other. It is not typed and does not travel: it is what
+    /// a plan without `[data]` has.
     #[default]
+    #[serde(skip)]
     Own,
 }
 

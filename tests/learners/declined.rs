@@ -41,8 +41,6 @@ fn a_site_that_cannot_do_a_plan_tells_its_people_why_and_the_server_that_it_cann
             player("has another model"),
             "the plan has w [2, 2], b [], a [3]; the learner has a [5], b [], w [2, 2]",
         ),
-        ("no program", &outside, DATA.to_owned(), "name one under `[learner]`"),
-        ("no records", LOGISTIC, player("learns"), "name them under `[data]`"),
         ("another release", &outside, player("is of another release"), "speaks versions [7]"),
     ];
     for (name, plan, tables, told) in cases {
@@ -55,6 +53,31 @@ fn a_site_that_cannot_do_a_plan_tells_its_people_why_and_the_server_that_it_cann
         for word in ["[5]", "the learner has", "under `[", "versions [7]"] {
             assert!(!heard.contains(word), "{name}: the server has `{word}`");
         }
+    }
+}
+
+#[test]
+fn a_site_without_what_a_plan_needs_is_not_asked_and_the_operator_hears_what_is_missing() {
+    let stage = Stage::new(&["north"]);
+    std::fs::write(stage.path("north/data.csv"), "age,label\n51,0\n62,1\n47,0\n70,1\n").unwrap();
+    let player = learner_table("learner", &[("BEHAVIOUR", "learns")]);
+    let outside = plan(1, 1, "");
+    let cases = [
+        (
+            &*outside,
+            DATA.to_owned(),
+            "does not know how to train external models; name a program for them under [learner]",
+        ),
+        (LOGISTIC, player, "name its records under [data]"),
+    ];
+    for (plan, tables, told) in cases {
+        stage.tell_site("north", &tables);
+        let site = stage.run_site("north", &[]);
+        let run = stage.submit(plan, None);
+        let end = consortia(&["run", "watch", &run, "--dir", stage.fed(), "--server", &stage.address]);
+        assert!(end.status.code() == Some(1) && errors(&end).contains(told), "{}", errors(&end));
+        let said: String = site.lines.try_iter().map(|line| line.to_string()).collect();
+        assert!(!said.contains("declined") && !said.contains("started"), "{said}");
     }
 }
 

@@ -98,7 +98,12 @@ impl Coordinator {
                 "{who} how to train external models; name a program for them under [learner] in their site.toml"
             ));
         }
-        Some(format!("{who} {needed}{others}; install a release there that does"))
+        // One that trains external models alone says so by what it does not know.
+        let or = match needed == Capability::training() || needed == Capability::statistics() {
+            true => ", or name its records under [data] in its site.toml",
+            false => "",
+        };
+        Some(format!("{who} {needed}{others}; install a release there that does{or}"))
     }
 
     /// Ends a step before it was opened, since nobody can do it. It is tried again after a while: who can may be away for a moment only.

@@ -112,6 +112,12 @@ impl BesideMethod {
             ));
         }
         let model = typed.model.take().ok_or_else(|| missing("model"))?;
+        if let ModelSpec::External(external) = &model
+            && external.is_known()
+        {
+            let message = "the tensors are those of the start file, which `run submit` and `simulate` read; leave this out";
+            return Err(SpecError::new("model.external.tensors", message));
+        }
         let training = typed.training.take();
         let training = match (&model, training) {
             (ModelSpec::External(_), training) => training.unwrap_or_default().external()?,

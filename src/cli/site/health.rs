@@ -158,7 +158,8 @@ impl Health {
         let state = match (self.paused, self.connected, self.working) {
             (true, _, _) => "paused",
             (false, false, _) => "waiting",
-            (false, true, None) if self.quarantined.is_some() => "quarantined",
+            // What it still works at is not wanted any more.
+            (false, true, _) if self.quarantined.is_some() => "quarantined",
             (false, true, None) => "connected",
             (false, true, Some(_)) => "working",
         };
@@ -249,6 +250,9 @@ mod tests {
         assert!(!told.to_string().contains("patients"), "{told}");
         health.observe(&AgentEvent::Quarantined { reason: "odd norms".into() });
         assert_eq!((&read()["state"], &read()["quarantined"]), (&json!("quarantined"), &json!("odd norms")));
+        health.observe(&AgentEvent::Started { task });
+        assert_eq!(read()["state"], "quarantined", "a task that is about to be given up");
+        health.observe(&AgentEvent::Abandoned { task: Some(task), error: "unwanted".into() });
         health.observe(&AgentEvent::Released);
         assert_eq!((&read()["state"], &read()["quarantined"]), (&json!("connected"), &Value::Null));
         health.pause(true);

@@ -30,7 +30,7 @@ fn a_frame_of_an_unknown_kind_is_passed_over_and_answered_unsupported() {
         for server in [authority.capable_server(), authority.server()] {
             let mut agent = Running::start(well(), authority.identity("north"), &server);
             let connection = server.welcome().await;
-            for (kind, body) in [(77, vec![9; 100]), (200, Vec::new()), (16, vec![1; HEADER_MAX + 1])] {
+            for (kind, body) in [(77, vec![9; 100]), (200, Vec::new()), (17, vec![1; HEADER_MAX + 1])] {
                 let began = Instant::now();
                 // Values follow, as behind a task.
                 let bytes = [frame(kind, &body), vec![0; 4096]].concat();
