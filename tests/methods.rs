@@ -160,7 +160,7 @@ fn processes_over_quic_find_the_simulated_centres_where_their_policies_allow_it(
         let file = Path::new(&home).join("site.toml");
         std::fs::write(&file, text).unwrap();
         let policy = client::PLAIN_POLICY.replace("tasks = [", &format!("tasks = [{tasks}"));
-        let told = "metrics = [\"loss\", \"accuracy\", \"examples\", \"seconds\"]";
+        let told = "metrics = [\"loss\", \"accuracy\", \"examples\", \"seconds\", \"further\"]";
         assert!(policy.contains(told));
         let policy = if site == "va" { policy.replace(told, "metrics = []") } else { policy };
         std::fs::write(Path::new(&home).join("policy.toml"), policy).unwrap();
