@@ -139,8 +139,6 @@ pub struct Coordinator {
     sha256: Option<String>,
     /// The step that was opened last, from which the attempts at it are counted.
     opened_last: Option<TaskId>,
-    /// Whether the last update moved nothing, which is said once.
-    is_unmoved: bool,
     /// The last task of each client whose answer its round did not need in the end.
     surplus: BTreeMap<ClientId, TaskId>,
 }
@@ -259,7 +257,6 @@ impl Coordinator {
             actions: VecDeque::new(),
             rounded: None,
             sha256: None,
-            is_unmoved: false,
             opened_last: None,
             surplus: BTreeMap::new(),
             plan,

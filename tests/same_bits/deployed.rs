@@ -116,8 +116,10 @@ fn killed_twice(variant: Variant<'_>) {
     }
     assert_same(&deployment.end(&run, &address), LONG, variant);
     for site in sites {
-        let told =
-            |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("has restarted"));
+        let told = |line: &&Value| {
+            let says = |text: &str| text.contains("has restarted");
+            line["event"] == "waiting" && line["message"].as_str().is_some_and(says)
+        };
         let told = site.kill().iter().filter(told).count();
         assert_eq!(told, 2, "a site was not told at once that the server it knew is gone");
     }

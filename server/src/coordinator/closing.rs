@@ -185,13 +185,11 @@ impl Coordinator {
             self.with_answers(answers, |workflow, state| workflow.concluded(step, aggregate, state));
         let Conclusion { mut effect, is_round_over } = concluded;
         self.apply(&mut effect)?;
-        if let Effect::StepModel(update) = &effect {
-            let is_unmoved = update.values().all(|value| value == 0.0);
-            if is_unmoved && !std::mem::replace(&mut self.is_unmoved, is_unmoved) {
-                let warning = self.plan.unmoved(&self.tensors);
-                self.note(Note::Warned { task: tracker.task, warning });
-            }
-            self.is_unmoved = is_unmoved;
+        if let Effect::StepModel(update) = &effect
+            && update.values().all(|value| value == 0.0)
+        {
+            let warning = self.plan.unmoved(&self.tensors);
+            self.note(Note::Warned { task: tracker.task, warning });
         }
         self.state.workflow = self.workflow.memory().into();
         self.state.releases += u32::from(matches!(effect, Effect::StepModel(_) | Effect::SetModel(_)));

@@ -148,7 +148,11 @@ pub(super) fn log(run: RunId, note: &Note) {
         Note::Withheld { task, reason } => {
             tracing::error!(target: "events", "{task} releases nothing: {reason}")
         }
-        Note::Warned { task, warning } => tracing::warn!(target: "events", "{task}: {warning}"),
+        // A run may go on so for thousands of rounds: its log says it again less and less often.
+        Note::Warned { task, warning } if task.round.0.is_power_of_two() => {
+            tracing::warn!(target: "events", "{task}: {warning}")
+        }
+        Note::Warned { task, warning } => tracing::debug!(target: "events", "{task}: {warning}"),
         Note::Round(summary) => tracing::info!(target: "events",
             "round {} of run {run} is stored; the model {}",
             summary.round,
