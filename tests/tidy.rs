@@ -32,7 +32,7 @@ const IMPORTS: [(&str, &[&str]); 11] = [
     ("client", &["privacy", "protocol", "tunnel"]),
     ("external", &["protocol"]),
     ("learning", &["privacy", "protocol"]),
-    ("measure", &["client", "privacy", "protocol", "server"]),
+    ("measure", &["client", "external", "privacy", "protocol", "server"]),
     ("methods", &["client", "privacy", "protocol", "server"]),
     ("simulations", &["client", "external", "learning", "privacy", "protocol", "server"]),
 ];

@@ -1,9 +1,9 @@
 //! A learner that somebody else starts: how it finds the agent, and how the agent knows it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +60,8 @@ impl Attachment {
                 _ => {}
             }
             let listener = UnixListener::bind(&socket).map_err(failed(&socket))?;
+            // The folder may have been made by somebody else, who lets others look into it.
+            fs::set_permissions(&socket, Permissions::from_mode(0o600)).map_err(failed(&socket))?;
             listener.set_nonblocking(true).map_err(failed(&socket))?;
             let address = format!("unix:{}", socket.display());
             (Listener::Unix(listener, socket), address)
@@ -130,8 +132,6 @@ impl Drop for Attachment {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     fn token_in(file: &Path) -> String {
@@ -142,9 +142,11 @@ mod tests {
     #[test]
     fn the_file_is_its_owners_alone_and_a_token_is_good_once() {
         let folder = tempfile::tempdir().unwrap();
-        let mut attachment = Attachment::open(folder.path()).unwrap();
+        let mut attachment = Attachment::open(&folder.path().join("learner")).unwrap();
         let file = attachment.file().to_owned();
         let first = token_in(&file);
+        let socket = file.with_file_name("socket");
+        assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(file.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(first.len() == 32 && attachment.admits(Some(&first)));

@@ -182,7 +182,7 @@ fn what_is_wrong_with_a_file_is_said_with_its_place() {
     );
     assert!(
         refusal("age,label\n1e39,0\n", typed, "features = ['age']")
-            .contains("holds `1e39`, which is not a finite")
+            .contains("holds `1e39`, which is beyond ")
     );
     let ragged = refusal("age,label\n1,0\n2\n", typed, "features = ['age']");
     let message = "`rows.csv` line 3 has 1 cells where the header has 2, separated by `,`; separate them alike, put a cell that \

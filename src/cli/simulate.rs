@@ -89,9 +89,7 @@ pub(super) fn simulate(args: &SimulateArgs, global: &Global) -> Result<(), Failu
     let spec = std::sync::Arc::clone(&scenario.plan.spec);
     let typed = (args.threads, file(args));
     let (crowd, threads) = Crowd::begin(&scenario.simulation, &spec, device, typed, &stop)?;
-    let clients = crowd.workforce().clients().len();
-    let have_tests = crowd.population().is_none_or(Population::is_tested);
-    let people = People { clients, copies: scenario.simulation.copies.get(), have_tests };
+    let people = People::of(&crowd, scenario.simulation.copies.get());
     let mut findings = Findings::new(&spec, global.verbose > 0);
     if let Some(population) = crowd.population() {
         findings.look_at(population, &spec);
@@ -363,6 +361,11 @@ struct People {
 }
 
 impl People {
+    fn of(crowd: &Crowd, copies: usize) -> Self {
+        let have_tests = crowd.population().is_none_or(Population::is_tested);
+        Self { clients: crowd.workforce().clients().len(), copies, have_tests }
+    }
+
     fn describe(&self) -> String {
         match self.copies {
             1 => self.clients.to_string(),
