@@ -268,7 +268,7 @@ async fn a_site_that_does_not_know_a_frame_has_declined_and_unknown_frames_befor
     assert_eq!(asked.receipt().await, Receipt::Accepted, "a decline is accepted, too");
     let mut asked = sites[1].next_task().await;
     let answer = bytes(honest(&asked.task, 2.0));
-    asked.say(&[unknown(99, 4000), unknown(16, 0), answer.clone()].concat()).await;
+    asked.say(&[unknown(99, 4000), unknown(17, 0), answer.clone()].concat()).await;
     assert_eq!(asked.receipt().await, Receipt::Accepted);
     assert_eq!(sites[2].train(2.0).await, Receipt::Accepted);
     rounds(&server, 1).await;
