@@ -11,6 +11,7 @@ use crate::channel::{Channel, ChannelError, Incoming, Patience, Stream, Wait};
 use crate::error::{ExternalError, broken, rubbish};
 use crate::frames::{ClientPlace, DETAILS_MAX, FromLearner, Outcome, SOFTWARE_MAX, ToLearner, VERSION};
 use crate::launch::Process;
+use crate::model::one_line;
 use crate::settings::LearnerSettings;
 
 /// How often a wait looks whether it is still wanted.
@@ -135,13 +136,18 @@ impl Connection {
             return Ok(());
         }
         if let Some(wait) = self.resume.map(|resume| resume.saturating_duration_since(now())) {
+            let paused = ExternalError::Pausing { failures: self.failures, wait };
             if wait > PATIENCE && !self.waits_out_pauses {
-                return Err(ExternalError::Pausing { failures: self.failures, wait });
+                return Err(paused);
             }
-            let began = now();
-            while began.elapsed() < wait {
+            let (began, patience) = (now(), wait.min(PATIENCE));
+            while began.elapsed() < patience {
                 self.check_wanted(stop)?;
-                std::thread::sleep(TICK.min(wait));
+                std::thread::sleep(TICK.min(patience));
+            }
+            // A longer wait could miss the round, which a server sees.
+            if wait > PATIENCE {
+                return Err(paused);
             }
         }
         let live = if self.settings.attach { self.attached(stop) } else { self.launched(stop) };
@@ -353,7 +359,7 @@ fn exchange(
             FromLearner::Accepted { id: of } if of == id => channel.skip(body, wait).map_err(broken)?,
             FromLearner::Failed { id: of, error, details } if of == id => {
                 channel.skip(body, wait).map_err(broken)?;
-                return Err(ExternalError::Script { error, details: shown(&details) });
+                return Err(ExternalError::Script { error: one_line(&error), details: shown(&details) });
             }
             FromLearner::Result(outcome) if outcome.id == id => {
                 if body != due || wait.is_stopped() {
@@ -375,7 +381,16 @@ fn shown(details: &str) -> String {
     while !details.is_char_boundary(end) {
         end -= 1;
     }
-    if end == 0 { String::new() } else { format!("\n{}", details[..end].trim_end()) }
+    // Lines, and no other control characters: a log is read in terminals.
+    let mut text = String::new();
+    for letter in details[..end].trim_end().chars() {
+        match letter {
+            '\n' | '\t' => text.push(letter),
+            other if other.is_control() => text.extend(other.escape_debug()),
+            other => text.push(other),
+        }
+    }
+    if text.is_empty() { text } else { format!("\n{text}") }
 }
 
 /// The parts of a vector in another order, to be written.

@@ -63,7 +63,9 @@ impl Process {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(&folder).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH.into()));
-        command.env("HOME", &folder).env("LANG", "C.UTF-8").envs(&settings.environment);
+        // What Python prints is logged when it prints it.
+        command.env("HOME", &folder).env("LANG", "C.UTF-8").env("PYTHONUNBUFFERED", "1");
+        command.envs(&settings.environment);
         command.env("CONSORTIA_LEARNER", "fd:0");
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

@@ -2,7 +2,7 @@
 //! channel (docs/learner.md).
 //!
 //! [`ExternalLearner`] is a [`protocol::Learner`] like any other. The process is launched or attaches itself; it is given parameters and
-//! numbers of the plan, in a clean environment, and nothing of the agent's folders. Whatever it does costs its task and nothing else: it is
+//! numbers of the plan, in a clean environment, and is handed nothing of the agent's folders. Whatever it does costs its task and nothing else: it is
 //! ended when it is silent, works for too long or breaks the rules of the channel, and launched again for the next task, after a pause that
 //! grows with failures in a row. Nothing that it sends is trusted: lengths, names and finiteness are checked here, and what bounds an update
 //! comes behind it.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use protocol::{External, Layout, Metrics, Spec};
+use protocol::{External, Layout, Metrics, PARAMETERS_MAX, Spec};
 
 use crate::error::ExternalError;
 use crate::frames::{LearnerTensor, Outcome};
@@ -41,8 +41,17 @@ impl Prepared {
         found: &[LearnerTensor],
     ) -> Result<Self, ExternalError> {
         let wrong = |what: String| ExternalError::Model(what);
-        let mut names = BTreeMap::new();
+        let (mut names, mut values) = (BTreeMap::new(), 0u64);
         for tensor in found {
+            let count = tensor.shape.iter().try_fold(1u64, |all, side| all.checked_mul(*side as u64));
+            let sum = count.and_then(|count| values.checked_add(count));
+            values = sum.filter(|sum| *sum <= PARAMETERS_MAX).ok_or_else(|| {
+                let name = one_line(&tensor.name);
+                wrong(format!(
+                    "its tensors have more than {PARAMETERS_MAX} values, at `{name}` of shape {:?}",
+                    tensor.shape
+                ))
+            })?;
             if names.insert(&*tensor.name, tensor).is_some() {
                 return Err(wrong(format!("two tensors are named `{}`", tensor.name)));
             }
@@ -75,6 +84,16 @@ impl Prepared {
     }
 }
 
+/// A learner's words as part of a line of a log: without control characters, and not too many.
+pub(crate) fn one_line(text: &str) -> String {
+    const SHOWN: usize = 1000;
+    let mut shown: String = text.escape_debug().take(SHOWN).collect();
+    if text.chars().count() > SHOWN {
+        shown.push_str("...");
+    }
+    shown
+}
+
 /// Tensors for a message: the first few, and how many more.
 fn list<'a>(tensors: impl Iterator<Item = (&'a str, &'a Vec<usize>)>) -> String {
     const SHOWN: usize = 20;
@@ -99,6 +118,7 @@ pub(crate) fn measured(
     }
     let known = |name: &str| name == "loss" || name == "accuracy" || declared.iter().any(|one| one == name);
     if let Some(name) = outcome.metrics.keys().find(|name| !known(name)) {
+        let name = one_line(name);
         return wrong(format!("metric `{name}` is not among the plan's (`[learner] metrics`)"));
     }
     let Some(loss) = outcome.metrics.get("loss").copied().or_else(|| (outcome.examples == 0).then_some(0.0))

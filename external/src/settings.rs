@@ -13,7 +13,7 @@ pub struct LearnerSettings {
     pub command: Vec<String>,
     /// Whether the learner is started by somebody else and attaches itself.
     pub attach: bool,
-    /// What the learner finds in its environment beside `PATH`, `HOME`, `LANG` and `CONSORTIA_LEARNER`.
+    /// What the learner finds in its environment beside `PATH`, `HOME`, `LANG`, `PYTHONUNBUFFERED` and `CONSORTIA_LEARNER`.
     pub environment: BTreeMap<String, String>,
     /// From the start of a learner, or from the wait for one that attaches, to its first frame: 1 to 86,400 s.
     pub start_seconds: u64,

@@ -115,6 +115,11 @@ fn what_a_learner_does_wrong_costs_its_task_and_is_told() {
         ("prints into the channel", Decline::Failed, "Does the learner print into the channel?"),
         ("is of another release", Decline::Unsupported, "speaks versions [7]"),
         ("has another model", Decline::Unsupported, "the learner has a [5], b [], w [2, 2]"),
+        (
+            "keeps too much",
+            Decline::Unsupported,
+            "more than 1073741824 values, at `p` of shape [70368744177664]",
+        ),
         ("dies", Decline::Failed, "closed its connection (exit status: 9)"),
         ("hangs", Decline::Failed, "silent for 2 s"),
         ("fails", Decline::Failed, "no patients\nTraceback:\n  line 7"),
@@ -324,7 +329,7 @@ fn a_learner_finds_what_it_needs_and_nothing_of_its_agent() {
     let mut names: Vec<String> =
         of("environment").iter().map(|one| one.split('=').next().unwrap().to_owned()).collect();
     names.sort();
-    assert_eq!(names, ["BEHAVIOUR", "CONSORTIA_LEARNER", "HOME", "LANG", "PATH"]);
+    assert_eq!(names, ["BEHAVIOUR", "CONSORTIA_LEARNER", "HOME", "LANG", "PATH", "PYTHONUNBUFFERED"]);
     // What whoever started this program left open for all is not the agent's.
     let is_inherited = |one: &String| {
         let number = one.split(' ').next().unwrap();

@@ -110,6 +110,9 @@ pub(crate) fn main() {
                     std::fs::write("began", "").unwrap();
                     tensors.insert(1, json!({"name": "head", "shape": [size], "personal": true}));
                 }
+                if is("keeps too much") {
+                    tensors.push(json!({"name": "p", "shape": [1u64 << 46], "personal": true}));
+                }
                 if is("has another model") {
                     tensors[0]["shape"] = json!([5]);
                 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import sys
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ._errors import Error, TaskError
 from ._learner import tasks
@@ -201,7 +201,9 @@ def _patch_lightning(
             ):
                 found.update(one)
             loss, others = _chosen(task, found, "val_")
-            task.done(examples=_records(trainer.val_dataloaders, "the validation records"), loss=loss, **others)
+            batches = getattr(trainer, "num_val_batches", None)
+            examples = _records(trainer.val_dataloaders, "the validation records", batches)
+            task.done(examples=examples, loss=loss, **others)
             return
         _refuse_term(task)
         losses.clear()
@@ -214,9 +216,8 @@ def _patch_lightning(
             return
         if not losses:
             raise TaskError("the training had no batch, or `training_step` returned no loss")
-        task.done(
-            examples=_records(trainer.train_dataloader, "the training records"), loss=math.fsum(losses) / len(losses)
-        )
+        examples = _records(trainer.train_dataloader, "the training records", trainer.num_training_batches)
+        task.done(examples=examples, loss=math.fsum(losses) / len(losses))
 
     def fit(
         model: Any, train_dataloaders: Any = None, val_dataloaders: Any = None, datamodule: Any = None, **named: Any
@@ -232,6 +233,27 @@ def _patch_lightning(
     trainer.fit = fit
 
 
-def _records(loaders: Any, what: str) -> int:
-    several: Iterable[Any] = loaders if isinstance(loaders, (list, tuple)) else [loaders]
-    return sum(_length(getattr(loader, "dataset", None), what) for loader in several)
+def _records(loaders: Any, what: str, batches: Any = None) -> int:
+    """How many records loaders give in a pass: those that their samplers choose, in as many batches as the trainer takes of each.
+
+    batches: of each loader, or of the only one; `inf` or None for all.
+    """
+    several: List[Any] = list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+    limits: List[Any] = list(batches) if isinstance(batches, (list, tuple)) else [batches]
+    limits += [None] * (len(several) - len(limits))
+    return sum(_of_loader(loader, what, limit) for loader, limit in zip(several, limits))
+
+
+def _of_loader(loader: Any, what: str, batches: Any) -> int:
+    sampler = getattr(loader, "sampler", None)
+    try:
+        count = len(sampler)  # type: ignore[arg-type]
+    except TypeError:
+        count = _length(getattr(loader, "dataset", None), what)
+    size = getattr(loader, "batch_size", None)
+    if size:
+        if getattr(loader, "drop_last", False):
+            count -= count % size
+        if isinstance(batches, int):
+            count = min(count, batches * size)
+    return count

@@ -26,7 +26,7 @@ pub struct LearnerConfig {
     /// The folder in which they work; the plan's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
-    /// What they find in their environment beside `PATH`, `HOME`, `LANG` and `CONSORTIA_LEARNER`.
+    /// What they find in their environment beside `PATH`, `HOME`, `LANG`, `PYTHONUNBUFFERED` and `CONSORTIA_LEARNER`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
     /// From the start of a process to its first frame, at most: 1 to 86,400 s, 120 by default.

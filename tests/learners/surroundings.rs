@@ -31,7 +31,7 @@ fn a_learner_finds_nothing_of_its_sites_identity_policy_and_state() {
     };
     let mut names: Vec<&str> = of("environment").iter().map(|one| one.split('=').next().unwrap()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["BEHAVIOUR", "CONSORTIA_LEARNER", "HOME", "LANG", "PATH"]);
+    assert_eq!(names, ["BEHAVIOUR", "CONSORTIA_LEARNER", "HOME", "LANG", "PATH", "PYTHONUNBUFFERED"]);
     assert!(of("environment").contains(&&*format!("HOME={}", folder.display())), "{told}");
     assert_eq!((told["folder"].as_str().unwrap(), of("beside").len()), (folder.to_str().unwrap(), 0));
     // No file of the site or of the agent is open, whatever its number.

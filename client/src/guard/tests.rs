@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use privacy::chain::{Chain, ChainWriter, Digest, read_lines};
 use privacy::ledger::Unit;
 use protocol::{
-    ClientId, Contribution, NoiseCorrelation, Parameters, Positive, PrivacySpec, Seed, Standardiser, Stop,
-    Weighting,
+    ClientId, Contribution, DataSpec, ExternalModel, ExternalTensor, ModelSpec, NoiseCorrelation, Parameters,
+    Positive, PrivacySpec, Seed, Standardiser, Stop, Weighting,
 };
 
 use super::*;
@@ -254,6 +254,27 @@ fn a_site_whose_books_cannot_be_kept_does_nothing() {
         let (reason, detail) = site.declined(&train(1, 3));
         assert!(reason == Decline::Failed && !detail.contains("books"), "{detail}");
     }
+}
+
+#[test]
+fn what_a_script_keeps_at_the_site_is_no_reason_to_refuse_a_plan_of_the_allowed_size() {
+    let policy = PLAIN_POLICY.replace("parameters_max = \"any\"", "parameters_max = 2");
+    // Two parameters travel, and one more stays.
+    let site = || with_learner(&policy, Toy::new(&["head"], Mood::Well), Paper::default(), Paper::default());
+    let mut outside = private(1, local(8.0));
+    let model = Arc::new(Parameters::new(vec![0.5; 2]));
+    outside.work = Work::Train { model, learning_rate_scale: 1.0, norm_max: None };
+    let tensors = vec![ExternalTensor { name: "body".into(), shape: vec![2] }];
+    let spec = Arc::make_mut(&mut outside.spec);
+    spec.data = DataSpec::Own;
+    spec.model = ModelSpec::External(ExternalModel { start: "start.safetensors".into(), tensors });
+    assert!(matches!(site().answer(&outside), Outcome::Done(_)));
+    Arc::make_mut(&mut outside.spec).model = ModelSpec::Linear;
+    assert_eq!(
+        site().declined(&outside).0,
+        Decline::Policy,
+        "of its own models the site knows the size before any record"
+    );
 }
 
 /// The plain policy with other metrics.

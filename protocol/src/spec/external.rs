@@ -68,6 +68,9 @@ impl LearnerSpec {
             let message = format!("{bytes} bytes as JSON; at most {CONFIG_MAX} travel with every task");
             return Err(SpecError::new("learner.config", message));
         }
+        self.config
+            .iter()
+            .try_for_each(|(name, value)| check_config(&format!("learner.config.{name}"), value))?;
         let wrong = |message: String| Err(SpecError::new("learner.metrics", message));
         if self.metrics.len() > EXTERNAL_METRICS_MAX {
             return wrong(format!(
@@ -87,6 +90,26 @@ impl LearnerSpec {
             }
         }
         Ok(())
+    }
+}
+
+/// What a file may say and JSON cannot: numbers that are not finite, and dates.
+fn check_config(key: &str, value: &Value) -> Result<(), SpecError> {
+    match value {
+        Value::Null => Err(SpecError::new(
+            key,
+            "an infinity, or not a number, has no form in which it could travel; give a finite number or a text",
+        )),
+        Value::Array(all) => {
+            all.iter().enumerate().try_for_each(|(place, one)| check_config(&format!("{key}.{place}"), one))
+        }
+        Value::Object(table) if table.contains_key("$__toml_private_datetime") => {
+            Err(SpecError::new(key, "a date travels as a text; write it in quotation marks"))
+        }
+        Value::Object(table) => {
+            table.iter().try_for_each(|(name, one)| check_config(&format!("{key}.{name}"), one))
+        }
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
     }
 }
 

@@ -144,5 +144,14 @@ fn records_and_model_are_both_external_or_neither_is() {
     let mut spec_with = external();
     spec_with.learner.config.insert("text".into(), large);
     assert_eq!(spec_with.checked().unwrap_err().key, "learner.config");
+    for (value, key) in [
+        (serde_json::json!(null), "learner.config.text"),
+        (serde_json::json!([1, { "deep": null }]), "learner.config.text.1.deep"),
+        (serde_json::json!({ "$__toml_private_datetime": "1979-05-27" }), "learner.config.text"),
+    ] {
+        let mut strange = external();
+        strange.learner.config.insert("text".into(), value);
+        assert_eq!(strange.checked().unwrap_err().key, key);
+    }
     assert_eq!(key_at_fault(|one| one.learner.metrics = vec!["auc".into()]), "learner");
 }
