@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from agent import Agent, floats, unfloats
@@ -127,3 +128,18 @@ def test_of_a_model_with_adapters_the_adapters_alone_travel(tmp_path: Path) -> N
 def test_what_is_no_trainer_is_said() -> None:
     with pytest.raises(consortia.Error, match="is not a trainer that is known here"):
         consortia.patch(object())
+
+
+def test_records_are_those_that_samplers_choose() -> None:
+    from consortia._patch import _records
+
+    class Loader:
+        def __init__(self, dataset: int, sampler: Optional[int] = None, batch_size: int = 4, drop_last: bool = False) -> None:
+            self.dataset, self.batch_size, self.drop_last = range(dataset), batch_size, drop_last
+            self.sampler = None if sampler is None else range(sampler)
+
+    assert _records(Loader(64), "records") == 64
+    assert _records(Loader(64, sampler=8), "records") == 8
+    assert _records(Loader(64, sampler=10, drop_last=True), "records") == 8
+    assert _records(Loader(64), "records", 3) == 12
+    assert _records([Loader(64, sampler=6), Loader(5)], "records", [float("inf"), 1]) == 6 + 4
