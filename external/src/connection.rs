@@ -37,7 +37,7 @@ pub(crate) struct Connection {
     failures: u32,
     /// When it may be started again.
     resume: Option<Instant>,
-    /// Whether a task waits until the learner may be started again, however long the pause is.
+    /// Whether a task waits for a while, instead of being declined at once, where the learner may not be started again yet.
     pub(crate) waits_out_pauses: bool,
     /// Whether its owner is to end, and waits for nothing any more.
     pub(crate) ending: Stop,
