@@ -163,6 +163,12 @@ fn crates_import_only_what_the_table_allows() {
     judge(faults);
 }
 
+/// README's first command is `cargo run`, and packages of the workspace have programs of their tests.
+#[test]
+fn cargo_run_runs_the_command() {
+    assert_eq!(manifest(".")["package"]["default-run"].as_str(), Some("consortia"));
+}
+
 #[test]
 fn sources_name_no_forbidden_sibling() {
     let mut faults = Vec::new();
