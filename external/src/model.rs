@@ -130,8 +130,9 @@ pub(crate) fn measured(
     if metrics.is_sound() {
         return Ok(metrics);
     }
+    let accuracy = accuracy.map(|accuracy| format!(", accuracy {accuracy}")).unwrap_or_default();
     wrong(format!(
-        "loss {loss}, accuracy {accuracy:?} and {} examples: a loss within 1e30, an accuracy from 0 to 1 and at most 2^53 examples can be",
+        "loss {loss}{accuracy} and {} examples: a loss within 1e30, an accuracy from 0 to 1 and at most 2^53 examples can be",
         outcome.examples
     ))
 }
@@ -145,4 +146,18 @@ pub(crate) fn check_finite(parameters: &[f32], layout: &Layout) -> Result<(), Ex
         |tensor| (tensor.name.clone(), tensor.offset, tensor.len()),
     );
     Err(ExternalError::NotFinite { tensor: name, value: parameters[at], place: at - start, len })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::measured;
+    use crate::frames::Outcome;
+
+    #[test]
+    fn a_share_beyond_one_is_refused_with_the_number_that_was_given() {
+        let metrics = [("loss".to_owned(), 0.5), ("accuracy".to_owned(), 97.0)].into();
+        let outcome = Outcome { examples: 12, metrics, ..Outcome::default() };
+        let refusal = measured(&outcome, &[], 1.0, true).unwrap_err().to_string();
+        assert!(refusal.contains("loss 0.5, accuracy 97 and 12 examples"), "{refusal}");
+    }
 }

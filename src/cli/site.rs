@@ -226,8 +226,9 @@ pub(super) fn next_steps(files: &SiteFiles, has_data: bool, preset: Option<Prese
         Some(preset) => format!("{policy} {}", preset.meaning()),
         None => format!("{policy} denies everything: choose there what this site takes part in"),
     };
-    let first =
-        if has_data { String::new() } else { format!(" set [data.csv] in {}, then", files.site.display()) };
+    let set =
+        format!(" set [data.csv], or [learner] for a program of yours, in {}, then", files.site.display());
+    let first = if has_data { String::new() } else { set };
     let site = quoted(&files.site);
     format!("{told}\n\nnext:{first}\n  consortia site check {site}\n  consortia site run {site}")
 }
