@@ -147,17 +147,3 @@ pub(crate) fn check_finite(parameters: &[f32], layout: &Layout) -> Result<(), Ex
     );
     Err(ExternalError::NotFinite { tensor: name, value: parameters[at], place: at - start, len })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::measured;
-    use crate::frames::Outcome;
-
-    #[test]
-    fn a_share_beyond_one_is_refused_with_the_number_that_was_given() {
-        let metrics = [("loss".to_owned(), 0.5), ("accuracy".to_owned(), 97.0)].into();
-        let outcome = Outcome { examples: 12, metrics, ..Outcome::default() };
-        let refusal = measured(&outcome, &[], 1.0, true).unwrap_err().to_string();
-        assert!(refusal.contains("loss 0.5, accuracy 97 and 12 examples"), "{refusal}");
-    }
-}

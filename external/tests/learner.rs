@@ -128,7 +128,7 @@ fn what_a_learner_does_wrong_costs_its_task_and_is_told() {
         ("sends too many", Decline::Failed, "4032 bytes of values where 32 are due"),
         ("has no loss", Decline::Failed, "no `loss`"),
         ("has a strange metric", Decline::Failed, "metric `temperature` is not among the plan's"),
-        ("is too accurate", Decline::Failed, "accuracy Some(1.5)"),
+        ("is too accurate", Decline::Failed, "loss 1, accuracy 1.5 and 4 examples"),
         ("answers another request", Decline::Failed, "a `result` while request 2 is open"),
         ("says a huge length", Decline::Failed, "its header has 4294967295 bytes"),
         ("says a huge body", Decline::Failed, "a body of 1099511627775 bytes"),

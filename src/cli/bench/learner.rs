@@ -25,7 +25,7 @@ pub(in crate::cli) struct LearnerArgs {
     /// A Python that has the package `consortia`.
     #[arg(long, default_value = "python3", value_name = "PROGRAM")]
     python: String,
-    /// What the programs find in their environment, such as PYTHONPATH=python.
+    /// What the programs find in their environment, such as PYTHONPATH=$PWD/python: each runs in a folder of its own.
     #[arg(long = "environment", value_name = "NAME=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
 }
